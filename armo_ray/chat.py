@@ -1,0 +1,154 @@
+"""A model's tokenizer and chat template, checked at load, without torch.
+
+A conversation is scored as `prompt + answer + end of turn`: the prompt rendered by the checkpoint's own
+template up to the header of the answer. `Chat.load` proves on probes that this is what the template renders
+and that the two parts can be tokenized apart, and refuses the template otherwise. (On the Llama-3 tokenizer
+the split is exact: special tokens cut the text before BPE, and a trimmed answer cannot join the header's
+newlines.)
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from armo_ray.errors import ConfigError
+
+Messages = list[dict[str, str]]
+
+_PROBE_PROMPT = "What is 2 + 2?"
+_PROBE_ANSWERS = (
+    "It is 4.",
+    "\n\n  It is 4,\n\nof course. \t\n",
+    "4",
+    "",
+    "\u00a0\u2003four\u3000",
+    "\u200b\ufeff4\u200d",
+    "\r\n```python\r\nprint(4)\r\n```\r\n",
+    "的\u0301 👩‍👩‍👧 \u202e4",
+)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer with its template."""
+
+    tokenizer: Tokenizer
+    template: str
+    special_tokens: dict[str, str]  # the names that templates use (bos_token, ...) with their texts
+    model_max_length: int | None  # tokens, None where the tokenizer states none
+    trims: bool  # whether the template strips white space around an answer
+    answer_end: str  # what follows an answer
+    answer_pattern: tuple[int, ...]  # ids from the end of the last user turn to the answer
+
+    @classmethod
+    def load(cls, path: Path) -> "Chat":
+        """Read tokenizer.json, tokenizer_config.json and the template of a checkpoint, and check them."""
+        file = path / "tokenizer.json"
+        if not file.exists():
+            raise ConfigError(f"{path}: no tokenizer.json: save the tokenizer in the fast format")
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        options = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+        template = _template(path, options)
+        special = {k: _text(v) for k, v in options.items() if k.endswith("_token") and v}
+        limit = options.get("model_max_length")
+        draft = cls(
+            tokenizer, template, special, int(limit) if limit and limit < 1e9 else None, True, "", ()
+        )
+        return _checked(draft, path)
+
+    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
+        """The template's text. Raises jinja2.TemplateError where the template refuses the messages."""
+        # 0.8 s to import; processes that only read configuration never come here
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, _ = render_jinja_template(
+            conversations=[messages],
+            chat_template=self.template,
+            add_generation_prompt=add_generation_prompt,
+            **self.special_tokens,
+        )
+        return str(texts[0])
+
+    def render_prompt(self, messages: Messages) -> str:
+        """Everything before the answer, its header included."""
+        return self.render(messages, add_generation_prompt=True)
+
+    def render_answer(self, answer: str) -> str:
+        """An answer as the template writes it after its header, with the end of its turn."""
+        return (answer.strip() if self.trims else answer) + self.answer_end
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, special-token texts as special tokens, none added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def _template(path: Path, options: dict[str, Any]) -> str:
+    if (path / "chat_template.jinja").exists():
+        return (path / "chat_template.jinja").read_text("utf-8")
+    template = options.get("chat_template")
+    if isinstance(template, list):  # several named ones
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, str):
+        raise ConfigError(f"{path}: no chat template in chat_template.jinja or tokenizer_config.json")
+    return template
+
+
+def _text(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _checked(draft: Chat, path: Path) -> Chat:
+    """The chat with what its template was found to do; ConfigError where a score would not be the model's."""
+
+    def refuse(reason: str) -> ConfigError:
+        return ConfigError(f"{path}: chat template: {reason}")
+
+    question = [{"role": "user", "content": _PROBE_PROMPT}]
+    prompt = draft.render_prompt(question)
+    wholes = [
+        draft.render([*question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        for answer in _PROBE_ANSWERS
+    ]
+    if not wholes[0].startswith(prompt + _PROBE_ANSWERS[0]):
+        raise refuse("a prompt with its generation prompt is not how the conversation begins")
+    turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]
+    pattern = draft.encode(turn_end)
+    closing = wholes[0][len(prompt) + len(_PROBE_ANSWERS[0]) :]
+    if closing == turn_end:  # this template opens the next answer whether asked to or not
+        closing = draft.tokenizer.id_to_token(pattern[0])
+        wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
+    added = draft.tokenizer.get_added_tokens_decoder()
+    end = draft.encode(closing)
+    if len(end) != 1 or end[0] not in added or not added[end[0]].special:
+        raise refuse(f"an answer must end in one end-of-turn token, not in {closing!r}")
+    for trims in (True, False):
+        chat = Chat(
+            draft.tokenizer,
+            draft.template,
+            draft.special_tokens,
+            draft.model_max_length,
+            trims,
+            closing,
+            tuple(pattern),
+        )
+        if all(prompt + chat.render_answer(a) == whole for a, whole in zip(_PROBE_ANSWERS, wholes, strict=True)):
+            break
+    else:
+        raise refuse("it changes an answer by more than trimming it")
+    for answer, whole in zip(_PROBE_ANSWERS, wholes, strict=True):
+        if chat.encode(prompt) + chat.encode(chat.render_answer(answer)) != chat.encode(whole):
+            raise refuse(f"prompt and answer cannot be tokenized apart: {answer!r} joins the header before it")
+    ids = chat.encode(wholes[0])
+    bos = draft.tokenizer.token_to_id(draft.special_tokens.get("bos_token", ""))
+    if bos is not None and (ids[0] != bos or ids.count(bos) != 1):
+        raise refuse(f"a conversation must begin with exactly one BOS token, found {ids.count(bos)}")
+    starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == chat.answer_pattern]
+    if starts != [len(chat.encode(prompt)) - len(pattern)]:
+        raise refuse(f"the end of the user turn must occur once, before the answer; found at {starts}")
+    return chat

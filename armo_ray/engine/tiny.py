@@ -1,0 +1,192 @@
+"""A tiny random ArmoRM: the released model's tensor names, dtypes, config fields and template, in a megabyte."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# Llama-3's special tokens in their order; ArmoRM adds [PAD] last.
+SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(4)),
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|reserved_special_token_4|>",
+    "<|eot_id|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(5, 251)),
+    "[PAD]",
+)
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_TEMPLATE = (
+    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# What the small vocabulary is learned from: enough English for about three characters a token.
+CORPUS = """
+system user assistant the of and to in is you that it for on with as this are be or can not have from your
+will what which when how there their they them these would should could about more other some into than then
+help please question answer because people time first second also here just like make want need know think
+write explain describe example following because before after different between important information
+however therefore although including such through where while most many much each every only same another
+"""
+
+
+def write_tiny_model(
+    path: Path,
+    seed: int = 0,
+    hidden_size: int = 64,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    num_objectives: int = 19,
+    gating_hidden_dim: int = 32,
+    gating_n_hidden: int = 3,
+    max_length: int = 8192,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write a checkpoint directory: two safetensors shards with an index, config, tokenizer and template.
+
+    Backbone tensors are bfloat16 and head tensors float32, as released. The same seed gives the same bytes.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer or tiny_tokenizer()
+    config = {
+        "architectures": ["LlamaForRewardModelWithGating"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {
+            "AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"
+        },
+        "bos_token_id": tokenizer.token_to_id("<|begin_of_text|>"),
+        "eos_token_id": tokenizer.token_to_id("<|end_of_text|>"),
+        "gating_hidden_dim": gating_hidden_dim,
+        "gating_n_hidden": gating_n_hidden,
+        "gating_temperature": 10,
+        "hidden_act": "silu",
+        "hidden_size": hidden_size,
+        "id2label": {"0": "LABEL_0"},
+        "initializer_range": 0.02,
+        "intermediate_size": hidden_size * 2,
+        "max_position_embeddings": max_length,
+        "model_type": "llama",
+        "num_attention_heads": num_heads,
+        "num_hidden_layers": num_layers,
+        "num_key_value_heads": num_kv_heads,
+        "num_objectives": num_objectives,
+        "pad_token_id": tokenizer.token_to_id("[PAD]"),
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_cache": False,
+        "vocab_size": tokenizer.get_vocab_size(),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    backbone, head = _backbone(config, generator), _head(config, generator)
+    shards = {"model-00001-of-00002.safetensors": backbone, "model-00002-of-00002.safetensors": head}
+    for name, tensors in shards.items():
+        save_file(tensors, path / name, metadata={"format": "pt"})
+    weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    total = sum(t.numel() * t.element_size() for tensors in shards.values() for t in tensors.values())
+    _write_json(
+        path / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
+    _write_json(path / "config.json", config)
+    _write_json(
+        path / "tokenizer_config.json",
+        {
+            "bos_token": "<|begin_of_text|>",
+            "chat_template": LLAMA3_TEMPLATE,
+            "clean_up_tokenization_spaces": True,
+            "eos_token": "<|end_of_text|>",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": max_length,
+            "pad_token": "[PAD]",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Byte-level BPE with Llama-3's pre-tokenizer and special tokens, and some 600 tokens of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    words = CORPUS.split()
+    tokenizer.train_from_iterator([*words, *(" " + word for word in words), "a\n\na"], trainer)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def _backbone(config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).mul_(shape[-1] ** -0.5).bfloat16()
+
+    tensors = {"model.embed_tokens.weight": normal(config["vocab_size"], hidden) * hidden**0.5}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        tensors |= {f"{prefix}.{name}.weight": normal(*shape) for name, shape in shapes.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
+    tensors["model.norm.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
+    return tensors
+
+
+def _head(config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    hidden, count, width = config["hidden_size"], config["num_objectives"], config["gating_hidden_dim"]
+    transform = torch.eye(count)
+    verbosity = min(4, count - 1)
+    penalty = torch.rand(count, generator=generator) * 0.3
+    penalty[verbosity] = 1.0  # as released: verbosity counts only against the other objectives
+    transform[verbosity] -= penalty
+    tensors = {
+        "regression_layer.weight": torch.randn(count, hidden, generator=generator) * 0.3 * hidden**-0.5,
+        "reward_transform_matrix": transform,
+        "gating.logit_scale": torch.ones(1),
+    }
+    widths = [hidden, *[width] * config["gating_n_hidden"], count]
+    for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        tensors[f"gating.layers.{i}.weight"] = (
+            torch.randn(wide_out, wide_in, generator=generator) * (2 / wide_in) ** 0.5 * 2
+        )
+        tensors[f"gating.layers.{i}.bias"] = torch.randn(wide_out, generator=generator) * 0.1
+    return tensors
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
