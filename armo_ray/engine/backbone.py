@@ -2,6 +2,7 @@
 
 import torch
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from armo_ray.engine import attention
 from armo_ray.engine.checkpoint import HEAD_PREFIXES, Checkpoint
@@ -10,6 +11,8 @@ from armo_ray.errors import ConfigError
 
 def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The bare decoder (no lm_head, no remote code). Raises ConfigError where a weight would be left random."""
+    logging.set_verbosity_error()  # its load report calls our heads unexpected; the check below is stricter
+    logging.disable_progress_bar()
     model, info = AutoModel.from_pretrained(
         checkpoint.path,
         dtype=dtype,

@@ -1,0 +1,139 @@
+"""The command line. Parses, checks, and only then imports what is slow."""
+
+import argparse
+import logging
+import signal
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from armo_ray.config import ScoreConfig, load_config
+from armo_ray.errors import ConfigError
+
+COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS = 0, 1, 2, 3
+
+_EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same command to go on;
+2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected"""
+
+logger = logging.getLogger("armo_ray")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        status: int = args.run(args)
+        return status
+    except ConfigError as error:
+        print(f"armo-ray {args.command}: error: {error}", file=sys.stderr)
+        return MISUSED
+    except KeyboardInterrupt:
+        print(f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("armo-ray", description="Score conversations with a reward model.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    score = commands.add_parser("score", help="score shards into partitioned Parquet", epilog=_EXIT_STATUS)
+    score.add_argument("config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it")
+    for name, field in ScoreConfig.model_fields.items():
+        _add_option(score, name, field)
+    score.set_defaults(run=_score)
+    verify = commands.add_parser("verify", help="check a finished output against its manifest")
+    verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
+    verify.set_defaults(run=_verify)
+    tiny = commands.add_parser("tiny-model", help="write a tiny random ArmoRM for trying things")
+    tiny.add_argument("directory", metavar="DIR")
+    tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
+    tiny.set_defaults(run=_tiny_model)
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    """A flag for a field of the configuration; its value is checked there."""
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
+    kind = field.annotation
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["metavar"] = "{" + ",".join(typing.get_args(kind)) + "}" if _is_choice(kind) else name.upper()
+        if typing.get_origin(kind) in (tuple, Mapping):
+            options["nargs"] = "+"
+            options["action"] = "extend"
+    parser.add_argument("--" + name.replace("_", "-"), **options)
+
+
+def _is_choice(kind: Any) -> bool:
+    return typing.get_origin(kind) is typing.Literal
+
+
+def _help(field: FieldInfo) -> str:
+    default = "" if field.is_required() or field.default in (None, (), {}, False) else f" (default: {field.default})"
+    return f"{field.description}{default}".replace("%", "%%")
+
+
+def _score(args: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(args).items() if name in ScoreConfig.model_fields}
+    config = load_config(args.config, given)
+    from armo_ray.plan import prepare
+
+    job, spans = prepare(config)
+    from armo_ray import pipeline
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a spot notice stops as Ctrl-C does
+    manifest = pipeline.run(job, spans, config.gpus_per_replica, config.replicas)
+    return _summarize(manifest["totals"], len(spans), config)
+
+
+def _summarize(totals: Mapping[str, Any], num_shards: int, config: ScoreConfig) -> int:
+    rejected = sum(totals["rejected"].values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals["rejected"].items()))
+    logger.info(
+        "%s: %d of %d candidates scored, %d rejected%s",
+        config.output,
+        totals["scored"],
+        totals["candidates"],
+        rejected,
+        f" ({reasons})" if reasons else "",
+    )
+    # a lost shard is one reject, whatever it held: it weighs as a shard
+    unreadable = totals["rejected"].get("unreadable_shard", 0) / max(num_shards, 1)
+    fraction = max(rejected / max(totals["candidates"], 1), unreadable)
+    if fraction <= config.max_reject_fraction:
+        return COMPLETE
+    logger.error(
+        "rejects are %.2f %%, more than --max-reject-fraction %g: see %s/rejects",
+        100 * fraction,
+        config.max_reject_fraction,
+        config.output,
+    )
+    return TOO_MANY_REJECTS
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from armo_ray.storage.verify import verify_output
+
+    counts, faults = verify_output(args.output)
+    for fault in faults:
+        print(fault)
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{args.output}: {told}: {f'{len(faults)} faults' if faults else 'whole'}")
+    return FAILED if faults else COMPLETE
+
+
+def _tiny_model(args: argparse.Namespace) -> int:
+    from armo_ray.engine.tiny import write_tiny_model
+
+    write_tiny_model(Path(args.directory), args.seed)
+    print(f"{args.directory}: a random ArmoRM with 2 layers and 19 objectives; its scores mean nothing")
+    return COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

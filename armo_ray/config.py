@@ -1,0 +1,132 @@
+"""The one configuration object: a TOML file, overridden by flags, checked before any work."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from armo_ray.errors import ConfigError
+
+Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+PARTS = ("prompt", "system", "chosen", "rejected", "responses", "response", "messages")
+
+
+class ScoreConfig(BaseModel):
+    """What to score, with what, and where to write it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    input: tuple[Name, ...] = Field(min_length=1)
+    """Shards to score: files, directories or globs of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
+    output: Name
+    """Directory or URI of the output; an earlier run there is resumed."""
+    model: Name
+    """Checkpoint: a local directory or a hub id."""
+    revision: Name | None = None
+    """Branch, tag or commit of a hub id."""
+    layout: Literal["auto", "preference", "rollouts", "messages"] = "auto"
+    """What a row holds; auto tells it from the columns."""
+    column: Mapping[str, Name] = {}
+    """PART=COLUMN for columns under other names; parts: prompt, system, chosen, rejected, responses, response, messages."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of the backbone; heads are always float32."""
+    max_length: int | None = Field(None, ge=1)
+    """Longest conversation in tokens; default: the tokenizer's limit, bounded by the model's positions."""
+    truncate: Literal["none", "left", "middle"] = "none"
+    """Reject longer conversations (none), or drop the left or middle of their prompt and flag them."""
+    special_tokens: Literal["plain", "reference"] = "plain"
+    """Special-token texts in messages: plain text, or control tokens as in the released code."""
+    token_budget: int | None = Field(None, ge=1)
+    """Tokens in a forward pass; default: 16384 on a GPU, 1024 on a CPU."""
+    fixed_packs: bool = False
+    """Pad every forward pass to the token budget: scores then do not depend on the batch."""
+    unit_rows: int = Field(2048, ge=1)
+    """Candidates in a unit of work, which is committed as a whole."""
+    keep: Mapping[str, Name] = {}
+    """COLUMN or NAME=COLUMN of the input to carry into the scores."""
+    keep_text: bool = False
+    """Add prompt and response as messages to the scores."""
+    partition_by: tuple[Name, ...] = ()
+    """Columns whose values become directories of the scores, below those of the input."""
+    replicas: tuple[int, int] | None = None
+    """MIN:MAX model replicas; default: one per GPU of the cluster, or one on its CPUs."""
+    gpus_per_replica: float | None = Field(None, ge=0)
+    """GPUs of a replica, 0 for a CPU; default: 1 where the cluster has any."""
+    max_reject_fraction: float = Field(0.01, ge=0, le=1)
+    """Exit with status 3 when more than this fraction of candidates, or of shards, was rejected."""
+
+    @field_validator("input", "partition_by", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("column", "keep", mode="before")
+    @classmethod
+    def _paired(cls, value: Any) -> Any:
+        """["a", "b=c"] as {"a": "a", "b": "c"}."""
+        if not isinstance(value, list | tuple):
+            return value
+        pairs = [str(entry).partition("=")[::2] for entry in value]
+        return {name: column or name for name, column in pairs}
+
+    @field_validator("column")
+    @classmethod
+    def _parts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        if unknown := sorted(set(value) - set(PARTS)):
+            raise ValueError(f"unknown part {', '.join(unknown)}; expected {', '.join(PARTS)}")
+        return value
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _range(cls, value: Any) -> Any:
+        """4 as (4, 4), "2:8" as (2, 8)."""
+        if isinstance(value, int):
+            value = str(value)
+        if isinstance(value, str):
+            low, _, high = value.partition(":")
+            if not (low.isdigit() and (high or low).isdigit()):
+                raise ValueError("expected N or MIN:MAX")
+            value = (int(low), int(high or low))
+        return value
+
+    @field_validator("replicas")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 1 <= value[0] <= value[1]:
+            raise ValueError("expected 1 <= MIN <= MAX")
+        return value
+
+
+def load_config(file: str | None, overrides: Mapping[str, Any]) -> ScoreConfig:
+    """The configuration in a TOML file, if any, with the overrides put on top.
+
+    Raises ConfigError that names the file or option, the fault, and what was expected.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(Path(file).read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"config {file}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"config {file}: not valid TOML: {error}") from error
+    try:
+        return ScoreConfig.model_validate(values | dict(overrides))
+    except ValidationError as error:
+        told = [f"{_option(fault['loc'])}: {_say(fault)}" for fault in error.errors()]
+        raise ConfigError("; ".join(told)) from None
+
+
+def _option(location: tuple[Any, ...]) -> str:
+    return ".".join(str(part).replace("_", "-") for part in location)
+
+
+def _say(fault: Any) -> str:
+    if fault["type"] == "missing":
+        return "required, as a flag or in the TOML file"
+    if fault["type"] == "extra_forbidden":
+        return "unknown option"
+    message: str = fault["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"

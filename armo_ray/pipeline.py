@@ -1,0 +1,132 @@
+"""The Ray Data graph: spans -> read and tokenize -> score on a pool of replicas -> write and commit.
+
+A unit is one row and one block from end to end, so that a task that Ray replays gives exactly what it gave
+before. The driver only counts commit records as they come out.
+"""
+
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from armo_ray.plan import Job
+from armo_ray.progress import Progress
+from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
+from armo_ray.storage import commits
+from armo_ray.storage.filesystem import Store
+from armo_ray.storage.shards import Span
+
+logger = logging.getLogger(__name__)
+
+# Less than a core each: a pool that held every CPU would leave none to read, and the job would stand still.
+_ACTOR_CPUS = 0.25
+_WRITE_CPUS = 0.25
+# Units queued at a replica, so that the next is there when one ends.
+_IN_FLIGHT = 4
+
+
+def run(
+    job: Job, spans: list[Span], gpus_per_replica: float | None = None, replicas: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Do what is not committed yet of the spans and return the manifest.
+
+    Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
+
+    Raises RuntimeError where Ray ended without an error and units are missing all the same.
+    """
+    store = Store(job.output)
+    left = commits.to_do(store, spans, job.fingerprint)
+    logger.info("%d of %d shards have units to do", len(left), len(spans))
+    if left:
+        store.delete(commits.SUCCESS)
+        _execute(job, left, gpus_per_replica, replicas)
+        if left := commits.to_do(store, spans, job.fingerprint):
+            raise RuntimeError(
+                f"{store.uri}: units of {len(left)} shards are not committed, the first of "
+                f"{left[0].shard.uri}, though Ray reported no error. Run the same command again"
+            )
+    elif store.list_names("").get(commits.SUCCESS) is not None:
+        logger.info("nothing to do: every unit is committed")
+    return commits.finish(store)
+
+
+def _execute(
+    job: Job, spans: list[Span], gpus_per_replica: float | None, replicas: tuple[int, int] | None
+) -> None:
+    own = not ray.is_initialized()
+    if own:
+        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        progress = Progress(sum(span.shard.size for span in spans))
+        for record in _records(job, spans, gpus_per_replica, replicas):
+            progress.update(record)
+        progress.close()
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _records(
+    job: Job, spans: list[Span], gpus_per_replica: float | None, replicas: tuple[int, int] | None
+) -> Iterator[dict[str, Any]]:
+    """The commit records, as units are committed."""
+    resources = ray.cluster_resources()
+    gpus = gpus_per_replica if gpus_per_replica is not None else min(1.0, resources.get("GPU", 0.0))
+    low, high = replicas or (max(1, int(resources.get("GPU", 0) // gpus)) if gpus else 1,) * 2
+    logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
+    _configure(DataContext.get_current())
+    items = [{"span": pickle.dumps(span)} for span in spans]
+    ds = ray.data.from_items(items, override_num_blocks=len(items))
+    ds = ds.map_batches(partial(_read, job=job), batch_size=1, batch_format="pyarrow", num_cpus=1)
+    ds = ds.map_batches(
+        _Replica,
+        fn_constructor_kwargs={"job": job, "gpus": gpus, "replicas": high},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_gpus=gpus,
+        num_cpus=_ACTOR_CPUS,
+        compute=ActorPoolStrategy(
+            min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=_IN_FLIGHT
+        ),
+        max_restarts=4,  # Ray's default is for ever, also for an input that kills every process it meets
+        max_task_retries=2,
+    )
+    ds = ds.map_batches(partial(_write, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS)
+    for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+        yield json.loads(batch["record"][0].as_py())
+
+
+def _configure(context: DataContext) -> None:
+    # The smallest target closes a block after every row: one unit, one block.
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+    for pickled in batch["span"].to_pylist():
+        yield from read_and_tokenize(pickle.loads(pickled), job)
+
+
+def _write(batch: pa.Table, job: Job) -> pa.Table:
+    return pa.table({"record": [json.dumps(write_and_commit(batch, job))]})
+
+
+class _Replica(Scorer):
+    """A scorer that takes its share of a machine without GPUs."""
+
+    def __init__(self, job: Job, gpus: float, replicas: int) -> None:
+        if not gpus:
+            import torch
+
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
+        super().__init__(job, "cuda" if gpus else "cpu")

@@ -1,0 +1,66 @@
+"""What a run is doing: one line that is rewritten on a terminal, one log line every 30 s elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 30.0
+_DRAW_EVERY_S = 0.2
+
+
+class Progress:
+    """Counts commit records as they come in. `total_bytes`: of the input that is left to do."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.units = self.scored = self.rejected = self.tokens = self.bytes = 0
+        self.started: float | None = None  # when the first unit came in: start-up would spoil the rate
+        self.terminal = sys.stderr.isatty()
+        self.shown = time.monotonic()
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Count one committed unit."""
+        now = time.monotonic()
+        if self.started is None:
+            self.started = now - sum(record["seconds"].values())
+        self.units += 1
+        self.scored += record["scored"]
+        self.rejected += sum(record["rejected"].values())
+        self.tokens += record["num_tokens"]
+        self.bytes += record["source_bytes"]
+        if now - self.shown >= (_DRAW_EVERY_S if self.terminal else _LOG_EVERY_S):
+            self.shown = now
+            self._show(now)
+
+    def line(self, now: float) -> str:
+        elapsed = max(now - self.started, 1e-9) if self.started is not None else 1e-9
+        done = min(self.bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
+        left = elapsed * (1 - done) / done if done else 0.0
+        return (
+            f"{done:4.0%}  {self.units} units  {self.scored} scored ({self.scored / elapsed:.0f}/s)  "
+            f"{self.tokens / elapsed:.0f} tokens/s  {self.rejected} rejected  ETA {_clock(left)}"
+        )
+
+    def close(self) -> None:
+        """End the terminal's line; log the last state."""
+        if self.terminal:
+            sys.stderr.write("\r\033[K")
+        if self.units:
+            logger.info("%s", self.line(time.monotonic()))
+
+    def _show(self, now: float) -> None:
+        if self.terminal:
+            sys.stderr.write(f"\r\033[K{self.line(now)}")
+            sys.stderr.flush()
+        else:
+            logger.info("%s", self.line(now))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

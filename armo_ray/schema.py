@@ -1,0 +1,108 @@
+"""The Arrow schemas of the output, written out. Nothing about them is inferred from what is written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"armo_ray"
+
+REJECT_REASONS = (
+    "unreadable_shard",  # the shard, or the rest of it, cannot be read
+    "malformed_row",  # not of the layout: wrong types, unknown roles, roles out of order, not text
+    "empty_prompt",
+    "empty_response",
+    "no_answer_turn",  # the conversation does not end with an assistant's turn
+    "too_long",  # more than max_length tokens
+    "non_finite_score",  # the model returned NaN or infinity
+    "poison",  # killed the worker twice
+)
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+CANDIDATE_FIELDS = (
+    pa.field("prompt_id", pa.string()),  # 32 hex digits, a hash of the rendered prompt
+    pa.field("source_row", pa.int64()),  # 0-based in the shard; line number in JSONL
+    pa.field("candidate", pa.int32()),  # 0-based in the row
+    pa.field("role", pa.string()),  # chosen, rejected, response
+    pa.field("num_prompt_tokens", pa.int32()),
+    pa.field("num_response_tokens", pa.int32()),
+    pa.field("flags", pa.list_(pa.string())),  # special_token_text, truncated
+)
+TEXT_FIELDS = (pa.field("prompt", MESSAGES), pa.field("response", MESSAGES))
+
+REJECTS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+        ("candidate", pa.int32()),  # null where the whole row failed
+        ("role", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("raw", pa.string()),  # the row as JSON, of the columns that were read
+    ]
+)
+
+_ORDER = (
+    "row_id",
+    "prompt_id",
+    "source",
+    "source_row",
+    "candidate",
+    "role",
+    "score",
+    "rewards",
+    "gating",
+    "num_prompt_tokens",
+    "num_response_tokens",
+    "flags",
+)
+RESERVED = frozenset((*_ORDER, "prompt", "response"))
+
+
+def scores_schema(
+    reward_names: Sequence[str], carried: pa.Schema, keep_text: bool, metadata: Mapping[str, Any]
+) -> pa.Schema:
+    """Columns of a scores part: the fixed ones, then those carried from the input.
+
+    `rewards` and `gating` are structs of float32 with one field per reward name. `metadata` goes into the
+    footer as JSON under the key armo_ray.
+    """
+    vector = pa.struct([(name, pa.float32()) for name in reward_names])
+    fields = {f.name: f for f in CANDIDATE_FIELDS} | {
+        "row_id": pa.field("row_id", pa.string()),
+        "source": pa.field("source", pa.string()),
+        "score": pa.field("score", pa.float32()),
+        "rewards": pa.field("rewards", vector),
+        "gating": pa.field("gating", vector),
+    }
+    text = TEXT_FIELDS if keep_text else ()
+    return pa.schema(
+        [*(fields[name] for name in _ORDER), *carried, *text],
+        metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)},
+    )
+
+
+def footer(schema: pa.Schema) -> dict[str, Any]:
+    """What the footer of a scores part says: model, revision, fingerprints, dtype, transform, versions."""
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise ValueError("no armo_ray metadata: not the schema of a scores part as it was written")
+    content: dict[str, Any] = json.loads(raw)
+    return content
+
+
+def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
+    """The weight of every reward in every score: gating · transformᵀ, shape (rows, objectives), float32.
+
+    `score == (rewards * coefficients).sum(axis=1)` to float32 rounding. Takes rows of a scores part with
+    the metadata it was written with; raises ValueError without it.
+    """
+    transform = np.array(footer(scores.schema)["reward_transform_matrix"], np.float32)
+    gating = scores["gating"].combine_chunks()
+    columns = [gating.field(i).to_numpy(zero_copy_only=False) for i in range(gating.type.num_fields)]
+    return np.stack(columns, axis=1).astype(np.float32) @ transform.T

@@ -1,0 +1,127 @@
+"""The output's transaction log: one identity per output, one record per unit, a manifest when all is there.
+
+A reader trusts `_commits/` only: parts without a record are the remains of a stopped task and are written
+again under the same name.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from armo_ray.errors import ConfigError
+from armo_ray.storage.filesystem import Store, in_parallel
+from armo_ray.storage.shards import Span, remaining, unit_id
+
+RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
+
+
+def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `_run.json`, written now where the output is new.
+
+    Raises ConfigError where the output belongs to a run of another identity, or cannot be written.
+    """
+    content = {"identity": identity, **details, "created_at": now()}
+    try:
+        created = store.create(RUN, to_json(content))
+        if created and store.list_names(COMMITS):
+            raise ConfigError(f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output")
+        found = content if created else store.read_json(RUN)
+    except OSError as error:
+        raise ConfigError(f"output {store.uri}: cannot be written: {error}") from error
+    if found is None:
+        raise ConfigError(f"output {store.uri}: {RUN} vanished while it was read")
+    check_identity(store, found["identity"], json.loads(json.dumps(identity)))
+    return found
+
+
+def check_identity(store: Store, before: Mapping[str, Any], now_asked: Mapping[str, Any]) -> None:
+    """Refuse to mix two runs in one output, naming what differs."""
+    names = sorted(before.keys() | now_asked.keys())
+    differs = [
+        f"{name} was {before.get(name)!r}, now {now_asked.get(name)!r}"
+        for name in names
+        if before.get(name) != now_asked.get(name)
+    ]
+    if differs:
+        raise ConfigError(
+            f"output {store.uri} was begun by another run: {'; '.join(differs)}. "
+            f"Use the same settings, or another output"
+        )
+
+
+def list_commits(store: Store) -> set[str]:
+    """The ids of the units that are committed."""
+    return {name.removesuffix(".json") for name in store.list_names(COMMITS) if name.endswith(".json")}
+
+
+def read_commits(store: Store, units: Iterable[str]) -> list[dict[str, Any]]:
+    """The records of some units, sorted by shard and row."""
+
+    def read(unit: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(store.read(f"{COMMITS}/{unit}.json"))
+        return record
+
+    records: list[dict[str, Any]] = in_parallel(read, sorted(units))
+    return sorted(records, key=lambda r: (r["source"], r["first_row"]))
+
+
+def commit(store: Store, record: Mapping[str, Any]) -> None:
+    """Write the record of a unit whose parts are written.
+
+    Another worker may have committed the same unit: that is fine where it counted the same, and an error
+    where it did not.
+    """
+    name = f"{COMMITS}/{record['unit']}.json"
+    if store.create(name, to_json({**record, "committed_at": now()})):
+        return
+    found = store.read_json(name) or {}
+    for key in ("source", "first_row", "num_rows", "candidates", "scored", "rejected"):
+        if found.get(key) != record[key]:
+            raise RuntimeError(f"{store.path(name)}: another run committed {key} {found.get(key)}, not {record[key]}")
+
+
+def to_do(store: Store, spans: list[Span], fingerprint: str) -> list[Span]:
+    """The spans, or the parts of them, that are not committed; `_commits/` is listed once."""
+    left, partly = remaining(spans, fingerprint, list_commits(store))
+
+    def is_done(span: Span) -> bool:
+        """A JSONL shard is done when its runs are committed up to one that says it is the last."""
+        ordinal = max(span.done)
+        if span.done != frozenset(range(ordinal + 1)):
+            return False
+        record = store.read_json(f"{COMMITS}/{unit_id(span.shard, fingerprint, str(ordinal))}.json") or {}
+        return bool(record.get("last"))
+
+    done: list[bool] = in_parallel(is_done, partly)
+    return left + [replace(span) for span, finished in zip(partly, done, strict=True) if not finished]
+
+
+def finish(store: Store) -> dict[str, Any]:
+    """Write the manifest: every part of every commit, with rows and size, and the totals."""
+    records = read_commits(store, list_commits(store))
+    manifest = {"totals": totals(records), "parts": [part for r in records for part in r["parts"]], "finished_at": now()}
+    store.write(SUCCESS, to_json(manifest))
+    return manifest
+
+
+def totals(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over commit records, rejects by reason."""
+    sums: dict[str, Any] = dict.fromkeys(("units", "candidates", "scored", "num_tokens", "computed_tokens"), 0)
+    rejected: dict[str, int] = {}
+    for record in records:
+        sums["units"] += 1
+        for key in ("candidates", "scored", "num_tokens", "computed_tokens"):
+            sums[key] += record[key]
+        for reason, count in record["rejected"].items():
+            rejected[reason] = rejected.get(reason, 0) + count
+    return {**sums, "rejected": rejected}
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True, default=str).encode() + b"\n"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

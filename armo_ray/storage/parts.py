@@ -1,0 +1,62 @@
+"""Writing the parts of a unit under names that depend on the unit alone."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.storage.filesystem import Store
+
+SCORES, REJECTS = "scores", "rejects"
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+def write_scores(
+    store: Store, unit: str, scores: pa.Table, fixed: Sequence[tuple[str, str]], by: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Write scored rows below the directories of `fixed` and of their values in the columns `by`.
+
+    Returns path (relative to the output), rows and bytes of every part.
+    """
+    by = [name for name in by if name not in dict(fixed)]
+    parts = []
+    for values, rows in _split(scores, by):
+        folders = [hive(name, value) for name, value in (*fixed, *values.items())]
+        name = "/".join([SCORES, *folders, f"part-{unit}.parquet"])
+        parts.append(_write(store, name, rows))
+    return parts
+
+
+def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[dict[str, Any]]:
+    """Write the rejects of a unit, if there are any."""
+    return [_write(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
+
+
+def hive(name: str, value: Any) -> str:
+    """One directory name; whatever a value holds, it stays one name."""
+    return f"{quote(name, safe='')}={_NULL if value is None else quote(str(value), safe='')}"
+
+
+def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], pa.Table]]:
+    if not by:
+        return [({}, table)] if table.num_rows else []
+    keys = table.select(by).append_column("__row", pa.array(range(table.num_rows), pa.int64()))
+    grouped = keys.group_by(list(by), use_threads=False).aggregate([("__row", "list")])
+    rows = table.drop_columns(list(by))
+    return [
+        ({name: entry[name] for name in by}, rows.take(pa.array(entry["__row_list"])))
+        for entry in grouped.to_pylist()
+    ]
+
+
+def _write(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    content = sink.getvalue()
+    store.write(name, content)
+    return {"path": name, "rows": table.num_rows, "bytes": len(content)}
+
+

@@ -1,0 +1,205 @@
+"""Reading the rows of units, each shard once from start to end, in bounded memory."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.storage.shards import UNIT_BYTES, Shard, Span, Unit, open_shard, unit_id
+
+_CHUNK = 1 << 20
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+class BadRow(NamedTuple):
+    """A row that could not be read: its reason, the detail, and its text as far as it was read."""
+
+    reason: str
+    detail: str
+    raw: str | None = None
+
+
+Row = dict[str, Any] | BadRow
+
+
+@dataclass
+class UnitRows:
+    """The rows of a unit with their numbers in the shard (0-based; line numbers in a JSONL shard)."""
+
+    unit: Unit
+    rows: list[tuple[int, Row]] = field(default_factory=list)
+
+
+def read_units(
+    span: Span, columns: Sequence[str], count: Callable[[Row], int], unit_rows: int, fingerprint: str
+) -> Iterator[UnitRows]:
+    """The units of a span that are not done, one after the other.
+
+    Args:
+        columns: those to read of a Parquet shard.
+        count: how many candidates a row holds; a run of JSONL lines ends when it reaches `unit_rows`.
+    """
+    if span.error is not None:
+        yield UnitRows(span.units[0], [(0, BadRow("unreadable_shard", span.error))])
+    elif span.shard.is_parquet:
+        yield from _read_parquet(span, columns)
+    else:
+        yield from _read_jsonl(span, count, unit_rows, fingerprint)
+
+
+def _read_parquet(span: Span, columns: Sequence[str]) -> Iterator[UnitRows]:
+    with open_shard(span.shard) as stream:
+        file = pq.ParquetFile(stream)
+        present = [name for name in columns if name in file.schema_arrow.names]
+        for units in _consecutive(span.units):
+            yield from _read_run(file, units, present)
+
+
+def _consecutive(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units that cut one row group are read together, so that it is decoded once."""
+    runs: list[list[Unit]] = []
+    for unit in units:
+        if runs and unit.group_start == runs[-1][-1].group_start:
+            runs[-1].append(unit)
+        else:
+            runs.append([unit])
+    return runs
+
+
+def _read_run(file: pq.ParquetFile, units: list[Unit], columns: list[str]) -> Iterator[UnitRows]:
+    groups = list(range(units[0].group_start, units[0].group_stop))
+    at = 0  # rows of the row groups before the next batch
+    waiting = [UnitRows(unit) for unit in units]
+    try:
+        if not columns:  # such rows have none of the columns; they are still rows
+            batches: Iterator[pa.RecordBatch] = iter(())
+            for done in waiting:
+                done.rows = [(done.unit.first_row + k, {}) for k in range(done.unit.num_rows)]
+        else:
+            batches = file.iter_batches(batch_size=1024, row_groups=groups, columns=columns)
+        for batch in batches:
+            rows = batch.to_pylist()
+            for done in waiting:
+                start = done.unit.skip_rows + len(done.rows) - at
+                stop = min(done.unit.skip_rows + done.unit.num_rows - at, len(rows))
+                if 0 <= start < stop:
+                    first = done.unit.first_row + len(done.rows)
+                    done.rows += list(enumerate(rows[start:stop], first))
+            at += len(rows)
+            while waiting and len(waiting[0].rows) == waiting[0].unit.num_rows:
+                yield waiting.pop(0)
+        yield from (done for done in waiting if len(done.rows) == done.unit.num_rows)
+    except (OSError, pa.ArrowException) as error:
+        for done in waiting:
+            missing = done.unit.num_rows - len(done.rows)
+            detail = f"{missing} rows of this unit cannot be read: {type(error).__name__}: {error}"
+            done.rows.append((done.unit.first_row + len(done.rows), BadRow("unreadable_shard", detail)))
+            yield done
+
+
+def _read_jsonl(
+    span: Span, count: Callable[[Row], int], unit_rows: int, fingerprint: str
+) -> Iterator[UnitRows]:
+    ordinal = candidates = size = first = position = 0
+    rows: list[tuple[int, Row]] = []
+
+    def unit(last: bool) -> UnitRows:
+        where = Unit(
+            id=unit_id(span.shard, fingerprint, str(ordinal)),
+            ordinal=ordinal,
+            first_row=first,
+            num_rows=len(rows),
+            last=last,
+            source_bytes=here - position,
+        )
+        return UnitRows(where, rows)
+
+    here = 0
+    for number, line, here in _lines(span.shard):
+        # a full unit is held until there is a line after it: only then is it not the shard's last
+        if candidates >= unit_rows or size >= UNIT_BYTES:
+            if ordinal not in span.done:
+                yield unit(last=False)
+            ordinal, candidates, size, rows, first, position = ordinal + 1, 0, 0, [], number, here
+        row = line if isinstance(line, BadRow) else _parse(line)
+        rows.append((number, row))
+        candidates += count(row)
+        size += 0 if isinstance(line, BadRow) else len(line)
+    if ordinal not in span.done:
+        yield unit(last=True)
+
+
+def _parse(line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRow("malformed_row", f"not valid JSON: {error}", line.decode("utf-8", "replace"))
+    if not isinstance(row, dict):
+        return BadRow("malformed_row", f"expected a JSON object, found {type(row).__name__}", line.decode())
+    return row
+
+
+def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
+    """Lines that hold anything, with their numbers and the bytes of the shard read so far.
+
+    A shard that breaks off ends with a BadRow.
+    """
+    number = at = 0
+    pending: list[bytes] = []
+    held = 0
+    try:
+        with open_shard(shard) as raw:
+            codec = next((c for suffix, c in _CODECS.items() if shard.uri.endswith(suffix)), None)
+            stream = pa.CompressedInputStream(pa.PythonFile(raw), codec) if codec and shard.size else raw
+            while chunk := stream.read(_CHUNK):
+                at = raw.tell()
+                *ends, rest = chunk.split(b"\n")
+                for end in ends:
+                    if held > UNIT_BYTES:
+                        yield number, BadRow("malformed_row", f"a line of more than {UNIT_BYTES} bytes"), at
+                    elif line := b"".join([*pending, end]).strip():
+                        yield number, line, at
+                    pending, held = [], 0
+                    number += 1
+                held += len(rest)
+                if held <= UNIT_BYTES:
+                    pending.append(rest)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
+        yield number, BadRow("unreadable_shard", detail), at
+        return
+    if line := b"".join(pending).strip():
+        yield number, line, at
+
+
+def read_rows(shard: Shard, unit: Unit, columns: Sequence[str], numbers: set[int]) -> dict[int, Row]:
+    """Some rows of a unit again, by number: for the rare ones that failed after their text was let go."""
+    if shard.is_parquet:
+        units = _read_parquet(Span(shard, (unit,)), columns)
+        return {number: row for done in units for number, row in done.rows if number in numbers}
+    found: dict[int, Row] = {}
+    for number, line, _ in _lines(shard):
+        if number in numbers:
+            found[number] = line if isinstance(line, BadRow) else _parse(line)
+        if number >= max(numbers):
+            break
+    return found
+
+
+def sample(shard: Shard, num_rows: int) -> tuple[list[str], pa.Schema | None, list[dict[str, Any]]]:
+    """The column names of a shard, its Arrow schema if it is Parquet, and its first rows if it is JSONL."""
+    if shard.is_parquet:
+        with open_shard(shard) as stream:
+            schema = pq.ParquetFile(stream).schema_arrow
+        return schema.names, schema, []
+    rows: list[dict[str, Any]] = []
+    for seen, (_, line, _) in enumerate(_lines(shard)):
+        row = line if isinstance(line, BadRow) else _parse(line)
+        if isinstance(row, dict):
+            rows.append(row)
+        if len(rows) == num_rows or seen == 10 * num_rows:
+            break
+    return list(dict.fromkeys(name for row in rows for name in row)), None, rows

@@ -1,0 +1,268 @@
+"""Finding the shards of an input and cutting them into units of work.
+
+A unit is about `unit_rows` candidates, at most 64 MiB of text, and one transaction. Its id is a hash of the
+shard's URI, the shard's identity (size and ETag or modification time), its range in the shard and the
+fingerprint of the run: never a rank or a place in a listing. A Parquet shard is cut by its footer; JSONL has
+no index, so one task reads a JSONL shard from start to end and cuts it as it goes, always at the same lines.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.errors import ConfigError
+from armo_ray.storage.filesystem import in_parallel, open_filesystem, uri_of
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
+UNIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input file. `identity` changes whenever its content does."""
+
+    uri: str
+    size: int  # bytes
+    identity: str
+    partitions: tuple[tuple[str, str], ...]  # hive directories on the way to it
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of the URI, which every unit id of the shard begins with."""
+        return hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.uri.endswith(".parquet")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of rows of a shard. Of a Parquet shard, `num_rows` from `first_row` on within row groups
+    [group_start, group_stop); of a JSONL shard, run number `ordinal` of its lines, known once it was read."""
+
+    id: str
+    ordinal: int
+    first_row: int = 0
+    num_rows: int = 0
+    group_start: int = 0
+    group_stop: int = 0
+    skip_rows: int = 0  # rows of the first row group that belong to the units before
+    last: bool = False  # of its shard
+    source_bytes: int = 0  # about how much of the shard's bytes it stands for
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one read task does: the units of a Parquet shard that it names, or all of a JSONL shard but those
+    in `done` (ordinals)."""
+
+    shard: Shard
+    units: tuple[Unit, ...] = ()
+    done: frozenset[int] = frozenset()
+    error: str | None = None  # why the shard cannot be read
+
+
+def unit_id(shard: Shard, fingerprint: str, where: str) -> str:
+    """32 hex digits; the first 16 are the shard's."""
+    text = json.dumps([shard.uri, shard.identity, fingerprint, where])
+    return shard.hash + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def find_shards(inputs: Iterable[str]) -> list[Shard]:
+    """The shards under files, directories and globs, each once, sorted by URI.
+
+    Raises ConfigError where an input matches nothing or names a file of another kind.
+    """
+    found: dict[str, Shard] = {}
+    for uri in inputs:
+        shards = _find(uri)
+        if not shards:
+            raise ConfigError(f"input {uri}: no {', '.join(SUFFIXES)} file there")
+        found |= {shard.uri: shard for shard in shards}
+    return [found[uri] for uri in sorted(found)]
+
+
+def _find(uri: str) -> list[Shard]:
+    fs, path = open_filesystem(uri)
+    try:
+        if any(c in path for c in "*?["):
+            entries = fs.glob(path, detail=True)
+        elif fs.isfile(path):
+            if not path.endswith(SUFFIXES):
+                raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(SUFFIXES)}")
+            entries = {path: fs.info(path)}
+        else:
+            entries = fs.find(path, detail=True)
+    except (OSError, PermissionError) as error:
+        raise ConfigError(f"input {uri}: cannot be listed: {error}") from error
+    base = path.split("*")[0]
+    return [
+        _shard(uri_of(fs, name), info)
+        for name, info in entries.items()
+        if info["type"] == "file" and name.endswith(SUFFIXES) and not _hidden(name[len(base) :])
+    ]
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def _shard(uri: str, info: Mapping[str, Any]) -> Shard:
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    folders = [folder.split("=", 1) for folder in uri.split("/")[:-1] if "=" in folder]
+    partitions = tuple((unquote(name), unquote(value)) for name, value in folders)
+    return Shard(uri, int(info["size"]), f"{info['size']}-{version}".replace('"', ""), partitions)
+
+
+def cut(
+    shards: list[Shard],
+    fingerprint: str,
+    unit_rows: int,
+    candidate_columns: Mapping[str, bool],
+) -> list[Span]:
+    """A span per shard, holding all its units; footers are read on a few threads.
+
+    Args:
+        candidate_columns: the columns that hold candidates, and whether each is a list of them.
+    """
+
+    def of(shard: Shard) -> Span:
+        if not shard.is_parquet:
+            return Span(shard)
+        try:
+            with open_shard(shard) as stream:
+                footer = pq.ParquetFile(stream).metadata
+        except (OSError, pa.ArrowException) as error:
+            unit = Unit(unit_id(shard, fingerprint, "unreadable"), 0, last=True, source_bytes=shard.size)
+            return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
+        return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
+
+    spans: list[Span] = in_parallel(of, shards)
+    return spans
+
+
+def open_shard(shard: Shard) -> Any:
+    """The bytes of a shard. Raises OSError where it is no longer the file that was planned."""
+    fs, path = open_filesystem(shard.uri)
+    found = _shard(shard.uri, fs.info(path))
+    if found.identity != shard.identity:
+        raise OSError(f"{shard.uri} changed while it was read: {found.identity}, planned as {shard.identity}")
+    return fs.open(path, "rb")
+
+
+def _cut_parquet(
+    shard: Shard,
+    footer: pq.FileMetaData,
+    fingerprint: str,
+    unit_rows: int,
+    candidate_columns: Mapping[str, bool],
+) -> Iterator[Unit]:
+    """Row groups are joined up to a unit's size; one larger than a unit is cut by rows."""
+    units: list[Unit] = []
+    first_row = start = 0
+    rows = candidates = size = 0
+
+    def add(group_start: int, group_stop: int, skip: int, num_rows: int) -> None:
+        where = f"{group_start}-{group_stop}+{skip}:{num_rows}"
+        nonlocal first_row
+        nbytes = shard.size * num_rows // footer.num_rows
+        units.append(
+            Unit(
+                id=unit_id(shard, fingerprint, where),
+                ordinal=len(units),
+                first_row=first_row,
+                num_rows=num_rows,
+                group_start=group_start,
+                group_stop=group_stop,
+                skip_rows=skip,
+                source_bytes=nbytes,
+            )
+        )
+        first_row += num_rows
+
+    for i in range(footer.num_row_groups):
+        group = footer.row_group(i)
+        n, nbytes = _weigh(group, candidate_columns)
+        if rows and (candidates + n > unit_rows or size + nbytes > UNIT_BYTES):
+            add(start, i, 0, rows)
+            start, rows, candidates, size = i, 0, 0, 0
+        pieces = max(-(-n // unit_rows), -(-nbytes // UNIT_BYTES))
+        if pieces > 1:
+            step = -(-group.num_rows // pieces)
+            for skip in range(0, group.num_rows, step):
+                add(i, i + 1, skip, min(step, group.num_rows - skip))
+            start = i + 1
+        else:
+            rows, candidates, size = rows + group.num_rows, candidates + n, size + nbytes
+    if rows:
+        add(start, footer.num_row_groups, 0, rows)
+    if units:
+        units[-1] = replace(units[-1], last=True)
+    else:  # an empty shard is a unit too, so that it counts as done
+        units.append(Unit(unit_id(shard, fingerprint, "empty"), 0, last=True))
+    return iter(units)
+
+
+def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) -> tuple[int, int]:
+    """About how many candidates a row group holds, and how many bytes its columns decode to."""
+    candidates: dict[str, int] = {}
+    size = 0
+    for i in range(group.num_columns):
+        column = group.column(i)
+        size += column.total_uncompressed_size
+        name, *nested = column.path_in_schema.split(".")
+        if name in candidate_columns:
+            listed = candidate_columns[name] or len(nested) == 2  # name.list.element: a list of texts
+            candidates[name] = max(candidates.get(name, 0), column.num_values if listed else group.num_rows)
+    return sum(candidates.values()) or group.num_rows, size
+
+
+def remaining(spans: list[Span], fingerprint: str, committed: set[str]) -> tuple[list[Span], list[Span]]:
+    """What is left to do, and the JSONL spans whose end only their last commit record can tell.
+
+    Raises ConfigError where a shard has commits that are none of its units: it changed after it was scored.
+    """
+    commits_of: dict[str, set[str]] = {}
+    for unit in committed:
+        commits_of.setdefault(unit[:16], set()).add(unit)
+    left, partly = [], []
+    for span in spans:
+        commits = commits_of.get(span.shard.hash, set())
+        if not commits:
+            left.append(span)
+            continue
+        if span.units:
+            planned = {unit.id for unit in span.units}
+            known = planned & commits
+            todo = replace(span, units=tuple(unit for unit in span.units if unit.id not in commits))
+            if todo.units:
+                left.append(todo)
+        else:
+            ordinals = _ordinals(span.shard, fingerprint, commits)
+            known = set(ordinals.values())
+            partly.append(replace(span, done=frozenset(ordinals)))
+        if len(known) < len(commits):
+            raise ConfigError(
+                f"{span.shard.uri} changed after it was scored into this output. Write new rows to new shards, "
+                f"or score it into a new output"
+            )
+    return left, partly
+
+
+def _ordinals(shard: Shard, fingerprint: str, commits: set[str]) -> dict[int, str]:
+    """Which runs of a JSONL shard are committed. Runs are committed about in order, so few are tried."""
+    found: dict[int, str] = {}
+    ordinal = 0
+    while len(found) < len(commits) and ordinal < 2 * len(commits) + 1000:
+        unit = unit_id(shard, fingerprint, str(ordinal))
+        if unit in commits:
+            found[ordinal] = unit
+        ordinal += 1
+    return found

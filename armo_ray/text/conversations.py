@@ -1,0 +1,213 @@
+"""Rows of any layout become candidates: the messages before an answer, and the answer.
+
+Nothing is dropped: a candidate that cannot be scored is returned with the reason. The shapes read are those
+of TRL (explicit and implicit prompts), Anthropic HH transcripts, RewardBench 2, SimPO and Magpie rollouts,
+chats in OpenAI's and ShareGPT's keys.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from armo_ray.chat import Messages
+from armo_ray.text.layouts import Layout
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+class Candidate(NamedTuple):
+    """One answer and what stands before it, or why it cannot be scored.
+
+    `index` counts the candidates of a row; it is None where a row could not be taken apart.
+    """
+
+    index: int | None
+    role: str | None  # chosen, rejected or response
+    prompt: Messages
+    answer: str
+    reason: str | None = None
+    detail: str | None = None
+
+
+class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error
+    """A candidate cannot be scored; args are (reason, detail)."""
+
+
+def candidates_of(row: Mapping[str, Any], layout: Layout) -> list[Candidate]:
+    """The candidates of a row in their order: chosen before rejected, lists in the order of the list."""
+    values = {part: row.get(column) for part, column in layout.columns.items()}
+    if absent := [column for column in layout.columns.values() if column not in row]:
+        needed = [column for column in absent if column not in (layout.columns.get("system"),)]
+        if needed:
+            has = ", ".join(sorted(row)) or "no columns"
+            return [_whole_row("malformed_row", f"no column {', '.join(needed)}; the row has {has}")]
+    try:
+        entries = [(role, value) for role, part in _PARTS[layout.kind](values) for value in part]
+        prompt = _prompt(values)
+    except Rejected as verdict:
+        return [_whole_row(*verdict.args)]
+    return [_candidate(index, role, prompt, value) for index, (role, value) in enumerate(entries)]
+
+
+def _whole_row(reason: str, detail: str) -> Candidate:
+    return Candidate(None, None, [], "", reason, detail)
+
+
+def _candidate(index: int, role: str, prompt: Messages | None | Rejected, value: Any) -> Candidate:
+    try:
+        if isinstance(prompt, Rejected):
+            raise prompt
+        before, answer = _split(prompt, value)
+        _check(before, answer)
+    except Rejected as verdict:
+        reason, detail = verdict.args
+        return Candidate(index, role, [], "", reason, detail)
+    return Candidate(index, role, before, answer)
+
+
+def _preference(values: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    return [(role, _several(values[role])) for role in ("chosen", "rejected")]
+
+
+def _rollouts(values: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    if "response" in values:
+        return [("response", [values["response"]])]
+    responses = values["responses"]
+    if not isinstance(responses, list):
+        raise Rejected("malformed_row", f"responses is {_kind(responses)}, expected a list")
+    if not responses:
+        raise Rejected("empty_response", "the list of responses is empty")
+    return [("response", responses)]
+
+
+def _messages(values: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    if not isinstance(values["messages"], list):
+        raise Rejected("malformed_row", f"messages is {_kind(values['messages'])}, expected a list")
+    return [("response", [values["messages"]])]
+
+
+_PARTS: dict[str, Callable[[Mapping[str, Any]], list[tuple[str, list[Any]]]]] = {
+    "preference": _preference,
+    "rollouts": _rollouts,
+    "messages": _messages,
+}
+
+
+def _several(value: Any) -> list[Any]:
+    """One answer, or the answers of a list; a list of messages is one conversation."""
+    return value if isinstance(value, list) and value and not isinstance(value[0], dict) else [value]
+
+
+def _prompt(values: Mapping[str, Any]) -> Messages | None | Rejected:
+    """The messages of the prompt and system columns; None where the row has none."""
+    prompt, system = values.get("prompt"), values.get("system")
+    try:
+        if isinstance(prompt, str):
+            messages = _transcript(prompt) if prompt.startswith("\n\nHuman:") else [_message("user", prompt)]
+            if messages[-1] == _message("assistant", ""):
+                messages.pop()  # a transcript that stops where the answer begins
+        elif isinstance(prompt, list):
+            messages = _conversation(prompt)
+        elif prompt is None:
+            messages = []
+        else:
+            raise Rejected("malformed_row", f"prompt is {_kind(prompt)}, expected text or messages")
+    except Rejected as verdict:
+        return verdict
+    if isinstance(system, str) and system.strip():
+        messages = [_message("system", system), *messages]
+    return messages if messages or prompt is not None else None
+
+
+def _split(prompt: Messages | None, value: Any) -> tuple[Messages, str]:
+    """A candidate's messages before its answer, and the answer."""
+    if value is None:
+        raise Rejected("empty_response", "the answer is null")
+    if isinstance(value, str):
+        if prompt is not None:
+            return prompt, value
+        if not value.startswith("\n\nHuman:"):
+            raise Rejected("empty_prompt", "no prompt, and the text is no '\\n\\nHuman: …' transcript")
+        turns = _transcript(value)
+    elif isinstance(value, dict):
+        turns = [_turn(value)]
+    elif isinstance(value, list):
+        turns = _conversation(value)
+    else:
+        raise Rejected("malformed_row", f"an answer is {_kind(value)}, expected text or messages")
+    if not turns:
+        raise Rejected("empty_response", "the conversation is empty")
+    if turns[-1]["role"] != "assistant":
+        raise Rejected("no_answer_turn", f"the last turn is the {turns[-1]['role']}'s")
+    return _joined(prompt, turns[:-1]), turns[-1]["content"]
+
+
+def _joined(prompt: Messages | None, turns: Messages) -> Messages:
+    """What stands before an answer: the prompt and the turns after it, which may repeat the prompt."""
+    if not prompt or not turns or turns[0]["role"] == "assistant":
+        return [*(prompt or []), *turns]
+    asked = [m["content"].strip() for m in turns if m["role"] == "user"]
+    same = asked and prompt[-1]["content"].strip() == asked[-1] if len(prompt) == 1 else turns[: len(prompt)] == prompt
+    if not same:
+        raise Rejected("malformed_row", "the conversation does not begin with the prompt")
+    return turns
+
+
+def _conversation(value: list[Any]) -> Messages:
+    return [_turn(message) for message in value]
+
+
+def _turn(message: Any) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise Rejected("malformed_row", f"a message is {_kind(message)}, expected role and content")
+    role = message.get("role", message.get("from"))
+    role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else "assistant" if role is None else role
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if role not in _ROLES:
+        raise Rejected("malformed_row", f"unknown role {role!r}: expected {', '.join(_ROLES)}")
+    if not isinstance(content, str):
+        raise Rejected("malformed_row", f"the content of a message is {_kind(content)}, expected text")
+    return _message(role, content)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _transcript(text: str) -> Messages:
+    """Turns of an Anthropic HH transcript."""
+    parts = _TURN.split(text)
+    return [_message(_HH_ROLES[name], said.strip()) for name, said in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def _check(prompt: Messages, answer: str) -> None:
+    """Refuse what has no defined score."""
+    if not prompt or not any(m["role"] != "assistant" and m["content"].strip() for m in prompt):
+        raise Rejected("empty_prompt", "nothing stands before the answer")
+    before = "start"
+    for message in prompt:
+        role = message["role"]
+        if (role == "system" and before != "start") or (role == before == "assistant"):
+            raise Rejected("malformed_row", f"roles out of order: {role} after {before}")
+        before = role
+    if before == "assistant":
+        raise Rejected("malformed_row", "roles out of order: the answer follows an assistant's turn")
+    if before == "user" and not prompt[-1]["content"].strip():
+        raise Rejected("empty_prompt", "the last user turn is empty")
+    if not answer.strip():
+        raise Rejected("empty_response", "the answer is empty")
+    for text in (answer, *(message["content"] for message in prompt)):
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise Rejected("malformed_row", f"not text: lone surrogate at character {error.start}") from None
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

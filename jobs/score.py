@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python -m jobs.score CONFIG.toml ...`: the same as `armo-ray score`."""
+
+import sys
+
+from armo_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["score", *sys.argv[1:]]))
