@@ -63,7 +63,7 @@ def _execute(
 ) -> None:
     own = not ray.is_initialized()
     if own:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         progress = Progress(sum(span.shard.size for span in spans))
         for record in _records(job, spans, gpus_per_replica, replicas):
@@ -105,11 +105,11 @@ def _records(
 
 
 def _configure(context: DataContext) -> None:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # The smallest target closes a block after every row: one unit, one block.
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:

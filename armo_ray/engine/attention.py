@@ -5,7 +5,7 @@ elsewhere. Both gather the keys of a segment as prefix ++ own tokens and align t
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,14 @@ class Plan:
     max_k: int
     kv_index: torch.Tensor | None  # (cu_k[-1],) int64
     segments: tuple[tuple[int, int, int, int], ...]  # q_start, q_stop, k_start, k_stop of each, on the host
+    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
+
+    def mask(self, num_q: int, num_k: int, device: torch.device) -> torch.Tensor:
+        """Which of its keys each query sees: the last query sees all."""
+        if (num_q, num_k) not in self.masks:
+            seen = torch.ones(num_q, num_k, dtype=torch.bool, device=device).tril(num_k - num_q)
+            self.masks[num_q, num_k] = seen
+        return self.masks[num_q, num_k]
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> "Plan":
@@ -85,9 +93,7 @@ def _by_segment(
     grouped = query.shape[1] != key.shape[1]
     for q0, q1, k0, k1 in plan.segments:
         num_q, num_k = q1 - q0, k1 - k0
-        mask = None
-        if 1 < num_q < num_k:
-            mask = torch.ones(num_q, num_k, dtype=torch.bool, device=query.device).tril(num_k - num_q)
+        mask = plan.mask(num_q, num_k, query.device) if 1 < num_q < num_k else None
         attended = F.scaled_dot_product_attention(
             query[:, :, q0:q1],
             key[:, :, k0:k1],

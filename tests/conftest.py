@@ -1,0 +1,54 @@
+"""Fixtures that more than one module needs. Nothing here stands in for the real thing but the weights."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from armo_ray.chat import Chat
+from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random ArmoRM with its own small vocabulary."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tiny_model: Path) -> Chat:
+    return Chat.load(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer() -> Tokenizer:
+    """The real Llama-3 vocabulary with ArmoRM's [PAD], from the package llama-models."""
+    models = pytest.importorskip("llama_models", reason="needs the package llama-models (no dependencies)")
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    vocabulary = Path(models.__path__[0]) / "llama3" / "tokenizer.model"
+    converter = TikTokenConverter(
+        vocab_file=str(vocabulary), pattern=LLAMA3_SPLIT, extra_special_tokens=list(SPECIAL_TOKENS)
+    )
+    tokenizer: Tokenizer = converter.converted()
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def llama3_model(llama3_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random ArmoRM with the real Llama-3 vocabulary: 128,257 tokens."""
+    path = tmp_path_factory.mktemp("models") / "llama3"
+    write_tiny_model(path, tokenizer=llama3_tokenizer)
+    return path
+
+
+@pytest.fixture(scope="session")
+def llama3_chat(llama3_model: Path) -> Chat:
+    return Chat.load(llama3_model)
