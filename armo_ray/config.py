@@ -41,7 +41,7 @@ class ScoreConfig(BaseModel):
     token_budget: int | None = Field(None, ge=1)
     """Tokens in a forward pass; default: 16384 on a GPU, 1024 on a CPU."""
     fixed_packs: bool = False
-    """Pad every forward pass to the token budget: scores then do not depend on the batch."""
+    """Pad every forward pass to the token budget: a unit then scores to the same bits every time."""
     unit_rows: int = Field(2048, ge=1)
     """Candidates in a unit of work, which is committed as a whole."""
     keep: Mapping[str, Name] = {}

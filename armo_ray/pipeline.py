@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -63,6 +64,7 @@ def _execute(
 ) -> None:
     own = not ray.is_initialized()
     if own:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         progress = Progress(sum(span.shard.size for span in spans))
@@ -86,19 +88,22 @@ def _records(
     items = [{"span": pickle.dumps(span)} for span in spans]
     ds = ray.data.from_items(items, override_num_blocks=len(items))
     ds = ds.map_batches(partial(_read, job=job), batch_size=1, batch_format="pyarrow", num_cpus=1)
-    ds = ds.map_batches(
-        _Replica,
-        fn_constructor_kwargs={"job": job, "gpus": gpus, "replicas": high},
-        batch_size=1,
-        batch_format="pyarrow",
-        num_gpus=gpus,
-        num_cpus=_ACTOR_CPUS,
-        compute=ActorPoolStrategy(
-            min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=_IN_FLIGHT
-        ),
-        max_restarts=4,  # Ray's default is for ever, also for an input that kills every process it meets
-        max_task_retries=2,
-    )
+    with warnings.catch_warnings():
+        # the two limits below count as remote args, which 2.60 deprecates without naming what replaces them
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+        ds = ds.map_batches(
+            _Replica,
+            fn_constructor_kwargs={"job": job, "gpus": gpus, "replicas": high},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_gpus=gpus,
+            num_cpus=_ACTOR_CPUS,
+            compute=ActorPoolStrategy(
+                min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=_IN_FLIGHT
+            ),
+            max_restarts=4,  # Ray's default is for ever, also for an input that kills every process it meets
+            max_task_retries=2,
+        )
     ds = ds.map_batches(partial(_write, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS)
     for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
         yield json.loads(batch["record"][0].as_py())

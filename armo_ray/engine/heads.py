@@ -4,6 +4,7 @@ The released code runs it in the backbone's dtype, which in bfloat16 leaves 8 bi
 two hidden states that are read costs nothing and removes those ties.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from armo_ray.engine.checkpoint import Checkpoint
+
+BLOCK_ROWS = 64
 
 
 class HeadOutput(NamedTuple):
@@ -41,14 +44,25 @@ class ArmoHead:
         self.logit_scale = read("gating.logit_scale")  # (1,)
         self.temperature = float(checkpoint.config["gating_temperature"])
 
-    def __call__(self, last: torch.Tensor, gate: torch.Tensor, gate_of: torch.Tensor) -> HeadOutput:
-        """Hidden states (C, H) and (G, H); `gate_of` (C,) says which of the G gates each candidate uses."""
-        rewards = F.linear(last.float(), self.regression)
-        hidden = gate.float()
+    def __call__(
+        self, last: torch.Tensor, gate: torch.Tensor, last_of: torch.Tensor, gate_of: torch.Tensor
+    ) -> HeadOutput:
+        """Hidden states (L, H) and (G, H); `last_of` and `gate_of` (C,) say which of them each candidate reads."""
+        rewards = _in_blocks(lambda h: F.linear(h, self.regression), last.float())
+        debiased = _in_blocks(lambda r: r @ self.transform, rewards)
+        gating = _in_blocks(self._gating, gate.float())[gate_of]
+        return HeadOutput((debiased[last_of] * gating).sum(dim=1), rewards[last_of], gating)
+
+    def _gating(self, hidden: torch.Tensor) -> torch.Tensor:
         for i, (weight, bias) in enumerate(self.layers):
             hidden = F.linear(F.relu(hidden) if i else hidden, weight, bias)
-        gating = (F.softmax(hidden / self.temperature, dim=1) * self.logit_scale)[gate_of]
-        return HeadOutput(((rewards @ self.transform) * gating).sum(dim=1), rewards, gating)
+        return F.softmax(hidden / self.temperature, dim=1) * self.logit_scale
+
+
+def _in_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """`function` on blocks of one fixed shape: matrix products round a row differently in other company."""
+    padded = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK_ROWS))
+    return torch.cat([function(block) for block in padded.split(BLOCK_ROWS)])[: len(rows)]
 
 
 def find_gate(ids: npt.NDArray[np.int32], pattern: npt.NDArray[np.int32]) -> int:

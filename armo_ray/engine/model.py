@@ -86,7 +86,8 @@ class RewardModel:
             device: as torch names it; by default CUDA where there is one.
             token_budget: most tokens in a forward pass; by default 16,384 on CUDA, 1,024 on a CPU.
             share_prompts: compute common prefixes and equal conversations once (exact).
-            fixed_packs: pad every forward pass to token_budget, so that scores do not depend on the batch.
+            fixed_packs: pad every forward pass to token_budget, so that its matrix products have one shape:
+                the same groups give the same bits in any order, and without share_prompts in any company.
 
         Raises:
             ConfigError: files missing or damaged, head tensors missing, unexpected or of a wrong shape,
@@ -142,11 +143,11 @@ class RewardModel:
             use_cache=False,
             plan=attention.Plan.of(pack, self.device),
         ).last_hidden_state[0]
-        gate_index, gate_of = np.unique(pack.gate_index, return_inverse=True)  # each gate once
-        last, gate, of = (
-            attention.to_device(index, self.device) for index in (pack.last_index, gate_index, gate_of)
-        )
-        return self._head(hidden[last], hidden[gate], of)
+        # each position once: equal candidates get equal bits, and a prompt one gate
+        last, last_of = np.unique(pack.last_index, return_inverse=True)
+        gate, gate_of = np.unique(pack.gate_index, return_inverse=True)
+        at = [attention.to_device(index, self.device) for index in (last, gate, last_of, gate_of)]
+        return self._head(hidden[at[0]], hidden[at[1]], at[2], at[3])
 
     def _collect(
         self, order: list[npt.NDArray[np.int64]], outputs: list[HeadOutput]
