@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"armo-ray {args.command}: error: {error}", file=sys.stderr)
         return MISUSED
+    except RuntimeError as error:
+        print(f"armo-ray {args.command}: failed: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on", file=sys.stderr)
         return FAILED

@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
 from armo_ray.plan import Job
 from armo_ray.progress import Progress
@@ -41,7 +42,7 @@ def run(
 
     Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
 
-    Raises RuntimeError where Ray ended without an error and units are missing all the same.
+    Raises RuntimeError where a task failed for good, or Ray reported no error and units are missing.
     """
     store = Store(job.output)
     left = commits.to_do(store, spans, job.fingerprint)
@@ -71,6 +72,8 @@ def _execute(
         for record in _records(job, spans, gpus_per_replica, replicas):
             progress.update(record)
         progress.close()
+    except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
+        raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
     finally:
         if own:
             ray.shutdown()
@@ -110,7 +113,7 @@ def _records(
 
 
 def _configure(context: DataContext) -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too, and printed once
     # The smallest target closes a block after every row: one unit, one block.
     context.target_max_block_size = 1
     context.enable_progress_bars = False

@@ -61,6 +61,10 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet."""
     checkpoint = inspect(config.model, config.revision)
     chat = Chat.load(checkpoint.path)
+    if (size := chat.tokenizer.get_vocab_size()) > int(checkpoint.config["vocab_size"]):
+        raise ConfigError(
+            f"{checkpoint.path}: its tokenizer has {size} tokens, its model {checkpoint.config['vocab_size']}"
+        )
     store = Store(config.output)
     shards = find_shards(config.input)
     if inside := [shard.uri for shard in shards if shard.uri.startswith(store.uri + "/")]:

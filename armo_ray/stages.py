@@ -77,21 +77,20 @@ def _tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started
         numbers += [number] * len(found)
         rows += [row] * len(found)
         candidates += found
+    began = time.perf_counter()
     tokens = encoder.encode(candidates)
+    tokenize = time.perf_counter() - began
+    columns = {
+        "prompts": _ragged(tokens.prompts),
+        "group": _one(pa.array(tokens.group, pa.int32())),
+        "responses": _ragged(tokens.responses),
+        "scored": nest(_scored_rows(tokens, candidates, numbers, rows, job)),
+        "rejects": nest(_reject_rows(tokens, candidates, numbers, rows, shard)),
+    }
     num_tokens = sum(tokens.num_prompt_tokens) + sum(map(len, tokens.responses))
-    header = Header(
-        asdict(shard), asdict(done.unit), len(candidates), {"read": time.perf_counter() - started}, num_tokens
-    )
-    return pa.table(
-        {
-            "header": header.to_array(),
-            "prompts": _ragged(tokens.prompts),
-            "group": _one(pa.array(tokens.group, pa.int32())),
-            "responses": _ragged(tokens.responses),
-            "scored": nest(_scored_rows(tokens, candidates, numbers, rows, job)),
-            "rejects": nest(_reject_rows(tokens, candidates, numbers, rows, shard)),
-        }
-    )
+    seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
+    header = Header(asdict(shard), asdict(done.unit), len(candidates), seconds, num_tokens)
+    return pa.table({"header": header.to_array(), **columns})
 
 
 def _candidates(row: Row, job: Job) -> list[Candidate]:
@@ -188,7 +187,8 @@ class Scorer:
         group = table["group"].combine_chunks().flatten().to_numpy()
         found = self.model.score((prompts[g], [response]) for g, response in zip(group, responses, strict=True))
         header.computed_tokens, header.num_packs = found.computed_tokens, found.num_packs
-        header.seconds["score"] = time.perf_counter() - started
+        header.seconds["model"] = found.model_seconds
+        header.seconds["pack"] = time.perf_counter() - started - found.model_seconds
         done = table.drop_columns([*MODEL_COLUMNS, "header"]).append_column("header", header.to_array())
         for name in ("score", "rewards", "gating"):
             done = done.append_column(name, _one(pa.array(getattr(found, name).ravel())))

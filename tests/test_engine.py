@@ -92,7 +92,7 @@ def alone(model: RewardModel, groups: list[Group]) -> Scores:
     """Every conversation by itself: the scores that nothing may change."""
     parts = [model.score([(prompt, [answer])]) for prompt, answers in groups for answer in answers]
     score, rewards, gating = (np.concatenate([p[i] for p in parts]) for i in range(3))
-    return Scores(score, rewards, gating, 0, 0, 0)
+    return Scores(score, rewards, gating, 0, 0, 0, 0.0)
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])

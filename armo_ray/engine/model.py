@@ -1,5 +1,6 @@
 """The reward model: conversations as token ids in, rewards, gates and scores out."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ class Scores(NamedTuple):
     num_tokens: int  # of all conversations, each counted whole
     computed_tokens: int  # that went through the backbone, after sharing, padding included
     num_packs: int
+    model_seconds: float  # spent in forward passes (on CUDA: in launching them and waiting for the last)
 
 
 class RewardModel:
@@ -118,13 +120,17 @@ class RewardModel:
         packs = make_packs(sequences, gates, self.token_budget, self.share_prompts, self.fixed_packs)
         order: list[npt.NDArray[np.int64]] = []
         outputs: list[HeadOutput] = []
-        computed = 0
+        computed, seconds = 0, 0.0
         for pack in packs:  # nothing here waits for the device: the next pack is built while this one runs
+            started = time.perf_counter()
             order.append(pack.sequences)
             outputs.append(self._forward(pack))
             computed += len(pack.input_ids)
+            seconds += time.perf_counter() - started
+        started = time.perf_counter()
         score, rewards, gating = self._collect(order, outputs)
-        return Scores(score, rewards, gating, sum(map(len, sequences)), computed, len(outputs))
+        seconds += time.perf_counter() - started
+        return Scores(score, rewards, gating, sum(map(len, sequences)), computed, len(outputs), seconds)
 
     def _gate(self, i: int, ids: Ids) -> int:
         gate = find_gate(ids, self._pattern)

@@ -1,0 +1,112 @@
+"""Score synthetic shards of several sizes on this machine; report memory by process and CPU by candidate.
+
+python -m jobs.scale --model DIR [--candidates 50000 400000]
+
+Samples /proc (Linux) for the private memory and CPU time of the driver and of every process it started.
+What is left of the CPU time after tokenization and the model, as the commit records have them, is overhead:
+reading, planning, Ray, packing, writing, committing, and the start of every process.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from jobs.synthetic import write_shards
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICK = os.sysconf("SC_CLK_TCK")
+_KINDS = {
+    "Replica": "replica",
+    "read": "reader",
+    "write": "writer",
+    "ray::": "idle worker",
+    "raylet": "raylet",
+    "gcs_server": "gcs",
+}
+
+
+def measure(command: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Run a command; returns peak private MiB of the largest process of each kind, and CPU seconds of each kind."""
+    child = subprocess.Popen(command)
+    memory: dict[str, float] = {}
+    cpu: dict[int, tuple[str, float]] = {}
+    while child.poll() is None:
+        for pid in _descendants(child.pid):
+            try:
+                name, private, seconds = _read(pid)
+            except (OSError, ValueError, IndexError):
+                continue  # it ended meanwhile
+            kind = "driver" if pid == child.pid else _kind(name)
+            known = cpu.get(pid, ("", 0.0))[0]
+            if known in ("replica", "reader", "writer"):
+                kind = known  # a worker shows its task's name only while it runs one
+            memory[kind] = max(memory.get(kind, 0.0), private)
+            cpu[pid] = (kind, seconds)
+        time.sleep(0.1)
+    if child.returncode:
+        sys.exit(child.returncode)
+    by_kind: dict[str, float] = {}
+    for kind, seconds in cpu.values():
+        by_kind[kind] = by_kind.get(kind, 0.0) + seconds
+    return memory, by_kind
+
+
+def _kind(name: str) -> str:
+    return next((kind for part, kind in _KINDS.items() if part in name), "other")
+
+
+def _read(pid: int) -> tuple[str, float, float]:
+    """Name, private memory in MiB and CPU seconds of a process."""
+    folder = Path(f"/proc/{pid}")
+    name = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode()
+    _, resident, shared = folder.joinpath("statm").read_text().split()[:3]
+    fields = folder.joinpath("stat").read_text().rsplit(")", 1)[1].split()
+    return name, (int(resident) - int(shared)) * _PAGE / 2**20, (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def _descendants(root: int) -> list[int]:
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int(entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += parents.get(pid, [])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--candidates", type=int, nargs="+", default=[50_000, 400_000])
+    args = parser.parse_args()
+    for count in args.candidates:
+        with tempfile.TemporaryDirectory() as folder:
+            write_shards(Path(folder) / "in", count)
+            command = [sys.executable, "-m", "armo_ray.cli", "score", "--dtype", "float32"]
+            command += ["--input", f"{folder}/in", "--output", f"{folder}/out", "--model", args.model]
+            started = time.monotonic()
+            memory, cpu = measure(command)
+            wall = time.monotonic() - started
+            records = [json.loads(path.read_text()) for path in Path(folder, "out", "_commits").iterdir()]
+        spent = {name: sum(r["seconds"][name] for r in records) for name in records[0]["seconds"]}
+        tokens = sum(r["num_tokens"] for r in records)
+        overhead = sum(cpu.values()) - spent["tokenize"] - spent["model"]
+        print(f"{count} candidates, {len(records)} units, {tokens} tokens, {wall:.0f} s")
+        print("  peak private MiB  " + "  ".join(f"{kind} {mib:.0f}" for kind, mib in sorted(memory.items())))
+        print("  CPU s             " + "  ".join(f"{kind} {s:.1f}" for kind, s in sorted(cpu.items())))
+        print("  unit s            " + "  ".join(f"{name} {s:.1f}" for name, s in spent.items()))
+        print(f"  overhead          {1000 * overhead / count:.3f} ms of CPU a candidate, start of processes included")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Rows of every layout become candidates, and what cannot be scored says why while its neighbours stay."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from armo_ray.schema import REJECT_REASONS
+from armo_ray.text.conversations import Candidate, candidates_of
+from armo_ray.text.layouts import Layout, detect
+
+Message = dict[str, str]
+Row = dict[str, Any]
+
+HH_HARMLESS = Path(__file__).parents[2] / "shared" / "data" / "hh_harmless" / "test-half.jsonl.gz"
+HH_NAMES = {"user": "Human", "assistant": "Assistant"}
+
+
+def system(content: str) -> Message:
+    return {"role": "system", "content": content}
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def of(row: Row) -> list[Candidate]:
+    return candidates_of(row, detect(row))
+
+
+Q, A, B = user("q"), assistant("a"), assistant("b")
+HISTORY = [user("hi"), assistant("hello")]
+BE = system("be brief")
+PAIR = [("chosen", [Q], "a"), ("rejected", [Q], "b")]
+LONG_PAIR = [("chosen", [*HISTORY, Q], "a"), ("rejected", [*HISTORY, Q], "b")]
+BRIEF_PAIR = [("chosen", [BE, Q], "a"), ("rejected", [BE, Q], "b")]
+ROLLOUTS = [("response", [Q], "a"), ("response", [Q], "b")]
+ONE = [("response", [Q], "a")]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param({"prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="trl-explicit-strings"),
+        pytest.param({"prompt": [Q], "chosen": [A], "rejected": [B]}, PAIR, id="trl-explicit-messages"),
+        pytest.param({"prompt": [Q], "chosen": A, "rejected": B}, PAIR, id="message-dicts"),
+        pytest.param({"prompt": [Q], "chosen": "a", "rejected": [B]}, PAIR, id="mixed-answers"),
+        pytest.param(
+            {"prompt": [*HISTORY, Q], "chosen": [A], "rejected": [B]}, LONG_PAIR, id="trl-explicit-several-turns"
+        ),
+        pytest.param(
+            {"chosen": [*HISTORY, Q, A], "rejected": [*HISTORY, Q, B]}, LONG_PAIR, id="trl-implicit-prompt"
+        ),
+        pytest.param(
+            {"chosen": [BE, Q, A], "rejected": [BE, Q, B]}, BRIEF_PAIR, id="trl-implicit-prompt-with-a-system-message"
+        ),
+        pytest.param(
+            {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B]}, PAIR, id="ultrafeedback-prompt-repeated"
+        ),
+        pytest.param(
+            {"prompt": "q", "chosen": [BE, Q, A], "rejected": [BE, Q, B]},
+            BRIEF_PAIR,
+            id="prompt-repeated-after-a-system-message",
+        ),
+        pytest.param(
+            {"prompt": "q", "chosen": [*HISTORY, Q, A], "rejected": [*HISTORY, Q, B]},
+            LONG_PAIR,
+            id="prompt-repeated-as-the-last-question",
+        ),
+        pytest.param(
+            {"prompt": "hi", "chosen": [*HISTORY, Q, A], "rejected": [*HISTORY, Q, B]},
+            LONG_PAIR,
+            id="prompt-repeated-as-the-first-question",
+        ),
+        pytest.param(
+            {"prompt": HISTORY[:1], "chosen": [*HISTORY, Q, A], "rejected": [*HISTORY, Q, B]},
+            LONG_PAIR,
+            id="prompt-message-repeated-in-a-long-conversation",
+        ),
+        pytest.param(
+            {"prompt": [*HISTORY, Q], "chosen": [*HISTORY, Q, A], "rejected": [*HISTORY, Q, B]},
+            LONG_PAIR,
+            id="prompt-messages-repeated",
+        ),
+        pytest.param(
+            {"prompt": "hi", "chosen": [HISTORY[1], Q, A], "rejected": [HISTORY[1], Q, B]},
+            LONG_PAIR,
+            id="prompt-continued-for-several-turns",
+        ),
+        pytest.param(
+            {
+                "chosen": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant: a",
+                "rejected": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant: b",
+            },
+            LONG_PAIR,
+            id="hh-transcripts",
+        ),
+        pytest.param(
+            {
+                "chosen": "\n\nHuman: q\n\nAssistant: a\n\nwith paragraphs\n\nHumans: no turn",
+                "rejected": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: what?\n\nAssistant: b",
+            },
+            [
+                ("chosen", [Q], "a\n\nwith paragraphs\n\nHumans: no turn"),
+                ("rejected", [*HISTORY, user("what?")], "b"),
+            ],
+            id="hh-transcripts-with-other-histories",
+        ),
+        pytest.param(
+            {"prompt": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"},
+            LONG_PAIR,
+            id="hh-transcript-as-prompt",
+        ),
+        pytest.param(
+            {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"]},
+            [*PAIR, ("rejected", [Q], "c"), ("rejected", [Q], "d")],
+            id="rewardbench-2",
+        ),
+        pytest.param({"prompt": "q", "all_generated_responses": ["a", "b"]}, ROLLOUTS, id="simpo-rollouts"),
+        pytest.param({"instruction": "q", "responses": ["a", "b"]}, ROLLOUTS, id="magpie-rollouts"),
+        pytest.param({"prompt": [Q], "completions": [A, B]}, ROLLOUTS, id="rollouts-of-message-dicts"),
+        pytest.param({"prompt": [Q], "completions": [[A], [B]]}, ROLLOUTS, id="rollouts-of-message-lists"),
+        pytest.param({"prompt": "q", "response": "a"}, ONE, id="one-candidate-per-row"),
+        pytest.param({"prompt": "q", "completion": [A]}, ONE, id="one-message-list-per-row"),
+        pytest.param({"messages": [Q, A]}, ONE, id="messages"),
+        pytest.param({"messages": [BE, *HISTORY, Q, A]}, [("response", [BE, *HISTORY, Q], "a")], id="long-messages"),
+        pytest.param({"messages": "\n\nHuman: q\n\nAssistant: a"}, ONE, id="messages-as-transcript"),
+        pytest.param(
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ONE, id="sharegpt"
+        ),
+        pytest.param(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "what "}, {"type": "text", "text": "now"}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+                ]
+            },
+            [("response", [user("what now")], "a")],
+            id="openai-content-parts",
+        ),
+        pytest.param(
+            {"messages": [system(""), Q, A]},
+            [("response", [system(""), Q], "a")],
+            id="an-explicit-empty-system-message-stays",
+        ),
+        pytest.param({"messages": [BE, A]}, [("response", [BE], "a")], id="a-system-message-as-prompt"),
+        pytest.param(
+            {"messages": [Q, {"role": "tool", "content": "42"}, A]},
+            [("response", [Q, {"role": "tool", "content": "42"}], "a")],
+            id="a-tool-turn",
+        ),
+        pytest.param(
+            {"system": "be brief", "prompt": "q", "chosen": "a", "rejected": "b"}, BRIEF_PAIR, id="system-column"
+        ),
+        pytest.param(
+            {"system": "be brief", "chosen": [Q, A], "rejected": [Q, B]},
+            BRIEF_PAIR,
+            id="system-column-and-implicit-prompt",
+        ),
+        pytest.param(
+            {"system": "be brief", "prompt": "q", "chosen": [Q, A], "rejected": [BE, Q, B]},
+            BRIEF_PAIR,
+            id="system-column-and-repeated-prompt",
+        ),
+        pytest.param({"system": "", "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="empty-system-column"),
+        pytest.param({"system": None, "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="null-system-column"),
+        pytest.param(
+            {"prompt": " q\n", "response": "\ta  "}, [("response", [user(" q\n")], "\ta  ")], id="outer-white-space-stays"
+        ),
+        pytest.param(
+            {"prompt": "q\0", "response": "\0a"}, [("response", [user("q\0")], "\0a")], id="nul-characters-are-text"
+        ),
+        pytest.param({"prompt": [user(""), Q], "response": "a"}, [("response", [user(""), Q], "a")], id="empty-turn"),
+        pytest.param({"prompt": [A, Q], "response": "b"}, [("response", [A, Q], "b")], id="the-assistant-opens"),
+    ],
+)
+def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[Message], str]]) -> None:
+    found = of(row)
+    assert [(c.role, c.prompt, c.answer) for c in found] == expected
+    assert [c.index for c in found] == list(range(len(found)))
+    assert {(c.reason, c.detail) for c in found} == {(None, None)}
+
+
+@pytest.mark.parametrize(
+    ("row", "reasons"),
+    [
+        pytest.param({"prompt": None, "chosen": "a", "rejected": "b"}, ["empty_prompt"] * 2, id="null-prompt"),
+        pytest.param({"prompt": None, "chosen": [Q, A], "rejected": "b"}, [None, "empty_prompt"], id="one-has-its-own"),
+        pytest.param({"prompt": " \n", "responses": ["a", "b"]}, ["empty_prompt"] * 2, id="blank-prompt"),
+        pytest.param({"prompt": [], "responses": ["a"]}, ["empty_prompt"], id="prompt-without-messages"),
+        pytest.param({"prompt": [user(" ")], "responses": ["a"]}, ["empty_prompt"], id="blank-user-message"),
+        pytest.param({"prompt": [*HISTORY, user("")], "response": "a"}, ["empty_prompt"], id="blank-last-turn"),
+        pytest.param({"prompt": None, "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-no-prompt"),
+        pytest.param({"prompt": "", "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-empty-prompt"),
+        pytest.param({"prompt": [], "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-no-messages"),
+        pytest.param({"chosen": "a", "rejected": "b"}, ["empty_prompt"] * 2, id="answers-alone"),
+        pytest.param({"chosen": [A], "rejected": [Q, B]}, ["empty_prompt", None], id="only-an-assistant-turn"),
+        pytest.param({"messages": [system(""), A]}, ["empty_prompt"], id="only-an-empty-system-message"),
+        pytest.param({"prompt": "q", "chosen": "a", "rejected": None}, [None, "empty_response"], id="null-answer"),
+        pytest.param({"prompt": "q", "responses": ["", "a", "\u3000"]}, ["empty_response", None, "empty_response"], id="blank"),
+        pytest.param({"prompt": "q", "chosen": [], "rejected": ["a"]}, ["empty_response", None], id="no-chosen"),
+        pytest.param({"messages": []}, ["empty_response"], id="no-messages"),
+        pytest.param({"messages": [Q, assistant("")]}, ["empty_response"], id="empty-last-turn"),
+        pytest.param({"messages": "\n\nHuman: q\n\nAssistant:"}, ["empty_response"], id="transcript-without-answer"),
+        pytest.param({"chosen": [Q, A], "rejected": [Q]}, [None, "no_answer_turn"], id="no-assistant-turn"),
+        pytest.param({"messages": [Q, A, Q]}, ["no_answer_turn"], id="the-user-has-the-last-word"),
+        pytest.param({"messages": "\n\nHuman: q"}, ["no_answer_turn"], id="transcript-of-a-question"),
+        pytest.param({"prompt": 3, "chosen": "a", "rejected": "b"}, ["malformed_row"] * 2, id="number-as-prompt"),
+        pytest.param({"prompt": "q", "responses": [1.5, "a", True]}, ["malformed_row", None, "malformed_row"], id="numbers"),
+        pytest.param({"prompt": "q", "system": 3, "response": "a"}, ["malformed_row"], id="number-as-system"),
+        pytest.param({"messages": [Q, "a"]}, ["malformed_row"], id="text-among-messages"),
+        pytest.param({"messages": [Q, {"role": "assistant", "content": None}]}, ["malformed_row"], id="null-content"),
+        pytest.param({"messages": [Q, {"role": "assistant"}]}, ["malformed_row"], id="no-content"),
+        pytest.param(
+            {"messages": [user("q"), {"role": "assistant", "content": [{"type": "image", "url": "x"}]}]},
+            ["malformed_row"],
+            id="an-image-part",
+        ),
+        pytest.param(
+            {"messages": [user("q"), {"role": "assistant", "content": [{"type": "text", "text": None}]}]},
+            ["malformed_row"],
+            id="a-null-text-part",
+        ),
+        pytest.param({"messages": [{"role": "judge", "content": "q"}, A]}, ["malformed_row"], id="unknown-role"),
+        pytest.param({"messages": [{"role": ["user"], "content": "q"}, A]}, ["malformed_row"], id="role-of-another-type"),
+        pytest.param({"chosen": [Q, A, B], "rejected": [Q, B]}, ["malformed_row", None], id="two-answers-in-a-row"),
+        pytest.param({"messages": [Q, A, B, Q, A]}, ["malformed_row"], id="two-assistant-turns-before"),
+        pytest.param({"messages": [Q, BE, A]}, ["malformed_row"], id="system-after-user"),
+        pytest.param({"system": "x", "messages": [Q, A], "prompt": [BE, Q], "response": "a"}, ["malformed_row"], id="two-systems"),
+        pytest.param({"prompt": "q", "chosen": [user("else"), A], "rejected": [Q, B]}, ["malformed_row", None], id="other-prompt"),
+        pytest.param({"prompt": "q", "responses": ["a", "\ud800", "b"]}, [None, "malformed_row", None], id="lone-surrogate"),
+        pytest.param({"prompt": "q\udfff", "responses": ["a", "b"]}, ["malformed_row"] * 2, id="lone-surrogate-in-prompt"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_says_why_and_its_neighbours_stay(row: Row, reasons: list[str | None]) -> None:
+    kind = "rollouts" if "response" in row else "auto"
+    found = candidates_of(row, detect(row, kind))
+    assert [c.reason for c in found] == reasons
+    assert [c.index for c in found] == list(range(len(found)))
+    assert all((c.role, bool(c.answer), bool(c.detail)) == (c.role, not c.reason, bool(c.reason)) for c in found)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        pytest.param({"prompt": "q", "responses": None}, "malformed_row", "null", id="null-list"),
+        pytest.param({"prompt": "q", "responses": "a"}, "malformed_row", "str", id="text-for-a-list"),
+        pytest.param({"prompt": "q", "responses": {"0": "a"}}, "malformed_row", "dict", id="object-for-a-list"),
+        pytest.param({"prompt": "q", "responses": []}, "empty_response", "empty", id="empty-list"),
+        pytest.param({"prompt": "q", "text": "a"}, "malformed_row", "responses.*prompt, text", id="no-such-column"),
+        pytest.param({}, "malformed_row", "prompt, responses", id="no-columns"),
+        pytest.param({"\ud800": "a"}, "malformed_row", "prompt, responses", id="column-that-is-not-text"),
+    ],
+)
+def test_a_row_that_cannot_be_taken_apart_is_one_reject(row: Row, reason: str, detail: str) -> None:
+    layout = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
+    (found,) = candidates_of(row, layout)
+    assert found[:4] == (None, None, [], "")
+    assert found.reason == reason
+    assert pytest.approx(found.detail) is not None
+    assert found.detail.encode()
+
+
+def test_messages_that_are_no_list_are_one_reject() -> None:
+    (found,) = of({"messages": 7})
+    assert (found.index, found.reason) == (None, "malformed_row")
+
+
+def test_a_row_may_lack_the_system_column() -> None:
+    layout = Layout("rollouts", {"prompt": "prompt", "response": "response", "system": "system"})
+    assert candidates_of({"prompt": "q", "response": "a"}, layout) == [Candidate(0, "response", [Q], "a")]
+
+
+TEXT = st.text(st.characters(), max_size=5) | st.sampled_from(["q", "\n\nHuman: q\n\nAssistant: a", "\n\nHuman:"])
+ROLE = st.sampled_from(["system", "user", "assistant", "tool", "human", "gpt"]) | TEXT | st.none()
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.fixed_dictionaries({}, optional={"role": ROLE, "content": inner, "type": st.just("text"), "text": inner})
+        | st.fixed_dictionaries({}, optional={"from": ROLE, "value": inner})
+    ),
+    max_leaves=12,
+)
+LAYOUTS = ["prompt system chosen rejected", "chosen rejected", "prompt responses", "prompt response system", "messages"]
+
+
+@pytest.mark.parametrize("columns", LAYOUTS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_row_gives_candidates_that_are_text_or_reasons(columns: str, data: st.DataObject) -> None:
+    layout = detect(columns.split())
+    row = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(columns.split(), VALUES)))
+    found = candidates_of(row, layout)
+    assert found
+    for candidate in found:
+        texts = [candidate.answer, candidate.detail or "", *(m["content"] for m in candidate.prompt)]
+        assert all(text.encode() is not None for text in texts)
+        if candidate.reason is None:
+            assert candidate.answer.strip()
+            assert any(m["content"].strip() for m in candidate.prompt)
+        else:
+            assert candidate.reason in REJECT_REASONS
+
+
+@pytest.mark.skipif(not HH_HARMLESS.exists(), reason="needs shared/data")
+def test_real_transcripts_are_taken_apart_without_loss() -> None:
+    with gzip.open(HH_HARMLESS) as stream:
+        rows = [json.loads(line) for line in stream]
+    found = [(row[c.role or ""], c) for row in rows for c in of(row)]
+    scored = [(text, c) for text, c in found if c.reason is None]
+    assert len(found) == 2 * len(rows)
+    assert len(scored) > 0.99 * len(found)
+    for text, c in scored:
+        turns = [*c.prompt, assistant(c.answer)]
+        told = "".join(f"{HH_NAMES[turn['role']]}:{turn['content']}" for turn in turns)
+        assert "".join(told.split()) == "".join(text.split())
