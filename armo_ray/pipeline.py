@@ -4,6 +4,7 @@ A unit is one row and one block from end to end, so that a task that Ray replays
 before. The driver only counts commit records as they come out.
 """
 
+import gc
 import json
 import logging
 import os
@@ -138,3 +139,4 @@ class _Replica(Scorer):
 
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
         super().__init__(job, "cuda" if gpus else "cpu")
+        gc.freeze()  # the modules and weights stay: collecting a unit's garbage need not visit them

@@ -36,7 +36,7 @@ def measure(command: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     memory: dict[str, float] = {}
     cpu: dict[int, tuple[str, float]] = {}
     while child.poll() is None:
-        for pid in _descendants(child.pid):
+        for pid in descendants(child.pid):
             try:
                 name, private, seconds = _read(pid)
             except (OSError, ValueError, IndexError):
@@ -69,7 +69,8 @@ def _read(pid: int) -> tuple[str, float, float]:
     return name, (int(resident) - int(shared)) * _PAGE / 2**20, (int(fields[11]) + int(fields[12])) / _TICK
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
+    """A process and all that it started, directly or not."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--candidates", type=int, nargs="+", default=[50_000, 400_000])
     args = parser.parse_args()
+    before: tuple[int, float] | None = None
     for count in args.candidates:
         with tempfile.TemporaryDirectory() as folder:
             write_shards(Path(folder) / "in", count)
@@ -106,6 +108,10 @@ def main() -> None:
         print("  CPU s             " + "  ".join(f"{kind} {s:.1f}" for kind, s in sorted(cpu.items())))
         print("  unit s            " + "  ".join(f"{name} {s:.1f}" for name, s in spent.items()))
         print(f"  overhead          {1000 * overhead / count:.3f} ms of CPU a candidate, start of processes included")
+        if before:
+            more, spent_more = count - before[0], overhead - before[1]
+            print(f"                    {1000 * spent_more / more:.3f} ms for each candidate more than {before[0]}")
+        before = count, overhead
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""The stages of a run, one after the other in this process: what Ray runs, without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.config import ScoreConfig
+from armo_ray.plan import prepare
+from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
+from armo_ray.storage import commits
+from armo_ray.storage.filesystem import Store
+
+_SCORERS: dict[tuple[str, str, int | None], Scorer] = {}  # loading one takes longer than most tests
+
+
+def config_for(model: Path, inputs: Any, output: Path, **options: Any) -> ScoreConfig:
+    named = {"input": [str(p) for p in inputs] if isinstance(inputs, list) else str(inputs)}
+    return ScoreConfig(**named, output=str(output), model=str(model), **({"dtype": "float32"} | options))
+
+
+def score_locally(model: Path, inputs: Any, output: Path, **options: Any) -> dict[str, Any]:
+    """Score what is not committed yet; returns the manifest."""
+    job, spans = prepare(config_for(model, inputs, output, **options))
+    key = (job.model_path, job.dtype, job.token_budget)
+    if key not in _SCORERS:
+        _SCORERS[key] = Scorer(job, "cpu")
+    store = Store(job.output)
+    for span in commits.to_do(store, spans, job.fingerprint):
+        for table in read_and_tokenize(span, job):
+            write_and_commit(_SCORERS[key](table), job)
+    assert commits.to_do(store, spans, job.fingerprint) == []
+    return commits.finish(store)
+
+
+def rows_of(output: Path, folder: str = "scores") -> list[dict[str, Any]]:
+    """All rows of an output's parts, in the order of the input."""
+    tables = [pq.read_table(path, partitioning=None) for path in sorted((output / folder).rglob("*.parquet"))]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return sorted(rows, key=lambda r: (r["source"], r["source_row"], -1 if r["candidate"] is None else r["candidate"]))
+
+
+def scores_of(output: Path) -> dict[str, float]:
+    """The score of every row id; row ids are unique."""
+    rows = rows_of(output)
+    assert len({row["row_id"] for row in rows}) == len(rows)
+    return {row["row_id"]: row["score"] for row in rows}
+
+
+def rejects_of(output: Path) -> list[tuple[int, int | None, str]]:
+    """Row, candidate and reason of every reject."""
+    return [(r["source_row"], r["candidate"], r["reason"]) for r in rows_of(output, "rejects")]
+
+
+def read_table(output: Path) -> pa.Table:
+    return pa.concat_tables(pq.read_table(p, partitioning=None) for p in sorted((output / "scores").rglob("*.parquet")))
