@@ -60,9 +60,7 @@ class Chat:
         template = _template(path, options)
         special = {k: _text(v) for k, v in options.items() if k.endswith("_token") and v}
         limit = options.get("model_max_length")
-        draft = cls(
-            tokenizer, template, special, int(limit) if limit and limit < 1e9 else None, True, "", ()
-        )
+        draft = cls(tokenizer, template, special, int(limit) if limit and limit < 1e9 else None, True, "", ())
         return _checked(draft, path)
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
@@ -70,13 +68,14 @@ class Chat:
         # 0.8 s to import; processes that only read configuration never come here
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, _ = render_jinja_template(
+        names: dict[str, Any] = dict(self.special_tokens)
+        rendered: Any = render_jinja_template(
             conversations=[messages],
             chat_template=self.template,
             add_generation_prompt=add_generation_prompt,
-            **self.special_tokens,
+            **names,
         )
-        return str(texts[0])
+        return str(rendered[0][0])
 
     def render_prompt(self, messages: Messages) -> str:
         """Everything before the answer, its header included."""
@@ -125,7 +124,7 @@ def _checked(draft: Chat, path: Path) -> Chat:
     pattern = draft.encode(turn_end)
     closing = wholes[0][len(prompt) + len(_PROBE_ANSWERS[0]) :]
     if closing == turn_end:  # this template opens the next answer whether asked to or not
-        closing = draft.tokenizer.id_to_token(pattern[0])
+        closing = str(draft.tokenizer.id_to_token(pattern[0]))
         wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
     added = draft.tokenizer.get_added_tokens_decoder()
     end = draft.encode(closing)
@@ -141,13 +140,17 @@ def _checked(draft: Chat, path: Path) -> Chat:
             closing,
             tuple(pattern),
         )
-        if all(prompt + chat.render_answer(a) == whole for a, whole in zip(_PROBE_ANSWERS, wholes, strict=True)):
+        if all(
+            prompt + chat.render_answer(a) == whole for a, whole in zip(_PROBE_ANSWERS, wholes, strict=True)
+        ):
             break
     else:
         raise refuse("it changes an answer by more than trimming it")
     for answer, whole in zip(_PROBE_ANSWERS, wholes, strict=True):
         if chat.encode(prompt) + chat.encode(chat.render_answer(answer)) != chat.encode(whole):
-            raise refuse(f"prompt and answer cannot be tokenized apart: {answer!r} joins the header before it")
+            raise refuse(
+                f"prompt and answer cannot be tokenized apart: {answer!r} joins the header before it"
+            )
     ids = chat.encode(wholes[0])
     bos = draft.tokenizer.token_to_id(draft.special_tokens.get("bos_token", ""))
     if bos is not None and (ids[0] != bos or ids.count(bos) != 1):

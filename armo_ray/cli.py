@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"armo-ray {args.command}: failed: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print(f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on", file=sys.stderr)
+        print(
+            f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on",
+            file=sys.stderr,
+        )
         return FAILED
 
 
@@ -44,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("armo-ray", description="Score conversations with a reward model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     score = commands.add_parser("score", help="score shards into partitioned Parquet", epilog=_EXIT_STATUS)
-    score.add_argument("config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it")
+    score.add_argument(
+        "config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it"
+    )
     for name, field in ScoreConfig.model_fields.items():
         _add_option(score, name, field)
     score.set_defaults(run=_score)
@@ -77,7 +82,11 @@ def _is_choice(kind: Any) -> bool:
 
 
 def _help(field: FieldInfo) -> str:
-    default = "" if field.is_required() or field.default in (None, (), {}, False) else f" (default: {field.default})"
+    default = (
+        ""
+        if field.is_required() or field.default in (None, (), {}, False)
+        else f" (default: {field.default})"
+    )
     return f"{field.description}{default}".replace("%", "%%")
 
 

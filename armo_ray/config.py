@@ -29,7 +29,7 @@ class ScoreConfig(BaseModel):
     layout: Literal["auto", "preference", "rollouts", "messages"] = "auto"
     """What a row holds; auto tells it from the columns."""
     column: Mapping[str, Name] = {}
-    """PART=COLUMN for columns under other names; parts: prompt, system, chosen, rejected, responses, response, messages."""
+    """PART=COLUMN: prompt, system, chosen, rejected, responses, response or messages under another name."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the backbone; heads are always float32."""
     max_length: int | None = Field(None, ge=1)

@@ -37,7 +37,10 @@ _IN_FLIGHT = 4
 
 
 def run(
-    job: Job, spans: list[Span], gpus_per_replica: float | None = None, replicas: tuple[int, int] | None = None
+    job: Job,
+    spans: list[Span],
+    gpus_per_replica: float | None = None,
+    replicas: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Do what is not committed yet of the spans and return the manifest.
 
@@ -90,7 +93,7 @@ def _records(
     logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
     _configure(DataContext.get_current())
     items = [{"span": pickle.dumps(span)} for span in spans]
-    ds = ray.data.from_items(items, override_num_blocks=len(items))
+    ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     ds = ds.map_batches(partial(_read, job=job), batch_size=1, batch_format="pyarrow", num_cpus=1)
     with warnings.catch_warnings():
         # the two limits below count as remote args, which 2.60 deprecates without naming what replaces them
@@ -119,6 +122,8 @@ def _configure(context: DataContext) -> None:
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray counts inputs; one JSONL shard is one input and many units
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
 
 
 def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -155,12 +154,18 @@ def _carried_columns(config: ScoreConfig, shards: Iterable[Shard]) -> dict[str, 
 
 
 def _carried_types(
-    carried: dict[str, str], shard: Shard, names: list[str], schema: pa.Schema | None, rows: list[dict[str, Any]]
+    carried: dict[str, str],
+    shard: Shard,
+    names: list[str],
+    schema: pa.Schema | None,
+    rows: list[dict[str, Any]],
 ) -> pa.Schema:
     fields = []
     for name, column in carried.items():
         if name in RESERVED:
-            raise ConfigError(f"keep: {name} is a column of the scores; keep it under another name: NAME={column}")
+            raise ConfigError(
+                f"keep: {name} is a column of the scores; keep it under another name: NAME={column}"
+            )
         if column not in names:
             raise ConfigError(f"keep: no column {column} in {shard.uri}; it has {', '.join(names)}")
         if schema is not None:
@@ -179,10 +184,9 @@ def _versions() -> dict[str, str]:
 
 
 def _encode(schema: pa.Schema) -> str:
-    return schema.serialize().to_pybytes().hex()
+    text: str = schema.serialize().to_pybytes().hex()
+    return text
 
 
 def _decode(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
-
-

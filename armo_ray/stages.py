@@ -8,8 +8,9 @@ replayed task exact.
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _candidates(row: Row, job: Job) -> list[Candidate]:
             pa.scalar(row.get(column), kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             detail = f"kept column {column} holds {row[column]!r:.100}, which is not {kind}"
-            return [c._replace(reason="malformed_row", detail=detail) for c in found]
+            return [replace(c, reason="malformed_row", detail=detail) for c in found]
     return found
 
 
@@ -177,7 +178,9 @@ class Scorer:
         encoder = _encoder(job.model_path, job.max_length, job.truncate, job.special_tokens)
         probe = self.model.score([encoder.group([{"role": "user", "content": "2+2?"}], ["4"])])
         if not np.isfinite(probe.score).all():
-            raise RuntimeError(f"{job.model_path}: the model returns {probe.score} for a probe: damaged weights")
+            raise RuntimeError(
+                f"{job.model_path}: the model returns {probe.score} for a probe: damaged weights"
+            )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The unit with `score` (C), `rewards` and `gating` (C * K, row by row) for its token ids."""
@@ -185,7 +188,9 @@ class Scorer:
         header = Header.of(table)
         prompts, responses = _arrays(table["prompts"]), _arrays(table["responses"])
         group = table["group"].combine_chunks().flatten().to_numpy()
-        found = self.model.score((prompts[g], [response]) for g, response in zip(group, responses, strict=True))
+        found = self.model.score(
+            (prompts[g], [response]) for g, response in zip(group, responses, strict=True)
+        )
         header.computed_tokens, header.num_packs = found.computed_tokens, found.num_packs
         header.seconds["model"] = found.model_seconds
         header.seconds["pack"] = time.perf_counter() - started - found.model_seconds
@@ -314,6 +319,4 @@ def _arrays(column: pa.ChunkedArray) -> list[npt.NDArray[np.int32]]:
     """The arrays that `_ragged` joined, as views."""
     lists = column.combine_chunks().flatten()
     flat, offsets = lists.values.to_numpy(), lists.offsets.to_numpy().tolist()
-    return [flat[start:stop] for start, stop in zip(offsets, offsets[1:], strict=False)]
-
-
+    return [flat[start:stop] for start, stop in pairwise(offsets)]

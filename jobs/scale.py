@@ -86,7 +86,9 @@ def descendants(root: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--candidates", type=int, nargs="+", default=[50_000, 400_000])
     args = parser.parse_args()
@@ -107,10 +109,14 @@ def main() -> None:
         print("  peak private MiB  " + "  ".join(f"{kind} {mib:.0f}" for kind, mib in sorted(memory.items())))
         print("  CPU s             " + "  ".join(f"{kind} {s:.1f}" for kind, s in sorted(cpu.items())))
         print("  unit s            " + "  ".join(f"{name} {s:.1f}" for name, s in spent.items()))
-        print(f"  overhead          {1000 * overhead / count:.3f} ms of CPU a candidate, start of processes included")
+        print(
+            f"  overhead          {1000 * overhead / count:.3f} ms of CPU a candidate, start of processes included"
+        )
         if before:
             more, spent_more = count - before[0], overhead - before[1]
-            print(f"                    {1000 * spent_more / more:.3f} ms for each candidate more than {before[0]}")
+            print(
+                f"                    {1000 * spent_more / more:.3f} ms for each candidate more than {before[0]}"
+            )
         before = count, overhead
 
 

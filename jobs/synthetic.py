@@ -14,14 +14,18 @@ import pyarrow.parquet as pq
 ANSWERS = 4  # to each prompt
 ROW_GROUP = 512
 WORDS = np.array(
-    "the of and to in that is was for it with as his on be at by had not are but from or have an they which "
-    "one you were her all she there would their we him been has when who will more no if out so said what "
-    "about time than into could state only new some year take come these know see use get like then first "
-    "any work now may such give over think most even find day also after way many must look before great".split()
+    [
+        *("the", "of", "and", "to", "in", "is", "was", "for", "with", "as", "be", "at", "by", "not", "are", "but"),
+        *("from", "or", "have", "which", "one", "all", "there", "their", "been", "has", "when", "who", "will"),
+        *("more", "if", "out", "so", "said", "what", "about", "time", "than", "into", "could", "state", "only"),
+        *("new", "some", "year", "take", "come", "know", "see", "use", "like", "then", "first", "any", "work"),
+    ]
 )
 
 
-def write_shards(directory: Path, candidates: int, shards: int = 8, jsonl: bool = False, seed: int = 0) -> None:
+def write_shards(
+    directory: Path, candidates: int, shards: int = 8, jsonl: bool = False, seed: int = 0
+) -> None:
     """Shards of rows with `id`, `prompt` and four `responses` of 4 to 40 words."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = candidates // ANSWERS
@@ -54,7 +58,9 @@ def _table(start: int, stop: int, rng: np.random.Generator) -> pa.Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--candidates", type=int, default=50_000)
     parser.add_argument("--shards", type=int, default=8)

@@ -16,8 +16,9 @@ _SCORERS: dict[tuple[str, str, int | None], Scorer] = {}  # loading one takes lo
 
 
 def config_for(model: Path, inputs: Any, output: Path, **options: Any) -> ScoreConfig:
-    named = {"input": [str(p) for p in inputs] if isinstance(inputs, list) else str(inputs)}
-    return ScoreConfig(**named, output=str(output), model=str(model), **({"dtype": "float32"} | options))
+    shards = [str(path) for path in inputs] if isinstance(inputs, list) else str(inputs)
+    given = {"input": shards, "output": str(output), "model": str(model), "dtype": "float32", **options}
+    return ScoreConfig.model_validate(given)
 
 
 def score_locally(model: Path, inputs: Any, output: Path, **options: Any) -> dict[str, Any]:
@@ -38,7 +39,9 @@ def rows_of(output: Path, folder: str = "scores") -> list[dict[str, Any]]:
     """All rows of an output's parts, in the order of the input."""
     tables = [pq.read_table(path, partitioning=None) for path in sorted((output / folder).rglob("*.parquet"))]
     rows = [row for table in tables for row in table.to_pylist()]
-    return sorted(rows, key=lambda r: (r["source"], r["source_row"], -1 if r["candidate"] is None else r["candidate"]))
+    return sorted(
+        rows, key=lambda r: (r["source"], r["source_row"], -1 if r["candidate"] is None else r["candidate"])
+    )
 
 
 def scores_of(output: Path) -> dict[str, float]:
@@ -54,4 +57,6 @@ def rejects_of(output: Path) -> list[tuple[int, int | None, str]]:
 
 
 def read_table(output: Path) -> pa.Table:
-    return pa.concat_tables(pq.read_table(p, partitioning=None) for p in sorted((output / "scores").rglob("*.parquet")))
+    return pa.concat_tables(
+        pq.read_table(p, partitioning=None) for p in sorted((output / "scores").rglob("*.parquet"))
+    )

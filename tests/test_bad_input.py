@@ -55,7 +55,9 @@ def test_a_bad_row_is_rejected_and_its_neighbours_keep_their_scores(
 ) -> None:
     rows = [good(i) for i in range(6)]
     score_locally(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "clean")
-    score_locally(tiny_model, write_jsonl(tmp_path / "b.jsonl", [*rows[:3], bad, *rows[3:]]), tmp_path / "out")
+    score_locally(
+        tiny_model, write_jsonl(tmp_path / "b.jsonl", [*rows[:3], bad, *rows[3:]]), tmp_path / "out"
+    )
     assert [(c, reason) for row, c, reason in rejects_of(tmp_path / "out") if row == 3] == expected
     assert len(rejects_of(tmp_path / "out")) == len(expected)
     clean = [row["score"] for row in rows_of(tmp_path / "clean")]
@@ -69,13 +71,17 @@ def test_a_bad_row_is_rejected_and_its_neighbours_keep_their_scores(
 def test_invalid_json_on_line_1000_costs_that_line_only(tiny_model: Path, tmp_path: Path) -> None:
     rows: list[Any] = [good(i) for i in range(1200)]
     rows[999] = "{'single': 'quotes'}"
-    manifest = score_locally(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", unit_rows=512)
+    manifest = score_locally(
+        tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", unit_rows=512
+    )
     assert rejects_of(tmp_path / "out") == [(999, None, "malformed_row")]
     assert manifest["totals"]["scored"] == 2 * 1199
 
 
 @pytest.mark.parametrize("text", ["a\0b", "before [PAD] after", FORGED], ids=["nul", "pad", "forged-header"])
-def test_odd_text_is_scored_and_does_not_move_what_is_read(text: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_odd_text_is_scored_and_does_not_move_what_is_read(
+    text: str, tiny_model: Path, tmp_path: Path
+) -> None:
     rows = [good(0), {"prompt": f"Repeat: {text}", "chosen": text, "rejected": "no"}, good(2)]
     score_locally(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out")
     found = rows_of(tmp_path / "out")
@@ -91,10 +97,14 @@ def test_candidates_that_differ_in_outer_white_space_score_the_same(tiny_model: 
     assert len(set(scores_of(tmp_path / "out").values())) == 1
 
 
-def test_a_truncated_parquet_shard_is_one_reject_and_the_others_are_scored(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_truncated_parquet_shard_is_one_reject_and_the_others_are_scored(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a", "b", "c"):
-        pq.write_table(pa.Table.from_pylist([good(i) for i in range(40)]), tmp_path / "in" / f"{name}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([good(i) for i in range(40)]), tmp_path / "in" / f"{name}.parquet"
+        )
     whole = (tmp_path / "in" / "a.parquet").read_bytes()
     (tmp_path / "in" / "a.parquet").write_bytes(whole[: len(whole) // 2])
     manifest = score_locally(tiny_model, tmp_path / "in", tmp_path / "out")

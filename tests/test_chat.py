@@ -1,4 +1,4 @@
-"""A template is taken only if prompt and answer, rendered apart, are what it renders; otherwise it says why."""
+"""A template is taken only if prompt and answer, rendered apart, are what it renders; a refusal says why."""
 
 import json
 import shutil
@@ -20,7 +20,9 @@ CONVERSATIONS = [
     pytest.param([{"role": "system", "content": "Be brief."}, *QUESTION], id="system"),
     pytest.param([{"role": "system", "content": ""}, *QUESTION], id="empty-system"),
     pytest.param([*QUESTION, {"role": "assistant", "content": "Four."}, *QUESTION], id="two-turns"),
-    pytest.param([{"role": "user", "content": "<b>&'\"{{ x }}{% raw %}\0\u200b\U0001f469\u200d\U0001f467"}], id="odd"),
+    pytest.param(
+        [{"role": "user", "content": "<b>&'\"{{ x }}{% raw %}\0\u200b\U0001f469\u200d\U0001f467"}], id="odd"
+    ),
 ]
 ANSWERS = ["4", " \n4\n\nthat is,\n\u3000four. \t", "<|eot_id|>{{ bos_token }}", "\ufeff4\u2028"]
 
@@ -34,7 +36,7 @@ def edited(template: str, *edits: tuple[str, str]) -> str:
 
 
 def checkpoint(model: Path, path: Path, **options: Any) -> Path:
-    """A checkpoint like `model`, without weights, whose tokenizer_config.json has `options`; None drops one."""
+    """A checkpoint like `model`, without weights, with `options` in its tokenizer_config.json; None drops one."""
     shutil.copy(model / "tokenizer.json", path)
     known = json.loads((model / "tokenizer_config.json").read_text("utf-8")) | options
     written = {name: value for name, value in known.items() if value is not None}
@@ -53,7 +55,9 @@ def test_the_released_vocabulary_gives_the_gate_pattern_of_the_released_code(lla
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=["plain", "white-space", "special", "unicode"])
 @pytest.mark.parametrize("prompt", CONVERSATIONS)
-def test_prompt_and_answer_are_what_transformers_renders(tiny_model: Path, prompt: Messages, answer: str) -> None:
+def test_prompt_and_answer_are_what_transformers_renders(
+    tiny_model: Path, prompt: Messages, answer: str
+) -> None:
     auto: Any = AutoTokenizer
     chat, tokenizer = Chat.load(tiny_model), auto.from_pretrained(tiny_model)
     whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
@@ -90,7 +94,9 @@ def test_special_tokens_may_be_written_as_objects(tiny_model: Path, tmp_path: Pa
     assert chat.render_prompt(QUESTION).startswith("<|begin_of_text|><|start_header_id|>")
 
 
-@pytest.mark.parametrize(("stated", "limit"), [(4096, 4096), (1e30, None), (None, None)], ids=["4096", "huge", "none"])
+@pytest.mark.parametrize(
+    ("stated", "limit"), [(4096, 4096), (1e30, None), (None, None)], ids=["4096", "huge", "none"]
+)
 def test_a_length_limit_is_what_the_tokenizer_states(
     tiny_model: Path, tmp_path: Path, stated: float | None, limit: int | None
 ) -> None:
@@ -116,9 +122,15 @@ NO_HEADER = (CONDITION, "{% if false %}")
     [
         pytest.param(edited(LLAMA3_TEMPLATE, BOS), "exactly one BOS token, found 0", id="no-bos"),
         pytest.param(edited(LLAMA3_TEMPLATE, TWO_BOS), "exactly one BOS token, found 2", id="two-bos"),
-        pytest.param(edited(LLAMA3_TEMPLATE, NO_END), "end in one end-of-turn token, not in ''", id="no-end-of-turn"),
-        pytest.param(edited(LLAMA3_TEMPLATE, LINE_END), "end in one end-of-turn token", id="a-newline-after-it"),
-        pytest.param(edited(LLAMA3_TEMPLATE, TEXT_END), "end-of-turn token, not in '</s>'", id="end-of-turn-as-text"),
+        pytest.param(
+            edited(LLAMA3_TEMPLATE, NO_END), "end in one end-of-turn token, not in ''", id="no-end-of-turn"
+        ),
+        pytest.param(
+            edited(LLAMA3_TEMPLATE, LINE_END), "end in one end-of-turn token", id="a-newline-after-it"
+        ),
+        pytest.param(
+            edited(LLAMA3_TEMPLATE, TEXT_END), "end-of-turn token, not in '</s>'", id="end-of-turn-as-text"
+        ),
         pytest.param(edited(LLAMA3_TEMPLATE, UPPER_ANSWER), "changes an answer", id="upper-case-answers"),
         pytest.param(edited(LLAMA3_TEMPLATE, UPPER), "changes a", id="upper-case"),
         pytest.param(edited(LLAMA3_TEMPLATE, ONE_NEWLINE), "changes an answer", id="collapsed-newlines"),
@@ -126,9 +138,13 @@ NO_HEADER = (CONDITION, "{% if false %}")
         pytest.param("{{ messages[0]['content'] }}", "generation prompt|changes|end", id="no-turns"),
         pytest.param("", "chat template", id="empty"),
         pytest.param("{% for %}", "chat template", id="not-jinja"),
-        pytest.param("{{ raise_exception('no system message') }}", "no system message", id="refuses-the-probe"),
+        pytest.param(
+            "{{ raise_exception('no system message') }}", "no system message", id="refuses-the-probe"
+        ),
         pytest.param(None, "no chat template", id="none"),
-        pytest.param([{"name": "tool_use", "template": "no"}], "no chat template", id="no-default-among-several"),
+        pytest.param(
+            [{"name": "tool_use", "template": "no"}], "no chat template", id="no-default-among-several"
+        ),
     ],
 )
 def test_an_unfit_template_is_refused_with_the_reason(

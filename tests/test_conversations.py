@@ -55,13 +55,17 @@ ONE = [("response", [Q], "a")]
         pytest.param({"prompt": [Q], "chosen": A, "rejected": B}, PAIR, id="message-dicts"),
         pytest.param({"prompt": [Q], "chosen": "a", "rejected": [B]}, PAIR, id="mixed-answers"),
         pytest.param(
-            {"prompt": [*HISTORY, Q], "chosen": [A], "rejected": [B]}, LONG_PAIR, id="trl-explicit-several-turns"
+            {"prompt": [*HISTORY, Q], "chosen": [A], "rejected": [B]},
+            LONG_PAIR,
+            id="trl-explicit-several-turns",
         ),
         pytest.param(
             {"chosen": [*HISTORY, Q, A], "rejected": [*HISTORY, Q, B]}, LONG_PAIR, id="trl-implicit-prompt"
         ),
         pytest.param(
-            {"chosen": [BE, Q, A], "rejected": [BE, Q, B]}, BRIEF_PAIR, id="trl-implicit-prompt-with-a-system-message"
+            {"chosen": [BE, Q, A], "rejected": [BE, Q, B]},
+            BRIEF_PAIR,
+            id="trl-implicit-prompt-with-a-system-message",
         ),
         pytest.param(
             {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B]}, PAIR, id="ultrafeedback-prompt-repeated"
@@ -116,7 +120,11 @@ ONE = [("response", [Q], "a")]
             id="hh-transcripts-with-other-histories",
         ),
         pytest.param(
-            {"prompt": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"},
+            {
+                "prompt": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant:",
+                "chosen": "a",
+                "rejected": "b",
+            },
             LONG_PAIR,
             id="hh-transcript-as-prompt",
         ),
@@ -132,14 +140,21 @@ ONE = [("response", [Q], "a")]
         pytest.param({"prompt": "q", "response": "a"}, ONE, id="one-candidate-per-row"),
         pytest.param({"prompt": "q", "completion": [A]}, ONE, id="one-message-list-per-row"),
         pytest.param({"messages": [Q, A]}, ONE, id="messages"),
-        pytest.param({"messages": [BE, *HISTORY, Q, A]}, [("response", [BE, *HISTORY, Q], "a")], id="long-messages"),
         pytest.param(
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ONE, id="sharegpt"
+            {"messages": [BE, *HISTORY, Q, A]}, [("response", [BE, *HISTORY, Q], "a")], id="long-messages"
+        ),
+        pytest.param(
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            ONE,
+            id="sharegpt",
         ),
         pytest.param(
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "text", "text": "what "}, {"type": "text", "text": "now"}]},
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "what "}, {"type": "text", "text": "now"}],
+                    },
                     {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
                 ]
             },
@@ -158,7 +173,9 @@ ONE = [("response", [Q], "a")]
             id="a-tool-turn",
         ),
         pytest.param(
-            {"system": "be brief", "prompt": "q", "chosen": "a", "rejected": "b"}, BRIEF_PAIR, id="system-column"
+            {"system": "be brief", "prompt": "q", "chosen": "a", "rejected": "b"},
+            BRIEF_PAIR,
+            id="system-column",
         ),
         pytest.param(
             {"system": "be brief", "chosen": [Q, A], "rejected": [Q, B]},
@@ -170,16 +187,28 @@ ONE = [("response", [Q], "a")]
             BRIEF_PAIR,
             id="system-column-and-repeated-prompt",
         ),
-        pytest.param({"system": "", "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="empty-system-column"),
-        pytest.param({"system": None, "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="null-system-column"),
         pytest.param(
-            {"prompt": " q\n", "response": "\ta  "}, [("response", [user(" q\n")], "\ta  ")], id="outer-white-space-stays"
+            {"system": "", "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="empty-system-column"
         ),
         pytest.param(
-            {"prompt": "q\0", "response": "\0a"}, [("response", [user("q\0")], "\0a")], id="nul-characters-are-text"
+            {"system": None, "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="null-system-column"
         ),
-        pytest.param({"prompt": [user(""), Q], "response": "a"}, [("response", [user(""), Q], "a")], id="empty-turn"),
-        pytest.param({"prompt": [A, Q], "response": "b"}, [("response", [A, Q], "b")], id="the-assistant-opens"),
+        pytest.param(
+            {"prompt": " q\n", "response": "\ta  "},
+            [("response", [user(" q\n")], "\ta  ")],
+            id="outer-white-space-stays",
+        ),
+        pytest.param(
+            {"prompt": "q\0", "response": "\0a"},
+            [("response", [user("q\0")], "\0a")],
+            id="nul-characters-are-text",
+        ),
+        pytest.param(
+            {"prompt": [user(""), Q], "response": "a"}, [("response", [user(""), Q], "a")], id="empty-turn"
+        ),
+        pytest.param(
+            {"prompt": [A, Q], "response": "b"}, [("response", [A, Q], "b")], id="the-assistant-opens"
+        ),
     ],
 )
 def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[Message], str]]) -> None:
@@ -192,21 +221,43 @@ def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[M
 @pytest.mark.parametrize(
     ("row", "reasons"),
     [
-        pytest.param({"prompt": None, "chosen": "a", "rejected": "b"}, ["empty_prompt"] * 2, id="null-prompt"),
-        pytest.param({"prompt": None, "chosen": [Q, A], "rejected": "b"}, [None, "empty_prompt"], id="one-has-its-own"),
+        pytest.param(
+            {"prompt": None, "chosen": "a", "rejected": "b"}, ["empty_prompt"] * 2, id="null-prompt"
+        ),
+        pytest.param(
+            {"prompt": None, "chosen": [Q, A], "rejected": "b"}, [None, "empty_prompt"], id="one-has-its-own"
+        ),
         pytest.param({"prompt": " \n", "responses": ["a", "b"]}, ["empty_prompt"] * 2, id="blank-prompt"),
         pytest.param({"prompt": [], "responses": ["a"]}, ["empty_prompt"], id="prompt-without-messages"),
         pytest.param({"prompt": [user(" ")], "responses": ["a"]}, ["empty_prompt"], id="blank-user-message"),
-        pytest.param({"prompt": [*HISTORY, user("")], "response": "a"}, ["empty_prompt"], id="blank-last-turn"),
-        pytest.param({"prompt": None, "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-no-prompt"),
-        pytest.param({"prompt": "", "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-empty-prompt"),
-        pytest.param({"prompt": [], "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-no-messages"),
+        pytest.param(
+            {"prompt": [*HISTORY, user("")], "response": "a"}, ["empty_prompt"], id="blank-last-turn"
+        ),
+        pytest.param(
+            {"prompt": None, "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-no-prompt"
+        ),
+        pytest.param(
+            {"prompt": "", "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-empty-prompt"
+        ),
+        pytest.param(
+            {"prompt": [], "system": "be", "response": "a"}, ["empty_prompt"], id="system-for-no-messages"
+        ),
         pytest.param({"chosen": "a", "rejected": "b"}, ["empty_prompt"] * 2, id="answers-alone"),
-        pytest.param({"chosen": [A], "rejected": [Q, B]}, ["empty_prompt", None], id="only-an-assistant-turn"),
+        pytest.param(
+            {"chosen": [A], "rejected": [Q, B]}, ["empty_prompt", None], id="only-an-assistant-turn"
+        ),
         pytest.param({"messages": [system(""), A]}, ["empty_prompt"], id="only-an-empty-system-message"),
-        pytest.param({"prompt": "q", "chosen": "a", "rejected": None}, [None, "empty_response"], id="null-answer"),
-        pytest.param({"prompt": "q", "responses": ["", "a", "\u3000"]}, ["empty_response", None, "empty_response"], id="blank"),
-        pytest.param({"prompt": "q", "chosen": [], "rejected": ["a"]}, ["empty_response", None], id="no-chosen"),
+        pytest.param(
+            {"prompt": "q", "chosen": "a", "rejected": None}, [None, "empty_response"], id="null-answer"
+        ),
+        pytest.param(
+            {"prompt": "q", "responses": ["", "a", "\u3000"]},
+            ["empty_response", None, "empty_response"],
+            id="blank",
+        ),
+        pytest.param(
+            {"prompt": "q", "chosen": [], "rejected": ["a"]}, ["empty_response", None], id="no-chosen"
+        ),
         pytest.param({"messages": []}, ["empty_response"], id="no-messages"),
         pytest.param({"messages": [Q, assistant("")]}, ["empty_response"], id="empty-last-turn"),
         pytest.param(
@@ -216,11 +267,19 @@ def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[M
         ),
         pytest.param({"chosen": [Q, A], "rejected": [Q]}, [None, "no_answer_turn"], id="no-assistant-turn"),
         pytest.param({"messages": [Q, A, Q]}, ["no_answer_turn"], id="the-user-has-the-last-word"),
-        pytest.param({"prompt": 3, "chosen": "a", "rejected": "b"}, ["malformed_row"] * 2, id="number-as-prompt"),
-        pytest.param({"prompt": "q", "responses": [1.5, "a", True]}, ["malformed_row", None, "malformed_row"], id="numbers"),
+        pytest.param(
+            {"prompt": 3, "chosen": "a", "rejected": "b"}, ["malformed_row"] * 2, id="number-as-prompt"
+        ),
+        pytest.param(
+            {"prompt": "q", "responses": [1.5, "a", True]},
+            ["malformed_row", None, "malformed_row"],
+            id="numbers",
+        ),
         pytest.param({"prompt": "q", "system": 3, "response": "a"}, ["malformed_row"], id="number-as-system"),
         pytest.param({"messages": [Q, "a"]}, ["malformed_row"], id="text-among-messages"),
-        pytest.param({"messages": [Q, {"role": "assistant", "content": None}]}, ["malformed_row"], id="null-content"),
+        pytest.param(
+            {"messages": [Q, {"role": "assistant", "content": None}]}, ["malformed_row"], id="null-content"
+        ),
         pytest.param({"messages": [Q, {"role": "assistant"}]}, ["malformed_row"], id="no-content"),
         pytest.param(
             {"messages": [user("q"), {"role": "assistant", "content": [{"type": "image", "url": "x"}]}]},
@@ -232,22 +291,44 @@ def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[M
             ["malformed_row"],
             id="a-null-text-part",
         ),
-        pytest.param({"messages": [{"role": "judge", "content": "q"}, A]}, ["malformed_row"], id="unknown-role"),
-        pytest.param({"messages": [{"role": ["user"], "content": "q"}, A]}, ["malformed_row"], id="role-of-another-type"),
-        pytest.param({"chosen": [Q, A, B], "rejected": [Q, B]}, ["malformed_row", None], id="two-answers-in-a-row"),
+        pytest.param(
+            {"messages": [{"role": "judge", "content": "q"}, A]}, ["malformed_row"], id="unknown-role"
+        ),
+        pytest.param(
+            {"messages": [{"role": ["user"], "content": "q"}, A]},
+            ["malformed_row"],
+            id="role-of-another-type",
+        ),
+        pytest.param(
+            {"chosen": [Q, A, B], "rejected": [Q, B]}, ["malformed_row", None], id="two-answers-in-a-row"
+        ),
         pytest.param({"messages": [Q, A, B, Q, A]}, ["malformed_row"], id="two-assistant-turns-before"),
         pytest.param({"messages": [Q, BE, A]}, ["malformed_row"], id="system-after-user"),
-        pytest.param({"system": "x", "prompt": [BE, Q], "response": "a"}, ["malformed_row"], id="two-systems"),
-        pytest.param({"prompt": "q", "chosen": [user("else"), A], "rejected": [Q, B]}, ["malformed_row", None], id="other-prompt"),
-        pytest.param({"prompt": "q", "responses": ["a", "\ud800", "b"]}, [None, "malformed_row", None], id="lone-surrogate"),
-        pytest.param({"prompt": "q\udfff", "responses": ["a", "b"]}, ["malformed_row"] * 2, id="lone-surrogate-in-prompt"),
+        pytest.param(
+            {"system": "x", "prompt": [BE, Q], "response": "a"}, ["malformed_row"], id="two-systems"
+        ),
+        pytest.param(
+            {"prompt": "q", "chosen": [user("else"), A], "rejected": [Q, B]},
+            ["malformed_row", None],
+            id="other-prompt",
+        ),
+        pytest.param(
+            {"prompt": "q", "responses": ["a", "\ud800", "b"]},
+            [None, "malformed_row", None],
+            id="lone-surrogate",
+        ),
+        pytest.param(
+            {"prompt": "q\udfff", "responses": ["a", "b"]},
+            ["malformed_row"] * 2,
+            id="lone-surrogate-in-prompt",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_scored_says_why_and_its_neighbours_stay(row: Row, reasons: list[str | None]) -> None:
     found = of(row)
     assert [c.reason for c in found] == reasons
     assert [c.index for c in found] == list(range(len(found)))
-    assert all((c.role, bool(c.answer), bool(c.detail)) == (c.role, not c.reason, bool(c.reason)) for c in found)
+    assert all(bool(c.role) and bool(c.answer) == (c.reason is None) == (not c.detail) for c in found)
 
 
 @pytest.mark.parametrize(
@@ -256,21 +337,40 @@ def test_what_cannot_be_scored_says_why_and_its_neighbours_stay(row: Row, reason
         ("prompt responses", {"prompt": "q", "responses": None}, "malformed_row", "null"),
         ("prompt responses", {"prompt": "q", "responses": "a"}, "malformed_row", "str"),
         ("prompt responses", {"prompt": "q", "responses": {"0": "a"}}, "malformed_row", "dict"),
-        ("prompt responses", {"prompt": "q", "responses": []}, "empty_response", "list of responses is empty"),
-        ("prompt responses", {"prompt": "q", "text": "a"}, "malformed_row", "no column responses.*prompt, text"),
+        (
+            "prompt responses",
+            {"prompt": "q", "responses": []},
+            "empty_response",
+            "list of responses is empty",
+        ),
+        (
+            "prompt responses",
+            {"prompt": "q", "text": "a"},
+            "malformed_row",
+            "no column responses.*prompt, text",
+        ),
         ("prompt responses", {}, "malformed_row", "no column prompt, responses"),
         ("prompt responses", {"\ud800": "a"}, "malformed_row", "no column prompt, responses"),
         ("messages", {"messages": None}, "malformed_row", "null"),
         ("messages", {"messages": 7}, "malformed_row", "int"),
     ],
     ids=[
-        *("null-list", "text-for-a-list", "object-for-a-list", "empty-list", "a-column-is-missing", "no-columns"),
+        *(
+            "null-list",
+            "text-for-a-list",
+            "object-for-a-list",
+            "empty-list",
+            "a-column-is-missing",
+            "no-columns",
+        ),
         *("a-column-that-is-not-text", "null-messages", "number-for-messages"),
     ],
 )
-def test_a_row_that_cannot_be_taken_apart_is_one_reject(columns: str, row: Row, reason: str, detail: str) -> None:
+def test_a_row_that_cannot_be_taken_apart_is_one_reject(
+    columns: str, row: Row, reason: str, detail: str
+) -> None:
     (found,) = candidates_of(row, detect(columns.split()))
-    assert found[:5] == (None, None, [], "", reason)
+    assert found == Candidate(None, None, [], "", reason, found.detail)
     assert re.search(detail, found.detail or "")
     assert (found.detail or "").encode()  # it is written as text
 
@@ -280,18 +380,28 @@ def test_a_row_may_lack_the_system_column() -> None:
     assert candidates_of({"prompt": "q", "response": "a"}, layout) == [Candidate(0, "response", [Q], "a")]
 
 
-TEXT = st.text(st.characters(), max_size=5) | st.sampled_from(["q", "\n\nHuman: q\n\nAssistant: a", "\n\nHuman:"])
+TEXT = st.text(st.characters(), max_size=5) | st.sampled_from(
+    ["q", "\n\nHuman: q\n\nAssistant: a", "\n\nHuman:"]
+)
 ROLE = st.sampled_from(["system", "user", "assistant", "tool", "human", "gpt"]) | TEXT | st.none()
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.fixed_dictionaries({}, optional={"role": ROLE, "content": inner, "type": st.just("text"), "text": inner})
+        | st.fixed_dictionaries(
+            {}, optional={"role": ROLE, "content": inner, "type": st.just("text"), "text": inner}
+        )
         | st.fixed_dictionaries({}, optional={"from": ROLE, "value": inner})
     ),
     max_leaves=12,
 )
-LAYOUTS = ["prompt system chosen rejected", "chosen rejected", "prompt responses", "prompt response system", "messages"]
+LAYOUTS = [
+    "prompt system chosen rejected",
+    "chosen rejected",
+    "prompt responses",
+    "prompt response system",
+    "messages",
+]
 
 
 @pytest.mark.parametrize("columns", LAYOUTS)

@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[1]
 SHAPES = {
     "as-tiny-model": {},
     "one-layer-no-grouping": {"num_layers": 1, "num_kv_heads": 4, "gating_n_hidden": 1},
-    "deep-one-kv-head": {"num_layers": 5, "num_kv_heads": 1, "hidden_size": 96, "num_heads": 6, "gating_n_hidden": 2},
+    "deep-one-kv-head": {
+        "num_layers": 5,
+        "num_kv_heads": 1,
+        "hidden_size": 96,
+        "num_heads": 6,
+        "gating_n_hidden": 2,
+    },
     "five-objectives": {"num_objectives": 5, "gating_hidden_dim": 48, "gating_n_hidden": 4, "num_heads": 8},
 }
 
@@ -122,13 +128,17 @@ def test_fixed_packs_give_the_same_bits_in_any_order(tiny_model: Path, groups: l
     order = np.random.default_rng(1).permutation(40)
     starts = np.cumsum([0, *(len(answers) for _, answers in groups)])
     places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in order])
-    assert np.array_equal(model.score([groups[i] for i in order]).score, model.score(groups[:40]).score[places])
+    assert np.array_equal(
+        model.score([groups[i] for i in order]).score, model.score(groups[:40]).score[places]
+    )
 
 
 def test_fixed_packs_without_sharing_give_the_same_bits_in_any_company(
     tiny_model: Path, groups: list[Group]
 ) -> None:
-    model = RewardModel.load(str(tiny_model), None, "float32", "cpu", 2048, share_prompts=False, fixed_packs=True)
+    model = RewardModel.load(
+        str(tiny_model), None, "float32", "cpu", 2048, share_prompts=False, fixed_packs=True
+    )
     start, stop = (sum(len(answers) for _, answers in groups[:n]) for n in (10, 20))
     assert np.array_equal(model.score(groups[10:20]).score, model.score(groups[:40]).score[start:stop])
 

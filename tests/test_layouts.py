@@ -20,7 +20,9 @@ COMPANIONS = {"prompt": ["response"], "system": ["chosen", "rejected"], "message
 MESSAGE = {"role": "assistant", "content": "4"}
 
 
-@pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in NAMES.items() for name in names.split()])
+@pytest.mark.parametrize(
+    ("part", "name"), [(part, name) for part, names in NAMES.items() for name in names.split()]
+)
 def test_a_part_is_found_under_every_name_that_datasets_give_it(part: str, name: str) -> None:
     layout = detect(["id", name, *COMPANIONS.get(part, ["prompt"])])
     assert layout.columns[part] == name
@@ -35,10 +37,14 @@ def test_a_part_is_found_under_every_name_that_datasets_give_it(part: str, name:
             "chosen rejected system", "preference", "chosen rejected system", id="implicit-prompt-system"
         ),
         pytest.param("prompt responses", "rollouts", "prompt responses", id="rollouts"),
-        pytest.param("prompt response system", "rollouts", "prompt response system", id="one-candidate-per-row"),
+        pytest.param(
+            "prompt response system", "rollouts", "prompt response system", id="one-candidate-per-row"
+        ),
         pytest.param("messages", "messages", "messages", id="messages"),
         pytest.param("messages prompt", "messages", "messages", id="messages-with-a-prompt"),
-        pytest.param("id score prompt chosen source rejected", "preference", "prompt chosen rejected", id="others"),
+        pytest.param(
+            "id score prompt chosen source rejected", "preference", "prompt chosen rejected", id="others"
+        ),
     ],
 )
 def test_the_layout_is_told_from_the_columns(columns: str, kind: str, parts: str) -> None:
@@ -57,9 +63,15 @@ def test_the_layout_is_told_from_the_columns(columns: str, kind: str, parts: str
             "ambiguous layout.*preference.*chosen.*rejected.*messages",
             id="two-layouts",
         ),
-        pytest.param("prompt response responses", "ambiguous layout.*prompt, response, responses", id="one-or-many"),
-        pytest.param("question query response", "ambiguous layout.*question and query.*prompt", id="two-prompts"),
-        pytest.param("prompt outputs answers", "ambiguous layout.*outputs and answers.*responses", id="two-lists"),
+        pytest.param(
+            "prompt response responses", "ambiguous layout.*prompt, response, responses", id="one-or-many"
+        ),
+        pytest.param(
+            "question query response", "ambiguous layout.*question and query.*prompt", id="two-prompts"
+        ),
+        pytest.param(
+            "prompt outputs answers", "ambiguous layout.*outputs and answers.*responses", id="two-lists"
+        ),
     ],
 )
 def test_an_unknown_or_ambiguous_layout_is_refused_with_what_was_found(columns: str, told: str) -> None:
@@ -72,11 +84,17 @@ def test_an_unknown_or_ambiguous_layout_is_refused_with_what_was_found(columns: 
     [
         pytest.param("q a b", {"prompt": "q", "chosen": "a", "rejected": "b"}, "preference", id="own-names"),
         pytest.param("question query response", {"prompt": "query"}, "rollouts", id="two-prompts"),
-        pytest.param("prompt query response", {"prompt": "query"}, "rollouts", id="instead-of-the-usual-name"),
+        pytest.param(
+            "prompt query response", {"prompt": "query"}, "rollouts", id="instead-of-the-usual-name"
+        ),
         pytest.param("prompt response responses", {"responses": "responses"}, "rollouts", id="many"),
         pytest.param("prompt response responses", {"response": "response"}, "rollouts", id="one"),
-        pytest.param("prompt chosen rejected drafts", {"responses": "drafts"}, "rollouts", id="another-layout"),
-        pytest.param("messages chosen rejected", {"prompt": "messages"}, "preference", id="a-name-of-another-part"),
+        pytest.param(
+            "prompt chosen rejected drafts", {"responses": "drafts"}, "rollouts", id="another-layout"
+        ),
+        pytest.param(
+            "messages chosen rejected", {"prompt": "messages"}, "preference", id="a-name-of-another-part"
+        ),
     ],
 )
 def test_a_column_option_decides(columns: str, overrides: dict[str, str], kind: str) -> None:
@@ -88,12 +106,18 @@ def test_a_column_option_decides(columns: str, overrides: dict[str, str], kind: 
 @pytest.mark.parametrize(
     ("kind", "overrides", "told"),
     [
-        pytest.param("auto", {"prompt": "query"}, "prompt=query.*chosen, prompt, rejected", id="no-such-column"),
-        pytest.param("rollouts", {}, "rollouts: prompt \\+ responses or prompt \\+ response", id="no-such-layout"),
+        pytest.param(
+            "auto", {"prompt": "query"}, "prompt=query.*chosen, prompt, rejected", id="no-such-column"
+        ),
+        pytest.param(
+            "rollouts", {}, "rollouts: prompt \\+ responses or prompt \\+ response", id="no-such-layout"
+        ),
         pytest.param("preference", {"responses": "chosen"}, "unknown layout", id="a-part-of-another-layout"),
     ],
 )
-def test_options_that_do_not_fit_the_columns_are_refused(kind: str, overrides: dict[str, str], told: str) -> None:
+def test_options_that_do_not_fit_the_columns_are_refused(
+    kind: str, overrides: dict[str, str], told: str
+) -> None:
     with pytest.raises(ConfigError, match=told):
         detect(["prompt", "chosen", "rejected"], kind, overrides)
 
@@ -114,7 +138,9 @@ def test_the_layout_option_chooses_among_several(kind: str, parts: str) -> None:
         pytest.param({"prompt": "q", "chosen": "a", "rejected": "b"}, 2, id="pair"),
         pytest.param({"prompt": "q", "chosen": [MESSAGE], "rejected": [MESSAGE]}, 2, id="pair-of-messages"),
         pytest.param({"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"]}, 4, id="lists-of-answers"),
-        pytest.param({"prompt": "q", "chosen": [[MESSAGE]] * 2, "rejected": [[MESSAGE]]}, 3, id="lists-of-lists"),
+        pytest.param(
+            {"prompt": "q", "chosen": [[MESSAGE]] * 2, "rejected": [[MESSAGE]]}, 3, id="lists-of-lists"
+        ),
         pytest.param({"prompt": "q", "chosen": None, "rejected": "b"}, 2, id="null"),
         pytest.param({"prompt": "q", "responses": ["a", None, "b"]}, 3, id="rollouts"),
         pytest.param({"prompt": "q", "responses": [MESSAGE] * 5}, 5, id="rollouts-of-messages"),

@@ -18,7 +18,9 @@ from armo_ray.engine.packing import Pack
 NAME = "armo_packed"
 _PARAMETERS = inspect.signature(varlen_attn).parameters
 # torch 2.10 has is_causal, later versions window_size; the last two came with 2.12.
-_VARLEN_OPTIONS: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
+_VARLEN_OPTIONS: dict[str, Any] = (
+    {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
+)
 _VARLEN_OPTIONS |= {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in _PARAMETERS}
 _REFUSED = ("sliding_window", "softcap", "s_aux")
 
@@ -74,14 +76,15 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of every segment over its own keys; returns (1, T, heads, head_dim)."""
     if refused := [name for name in _REFUSED if options.get(name) is not None]:
-        raise NotImplementedError(f"{type(module).__name__} asks for {', '.join(refused)}: packs do not support it")
-    if plan.kv_index is not None:
-        key, value = key.index_select(2, plan.kv_index), value.index_select(2, plan.kv_index)
+        raise NotImplementedError(
+            f"{type(module).__name__} asks for {', '.join(refused)}: packs do not support it"
+        )
+    if (index := plan.kv_index) is not None:
+        key, value = key.index_select(2, index), value.index_select(2, index)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        out = varlen_attn(
-            q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scaling, **_VARLEN_OPTIONS
-        )
+        attend: Any = varlen_attn
+        out = attend(q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scaling, **_VARLEN_OPTIONS)
         return out[None], None
     return _by_segment(query, key, value, plan, scaling), None
 

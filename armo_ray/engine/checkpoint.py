@@ -8,6 +8,7 @@ import json
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,7 +137,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_headers(path: Path) -> dict[str, Tensor]:
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"{path}: no *.safetensors file; other weight formats can run code and are not loaded")
+        raise ConfigError(
+            f"{path}: no *.safetensors file; other weight formats can run code and are not loaded"
+        )
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(_read_header(file))
@@ -181,7 +184,7 @@ def _expected_head(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "gating.logit_scale": (1,),
     }
     widths = [hidden, *[width] * depth, count]
-    for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
         shapes[f"gating.layers.{i}.weight"] = (wide_out, wide_in)
         shapes[f"gating.layers.{i}.bias"] = (wide_out,)
     return shapes

@@ -62,7 +62,7 @@ class ArmoHead:
 def _in_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """`function` on blocks of one fixed shape: matrix products round a row differently in other company."""
     padded = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK_ROWS))
-    return torch.cat([function(block) for block in padded.split(BLOCK_ROWS)])[: len(rows)]
+    return torch.cat([function(block) for block in torch.split(padded, BLOCK_ROWS)])[: len(rows)]
 
 
 def find_gate(ids: npt.NDArray[np.int32], pattern: npt.NDArray[np.int32]) -> int:

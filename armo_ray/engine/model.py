@@ -163,5 +163,7 @@ class RewardModel:
             empty = np.empty((0, len(self.reward_names)), np.float32)
             return np.empty(0, np.float32), empty, empty
         inverse = np.argsort(np.concatenate(order))
-        score, rewards, gating = (torch.cat(parts).cpu().numpy()[inverse] for parts in zip(*outputs, strict=True))
+        score, rewards, gating = (
+            torch.cat(parts).cpu().numpy()[inverse] for parts in zip(*outputs, strict=True)
+        )
         return score, rewards, gating

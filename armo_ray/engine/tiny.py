@@ -1,6 +1,7 @@
 """A tiny random ArmoRM: the released model's tensor names, dtypes, config fields and template, in a megabyte."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,7 @@ def write_tiny_model(
         "architectures": ["LlamaForRewardModelWithGating"],
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "auto_map": {
-            "AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"
-        },
+        "auto_map": {"AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"},
         "bos_token_id": tokenizer.token_to_id("<|begin_of_text|>"),
         "eos_token_id": tokenizer.token_to_id("<|end_of_text|>"),
         "gating_hidden_dim": gating_hidden_dim,
@@ -137,7 +136,9 @@ def tiny_tokenizer() -> Tokenizer:
     )
     words = CORPUS.split()
     tokenizer.train_from_iterator([*words, *(" " + word for word in words), "a\n\na"], trainer)
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
@@ -180,7 +181,7 @@ def _head(config: dict[str, Any], generator: torch.Generator) -> dict[str, torch
         "gating.logit_scale": torch.ones(1),
     }
     widths = [hidden, *[width] * config["gating_n_hidden"], count]
-    for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
         tensors[f"gating.layers.{i}.weight"] = (
             torch.randn(wide_out, wide_in, generator=generator) * (2 / wide_in) ** 0.5 * 2
         )

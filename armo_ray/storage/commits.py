@@ -26,7 +26,9 @@ def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, An
     try:
         created = store.create(RUN, to_json(content))
         if created and store.list_names(COMMITS):
-            raise ConfigError(f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output")
+            raise ConfigError(
+                f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output"
+            )
         found = content if created else store.read_json(RUN)
     except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be written: {error}") from error
@@ -79,7 +81,9 @@ def commit(store: Store, record: Mapping[str, Any]) -> None:
     found = store.read_json(name) or {}
     for key in ("source", "first_row", "num_rows", "candidates", "scored", "rejected"):
         if found.get(key) != record[key]:
-            raise RuntimeError(f"{store.path(name)}: another run committed {key} {found.get(key)}, not {record[key]}")
+            raise RuntimeError(
+                f"{store.path(name)}: another run committed {key} {found.get(key)}, not {record[key]}"
+            )
 
 
 def to_do(store: Store, spans: list[Span], fingerprint: str) -> list[Span]:
@@ -101,14 +105,20 @@ def to_do(store: Store, spans: list[Span], fingerprint: str) -> list[Span]:
 def finish(store: Store) -> dict[str, Any]:
     """Write the manifest: every part of every commit, with rows and size, and the totals."""
     records = read_commits(store, list_commits(store))
-    manifest = {"totals": totals(records), "parts": [part for r in records for part in r["parts"]], "finished_at": now()}
+    manifest = {
+        "totals": totals(records),
+        "parts": [part for r in records for part in r["parts"]],
+        "finished_at": now(),
+    }
     store.write(SUCCESS, to_json(manifest))
     return manifest
 
 
 def totals(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums over commit records, rejects by reason."""
-    sums: dict[str, Any] = dict.fromkeys(("units", "candidates", "scored", "num_tokens", "computed_tokens"), 0)
+    sums: dict[str, Any] = dict.fromkeys(
+        ("units", "candidates", "scored", "num_tokens", "computed_tokens"), 0
+    )
     rejected: dict[str, int] = {}
     for record in records:
         sums["units"] += 1

@@ -58,5 +58,3 @@ def _write(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
     content = sink.getvalue()
     store.write(name, content)
     return {"path": name, "rows": table.num_rows, "bytes": len(content)}
-
-

@@ -1,6 +1,7 @@
 """Checking an output: every part against its commit record, every record against the manifest."""
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def _overlaps(records: list[dict[str, Any]]) -> list[str]:
     """Units of one shard whose rows overlap: rows that were scored twice. Records come sorted."""
     return [
         f"{a['source']}: units {a['unit']} and {b['unit']} both hold row {b['first_row']}"
-        for a, b in zip(records, records[1:], strict=False)
+        for a, b in pairwise(records)
         if a["source"] == b["source"] and b["first_row"] < a["first_row"] + a["num_rows"]
     ]
 
@@ -76,7 +77,9 @@ def _check_unit(store: Store, record: dict[str, Any]) -> list[str]:
         faults += [f"{part['path']}: {fault}" for fault in check(table)]
     rejected = sum(record["rejected"].values())
     if counted[parts.SCORES] != record["scored"] or counted[parts.REJECTS] != rejected:
-        faults.append(f"unit {record['unit']}: its parts hold {counted}, its record {record['scored']}, {rejected}")
+        faults.append(
+            f"unit {record['unit']}: its parts hold {counted}, its record {record['scored']}, {rejected}"
+        )
     if record["scored"] + rejected != record["candidates"]:
         faults.append(f"unit {record['unit']}: {record['candidates']} candidates, not all scored or rejected")
     return faults

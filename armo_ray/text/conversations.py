@@ -7,7 +7,8 @@ chats in OpenAI's and ShareGPT's keys.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from armo_ray.chat import Messages
 from armo_ray.text.layouts import Layout
@@ -18,7 +19,8 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _ROLES = ("system", "user", "assistant", "tool")
 
 
-class Candidate(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Candidate:
     """One answer and what stands before it, or why it cannot be scored.
 
     `index` counts the candidates of a row; it is None where a row could not be taken apart.
@@ -56,7 +58,7 @@ def _whole_row(reason: str, detail: str) -> Candidate:
     return Candidate(None, None, [], "", reason, detail)
 
 
-def _candidate(index: int, role: str, prompt: Messages | None | Rejected, value: Any) -> Candidate:
+def _candidate(index: int, role: str, prompt: Messages | Rejected | None, value: Any) -> Candidate:
     try:
         if isinstance(prompt, Rejected):
             raise prompt
@@ -101,7 +103,7 @@ def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) and value and not isinstance(value[0], dict) else [value]
 
 
-def _prompt(values: Mapping[str, Any]) -> Messages | None | Rejected:
+def _prompt(values: Mapping[str, Any]) -> Messages | Rejected | None:
     """The messages of the prompt and system columns; None where the row has none."""
     prompt, system = values.get("prompt"), values.get("system")
     try:
@@ -150,7 +152,11 @@ def _joined(prompt: Messages | None, turns: Messages) -> Messages:
     if not prompt or not turns or turns[0]["role"] == "assistant":
         return [*(prompt or []), *turns]
     asked = [m["content"].strip() for m in turns if m["role"] == "user"]
-    same = asked and prompt[-1]["content"].strip() == asked[-1] if len(prompt) == 1 else turns[: len(prompt)] == prompt
+    same = (
+        asked and prompt[-1]["content"].strip() == asked[-1]
+        if len(prompt) == 1
+        else turns[: len(prompt)] == prompt
+    )
     if not same:
         raise Rejected("malformed_row", "the conversation does not begin with the prompt")
     return turns
@@ -182,7 +188,9 @@ def _message(role: str, content: str) -> dict[str, str]:
 def _transcript(text: str) -> Messages:
     """Turns of an Anthropic HH transcript."""
     parts = _TURN.split(text)
-    return [_message(_HH_ROLES[name], said.strip()) for name, said in zip(parts[1::2], parts[2::2], strict=True)]
+    return [
+        _message(_HH_ROLES[name], said.strip()) for name, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def _check(prompt: Messages, answer: str) -> None:
@@ -206,7 +214,9 @@ def _check(prompt: Messages, answer: str) -> None:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise Rejected("malformed_row", f"not text: lone surrogate at character {error.start}") from None
+                raise Rejected(
+                    "malformed_row", f"not text: lone surrogate at character {error.start}"
+                ) from None
 
 
 def _kind(value: Any) -> str:

@@ -42,7 +42,10 @@ class Layout:
     def count(self, row: Mapping[str, Any]) -> int:
         """About how many candidates a row holds, without taking it apart."""
         values = [(row.get(column), listed) for column, listed in self.candidate_columns.items()]
-        return sum(len(v) if isinstance(v, list) and (listed or not v or not isinstance(v[0], dict)) else 1 for v, listed in values)
+        return sum(
+            len(v) if isinstance(v, list) and (listed or not v or not isinstance(v[0], dict)) else 1
+            for v, listed in values
+        )
 
     @property
     def candidate_columns(self) -> dict[str, bool]:

@@ -48,6 +48,7 @@ class _Prompt:
 
     messages: Messages
     text: str = ""
+    id: str = ""
     flagged: bool = False
     error: str | None = None
     ids: Ids | None = None
@@ -75,7 +76,9 @@ class Encoder:
         self._text_only = Tokenizer.from_str(chat.tokenizer.to_str())
         self._text_only.encode_special_tokens = True
         special = [t.content for t in chat.tokenizer.get_added_tokens_decoder().values() if t.special]
-        self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or r"(?!)")
+        self._special = re.compile(
+            "|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or r"(?!)"
+        )
         self._openings = sorted({t[:2] for t in special})  # two searches instead of one for each of 257
         self._max_chars = max_length * max(map(len, chat.tokenizer.get_vocab()), default=1)
 
@@ -93,28 +96,28 @@ class Encoder:
     def encode(self, candidates: Sequence[Candidate]) -> Tokenized:
         """Encode the candidates that carry no reason yet; the others come back as rejects."""
         out = Tokenized()
-        prompts: list[_Prompt] = []
-        of: list[int] = []  # each candidate's prompt
-        for candidate in candidates:
-            if not prompts or (candidate.prompt is not prompts[-1].messages and candidate.prompt != prompts[-1].messages):
-                prompts.append(self._render(candidate))
-            of.append(len(prompts) - 1)
-        self._encode_prompts(prompts)
-        answers = [self.chat.render_answer(c.answer) if c.reason is None else "" for c in candidates]
-        flagged = [self._has_special(c.answer) for c in candidates]
+        prompts: dict[int, _Prompt] = {}
+        prompt: _Prompt | None = None
+        for i, candidate in enumerate(candidates):
+            if candidate.reason is None:
+                if prompt is None or prompt.messages != candidate.prompt:
+                    prompt = self._render(candidate.prompt)
+                prompts[i] = prompt
+        self._encode_prompts(list(prompts.values()))
+        flagged = {i: self._has_special(candidates[i].answer) for i in prompts}
+        answers = {i: self.chat.render_answer(candidates[i].answer) for i in prompts}
         ids = self._encode_answers(answers, flagged)
         for i, candidate in enumerate(candidates):
             if candidate.reason is not None:
                 out.rejects.append((i, candidate.reason, candidate.detail or ""))
+            elif (detail := self._unfit(prompts[i], answers[i])) is not None:
+                out.rejects.append((i, *detail))
             else:
-                self._place(out, i, prompts[of[i]], answers[i], ids[i], flagged[i])
+                self._place(out, i, prompts[i], ids[i], flagged[i])
         return out
 
-    def _render(self, candidate: Candidate) -> _Prompt:
-        prompt = _Prompt(candidate.prompt)
-        if candidate.reason is not None:
-            return prompt
-        messages = candidate.prompt
+    def _render(self, messages: Messages) -> _Prompt:
+        prompt = _Prompt(messages)
         prompt.flagged = any(self._has_special(m["content"]) for m in messages)
         try:
             if prompt.flagged and self.plain:
@@ -123,6 +126,7 @@ class Encoder:
                 prompt.text = self.chat.render_prompt(messages)
         except jinja2.TemplateError as error:
             prompt.error = f"the chat template refuses the messages: {error}"
+        prompt.id = hashlib.blake2b(prompt.text.encode(), digest_size=16).hexdigest()
         return prompt
 
     def _render_plain(self, messages: Messages) -> tuple[str, Ids]:
@@ -143,7 +147,7 @@ class Encoder:
         at = 0
         for hit in self._special.finditer(text):
             ids += self._encode_text(text[at : hit.start()].replace(mark, ""))
-            ids.append(self.chat.tokenizer.token_to_id(hit[0]))
+            ids += self.chat.encode(hit[0])
             at = hit.end()
         ids += self._encode_text(text[at:].replace(mark, ""))
         return text, np.array(ids, np.int32)
@@ -153,23 +157,27 @@ class Encoder:
         return ids
 
     def _encode_prompts(self, prompts: list[_Prompt]) -> None:
-        waiting = [p for p in prompts if p.ids is None and p.text and len(p.text) <= self._max_chars]
-        for prompt, ids in zip(waiting, self._encode_batch([p.text for p in waiting]), strict=True):
+        waiting = {id(p): p for p in prompts if p.ids is None and p.error is None and self._may_fit(p.text)}
+        texts = [prompt.text for prompt in waiting.values()]
+        for prompt, ids in zip(waiting.values(), self._encode_batch(texts), strict=True):
             prompt.ids = ids
 
-    def _encode_answers(self, answers: list[str], flagged: list[bool]) -> list[Ids]:
+    def _encode_answers(self, answers: dict[int, str], flagged: dict[int, bool]) -> dict[int, Ids]:
         """Ids of each answer with its end of turn; equal texts are encoded once."""
-        texts = sorted({a for a, special in zip(answers, flagged, strict=True) if len(a) <= self._max_chars and not (special and self.plain)})
+        fit = {i: answer for i, answer in answers.items() if self._may_fit(answer)}
+        texts = sorted({answer for i, answer in fit.items() if not (flagged[i] and self.plain)})
         known = dict(zip(texts, self._encode_batch(texts), strict=True))
         end = self.chat.encode(self.chat.answer_end)
-        return [
-            known[a]
-            if a in known and not (special and self.plain)
-            else np.array([*self._encode_text(a.removesuffix(self.chat.answer_end)), *end], np.int32)
-            if len(a) <= self._max_chars
-            else np.empty(0, np.int32)
-            for a, special in zip(answers, flagged, strict=True)
-        ]
+        return {
+            i: np.array([*self._encode_text(answer.removesuffix(self.chat.answer_end)), *end], np.int32)
+            if flagged[i] and self.plain
+            else known[answer]
+            for i, answer in fit.items()
+        }
+
+    def _may_fit(self, text: str) -> bool:
+        """Whether a text could be within max_length: a hundred megabytes need no encoding to be too long."""
+        return len(text) <= self._max_chars
 
     def _encode_batch(self, texts: list[str]) -> list[Ids]:
         done: list[Ids] = []
@@ -185,34 +193,40 @@ class Encoder:
     def _has_special(self, text: str) -> bool:
         return any(o in text for o in self._openings) and self._special.search(text) is not None
 
-    def _place(self, out: Tokenized, i: int, prompt: _Prompt, answer: str, response: Ids, flagged: bool) -> None:
-        """Add a candidate to the scored ones, or to the rejects."""
+    def _unfit(self, prompt: _Prompt, answer: str) -> tuple[str, str] | None:
+        """Why a candidate was not encoded."""
         if prompt.error is not None:
-            return out.rejects.append((i, "malformed_row", prompt.error))
-        if prompt.ids is None or len(answer) > self._max_chars:
-            chars = len(prompt.text) + len(answer)
-            return out.rejects.append((i, "too_long", f"{chars} characters, more than {self.max_length} tokens"))
-        ids: Ids | None = prompt.ids
-        num_tokens = len(prompt.ids) + len(response)
+            return "malformed_row", prompt.error
+        if self._may_fit(prompt.text) and self._may_fit(answer):
+            return None
+        return (
+            "too_long",
+            f"{len(prompt.text) + len(answer)} characters, max_length is {self.max_length} tokens",
+        )
+
+    def _place(self, out: Tokenized, i: int, prompt: _Prompt, response: Ids, flagged: bool) -> None:
+        """Add a candidate to the scored ones, or to the rejects if it is too long."""
+        assert prompt.ids is not None, "_unfit lets encoded prompts through only"
         flags = ["special_token_text"] if flagged or prompt.flagged else []
-        if num_tokens > self.max_length:
-            ids = self._truncated(prompt.ids, self.max_length - len(response))
-            if ids is None:
-                return out.rejects.append((i, "too_long", f"{num_tokens} tokens, max_length is {self.max_length}"))
-            flags.append("truncated")
-            out.prompts.append(ids)
-            out.group.append(len(out.prompts) - 1)
-        else:
+        num_tokens = len(prompt.ids) + len(response)
+        if num_tokens <= self.max_length:
             if prompt.place is None:
                 prompt.place = len(out.prompts)
                 out.prompts.append(prompt.ids)
-            out.group.append(prompt.place)
+            group = prompt.place
+        elif (cut := self._truncated(prompt.ids, self.max_length - len(response))) is not None:
+            flags.append("truncated")
+            group = len(out.prompts)
+            out.prompts.append(cut)
+        else:
+            out.rejects.append((i, "too_long", f"{num_tokens} tokens, max_length is {self.max_length}"))
+            return
+        out.group.append(group)
         out.responses.append(response)
         out.source.append(i)
-        out.prompt_id.append(hashlib.blake2b(prompt.text.encode(), digest_size=16).hexdigest())
-        out.num_prompt_tokens.append(len(ids))
+        out.prompt_id.append(prompt.id)
+        out.num_prompt_tokens.append(len(out.prompts[group]))
         out.flags.append(flags)
-        return None
 
     def _truncated(self, prompt: Ids, room: int) -> Ids | None:
         """A prompt cut to `room` tokens; its first token and the end of its last turn always stay."""

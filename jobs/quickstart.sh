@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From nothing to scores: a virtual environment, a tiny random model, a sample of real preference pairs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+[ -x .venv/bin/python ] || python3 -m venv .venv
+PATH=$PWD/.venv/bin:$PATH
+echo "installing into .venv ..."
+python -m pip install -q --disable-pip-version-check -c cluster/constraints.txt torch==2.13.0
+python -m pip install -q --disable-pip-version-check -c cluster/constraints.txt -e . duckdb
+
+out=quickstart-out
+rm -rf "$out"
+armo-ray tiny-model "$out/model"
+armo-ray score jobs/quickstart.toml --model "$out/model" --output "$out/scored"
+armo-ray verify "$out/scored"
+python -m jobs.show "$out/scored"

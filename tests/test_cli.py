@@ -1,0 +1,111 @@
+"""The command line: what it accepts, what it refuses, and how soon."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from armo_ray.cli import main
+from armo_ray.config import ScoreConfig, load_config
+from armo_ray.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+REQUIRED = {"input": ["x"], "output": "o", "model": "m"}
+
+
+def seconds(*arguments: str) -> float:
+    """The best of three: other work on the machine only adds."""
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "armo_ray.cli", *arguments], cwd=ROOT, capture_output=True, check=False
+        )
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        (["--help"], 1.5),
+        (["score", "--help"], 1.5),
+        (["score", "--input", "x"], 2.0),
+        (["score", "--dtype", "x"], 2.0),
+    ],
+    ids=["help", "score-help", "missing-options", "bad-value"],
+)
+def test_answers_that_need_no_work_come_at_once(arguments: list[str], limit: float) -> None:
+    assert seconds(*arguments) < limit
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'input = "a"\noutput = "o"\nmodel = "m"\nunit_rows = 5\nmax_length = 10\nreplicas = "2:4"\n'
+    )
+    config = load_config(str(file), {"unit_rows": 7, "keep": ["id", "who=generator"]})
+    assert (config.input, config.unit_rows, config.max_length, config.dtype) == (("a",), 7, 10, "bfloat16")
+    assert config.keep == {"id": "id", "who": "generator"}
+    assert config.replicas == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit_row": 5}, "unit-row: unknown option"),
+        ({"model": None}, "model: "),
+        ({"dtype": "fp7"}, "dtype: "),
+        ({"unit_rows": 0}, "unit-rows: "),
+        ({"replicas": "4:2"}, "replicas: expected 1 <= MIN <= MAX"),
+        ({"replicas": "x"}, "replicas: expected N or MIN:MAX"),
+        ({"column": ["question=q"]}, "column: unknown part question"),
+        ({"max_reject_fraction": 2}, "max-reject-fraction: "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_option_is_named_with_what_was_expected(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, REQUIRED | options)
+
+
+def test_a_missing_option_is_named() -> None:
+    with pytest.raises(ConfigError, match="output: required"):
+        load_config(None, {"input": ["x"], "model": "m"})
+
+
+@pytest.mark.parametrize(("content", "message"), [("a = ", "not valid TOML"), (None, "No such file")])
+def test_a_bad_config_file_is_named(content: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=f"{file.name}: {message}"):
+        load_config(str(file), {})
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = ScoreConfig.model_validate(REQUIRED)
+    with pytest.raises(ValueError, match="frozen"):
+        config.dtype = "float32"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_example_configuration_is_valid(path: Path) -> None:
+    load_config(str(path), {"model": "m", "output": "o"})
+
+
+def test_verify_tells_what_is_not_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "not an output of armo-ray score" in capsys.readouterr().err
+
+
+def test_tiny_model_writes_the_same_model_for_the_same_seed(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        assert main(["tiny-model", str(tmp_path / name), "--seed", "1" if name == "c" else "0"]) == 0
+    contents = [
+        {file.name: file.read_bytes() for file in sorted((tmp_path / name).iterdir())}
+        for name in ("a", "b", "c")
+    ]
+    assert contents[0] == contents[1] != contents[2]

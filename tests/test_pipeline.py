@@ -1,0 +1,222 @@
+"""Whole runs on a real local Ray: complete, resumable, stopped and killed."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+import ray
+from ray.data.datasource.partitioning import Partitioning, PartitionStyle
+
+from armo_ray import coefficients, pipeline
+from armo_ray.plan import prepare
+from armo_ray.storage.verify import verify_output
+from jobs.scale import descendants
+from tests.local import config_for, read_table, rows_of, score_locally, scores_of
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def score_on_ray(
+    model: Path, inputs: Any, output: Path, replicas: tuple[int, int] = (1, 1), **options: Any
+) -> Any:
+    job, spans = prepare(config_for(model, inputs, output, **options))
+    return pipeline.run(job, spans, 0, replicas)
+
+
+def assert_same_scores(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    assert max(abs(found[key] - expected[key]) for key in expected) < 1e-5
+
+
+def test_a_run_on_ray_is_whole_and_opens_everywhere(
+    local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    manifest = score_on_ray(
+        tiny_model, SAMPLE, out, keep=["id"], keep_text=True, partition_by=["subset"], unit_rows=100
+    )
+    assert manifest["totals"]["scored"] == manifest["totals"]["candidates"] == 260
+    assert verify_output(str(out)) == ({"units": 3, "candidates": 260, "scored": 260, "rejected": 0}, [])
+
+    table = read_table(out)
+    sums = (
+        np.stack([c.to_numpy() for c in table["rewards"].combine_chunks().flatten()], 1) * coefficients(table)
+    ).sum(1)
+    assert np.abs(sums - table["score"].to_numpy()).max() < 1e-5
+    everywhere = f"{out}/scores/**/*.parquet"
+    query = f"select subset, count(*), avg(rewards.helpsteer_helpfulness) from '{everywhere}' group by 1"
+    by_duckdb = duckdb.execute(query).fetchall()
+    assert sum(count for _, count, _ in by_duckdb) == 260
+    assert {subset for subset, _, _ in by_duckdb} == {json.loads(x)["subset"] for x in SAMPLE.open()}
+    by_ray = ray.data.read_parquet(f"{out}/scores", partitioning=Partitioning(PartitionStyle.HIVE))
+    assert {"subset", "rewards", "score"} <= set(by_ray.schema().names)
+    assert by_ray.count() == 260
+    by_arrow = pa.dataset.dataset(out / "scores", partitioning="hive").to_table(
+        columns={"helpfulness": pa.dataset.field("rewards", "helpsteer_helpfulness")}
+    )
+    assert by_arrow.num_rows == 260
+    first = rows_of(out)[0]
+    line = json.loads(SAMPLE.open().readline())
+    assert first["id"] == line["id"]
+    assert first["prompt"] == [{"role": "user", "content": line["prompt"]}]
+    assert first["response"] == [{"role": "assistant", "content": line["chosen"]}]
+
+
+@pytest.mark.parametrize("unit_rows", [37, 4096])
+def test_units_and_replicas_never_change_a_score(
+    unit_rows: int, local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    score_locally(tiny_model, SAMPLE, tmp_path / "one", token_budget=700)
+    score_on_ray(tiny_model, SAMPLE, tmp_path / "two", (2, 2), unit_rows=unit_rows, token_budget=2048)
+    assert_same_scores(scores_of(tmp_path / "two"), scores_of(tmp_path / "one"))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the large shards are not here")
+@pytest.mark.parametrize(
+    ("path", "candidates", "options"),
+    [
+        ("llmbar/preferences.jsonl", 838, {"keep": ["id", "subset"]}),
+        ("hh_harmless/test-half.jsonl.gz", 2312, {}),
+        (
+            "alpaca_eval_rollouts/rollouts-00000-of-00004.parquet",
+            1616,
+            {"keep": ["generators"], "max_length": 512},
+        ),
+    ],
+    ids=["pairs-jsonl", "transcripts-gz", "rollouts-parquet"],
+)
+def test_real_shards_are_scored_or_rejected_to_the_last_candidate(
+    path: str, candidates: int, options: dict[str, Any], local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    totals = score_on_ray(tiny_model, SHARED / path, tmp_path / "out", **options)["totals"]
+    assert totals["candidates"] == candidates == totals["scored"] + sum(totals["rejected"].values())
+    assert verify_output(str(tmp_path / "out"))[1] == []
+
+
+def test_added_shards_alone_are_scored_and_a_finished_run_does_nothing(
+    local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True)
+    days = tmp_path / "in"
+    (days / "date=2026-11-19").mkdir(parents=True)
+    (days / "date=2026-11-19" / "a.jsonl").write_text("".join(lines[:20]))
+    score_on_ray(tiny_model, days, tmp_path / "out")
+    first = commits_of(tmp_path / "out")
+    (days / "date=2026-11-20").mkdir()
+    with gzip.open(days / "date=2026-11-20" / "b.jsonl.gz", "wt") as stream:
+        stream.writelines(lines[20:30])
+    manifest = score_on_ray(tiny_model, days, tmp_path / "out")
+    assert manifest["totals"]["scored"] == 60
+    both = commits_of(tmp_path / "out")
+    assert {name: both[name] for name in first} == first
+    assert len(both) == 2
+    assert {part["path"].split("/")[1] for part in manifest["parts"]} == {
+        "date=2026-11-19",
+        "date=2026-11-20",
+    }
+    score_on_ray(tiny_model, days, tmp_path / "out")
+    assert commits_of(tmp_path / "out") == both
+
+
+def commits_of(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (output / "_commits").glob("*.json")}
+
+
+def start(model: Path, inputs: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "armo_ray.cli", "score", "--input", str(inputs), "--output", str(output)]
+    command += ["--model", str(model), "--dtype", "float32", "--unit-rows", "10", *options]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for_commits(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(commits_of(output)) < count and process.poll() is None:
+        assert time.monotonic() < deadline, "no progress in two minutes"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_killed_five_times_ends_as_an_undisturbed_one(tiny_model: Path, tmp_path: Path) -> None:
+    score_locally(tiny_model, SAMPLE, tmp_path / "undisturbed", unit_rows=10)
+    out = tmp_path / "out"
+    rng = random.Random(0)
+    seen: dict[str, bytes] = {}
+    for _ in range(5):
+        process = start(tiny_model, SAMPLE, out)
+        wait_for_commits(process, out, len(seen) + rng.randint(1, 3))
+        time.sleep(rng.random() / 10)
+        assert process.poll() is None, "the run ended before it was killed"
+        for pid in descendants(process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.communicate()
+        assert not (out / "_SUCCESS").exists()
+        now = commits_of(out)
+        assert {name: now[name] for name in seen} == seen, "a committed unit was computed again"
+        seen = now
+    process = start(tiny_model, SAMPLE, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    final = commits_of(out)
+    assert {name: final[name] for name in seen} == seen, "a committed unit was computed again"
+    assert_same_scores(scores_of(out), scores_of(tmp_path / "undisturbed"))
+    assert verify_output(str(out))[1] == []
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_stops_the_run_cleanly_and_leaves_it_resumable(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    process = start(tiny_model, SAMPLE, tmp_path / "out")
+    wait_for_commits(process, tmp_path / "out", 2)
+    started = descendants(process.pid)
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "stopped; what is committed stays" in errors
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < deadline, "processes outlive the run"
+        time.sleep(0.1)
+    score_locally(tiny_model, SAMPLE, tmp_path / "out", unit_rows=10)
+    assert len(scores_of(tmp_path / "out")) == 260
+
+
+def test_too_many_rejects_end_in_status_3_with_the_rest_scored(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 9 + [
+        {"prompt": "", "chosen": "b", "rejected": "c"}
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process = start(tiny_model, tmp_path / "a.jsonl", tmp_path / "out")
+    _, errors = process.communicate()
+    assert process.returncode == 3
+    assert "18 of 20 candidates scored, 2 rejected (2 empty_prompt)" in errors
+    assert (tmp_path / "out" / "_SUCCESS").exists()
