@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from tokenizers import Tokenizer
 
 from armo_ray.errors import ConfigError
@@ -48,10 +49,10 @@ class Chat:
     @classmethod
     def load(cls, path: Path) -> "Chat":
         """Read tokenizer.json, tokenizer_config.json and the template of a checkpoint, and check them."""
-        file = path / "tokenizer.json"
-        if not file.exists():
-            raise ConfigError(f"{path}: no tokenizer.json: save the tokenizer in the fast format")
-        tokenizer = Tokenizer.from_file(str(file))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if not (path / name).exists():
+                raise ConfigError(f"{path}: no {name}: save the tokenizer in the fast format")
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if hasattr(tokenizer.model, "_resize_cache"):
@@ -61,7 +62,10 @@ class Chat:
         special = {k: _text(v) for k, v in options.items() if k.endswith("_token") and v}
         limit = options.get("model_max_length")
         draft = cls(tokenizer, template, special, int(limit) if limit and limit < 1e9 else None, True, "", ())
-        return _checked(draft, path)
+        try:
+            return _checked(draft, path)
+        except jinja2.TemplateError as error:
+            raise ConfigError(f"{path}: chat template: {error}") from error
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
         """The template's text. Raises jinja2.TemplateError where the template refuses the messages."""
@@ -118,6 +122,10 @@ def _checked(draft: Chat, path: Path) -> Chat:
         draft.render([*question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         for answer in _PROBE_ANSWERS
     ]
+    if _PROBE_PROMPT not in prompt:
+        raise refuse("it changes a question by more than trimming it")
+    if _PROBE_ANSWERS[0] not in wholes[0]:
+        raise refuse("it changes an answer by more than trimming it")
     if not wholes[0].startswith(prompt + _PROBE_ANSWERS[0]):
         raise refuse("a prompt with its generation prompt is not how the conversation begins")
     turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]

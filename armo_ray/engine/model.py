@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from armo_ray.errors import ConfigError
 TOKEN_BUDGETS = {"cuda": 16_384, "cpu": 1_024}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-Group = tuple[Sequence[int] | Ids, Sequence[Sequence[int] | Ids]]
+TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
+Group = tuple[TokenIds, Sequence[TokenIds]]
 Floats = npt.NDArray[np.float32]
 
 

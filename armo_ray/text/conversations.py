@@ -45,24 +45,28 @@ def candidates_of(row: Mapping[str, Any], layout: Layout) -> list[Candidate]:
         needed = [column for column in absent if column not in (layout.columns.get("system"),)]
         if needed:
             has = ", ".join(sorted(row)) or "no columns"
-            return [_whole_row("malformed_row", f"no column {', '.join(needed)}; the row has {has}")]
+            detail = f"no column {', '.join(needed)}; the row has {has}"
+            return [_whole_row("malformed_row", detail.encode("utf-8", "backslashreplace").decode())]
     try:
         entries = [(role, value) for role, part in _PARTS[layout.kind](values) for value in part]
-        prompt = _prompt(values)
     except Rejected as verdict:
         return [_whole_row(*verdict.args)]
-    return [_candidate(index, role, prompt, value) for index, (role, value) in enumerate(entries)]
+    prompt, system = _prompt(values.get("prompt")), values.get("system")
+    return [_candidate(index, role, prompt, system, value) for index, (role, value) in enumerate(entries)]
 
 
 def _whole_row(reason: str, detail: str) -> Candidate:
     return Candidate(None, None, [], "", reason, detail)
 
 
-def _candidate(index: int, role: str, prompt: Messages | Rejected | None, value: Any) -> Candidate:
+def _candidate(
+    index: int, role: str, prompt: Messages | Rejected | None, system: Any, value: Any
+) -> Candidate:
     try:
         if isinstance(prompt, Rejected):
             raise prompt
         before, answer = _split(prompt, value)
+        before = _instructed(system, before)
         _check(before, answer)
     except Rejected as verdict:
         reason, detail = verdict.args
@@ -103,9 +107,8 @@ def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) and value and not isinstance(value[0], dict) else [value]
 
 
-def _prompt(values: Mapping[str, Any]) -> Messages | Rejected | None:
-    """The messages of the prompt and system columns; None where the row has none."""
-    prompt, system = values.get("prompt"), values.get("system")
+def _prompt(prompt: Any) -> Messages | Rejected | None:
+    """The messages of the prompt column; None where the row has none."""
     try:
         if isinstance(prompt, str):
             messages = _transcript(prompt) if prompt.startswith("\n\nHuman:") else [_message("user", prompt)]
@@ -114,14 +117,20 @@ def _prompt(values: Mapping[str, Any]) -> Messages | Rejected | None:
         elif isinstance(prompt, list):
             messages = _conversation(prompt)
         elif prompt is None:
-            messages = []
+            return None
         else:
             raise Rejected("malformed_row", f"prompt is {_kind(prompt)}, expected text or messages")
     except Rejected as verdict:
         return verdict
-    if isinstance(system, str) and system.strip():
-        messages = [_message("system", system), *messages]
-    return messages if messages or prompt is not None else None
+    return messages
+
+
+def _instructed(system: Any, messages: Messages) -> Messages:
+    """The messages after the system column's, which they may repeat; no prompt stays no prompt."""
+    if system is not None and not isinstance(system, str):
+        raise Rejected("malformed_row", f"system is {_kind(system)}, expected text")
+    first = _message("system", system or "")
+    return [first, *messages] if first["content"].strip() and messages and messages[0] != first else messages
 
 
 def _split(prompt: Messages | None, value: Any) -> tuple[Messages, str]:
@@ -129,13 +138,13 @@ def _split(prompt: Messages | None, value: Any) -> tuple[Messages, str]:
     if value is None:
         raise Rejected("empty_response", "the answer is null")
     if isinstance(value, str):
-        if prompt is not None:
-            return prompt, value
         if not value.startswith("\n\nHuman:"):
-            raise Rejected("empty_prompt", "no prompt, and the text is no '\\n\\nHuman: …' transcript")
+            if prompt is None:
+                raise Rejected("empty_prompt", "no prompt, and the text is no '\\n\\nHuman: …' transcript")
+            return prompt, value
         turns = _transcript(value)
     elif isinstance(value, dict):
-        turns = [_turn(value)]
+        turns = [_turn(value if {"role", "from"} & value.keys() else {"role": "assistant", **value})]
     elif isinstance(value, list):
         turns = _conversation(value)
     else:
@@ -152,11 +161,10 @@ def _joined(prompt: Messages | None, turns: Messages) -> Messages:
     if not prompt or not turns or turns[0]["role"] == "assistant":
         return [*(prompt or []), *turns]
     asked = [m["content"].strip() for m in turns if m["role"] == "user"]
-    same = (
-        asked and prompt[-1]["content"].strip() == asked[-1]
-        if len(prompt) == 1
-        else turns[: len(prompt)] == prompt
-    )
+    if len(prompt) == 1:  # a question alone, which may be the first or the last of the conversation
+        same = prompt[0]["content"].strip() in (*asked[:1], *asked[-1:])
+    else:
+        same = turns[: len(prompt)] == prompt
     if not same:
         raise Rejected("malformed_row", "the conversation does not begin with the prompt")
     return turns
@@ -170,15 +178,19 @@ def _turn(message: Any) -> dict[str, str]:
     if not isinstance(message, dict):
         raise Rejected("malformed_row", f"a message is {_kind(message)}, expected role and content")
     role = message.get("role", message.get("from"))
-    role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else "assistant" if role is None else role
+    role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
     content = message.get("content", message.get("value"))
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        content = "".join(part["text"] for part in content)
     if role not in _ROLES:
         raise Rejected("malformed_row", f"unknown role {role!r}: expected {', '.join(_ROLES)}")
     if not isinstance(content, str):
         raise Rejected("malformed_row", f"the content of a message is {_kind(content)}, expected text")
     return _message(role, content)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _message(role: str, content: str) -> dict[str, str]:

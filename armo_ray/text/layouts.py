@@ -29,7 +29,7 @@ REQUIRED = {
     "rollouts": (("prompt", "responses"), ("prompt", "response")),
     "messages": (("messages",),),
 }
-OPTIONAL = {"preference": ("prompt", "system"), "rollouts": ("system",), "messages": ()}
+OPTIONAL = {"preference": ("prompt", "system"), "rollouts": ("system",), "messages": ("system",)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,12 @@ def detect(found: Iterable[str], kind: str = "auto", overrides: Mapping[str, str
             raise ConfigError(f"--column {part}={column}: {told}")
     parts = {part: _columns_of(part, names, overrides) for part in ALIASES}
     kinds = [kind] if kind != "auto" else list(REQUIRED)
-    fits = [(k, need) for k in kinds for need in REQUIRED[k] if all(parts[part] for part in need)]
+    fits = [
+        (k, need)
+        for k in kinds
+        for need in REQUIRED[k]
+        if all(parts[part] for part in need) and set(overrides) <= {*need, *OPTIONAL[k]}
+    ]
     if not fits:
         wanted = "; ".join(f"{k}: {' or '.join(' + '.join(need) for need in REQUIRED[k])}" for k in kinds)
         raise ConfigError(f"unknown layout: {told}; expected {wanted}. Name them with --column PART=COLUMN")
@@ -96,6 +101,5 @@ def detect(found: Iterable[str], kind: str = "auto", overrides: Mapping[str, str
 def _columns_of(part: str, names: list[str], overrides: Mapping[str, str]) -> list[str]:
     if part in overrides:
         return [overrides[part]]
-    if ALIASES[part][0] in names:
-        return [ALIASES[part][0]]
-    return [name for name in ALIASES[part] if name in names and name not in overrides.values()]
+    free = [name for name in ALIASES[part] if name in names and name not in overrides.values()]
+    return free[:1] if ALIASES[part][0] in free else free

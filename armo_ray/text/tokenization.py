@@ -15,14 +15,16 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from armo_ray.chat import Chat, Messages
-from armo_ray.text.conversations import Candidate
+from armo_ray.text.conversations import Candidate, candidates_of
+from armo_ray.text.layouts import Layout
 
 Ids = npt.NDArray[np.int32]
 
 # An encoding holds about 100 bytes per token besides its ids: batches bound that.
 _BATCH_CHARS = 1 << 20
-# Unicode's noncharacters: never text, so they can mark a place in one.
-_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+# Noncharacters, never meant for text, then private use: the first that a text lacks can mark a place in it.
+_MARKS = (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xFFFFE))
+_GROUP = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
 
 
 @dataclass
@@ -87,11 +89,11 @@ class Encoder:
 
         Raises ValueError with the reason where a candidate cannot be scored.
         """
-        done = self.encode([Candidate(i, "response", prompt, answer) for i, answer in enumerate(answers)])
+        done = self.encode(candidates_of({"prompt": prompt, "responses": list(answers)}, _GROUP))
         if done.rejects:
             index, reason, detail = done.rejects[0]
             raise ValueError(f"answer {index}: {reason}: {detail}")
-        return done.prompts[0], done.responses
+        return min(done.prompts, key=len), done.responses  # one cut that leaves room for every answer
 
     def encode(self, candidates: Sequence[Candidate]) -> Tokenized:
         """Encode the candidates that carry no reason yet; the others come back as rejects."""
@@ -126,7 +128,9 @@ class Encoder:
                 prompt.text = self.chat.render_prompt(messages)
         except jinja2.TemplateError as error:
             prompt.error = f"the chat template refuses the messages: {error}"
-        prompt.id = hashlib.blake2b(prompt.text.encode(), digest_size=16).hexdigest()
+        # a text with marks could be another prompt's own: its ids cannot
+        told = prompt.text.encode() if prompt.ids is None else prompt.ids.tobytes()
+        prompt.id = hashlib.blake2b(told, digest_size=16).hexdigest()
         return prompt
 
     def _render_plain(self, messages: Messages) -> tuple[str, Ids]:
@@ -137,7 +141,7 @@ class Encoder:
         encode alone as they do together.
         """
         said = "".join(m["content"] for m in messages)
-        mark = next(m for m in _MARKS if m not in said)
+        mark = next(chr(code) for code in _MARKS if chr(code) not in said)
         broken = [
             m | {"content": self._special.sub(lambda hit: hit[0][0] + mark + hit[0][1:], m["content"])}
             for m in messages
@@ -157,7 +161,7 @@ class Encoder:
         return ids
 
     def _encode_prompts(self, prompts: list[_Prompt]) -> None:
-        waiting = {id(p): p for p in prompts if p.ids is None and p.error is None and self._may_fit(p.text)}
+        waiting = {id(p): p for p in prompts if p.ids is None and p.error is None and self._encodes(p)}
         texts = [prompt.text for prompt in waiting.values()]
         for prompt, ids in zip(waiting.values(), self._encode_batch(texts), strict=True):
             prompt.ids = ids
@@ -179,6 +183,9 @@ class Encoder:
         """Whether a text could be within max_length: a hundred megabytes need no encoding to be too long."""
         return len(text) <= self._max_chars
 
+    def _encodes(self, prompt: _Prompt) -> bool:
+        return self.truncate != "none" or self._may_fit(prompt.text)
+
     def _encode_batch(self, texts: list[str]) -> list[Ids]:
         done: list[Ids] = []
         start = size = 0
@@ -197,7 +204,7 @@ class Encoder:
         """Why a candidate was not encoded."""
         if prompt.error is not None:
             return "malformed_row", prompt.error
-        if self._may_fit(prompt.text) and self._may_fit(answer):
+        if self._encodes(prompt) and self._may_fit(answer):
             return None
         return (
             "too_long",

@@ -1,0 +1,74 @@
+"""What the README says is so: its commands parse, its tables agree with the code, its Python runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from armo_ray.cli import _parser
+from armo_ray.config import ScoreConfig
+from armo_ray.schema import CANDIDATE_FIELDS, REJECT_REASONS
+from armo_ray.text.layouts import ALIASES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [
+    line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_one_that_exists(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "armo-ray":
+        _parser().parse_args(words[1:])
+    elif words[:3] == ["ray", "job", "submit"]:
+        module = words[words.index("-m") + 1]
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+    else:
+        assert words[0] == "bash"
+        assert (ROOT / words[1]).exists()
+    for word in words:
+        assert not word.startswith(("jobs/", "cluster/", "tests/")) or (ROOT / word).exists()
+
+
+def option_rows() -> list[str]:
+    rows = []
+    for name, field in ScoreConfig.model_fields.items():
+        default = (
+            "required" if field.is_required() else str(field.default) if field.default not in EMPTY else ""
+        )
+        rows.append(f"| `--{name.replace('_', '-')}` | {default} | {field.description} |")
+    return rows
+
+
+EMPTY: tuple[object, ...] = (None, False, (), {})
+
+
+def test_the_table_of_options_is_that_of_the_code() -> None:
+    assert "\n".join(option_rows()) in README
+
+
+def test_every_name_of_the_output_and_input_is_told() -> None:
+    names = [field.name for field in CANDIDATE_FIELDS] + list(REJECT_REASONS)
+    names += [alias for aliases in ALIASES.values() for alias in aliases if alias != "system_prompt"]
+    assert [name for name in names if f"`{name}`" not in README] == []
+
+
+def test_the_python_example_runs(tiny_model: Path) -> None:
+    (example,) = blocks("python")
+    found: dict[str, object] = {}
+    exec(example.replace('"DIR"', repr(str(tiny_model))), found)
+    assert found["scores"].score.shape == (2,)  # type: ignore[attr-defined]
+    assert found["scores"].gating.shape == (2, 19)  # type: ignore[attr-defined]
+
+
+def test_it_stays_short() -> None:
+    assert README.count("\n") < 250
