@@ -160,7 +160,7 @@ def test_a_table_without_rows_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_rejects_keep_their_schema(tmp_path: Path) -> None:
-    row = {name: None for name in REJECTS.names} | {"source": "x", "source_row": 1, "reason": "malformed_row"}
+    row = dict.fromkeys(REJECTS.names) | {"source": "x", "source_row": 1, "reason": "malformed_row"}
     (part,) = write_rejects(Store(str(tmp_path)), UNIT, pa.Table.from_pylist([row], schema=REJECTS))
     found = pq.read_table(tmp_path / part["path"])
     assert part["path"] == f"rejects/part-{UNIT}.parquet"

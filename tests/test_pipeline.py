@@ -22,9 +22,12 @@ from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
 from armo_ray import coefficients, pipeline
 from armo_ray.plan import prepare
+from armo_ray.storage.filesystem import Store
 from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
 from tests.local import config_for, read_table, rows_of, score_locally, scores_of
+
+pytest_plugins = ["tests.s3_server"]
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
@@ -144,7 +147,7 @@ def commits_of(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (output / "_commits").glob("*.json")}
 
 
-def start(model: Path, inputs: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+def start(model: Path, inputs: Path | str, output: Path | str, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "armo_ray.cli", "score", "--input", str(inputs), "--output", str(output)]
     command += ["--model", str(model), "--dtype", "float32", "--unit-rows", "10", *options]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -220,3 +223,18 @@ def test_too_many_rejects_end_in_status_3_with_the_rest_scored(tiny_model: Path,
     assert process.returncode == 3
     assert "18 of 20 candidates scored, 2 rejected (2 empty_prompt)" in errors
     assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_run_from_s3_to_s3_scores_as_one_on_a_disk(s3: str, tiny_model: Path, tmp_path: Path) -> None:
+    store = Store(s3)
+    store.write("in/date=2026-11-20/a.jsonl", SAMPLE.read_bytes())
+    process = start(tiny_model, f"{s3}/in/", f"{s3}/out", "--keep", "id")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert verify_output(f"{s3}/out") == ({"units": 26, "candidates": 260, "scored": 260, "rejected": 0}, [])
+    score_locally(tiny_model, SAMPLE, tmp_path / "out", unit_rows=10)
+    store.fs.get(f"{store.root}/out/scores", str(tmp_path / "fetched" / "scores"), recursive=True)
+    fetched = [(row["source_row"], row["candidate"], row["score"]) for row in rows_of(tmp_path / "fetched")]
+    local = [(row["source_row"], row["candidate"], row["score"]) for row in rows_of(tmp_path / "out")]
+    assert [row[:2] for row in fetched] == [row[:2] for row in local]
+    assert max(abs(a[2] - b[2]) for a, b in zip(fetched, local, strict=True)) < 1e-5

@@ -1,10 +1,11 @@
-"""Every row of a shard is read once, with its number; what cannot be read says so and leaves its neighbours."""
+"""Every row of a shard is read once, with its number; what cannot be read says so and harms no other."""
 
 import gzip
 import json
 import os
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ def read_parquet(
     """The units of a Parquet shard, or those with the ordinals `keep`."""
     (span,) = cut([shard_at(path)], F, unit_rows, {"r": True})
     units = tuple(unit for unit in span.units if keep is None or unit.ordinal in keep)
-    return list(read_units(Span(span.shard, units), columns, count, unit_rows, F))
+    return list(read_units(replace(span, units=units), columns, count, unit_rows, F))
 
 
 SCHEMA = pa.schema([("i", pa.int64()), ("t", pa.string()), ("r", pa.list_(pa.string()))])
@@ -404,7 +405,7 @@ def test_a_bad_line_is_bad_when_it_is_read_again(tmp_path: Path) -> None:
     assert list(again) == [0, 1, 3]
 
 
-@pytest.mark.parametrize("kind", ["parquet", *KINDS])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "gz"])
 @pytest.mark.parametrize("change", ["rewritten", "touched", "deleted"])
 def test_a_shard_that_changed_after_it_was_planned_is_not_read(
     tmp_path: Path, kind: str, change: str
