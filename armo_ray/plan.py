@@ -21,7 +21,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.schema import RESERVED, SCHEMA_VERSION, scores_schema
 from armo_ray.storage import commits, readers
 from armo_ray.storage.filesystem import Store
-from armo_ray.storage.shards import Shard, Span, cut, find_shards
+from armo_ray.storage.shards import DAMAGE, Shard, Span, cut, find_shards
 from armo_ray.text.layouts import Layout, detect
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _columns(shards: list[Shard], config: ScoreConfig) -> tuple[Layout, pa.Schem
     for shard in shards:
         try:
             names, schema, rows = readers.sample(shard, _SAMPLE_ROWS)
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGE as error:
             failures.append(f"{shard.uri}: {error}")
             continue
         if names:

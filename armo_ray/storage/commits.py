@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import Store, in_parallel
+from armo_ray.storage.filesystem import STORAGE_ERRORS, Store, in_parallel
 from armo_ray.storage.shards import Span, remaining, unit_id
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
@@ -22,19 +22,21 @@ def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, An
 
     Raises ConfigError where the output belongs to a run of another identity, or cannot be written.
     """
-    content = {"identity": identity, **details, "created_at": now()}
+    asked = json.loads(json.dumps(identity))  # as it is read back
+    content = {"identity": asked, **details, "created_at": now()}
     try:
-        created = store.create(RUN, to_json(content))
-        if created and store.list_names(COMMITS):
-            raise ConfigError(
-                f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output"
-            )
-        found = content if created else store.read_json(RUN)
-    except OSError as error:
+        found = store.read_json(RUN)
+        if found is None:
+            if store.list_names(COMMITS):
+                raise ConfigError(
+                    f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output"
+                )
+            found = content if store.create(RUN, to_json(content)) else store.read_json(RUN)
+    except STORAGE_ERRORS as error:
         raise ConfigError(f"output {store.uri}: cannot be written: {error}") from error
     if found is None:
         raise ConfigError(f"output {store.uri}: {RUN} vanished while it was read")
-    check_identity(store, found["identity"], json.loads(json.dumps(identity)))
+    check_identity(store, found["identity"], asked)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
@@ -14,6 +15,7 @@ from fsspec.spec import AbstractFileSystem
 from armo_ray.errors import ConfigError
 
 THREADS = 16
+STORAGE_ERRORS = (OSError, BotoCoreError)  # of S3 without credentials or without a connection
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -22,7 +24,8 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         fs, path = url_to_fs(uri, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{uri}: {error}") from error
-    return fs, path
+    # one file has one URI, however it was named
+    return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
 
 
 def uri_of(fs: AbstractFileSystem, path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from armo_ray.storage.shards import UNIT_BYTES, Shard, Span, Unit, open_shard, unit_id
+from armo_ray.storage.shards import DAMAGE, UNIT_BYTES, Shard, Span, Unit, open_shard, unit_id
 
 _CHUNK = 1 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -81,7 +81,7 @@ def _read_run(file: pq.ParquetFile, units: list[Unit], columns: list[str]) -> It
         else:
             batches = file.iter_batches(batch_size=1024, row_groups=groups, columns=columns)
         for batch in batches:
-            rows = batch.to_pylist()
+            rows = _to_rows(batch)
             for done in waiting:
                 start = done.unit.skip_rows + len(done.rows) - at
                 stop = min(done.unit.skip_rows + done.unit.num_rows - at, len(rows))
@@ -92,12 +92,23 @@ def _read_run(file: pq.ParquetFile, units: list[Unit], columns: list[str]) -> It
             while waiting and len(waiting[0].rows) == waiting[0].unit.num_rows:
                 yield waiting.pop(0)
         yield from (done for done in waiting if len(done.rows) == done.unit.num_rows)
-    except (OSError, pa.ArrowException) as error:
+    except DAMAGE as error:
         for done in waiting:
             missing = done.unit.num_rows - len(done.rows)
             detail = f"{missing} rows of this unit cannot be read: {type(error).__name__}: {error}"
             done.rows.append((done.unit.first_row + len(done.rows), BadRow("unreadable_shard", detail)))
             yield done
+
+
+def _to_rows(batch: pa.RecordBatch) -> list[Row]:
+    """The rows of a batch; one with a value that Python cannot hold, as text that is no UTF-8, is bad alone."""
+    try:
+        rows: list[Row] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [BadRow("malformed_row", f"{type(error).__name__}: {error}")]
+        return [row for i in range(batch.num_rows) for row in _to_rows(batch.slice(i, 1))]
 
 
 def _read_jsonl(
@@ -138,7 +149,11 @@ def _parse(line: bytes) -> Row:
     except (ValueError, RecursionError) as error:
         return BadRow("malformed_row", f"not valid JSON: {error}", line.decode("utf-8", "replace"))
     if not isinstance(row, dict):
-        return BadRow("malformed_row", f"expected a JSON object, found {type(row).__name__}", line.decode())
+        return BadRow(
+            "malformed_row",
+            f"expected a JSON object, found {type(row).__name__}",
+            line.decode("utf-8", "replace"),
+        )
     return row
 
 
@@ -150,16 +165,17 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
     number = at = 0
     pending: list[bytes] = []
     held = 0
-    try:
-        with open_shard(shard) as raw:
-            codec = next((c for suffix, c in _CODECS.items() if shard.uri.endswith(suffix)), None)
-            stream = pa.CompressedInputStream(pa.PythonFile(raw), codec) if codec and shard.size else raw
-            while chunk := stream.read(_CHUNK):
+    too_long = BadRow("malformed_row", f"a line of more than {UNIT_BYTES} bytes")
+    with open_shard(shard) as raw:
+        codec = next((c for suffix, c in _CODECS.items() if shard.uri.endswith(suffix)), None)
+        stream = pa.CompressedInputStream(pa.PythonFile(raw), codec) if codec and shard.size else raw
+        try:
+            for chunk in _chunks(stream):
                 at = raw.tell()
                 *ends, rest = chunk.split(b"\n")
                 for end in ends:
                     if held > UNIT_BYTES:
-                        yield number, BadRow("malformed_row", f"a line of more than {UNIT_BYTES} bytes"), at
+                        yield number, too_long, at
                     elif line := b"".join([*pending, end]).strip():
                         yield number, line, at
                     pending, held = [], 0
@@ -167,12 +183,31 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
                 held += len(rest)
                 if held <= UNIT_BYTES:
                     pending.append(rest)
-    except (OSError, EOFError, pa.ArrowException) as error:
-        detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
-        yield number, BadRow("unreadable_shard", detail), at
-        return
-    if line := b"".join(pending).strip():
+        except (OSError, EOFError, pa.ArrowException) as error:
+            detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
+            yield number, BadRow("unreadable_shard", detail), at
+            return
+    if held > UNIT_BYTES:
+        yield number, too_long, at
+    elif line := b"".join(pending).strip():
         yield number, line, at
+
+
+def _chunks(stream: Any) -> Iterator[bytes]:
+    """The content piece by piece; of a compressed file that breaks off, all that comes before the break.
+
+    Arrow raises in the middle of a read, when it has already written into the buffer what it decoded.
+    """
+    while True:
+        buffer = bytearray(_CHUNK)
+        try:
+            size = stream.readinto(buffer)
+        except (OSError, EOFError, pa.ArrowException):
+            yield bytes(buffer.rstrip(b"\0"))
+            raise
+        if not size:
+            return
+        yield bytes(memoryview(buffer)[:size])
 
 
 def read_rows(shard: Shard, unit: Unit, columns: Sequence[str], numbers: set[int]) -> dict[int, Row]:

@@ -8,6 +8,7 @@ no index, so one task reads a JSONL shard from start to end and cuts it as it go
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import in_parallel, open_filesystem, uri_of
+from armo_ray.storage.filesystem import STORAGE_ERRORS, in_parallel, open_filesystem, uri_of
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 UNIT_BYTES = 64 << 20
+DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)  # what a file that is not whole raises
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,22 @@ def _find(uri: str) -> list[Shard]:
             entries = {path: fs.info(path)}
         else:
             entries = fs.find(path, detail=True)
-    except (OSError, PermissionError) as error:
+    except STORAGE_ERRORS as error:
         raise ConfigError(f"input {uri}: cannot be listed: {error}") from error
-    base = path.split("*")[0]
-    return [
-        _shard(uri_of(fs, name), info)
-        for name, info in entries.items()
-        if info["type"] == "file" and name.endswith(SUFFIXES) and not _hidden(name[len(base) :])
-    ]
+    base = re.split(r"[*?[]", path)[0].removesuffix("/")
+    shards = []
+    for name, listed in entries.items():
+        if not name.endswith(SUFFIXES) or _hidden(name[len(base) :]):
+            continue
+        info = fs.info(name) if listed.get("islink") else listed  # a link is listed as itself
+        if info["type"] == "file":
+            shards.append(_shard(uri_of(fs, name), info))
+    return shards
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in name.split("/"))
+def _hidden(below: str) -> bool:
+    """Whether a name that follows what the input spells out begins with _ or a dot."""
+    return any(part.startswith(("_", ".")) for part in below.split("/")[1:])
 
 
 def _shard(uri: str, info: Mapping[str, Any]) -> Shard:
@@ -139,7 +145,7 @@ def cut(
         try:
             with open_shard(shard) as stream:
                 footer = pq.ParquetFile(stream).metadata
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGE as error:
             unit = Unit(unit_id(shard, fingerprint, "unreadable"), 0, last=True, source_bytes=shard.size)
             return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
         return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
