@@ -142,6 +142,6 @@ class _Replica(Scorer):
         if not gpus:
             import torch
 
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
+            torch.set_num_threads(max(1, ((os.cpu_count() or 1) - 1) // replicas))  # and one to read
         super().__init__(job, "cuda" if gpus else "cpu")
         gc.freeze()  # the modules and weights stay: collecting a unit's garbage need not visit them

@@ -3,8 +3,8 @@
 python -m jobs.scale --model DIR [--candidates 50000 400000]
 
 Samples /proc (Linux) for the private memory and CPU time of the driver and of every process it started.
-What is left of the CPU time after tokenization and the model, as the commit records have them, is overhead:
-reading, planning, Ray, packing, writing, committing, and the start of every process.
+Overhead is the CPU time of all of them but the replica, less tokenization, plus the replica's packing, as the
+commit records have both: reading, planning, Ray, writing, committing, and the start of every process.
 """
 
 import argparse
@@ -20,44 +20,38 @@ from jobs.synthetic import write_shards
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
+# What a process is, by the first of these that was among its command lines: idle workers lose their task's name.
 _KINDS = {
-    "Replica": "replica",
-    "read": "reader",
-    "write": "writer",
-    "ray::": "idle worker",
-    "raylet": "raylet",
-    "gcs_server": "gcs",
+    "armo_ray.cli": "driver",
+    "_Replica": "replica",
+    "(_read)": "reader",
+    "(_write)": "writer",
+    "": "ray",
 }
 
 
 def measure(command: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Run a command; returns peak private MiB of the largest process of each kind, and CPU seconds of each kind."""
     child = subprocess.Popen(command)
-    memory: dict[str, float] = {}
-    cpu: dict[int, tuple[str, float]] = {}
+    seen: dict[int, tuple[set[str], float, float]] = {}  # names, peak MiB, CPU seconds so far
     while child.poll() is None:
         for pid in descendants(child.pid):
             try:
                 name, private, seconds = _read(pid)
             except (OSError, ValueError, IndexError):
                 continue  # it ended meanwhile
-            kind = "driver" if pid == child.pid else _kind(name)
-            known = cpu.get(pid, ("", 0.0))[0]
-            if known in ("replica", "reader", "writer"):
-                kind = known  # a worker shows its task's name only while it runs one
-            memory[kind] = max(memory.get(kind, 0.0), private)
-            cpu[pid] = (kind, seconds)
+            names, peak, _ = seen.get(pid, (set(), 0.0, 0.0))
+            seen[pid] = (names | {name}, max(peak, private), seconds)
         time.sleep(0.1)
     if child.returncode:
         sys.exit(child.returncode)
-    by_kind: dict[str, float] = {}
-    for kind, seconds in cpu.values():
-        by_kind[kind] = by_kind.get(kind, 0.0) + seconds
-    return memory, by_kind
-
-
-def _kind(name: str) -> str:
-    return next((kind for part, kind in _KINDS.items() if part in name), "other")
+    memory: dict[str, float] = {}
+    cpu: dict[str, float] = {}
+    for names, peak, seconds in seen.values():
+        kind = next(kind for part, kind in _KINDS.items() if any(part in name for name in names))
+        memory[kind] = max(memory.get(kind, 0.0), peak)
+        cpu[kind] = cpu.get(kind, 0.0) + seconds
+    return memory, cpu
 
 
 def _read(pid: int) -> tuple[str, float, float]:
@@ -104,7 +98,7 @@ def main() -> None:
             records = [json.loads(path.read_text()) for path in Path(folder, "out", "_commits").iterdir()]
         spent = {name: sum(r["seconds"][name] for r in records) for name in records[0]["seconds"]}
         tokens = sum(r["num_tokens"] for r in records)
-        overhead = sum(cpu.values()) - spent["tokenize"] - spent["model"]
+        overhead = sum(cpu.values()) - cpu["replica"] - spent["tokenize"] + spent["pack"]
         print(f"{count} candidates, {len(records)} units, {tokens} tokens, {wall:.0f} s")
         print("  peak private MiB  " + "  ".join(f"{kind} {mib:.0f}" for kind, mib in sorted(memory.items())))
         print("  CPU s             " + "  ".join(f"{kind} {s:.1f}" for kind, s in sorted(cpu.items())))

@@ -8,7 +8,8 @@ import torch
 
 from armo_ray.engine import RewardModel
 from armo_ray.engine.attention import Plan, packed_attention
-from armo_ray.engine.packing import make_packs
+from armo_ray.engine.model import Group
+from armo_ray.engine.packing import Ids, make_packs
 from armo_ray.engine.tiny import write_tiny_model
 
 pytestmark = [
@@ -17,7 +18,18 @@ pytestmark = [
 ]
 
 
-def sequences(rng: np.random.Generator) -> list[np.ndarray[tuple[int], np.dtype[np.int32]]]:
+def groups_for(model: RewardModel, rng: np.random.Generator, count: int) -> list[Group]:
+    """Prompts of 65 tokens with two answers each."""
+    return [
+        (
+            [*rng.integers(0, 500, 60).tolist(), *model._pattern.tolist()],
+            [rng.integers(0, 500, n) for n in (5, 80)],
+        )
+        for _ in range(count)
+    ]
+
+
+def sequences(rng: np.random.Generator) -> list[Ids]:
     """Shared prefixes on two levels, single-token segments, and a sequence that is a prefix of another."""
     prompt = rng.integers(0, 500, 70).astype(np.int32)
     turn = np.concatenate((prompt, rng.integers(0, 500, 40).astype(np.int32)))
