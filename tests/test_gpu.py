@@ -68,14 +68,7 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
 def test_scores_on_the_device_equal_those_on_the_cpu(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, hidden_size=256, num_heads=4, num_kv_heads=2)
     model = RewardModel.load(str(tmp_path), dtype="float32", device="cpu")
-    rng = np.random.default_rng(1)
-    groups = [
-        (
-            np.concatenate((rng.integers(0, 500, 60), model._pattern)),
-            [rng.integers(0, 500, n) for n in (5, 80)],
-        )
-        for _ in range(20)
-    ]
+    groups = groups_for(model, np.random.default_rng(1), 20)
     expected = model.score(groups)
     torch.backends.cuda.matmul.allow_tf32 = False
     exact = RewardModel.load(str(tmp_path), dtype="float32", device="cuda").score(groups)
@@ -90,13 +83,7 @@ def test_fixed_packs_give_the_same_bits_in_any_order_on_the_device(tmp_path: Pat
     write_tiny_model(tmp_path, hidden_size=256, num_heads=4, num_kv_heads=2)
     model = RewardModel.load(str(tmp_path), device="cuda", token_budget=2048, fixed_packs=True)
     rng = np.random.default_rng(2)
-    groups = [
-        (
-            np.concatenate((rng.integers(0, 500, 60), model._pattern)),
-            [rng.integers(0, 500, n) for n in (5, 80)],
-        )
-        for _ in range(60)
-    ]
+    groups = groups_for(model, rng, 60)
     order = rng.permutation(len(groups))
     found = model.score([groups[i] for i in order]).score.reshape(-1, 2)
     assert np.array_equal(found, model.score(groups).score.reshape(-1, 2)[order])

@@ -120,6 +120,36 @@ class Store:
         return {name: size for name, size in names.items() if name and not name.startswith(".")}
 
 
+class Source:
+    """An open file that remembers whether the storage failed: such a file is not damaged, and is read again."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.failure: Exception | None = None
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            content: bytes = self.stream.read(size)
+        except Exception as error:
+            self.failure = error
+            raise
+        return content
+
+    def raise_failure(self) -> None:
+        """Raise what the storage raised, if it did; what else went wrong is the content's fault."""
+        if self.failure is not None:
+            raise self.failure
+
+
 def in_parallel(function: Any, items: Iterable[Any]) -> list[Any]:
     """`function` of every item, in order, on a few threads: for calls that wait for storage."""
     with ThreadPoolExecutor(THREADS) as pool:

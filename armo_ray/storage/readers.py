@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armo_ray.storage.filesystem import Source
 from armo_ray.storage.shards import DAMAGE, UNIT_BYTES, Shard, Span, Unit, open_shard, unit_id
 
 _CHUNK = 1 << 20
@@ -51,11 +52,11 @@ def read_units(
 
 
 def _read_parquet(span: Span, columns: Sequence[str]) -> Iterator[UnitRows]:
-    with open_shard(span.shard) as stream:
-        file = pq.ParquetFile(stream)
+    with open_shard(span.shard) as source:
+        file = pq.ParquetFile(source)
         present = [name for name in columns if name in file.schema_arrow.names]
         for units in _consecutive(span.units):
-            yield from _read_run(file, units, present)
+            yield from _read_run(source, file, units, present)
 
 
 def _consecutive(units: Sequence[Unit]) -> list[list[Unit]]:
@@ -69,7 +70,9 @@ def _consecutive(units: Sequence[Unit]) -> list[list[Unit]]:
     return runs
 
 
-def _read_run(file: pq.ParquetFile, units: list[Unit], columns: list[str]) -> Iterator[UnitRows]:
+def _read_run(
+    source: Source, file: pq.ParquetFile, units: list[Unit], columns: list[str]
+) -> Iterator[UnitRows]:
     groups = list(range(units[0].group_start, units[0].group_stop))
     at = 0  # rows of the row groups before the next batch
     waiting = [UnitRows(unit) for unit in units]
@@ -93,6 +96,7 @@ def _read_run(file: pq.ParquetFile, units: list[Unit], columns: list[str]) -> It
                 yield waiting.pop(0)
         yield from (done for done in waiting if len(done.rows) == done.unit.num_rows)
     except DAMAGE as error:
+        source.raise_failure()
         for done in waiting:
             missing = done.unit.num_rows - len(done.rows)
             detail = f"{missing} rows of this unit cannot be read: {type(error).__name__}: {error}"
@@ -166,12 +170,14 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
     pending: list[bytes] = []
     held = 0
     too_long = BadRow("malformed_row", f"a line of more than {UNIT_BYTES} bytes")
-    with open_shard(shard) as raw:
+    with open_shard(shard) as source:
         codec = next((c for suffix, c in _CODECS.items() if shard.uri.endswith(suffix)), None)
-        stream = pa.CompressedInputStream(pa.PythonFile(raw), codec) if codec and shard.size else raw
+        stream = pa.PythonFile(source)
+        if codec and shard.size:
+            stream = pa.CompressedInputStream(stream, codec)
         try:
             for chunk in _chunks(stream):
-                at = raw.tell()
+                at = source.tell()
                 *ends, rest = chunk.split(b"\n")
                 for end in ends:
                     if held > UNIT_BYTES:
@@ -184,6 +190,7 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
                 if held <= UNIT_BYTES:
                     pending.append(rest)
         except (OSError, EOFError, pa.ArrowException) as error:
+            source.raise_failure()
             detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
             yield number, BadRow("unreadable_shard", detail), at
             return

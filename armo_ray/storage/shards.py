@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import STORAGE_ERRORS, in_parallel, open_filesystem, uri_of
+from armo_ray.storage.filesystem import STORAGE_ERRORS, Source, in_parallel, open_filesystem, uri_of
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 UNIT_BYTES = 64 << 20
+_BLOCK_BYTES = 4 << 20  # read ahead; s3fs would take 50 MiB at every place that Parquet turns to
 DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)  # what a file that is not whole raises
 
 
@@ -143,9 +144,14 @@ def cut(
         if not shard.is_parquet:
             return Span(shard)
         try:
-            with open_shard(shard) as stream:
-                footer = pq.ParquetFile(stream).metadata
+            source = open_shard(shard)
+        except STORAGE_ERRORS as error:
+            raise ConfigError(f"{shard.uri}: cannot be opened: {error}") from error
+        try:
+            with source:
+                footer = pq.ParquetFile(source).metadata
         except DAMAGE as error:
+            source.raise_failure()
             unit = Unit(unit_id(shard, fingerprint, "unreadable"), 0, last=True, source_bytes=shard.size)
             return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
         return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
@@ -154,13 +160,13 @@ def cut(
     return spans
 
 
-def open_shard(shard: Shard) -> Any:
+def open_shard(shard: Shard) -> Source:
     """The bytes of a shard. Raises OSError where it is no longer the file that was planned."""
     fs, path = open_filesystem(shard.uri)
     found = _shard(shard.uri, fs.info(path))
     if found.identity != shard.identity:
         raise OSError(f"{shard.uri} changed while it was read: {found.identity}, planned as {shard.identity}")
-    return fs.open(path, "rb")
+    return Source(fs.open(path, "rb", block_size=_BLOCK_BYTES))
 
 
 def _cut_parquet(
