@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from armo_ray.engine.model import RewardModel
+    from armo_ray.pipeline import score_dataset
     from armo_ray.schema import coefficients
     from armo_ray.text.tokenization import Encoder
 
@@ -13,9 +14,10 @@ _HOMES = {
     "Encoder": "armo_ray.text.tokenization",
     "RewardModel": "armo_ray.engine.model",
     "coefficients": "armo_ray.schema",
+    "score_dataset": "armo_ray.pipeline",
 }
 
-__all__ = ["Encoder", "RewardModel", "coefficients"]
+__all__ = ["Encoder", "RewardModel", "coefficients", "score_dataset"]
 
 
 def __getattr__(name: str) -> Any:

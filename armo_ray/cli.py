@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import signal
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
+from armo_ray.progress import stop_on_sigterm
 
 COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS = 0, 1, 2, 3
 
@@ -95,10 +95,10 @@ def _score(args: argparse.Namespace) -> int:
     config = load_config(args.config, given)
     from armo_ray.plan import prepare
 
+    stop_on_sigterm()
     job, spans = prepare(config)
     from armo_ray import pipeline
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a spot notice stops as Ctrl-C does
     manifest = pipeline.run(job, spans, config.gpus_per_replica, config.replicas)
     return _summarize(manifest["totals"], len(spans), config)
 

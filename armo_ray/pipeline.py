@@ -11,6 +11,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,10 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
-from armo_ray.plan import Job
-from armo_ray.progress import Progress
-from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
+from armo_ray.config import load_config
+from armo_ray.plan import Job, prepare_dataset
+from armo_ray.progress import Progress, stop_on_sigterm
+from armo_ray.stages import Scorer, candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.shards import Span
@@ -71,6 +73,7 @@ def _execute(
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        stop_on_sigterm()  # ray.init takes the signal for itself
     try:
         progress = Progress(sum(span.shard.size for span in spans))
         for record in _records(job, spans, gpus_per_replica, replicas):
@@ -87,18 +90,28 @@ def _records(
     job: Job, spans: list[Span], gpus_per_replica: float | None, replicas: tuple[int, int] | None
 ) -> Iterator[dict[str, Any]]:
     """The commit records, as units are committed."""
+    items = [{"span": pickle.dumps(span)} for span in spans]
+    with _one_row_a_block():
+        ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    ds = ds.map_batches(partial(_read, job=job), batch_size=1, batch_format="pyarrow", num_cpus=1)
+    ds = _on_replicas(ds, job, gpus_per_replica, replicas)
+    ds = ds.map_batches(partial(_write, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS)
+    for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+        yield json.loads(batch["record"][0].as_py())
+
+
+def _on_replicas(
+    ds: ray.data.Dataset, job: Job, gpus_per_replica: float | None, replicas: tuple[int, int] | None
+) -> ray.data.Dataset:
+    """Tokenized units through a pool of replicas."""
     resources = ray.cluster_resources()
     gpus = gpus_per_replica if gpus_per_replica is not None else min(1.0, resources.get("GPU", 0.0))
     low, high = replicas or (max(1, int(resources.get("GPU", 0) // gpus)) if gpus else 1,) * 2
     logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
-    _configure(DataContext.get_current())
-    items = [{"span": pickle.dumps(span)} for span in spans]
-    ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    ds = ds.map_batches(partial(_read, job=job), batch_size=1, batch_format="pyarrow", num_cpus=1)
     with warnings.catch_warnings():
         # the two limits below count as remote args, which 2.60 deprecates without naming what replaces them
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
-        ds = ds.map_batches(
+        return ds.map_batches(
             _Replica,
             fn_constructor_kwargs={"job": job, "gpus": gpus, "replicas": high},
             batch_size=1,
@@ -111,24 +124,68 @@ def _records(
             max_restarts=4,  # Ray's default is for ever, also for an input that kills every process it meets
             max_task_retries=2,
         )
-    ds = ds.map_batches(partial(_write, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS)
-    for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-        yield json.loads(batch["record"][0].as_py())
 
 
-def _configure(context: DataContext) -> None:
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too, and printed once
-    # The smallest target closes a block after every row: one unit, one block.
-    context.target_max_block_size = 1
+def score_dataset(
+    ds: ray.data.Dataset,
+    model: str,
+    rows_per_task: int = 512,
+    gpus_per_replica: float | None = None,
+    replicas: tuple[int, int] | None = None,
+    **options: Any,
+) -> ray.data.Dataset:
+    """Score a Ray Dataset that the caller reads and writes.
+
+    Args:
+        ds: rows of any layout that `armo-ray score` reads.
+        model: a checkpoint directory that every node sees, or a hub id.
+        rows_per_task: rows that one task tokenizes and a replica scores at once.
+        options: others of `armo-ray score`, by their names in a TOML file: dtype, keep, layout, max_length, ...
+
+    Returns:
+        A dataset of one row per candidate: the columns of the scores but row_id, source and source_row, then
+        `reason` and `detail`, null where the candidate was scored. There is no order and no resume: what a
+        run of `armo-ray score` promises beyond this lies in its commits.
+
+    Raises:
+        ConfigError: a wrong option, model or layout.
+    """
+    config = load_config(None, {"input": ["dataset"], "output": "dataset", "model": model, **options})
+    job = prepare_dataset(config, ds.schema().base_schema)
+    ds = ds.map_batches(
+        partial(_tokenize, job=job), batch_size=rows_per_task, batch_format="pyarrow", num_cpus=1
+    )
+    scored = _on_replicas(ds, job, gpus_per_replica, replicas)
+    return scored.map_batches(
+        partial(candidate_rows, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS
+    )
+
+
+@contextmanager
+def _one_row_a_block() -> Iterator[None]:
+    """The context that a dataset made now keeps; the caller's own comes back."""
+    before = DataContext.get_current()
+    context = before.copy()
+    context.target_max_block_size = 1  # the smallest target closes a block after every row: a unit is a block
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too, and printed once
     # Ray counts inputs; one JSONL shard is one input and many units
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
+    DataContext._set_current(context)
+    try:
+        yield
+    finally:
+        DataContext._set_current(before)
 
 
 def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
     for pickled in batch["span"].to_pylist():
         yield from read_and_tokenize(pickle.loads(pickled), job)
+
+
+def _tokenize(batch: pa.Table, job: Job) -> pa.Table:
+    return tokenize_rows(batch.to_pylist(), job)
 
 
 def _write(batch: pa.Table, job: Job) -> pa.Table:

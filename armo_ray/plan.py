@@ -6,7 +6,6 @@ Imports neither torch nor ray.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -58,22 +57,44 @@ class Job:
 
 def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet."""
-    checkpoint = inspect(config.model, config.revision)
-    chat = Chat.load(checkpoint.path)
-    if (size := chat.tokenizer.get_vocab_size()) > int(checkpoint.config["vocab_size"]):
-        raise ConfigError(
-            f"{checkpoint.path}: its tokenizer has {size} tokens, its model {checkpoint.config['vocab_size']}"
-        )
+    checkpoint, limit = _model(config)
     store = Store(config.output)
     shards = find_shards(config.input)
     if inside := [shard.uri for shard in shards if shard.uri.startswith(store.uri + "/")]:
         raise ConfigError(f"output {config.output}: the input {inside[0]} lies in it")
     layout, carried = _columns(shards, config)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
-    limit = _max_length(config, checkpoint, chat)
     identity = _identity(config, checkpoint, layout, limit)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     run = commits.open_run(store, identity, details)
+    carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
+    job = _job(config, checkpoint, layout, limit, carried)
+    return job, cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
+
+
+def prepare_dataset(config: ScoreConfig, schema: pa.Schema) -> Job:
+    """A job for rows of this schema that are read and written by somebody else; input and output are not used."""
+    checkpoint, limit = _model(config)
+    layout = detect(schema.names, config.layout, config.column)
+    carried = _carried_types(dict(config.keep), "the dataset", schema.names, schema, [])
+    return _job(config, checkpoint, layout, limit, carried)
+
+
+def _model(config: ScoreConfig) -> tuple[Checkpoint, int]:
+    """The checkpoint, found whole, and the longest conversation it is asked to score."""
+    checkpoint = inspect(config.model, config.revision)
+    chat = Chat.load(checkpoint.path)
+    size, rows = chat.tokenizer.get_vocab_size(), int(checkpoint.config["vocab_size"])
+    if size > rows:
+        raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, its model {rows}")
+    positions = int(checkpoint.config["max_position_embeddings"])
+    if config.max_length is not None and config.max_length > positions:
+        raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
+    return checkpoint, config.max_length or min(chat.model_max_length or positions, positions)
+
+
+def _job(config: ScoreConfig, checkpoint: Checkpoint, layout: Layout, limit: int, carried: pa.Schema) -> Job:
+    identity = _identity(config, checkpoint, layout, limit)
     fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
     metadata = {
         "model": config.model,
@@ -84,8 +105,7 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
         "schema_version": SCHEMA_VERSION,
         "run_fingerprint": fingerprint,
     }
-    carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
-    job = Job(
+    return Job(
         output=config.output,
         model_path=str(checkpoint.path),
         dtype=config.dtype,
@@ -98,12 +118,10 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
         special_tokens=config.special_tokens,
         fingerprint=fingerprint,
         scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata),
-        carried=_carried_columns(config, shards),
+        carried={name: config.keep.get(name, name) for name in carried.names},
         keep_text=config.keep_text,
         partition_by=config.partition_by,
     )
-    spans = cut(shards, fingerprint, config.unit_rows, layout.candidate_columns)
-    return job, spans
 
 
 def _identity(config: ScoreConfig, checkpoint: Checkpoint, layout: Layout, limit: int) -> dict[str, Any]:
@@ -123,13 +141,6 @@ def _identity(config: ScoreConfig, checkpoint: Checkpoint, layout: Layout, limit
     }
 
 
-def _max_length(config: ScoreConfig, checkpoint: Checkpoint, chat: Chat) -> int:
-    positions = int(checkpoint.config["max_position_embeddings"])
-    if config.max_length is not None and config.max_length > positions:
-        raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
-    return config.max_length or min(chat.model_max_length or positions, positions)
-
-
 def _columns(shards: list[Shard], config: ScoreConfig) -> tuple[Layout, pa.Schema]:
     """The layout, and the types of the carried columns, as the first shard that can be read has them."""
     failures: list[str] = []
@@ -141,21 +152,24 @@ def _columns(shards: list[Shard], config: ScoreConfig) -> tuple[Layout, pa.Schem
             continue
         if names:
             layout = detect(names, config.layout, config.column)
-            return layout, _carried_types(_carried_columns(config, [shard]), shard, names, schema, rows)
+            return layout, _carried_types(_carried_columns(config, shard), shard.uri, names, schema, rows)
     told = f"; {len(failures)} cannot be read, the first: {failures[0]}" if failures else ""
     raise ConfigError(f"input: none of {len(shards)} shards has a row to tell the layout from{told}")
 
 
-def _carried_columns(config: ScoreConfig, shards: Iterable[Shard]) -> dict[str, str]:
+def _carried_columns(config: ScoreConfig, shard: Shard) -> dict[str, str]:
     """Kept columns, and those to partition by that nothing else provides."""
-    directories = {name for shard in shards for name, _ in shard.partitions}
-    extra = {name: name for name in config.partition_by if name not in directories and name not in RESERVED}
-    return {**extra, **config.keep}
+    if wrong := RESERVED.intersection(config.partition_by) - {"role"}:
+        raise ConfigError(
+            f"partition-by: {', '.join(wrong)}: of the scores' own columns only role can be used"
+        )
+    provided = {"role", *dict(shard.partitions)}
+    return {name: name for name in config.partition_by if name not in provided} | dict(config.keep)
 
 
 def _carried_types(
     carried: dict[str, str],
-    shard: Shard,
+    source: str,
     names: list[str],
     schema: pa.Schema | None,
     rows: list[dict[str, Any]],
@@ -167,14 +181,14 @@ def _carried_types(
                 f"keep: {name} is a column of the scores; keep it under another name: NAME={column}"
             )
         if column not in names:
-            raise ConfigError(f"keep: no column {column} in {shard.uri}; it has {', '.join(names)}")
+            raise ConfigError(f"keep: no column {column} in {source}; it has {', '.join(names)}")
         if schema is not None:
             fields.append(pa.field(name, schema.field(column).type))
             continue
         try:
             found = pa.array([row.get(column) for row in rows]).type
         except pa.ArrowException as error:
-            raise ConfigError(f"keep: column {column} of {shard.uri} has no one type: {error}") from error
+            raise ConfigError(f"keep: column {column} of {source} has no one type: {error}") from error
         fields.append(pa.field(name, pa.string() if pa.types.is_null(found) else found))
     return pa.schema(fields)
 

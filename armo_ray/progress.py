@@ -1,7 +1,9 @@
 """What a run is doing: one line that is rewritten on a terminal, one log line every 30 s elsewhere."""
 
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +60,12 @@ class Progress:
             sys.stderr.flush()
         else:
             logger.info("%s", self.line(now))
+
+
+def stop_on_sigterm() -> None:
+    """Take SIGTERM, which announces the end of a spot machine, as Ctrl-C: stop and leave what is committed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _clock(seconds: float) -> str:

@@ -69,6 +69,24 @@ def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
         started = time.perf_counter()
 
 
+def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
+    """The one-row table of rows that belong to no shard."""
+    encoder = _encoder(job.model_path, job.max_length, job.truncate, job.special_tokens)
+    unit = UnitRows(Unit("", 0), list(enumerate(rows)))
+    return _tokenized(unit, Shard("", 0, "", ()), encoder, job, time.perf_counter())
+
+
+def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
+    """The candidates of a scored unit, one a row: columns of the scores, and `reason` and `detail` of rejects."""
+    scores, failed = _score_table(table, Shard("", 0, "", ()), job)
+    rejects = unnest(table["rejects"]).select(["candidate", "role", "reason", "detail"])
+    failed = failed.select(["candidate", "role"]).append_column(
+        "reason", pa.array(["non_finite_score"] * failed.num_rows, pa.string())
+    )
+    rows = scores.drop_columns(["row_id", "source", "source_row"])
+    return pa.concat_tables([rows, rejects, failed], promote_options="default")
+
+
 def _tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
     numbers: list[int] = []
     rows: list[Row] = []

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "schema": set(),
     "chat": {"errors"},
-    "": set(BASE) | {"text", "engine"},
+    "": BASE | {"text", "engine", "pipeline"},
     "storage": BASE,
     "text": BASE,
     "engine": BASE - {"config", "schema"},

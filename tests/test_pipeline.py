@@ -20,7 +20,7 @@ import pytest
 import ray
 from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
-from armo_ray import coefficients, pipeline
+from armo_ray import coefficients, pipeline, score_dataset
 from armo_ray.plan import prepare
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.verify import verify_output
@@ -116,6 +116,25 @@ def test_real_shards_are_scored_or_rejected_to_the_last_candidate(
     totals = score_on_ray(tiny_model, SHARED / path, tmp_path / "out", **options)["totals"]
     assert totals["candidates"] == candidates == totals["scored"] + sum(totals["rejected"].values())
     assert verify_output(str(tmp_path / "out"))[1] == []
+
+
+def test_a_dataset_of_the_callers_own_gets_the_same_scores(
+    local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in SAMPLE.open()][:40]
+    rows.append({"id": "x", "prompt": "", "chosen": "a", "rejected": "b"})
+    score_locally(tiny_model, SAMPLE, tmp_path / "out", keep=["id"])
+    expected = {(row["id"], row["role"]): row["score"] for row in rows_of(tmp_path / "out")}
+    ds = ray.data.from_items([{key: row.get(key) for key in rows[0]} for row in rows])
+    found = score_dataset(ds, str(tiny_model), 16, dtype="float32", keep=["id"]).take_all()
+    rejected = [row for row in found if row["reason"] is not None]
+    assert [(row["candidate"], row["reason"]) for row in rejected] == [
+        (0, "empty_prompt"),
+        (1, "empty_prompt"),
+    ]
+    scored = {(row["id"], row["role"]): row["score"] for row in found if row["reason"] is None}
+    assert len(scored) == 80
+    assert max(abs(scored[key] - expected[key]) for key in scored) < 1e-5
 
 
 def test_added_shards_alone_are_scored_and_a_finished_run_does_nothing(
