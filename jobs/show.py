@@ -15,9 +15,9 @@ AGREEMENT = """
     WHERE c.role = 'chosen' AND r.role = 'rejected' GROUP BY subset ORDER BY subset
 """
 PAIRS = """
-    SELECT c.id, round(c.score - r.score, 4) AS margin,
+    SELECT replace(c.id, 'llmbar-', '') AS id, round(c.score - r.score, 4) AS margin,
            round(c.rewards.helpsteer_helpfulness - r.rewards.helpsteer_helpfulness, 3) AS helpfulness,
-           c.response[1].content[:40] AS chosen, r.response[1].content[:40] AS rejected
+           c.response[1].content[:22] AS chosen, r.response[1].content[:22] AS rejected
     FROM scores c JOIN scores r USING (source, source_row)
     WHERE c.role = 'chosen' AND r.role = 'rejected' ORDER BY margin DESC, c.id LIMIT 5
 """
