@@ -7,8 +7,9 @@ the split is exact: special tokens cut the text before BPE, and a trimmed answer
 newlines.)
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Chat:
     trims: bool  # whether the template strips white space around an answer
     answer_end: str  # what follows an answer
     answer_pattern: tuple[int, ...]  # ids from the end of the last user turn to the answer
+    fingerprint: str  # of all that decides which token ids a conversation becomes
 
     @classmethod
     def load(cls, path: Path) -> "Chat":
@@ -61,7 +63,10 @@ class Chat:
         template = _template(path, options)
         special = {k: _text(v) for k, v in options.items() if k.endswith("_token") and v}
         limit = options.get("model_max_length")
-        draft = cls(tokenizer, template, special, int(limit) if limit and limit < 1e9 else None, True, "", ())
+        limit = int(limit) if limit and limit < 1e9 else None
+        digest = hashlib.blake2b((path / "tokenizer.json").read_bytes(), digest_size=16)
+        digest.update(json.dumps([template, special], sort_keys=True).encode())
+        draft = cls(tokenizer, template, special, limit, True, "", (), digest.hexdigest())
         try:
             return _checked(draft, path)
         except jinja2.TemplateError as error:
@@ -139,15 +144,7 @@ def _checked(draft: Chat, path: Path) -> Chat:
     if len(end) != 1 or end[0] not in added or not added[end[0]].special:
         raise refuse(f"an answer must end in one end-of-turn token, not in {closing!r}")
     for trims in (True, False):
-        chat = Chat(
-            draft.tokenizer,
-            draft.template,
-            draft.special_tokens,
-            draft.model_max_length,
-            trims,
-            closing,
-            tuple(pattern),
-        )
+        chat = replace(draft, trims=trims, answer_end=closing, answer_pattern=tuple(pattern))
         if all(
             prompt + chat.render_answer(a) == whole for a, whole in zip(_PROBE_ANSWERS, wholes, strict=True)
         ):

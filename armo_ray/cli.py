@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"armo-ray {args.command}: error: {error}", file=sys.stderr)
         return MISUSED
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"armo-ray {args.command}: failed: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -99,11 +99,12 @@ def _score(args: argparse.Namespace) -> int:
     job, spans = prepare(config)
     from armo_ray import pipeline
 
-    manifest = pipeline.run(job, spans, config.gpus_per_replica, config.replicas)
-    return _summarize(manifest["totals"], len(spans), config)
+    totals, judged = pipeline.run(job, spans, config.gpus_per_replica, config.replicas)
+    _summarize(totals, config)
+    return _judge(judged, config)
 
 
-def _summarize(totals: Mapping[str, Any], num_shards: int, config: ScoreConfig) -> int:
+def _summarize(totals: Mapping[str, Any], config: ScoreConfig) -> None:
     rejected = sum(totals["rejected"].values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals["rejected"].items()))
     logger.info(
@@ -114,9 +115,13 @@ def _summarize(totals: Mapping[str, Any], num_shards: int, config: ScoreConfig) 
         rejected,
         f" ({reasons})" if reasons else "",
     )
+
+
+def _judge(totals: Mapping[str, Any], config: ScoreConfig) -> int:
+    """The exit status, by the shards of this run."""
     # a lost shard is one reject, whatever it held: it weighs as a shard
-    unreadable = totals["rejected"].get("unreadable_shard", 0) / max(num_shards, 1)
-    fraction = max(rejected / max(totals["candidates"], 1), unreadable)
+    unreadable = totals["rejected"].get("unreadable_shard", 0) / max(totals["shards"], 1)
+    fraction = max(sum(totals["rejected"].values()) / max(totals["candidates"], 1), unreadable)
     if fraction <= config.max_reject_fraction:
         return COMPLETE
     logger.error(

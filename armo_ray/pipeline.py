@@ -27,7 +27,7 @@ from armo_ray.progress import Progress, stop_on_sigterm
 from armo_ray.stages import Scorer, candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import Store
-from armo_ray.storage.shards import Span
+from armo_ray.storage.shards import Span, spread
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,10 @@ def run(
     spans: list[Span],
     gpus_per_replica: float | None = None,
     replicas: tuple[int, int] | None = None,
-) -> dict[str, Any]:
-    """Do what is not committed yet of the spans and return the manifest.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Do what is not committed yet of the spans.
+
+    Returns the totals of the whole output, and of the shards that had something left to do: all, if none had.
 
     Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
 
@@ -56,14 +58,15 @@ def run(
     if left:
         store.delete(commits.SUCCESS)
         _execute(job, left, gpus_per_replica, replicas)
-        if left := commits.to_do(store, spans, job.fingerprint):
+        if lost := commits.to_do(store, spans, job.fingerprint):
             raise RuntimeError(
-                f"{store.uri}: units of {len(left)} shards are not committed, the first of "
-                f"{left[0].shard.uri}, though Ray reported no error. Run the same command again"
+                f"{store.uri}: units of {len(lost)} shards are not committed, the first of "
+                f"{lost[0].shard.uri}, though Ray reported no error. Run the same command again"
             )
-    elif store.list_names("").get(commits.SUCCESS) is not None:
-        logger.info("nothing to do: every unit is committed")
-    return commits.finish(store)
+    records = commits.finish(store)
+    touched = {span.shard.uri for span in left}
+    done = [record for record in records if not touched or record["source"] in touched]
+    return commits.totals(records), commits.totals(done)
 
 
 def _execute(
@@ -75,10 +78,9 @@ def _execute(
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         stop_on_sigterm()  # ray.init takes the signal for itself
     try:
-        progress = Progress(sum(span.shard.size for span in spans))
-        for record in _records(job, spans, gpus_per_replica, replicas):
-            progress.update(record)
-        progress.close()
+        with Progress(sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in spans)) as progress:
+            for record in _records(job, spread(spans), gpus_per_replica, replicas):
+                progress.update(record)
     except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
         raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
     finally:
@@ -106,7 +108,7 @@ def _on_replicas(
     """Tokenized units through a pool of replicas."""
     resources = ray.cluster_resources()
     gpus = gpus_per_replica if gpus_per_replica is not None else min(1.0, resources.get("GPU", 0.0))
-    low, high = replicas or (max(1, int(resources.get("GPU", 0) // gpus)) if gpus else 1,) * 2
+    low, high = replicas or (max(1, int(resources.get("GPU", 0) / gpus + 1e-6)) if gpus else 1,) * 2
     logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
     with warnings.catch_warnings():
         # the two limits below count as remote args, which 2.60 deprecates without naming what replaces them

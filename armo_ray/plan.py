@@ -8,7 +8,7 @@ import json
 import logging
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -34,7 +34,8 @@ class Job:
     """What every worker needs to know; travels to them with each task."""
 
     output: str
-    model_path: str
+    model: str  # a directory that every node sees, or a hub id with its commit
+    revision: str | None
     dtype: str
     token_budget: int | None
     fixed_packs: bool
@@ -57,31 +58,39 @@ class Job:
 
 def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet."""
-    checkpoint, limit = _model(config)
+    model = _model(config)
     store = Store(config.output)
-    shards = find_shards(config.input)
-    if inside := [shard.uri for shard in shards if shard.uri.startswith(store.uri + "/")]:
-        raise ConfigError(f"output {config.output}: the input {inside[0]} lies in it")
-    layout, carried = _columns(shards, config)
+    found = find_shards(config.input)
+    shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
+    if not shards:
+        raise ConfigError(f"output {config.output}: all of the input lies in it")
+    columns = _carried_columns(config, shards)
+    layout, carried = _layout(shards, config, columns)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
-    identity = _identity(config, checkpoint, layout, limit)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
-    run = commits.open_run(store, identity, details)
+    run = commits.open_run(store, _identity(config, model, layout, columns), details)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
-    job = _job(config, checkpoint, layout, limit, carried)
+    job = _job(config, model, layout, columns, carried)
     return job, cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
 
 
 def prepare_dataset(config: ScoreConfig, schema: pa.Schema) -> Job:
     """A job for rows of this schema that are read and written by somebody else; input and output are not used."""
-    checkpoint, limit = _model(config)
     layout = detect(schema.names, config.layout, config.column)
-    carried = _carried_types(dict(config.keep), "the dataset", schema.names, schema, [])
-    return _job(config, checkpoint, layout, limit, carried)
+    columns = dict(config.keep)
+    carried = _carried_types(columns, "the dataset", schema.names, schema, [])
+    return _job(config, _model(config), layout, columns, carried)
 
 
-def _model(config: ScoreConfig) -> tuple[Checkpoint, int]:
-    """The checkpoint, found whole, and the longest conversation it is asked to score."""
+class _Model(NamedTuple):
+    """A checkpoint, found whole, its chat, and the longest conversation it is asked to score."""
+
+    checkpoint: Checkpoint
+    chat: Chat
+    max_length: int
+
+
+def _model(config: ScoreConfig) -> _Model:
     checkpoint = inspect(config.model, config.revision)
     chat = Chat.load(checkpoint.path)
     size, rows = chat.tokenizer.get_vocab_size(), int(checkpoint.config["vocab_size"])
@@ -90,12 +99,16 @@ def _model(config: ScoreConfig) -> tuple[Checkpoint, int]:
     positions = int(checkpoint.config["max_position_embeddings"])
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
-    return checkpoint, config.max_length or min(chat.model_max_length or positions, positions)
+    limit = config.max_length or min(chat.model_max_length or positions, positions)
+    return _Model(checkpoint, chat, limit)
 
 
-def _job(config: ScoreConfig, checkpoint: Checkpoint, layout: Layout, limit: int, carried: pa.Schema) -> Job:
-    identity = _identity(config, checkpoint, layout, limit)
-    fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _job(
+    config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
+) -> Job:
+    checkpoint = model.checkpoint
+    identity = json.dumps(_identity(config, model, layout, columns), sort_keys=True)
+    fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     metadata = {
         "model": config.model,
         "model_revision": checkpoint.revision,
@@ -107,33 +120,35 @@ def _job(config: ScoreConfig, checkpoint: Checkpoint, layout: Layout, limit: int
     }
     return Job(
         output=config.output,
-        model_path=str(checkpoint.path),
+        model=config.model if checkpoint.revision else str(checkpoint.path),
+        revision=checkpoint.revision,
         dtype=config.dtype,
         token_budget=config.token_budget,
         fixed_packs=config.fixed_packs,
         layout=layout,
         unit_rows=config.unit_rows,
-        max_length=limit,
+        max_length=model.max_length,
         truncate=config.truncate,
         special_tokens=config.special_tokens,
         fingerprint=fingerprint,
         scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata),
-        carried={name: config.keep.get(name, name) for name in carried.names},
+        carried=columns,
         keep_text=config.keep_text,
         partition_by=config.partition_by,
     )
 
 
-def _identity(config: ScoreConfig, checkpoint: Checkpoint, layout: Layout, limit: int) -> dict[str, Any]:
+def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
     """What must be the same for two runs to share an output: all that rows, columns or units depend on."""
     return {
-        "model_fingerprint": checkpoint.fingerprint,
+        "model_fingerprint": model.checkpoint.fingerprint,
+        "chat_fingerprint": model.chat.fingerprint,
         "dtype": config.dtype,
-        "max_length": limit,
+        "max_length": model.max_length,
         "truncate": config.truncate,
         "special_tokens": config.special_tokens,
         "layout": {"kind": layout.kind, **layout.columns},
-        "keep": dict(config.keep),
+        "keep": columns,
         "keep_text": config.keep_text,
         "partition_by": list(config.partition_by),
         "unit_rows": config.unit_rows,
@@ -141,7 +156,7 @@ def _identity(config: ScoreConfig, checkpoint: Checkpoint, layout: Layout, limit
     }
 
 
-def _columns(shards: list[Shard], config: ScoreConfig) -> tuple[Layout, pa.Schema]:
+def _layout(shards: list[Shard], config: ScoreConfig, columns: dict[str, str]) -> tuple[Layout, pa.Schema]:
     """The layout, and the types of the carried columns, as the first shard that can be read has them."""
     failures: list[str] = []
     for shard in shards:
@@ -152,19 +167,29 @@ def _columns(shards: list[Shard], config: ScoreConfig) -> tuple[Layout, pa.Schem
             continue
         if names:
             layout = detect(names, config.layout, config.column)
-            return layout, _carried_types(_carried_columns(config, shard), shard.uri, names, schema, rows)
+            carried = _carried_types(columns, shard.uri, names, schema, rows)
+            nested = [f.name for f in carried if f.name in config.partition_by and pa.types.is_nested(f.type)]
+            if nested:
+                raise ConfigError(
+                    f"partition-by: {nested[0]} is {carried.field(nested[0]).type}, not one value"
+                )
+            return layout, carried
     told = f"; {len(failures)} cannot be read, the first: {failures[0]}" if failures else ""
     raise ConfigError(f"input: none of {len(shards)} shards has a row to tell the layout from{told}")
 
 
-def _carried_columns(config: ScoreConfig, shard: Shard) -> dict[str, str]:
+def _carried_columns(config: ScoreConfig, shards: list[Shard]) -> dict[str, str]:
     """Kept columns, and those to partition by that nothing else provides."""
     if wrong := RESERVED.intersection(config.partition_by) - {"role"}:
-        raise ConfigError(
-            f"partition-by: {', '.join(wrong)}: of the scores' own columns only role can be used"
-        )
-    provided = {"role", *dict(shard.partitions)}
-    return {name: name for name in config.partition_by if name not in provided} | dict(config.keep)
+        raise ConfigError(f"partition-by: {min(wrong)}: of the scores' own columns only role can be used")
+    directories = [{name for name, _ in shard.partitions} for shard in shards]
+    everywhere, somewhere = set.intersection(*directories), set.union(*directories)
+    if mixed := sorted((somewhere - everywhere).intersection(config.partition_by)):
+        raise ConfigError(f"partition-by: {mixed[0]} is a directory of some shards of the input only")
+    if twice := sorted(somewhere.intersection(config.keep)):
+        raise ConfigError(f"keep: {twice[0]} is a directory of the input, and of the scores, already")
+    own = [name for name in config.partition_by if name not in {"role", *everywhere}]
+    return {name: name for name in own} | dict(config.keep)
 
 
 def _carried_types(
@@ -189,7 +214,11 @@ def _carried_types(
             found = pa.array([row.get(column) for row in rows]).type
         except pa.ArrowException as error:
             raise ConfigError(f"keep: column {column} of {source} has no one type: {error}") from error
-        fields.append(pa.field(name, pa.string() if pa.types.is_null(found) else found))
+        if pa.types.is_null(found):
+            raise ConfigError(
+                f"keep: column {column} is null in the first {len(rows)} rows of {source}: its type cannot be told"
+            )
+        fields.append(pa.field(name, found))
     return pa.schema(fields)
 
 

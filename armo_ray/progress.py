@@ -15,31 +15,46 @@ _DRAW_EVERY_S = 0.2
 
 
 class Progress:
-    """Counts commit records as they come in. `total_bytes`: of the input that is left to do."""
+    """Counts commit records as they come in, and says so from time to time, also while none comes in.
+
+    Args:
+        total_bytes: of the input that is left to do.
+    """
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.units = self.scored = self.rejected = self.tokens = self.bytes = 0
-        self.started: float | None = None  # when the first unit came in: start-up would spoil the rate
+        self.started: float | None = None  # when the first unit began: start-up would spoil the rate
         self.terminal = sys.stderr.isatty()
-        self.shown = time.monotonic()
+        self.ended = threading.Event()
+        self.talker = threading.Thread(target=self._talk, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self.talker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.talker.join()
+        if self.terminal:
+            sys.stderr.write("\r\033[K")
+        if self.units:
+            logger.info("%s", self.line(time.monotonic()))
 
     def update(self, record: Mapping[str, Any]) -> None:
         """Count one committed unit."""
-        now = time.monotonic()
         if self.started is None:
-            self.started = now - sum(record["seconds"].values())
+            self.started = time.monotonic() - sum(record["seconds"].values())
         self.units += 1
         self.scored += record["scored"]
         self.rejected += sum(record["rejected"].values())
         self.tokens += record["num_tokens"]
         self.bytes += record["source_bytes"]
-        if now - self.shown >= (_DRAW_EVERY_S if self.terminal else _LOG_EVERY_S):
-            self.shown = now
-            self._show(now)
 
     def line(self, now: float) -> str:
-        elapsed = max(now - self.started, 1e-9) if self.started is not None else 1e-9
+        if self.started is None:
+            return "waiting for the first unit"
+        elapsed = max(now - self.started, 1e-9)
         done = min(self.bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
         left = elapsed * (1 - done) / done if done else 0.0
         return (
@@ -47,19 +62,14 @@ class Progress:
             f"{self.tokens / elapsed:.0f} tokens/s  {self.rejected} rejected  ETA {_clock(left)}"
         )
 
-    def close(self) -> None:
-        """End the terminal's line; log the last state."""
-        if self.terminal:
-            sys.stderr.write("\r\033[K")
-        if self.units:
-            logger.info("%s", self.line(time.monotonic()))
-
-    def _show(self, now: float) -> None:
-        if self.terminal:
-            sys.stderr.write(f"\r\033[K{self.line(now)}")
-            sys.stderr.flush()
-        else:
-            logger.info("%s", self.line(now))
+    def _talk(self) -> None:
+        while not self.ended.wait(_DRAW_EVERY_S if self.terminal else _LOG_EVERY_S):
+            line = self.line(time.monotonic())
+            if self.terminal:
+                sys.stderr.write(f"\r\033[K{line}")
+                sys.stderr.flush()
+            else:
+                logger.info("%s", line)
 
 
 def stop_on_sigterm() -> None:

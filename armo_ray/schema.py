@@ -43,7 +43,10 @@ REJECTS = pa.schema(
         ("role", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
-        ("raw", pa.string()),  # the row as JSON, of the columns that were read
+        (
+            "raw",
+            pa.string(),
+        ),  # the row as JSON, of the columns read; null where an earlier reject of the row has it
     ]
 )
 

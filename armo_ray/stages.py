@@ -6,12 +6,12 @@ replayed task exact.
 """
 
 import json
+import pickle
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from armo_ray.chat import Chat
+from armo_ray.engine.checkpoint import resolve
 from armo_ray.plan import Job
 from armo_ray.schema import CANDIDATE_FIELDS, REJECTS, TEXT_FIELDS
 from armo_ray.storage import commits, parts, readers
@@ -29,14 +30,15 @@ from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.tokenization import Encoder, Tokenized
 
 MODEL_COLUMNS = ("prompts", "group", "responses")
+NO_SHARD = Shard("", 0, "", ())
 
 
 @dataclass
 class Header:
-    """What is known of a unit besides its rows; travels as JSON in the column `header`."""
+    """What is known of a unit besides its rows; travels pickled in the column `header`."""
 
-    shard: dict[str, Any]
-    unit: dict[str, Any]
+    shard: Shard
+    unit: Unit
     candidates: int
     seconds: dict[str, float]
     num_tokens: int = 0
@@ -44,21 +46,30 @@ class Header:
     num_packs: int = 0
 
     def to_array(self) -> pa.Array:
-        return pa.array([json.dumps(asdict(self))])
+        return pa.array([pickle.dumps(self)])
 
     @classmethod
     def of(cls, table: pa.Table) -> "Header":
-        return cls(**json.loads(table["header"][0].as_py()))
+        header: Header = pickle.loads(table["header"][0].as_py())
+        return header
 
 
 @lru_cache(maxsize=2)
-def _encoder(model_path: str, max_length: int, truncate: str, special_tokens: str) -> Encoder:
-    return Encoder(Chat.load(Path(model_path)), max_length, truncate, special_tokens)
+def _load_encoder(
+    model: str, revision: str | None, max_length: int, truncate: str, special_tokens: str
+) -> Encoder:
+    path, _ = resolve(model, revision)
+    return Encoder(Chat.load(path), max_length, truncate, special_tokens)
+
+
+def _encoder(job: Job) -> Encoder:
+    """The job's encoder, loaded once by every process."""
+    return _load_encoder(job.model, job.revision, job.max_length, job.truncate, job.special_tokens)
 
 
 def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
     """A one-row table for every unit of a span that is to be done."""
-    encoder = _encoder(job.model_path, job.max_length, job.truncate, job.special_tokens)
+    encoder = _encoder(job)
 
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else job.layout.count(row)
@@ -71,14 +82,14 @@ def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
 
 def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
     """The one-row table of rows that belong to no shard."""
-    encoder = _encoder(job.model_path, job.max_length, job.truncate, job.special_tokens)
+    encoder = _encoder(job)
     unit = UnitRows(Unit("", 0), list(enumerate(rows)))
-    return _tokenized(unit, Shard("", 0, "", ()), encoder, job, time.perf_counter())
+    return _tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
 
 
 def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
     """The candidates of a scored unit, one a row: columns of the scores, and `reason` and `detail` of rejects."""
-    scores, failed = _score_table(table, Shard("", 0, "", ()), job)
+    scores, failed = _score_table(table, NO_SHARD, job)
     rejects = unnest(table["rejects"]).select(["candidate", "role", "reason", "detail"])
     failed = failed.select(["candidate", "role"]).append_column(
         "reason", pa.array(["non_finite_score"] * failed.num_rows, pa.string())
@@ -108,7 +119,7 @@ def _tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started
     }
     num_tokens = sum(tokens.num_prompt_tokens) + sum(map(len, tokens.responses))
     seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
-    header = Header(asdict(shard), asdict(done.unit), len(candidates), seconds, num_tokens)
+    header = Header(shard, done.unit, len(candidates), seconds, num_tokens)
     return pa.table({"header": header.to_array(), **columns})
 
 
@@ -118,13 +129,31 @@ def _candidates(row: Row, job: Job) -> list[Candidate]:
         return [Candidate(None, None, [], "", row.reason, row.detail)]
     found = candidates_of(row, job.layout)
     for name, column in job.carried.items():
-        kind = job.scores.field(name).type
-        try:
-            pa.scalar(row.get(column), kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            detail = f"kept column {column} holds {row[column]!r:.100}, which is not {kind}"
+        value, kind = row.get(column), job.scores.field(name).type
+        if not _holds(kind, value):
+            detail = f"kept column {column} holds {value!r:.100}, which is not {kind}"
+            return [replace(c, reason="malformed_row", detail=detail) for c in found]
+        if name in job.partition_by and not parts.fits_directory(name, value):
+            detail = f"column {column} holds {value!r:.100}, which is too long for the name of a directory"
             return [replace(c, reason="malformed_row", detail=detail) for c in found]
     return found
+
+
+def _holds(kind: pa.DataType, value: Any) -> bool:
+    """Whether a type holds a value as it is: Arrow would cut 1.5 to an int64 of 1."""
+    try:
+        return _same(pa.scalar(value, kind).as_py(), value)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _same(kept: Any, value: Any) -> bool:
+    """Equality, but for fields of a struct that are absent or null, and NaN."""
+    if isinstance(value, dict) and isinstance(kept, dict):
+        return all(_same(kept.get(name), entry) for name, entry in value.items())
+    if isinstance(value, list) and isinstance(kept, list):
+        return len(kept) == len(value) and all(map(_same, kept, value))
+    return bool(kept == value or value != value)
 
 
 def _scored_rows(
@@ -159,13 +188,13 @@ def _value(row: Row, column: str) -> Any:
 def _reject_rows(
     tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], shard: Shard
 ) -> pa.Table:
-    return _rejects(
-        shard,
-        [
-            (numbers[i], candidates[i].index, candidates[i].role, reason, detail, to_raw(rows[i]))
-            for i, reason, detail in tokens.rejects
-        ],
-    )
+    entries = []
+    raw: set[int] = set()  # rows that are told already: one of a thousand answers is not repeated for each
+    for i, reason, detail in tokens.rejects:
+        text = None if numbers[i] in raw else to_raw(rows[i])
+        entries.append((numbers[i], candidates[i].index, candidates[i].role, reason, detail, text))
+        raw.add(numbers[i])
+    return _rejects(shard, entries)
 
 
 def _rejects(shard: Shard, entries: list[tuple[Any, ...]]) -> pa.Table:
@@ -187,18 +216,17 @@ class Scorer:
         from armo_ray.engine import RewardModel
 
         self.model = RewardModel.load(
-            job.model_path,
+            job.model,
+            job.revision,
             dtype=job.dtype,
             device=device,
             token_budget=job.token_budget,
             fixed_packs=job.fixed_packs,
         )
-        encoder = _encoder(job.model_path, job.max_length, job.truncate, job.special_tokens)
+        encoder = _encoder(job)
         probe = self.model.score([encoder.group([{"role": "user", "content": "2+2?"}], ["4"])])
         if not np.isfinite(probe.score).all():
-            raise RuntimeError(
-                f"{job.model_path}: the model returns {probe.score} for a probe: damaged weights"
-            )
+            raise RuntimeError(f"{job.model}: the model returns {probe.score} for a probe: damaged weights")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The unit with `score` (C), `rewards` and `gating` (C * K, row by row) for its token ids."""
@@ -222,8 +250,7 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
     """Write the parts of a scored unit, then its commit record, which is returned."""
     started = time.perf_counter()
     header = Header.of(table)
-    shard = Shard(**{**header.shard, "partitions": tuple(map(tuple, header.shard["partitions"]))})
-    unit = Unit(**header.unit)
+    shard, unit = header.shard, header.unit
     scores, failed = _score_table(table, shard, job)
     rejects = pa.concat_tables([unnest(table["rejects"]), _non_finite(failed, shard, unit, job)])
     if scores.num_rows + rejects.num_rows != header.candidates:
@@ -233,7 +260,7 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
         )
     store = Store(job.output)
     written = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
-    written += parts.write_rejects(store, unit.id, rejects)
+    written += parts.write_rejects(store, unit.id, rejects.replace_schema_metadata(job.scores.metadata))
     header.seconds["write"] = time.perf_counter() - started
     record = {
         "unit": unit.id,

@@ -1,5 +1,6 @@
 """The stages of a run, one after the other in this process: what Ray runs, without Ray."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def config_for(model: Path, inputs: Any, output: Path, **options: Any) -> ScoreC
 def score_locally(model: Path, inputs: Any, output: Path, **options: Any) -> dict[str, Any]:
     """Score what is not committed yet; returns the manifest."""
     job, spans = prepare(config_for(model, inputs, output, **options))
-    key = (job.model_path, job.dtype, job.token_budget)
+    key = (job.model, job.dtype, job.token_budget)
     if key not in _SCORERS:
         _SCORERS[key] = Scorer(job, "cpu")
     store = Store(job.output)
@@ -32,7 +33,9 @@ def score_locally(model: Path, inputs: Any, output: Path, **options: Any) -> dic
         for table in read_and_tokenize(span, job):
             write_and_commit(_SCORERS[key](table), job)
     assert commits.to_do(store, spans, job.fingerprint) == []
-    return commits.finish(store)
+    commits.finish(store)
+    manifest: dict[str, Any] = json.loads((output / commits.SUCCESS).read_text())
+    return manifest
 
 
 def rows_of(output: Path, folder: str = "scores") -> list[dict[str, Any]]:

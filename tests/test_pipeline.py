@@ -45,7 +45,8 @@ def score_on_ray(
     model: Path, inputs: Any, output: Path, replicas: tuple[int, int] = (1, 1), **options: Any
 ) -> Any:
     job, spans = prepare(config_for(model, inputs, output, **options))
-    return pipeline.run(job, spans, 0, replicas)
+    pipeline.run(job, spans, 0, replicas)
+    return json.loads((output / "_SUCCESS").read_text())
 
 
 def assert_same_scores(found: dict[str, float], expected: dict[str, float]) -> None:

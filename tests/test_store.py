@@ -39,6 +39,12 @@ RECORD = {
 }
 
 
+def finished(store: Store) -> dict[str, Any]:
+    """The manifest as it was written."""
+    finish(store)
+    return store.read_json(SUCCESS) or {}
+
+
 @pytest.fixture(params=["local", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URI of an empty directory or prefix."""
@@ -147,7 +153,7 @@ def test_an_output_goes_from_opened_to_finished(root: str, store: Store, tmp_pat
         with pytest.raises(RuntimeError, match="another run committed scored 1, not 0"):
             commit(store, record | {"scored": 0})
     assert to_do(store, spans, F) == []
-    manifest = finish(store)
+    manifest = finished(store)
     assert manifest["totals"]["units"] == len(list_commits(store)) == 2
     assert store.read_json(SUCCESS) == manifest
     assert {RUN, SUCCESS, *(part["path"] for part in manifest["parts"])} <= set(all_files(store))

@@ -6,13 +6,14 @@ again under the same name.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import STORAGE_ERRORS, Store, in_parallel
-from armo_ray.storage.shards import Span, remaining, unit_id
+from armo_ray.storage.parts import REJECTS
+from armo_ray.storage.shards import Span, remaining, superseded, unit_id
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
 
@@ -90,7 +91,12 @@ def commit(store: Store, record: Mapping[str, Any]) -> None:
 
 def to_do(store: Store, spans: list[Span], fingerprint: str) -> list[Span]:
     """The spans, or the parts of them, that are not committed; `_commits/` is listed once."""
-    left, partly = remaining(spans, fingerprint, list_commits(store))
+    committed = list_commits(store)
+    for unit in superseded(spans, committed):
+        store.delete(f"{COMMITS}/{unit}.json")
+        store.delete(f"{REJECTS}/part-{unit}.parquet")
+        committed.remove(unit)
+    left, partly = remaining(spans, fingerprint, committed)
 
     def is_done(span: Span) -> bool:
         """A JSONL shard is done when its runs are committed up to one that says it is the last."""
@@ -101,19 +107,37 @@ def to_do(store: Store, spans: list[Span], fingerprint: str) -> list[Span]:
         return bool(record.get("last"))
 
     done: list[bool] = in_parallel(is_done, partly)
-    return left + [replace(span) for span, finished in zip(partly, done, strict=True) if not finished]
+    return left + [span for span, finished in zip(partly, done, strict=True) if not finished]
 
 
-def finish(store: Store) -> dict[str, Any]:
-    """Write the manifest: every part of every commit, with rows and size, and the totals."""
+def unfinished(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Shards that have some of their units committed, but not all. Takes records sorted by shard and row."""
+    found = []
+    for source, group in groupby(records, key=lambda r: str(r["source"])):
+        units = sorted((r["ordinal"], r["last"]) for r in group)
+        if [ordinal for ordinal, _ in units] != list(range(len(units))) or not units[-1][1]:
+            found.append(source)
+    return found
+
+
+def finish(store: Store) -> list[dict[str, Any]]:
+    """Write the manifest, every part of every commit with rows and size, and the totals; returns the commits.
+
+    Raises RuntimeError where a shard of an earlier run, with another input, is not done.
+    """
     records = read_commits(store, list_commits(store))
+    if half := unfinished(records):
+        raise RuntimeError(
+            f"{store.uri}: {len(half)} shards of an earlier run are not done, the first is {half[0]}. "
+            f"Run again with them in the input"
+        )
     manifest = {
         "totals": totals(records),
         "parts": [part for r in records for part in r["parts"]],
         "finished_at": now(),
     }
     store.write(SUCCESS, to_json(manifest))
-    return manifest
+    return records
 
 
 def totals(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -122,13 +146,15 @@ def totals(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         ("units", "candidates", "scored", "num_tokens", "computed_tokens"), 0
     )
     rejected: dict[str, int] = {}
+    shards = set()
     for record in records:
+        shards.add(record["source"])
         sums["units"] += 1
         for key in ("candidates", "scored", "num_tokens", "computed_tokens"):
             sums[key] += record[key]
         for reason, count in record["rejected"].items():
             rejected[reason] = rejected.get(reason, 0) + count
-    return {**sums, "rejected": rejected}
+    return {**sums, "shards": len(shards), "rejected": rejected}
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

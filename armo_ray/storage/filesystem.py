@@ -15,6 +15,7 @@ from fsspec.spec import AbstractFileSystem
 from armo_ray.errors import ConfigError
 
 THREADS = 16
+_CONFLICTS = 5  # attempts at a create that S3 answers with 409: another is under way, try again
 STORAGE_ERRORS = (OSError, BotoCoreError)  # of S3 without credentials or without a connection
 
 
@@ -79,20 +80,20 @@ class Store:
 
     def _create_remote(self, name: str, content: bytes) -> bool:
         if "s3" not in self.fs.protocol:
-            if self.fs.exists(self.path(name)):
-                return False
-            self.fs.pipe_file(self.path(name), content)
-            return True
+            raise ConfigError(f"output {self.uri}: outputs go to a local path or to s3://")
         bucket, key, _ = self.fs.split_path(self.path(name))
-        try:
-            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-        except OSError as error:
-            # s3fs names a failed condition differently for different servers; the HTTP status is the same
-            cause = getattr(error.__cause__, "response", {})
-            if cause.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-                return False
-            raise
-        return True
+        for attempt in range(_CONFLICTS):
+            try:
+                self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+                return True
+            except OSError as error:
+                # s3fs names a failed condition differently for different servers; the HTTP status is the same
+                answer = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {})
+                if answer.get("HTTPStatusCode") == 412:
+                    return False
+                if answer.get("HTTPStatusCode") != 409 or attempt + 1 == _CONFLICTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def read(self, name: str) -> bytes:
         content: bytes = self.fs.cat_file(self.path(name))
@@ -104,6 +105,8 @@ class Store:
             content: dict[str, Any] = json.loads(self.read(name))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise RuntimeError(f"{self.path(name)}: damaged: {error}") from error
         return content
 
     def delete(self, name: str) -> None:

@@ -35,6 +35,11 @@ def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[dict[str, 
     return [_write(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
 
 
+def fits_directory(name: str, value: Any) -> bool:
+    """Whether a value can be a directory: 255 bytes are the limit of most filesystems."""
+    return len(hive(name, value)) <= 255
+
+
 def hive(name: str, value: Any) -> str:
     """One directory name; whatever a value holds, it stays one name."""
     return f"{quote(name, safe='')}={_NULL if value is None else quote(str(value), safe='')}"

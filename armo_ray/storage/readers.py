@@ -82,7 +82,8 @@ def _read_run(
             for done in waiting:
                 done.rows = [(done.unit.first_row + k, {}) for k in range(done.unit.num_rows)]
         else:
-            batches = file.iter_batches(batch_size=1024, row_groups=groups, columns=columns)
+            size = max(1, min(1024, *(unit.num_rows for unit in units), 1024))  # no more than a unit at once
+            batches = file.iter_batches(batch_size=size, row_groups=groups, columns=columns)
         for batch in batches:
             rows = _to_rows(batch)
             for done in waiting:

@@ -9,7 +9,7 @@ no index, so one task reads a JSONL shard from start to end and cuts it as it go
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +22,9 @@ from armo_ray.storage.filesystem import STORAGE_ERRORS, Source, in_parallel, ope
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 UNIT_BYTES = 64 << 20
+_UNITS_A_TASK = 8  # opening a shard and its footer again costs little beside eight units
+_VERSION_KEYS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
+_UNREADABLE = "-unreadable"  # ends the id of a unit that stands for a whole shard and holds no scores
 _BLOCK_BYTES = 4 << 20  # read ahead; s3fs would take 50 MiB at every place that Parquet turns to
 DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)  # what a file that is not whole raises
 
@@ -95,7 +98,7 @@ def find_shards(inputs: Iterable[str]) -> list[Shard]:
 def _find(uri: str) -> list[Shard]:
     fs, path = open_filesystem(uri)
     try:
-        if any(c in path for c in "*?["):
+        if any(c in path for c in "*?[") and not fs.exists(path):
             entries = fs.glob(path, detail=True)
         elif fs.isfile(path):
             if not path.endswith(SUFFIXES):
@@ -122,7 +125,11 @@ def _hidden(below: str) -> bool:
 
 
 def _shard(uri: str, info: Mapping[str, Any]) -> Shard:
-    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    version = next((info[key] for key in _VERSION_KEYS if info.get(key)), None)
+    if version is None:
+        raise ConfigError(
+            f"{uri}: its storage tells neither ETag nor modification time, by which a change is seen"
+        )
     folders = [folder.split("=", 1) for folder in uri.split("/")[:-1] if "=" in folder]
     partitions = tuple((unquote(name), unquote(value)) for name, value in folders)
     return Shard(uri, int(info["size"]), f"{info['size']}-{version}".replace('"', ""), partitions)
@@ -152,7 +159,8 @@ def cut(
                 footer = pq.ParquetFile(source).metadata
         except DAMAGE as error:
             source.raise_failure()
-            unit = Unit(unit_id(shard, fingerprint, "unreadable"), 0, last=True, source_bytes=shard.size)
+            name = unit_id(shard, fingerprint, "unreadable") + _UNREADABLE
+            unit = Unit(name, 0, last=True, source_bytes=shard.size)
             return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
         return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
 
@@ -175,7 +183,7 @@ def _cut_parquet(
     fingerprint: str,
     unit_rows: int,
     candidate_columns: Mapping[str, bool],
-) -> Iterator[Unit]:
+) -> list[Unit]:
     """Row groups are joined up to a unit's size; one larger than a unit is cut by rows."""
     units: list[Unit] = []
     first_row = start = 0
@@ -219,7 +227,7 @@ def _cut_parquet(
         units[-1] = replace(units[-1], last=True)
     else:  # an empty shard is a unit too, so that it counts as done
         units.append(Unit(unit_id(shard, fingerprint, "empty"), 0, last=True))
-    return iter(units)
+    return units
 
 
 def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) -> tuple[int, int]:
@@ -234,6 +242,30 @@ def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) ->
             listed = candidate_columns[name] or len(nested) == 2  # name.list.element: a list of texts
             candidates[name] = max(candidates.get(name, 0), column.num_values if listed else group.num_rows)
     return sum(candidates.values()) or group.num_rows, size
+
+
+def spread(spans: list[Span]) -> list[Span]:
+    """The spans cut into runs of a few units, so that one large Parquet shard is read by many tasks.
+
+    The pieces of one row group stay together: it is decoded once.
+    """
+    pieces: list[Span] = []
+    for span in spans:
+        runs: list[list[Unit]] = [[]]
+        for unit in span.units:
+            whole = runs[-1] and runs[-1][-1].group_start != unit.group_start
+            if whole and len(runs[-1]) >= _UNITS_A_TASK:
+                runs.append([])
+            runs[-1].append(unit)
+        pieces += [replace(span, units=tuple(run)) for run in runs]
+    return pieces
+
+
+def superseded(spans: list[Span], committed: set[str]) -> set[str]:
+    """Commits of shards that could not be read, and that have been replaced since."""
+    planned = {unit.id for span in spans for unit in span.units}
+    shards = {span.shard.hash for span in spans}
+    return {c for c in committed - planned if c.endswith(_UNREADABLE) and c[:16] in shards}
 
 
 def remaining(spans: list[Span], fingerprint: str, committed: set[str]) -> tuple[list[Span], list[Span]]:

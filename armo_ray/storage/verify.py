@@ -27,7 +27,8 @@ def verify_output(uri: str) -> tuple[dict[str, int], list[str]]:
         raise ConfigError(f"{uri}: no {commits.RUN}: not an output of armo-ray score")
     manifest = store.read_json(commits.SUCCESS)
     records = commits.read_commits(store, commits.list_commits(store))
-    faults = _against_manifest(records, manifest) + _overlaps(records)
+    faults = _against_manifest(records, manifest) + _overlaps(records) + _strays(store, records)
+    faults += [f"{source}: not all of its units are committed" for source in commits.unfinished(records)]
     for found in in_parallel(lambda record: _check_unit(store, record), records):
         faults += found
     totals = commits.totals(records)
@@ -41,10 +42,26 @@ def _against_manifest(records: list[dict[str, Any]], manifest: dict[str, Any] | 
     listed = {part["path"]: part for part in manifest["parts"]}
     committed = {part["path"]: part for record in records for part in record["parts"]}
     paths = sorted(listed.keys() | committed.keys())
-    return [
+    faults = []
+    if (totals := commits.totals(records)) != manifest["totals"]:
+        faults.append(
+            f"{commits.SUCCESS}: its totals are {manifest['totals']}, those of the commits {totals}"
+        )
+    return faults + [
         f"{path}: the manifest says {listed.get(path)}, the commits {committed.get(path)}"
         for path in paths
         if listed.get(path) != committed.get(path)
+    ]
+
+
+def _strays(store: Store, records: list[dict[str, Any]]) -> list[str]:
+    """Parts that no commit names: left by a task that was stopped and never done again."""
+    known = {store.path(part["path"]) for record in records for part in record["parts"]}
+    found = [path for folder in (parts.SCORES, parts.REJECTS) for path in store.fs.find(store.path(folder))]
+    return [
+        f"{path}: no commit names it, and who reads by a glob counts its rows: delete it"
+        for path in found
+        if path.endswith(".parquet") and path not in known and "/." not in path
     ]
 
 
