@@ -50,7 +50,8 @@ def record(unit: str = "u1", **changes: Any) -> dict[str, Any]:
         "source": "/in/a.jsonl",
         "first_row": 0,
         "num_rows": 5,
-        "last": False,
+        "ordinal": 0,
+        "last": True,
         "candidates": 10,
         "scored": 8,
         "rejected": {"too_long": 2},
@@ -76,6 +77,7 @@ def commit_unit(store: Store, done: UnitRows, source: str) -> None:
         "source": source,
         "first_row": first,
         "num_rows": n,
+        "ordinal": done.unit.ordinal,
         "last": last,
         "candidates": n,
         "scored": n,
@@ -289,6 +291,7 @@ def test_the_manifest_has_totals_and_parts_of_the_commits_and_of_nothing_else(st
         "scored": 16,
         "num_tokens": 200,
         "computed_tokens": 160,
+        "shards": 2,
         "rejected": {"too_long": 3, "poison": 1},
     }
     assert manifest["parts"] == [*record("u1")["parts"], *record("u2")["parts"]]

@@ -29,6 +29,7 @@ RECORD = {
     "source": "/in/a.jsonl",
     "first_row": 0,
     "num_rows": 1,
+    "ordinal": 0,
     "last": True,
     "candidates": 1,
     "scored": 1,
