@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from armo_ray.engine.model import RewardModel
     from armo_ray.pipeline import score_dataset
-    from armo_ray.schema import coefficients
+    from armo_ray.schema import coefficients, vectors
     from armo_ray.text.tokenization import Encoder
 
 __version__ = "0.1.0"
@@ -15,9 +15,10 @@ _HOMES = {
     "RewardModel": "armo_ray.engine.model",
     "coefficients": "armo_ray.schema",
     "score_dataset": "armo_ray.pipeline",
+    "vectors": "armo_ray.schema",
 }
 
-__all__ = ["Encoder", "RewardModel", "coefficients", "score_dataset"]
+__all__ = ["Encoder", "RewardModel", "coefficients", "score_dataset", "vectors"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from armo_ray import __version__
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
 from armo_ray.progress import stop_on_sigterm
@@ -24,7 +25,9 @@ logger = logging.getLogger("armo_ray")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         status: int = args.run(args)
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("armo-ray", description="Score conversations with a reward model.")
+    parser.add_argument("--version", action="version", version=f"armo-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     score = commands.add_parser("score", help="score shards into partitioned Parquet", epilog=_EXIT_STATUS)
     score.add_argument(
@@ -52,14 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, field in ScoreConfig.model_fields.items():
         _add_option(score, name, field)
-    score.set_defaults(run=_score)
+    score.set_defaults(run=_score, parser=score)
     verify = commands.add_parser("verify", help="check a finished output against its manifest")
     verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
-    verify.set_defaults(run=_verify)
+    verify.set_defaults(run=_verify, parser=verify)
     tiny = commands.add_parser("tiny-model", help="write a tiny random ArmoRM for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
-    tiny.set_defaults(run=_tiny_model)
+    tiny.set_defaults(run=_tiny_model, parser=tiny)
     return parser
 
 
@@ -92,6 +96,9 @@ def _help(field: FieldInfo) -> str:
 
 def _score(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name in ScoreConfig.model_fields}
+    lists = (value for value in given.values() if isinstance(value, list))
+    if swallowed := [word for words in lists for word in words if word.endswith(".toml")]:
+        raise ConfigError(f"{swallowed[0]}: put the TOML file before the flags")
     config = load_config(args.config, given)
     from armo_ray.plan import prepare
 
@@ -140,14 +147,18 @@ def _verify(args: argparse.Namespace) -> int:
     for fault in faults:
         print(fault)
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"{args.output}: {told}: {f'{len(faults)} faults' if faults else 'whole'}")
+    found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
+    print(f"{args.output}: {told}: {found}")
     return FAILED if faults else COMPLETE
 
 
 def _tiny_model(args: argparse.Namespace) -> int:
     from armo_ray.engine.tiny import write_tiny_model
 
-    write_tiny_model(Path(args.directory), args.seed)
+    directory = Path(args.directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} exists and is not an empty directory")
+    write_tiny_model(directory, args.seed)
     print(f"{args.directory}: a random ArmoRM with 2 layers and 19 objectives; its scores mean nothing")
     return COMPLETE
 

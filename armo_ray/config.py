@@ -1,5 +1,6 @@
 """The one configuration object: a TOML file, overridden by flags, checked before any work."""
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,14 +110,15 @@ def load_config(file: str | None, overrides: Mapping[str, Any]) -> ScoreConfig:
         try:
             values = tomllib.loads(Path(file).read_text("utf-8"))
         except OSError as error:
-            raise ConfigError(f"config {file}: {error.strerror}") from error
+            raise ConfigError(f"config {file}: {error.strerror}; data to score go behind --input") from error
         except ValueError as error:
             raise ConfigError(f"config {file}: not valid TOML: {error}") from error
+    values = {name.replace("-", "_"): value for name, value in values.items()}
     try:
         return ScoreConfig.model_validate(values | dict(overrides))
     except ValidationError as error:
-        told = [f"{_option(fault['loc'])}: {_say(fault)}" for fault in error.errors()]
-        raise ConfigError("; ".join(told)) from None
+        told = "; ".join(f"{_option(fault['loc'])}: {_say(fault)}" for fault in error.errors())
+        raise ConfigError(told if file is None else f"{told} (config {file} and flags)") from None
 
 
 def _option(location: tuple[Any, ...]) -> str:
@@ -127,6 +129,7 @@ def _say(fault: Any) -> str:
     if fault["type"] == "missing":
         return "required, as a flag or in the TOML file"
     if fault["type"] == "extra_forbidden":
-        return "unknown option"
+        close = difflib.get_close_matches(str(fault["loc"][-1]), ScoreConfig.model_fields, 1)
+        return "unknown option" + (f"; did you mean {close[0]}?" if close else "")
     message: str = fault["msg"].removeprefix("Value error, ")
     return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"

@@ -22,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from armo_ray.config import load_config
+from armo_ray.errors import ConfigError
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.progress import Progress, stop_on_sigterm
 from armo_ray.stages import Scorer, candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
@@ -109,6 +110,13 @@ def _on_replicas(
     resources = ray.cluster_resources()
     gpus = gpus_per_replica if gpus_per_replica is not None else min(1.0, resources.get("GPU", 0.0))
     low, high = replicas or (max(1, int(resources.get("GPU", 0) / gpus + 1e-6)) if gpus else 1,) * 2
+    if gpus * low > resources.get("GPU", 0) and "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(
+            f"{low} replicas of {gpus:g} GPUs: this machine has {resources.get('GPU', 0):g}; use --gpus-per-replica 0 "
+            f"to score on its CPUs"
+        )
+    if not gpus and job.dtype != "float32":
+        logger.warning("%s on CPUs is slow and rounds; --dtype float32 is exact", job.dtype)
     logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
     with warnings.catch_warnings():
         # the two limits below count as remote args, which 2.60 deprecates without naming what replaces them

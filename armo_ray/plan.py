@@ -166,6 +166,7 @@ def _layout(shards: list[Shard], config: ScoreConfig, columns: dict[str, str]) -
             failures.append(f"{shard.uri}: {error}")
             continue
         if names:
+            logger.info("layout told from %s", shard.uri)
             layout = detect(names, config.layout, config.column)
             carried = _carried_types(columns, shard.uri, names, schema, rows)
             nested = [f.name for f in carried if f.name in config.partition_by and pa.types.is_nested(f.type)]
@@ -201,12 +202,14 @@ def _carried_types(
 ) -> pa.Schema:
     fields = []
     for name, column in carried.items():
+        if column not in names:
+            raise ConfigError(
+                f"keep or partition-by: no column {column} in {source}; it has {', '.join(names)}"
+            )
         if name in RESERVED:
             raise ConfigError(
-                f"keep: {name} is a column of the scores; keep it under another name: NAME={column}"
+                f"keep: {name} is a column of the scores already; rename it: --keep input_{name}={column}"
             )
-        if column not in names:
-            raise ConfigError(f"keep: no column {column} in {source}; it has {', '.join(names)}")
         if schema is not None:
             fields.append(pa.field(name, schema.field(column).type))
             continue

@@ -50,6 +50,8 @@ class Progress:
         self.rejected += sum(record["rejected"].values())
         self.tokens += record["num_tokens"]
         self.bytes += record["source_bytes"]
+        if self.units == 1 and not self.terminal:
+            logger.info("%s", self.line(time.monotonic()))
 
     def line(self, now: float) -> str:
         if self.started is None:

@@ -102,10 +102,15 @@ def footer(schema: pa.Schema) -> dict[str, Any]:
 def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
     """The weight of every reward in every score: gating · transformᵀ, shape (rows, objectives), float32.
 
-    `score == (rewards * coefficients).sum(axis=1)` to float32 rounding. Takes rows of a scores part with
-    the metadata it was written with; raises ValueError without it.
+    `score == (vectors(scores) * coefficients(scores)).sum(axis=1)` to float32 rounding. Takes rows of scores
+    with the metadata they were written with, as pyarrow reads them; raises ValueError without it.
     """
     transform = np.array(footer(scores.schema)["reward_transform_matrix"], np.float32)
-    gating = scores["gating"].combine_chunks()
-    columns = [gating.field(i).to_numpy(zero_copy_only=False) for i in range(gating.type.num_fields)]
-    return np.stack(columns, axis=1).astype(np.float32) @ transform.T
+    return vectors(scores, "gating") @ transform.T
+
+
+def vectors(scores: pa.Table, column: str = "rewards") -> npt.NDArray[np.float32]:
+    """The structs of `rewards` or `gating` as an array, shape (rows, objectives), float32."""
+    structs = scores[column].combine_chunks()
+    fields = [structs.field(i).to_numpy(zero_copy_only=False) for i in range(structs.type.num_fields)]
+    return np.stack(fields, axis=1).astype(np.float32)

@@ -257,7 +257,7 @@ def test_an_output_below_its_input_is_no_input(tiny_model: Path, tmp_path: Path)
         ("partition_by", ["tags"], "tags is list<"),
         ("partition_by", ["nothing"], "no column nothing"),
         ("keep", ["nothing"], "no column nothing"),
-        ("keep", ["prompt"], "keep it under another name"),
+        ("keep", ["prompt"], "rename it: --keep input_prompt=prompt"),
         ("keep", ["void"], "its type cannot be told"),
         ("keep", ["lang=prompt"], "lang is a directory of the input"),
         ("max_length", 9000, "more than the model's 8192 positions"),

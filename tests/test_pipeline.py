@@ -20,7 +20,7 @@ import pytest
 import ray
 from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
-from armo_ray import coefficients, pipeline, score_dataset
+from armo_ray import coefficients, pipeline, score_dataset, vectors
 from armo_ray.plan import prepare
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.verify import verify_output
@@ -65,9 +65,7 @@ def test_a_run_on_ray_is_whole_and_opens_everywhere(
     assert verify_output(str(out)) == ({"units": 3, "candidates": 260, "scored": 260, "rejected": 0}, [])
 
     table = read_table(out)
-    sums = (
-        np.stack([c.to_numpy() for c in table["rewards"].combine_chunks().flatten()], 1) * coefficients(table)
-    ).sum(1)
+    sums = (vectors(table) * coefficients(table)).sum(axis=1)
     assert np.abs(sums - table["score"].to_numpy()).max() < 1e-5
     everywhere = f"{out}/scores/**/*.parquet"
     query = f"select subset, count(*), avg(rewards.helpsteer_helpfulness) from '{everywhere}' group by 1"

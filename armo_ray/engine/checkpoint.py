@@ -108,7 +108,9 @@ def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     try:
         path = Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
     except Exception as error:
-        raise ConfigError(f"model {model}: no such directory, and the hub gave none: {error}") from error
+        raise ConfigError(
+            f"model {model}: no such directory, and the hub gave none: {error!s:.200}"
+        ) from error
     return path, path.name
 
 

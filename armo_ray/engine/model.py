@@ -59,6 +59,8 @@ class RewardModel:
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.reward_names = checkpoint.reward_names
         self.token_budget = token_budget or TOKEN_BUDGETS.get(self.device.type, 8_192)

@@ -43,17 +43,29 @@ def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, An
 
 def check_identity(store: Store, before: Mapping[str, Any], now_asked: Mapping[str, Any]) -> None:
     """Refuse to mix two runs in one output, naming what differs."""
-    names = sorted(before.keys() | now_asked.keys())
+    old, new = _flat(before), _flat(now_asked)
     differs = [
-        f"{name} was {before.get(name)!r}, now {now_asked.get(name)!r}"
-        for name in names
-        if before.get(name) != now_asked.get(name)
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
     ]
     if differs:
-        raise ConfigError(
-            f"output {store.uri} was begun by another run: {'; '.join(differs)}. "
-            f"Use the same settings, or another output"
+        committed = len(list_commits(store))
+        advice = (
+            "Use the same settings, or another output" if committed else f"Delete its {RUN} to begin anew"
         )
+        raise ConfigError(
+            f"output {store.uri}, with {committed} units committed, was begun by another run: "
+            f"{'; '.join(differs)}. {advice}"
+        )
+
+
+def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in identity.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def list_commits(store: Store) -> set[str]:

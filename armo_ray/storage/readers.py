@@ -139,7 +139,8 @@ def _read_jsonl(
         if candidates >= unit_rows or size >= UNIT_BYTES:
             if ordinal not in span.done:
                 yield unit(last=False)
-            ordinal, candidates, size, rows, first, position = ordinal + 1, 0, 0, [], number, here
+                position = here
+            ordinal, candidates, size, rows, first = ordinal + 1, 0, 0, [], number
         row = line if isinstance(line, BadRow) else _parse(line)
         rows.append((number, row))
         candidates += count(row)

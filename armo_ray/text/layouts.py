@@ -72,7 +72,7 @@ def detect(found: Iterable[str], kind: str = "auto", overrides: Mapping[str, str
     told = f"the first shard has the columns {', '.join(names) or '(none)'}"
     for part, column in overrides.items():
         if column not in names:
-            raise ConfigError(f"--column {part}={column}: {told}")
+            raise ConfigError(f"--column {part}={column}: no column {column}; {told}")
     parts = {part: _columns_of(part, names, overrides) for part in ALIASES}
     kinds = [kind] if kind != "auto" else list(REQUIRED)
     fits = [
