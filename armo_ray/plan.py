@@ -20,7 +20,8 @@ from armo_ray.errors import ConfigError
 from armo_ray.schema import RESERVED, SCHEMA_VERSION, scores_schema
 from armo_ray.storage import commits, readers
 from armo_ray.storage.filesystem import Store
-from armo_ray.storage.shards import DAMAGE, Shard, Span, cut, find_shards
+from armo_ray.storage.shards import DAMAGE, Shard, find_shards
+from armo_ray.storage.units import Span, cut
 from armo_ray.text.layouts import Layout, detect
 
 logger = logging.getLogger(__name__)

@@ -13,73 +13,11 @@ import pyarrow.parquet as pq
 
 ANSWERS = 4  # to each prompt
 ROW_GROUP = 512
-WORDS = np.array(
-    [
-        *(
-            "the",
-            "of",
-            "and",
-            "to",
-            "in",
-            "is",
-            "was",
-            "for",
-            "with",
-            "as",
-            "be",
-            "at",
-            "by",
-            "not",
-            "are",
-            "but",
-        ),
-        *(
-            "from",
-            "or",
-            "have",
-            "which",
-            "one",
-            "all",
-            "there",
-            "their",
-            "been",
-            "has",
-            "when",
-            "who",
-            "will",
-        ),
-        *(
-            "more",
-            "if",
-            "out",
-            "so",
-            "said",
-            "what",
-            "about",
-            "time",
-            "than",
-            "into",
-            "could",
-            "state",
-            "only",
-        ),
-        *(
-            "new",
-            "some",
-            "year",
-            "take",
-            "come",
-            "know",
-            "see",
-            "use",
-            "like",
-            "then",
-            "first",
-            "any",
-            "work",
-        ),
-    ]
+TEXT = (
+    "the of and to in is was for with as be at by not are but from or have which one all there their been has "
+    "when who will more if out so said what about time than into could state only new some year take come know"
 )
+WORDS = np.array(TEXT.split())
 
 
 def write_shards(

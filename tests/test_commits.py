@@ -27,7 +27,8 @@ from armo_ray.storage.commits import (
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.parts import write_scores
 from armo_ray.storage.readers import BadRow, Row, UnitRows, read_units
-from armo_ray.storage.shards import Span, cut, find_shards
+from armo_ray.storage.shards import find_shards
+from armo_ray.storage.units import Span, cut
 
 F = "fingerprint"
 IDENTITY = {"model_fingerprint": "abc", "dtype": "bfloat16", "keep": {"id": "id"}, "max_length": 4096}

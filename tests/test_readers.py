@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armo_ray.storage.readers import BadRow, Row, UnitRows, read_rows, read_units, sample
-from armo_ray.storage.shards import UNIT_BYTES, Shard, Span, cut, find_shards, unit_id
+from armo_ray.storage.shards import Shard, find_shards
+from armo_ray.storage.units import UNIT_BYTES, Span, cut, unit_id
 
 F = "fingerprint"
 

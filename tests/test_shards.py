@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.shards import UNIT_BYTES, Shard, Span, cut, find_shards, open_shard, remaining, unit_id
+from armo_ray.storage.shards import Shard, find_shards, open_shard
+from armo_ray.storage.units import UNIT_BYTES, Span, cut, remaining, unit_id
 
 F = "fingerprint"
 NAMES = [

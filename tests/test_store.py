@@ -20,7 +20,8 @@ from armo_ray.storage.commits import RUN, SUCCESS, commit, finish, list_commits,
 from armo_ray.storage.filesystem import Store, in_parallel
 from armo_ray.storage.parts import write_scores
 from armo_ray.storage.readers import Row, read_rows, read_units, sample
-from armo_ray.storage.shards import Span, cut, find_shards
+from armo_ray.storage.shards import find_shards
+from armo_ray.storage.units import Span, cut
 
 pytest_plugins = ("tests.s3_server",)
 

@@ -13,7 +13,7 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import STORAGE_ERRORS, Store, in_parallel
 from armo_ray.storage.parts import REJECTS
-from armo_ray.storage.shards import Span, remaining, superseded, unit_id
+from armo_ray.storage.units import Span, remaining, superseded, unit_id
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.storage.filesystem import Source
-from armo_ray.storage.shards import DAMAGE, UNIT_BYTES, Shard, Span, Unit, open_shard, unit_id
+from armo_ray.storage.shards import DAMAGE, Shard, open_shard
+from armo_ray.storage.units import UNIT_BYTES, Span, Unit, unit_id
 
 _CHUNK = 1 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}

@@ -1,0 +1,151 @@
+"""Rows of a shard become token ids: the first step, on a CPU."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from armo_ray.chat import Chat
+from armo_ray.engine.checkpoint import resolve
+from armo_ray.plan import Job
+from armo_ray.schema import CANDIDATE_FIELDS, TEXT_FIELDS
+from armo_ray.stages.unit_table import NO_SHARD, Header, nest, one, ragged, reject_table, to_raw
+from armo_ray.storage import parts, readers
+from armo_ray.storage.readers import BadRow, Row, UnitRows
+from armo_ray.storage.shards import Shard
+from armo_ray.storage.units import Span, Unit
+from armo_ray.text.conversations import Candidate, candidates_of
+from armo_ray.text.tokenization import Encoder, Tokenized
+
+
+@lru_cache(maxsize=2)
+def _loaded(model: str, revision: str | None, max_length: int, truncate: str, special_tokens: str) -> Encoder:
+    path, _ = resolve(model, revision)
+    return Encoder(Chat.load(path), max_length, truncate, special_tokens)
+
+
+def load_encoder(job: Job) -> Encoder:
+    """The job's encoder, loaded once by every process."""
+    return _loaded(job.model, job.revision, job.max_length, job.truncate, job.special_tokens)
+
+
+def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
+    """A one-row table for every unit of a span that is to be done."""
+    encoder = load_encoder(job)
+
+    def count(row: Row) -> int:
+        return 1 if isinstance(row, BadRow) else job.layout.count(row)
+
+    started = time.perf_counter()
+    for done in readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint):
+        yield _tokenized(done, span.shard, encoder, job, started)
+        started = time.perf_counter()
+
+
+def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
+    """The one-row table of rows that belong to no shard."""
+    encoder = load_encoder(job)
+    unit = UnitRows(Unit("", 0), list(enumerate(rows)))
+    return _tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
+
+
+def _tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
+    numbers: list[int] = []
+    rows: list[Row] = []
+    candidates: list[Candidate] = []
+    for number, row in done.rows:
+        found = _candidates(row, job)
+        numbers += [number] * len(found)
+        rows += [row] * len(found)
+        candidates += found
+    began = time.perf_counter()
+    tokens = encoder.encode(candidates)
+    tokenize = time.perf_counter() - began
+    columns = {
+        "prompts": ragged(tokens.prompts),
+        "group": one(pa.array(tokens.group, pa.int32())),
+        "responses": ragged(tokens.responses),
+        "scored": nest(_scored_rows(tokens, candidates, numbers, rows, job)),
+        "rejects": nest(_reject_rows(tokens, candidates, numbers, rows, shard)),
+    }
+    num_tokens = sum(tokens.num_prompt_tokens) + sum(map(len, tokens.responses))
+    seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
+    header = Header(shard, done.unit, len(candidates), seconds, num_tokens)
+    return pa.table({"header": header.to_array(), **columns})
+
+
+def _candidates(row: Row, job: Job) -> list[Candidate]:
+    """The candidates of a row; a row whose kept values are not of their columns' types is malformed."""
+    if isinstance(row, BadRow):
+        return [Candidate(None, None, [], "", row.reason, row.detail)]
+    found = candidates_of(row, job.layout)
+    for name, column in job.carried.items():
+        value, kind = row.get(column), job.scores.field(name).type
+        if not _holds(kind, value):
+            detail = f"kept column {column} holds {value!r:.100}, which is not {kind}"
+            return [replace(c, reason="malformed_row", detail=detail) for c in found]
+        if name in job.partition_by and not parts.fits_directory(name, value):
+            detail = f"column {column} holds {value!r:.100}, which is too long for the name of a directory"
+            return [replace(c, reason="malformed_row", detail=detail) for c in found]
+    return found
+
+
+def _holds(kind: pa.DataType, value: Any) -> bool:
+    """Whether a type holds a value as it is: Arrow would cut 1.5 to an int64 of 1."""
+    try:
+        return _same(pa.scalar(value, kind).as_py(), value)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _same(kept: Any, value: Any) -> bool:
+    """Equality, but for fields of a struct that are absent or null, and NaN."""
+    if isinstance(value, dict) and isinstance(kept, dict):
+        return all(_same(kept.get(name), entry) for name, entry in value.items())
+    if isinstance(value, list) and isinstance(kept, list):
+        return len(kept) == len(value) and all(map(_same, kept, value))
+    return bool(kept == value or value != value)
+
+
+def _scored_rows(
+    tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], job: Job
+) -> pa.Table:
+    """The columns of the scores that do not come from the model."""
+    chosen = [candidates[i] for i in tokens.source]
+    columns: dict[str, list[Any]] = {
+        "prompt_id": tokens.prompt_id,
+        "source_row": [numbers[i] for i in tokens.source],
+        "candidate": [c.index for c in chosen],
+        "role": [c.role for c in chosen],
+        "num_prompt_tokens": tokens.num_prompt_tokens,
+        "num_response_tokens": [len(ids) for ids in tokens.responses],
+        "flags": tokens.flags,
+    }
+    fields = list(CANDIDATE_FIELDS)
+    for name, column in job.carried.items():
+        columns[name] = [_value(rows[i], column) for i in tokens.source]
+        fields.append(job.scores.field(name))
+    if job.keep_text:
+        columns["prompt"] = [c.prompt for c in chosen]
+        columns["response"] = [[{"role": "assistant", "content": c.answer}] for c in chosen]
+        fields += TEXT_FIELDS
+    return pa.table([pa.array(columns[f.name], f.type) for f in fields], schema=pa.schema(fields))
+
+
+def _value(row: Row, column: str) -> Any:
+    return None if isinstance(row, BadRow) else row.get(column)
+
+
+def _reject_rows(
+    tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], shard: Shard
+) -> pa.Table:
+    entries = []
+    raw: set[int] = set()  # rows that are told already: one of a thousand answers is not repeated for each
+    for i, reason, detail in tokens.rejects:
+        text = None if numbers[i] in raw else to_raw(rows[i])
+        entries.append((numbers[i], candidates[i].index, candidates[i].role, reason, detail, text))
+        raw.add(numbers[i])
+    return reject_table(shard, entries)

@@ -1,0 +1,86 @@
+"""A unit of work as a table of one row, its candidates in list columns.
+
+One task in, one block out: that is what makes a task exact when Ray replays it.
+"""
+
+import json
+import pickle
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from armo_ray.schema import REJECTS
+from armo_ray.storage.readers import BadRow, Row
+from armo_ray.storage.shards import Shard
+from armo_ray.storage.units import Unit
+
+Ids = npt.NDArray[np.int32]
+MODEL_COLUMNS = ("prompts", "group", "responses")  # what only the replica needs
+NO_SHARD = Shard("", 0, "", ())
+
+
+@dataclass
+class Header:
+    """What is known of a unit besides its rows; travels pickled in the column `header`."""
+
+    shard: Shard
+    unit: Unit
+    candidates: int
+    seconds: dict[str, float]
+    num_tokens: int = 0
+    computed_tokens: int = 0
+    num_packs: int = 0
+
+    def to_array(self) -> pa.Array:
+        return pa.array([pickle.dumps(self)])
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Header":
+        header: Header = pickle.loads(table["header"][0].as_py())
+        return header
+
+
+def nest(table: pa.Table) -> pa.Array:
+    """A table as one list of structs."""
+    return one(table.combine_chunks().to_struct_array().combine_chunks())
+
+
+def unnest(column: pa.ChunkedArray) -> pa.Table:
+    """The table that `nest` made a list of."""
+    rows = column.combine_chunks().flatten()
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)])
+
+
+def one(values: pa.Array) -> pa.Array:
+    """An array as the single entry of a list array."""
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+def ragged(arrays: list[Ids]) -> pa.Array:
+    """Arrays of token ids as the single entry of a list of lists."""
+    offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
+    flat = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+    return one(pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)))
+
+
+def arrays(column: pa.ChunkedArray) -> list[Ids]:
+    """The arrays that `ragged` joined, as views."""
+    lists = column.combine_chunks().flatten()
+    flat, offsets = lists.values.to_numpy(), lists.offsets.to_numpy().tolist()
+    return [flat[start:stop] for start, stop in pairwise(offsets)]
+
+
+def reject_table(shard: Shard, entries: list[tuple[Any, ...]]) -> pa.Table:
+    columns = [list(column) for column in zip(*entries, strict=True)] or [[] for _ in REJECTS.names[1:]]
+    arrays = [pa.array([shard.uri] * len(entries), pa.string())]
+    arrays += [pa.array(column, f.type) for column, f in zip(columns, list(REJECTS)[1:], strict=True)]
+    return pa.table(arrays, schema=REJECTS)
+
+
+def to_raw(row: Row) -> str | None:
+    """A row as JSON; what JSON cannot hold (dates, bytes) as its text."""
+    return row.raw if isinstance(row, BadRow) else json.dumps(row, default=str)

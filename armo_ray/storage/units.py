@@ -1,0 +1,223 @@
+"""Cutting shards into units of work, and what of them is left to do.
+
+A unit is about `unit_rows` candidates, at most 64 MiB of text, and one transaction. Its id is a hash of the
+shard's URI, the shard's identity (size and ETag or modification time), its range in the shard and the
+fingerprint of the run: never a rank or a place in a listing. A Parquet shard is cut by its footer; JSONL has
+no index, so one task reads a JSONL shard from start to end and cuts it as it goes, always at the same lines.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pyarrow.parquet as pq
+
+from armo_ray.errors import ConfigError
+from armo_ray.storage.filesystem import STORAGE_ERRORS, in_parallel
+from armo_ray.storage.shards import DAMAGE, Shard, open_shard
+
+UNIT_BYTES = 64 << 20
+_UNITS_A_TASK = 8  # opening a shard and its footer again costs little beside eight units
+_UNREADABLE = "-unreadable"  # ends the id of a unit that stands for a whole shard and holds no scores
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of rows of a shard. Of a Parquet shard, `num_rows` from `first_row` on within row groups
+    [group_start, group_stop); of a JSONL shard, run number `ordinal` of its lines, known once it was read."""
+
+    id: str
+    ordinal: int
+    first_row: int = 0
+    num_rows: int = 0
+    group_start: int = 0
+    group_stop: int = 0
+    skip_rows: int = 0  # rows of the first row group that belong to the units before
+    last: bool = False  # of its shard
+    source_bytes: int = 0  # about how much of the shard's bytes it stands for
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one read task does: the units of a Parquet shard that it names, or all of a JSONL shard but those
+    in `done` (ordinals)."""
+
+    shard: Shard
+    units: tuple[Unit, ...] = ()
+    done: frozenset[int] = frozenset()
+    error: str | None = None  # why the shard cannot be read
+
+
+def unit_id(shard: Shard, fingerprint: str, where: str) -> str:
+    """32 hex digits; the first 16 are the shard's."""
+    text = json.dumps([shard.uri, shard.identity, fingerprint, where])
+    return shard.hash + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def cut(
+    shards: list[Shard],
+    fingerprint: str,
+    unit_rows: int,
+    candidate_columns: Mapping[str, bool],
+) -> list[Span]:
+    """A span per shard, holding all its units; footers are read on a few threads.
+
+    Args:
+        candidate_columns: the columns that hold candidates, and whether each is a list of them.
+    """
+
+    def of(shard: Shard) -> Span:
+        if not shard.is_parquet:
+            return Span(shard)
+        try:
+            source = open_shard(shard)
+        except STORAGE_ERRORS as error:
+            raise ConfigError(f"{shard.uri}: cannot be opened: {error}") from error
+        try:
+            with source:
+                footer = pq.ParquetFile(source).metadata
+        except DAMAGE as error:
+            source.raise_failure()
+            name = unit_id(shard, fingerprint, "unreadable") + _UNREADABLE
+            unit = Unit(name, 0, last=True, source_bytes=shard.size)
+            return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
+        return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
+
+    spans: list[Span] = in_parallel(of, shards)
+    return spans
+
+
+def _cut_parquet(
+    shard: Shard,
+    footer: pq.FileMetaData,
+    fingerprint: str,
+    unit_rows: int,
+    candidate_columns: Mapping[str, bool],
+) -> list[Unit]:
+    """Row groups are joined up to a unit's size; one larger than a unit is cut by rows."""
+    units: list[Unit] = []
+    first_row = start = 0
+    rows = candidates = size = 0
+
+    def add(group_start: int, group_stop: int, skip: int, num_rows: int) -> None:
+        where = f"{group_start}-{group_stop}+{skip}:{num_rows}"
+        nonlocal first_row
+        nbytes = shard.size * num_rows // footer.num_rows
+        units.append(
+            Unit(
+                id=unit_id(shard, fingerprint, where),
+                ordinal=len(units),
+                first_row=first_row,
+                num_rows=num_rows,
+                group_start=group_start,
+                group_stop=group_stop,
+                skip_rows=skip,
+                source_bytes=nbytes,
+            )
+        )
+        first_row += num_rows
+
+    for i in range(footer.num_row_groups):
+        group = footer.row_group(i)
+        n, nbytes = _weigh(group, candidate_columns)
+        if rows and (candidates + n > unit_rows or size + nbytes > UNIT_BYTES):
+            add(start, i, 0, rows)
+            start, rows, candidates, size = i, 0, 0, 0
+        pieces = max(-(-n // unit_rows), -(-nbytes // UNIT_BYTES))
+        if pieces > 1:
+            step = -(-group.num_rows // pieces)
+            for skip in range(0, group.num_rows, step):
+                add(i, i + 1, skip, min(step, group.num_rows - skip))
+            start = i + 1
+        else:
+            rows, candidates, size = rows + group.num_rows, candidates + n, size + nbytes
+    if rows:
+        add(start, footer.num_row_groups, 0, rows)
+    if units:
+        units[-1] = replace(units[-1], last=True)
+    else:  # an empty shard is a unit too, so that it counts as done
+        units.append(Unit(unit_id(shard, fingerprint, "empty"), 0, last=True))
+    return units
+
+
+def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) -> tuple[int, int]:
+    """About how many candidates a row group holds, and how many bytes its columns decode to."""
+    candidates: dict[str, int] = {}
+    size = 0
+    for i in range(group.num_columns):
+        column = group.column(i)
+        size += column.total_uncompressed_size
+        name, *nested = column.path_in_schema.split(".")
+        if name in candidate_columns:
+            listed = candidate_columns[name] or len(nested) == 2  # name.list.element: a list of texts
+            candidates[name] = max(candidates.get(name, 0), column.num_values if listed else group.num_rows)
+    return sum(candidates.values()) or group.num_rows, size
+
+
+def spread(spans: list[Span]) -> list[Span]:
+    """The spans cut into runs of a few units, so that one large Parquet shard is read by many tasks.
+
+    The pieces of one row group stay together: it is decoded once.
+    """
+    pieces: list[Span] = []
+    for span in spans:
+        runs: list[list[Unit]] = [[]]
+        for unit in span.units:
+            whole = runs[-1] and runs[-1][-1].group_start != unit.group_start
+            if whole and len(runs[-1]) >= _UNITS_A_TASK:
+                runs.append([])
+            runs[-1].append(unit)
+        pieces += [replace(span, units=tuple(run)) for run in runs]
+    return pieces
+
+
+def superseded(spans: list[Span], committed: set[str]) -> set[str]:
+    """Commits of shards that could not be read, and that have been replaced since."""
+    planned = {unit.id for span in spans for unit in span.units}
+    shards = {span.shard.hash for span in spans}
+    return {c for c in committed - planned if c.endswith(_UNREADABLE) and c[:16] in shards}
+
+
+def remaining(spans: list[Span], fingerprint: str, committed: set[str]) -> tuple[list[Span], list[Span]]:
+    """What is left to do, and the JSONL spans whose end only their last commit record can tell.
+
+    Raises ConfigError where a shard has commits that are none of its units: it changed after it was scored.
+    """
+    commits_of: dict[str, set[str]] = {}
+    for unit in committed:
+        commits_of.setdefault(unit[:16], set()).add(unit)
+    left, partly = [], []
+    for span in spans:
+        commits = commits_of.get(span.shard.hash, set())
+        if not commits:
+            left.append(span)
+            continue
+        if span.units:
+            planned = {unit.id for unit in span.units}
+            known = planned & commits
+            todo = replace(span, units=tuple(unit for unit in span.units if unit.id not in commits))
+            if todo.units:
+                left.append(todo)
+        else:
+            ordinals = _ordinals(span.shard, fingerprint, commits)
+            known = set(ordinals.values())
+            partly.append(replace(span, done=frozenset(ordinals)))
+        if len(known) < len(commits):
+            raise ConfigError(
+                f"{span.shard.uri} changed after it was scored into this output. Write new rows to new shards, "
+                f"or score it into a new output"
+            )
+    return left, partly
+
+
+def _ordinals(shard: Shard, fingerprint: str, commits: set[str]) -> dict[int, str]:
+    """Which runs of a JSONL shard are committed. Runs are committed about in order, so few are tried."""
+    found: dict[int, str] = {}
+    ordinal = 0
+    while len(found) < len(commits) and ordinal < 2 * len(commits) + 1000:
+        unit = unit_id(shard, fingerprint, str(ordinal))
+        if unit in commits:
+            found[ordinal] = unit
+        ordinal += 1
+    return found
