@@ -67,10 +67,7 @@ class Chat:
         digest = hashlib.blake2b((path / "tokenizer.json").read_bytes(), digest_size=16)
         digest.update(json.dumps([template, special], sort_keys=True).encode())
         draft = cls(tokenizer, template, special, limit, True, "", (), digest.hexdigest())
-        try:
-            return _checked(draft, path)
-        except jinja2.TemplateError as error:
-            raise ConfigError(f"{path}: chat template: {error}") from error
+        return _checked(draft, path)
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
         """The template's text. Raises jinja2.TemplateError where the template refuses the messages."""
@@ -117,10 +114,32 @@ def _text(token: Any) -> str:
 
 def _checked(draft: Chat, path: Path) -> Chat:
     """The chat with what its template was found to do; ConfigError where a score would not be the model's."""
+    try:
+        prompt, wholes, turn_end = _rendered(draft)
+        chat = _understood(draft, prompt, wholes, turn_end)
+        for answer, whole in zip(_PROBE_ANSWERS, wholes, strict=True):
+            if chat.encode(prompt) + chat.encode(chat.render_answer(answer)) != chat.encode(whole):
+                raise _Unfit(
+                    f"prompt and answer cannot be tokenized apart: {answer!r} joins the header before it"
+                )
+        ids, pattern = chat.encode(wholes[0]), chat.answer_pattern
+        bos = draft.tokenizer.token_to_id(draft.special_tokens.get("bos_token", ""))
+        if bos is not None and (ids[0] != bos or ids.count(bos) != 1):
+            raise _Unfit(f"a conversation must begin with exactly one BOS token, found {ids.count(bos)}")
+        starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == pattern]
+        if starts != [len(chat.encode(prompt)) - len(pattern)]:
+            raise _Unfit(f"the end of the user turn must occur once, before the answer; found at {starts}")
+    except (_Unfit, jinja2.TemplateError) as error:
+        raise ConfigError(f"{path}: chat template: {error}") from error
+    return chat
 
-    def refuse(reason: str) -> ConfigError:
-        return ConfigError(f"{path}: chat template: {reason}")
 
+class _Unfit(Exception):  # noqa: N818 - a verdict, told as a ConfigError
+    """Why a template cannot be scored with."""
+
+
+def _rendered(draft: Chat) -> tuple[str, list[str], str]:
+    """A prompt, the whole conversations of all probe answers to it, and what ends the prompt's turn."""
     question = [{"role": "user", "content": _PROBE_PROMPT}]
     prompt = draft.render_prompt(question)
     wholes = [
@@ -128,39 +147,27 @@ def _checked(draft: Chat, path: Path) -> Chat:
         for answer in _PROBE_ANSWERS
     ]
     if _PROBE_PROMPT not in prompt:
-        raise refuse("it changes a question by more than trimming it")
+        raise _Unfit("it changes a question by more than trimming it")
     if _PROBE_ANSWERS[0] not in wholes[0]:
-        raise refuse("it changes an answer by more than trimming it")
+        raise _Unfit("it changes an answer by more than trimming it")
     if not wholes[0].startswith(prompt + _PROBE_ANSWERS[0]):
-        raise refuse("a prompt with its generation prompt is not how the conversation begins")
+        raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
     turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]
-    pattern = draft.encode(turn_end)
-    closing = wholes[0][len(prompt) + len(_PROBE_ANSWERS[0]) :]
-    if closing == turn_end:  # this template opens the next answer whether asked to or not
-        closing = str(draft.tokenizer.id_to_token(pattern[0]))
+    if wholes[0].endswith(turn_end):  # this template opens the next answer whether asked to or not
+        closing = str(draft.tokenizer.id_to_token(draft.encode(turn_end)[0]))
         wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
-    added = draft.tokenizer.get_added_tokens_decoder()
-    end = draft.encode(closing)
+    return prompt, wholes, turn_end
+
+
+def _understood(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:
+    """The chat with the end of its answers, and whether it trims them, as the probes show."""
+    closing = wholes[0][len(prompt) + len(_PROBE_ANSWERS[0]) :]
+    end, added = draft.encode(closing), draft.tokenizer.get_added_tokens_decoder()
     if len(end) != 1 or end[0] not in added or not added[end[0]].special:
-        raise refuse(f"an answer must end in one end-of-turn token, not in {closing!r}")
+        raise _Unfit(f"an answer must end in one end-of-turn token, not in {closing!r}")
     for trims in (True, False):
-        chat = replace(draft, trims=trims, answer_end=closing, answer_pattern=tuple(pattern))
-        if all(
-            prompt + chat.render_answer(a) == whole for a, whole in zip(_PROBE_ANSWERS, wholes, strict=True)
-        ):
-            break
-    else:
-        raise refuse("it changes an answer by more than trimming it")
-    for answer, whole in zip(_PROBE_ANSWERS, wholes, strict=True):
-        if chat.encode(prompt) + chat.encode(chat.render_answer(answer)) != chat.encode(whole):
-            raise refuse(
-                f"prompt and answer cannot be tokenized apart: {answer!r} joins the header before it"
-            )
-    ids = chat.encode(wholes[0])
-    bos = draft.tokenizer.token_to_id(draft.special_tokens.get("bos_token", ""))
-    if bos is not None and (ids[0] != bos or ids.count(bos) != 1):
-        raise refuse(f"a conversation must begin with exactly one BOS token, found {ids.count(bos)}")
-    starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == chat.answer_pattern]
-    if starts != [len(chat.encode(prompt)) - len(pattern)]:
-        raise refuse(f"the end of the user turn must occur once, before the answer; found at {starts}")
-    return chat
+        pattern = tuple(draft.encode(turn_end))
+        chat = replace(draft, trims=trims, answer_end=closing, answer_pattern=pattern)
+        if all(prompt + chat.render_answer(a) == w for a, w in zip(_PROBE_ANSWERS, wholes, strict=True)):
+            return chat
+    raise _Unfit("it changes an answer by more than trimming it")

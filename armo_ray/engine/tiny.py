@@ -31,6 +31,31 @@ LLAMA3_TEMPLATE = (
     "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
+NAMED_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "[PAD]"}
+TOKENIZER_CONFIG = NAMED_TOKENS | {
+    "chat_template": LLAMA3_TEMPLATE,
+    "clean_up_tokenization_spaces": True,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "tokenizer_class": "PreTrainedTokenizerFast",
+}
+# The fields of the released config.json that do not depend on the size.
+CONFIG = {
+    "architectures": ["LlamaForRewardModelWithGating"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"},
+    "gating_temperature": 10,
+    "hidden_act": "silu",
+    "id2label": {"0": "LABEL_0"},
+    "initializer_range": 0.02,
+    "model_type": "llama",
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": False,
+}
 # What the small vocabulary is learned from: enough English for about three characters a token.
 CORPUS = """
 system user assistant the of and to in is you that it for on with as this are be or can not have from your
@@ -60,62 +85,35 @@ def write_tiny_model(
     """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer or tiny_tokenizer()
-    config = {
-        "architectures": ["LlamaForRewardModelWithGating"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "auto_map": {"AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"},
-        "bos_token_id": tokenizer.token_to_id("<|begin_of_text|>"),
-        "eos_token_id": tokenizer.token_to_id("<|end_of_text|>"),
+    ids = {name: tokenizer.token_to_id(token) for name, token in NAMED_TOKENS.items()}
+    config = CONFIG | {
+        "bos_token_id": ids["bos_token"],
+        "eos_token_id": ids["eos_token"],
         "gating_hidden_dim": gating_hidden_dim,
         "gating_n_hidden": gating_n_hidden,
-        "gating_temperature": 10,
-        "hidden_act": "silu",
         "hidden_size": hidden_size,
-        "id2label": {"0": "LABEL_0"},
-        "initializer_range": 0.02,
         "intermediate_size": hidden_size * 2,
         "max_position_embeddings": max_length,
-        "model_type": "llama",
         "num_attention_heads": num_heads,
         "num_hidden_layers": num_layers,
         "num_key_value_heads": num_kv_heads,
         "num_objectives": num_objectives,
-        "pad_token_id": tokenizer.token_to_id("[PAD]"),
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": None,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "use_cache": False,
+        "pad_token_id": ids["pad_token"],
         "vocab_size": tokenizer.get_vocab_size(),
     }
+    _write_json(path / "config.json", config)
+    _write_json(path / "tokenizer_config.json", TOKENIZER_CONFIG | {"model_max_length": max_length})
+    tokenizer.save(str(path / "tokenizer.json"))
     generator = torch.Generator().manual_seed(seed)
     backbone, head = _backbone(config, generator), _head(config, generator)
     shards = {"model-00001-of-00002.safetensors": backbone, "model-00002-of-00002.safetensors": head}
     for name, tensors in shards.items():
         save_file(tensors, path / name, metadata={"format": "pt"})
-    weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}
-    total = sum(t.numel() * t.element_size() for tensors in shards.values() for t in tensors.values())
-    _write_json(
-        path / "model.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": weight_map},
-    )
-    _write_json(path / "config.json", config)
-    _write_json(
-        path / "tokenizer_config.json",
-        {
-            "bos_token": "<|begin_of_text|>",
-            "chat_template": LLAMA3_TEMPLATE,
-            "clean_up_tokenization_spaces": True,
-            "eos_token": "<|end_of_text|>",
-            "model_input_names": ["input_ids", "attention_mask"],
-            "model_max_length": max_length,
-            "pad_token": "[PAD]",
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )
-    tokenizer.save(str(path / "tokenizer.json"))
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for tensors in shards.values() for t in tensors.values())},
+        "weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors},
+    }
+    _write_json(path / "model.safetensors.index.json", index)
 
 
 def tiny_tokenizer() -> Tokenizer:

@@ -8,7 +8,7 @@ no index, so one task reads a JSONL shard from start to end and cuts it as it go
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow.parquet as pq
@@ -95,50 +95,50 @@ def _cut_parquet(
     unit_rows: int,
     candidate_columns: Mapping[str, bool],
 ) -> list[Unit]:
-    """Row groups are joined up to a unit's size; one larger than a unit is cut by rows."""
     units: list[Unit] = []
-    first_row = start = 0
-    rows = candidates = size = 0
-
-    def add(group_start: int, group_stop: int, skip: int, num_rows: int) -> None:
-        where = f"{group_start}-{group_stop}+{skip}:{num_rows}"
-        nonlocal first_row
-        nbytes = shard.size * num_rows // footer.num_rows
-        units.append(
-            Unit(
-                id=unit_id(shard, fingerprint, where),
-                ordinal=len(units),
-                first_row=first_row,
-                num_rows=num_rows,
-                group_start=group_start,
-                group_stop=group_stop,
-                skip_rows=skip,
-                source_bytes=nbytes,
-            )
+    first_row = 0
+    for start, stop, skip, num_rows in _ranges(footer, unit_rows, candidate_columns):
+        unit = Unit(
+            id=unit_id(shard, fingerprint, f"{start}-{stop}+{skip}:{num_rows}"),
+            ordinal=len(units),
+            first_row=first_row,
+            num_rows=num_rows,
+            group_start=start,
+            group_stop=stop,
+            skip_rows=skip,
+            source_bytes=shard.size * num_rows // footer.num_rows,
         )
+        units.append(unit)
         first_row += num_rows
+    if not units:  # an empty shard is a unit too, so that it counts as done
+        return [Unit(unit_id(shard, fingerprint, "empty"), 0, last=True)]
+    return [*units[:-1], replace(units[-1], last=True)]
 
+
+def _ranges(
+    footer: pq.FileMetaData, unit_rows: int, candidate_columns: Mapping[str, bool]
+) -> Iterator[tuple[int, int, int, int]]:
+    """First and last row group, rows to skip and rows of each unit.
+
+    Row groups are joined up to a unit's size; one larger than a unit is cut by rows.
+    """
+    start = rows = candidates = size = 0
     for i in range(footer.num_row_groups):
         group = footer.row_group(i)
         n, nbytes = _weigh(group, candidate_columns)
         if rows and (candidates + n > unit_rows or size + nbytes > UNIT_BYTES):
-            add(start, i, 0, rows)
+            yield start, i, 0, rows
             start, rows, candidates, size = i, 0, 0, 0
         pieces = max(-(-n // unit_rows), -(-nbytes // UNIT_BYTES))
         if pieces > 1:
             step = -(-group.num_rows // pieces)
             for skip in range(0, group.num_rows, step):
-                add(i, i + 1, skip, min(step, group.num_rows - skip))
+                yield i, i + 1, skip, min(step, group.num_rows - skip)
             start = i + 1
         else:
             rows, candidates, size = rows + group.num_rows, candidates + n, size + nbytes
     if rows:
-        add(start, footer.num_row_groups, 0, rows)
-    if units:
-        units[-1] = replace(units[-1], last=True)
-    else:  # an empty shard is a unit too, so that it counts as done
-        units.append(Unit(unit_id(shard, fingerprint, "empty"), 0, last=True))
-    return units
+        yield start, footer.num_row_groups, 0, rows
 
 
 def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) -> tuple[int, int]:
