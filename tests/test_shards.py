@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.shards import Shard, find_shards, open_shard
-from armo_ray.storage.units import UNIT_BYTES, Span, cut, remaining, unit_id
+from armo_ray.storage.units import UNIT_BYTES, Span, Unit, cut, remaining, spread, unit_id
 
 F = "fingerprint"
 NAMES = [
@@ -316,3 +316,15 @@ def test_the_committed_runs_of_a_jsonl_shard_are_found_by_their_ids(done: set[in
     left, partly = remaining([span, other], F, {unit_id(span.shard, F, str(n)) for n in done})
     assert partly == ([replace(span, done=frozenset(done))] if done else [])
     assert left == ([other] if done else [span, other])
+
+
+@given(groups=st.lists(st.integers(1, 5), max_size=40))
+def test_spread_spans_hold_the_same_units_and_no_row_group_is_read_by_two_tasks(groups: list[int]) -> None:
+    units = tuple(
+        Unit(f"{g}.{k}", 0, group_start=g) for g, pieces in enumerate(groups) for k in range(pieces)
+    )
+    whole = Span(Shard("/in/a.parquet", 10, "10-1", ()), units)
+    runs = spread([whole])
+    assert tuple(unit for run in runs for unit in run.units) == units
+    assert all(a.units[-1].group_start != b.units[0].group_start for a, b in pairwise(runs))
+    assert all(len(run.units) <= 8 + max(groups) for run in runs)
