@@ -327,4 +327,4 @@ def test_spread_spans_hold_the_same_units_and_no_row_group_is_read_by_two_tasks(
     runs = spread([whole])
     assert tuple(unit for run in runs for unit in run.units) == units
     assert all(a.units[-1].group_start != b.units[0].group_start for a, b in pairwise(runs))
-    assert all(len(run.units) <= 8 + max(groups) for run in runs)
+    assert all(len(run.units) <= 8 + max(groups, default=0) for run in runs)
