@@ -180,15 +180,19 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
             stream = pa.CompressedInputStream(stream, codec)
         try:
             for chunk in _chunks(stream):
-                at = source.tell()
+                before, share = at, (source.tell() - at) / len(chunk)
                 *ends, rest = chunk.split(b"\n")
+                passed = 0
                 for end in ends:
+                    passed += len(end) + 1
+                    at = before + int(passed * share)
                     if held > UNIT_BYTES:
                         yield number, too_long, at
                     elif line := b"".join([*pending, end]).strip():
                         yield number, line, at
                     pending, held = [], 0
                     number += 1
+                at = before + int(len(chunk) * share)
                 held += len(rest)
                 if held <= UNIT_BYTES:
                     pending.append(rest)
@@ -213,7 +217,8 @@ def _chunks(stream: Any) -> Iterator[bytes]:
         try:
             size = stream.readinto(buffer)
         except (OSError, EOFError, pa.ArrowException):
-            yield bytes(buffer.rstrip(b"\0"))
+            if rest := bytes(buffer.rstrip(b"\0")):
+                yield rest
             raise
         if not size:
             return
