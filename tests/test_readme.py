@@ -4,12 +4,17 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+import armo_ray
 from armo_ray.cli import _parser
 from armo_ray.config import ScoreConfig
 from armo_ray.schema import CANDIDATE_FIELDS, REJECT_REASONS
 from armo_ray.text.layouts import ALIASES
+from tests.local import score_locally
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -68,6 +73,15 @@ def test_the_python_example_runs(tiny_model: Path) -> None:
     exec(example.replace('"DIR"', repr(str(tiny_model))), found)
     assert found["scores"].score.shape == (2,)  # type: ignore[attr-defined]
     assert found["scores"].gating.shape == (2, 19)  # type: ignore[attr-defined]
+
+
+def test_the_identity_of_the_score_holds_as_it_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    sample = ROOT / "jobs" / "samples" / "llmbar.jsonl"
+    score_locally(tiny_model, sample, tmp_path, unit_rows=100, partition_by=["subset"])
+    example = next(block for block in blocks("python") if "coefficients" in block)
+    names = {"armo_ray": armo_ray, "numpy": numpy, "pyarrow": pyarrow}
+    exec(example.replace("OUT/scores/", f"{tmp_path}/scores/"), names)
+    assert names["table"].num_rows == 260
 
 
 def test_it_stays_short() -> None:
