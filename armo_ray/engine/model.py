@@ -55,7 +55,6 @@ class RewardModel:
         token_budget: int | None = None,
         share_prompts: bool = True,
         fixed_packs: bool = False,
-        gate_pattern: Sequence[int] | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
@@ -66,8 +65,7 @@ class RewardModel:
         self.token_budget = token_budget or TOKEN_BUDGETS.get(self.device.type, 8_192)
         self.share_prompts = share_prompts
         self.fixed_packs = fixed_packs
-        pattern = Chat.load(checkpoint.path).answer_pattern if gate_pattern is None else gate_pattern
-        self._pattern = np.array(pattern, np.int32)
+        self._pattern = np.array(Chat.load(checkpoint.path).answer_pattern, np.int32)
         self._head = ArmoHead(checkpoint, self.device)
         self._backbone = load_backbone(checkpoint, DTYPES[dtype], self.device)
 

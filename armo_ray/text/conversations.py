@@ -41,12 +41,11 @@ class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error
 def candidates_of(row: Mapping[str, Any], layout: Layout) -> list[Candidate]:
     """The candidates of a row in their order: chosen before rejected, lists in the order of the list."""
     values = {part: row.get(column) for part, column in layout.columns.items()}
-    if absent := [column for column in layout.columns.values() if column not in row]:
-        needed = [column for column in absent if column not in (layout.columns.get("system"),)]
-        if needed:
-            has = ", ".join(sorted(row)) or "no columns"
-            detail = f"no column {', '.join(needed)}; the row has {has}"
-            return [_whole_row("malformed_row", detail.encode("utf-8", "backslashreplace").decode())]
+    absent = [name for part, name in layout.columns.items() if part != "system" and name not in row]
+    if absent:
+        has = ", ".join(sorted(row)) or "no columns"
+        detail = f"no column {', '.join(absent)}; the row has {has}"
+        return [_whole_row("malformed_row", detail.encode("utf-8", "backslashreplace").decode())]
     try:
         entries = [(role, value) for role, part in _PARTS[layout.kind](values) for value in part]
     except Rejected as verdict:
