@@ -187,4 +187,4 @@ def test_no_groups_give_no_scores(model: RewardModel) -> None:
 
 def test_a_sequence_without_an_answer_header_is_refused_by_number(model: RewardModel) -> None:
     with pytest.raises(ValueError, match="candidate 1: no end of a user turn"):
-        model.score([(ids, [[1, 2, 3]]) for ids in (list(model._pattern), [1, 2])])
+        model.score([(ids, [[1, 2, 3]]) for ids in (list(model.pattern), [1, 2])])

@@ -22,7 +22,7 @@ def groups_for(model: RewardModel, rng: np.random.Generator, count: int) -> list
     """Prompts of 65 tokens with two answers each."""
     return [
         (
-            [*rng.integers(0, 500, 60).tolist(), *model._pattern.tolist()],
+            [*rng.integers(0, 500, 60).tolist(), *model.pattern.tolist()],
             [rng.integers(0, 500, n) for n in (5, 80)],
         )
         for _ in range(count)

@@ -1,4 +1,4 @@
-"""The attention function that transformers calls in every layer, over the segments of a pack.
+"""Attention over the segments of a pack.
 
 One `varlen_attn` call per layer on CUDA in bfloat16 or float16; one scaled-dot-product call per segment
 elsewhere. Both gather the keys of a segment as prefix ++ own tokens and align the causal mask bottom-right.
@@ -8,12 +8,14 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from armo_ray.engine.packing import Pack
+from armo_ray.engine.device import to_device
+from armo_ray.engine.packing import Index, Pack
 
 NAME = "armo_packed"
 _PARAMETERS = inspect.signature(varlen_attn).parameters
@@ -27,13 +29,15 @@ _REFUSED = ("sliding_window", "softcap", "s_aux")
 
 @dataclass(frozen=True)
 class Plan:
-    """A pack's segments on the device of the model. `kv_index` is None where no key needs a gather."""
+    """Segments on the device of the model: queries [cu_q[s], cu_q[s+1]) see the keys [cu_k[s], cu_k[s+1])."""
 
     cu_q: torch.Tensor  # (S + 1,) int32
     cu_k: torch.Tensor  # (S + 1,) int32
     max_q: int
     max_k: int
-    kv_index: torch.Tensor | None  # (cu_k[-1],) int64
+    kv_index: (
+        torch.Tensor | None
+    )  # (cu_k[-1],) int64, which tokens the keys are; None where they are the queries
     segments: tuple[tuple[int, int, int, int], ...]  # q_start, q_stop, k_start, k_stop of each, on the host
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
 
@@ -46,22 +50,72 @@ class Plan:
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> "Plan":
-        q, k = pack.cu_q.tolist(), pack.cu_k.tolist()
-        shared = k[-1] > q[-1]
+        """Every token of a pack as a query."""
+        shared = pack.cu_k[-1] > pack.cu_q[-1]
+        return cls._make(pack.cu_q, pack.cu_k, pack.kv_index if shared else None, device)
+
+    @classmethod
+    def of_rows(cls, pack: Pack, rows: Index, device: torch.device) -> "Plan":
+        """The tokens `rows` (R,) of a pack as queries, each a segment of its own."""
+        segment = np.searchsorted(pack.cu_q, rows, side="right") - 1
+        counts = pack.cu_k[segment + 1] - pack.cu_k[segment] - (pack.cu_q[segment + 1] - 1 - rows)
+        cu_k = np.cumsum([0, *counts])
+        within = np.arange(cu_k[-1]) - np.repeat(cu_k[:-1], counts)
+        kv_index = pack.kv_index[np.repeat(pack.cu_k[segment], counts) + within]
+        return cls._make(np.arange(len(rows) + 1), cu_k, kv_index, device)
+
+    @classmethod
+    def _make(cls, cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> "Plan":
+        q, k = cu_q.tolist(), cu_k.tolist()
         return cls(
-            cu_q=to_device(pack.cu_q.astype("int32"), device),
-            cu_k=to_device(pack.cu_k.astype("int32"), device),
-            max_q=int((pack.cu_q[1:] - pack.cu_q[:-1]).max()),
-            max_k=int((pack.cu_k[1:] - pack.cu_k[:-1]).max()),
-            kv_index=to_device(pack.kv_index, device) if shared else None,
+            cu_q=to_device(cu_q.astype("int32"), device),
+            cu_k=to_device(cu_k.astype("int32"), device),
+            max_q=int(np.diff(cu_q).max()),
+            max_k=int(np.diff(cu_k).max()),
+            kv_index=None if kv_index is None else to_device(kv_index, device),
             segments=tuple(zip(q, q[1:], k, k[1:], strict=False)),
         )
 
 
-def to_device(array: Any, device: torch.device) -> torch.Tensor:
-    """A numpy array on the device; through pinned memory on CUDA, so that the copy waits for nothing."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def attend(
+    query: torch.Tensor,  # (Q, heads, head_dim)
+    key: torch.Tensor,  # (T, kv_heads, head_dim)
+    value: torch.Tensor,
+    plan: Plan,
+    scaling: float | None = None,
+) -> torch.Tensor:
+    """Attention of every segment over its own keys; returns (Q, heads, head_dim)."""
+    if (index := plan.kv_index) is not None:
+        key, value = key.index_select(0, index), value.index_select(0, index)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
+        kernel: Any = varlen_attn
+        out: torch.Tensor = kernel(
+            q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scaling, **_VARLEN_OPTIONS
+        )
+        return out
+    return _by_segment(query, key, value, plan, scaling)
+
+
+def _by_segment(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan, scaling: float | None
+) -> torch.Tensor:
+    out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, T, head_dim)
+    for q0, q1, k0, k1 in plan.segments:
+        num_q, num_k = q1 - q0, k1 - k0
+        mask = plan.mask(num_q, num_k, query.device) if 1 < num_q < num_k else None
+        attended = F.scaled_dot_product_attention(
+            q[:, :, q0:q1],
+            k[:, :, k0:k1],
+            v[:, :, k0:k1],
+            attn_mask=mask,
+            is_causal=num_q == num_k,
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        out[q0:q1] = attended[0].transpose(0, 1)
+    return out
 
 
 def packed_attention(
@@ -74,40 +128,13 @@ def packed_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of every segment over its own keys; returns (1, T, heads, head_dim)."""
+    """`attend` as transformers calls it in the layers of any decoder; returns (1, T, heads, head_dim)."""
     if refused := [name for name in _REFUSED if options.get(name) is not None]:
         raise NotImplementedError(
             f"{type(module).__name__} asks for {', '.join(refused)}: packs do not support it"
         )
-    if (index := plan.kv_index) is not None:
-        key, value = key.index_select(2, index), value.index_select(2, index)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        attend: Any = varlen_attn
-        out = attend(q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scaling, **_VARLEN_OPTIONS)
-        return out[None], None
-    return _by_segment(query, key, value, plan, scaling), None
-
-
-def _by_segment(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan, scaling: float | None
-) -> torch.Tensor:
-    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    grouped = query.shape[1] != key.shape[1]
-    for q0, q1, k0, k1 in plan.segments:
-        num_q, num_k = q1 - q0, k1 - k0
-        mask = plan.mask(num_q, num_k, query.device) if 1 < num_q < num_k else None
-        attended = F.scaled_dot_product_attention(
-            query[:, :, q0:q1],
-            key[:, :, k0:k1],
-            value[:, :, k0:k1],
-            attn_mask=mask,
-            is_causal=num_q == num_k,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        out[:, q0:q1] = attended.transpose(1, 2)
-    return out
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend(q, k, v, plan, scaling)[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,24 +1,38 @@
 """The decoder under a head, as transformers has it, with nothing missing and the packed attention in place."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from armo_ray.engine import attention
 from armo_ray.engine.checkpoint import HEAD_PREFIXES, Checkpoint
+from armo_ray.engine.fp8 import quantize_
 from armo_ray.errors import ConfigError
 
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "fp8": torch.bfloat16,  # of what is not a linear layer
+}
 
-def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The bare decoder (no lm_head, no remote code). Raises ConfigError where a weight would be left random."""
+
+def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> PreTrainedModel:
+    """The bare decoder (no lm_head, no remote code). Raises ConfigError where a weight would be left random.
+
+    Weights of the checkpoint's own type are never copied in RAM: they are views of the mapped files, whose
+    pages the replicas of a node share, until each goes to the device.
+    """
     logging.set_verbosity_error()  # its load report calls our heads unexpected; the check below is stricter
     logging.disable_progress_bar()
     auto: Any = AutoModel
     model, info = auto.from_pretrained(
         checkpoint.path,
-        dtype=dtype,
+        dtype=DTYPES[dtype],
         attn_implementation=attention.NAME,
         trust_remote_code=False,
         use_safetensors=True,
@@ -34,5 +48,23 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
         told = "; ".join(f"{kind}: {sorted(map(str, names))[:5]}" for kind, names in faults.items() if names)
         raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {told}")
     model.requires_grad_(False)
-    backbone: PreTrainedModel = model.eval().to(device)
+    backbone: PreTrainedModel = model.eval()
+    place(backbone, device, fp8=dtype == "fp8")
     return backbone
+
+
+def place(backbone: PreTrainedModel, device: torch.device, fp8: bool = False) -> None:
+    """Move a decoder to its device, layer by layer, four at a time: reading mapped pages is what takes long.
+
+    With `fp8`, a layer is quantized as it arrives, so that only float8 weights of all layers are ever there.
+    """
+
+    def move(layer: nn.Module) -> None:
+        if fp8:
+            quantize_(layer, device)
+        layer.to(device)
+
+    layers: Any = backbone.layers
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(move, layers))
+    nn.Module.to(backbone, device)

@@ -4,7 +4,7 @@ The released code runs it in the backbone's dtype, which in bfloat16 leaves 8 bi
 two hidden states that are read costs nothing and removes those ties.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from armo_ray.engine.checkpoint import Checkpoint
-
-BLOCK_ROWS = 64
+from armo_ray.engine.blocks import in_blocks
+from armo_ray.engine.checkpoint import HEAD_PREFIXES, Checkpoint
 
 
 class HeadOutput(NamedTuple):
@@ -31,38 +30,35 @@ class ArmoHead:
     score = sum((rewards @ T) * gating).
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        def read(name: str) -> torch.Tensor:
-            return torch.from_numpy(checkpoint.read(name)).to(device)
-
-        depth = int(checkpoint.config["gating_n_hidden"])
-        self.regression = read("regression_layer.weight")  # (K, H)
-        self.transform = read("reward_transform_matrix")  # (K, K), rows are the input objectives
+    def __init__(self, tensors: Mapping[str, torch.Tensor], temperature: float) -> None:
+        self.regression = tensors["regression_layer.weight"]  # (K, H)
+        self.transform = tensors["reward_transform_matrix"]  # (K, K), rows are the input objectives
+        depth = sum(name.startswith("gating.layers.") for name in tensors) // 2
         self.layers = [
-            (read(f"gating.layers.{i}.weight"), read(f"gating.layers.{i}.bias")) for i in range(depth + 1)
+            (tensors[f"gating.layers.{i}.weight"], tensors[f"gating.layers.{i}.bias"]) for i in range(depth)
         ]
-        self.logit_scale = read("gating.logit_scale")  # (1,)
-        self.temperature = float(checkpoint.config["gating_temperature"])
+        self.logit_scale = tensors["gating.logit_scale"]  # (1,)
+        self.temperature = temperature
 
-    def __call__(
-        self, last: torch.Tensor, gate: torch.Tensor, last_of: torch.Tensor, gate_of: torch.Tensor
-    ) -> HeadOutput:
-        """Hidden states (L, H) and (G, H); `last_of` and `gate_of` (C,) say which of them each candidate reads."""
-        rewards = _in_blocks(lambda h: F.linear(h, self.regression), last.float())
-        debiased = _in_blocks(lambda r: r @ self.transform, rewards)
-        gating = _in_blocks(self._gating, gate.float())[gate_of]
-        return HeadOutput((debiased[last_of] * gating).sum(dim=1), rewards[last_of], gating)
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, device: torch.device) -> "ArmoHead":
+        """The head of a checkpoint, on a device."""
+        names = [name for name in checkpoint.tensors if name.startswith(HEAD_PREFIXES)]
+        tensors = {name: torch.from_numpy(checkpoint.read(name)).to(device) for name in names}
+        return cls(tensors, float(checkpoint.config["gating_temperature"]))
+
+    def __call__(self, hidden: torch.Tensor, last: torch.Tensor, gate: torch.Tensor) -> HeadOutput:
+        """Hidden states (R, H) that were read; `last` and `gate` (C,) say which of them are each candidate's."""
+        hidden = hidden.float()
+        rewards = in_blocks(lambda h: F.linear(h, self.regression), hidden)
+        debiased = in_blocks(lambda r: r @ self.transform, rewards)
+        gating = in_blocks(self._gating, hidden)[gate]
+        return HeadOutput((debiased[last] * gating).sum(dim=1), rewards[last], gating)
 
     def _gating(self, hidden: torch.Tensor) -> torch.Tensor:
         for i, (weight, bias) in enumerate(self.layers):
             hidden = F.linear(F.relu(hidden) if i else hidden, weight, bias)
         return F.softmax(hidden / self.temperature, dim=1) * self.logit_scale
-
-
-def _in_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    """`function` on blocks of one fixed shape: matrix products round a row differently in other company."""
-    padded = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK_ROWS))
-    return torch.cat([function(block) for block in torch.split(padded, BLOCK_ROWS)])[: len(rows)]
 
 
 def find_gate(ids: npt.NDArray[np.int32], pattern: npt.NDArray[np.int32]) -> int:

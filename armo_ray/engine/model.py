@@ -1,24 +1,32 @@
 """The reward model: conversations as token ids in, rewards, gates and scores out."""
 
-import time
-from collections.abc import Iterable, Sequence
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedModel
 
 from armo_ray.chat import Chat
-from armo_ray.engine import attention
-from armo_ray.engine.backbone import load_backbone
-from armo_ray.engine.checkpoint import Checkpoint, inspect
+from armo_ray.engine.backbone import DTYPES, load_backbone
+from armo_ray.engine.checkpoint import inspect
+from armo_ray.engine.decoder import hidden_rows
+from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, to_device
 from armo_ray.engine.heads import ArmoHead, HeadOutput, find_gate
-from armo_ray.engine.packing import Ids, Pack, make_packs
+from armo_ray.engine.options import Options
+from armo_ray.engine.packing import Ids, Index, Pack, make_packs
 from armo_ray.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # GEMMs of an 8B model are full at 16k rows; on a CPU they are at 150 and larger packs fall out of its cache.
 TOKEN_BUDGETS = {"cuda": 16_384, "cpu": 1_024}
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PROBE_TOKENS = 1_024
+MEMORY_SHARE = 0.8  # of what is free, for activations: the allocator needs room between them
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 Group = tuple[TokenIds, Sequence[TokenIds]]
@@ -49,25 +57,19 @@ class RewardModel:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        dtype: str = "bfloat16",
-        device: str | None = None,
-        token_budget: int | None = None,
-        share_prompts: bool = True,
-        fixed_packs: bool = False,
+        backbone: PreTrainedModel,
+        head: ArmoHead,
+        pattern: Ids,
+        reward_names: Sequence[str],
+        options: Options,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.reward_names = checkpoint.reward_names
-        self.token_budget = token_budget or TOKEN_BUDGETS.get(self.device.type, 8_192)
-        self.share_prompts = share_prompts
-        self.fixed_packs = fixed_packs
-        self._pattern = np.array(Chat.load(checkpoint.path).answer_pattern, np.int32)
-        self._head = ArmoHead(checkpoint, self.device)
-        self._backbone = load_backbone(checkpoint, DTYPES[dtype], self.device)
+        """`pattern`: ids from the end of the last user turn to the answer; the gate is read at the first."""
+        self.backbone = backbone
+        self.head = head
+        self.pattern = pattern
+        self.reward_names = tuple(reward_names)
+        self.options = options
+        self.device = backbone.device
 
     @classmethod
     def load(
@@ -79,24 +81,55 @@ class RewardModel:
         token_budget: int | None = None,
         share_prompts: bool = True,
         fixed_packs: bool = False,
+        compile: bool = False,  # noqa: A002
     ) -> "RewardModel":
         """Load a checkpoint onto one device.
 
         Args:
             model: a directory with config.json, *.safetensors and tokenizer, or a hub id.
             revision: branch, tag or commit of a hub id.
-            dtype: of the backbone, "bfloat16", "float16" or "float32"; heads are always float32.
+            dtype: of the backbone, "bfloat16", "float16", "float32" or "fp8": linear layers in float8 e4m3
+                scaled by row, all else in bfloat16. Heads are always float32.
             device: as torch names it; by default CUDA where there is one.
-            token_budget: most tokens in a forward pass; by default 16,384 on CUDA, 1,024 on a CPU.
+            token_budget: most tokens in a forward pass; by default 1,024 on a CPU, and on CUDA 16,384 or
+                what fits into free memory.
             share_prompts: compute common prefixes and equal conversations once (exact).
             fixed_packs: pad every forward pass to token_budget, so that its matrix products have one shape:
                 the same groups give the same bits in any order, and without share_prompts in any company.
+            compile: torch.compile what lies around attention; takes up to a minute at the first pass.
 
         Raises:
             ConfigError: files missing or damaged, head tensors missing, unexpected or of a wrong shape,
                 backbone tensors that do not match the config, a chat template that cannot be scored.
         """
-        return cls(inspect(model, revision), dtype, device, token_budget, share_prompts, fixed_packs)
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
+        at = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        checkpoint = inspect(model, revision)
+        options = Options(
+            token_budget or TOKEN_BUDGETS.get(at.type, 8_192),
+            share_prompts=share_prompts,
+            fixed_packs=fixed_packs,
+            compile=compile,
+        )
+        loaded = cls(
+            load_backbone(checkpoint, dtype, at),
+            ArmoHead.read(checkpoint, at),
+            np.array(Chat.load(checkpoint.path).answer_pattern, np.int32),
+            checkpoint.reward_names,
+            options,
+        )
+        if at.type == "cuda" and token_budget is None:
+            loaded._fit_budget()
+        return loaded
+
+    def with_options(self, **changes: Any) -> "RewardModel":
+        """The same weights, run in another way: see Options."""
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
 
     def score(self, groups: Iterable[Group]) -> Scores:
         """Score prompt groups.
@@ -111,6 +144,7 @@ class RewardModel:
 
         Raises:
             ValueError: an empty candidate, or one without the end of a user turn before an answer.
+            RuntimeError: a conversation that alone does not fit into memory.
         """
         sequences = [
             np.concatenate((np.asarray(prompt, np.int32), np.asarray(candidate, np.int32)))
@@ -118,43 +152,84 @@ class RewardModel:
             for candidate in candidates
         ]
         gates = [self._gate(i, ids) for i, ids in enumerate(sequences)]
-        packs = make_packs(sequences, gates, self.token_budget, self.share_prompts, self.fixed_packs)
-        order: list[npt.NDArray[np.int64]] = []
+        order: list[Index] = []
         outputs: list[HeadOutput] = []
-        computed, seconds = 0, 0.0
-        for pack in packs:  # nothing here waits for the device: the next pack is built while this one runs
-            started = time.perf_counter()
-            order.append(pack.sequences)
-            outputs.append(self._forward(pack))
-            computed += len(pack.input_ids)
-            seconds += time.perf_counter() - started
-        started = time.perf_counter()
+        watch = Stopwatch(self.device)
+        computed = 0
+        left = np.arange(len(sequences))
+        while len(left):
+            for pack in self._packs(
+                left, sequences, gates
+            ):  # built while the pack before runs: nothing waits
+                watch.mark()
+                output = self._forward(pack)
+                watch.mark()
+                if output is None:
+                    break  # out of memory: the rest goes into smaller packs
+                order.append(left[pack.sequences])
+                outputs.append(output)
+                computed += len(pack.input_ids)
+            left = np.setdiff1d(left, np.concatenate([left[:0], *order]))
         score, rewards, gating = self._collect(order, outputs)
-        seconds += time.perf_counter() - started
-        return Scores(score, rewards, gating, sum(map(len, sequences)), computed, len(outputs), seconds)
+        total = sum(map(len, sequences))
+        return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds())
 
     def _gate(self, i: int, ids: Ids) -> int:
-        gate = find_gate(ids, self._pattern)
+        gate = find_gate(ids, self.pattern)
         if gate < 0:
             raise ValueError(
-                f"candidate {i}: no end of a user turn followed by an answer ({self._pattern.tolist()}) in its "
+                f"candidate {i}: no end of a user turn followed by an answer ({self.pattern.tolist()}) in its "
                 f"{len(ids)} tokens"
             )
         return gate
 
+    def _packs(self, chosen: Index, sequences: Sequence[Ids], gates: Sequence[int]) -> Iterator[Pack]:
+        o = self.options
+        ids, gate = [sequences[i] for i in chosen], [gates[i] for i in chosen]
+        return make_packs(ids, gate, o.token_budget, o.share_prompts, o.fixed_packs)
+
+    def _forward(self, pack: Pack) -> HeadOutput | None:
+        """The scores of a pack; None, and half the token budget from now on, where memory ran out."""
+        try:
+            return self._outputs(pack)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens, budget = len(pack.input_ids), self.options.token_budget
+            if tokens > budget or tokens == 1:  # smaller packs are of no help
+                raise RuntimeError(
+                    f"{tokens} tokens of one conversation do not fit into memory: {error}"
+                ) from error
+        self.options = replace(self.options, token_budget=budget // 2)
+        logger.warning("out of memory at %d tokens: token budget %d -> %d", tokens, budget, budget // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
     @torch.inference_mode()
-    def _forward(self, pack: Pack) -> HeadOutput:
-        hidden = self._backbone(
-            input_ids=attention.to_device(pack.input_ids, self.device)[None],
-            position_ids=attention.to_device(pack.position_ids, self.device)[None],
-            use_cache=False,
-            plan=attention.Plan.of(pack, self.device),
-        ).last_hidden_state[0]
+    def _outputs(self, pack: Pack) -> HeadOutput:
         # each position once: equal candidates get equal bits, and a prompt one gate
-        last, last_of = np.unique(pack.last_index, return_inverse=True)
-        gate, gate_of = np.unique(pack.gate_index, return_inverse=True)
-        at = [attention.to_device(index, self.device) for index in (last, gate, last_of, gate_of)]
-        return self._head(hidden[at[0]], hidden[at[1]], at[2], at[3])
+        rows = np.unique(np.concatenate((pack.last_index, pack.gate_index)))
+        hidden = hidden_rows(self.backbone, pack, rows, self.options)
+        last, gate = (
+            to_device(np.searchsorted(rows, index), self.device)
+            for index in (pack.last_index, pack.gate_index)
+        )
+        return self.head(hidden, last, gate)
+
+    def _fit_budget(self) -> None:
+        """Halve the token budget until a pass of that many tokens fits, by the memory that a small one takes."""
+        ids = np.ones(PROBE_TOKENS, np.int32)
+        (probe,) = make_packs([ids], [0], PROBE_TOKENS)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self._outputs(probe)
+        by_token = (torch.cuda.max_memory_allocated(self.device) - before) / PROBE_TOKENS
+        most, budget = MEMORY_SHARE * free_bytes(self.device) / by_token, self.options.token_budget
+        while budget > max(most, PROBE_TOKENS):
+            budget //= 2
+        self.options = replace(self.options, token_budget=budget)
+        logger.info("token budget %d: a pass takes %.0f kB a token", budget, by_token / 1000)
 
     def _collect(
         self, order: list[npt.NDArray[np.int64]], outputs: list[HeadOutput]

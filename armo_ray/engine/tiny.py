@@ -105,7 +105,7 @@ def write_tiny_model(
     _write_json(path / "tokenizer_config.json", TOKENIZER_CONFIG | {"model_max_length": max_length})
     tokenizer.save(str(path / "tokenizer.json"))
     generator = torch.Generator().manual_seed(seed)
-    backbone, head = _backbone(config, generator), _head(config, generator)
+    backbone, head = _backbone(config, generator), random_head(config, generator)
     shards = {"model-00001-of-00002.safetensors": backbone, "model-00002-of-00002.safetensors": head}
     for name, tensors in shards.items():
         save_file(tensors, path / name, metadata={"format": "pt"})
@@ -166,7 +166,7 @@ def _backbone(config: dict[str, Any], generator: torch.Generator) -> dict[str, t
     return tensors
 
 
-def _head(config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+def random_head(config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
     hidden, count, width = config["hidden_size"], config["num_objectives"], config["gating_hidden_dim"]
     transform = torch.eye(count)
     verbosity = min(4, count - 1)

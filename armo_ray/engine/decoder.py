@@ -1,0 +1,104 @@
+"""One pass of the decoder over a pack, up to the hidden states of the rows that a head reads.
+
+Llama's layer (Mistral's and Qwen2's are the same) is run from here, in two functions around the attention.
+Neither depends on how a pack is cut, so they compile once for all layers and packs; and the last layer does
+its queries and its MLP on the rows that are read alone. Any other decoder runs as transformers has it,
+through the attention function that is registered there.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import rotate_half
+
+from armo_ray.engine.attention import Plan, attend
+from armo_ray.engine.blocks import in_blocks
+from armo_ray.engine.device import to_device
+from armo_ray.engine.options import Options
+from armo_ray.engine.packing import Index, Pack
+
+LLAMA_LIKE = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+
+Tensor = torch.Tensor
+
+
+def hidden_rows(backbone: PreTrainedModel, pack: Pack, rows: Index, options: Options) -> Tensor:
+    """Final hidden states (R, H) of the tokens `rows` (R,) of a pack."""
+    model: Any = backbone
+    device = backbone.device
+    ids, positions, at = (to_device(x, device) for x in (pack.input_ids, pack.position_ids, rows))
+    plan = Plan.of(pack, device)
+    if type(model.layers[0]).__name__ not in LLAMA_LIKE:
+        output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, plan=plan)
+        return output.last_hidden_state[0].index_select(0, at)  # type: ignore[no-any-return]
+    hidden = model.embed_tokens(ids)
+    cos, sin = (x[0] for x in model.rotary_emb(hidden, positions[None]))
+    fused = options.fused_norm
+    project, finish = (_compiled(f) for f in (_project, _finish)) if options.compile else (_project, _finish)
+    for layer in model.layers[:-1] if options.needed_rows else model.layers:
+        query, key, value = project(layer, fused, hidden, cos, sin)
+        attended = attend(query, key, value, plan, layer.self_attn.scaling)
+        hidden = finish(layer, fused, hidden, attended)
+    if options.needed_rows:
+        last_plan = Plan.of_rows(pack, rows, device)
+        hidden = _last_layer(model.layers[-1], fused, hidden, cos, sin, at, last_plan)
+    else:
+        hidden = hidden.index_select(0, at)
+    return _norm(model.norm, fused, hidden)
+
+
+def _project(layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values (T, heads, head_dim)."""
+    x, attention = _norm(layer.input_layernorm, fused, hidden), layer.self_attn
+    query, key, value = (
+        project(x).view(len(x), -1, attention.head_dim)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    return _rotated(query, cos, sin), _rotated(key, cos, sin), value
+
+
+def _finish(layer: Any, fused: bool, hidden: Tensor, attended: Tensor) -> Tensor:
+    """What follows attention in a layer."""
+    hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
+    return hidden + layer.mlp(_norm(layer.post_attention_layernorm, fused, hidden))  # type: ignore[no-any-return]
+
+
+def _last_layer(
+    layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor, at: Tensor, plan: Plan
+) -> Tensor:
+    """Keys and values of every token, all else of the tokens `at` (R,); returns (R, H)."""
+    x, attention = _norm(layer.input_layernorm, fused, hidden), layer.self_attn
+    key, value = (
+        project(x).view(len(x), -1, attention.head_dim) for project in (attention.k_proj, attention.v_proj)
+    )
+    query = in_blocks(attention.q_proj, x[at]).view(len(at), -1, attention.head_dim)
+    query, key = _rotated(query, cos[at], sin[at]), _rotated(key, cos, sin)
+    attended = attend(query, key, value, plan, attention.scaling)
+    return in_blocks(lambda h, a: _finish(layer, fused, h, a), hidden[at], attended.flatten(1))
+
+
+def _norm(norm: Any, fused: bool, x: Tensor) -> Tensor:
+    if not fused:
+        return norm(x)  # type: ignore[no-any-return]
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return x * cos[:, None] + rotate_half(x) * sin[:, None]  # type: ignore[no-any-return]
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled for any number of tokens, once for all layers."""
+    compiled = torch.compile(function)
+
+    def call(layer: Any, fused: bool, *tensors: Tensor) -> Any:
+        for tensor in tensors:
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return compiled(layer, fused, *tensors)
+
+    return call

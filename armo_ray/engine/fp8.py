@@ -1,0 +1,54 @@
+"""Row-wise W8A8 in float8 e4m3: weights scaled by output channel at load, activations by token in each call.
+
+`torch._scaled_mm` runs it on Hopper's float8 units, and on a CPU for tests. A scale takes the largest
+magnitude of a row to 448, the largest e4m3 number; the products are summed in float32.
+"""
+
+import torch
+from torch import nn
+
+E4M3_MAX = 448.0
+MULTIPLE = 16  # of both widths of a weight, as the kernel wants it
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer with a float8 weight (N, K) and a float32 scale for each of its rows."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        quantized, scale = quantize(weight)
+        self.register_buffer("weight", quantized)
+        self.register_buffer("scale", scale.T)  # (1, N)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) to (..., N), in the type of x."""
+        rows, scale = quantize(x.reshape(-1, x.shape[-1]))
+        out = torch._scaled_mm(
+            rows, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=x.dtype, use_fast_accum=True
+        )
+        out = out.view(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+
+def quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (R, K) as float8 and the scale (R, 1) float32 that restores them."""
+    rows = rows.float()
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
+    return (rows / scale).to(torch.float8_e4m3fn), scale
+
+
+def quantize_(backbone: nn.Module, device: torch.device | None = None) -> None:
+    """Replace the linear layers of a decoder, one after the other, on `device` where one is given.
+
+    Layers whose widths are no multiples of 16 stay as they are. So do embeddings and norms.
+    """
+    for module in list(backbone.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear) and not any(width % MULTIPLE for width in child.weight.shape):
+                bias = None if child.bias is None else child.bias.detach().to(device)
+                setattr(module, name, Fp8Linear(child.weight.detach().to(device), bias))
