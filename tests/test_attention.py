@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def keys_of(pack: Pack, row: int) -> list[int]:
     """The tokens that one token of a pack sees, by definition: its segment's keys up to itself."""
     (segment,) = (s for s in range(len(pack.cu_q) - 1) if pack.cu_q[s] <= row < pack.cu_q[s + 1])
-    keys = pack.kv_index[pack.cu_k[segment] : pack.cu_k[segment + 1]].tolist()
+    keys: list[int] = pack.kv_index[pack.cu_k[segment] : pack.cu_k[segment + 1]].tolist()
     return keys[: keys.index(row) + 1]
 
 

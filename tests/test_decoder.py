@@ -75,6 +75,7 @@ def test_compiled_parts_serve_all_layers_and_packs_of_any_size(tmp_path: Path) -
     groups = random_groups(plain.pattern)
     expected = plain.score(groups)
     compiled = plain.with_options(compile=True)
+    torch._dynamo.reset()
     counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
         found = [compiled.with_options(token_budget=n).score(groups) for n in (300, 500, 4096)]
