@@ -22,17 +22,18 @@ MAY_IMPORT = {
     "storage": BASE,
     "text": BASE,
     "engine": BASE - {"config", "schema"},
+    "bench": BASE - {"config", "schema"} | {"engine", "storage", "text"},
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "progress": BASE,
     "pipeline": BASE | {"storage", "text", "engine", "plan", "stages", "progress"},
-    "cli": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline"},
+    "cli": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench"},
 }
 ONLY_IN = {
-    "torch": {"engine", "pipeline"},
+    "torch": {"engine", "pipeline", "bench"},
     "ray": {"pipeline"},
     "fsspec": {"storage"},
-    "safetensors": {"engine"},
+    "safetensors": {"engine", "bench"},
 }
 
 
