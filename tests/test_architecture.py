@@ -77,6 +77,10 @@ WITHOUT = {
         "from armo_ray.cli import main\ntry: main(['score', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow"},
     ),
+    "bench-help": (
+        "from armo_ray.cli import main\ntry: main(['bench', '--help'])\nexcept SystemExit: pass",
+        HEAVY | {"pyarrow", "numpy"},
+    ),
     "config-error": (
         "from armo_ray.cli import main\nassert main(['score', '--input', 'x']) == 2",
         HEAVY | {"pyarrow"},
