@@ -114,15 +114,15 @@ def test_a_contender_that_fails_is_told_of_and_the_others_go_on(
         next(passes)
         return model.score(given)
 
-    able = {
+    able: dict[str, Contender | str] = {
         "absent": "no such kernel",
         "failing": Contender(fails_in_the_second_round, None),
         "engine": Contender(model.score, model),
     }
-    absent, failing, engine = take_turns(able, model, groups, rounds=3, seed=0)
+    (absent, failing, engine), rates = take_turns(able, model, groups, rounds=3, seed=0)
     assert (absent.error, absent.seconds) == ("no such kernel", [])
     assert (failing.error, len(failing.seconds)) == ("StopIteration: ", 1)
-    assert (engine.error, len(engine.seconds)) == (None, 3)
+    assert (engine.error, len(engine.seconds), len(rates)) == (None, 3, 3)
 
 
 def hand_made() -> list[Group]:

@@ -35,9 +35,13 @@ def take_turns(
     groups: Sequence[Group],
     rounds: int,
     seed: int,
-) -> list[Record]:
-    """A record of every contender, in their order. One that could not be prepared comes as the reason, a text."""
+) -> tuple[list[Record], list[float]]:
+    """A record of every contender, in their order, and the FLOP/s of a dense matrix product before each round.
+
+    A contender that could not be prepared comes as the reason, a text.
+    """
     expected, error = attempt(lambda: agreement.reference(model, groups))
+    release()
     logger.info("  float32 reference: %s", error or "done")
     records = {name: Record(name, c if isinstance(c, str) else None) for name, c in contenders.items()}
     able = {name: c for name, c in contenders.items() if isinstance(c, Contender)}
@@ -46,7 +50,9 @@ def take_turns(
         facts, record.error = attempt(partial(_warm_up, contender, model, groups, expected, seed))
         record.facts = facts or {}
         logger.info("  %s, warm-up: %s", name, record.error or "done")
+    rates = []
     for turn in range(rounds):
+        rates.append(measure.matmul_flops(model.backbone.dtype, model.device))
         for name in list(able)[:: -1 if turn % 2 else 1]:
             if records[name].error is None:
                 score = partial(able[name].score, groups)
@@ -54,7 +60,7 @@ def take_turns(
                 records[name].seconds += [timed[1]] if timed else []
                 told = records[name].error or f"{records[name].seconds[-1]:.2f} s"
                 logger.info("  %s, round %d of %d: %s", name, turn + 1, rounds, told)
-    return list(records.values())
+    return list(records.values()), rates
 
 
 def attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
@@ -64,10 +70,15 @@ def attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
     except Exception as error:
         told = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {told[0] if told else ''}"[:200]
+    release()
+    return None, reason
+
+
+def release() -> None:
+    """Give back the memory of what is no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return None, reason
 
 
 def _warm_up(

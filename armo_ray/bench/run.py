@@ -20,7 +20,6 @@ from armo_ray.bench.arguments import DEFAULTS, Settings, default_workloads
 from armo_ray.bench.models import Subject
 from armo_ray.bench.rounds import attempt, take_turns
 from armo_ray.bench.workloads import Group
-from armo_ray.engine.backbone import DTYPES
 from armo_ray.engine.heads import find_gate
 from armo_ray.errors import ConfigError
 
@@ -43,10 +42,10 @@ def run(settings: Settings) -> dict[str, Any]:
         groups = _groups(name, subject, settings, chosen)
         workload = {"name": name, **workloads.describe(groups), "floor_flops": _floor(subject, groups)}
         logger.info("%s: %d candidates, %d tokens", name, workload["candidates"], workload["tokens"])
-        records = take_turns(prepared, subject.model, groups, chosen["rounds"], settings.seed)
+        records, rates = take_turns(prepared, subject.model, groups, chosen["rounds"], settings.seed)
         told = [asdict(record) for record in records]
-        workload["contenders"] = [record | record.pop("facts") for record in told]
-        result["workloads"].append(derive.derive(workload, result["matmul_flops"]))
+        workload |= {"matmul_flops": rates, "contenders": [r | r.pop("facts") for r in told]}
+        result["workloads"].append(derive.derive(workload))
         settings.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         print("\n" + report.workload_table(workload), flush=True)
     print(f"\n{report.GLOSSARY}\n\neverything raw: {settings.json}")
@@ -96,8 +95,9 @@ def _floor(subject: Subject, groups: Sequence[Group]) -> int:
 
 
 def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    given = sys.argv[2:] if sys.argv[1:2] == ["bench"] else sys.argv[1:]
     return {
-        "command": shlex.join(["python", "-m", "armo_ray.bench", *sys.argv[1:]]),
+        "command": shlex.join(["armo-ray", "bench", *given]),
         "model": subject.name,
         "dtype": chosen["dtype"],
         "device": str(device),
@@ -108,7 +108,6 @@ def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> d
             "transformers": version("transformers"),
         },
         "clock": measure.CLOCKS.get(device.type, "wall clock"),
-        "matmul_flops": measure.matmul_flops(DTYPES[chosen["dtype"]], device),
         "token_budget": subject.model.options.token_budget,
         "rounds": chosen["rounds"],
         "length_scale": chosen["length_scale"],
