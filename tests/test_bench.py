@@ -222,6 +222,7 @@ def test_real_shards_are_read_as_the_model_reads_them(
         (["--input", "x.jsonl"], "a shape has no tokenizer"),
         (["--length-scale", "0"], "not in (0, 1]"),
         (["--revision", "main"], "of which --model?"),
+        (["--json", "/no/such/b.json"], "not a directory"),
         (["--device", "cuda:99"], "finds no CUDA device"),
     ],
 )

@@ -63,17 +63,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--show", metavar="FILE", type=Path, help="print the table of an earlier run's JSON")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--input", nargs="+", default=(), metavar="FILE", help="shards of conversations")
-    _add_list(parser, "--workloads", WORKLOADS, "default: all on a GPU, two on a CPU; shards with --input")
+    _add_list(parser, "--workloads", WORKLOADS, "default: all, on a CPU two; with --input shards")
     _add_list(parser, "--contenders", CONTENDERS, "default: all")
-    parser.add_argument("--candidates", type=_positive, metavar="N", help="of each workload; 128 or 16")
-    parser.add_argument("--rounds", type=_positive, metavar="N", help="timed passes of each; 3 or 2")
-    parser.add_argument("--length-scale", type=float, metavar="F", help="shrinks all lengths; 1 or 0.25")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="of the backbone")
+    parser.add_argument(
+        "--candidates", type=_positive, metavar="N", help="of each workload; default: 128, on a CPU 16"
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, metavar="N", help="timed passes of each; default: 3, on a CPU 2"
+    )
+    parser.add_argument(
+        "--length-scale", type=float, metavar="F", help="shrinks lengths; default: 1, on a CPU 0.25"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, on a CPU float32"
+    )
     parser.add_argument("--device", help="as torch names it; default: CUDA where there is one")
     parser.add_argument("--token-budget", type=_positive, metavar="N", help="tokens in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, token ids and random weights")
     parser.add_argument(
-        "--json", type=Path, default=Path("bench.json"), metavar="FILE", help="everything raw"
+        "--json",
+        type=Path,
+        default=Path("bench.json"),
+        metavar="FILE",
+        help="everything raw; default: bench.json",
     )
 
 
@@ -104,6 +116,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise ConfigError("--revision: of which --model?")
     if settings.length_scale is not None and not 0 < settings.length_scale <= 1:
         raise ConfigError(f"length-scale: {settings.length_scale:g} is not in (0, 1]")
+    if not settings.json.parent.is_dir():
+        raise ConfigError(f"json: {settings.json.parent} is not a directory")
     return settings
 
 

@@ -55,10 +55,10 @@ def run(settings: Settings) -> dict[str, Any]:
 def show(path: Path) -> None:
     """Print the README's table of an earlier run."""
     try:
-        result = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not the JSON of a run: {error}") from error
-    print(report.readme_table(result))
+        table = report.readme_table(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, LookupError) as error:
+        raise ConfigError(f"{path}: not the JSON of a run: {error!r}") from error
+    print(table)
 
 
 def _device(name: str | None) -> torch.device:
