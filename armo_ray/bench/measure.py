@@ -12,7 +12,7 @@ import torch
 T = TypeVar("T")
 CLOCKS = {"cuda": "wall clock, synchronized", "cpu": "CPU time of the process, one thread"}
 _MATMUL_SIZES = {"cuda": 8192, "cpu": 1024}
-_MATMUL_ROUNDS = {"cuda": 30, "cpu": 5}
+_MATMUL_ROUNDS = {"cuda": 30, "cpu": 15}
 
 
 def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
