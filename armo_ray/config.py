@@ -31,8 +31,10 @@ class ScoreConfig(BaseModel):
     """What a row holds; auto tells it from the columns."""
     column: Mapping[str, Name] = {}
     """PART=COLUMN: prompt, system, chosen, rejected, responses, response or messages under another name."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
     """Type of the backbone; heads are always float32."""
+    min_agreement: float = Field(0.98, ge=-1, le=1)
+    """With fp8: stop when its scores of a sample rank less like those of bfloat16 (Spearman)."""
     max_length: int | None = Field(None, ge=1)
     """Longest conversation in tokens; default: the tokenizer's limit, bounded by the model's positions."""
     truncate: Literal["none", "left", "middle"] = "none"
@@ -43,6 +45,8 @@ class ScoreConfig(BaseModel):
     """Tokens in a forward pass; default: 16384 on a GPU, 1024 on a CPU."""
     fixed_packs: bool = False
     """Pad every forward pass to the token budget: a unit then scores to the same bits every time."""
+    compile: bool = False
+    """Compile the parts around attention with torch: a slower start, faster passes on a GPU."""
     unit_rows: int = Field(2048, ge=1)
     """Candidates in a unit of work, which is committed as a whole."""
     keep: Mapping[str, Name] = {}

@@ -9,11 +9,12 @@ import json
 import logging
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -25,7 +26,7 @@ from armo_ray.config import load_config
 from armo_ray.errors import ConfigError
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.progress import Progress, stop_on_sigterm
-from armo_ray.stages import Scorer, candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
+from armo_ray.stages import Scorer, candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.units import Span, spread
@@ -74,13 +75,18 @@ def _execute(
     job: Job, spans: list[Span], gpus_per_replica: float | None, replicas: tuple[int, int] | None
 ) -> None:
     own = not ray.is_initialized()
+    began = time.time()
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         stop_on_sigterm()  # ray.init takes the signal for itself
     try:
-        with Progress(sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in spans)) as progress:
-            for record in _records(job, spread(spans), gpus_per_replica, replicas):
+        pool = _pool(job, gpus_per_replica, replicas)
+        if job.dtype == "fp8":
+            _check_fp8(job, spans, pool.gpus)
+        size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in spans)
+        with Progress(size, began) as progress:
+            for record in _records(job, spread(spans), pool):
                 progress.update(record)
     except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
         raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
@@ -89,47 +95,70 @@ def _execute(
             ray.shutdown()
 
 
-def _records(
-    job: Job, spans: list[Span], gpus_per_replica: float | None, replicas: tuple[int, int] | None
-) -> Iterator[dict[str, Any]]:
+def _check_fp8(job: Job, spans: list[Span], gpus: float) -> None:
+    """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
+    store = Store(job.output)
+    report = store.read_json(fp8.REPORT)
+    if report is None:
+        task: Any = ray.remote(num_cpus=_ACTOR_CPUS, num_gpus=gpus)(fp8.fp8_agreement)
+        report = ray.get(task.remote(spans, job, "cuda" if gpus else "cpu"))
+        store.write(fp8.REPORT, commits.to_json(report))
+    fp8.judge(report, job.min_agreement)
+
+
+class _Pool(NamedTuple):
+    """The replicas of a run."""
+
+    gpus: float  # of each
+    low: int
+    high: int
+
+
+def _pool(job: Job, gpus_per_replica: float | None, replicas: tuple[int, int] | None) -> _Pool:
+    """As many replicas as asked for, by default one for each GPU of the cluster or one without any."""
+    have = ray.cluster_resources().get("GPU", 0.0)
+    gpus = gpus_per_replica if gpus_per_replica is not None else min(1.0, have)
+    low, high = replicas or (max(1, int(have / gpus + 1e-6)) if gpus else 1,) * 2
+    if gpus * low > have and "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(
+            f"{low} replicas of {gpus:g} GPUs: this machine has {have:g}; use --gpus-per-replica 0 to score on "
+            f"its CPUs"
+        )
+    if not gpus and job.dtype != "float32":
+        logger.warning("%s on CPUs is slow and rounds; --dtype float32 is exact", job.dtype)
+    logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
+    return _Pool(gpus, low, high)
+
+
+def _records(job: Job, spans: list[Span], pool: _Pool) -> Iterator[dict[str, Any]]:
     """The commit records, as units are committed."""
     items = [{"span": pickle.dumps(span)} for span in spans]
     with _one_row_a_block():
         ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     ds = ds.map_batches(partial(_read, job=job), batch_size=1, batch_format="pyarrow", num_cpus=1)
-    ds = _on_replicas(ds, job, gpus_per_replica, replicas)
+    ds = _on_replicas(ds, job, pool)
     ds = ds.map_batches(partial(_write, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS)
     for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
         yield json.loads(batch["record"][0].as_py())
 
 
-def _on_replicas(
-    ds: ray.data.Dataset, job: Job, gpus_per_replica: float | None, replicas: tuple[int, int] | None
-) -> ray.data.Dataset:
+def _on_replicas(ds: ray.data.Dataset, job: Job, pool: _Pool) -> ray.data.Dataset:
     """Tokenized units through a pool of replicas."""
-    resources = ray.cluster_resources()
-    gpus = gpus_per_replica if gpus_per_replica is not None else min(1.0, resources.get("GPU", 0.0))
-    low, high = replicas or (max(1, int(resources.get("GPU", 0) / gpus + 1e-6)) if gpus else 1,) * 2
-    if gpus * low > resources.get("GPU", 0) and "RAY_ADDRESS" not in os.environ:
-        raise ConfigError(
-            f"{low} replicas of {gpus:g} GPUs: this machine has {resources.get('GPU', 0):g}; use --gpus-per-replica 0 "
-            f"to score on its CPUs"
-        )
-    if not gpus and job.dtype != "float32":
-        logger.warning("%s on CPUs is slow and rounds; --dtype float32 is exact", job.dtype)
-    logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
     with warnings.catch_warnings():
         # the two limits below count as remote args, which 2.60 deprecates without naming what replaces them
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
         return ds.map_batches(
             _Replica,
-            fn_constructor_kwargs={"job": job, "gpus": gpus, "replicas": high},
+            fn_constructor_kwargs={"job": job, "gpus": pool.gpus, "replicas": pool.high},
             batch_size=1,
             batch_format="pyarrow",
-            num_gpus=gpus,
+            num_gpus=pool.gpus,
             num_cpus=_ACTOR_CPUS,
             compute=ActorPoolStrategy(
-                min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=_IN_FLIGHT
+                min_size=pool.low,
+                max_size=pool.high,
+                initial_size=pool.high,
+                max_tasks_in_flight_per_actor=_IN_FLIGHT,
             ),
             max_restarts=4,  # Ray's default is for ever, also for an input that kills every process it meets
             max_task_retries=2,
@@ -165,7 +194,7 @@ def score_dataset(
     ds = ds.map_batches(
         partial(_tokenize, job=job), batch_size=rows_per_task, batch_format="pyarrow", num_cpus=1
     )
-    scored = _on_replicas(ds, job, gpus_per_replica, replicas)
+    scored = _on_replicas(ds, job, _pool(job, gpus_per_replica, replicas))
     return scored.map_batches(
         partial(candidate_rows, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS
     )

@@ -40,6 +40,8 @@ class Job:
     dtype: str
     token_budget: int | None
     fixed_packs: bool
+    compile: bool
+    min_agreement: float
     layout: Layout
     unit_rows: int
     max_length: int
@@ -126,6 +128,8 @@ def _job(
         dtype=config.dtype,
         token_budget=config.token_budget,
         fixed_packs=config.fixed_packs,
+        compile=config.compile,
+        min_agreement=config.min_agreement,
         layout=layout,
         unit_rows=config.unit_rows,
         max_length=model.max_length,

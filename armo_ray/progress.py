@@ -19,10 +19,13 @@ class Progress:
 
     Args:
         total_bytes: of the input that is left to do.
+        began: when the run did, in seconds since 1970.
     """
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, began: float) -> None:
         self.total_bytes = total_bytes
+        self.began = began
+        self.model_seconds = self.idle_seconds = 0.0  # of all replicas
         self.units = self.scored = self.rejected = self.tokens = self.bytes = 0
         self.started: float | None = None  # when the first unit began: start-up would spoil the rate
         self.terminal = sys.stderr.isatty()
@@ -45,11 +48,18 @@ class Progress:
         """Count one committed unit."""
         if self.started is None:
             self.started = time.monotonic() - sum(record["seconds"].values())
+            logger.info(
+                "first pack %.1f s after the start; loading the model took %.1f s",
+                record["began"] - self.began,
+                record["load_seconds"],
+            )
         self.units += 1
         self.scored += record["scored"]
         self.rejected += sum(record["rejected"].values())
         self.tokens += record["num_tokens"]
         self.bytes += record["source_bytes"]
+        self.model_seconds += record["seconds"]["model"]
+        self.idle_seconds += record["seconds"]["wait"] + record["seconds"]["pack"]
         if self.units == 1 and not self.terminal:
             logger.info("%s", self.line(time.monotonic()))
 
@@ -59,9 +69,10 @@ class Progress:
         elapsed = max(now - self.started, 1e-9)
         done = min(self.bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
         left = elapsed * (1 - done) / done if done else 0.0
+        busy = self.model_seconds / max(self.model_seconds + self.idle_seconds, 1e-9)
         return (
             f"{done:4.0%}  {self.units} units  {self.scored} scored ({self.scored / elapsed:.0f}/s)  "
-            f"{self.tokens / elapsed:.0f} tokens/s  {self.rejected} rejected  ETA {_clock(left)}"
+            f"{self.tokens / elapsed:.0f} tokens/s  model {busy:.0%} busy  {self.rejected} rejected  ETA {_clock(left)}"
         )
 
     def _talk(self) -> None:

@@ -21,6 +21,7 @@ import ray
 from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
 from armo_ray import coefficients, pipeline, score_dataset, vectors
+from armo_ray.errors import ConfigError
 from armo_ray.plan import prepare
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.verify import verify_output
@@ -93,6 +94,25 @@ def test_units_and_replicas_never_change_a_score(
     score_locally(tiny_model, SAMPLE, tmp_path / "one", token_budget=700)
     score_on_ray(tiny_model, SAMPLE, tmp_path / "two", (2, 2), unit_rows=unit_rows, token_budget=2048)
     assert_same_scores(scores_of(tmp_path / "two"), scores_of(tmp_path / "one"))
+
+
+def test_fp8_is_compared_with_bfloat16_on_the_input_and_refused_below_the_bar(
+    local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"fp8: its scores rank .* less than --min-agreement 1"):
+        score_on_ray(tiny_model, SAMPLE, out, dtype="fp8", min_agreement=1.0)
+    report = json.loads((out / "_fp8.json").read_text())
+    assert report["candidates"] == 260
+    assert report["pairs"] >= 130
+    assert len(report["columns"]) == 20
+    assert not list(out.glob("_commits/*"))
+    manifest = score_on_ray(tiny_model, SAMPLE, out, dtype="fp8", min_agreement=0.5)
+    assert manifest["totals"]["scored"] == 260
+    exact = tmp_path / "exact"
+    score_locally(tiny_model, SAMPLE, exact)
+    (found, expected) = ([row["score"] for row in rows_of(o)] for o in (out, exact))
+    assert 0.9 < np.corrcoef(found, expected)[0, 1] < 1 - 1e-6
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the large shards are not here")

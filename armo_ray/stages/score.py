@@ -7,13 +7,14 @@ import pyarrow as pa
 
 from armo_ray.plan import Job
 from armo_ray.stages.read import load_encoder
-from armo_ray.stages.unit_table import MODEL_COLUMNS, Header, arrays, one
+from armo_ray.stages.unit_table import MODEL_COLUMNS, Header, conversations, one
 
 
 class Scorer:
     """A replica of the model, loaded and tried out when it is made."""
 
     def __init__(self, job: Job, device: str) -> None:
+        started = time.perf_counter()
         from armo_ray.engine import RewardModel
 
         self.model = RewardModel.load(
@@ -23,24 +24,26 @@ class Scorer:
             device=device,
             token_budget=job.token_budget,
             fixed_packs=job.fixed_packs,
+            compile=job.compile,
         )
         encoder = load_encoder(job)
         probe = self.model.score([encoder.group([{"role": "user", "content": "2+2?"}], ["4"])])
         if not np.isfinite(probe.score).all():
             raise RuntimeError(f"{job.model}: the model returns {probe.score} for a probe: damaged weights")
+        self.load_seconds = time.perf_counter() - started
+        self.ended: float | None = None  # the unit before
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The unit with `score` (C), `rewards` and `gating` (C * K, row by row) for its token ids."""
-        started = time.perf_counter()
-        header = Header.of(table)
-        prompts, responses = arrays(table["prompts"]), arrays(table["responses"])
-        group = table["group"].combine_chunks().flatten().to_numpy()
-        found = self.model.score(
-            (prompts[g], [response]) for g, response in zip(group, responses, strict=True)
-        )
+        started, header = time.perf_counter(), Header.of(table)
+        header.began, header.load_seconds = time.time(), self.load_seconds
+        found = self.model.score(conversations(table))
         header.computed_tokens, header.num_packs = found.computed_tokens, found.num_packs
+        header.token_budget = self.model.options.token_budget
+        header.seconds["wait"] = started - (self.ended or started)
+        self.ended = time.perf_counter()
+        header.seconds["pack"] = self.ended - started - found.model_seconds
         header.seconds["model"] = found.model_seconds
-        header.seconds["pack"] = time.perf_counter() - started - found.model_seconds
         done = table.drop_columns([*MODEL_COLUMNS, "header"]).append_column("header", header.to_array())
         for name in ("score", "rewards", "gating"):
             done = done.append_column(name, one(pa.array(getattr(found, name).ravel())))

@@ -34,6 +34,9 @@ class Header:
     num_tokens: int = 0
     computed_tokens: int = 0
     num_packs: int = 0
+    token_budget: int = 0  # of the replica: the one asked for, or less where memory was short
+    load_seconds: float = 0.0  # that the replica took to load the model, the same in all its units
+    began: float = 0.0  # when its scoring began, seconds since 1970
 
     def to_array(self) -> pa.Array:
         return pa.array([pickle.dumps(self)])
@@ -72,6 +75,13 @@ def arrays(column: pa.ChunkedArray) -> list[Ids]:
     lists = column.combine_chunks().flatten()
     flat, offsets = lists.values.to_numpy(), lists.offsets.to_numpy().tolist()
     return [flat[start:stop] for start, stop in pairwise(offsets)]
+
+
+def conversations(table: pa.Table) -> list[tuple[Ids, list[Ids]]]:
+    """The prompt and the one response of every candidate of a unit."""
+    prompts, responses = arrays(table["prompts"]), arrays(table["responses"])
+    group = table["group"].combine_chunks().flatten().to_numpy()
+    return [(prompts[g], [response]) for g, response in zip(group, responses, strict=True)]
 
 
 def reject_table(shard: Shard, entries: list[tuple[Any, ...]]) -> pa.Table:
