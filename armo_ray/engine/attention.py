@@ -19,7 +19,7 @@ from armo_ray.engine.packing import Index, Pack
 
 NAME = "armo_packed"
 _PARAMETERS = inspect.signature(varlen_attn).parameters
-# torch 2.10 has is_causal, later versions window_size; the last two came with 2.12.
+# torch 2.10 has is_causal and no scale, later versions window_size and scale; the last two came with 2.12.
 _VARLEN_OPTIONS: dict[str, Any] = (
     {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
 )
@@ -35,9 +35,7 @@ class Plan:
     cu_k: torch.Tensor  # (S + 1,) int32
     max_q: int
     max_k: int
-    kv_index: (
-        torch.Tensor | None
-    )  # (cu_k[-1],) int64, which tokens the keys are; None where they are the queries
+    kv_index: torch.Tensor | None  # (cu_k[-1],) int64, the tokens that are keys; None where the queries are
     segments: tuple[tuple[int, int, int, int], ...]  # q_start, q_stop, k_start, k_stop of each, on the host
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
 
@@ -88,13 +86,22 @@ def attend(
     if (index := plan.kv_index) is not None:
         key, value = key.index_select(0, index), value.index_select(0, index)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
-        kernel: Any = varlen_attn
-        out: torch.Tensor = kernel(
-            q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scaling, **_VARLEN_OPTIONS
-        )
-        return out
+        return _by_kernel(query, key, value, plan, scaling)
     return _by_segment(query, key, value, plan, scaling)
+
+
+def _by_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan, scaling: float | None
+) -> torch.Tensor:
+    options, own = dict(_VARLEN_OPTIONS), query.shape[-1] ** -0.5
+    if "scale" in _PARAMETERS:
+        options["scale"] = scaling
+    elif scaling not in (None, own):
+        query = query * (scaling / own)
+    q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
+    kernel: Any = varlen_attn
+    out: torch.Tensor = kernel(q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, **options)
+    return out
 
 
 def _by_segment(
