@@ -219,9 +219,7 @@ class RewardModel:
         """Halve the token budget until a pass of that many tokens fits, by the memory that a small one takes."""
         ids = np.ones(PROBE_TOKENS, np.int32)
         (probe,) = make_packs([ids], [0], PROBE_TOKENS)
-        self._outputs(
-            probe
-        )  # what the first pass takes for good, such as workspaces, is no part of a token's
+        self._outputs(probe)  # the first pass takes workspaces for good: no part of what a token takes
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         self._outputs(probe)
