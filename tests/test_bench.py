@@ -17,11 +17,10 @@ import torch
 from armo_ray import Encoder
 from armo_ray.bench import baselines, contenders, derive, flops, workloads
 from armo_ray.bench.__main__ import main
-from armo_ray.bench.agreement import agreement
 from armo_ray.bench.arguments import CONTENDERS, WORKLOADS, Settings
 from armo_ray.bench.contenders import Contender
 from armo_ray.bench.models import load, vocabulary_of
-from armo_ray.bench.rounds import take_turns
+from armo_ray.bench.rounds import errors, take_turns
 from armo_ray.bench.smollm2 import write_smollm2
 from armo_ray.bench.workloads import Group, Vocabulary
 from armo_ray.chat import Chat
@@ -183,12 +182,12 @@ def test_batches_by_length_hold_everything_once_within_the_budget() -> None:
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 1000 for b in batches)
 
 
-def test_agreement_counts_answers_to_one_prompt_that_change_places() -> None:
+def test_errors_count_answers_to_one_prompt_that_change_places() -> None:
     rewards = np.ones((3, 2), np.float32)
     expected = Scores(np.array([1, 2, 3], np.float32), rewards, rewards, 0, 0, 0, 0.0)
     found = expected._replace(score=np.array([2, 1, 3], np.float32), rewards=rewards * 1.5)
     prompt = np.zeros(1, np.int32)
-    told = agreement(found, expected, [(prompt, [prompt, prompt]), (prompt, [prompt])])
+    told = errors(found, expected, [(prompt, [prompt, prompt]), (prompt, [prompt])])
     assert (told["flips"], told["pairs"], told["rewards_error"]) == (1, 1, 0.5)
     assert told["max_score_error"] == pytest.approx(1 / np.std([1, 2, 3]))
 
