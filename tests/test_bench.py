@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from armo_ray import Encoder
-from armo_ray.bench import baselines, contenders, derive, flops, workloads
+from armo_ray.bench import baselines, contenders, flops, report, workloads
 from armo_ray.bench.__main__ import main
 from armo_ray.bench.arguments import CONTENDERS, WORKLOADS, Settings
 from armo_ray.bench.contenders import Contender
@@ -193,7 +193,7 @@ def test_errors_count_answers_to_one_prompt_that_change_places() -> None:
 
 
 def test_ratios_are_taken_within_each_round() -> None:
-    assert derive.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0]) == (3.0, 2.0, 4.0)
+    assert report.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0]) == (3.0, 2.0, 4.0)
 
 
 def test_real_shards_are_read_as_the_model_reads_them(

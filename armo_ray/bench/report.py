@@ -1,10 +1,13 @@
-"""The tables of a result: one for each workload to read at a terminal, and a short one for a README."""
+"""From what was seen to what is told: rates, ratios within a round, and the tables for a terminal and a README."""
 
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 Row = Sequence[str]
+Ratio = tuple[float, float, float]  # median, least and most over the rounds
+BASELINE = "padded-8"
+STEP = "packed+shared"
 GLOSSARY = """\
 tokens/s counts every conversation whole; computed/s what went through the model, padding included. MFU: the
 operations that had to be done, over time, over the rate of a dense matrix product in the same run. x floor: time
@@ -31,10 +34,26 @@ _HEADINGS = (
 )
 
 
-def full_report(result: dict[str, Any]) -> str:
-    """Everything that a reader needs to judge the numbers."""
-    tables = [workload_table(workload) for workload in result["workloads"]]
-    return "\n\n".join([headline(result), *tables, GLOSSARY])
+def derive(workload: dict[str, Any]) -> dict[str, Any]:
+    """The workload with the measures of every contender that finished, and what sharing reached."""
+    matmul_flops = statistics.median(workload["matmul_flops"])
+    contenders = workload["contenders"]
+    by_name = {c["name"]: c for c in contenders if c["error"] is None and c["seconds"]}
+    for found in by_name.values():
+        found["measures"] = _measures(found, workload, matmul_flops)
+        for key, other in (("speedup", BASELINE), ("gain", STEP)):
+            if other in by_name:
+                found["measures"][key] = ratio(by_name[other]["seconds"], found["seconds"])
+    if "packed" in by_name and STEP in by_name:
+        reached = ratio(by_name["packed"]["seconds"], by_name[STEP]["seconds"])
+        workload["share_of_dedup"] = [r / workload["dedup_ratio"] for r in reached]
+    return workload
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+    """How many times faster the second is: the median of the ratios within each round, with min and max."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -95,6 +114,20 @@ def aligned(rows: Sequence[Row]) -> str:
         for row in (rows[0], rule, *rows[1:])
     ]
     return "\n".join(lines)
+
+
+def _measures(found: dict[str, Any], workload: dict[str, Any], matmul_flops: float) -> dict[str, Any]:
+    seconds = statistics.median(found["seconds"])
+    return {
+        "seconds": seconds,
+        "candidates_per_s": workload["candidates"] / seconds,
+        "tokens_per_s": workload["tokens"] / seconds,
+        "computed_tokens_per_s": found["computed_tokens"] / seconds,
+        "mfu": found["flops"] / seconds / matmul_flops,
+        "times_floor": seconds * matmul_flops / workload["floor_flops"],
+        "padding": found["computed_tokens"] / workload["tokens"],
+        "fill": found["needed_tokens"] / found["slots"],
+    }
 
 
 def _row(contender: dict[str, Any]) -> Row:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from armo_ray import __version__
-from armo_ray.bench import contenders, derive, flops, measure, models, report, workloads
+from armo_ray.bench import contenders, flops, measure, models, report, workloads
 from armo_ray.bench.arguments import DEFAULTS, Settings, default_workloads
 from armo_ray.bench.models import Subject
 from armo_ray.bench.rounds import attempt, take_turns
@@ -45,7 +45,7 @@ def run(settings: Settings) -> dict[str, Any]:
         records, rates = take_turns(prepared, subject.model, groups, chosen["rounds"], settings.seed)
         told = [asdict(record) for record in records]
         workload |= {"matmul_flops": rates, "contenders": [r | r.pop("facts") for r in told]}
-        result["workloads"].append(derive.derive(workload))
+        result["workloads"].append(report.derive(workload))
         settings.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         print("\n" + report.workload_table(workload), flush=True)
     print(f"\n{report.GLOSSARY}\n\neverything raw: {settings.json}")
