@@ -16,29 +16,13 @@ fill: share of the forward passes' room without padding. peak MiB: of the first 
 x shared: times as fast as padded-8 and packed+shared, medians of the ratios in each round [min, max]. error and
 flips: against float32 one by one, the largest score error in standard deviations of the scores, the relative
 error of the rewards, and within-prompt pairs in another order."""
-_HEADINGS = (
-    "contender",
-    "cand/s",
-    "tokens/s",
-    "computed/s",
-    "MFU",
-    "x floor",
-    "comp/real",
-    "fill",
-    "peak MiB",
-    "x padded-8",
-    "x shared",
-    "error",
-    "rewards",
-    "flips",
-)
 
 
 def derive(workload: dict[str, Any]) -> dict[str, Any]:
     """The workload with the measures of every contender that finished, and what sharing reached."""
     matmul_flops = statistics.median(workload["matmul_flops"])
     contenders = workload["contenders"]
-    by_name = {c["name"]: c for c in contenders if c["error"] is None and c["seconds"]}
+    by_name = {c["name"]: c for c in contenders if c["error"] is None}
     for found in by_name.values():
         found["measures"] = _measures(found, workload, matmul_flops)
         for key, other in (("speedup", BASELINE), ("gain", STEP)):
@@ -88,7 +72,9 @@ def workload_table(workload: dict[str, Any]) -> str:
         for c in done
         if "same_bits" in c
     ]
-    return "\n".join([told, "", aligned([_HEADINGS, *map(_row, done)]), "", *notes]).rstrip()
+    rows = [_row(contender) for contender in done]
+    table = aligned([list(rows[0]), *(list(row.values()) for row in rows)]) if rows else ""
+    return "\n".join([told, "", table, "", *notes]).rstrip()
 
 
 def readme_table(result: dict[str, Any]) -> str:
@@ -105,15 +91,12 @@ def aligned(rows: Sequence[Row]) -> str:
     """Markdown with equal widths: the first column to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * (width - bool(i)) + ":" * bool(i) for i, width in enumerate(widths)]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in (rows[0], rule, *rows[1:])
-    ]
-    return "\n".join(lines)
+
+    def line(row: Row) -> str:
+        cells = (f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row))
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(map(line, (rows[0], rule, *rows[1:])))
 
 
 def _measures(found: dict[str, Any], workload: dict[str, Any], matmul_flops: float) -> dict[str, Any]:
@@ -130,29 +113,25 @@ def _measures(found: dict[str, Any], workload: dict[str, Any], matmul_flops: flo
     }
 
 
-def _row(contender: dict[str, Any]) -> Row:
-    m = contender["measures"]
-    agreement = ["-", "-", "-"]
-    if "flips" in contender:
-        agreement = [
-            f"{contender['max_score_error']:.1e}",
-            f"{contender['rewards_error']:.1e}",
-            f"{contender['flips']}/{contender['pairs']}",
-        ]
-    return [
-        contender["name"],
-        f"{m['candidates_per_s']:.4g}",
-        f"{m['tokens_per_s']:,.0f}",
-        f"{m['computed_tokens_per_s']:,.0f}",
-        f"{100 * m['mfu']:.1f} %",
-        f"{m['times_floor']:.2f}",
-        f"{m['padding']:.2f}",
-        f"{m['fill']:.2f}",
-        "-" if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
-        _ratio(m.get("speedup")),
-        _ratio(m.get("gain")),
-        *agreement,
-    ]
+def _row(contender: dict[str, Any]) -> dict[str, str]:
+    """The cells of a contender by their headings."""
+    m, compared = contender["measures"], "flips" in contender
+    return {
+        "contender": contender["name"],
+        "cand/s": f"{m['candidates_per_s']:.4g}",
+        "tokens/s": f"{m['tokens_per_s']:,.0f}",
+        "computed/s": f"{m['computed_tokens_per_s']:,.0f}",
+        "MFU": f"{100 * m['mfu']:.1f} %",
+        "x floor": f"{m['times_floor']:.2f}",
+        "comp/real": f"{m['padding']:.2f}",
+        "fill": f"{m['fill']:.2f}",
+        "peak MiB": "-" if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
+        "x padded-8": _ratio(m.get("speedup")),
+        "x shared": _ratio(m.get("gain")),
+        "error": f"{contender['max_score_error']:.1e}" if compared else "-",
+        "rewards": f"{contender['rewards_error']:.1e}" if compared else "-",
+        "flips": f"{contender['flips']}/{contender['pairs']}" if compared else "-",
+    }
 
 
 def _ratio(found: Sequence[float] | None) -> str:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings) -> dict[str, Any]:
     """Measure, print the tables and write the JSON after each workload; returns what the JSON holds."""
     device = _device(settings.device)
-    chosen = DEFAULTS.get(device.type, DEFAULTS["cpu"]) | {
+    chosen = DEFAULTS[device.type] | {
         name: value for name, value in asdict(settings).items() if value is not None
     }
     names = default_workloads(settings, device.type)
@@ -107,7 +107,7 @@ def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> d
             "torch": torch.__version__,
             "transformers": version("transformers"),
         },
-        "clock": measure.CLOCKS.get(device.type, "wall clock"),
+        "clock": measure.CLOCKS[device.type],
         "token_budget": subject.model.options.token_budget,
         "rounds": chosen["rounds"],
         "length_scale": chosen["length_scale"],
