@@ -37,8 +37,9 @@ class Stopwatch:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on CUDA or on a CPU, where torch has no error of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocation failed: torch's own, cuBLAS's on CUDA, or one on a CPU, both told in words only."""
+    told = ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(x in str(error) for x in told)
 
 
 def free_bytes(device: torch.device) -> int:
