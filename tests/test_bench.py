@@ -225,6 +225,7 @@ def test_real_shards_are_read_as_the_model_reads_them(
         (["--revision", "main"], "of which --model?"),
         (["--json", "/no/such/b.json"], "not a directory"),
         (["--device", "cuda:99"], "finds no CUDA device"),
+        (["--device", "mps"], "neither cpu nor cuda"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
