@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from armo_ray.engine.checkpoint import ARMORM_OBJECTIVES
-from armo_ray.engine.tiny import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head
+from armo_ray.engine.tiny import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head, write_json
 from armo_ray.errors import ConfigError
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -64,8 +64,8 @@ def write_smollm2(path: Path, seed: int = 0) -> None:
     head = random_head(config, torch.Generator().manual_seed(seed))
     save_file(backbone | head, draft / "model.safetensors", metadata={"format": "pt"})
     limit = {"model_max_length": config["max_position_embeddings"]}
-    _write_json(draft / "tokenizer_config.json", TOKENIZER_CONFIG | limit)
-    _write_json(draft / "config.json", config)
+    write_json(draft / "tokenizer_config.json", TOKENIZER_CONFIG | limit)
+    write_json(draft / "config.json", config)
     draft.rename(path)
 
 
@@ -108,7 +108,3 @@ def _backbone(gguf: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[st
     }
     tensors = {f"model.{name}": tensor.bfloat16() for name, tensor in model.state_dict().items()}
     return config, tensors
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -101,8 +101,8 @@ def write_tiny_model(
         "pad_token_id": ids["pad_token"],
         "vocab_size": tokenizer.get_vocab_size(),
     }
-    _write_json(path / "config.json", config)
-    _write_json(path / "tokenizer_config.json", TOKENIZER_CONFIG | {"model_max_length": max_length})
+    write_json(path / "config.json", config)
+    write_json(path / "tokenizer_config.json", TOKENIZER_CONFIG | {"model_max_length": max_length})
     tokenizer.save(str(path / "tokenizer.json"))
     generator = torch.Generator().manual_seed(seed)
     backbone, head = _backbone(config, generator), random_head(config, generator)
@@ -113,7 +113,7 @@ def write_tiny_model(
         "metadata": {"total_size": sum(t.nbytes for tensors in shards.values() for t in tensors.values())},
         "weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors},
     }
-    _write_json(path / "model.safetensors.index.json", index)
+    write_json(path / "model.safetensors.index.json", index)
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -187,5 +187,5 @@ def random_head(config: dict[str, Any], generator: torch.Generator) -> dict[str,
     return tensors
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
