@@ -36,23 +36,30 @@ def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
     """A one-row table for every unit of a span that is to be done."""
     encoder = load_encoder(job)
 
+    started = time.perf_counter()
+    for unit in units_of(span, job):
+        yield tokenized(unit, span.shard, encoder, job, started)
+        started = time.perf_counter()
+
+
+def units_of(span: Span, job: Job) -> Iterator[UnitRows]:
+    """The rows of every unit of a span that is to be done."""
+
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else job.layout.count(row)
 
-    started = time.perf_counter()
-    for done in readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint):
-        yield _tokenized(done, span.shard, encoder, job, started)
-        started = time.perf_counter()
+    return readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint)
 
 
 def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
     """The one-row table of rows that belong to no shard."""
     encoder = load_encoder(job)
     unit = UnitRows(Unit("", 0), list(enumerate(rows)))
-    return _tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
+    return tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
 
 
-def _tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
+def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
+    """The one-row table of a unit's rows; `started`: when reading them did."""
     numbers: list[int] = []
     rows: list[Row] = []
     candidates: list[Candidate] = []
