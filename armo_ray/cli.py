@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from armo_ray import __version__
+from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
 from armo_ray.progress import stop_on_sigterm
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
     tiny.set_defaults(run=_tiny_model, parser=tiny)
+    bench = commands.add_parser("bench", help="measure the engine against plain transformers code")
+    add_arguments(bench)
+    bench.set_defaults(run=execute, parser=bench)
     return parser
 
 

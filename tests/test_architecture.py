@@ -22,17 +22,18 @@ MAY_IMPORT = {
     "storage": BASE,
     "text": BASE,
     "engine": BASE - {"config", "schema"},
+    "bench": BASE - {"config", "schema"} | {"engine", "storage", "text"},
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "progress": BASE,
     "pipeline": BASE | {"storage", "text", "engine", "plan", "stages", "progress"},
-    "cli": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline"},
+    "cli": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench"},
 }
 ONLY_IN = {
-    "torch": {"engine", "pipeline"},
+    "torch": {"engine", "pipeline", "bench"},
     "ray": {"pipeline"},
     "fsspec": {"storage"},
-    "safetensors": {"engine"},
+    "safetensors": {"engine", "bench"},
 }
 
 
@@ -75,6 +76,10 @@ WITHOUT = {
     "help": (
         "from armo_ray.cli import main\ntry: main(['score', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow"},
+    ),
+    "bench-help": (
+        "from armo_ray.cli import main\ntry: main(['bench', '--help'])\nexcept SystemExit: pass",
+        HEAVY | {"pyarrow", "numpy"},
     ),
     "config-error": (
         "from armo_ray.cli import main\nassert main(['score', '--input', 'x']) == 2",

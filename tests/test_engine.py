@@ -9,6 +9,7 @@ import pytest
 
 from armo_ray.chat import Chat, Messages
 from armo_ray.engine import RewardModel, Scores
+from armo_ray.engine.blocks import BLOCK_ROWS
 from armo_ray.engine.model import Group
 from armo_ray.engine.tiny import write_tiny_model
 from armo_ray.text.conversations import candidates_of
@@ -141,6 +142,22 @@ def test_fixed_packs_without_sharing_give_the_same_bits_in_any_company(
     )
     start, stop = (sum(len(answers) for _, answers in groups[:n]) for n in (10, 20))
     assert np.array_equal(model.score(groups[10:20]).score, model.score(groups[:40]).score[start:stop])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("others", [5, 90], ids=["one-block-of-rows", "many-blocks"])
+def test_the_rows_of_the_last_layer_keep_their_bits_in_any_company(
+    tiny_model: Path, groups: list[Group], dtype: str, others: int
+) -> None:
+    model = RewardModel.load(
+        str(tiny_model), None, dtype, "cpu", 16_384, share_prompts=False, fixed_packs=True
+    )
+    one = [(prompt, answers[:1]) for prompt, answers in groups[: others + 1]]
+    alone, found, turned = (model.score(part) for part in (one[:1], one, one[::-1]))
+    assert (2 * len(one) > BLOCK_ROWS) == (others > 5)  # each conversation has two rows
+    for x, y, z in zip(alone[:3], found[:3], turned[:3], strict=True):
+        assert np.array_equal(x[0], y[0])
+        assert np.array_equal(y, z[::-1])
 
 
 def test_identical_candidates_are_computed_once_and_score_the_same(

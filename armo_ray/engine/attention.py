@@ -24,7 +24,7 @@ _VARLEN_OPTIONS: dict[str, Any] = (
     {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
 )
 _VARLEN_OPTIONS |= {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in _PARAMETERS}
-_REFUSED = ("sliding_window", "softcap", "s_aux")
+_REFUSED = ("softcap", "s_aux")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ def packed_attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """`attend` as transformers calls it in the layers of any decoder; returns (1, T, heads, head_dim)."""
-    if refused := [name for name in _REFUSED if options.get(name) is not None]:
+    refused = [name for name in _REFUSED if options.get(name) is not None]
+    if (options.get("sliding_window") or plan.max_k) < plan.max_k:
+        refused.append("sliding_window")
+    if refused:
         raise NotImplementedError(
             f"{type(module).__name__} asks for {', '.join(refused)}: packs do not support it"
         )

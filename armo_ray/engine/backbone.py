@@ -1,11 +1,12 @@
 """The decoder under a head, as transformers has it, with nothing missing and the packed attention in place."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from armo_ray.engine import attention
@@ -30,8 +31,12 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
     logging.set_verbosity_error()  # its load report calls our heads unexpected; the check below is stricter
     logging.disable_progress_bar()
     auto: Any = AutoModel
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    if refused := list(_unpackable(config)):
+        raise ConfigError(f"{checkpoint.path}/config.json: {'; '.join(refused)}")
     model, info = auto.from_pretrained(
         checkpoint.path,
+        config=config,
         dtype=DTYPES[dtype],
         attn_implementation=attention.NAME,
         trust_remote_code=False,
@@ -47,10 +52,30 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
     if any(faults.values()):
         told = "; ".join(f"{kind}: {sorted(map(str, names))[:5]}" for kind, names in faults.items() if names)
         raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {told}")
+    if not (getattr(model, "_supports_attention_backend", False) and hasattr(model, "layers")):
+        raise ConfigError(f"{checkpoint.path}: {type(model).__name__} cannot run on packs of conversations")
     model.requires_grad_(False)
     backbone: PreTrainedModel = model.eval()
     place(backbone, device, fp8=dtype == "fp8")
     return backbone
+
+
+def _unpackable(config: Any) -> Iterator[str]:
+    """What would come out wrong and not fail: packs give a token all earlier ones of its conversation, and turn
+    it by its position alone."""
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < config.max_position_embeddings:
+        yield (
+            f"sliding_window {window} is less than max_position_embeddings {config.max_position_embeddings}, and "
+            f"packs have full attention: set the first to null if no layer uses it, or the second to {window}"
+        )
+    layers = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if layers:
+        yield f"layer_types {', '.join(sorted(layers))}: packs have full attention"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
+    for kind in kinds & {"dynamic", "longrope"}:
+        yield f"rope_type {kind} depends on the longest conversation of a pack"
 
 
 def place(backbone: PreTrainedModel, device: torch.device, fp8: bool = False) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 # Shorter common prefixes are not worth a segment of their own; every Llama-3 conversation shares 5 tokens.
 MIN_SHARED_TOKENS = 16
+FILLER_TOKENS = 64  # of a dummy segment: attention over a long one costs as much as over a real one
 
 Ids = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
@@ -67,7 +68,7 @@ def make_packs(
         sequences: token ids of whole conversations, none empty.
         token_budget: most tokens in a pack; a longer sequence gets a pack of its own.
         share: fold common prefixes and equal sequences; otherwise each sequence is a segment.
-        fixed_size: fill every pack up to `token_budget` with a dummy segment that nothing reads.
+        fixed_size: fill every pack up to `token_budget` with dummy segments that nothing reads.
     """
     roots = fold(sequences) if share else _unshared(sequences)
     for nodes in first_fit_decreasing(roots, token_budget):
@@ -203,10 +204,11 @@ def _build(nodes: list[Node], sequences: Sequence[Ids], gates: Sequence[int], fi
             last.append(offset - 1)
             gate.append(int(index[gates[i]]))
         node.ends = []  # read once, though the node may stand in other packs too
-    if (rest := fixed_size - offset) > 0:
-        ids.append(np.zeros(rest, np.int32))
-        positions.append(np.arange(rest))
-        keys.append(np.arange(offset, fixed_size))
+    for start in range(offset, fixed_size, FILLER_TOKENS):
+        filler = np.arange(start, min(start + FILLER_TOKENS, fixed_size))
+        ids.append(np.zeros(len(filler), np.int32))
+        positions.append(filler - start)
+        keys.append(filler)
     return Pack(
         input_ids=np.concatenate(ids).astype(np.int64),
         position_ids=np.concatenate(positions),

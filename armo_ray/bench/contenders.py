@@ -1,0 +1,89 @@
+"""The ways to score that are measured, each a function from prompt groups to Scores, all on the same weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.attention as flash
+
+from armo_ray.bench import baselines
+from armo_ray.bench.workloads import Group
+from armo_ray.engine import RewardModel, Scores
+from armo_ray.engine.fp8 import quantize_
+
+Scorer = Callable[[Sequence[Group]], Scores]
+
+_PACKED = {
+    "share_prompts": False,
+    "fixed_packs": False,
+    "needed_rows": False,
+    "fused_norm": False,
+    "compile": False,
+}
+_SHARED = _PACKED | {"share_prompts": True}
+# Each switch alone, on top of sharing.
+_OPTIONS = {
+    "packed": _PACKED,
+    "packed+shared": _SHARED,
+    "+needed-rows": _SHARED | {"needed_rows": True},
+    "+fused-norm": _SHARED | {"fused_norm": True},
+    "+compile": _SHARED | {"compile": True},
+    "+fixed-packs": _SHARED | {"fixed_packs": True},
+    "engine": {},
+}
+
+
+class Contender(NamedTuple):
+    """`packs` is the model that packs; None where it pads batches or takes one conversation at a time."""
+
+    score: Scorer
+    packs: RewardModel | None
+
+
+def prepare(name: str, model: RewardModel) -> Contender:
+    """The contender of this name. Raises what it raises where the device or torch lacks what it needs."""
+    if name == "+fp8":
+        return _quantized(model)
+    if name == "+flash-attention-3":
+        return _with_flash_attention_3(model)
+    if name in _OPTIONS:
+        changed = model.with_options(**_OPTIONS[name])
+        return Contender(changed.score, changed)
+    return Contender(_baseline(name, model), None)
+
+
+def _baseline(name: str, model: RewardModel) -> Scorer:
+    backbone = baselines.plain_backbone(model)
+    if name == "one-by-one":
+        return partial(baselines.one_by_one, model, backbone)
+    batches = {
+        "padded-8": partial(baselines.by_arrival, size=8),
+        "padded-32": partial(baselines.by_arrival, size=32),
+        "sorted": partial(baselines.by_length, token_budget=model.options.token_budget),
+    }
+    return partial(baselines.in_batches, model, backbone, batches_of=batches[name])
+
+
+def _quantized(model: RewardModel) -> Contender:
+    backbone = baselines.twin(model.backbone)
+    quantize_(backbone)  # puts new layers into the twin; the model keeps its own
+    options = replace(model.options, **_SHARED)
+    changed = RewardModel(backbone, model.head, model.pattern, model.reward_names, options)
+    return Contender(changed.score, changed)
+
+
+def _with_flash_attention_3(model: RewardModel) -> Contender:
+    if model.device.type != "cuda" or model.backbone.dtype == torch.float32:
+        raise NotImplementedError("needs CUDA and bfloat16 or float16")
+    changed = model.with_options(**_SHARED)
+
+    def score(groups: Sequence[Group]) -> Scores:
+        flash.activate_flash_attention_impl("FA3")
+        try:
+            return changed.score(groups)
+        finally:
+            flash.restore_flash_attention_impl()
+
+    return Contender(score, changed)

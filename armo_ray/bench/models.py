@@ -1,0 +1,101 @@
+"""The model that is measured: a checkpoint, or random weights of a shape, made where they are used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel
+
+from armo_ray.bench.arguments import Settings
+from armo_ray.bench.smollm2 import ensure_smollm2
+from armo_ray.bench.workloads import Vocabulary
+from armo_ray.chat import Chat
+from armo_ray.engine import RewardModel, attention
+from armo_ray.engine.backbone import DTYPES
+from armo_ray.engine.checkpoint import ARMORM_OBJECTIVES, resolve
+from armo_ray.engine.heads import ArmoHead
+from armo_ray.engine.model import TOKEN_BUDGETS
+from armo_ray.engine.options import Options
+from armo_ray.engine.tiny import CONFIG, random_head
+
+KEPT_SMOLLM2 = Path(".bench/smollm2")
+_SHAPES = {
+    "llama3-8b": {
+        "gating_hidden_dim": 1024,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128257,
+    },
+    "tiny": {
+        "gating_hidden_dim": 32,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+    },
+}
+_VOCABULARIES = {
+    "llama3-8b": Vocabulary(
+        np.arange(128_000, dtype=np.int32), 128_000, (128_009, 128_006, 78_191, 128_007, 271)
+    ),
+    "tiny": Vocabulary(np.arange(500, dtype=np.int32), 500, (509, 506, 191, 507, 271)),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, what its token ids mean, and its directory where it has one."""
+
+    name: str
+    model: RewardModel
+    vocabulary: Vocabulary
+    path: Path | None = None
+
+
+def load(settings: Settings, dtype: str, device: torch.device) -> Subject:
+    """The model that the settings name, on the device."""
+    if settings.shape:
+        return _random(settings.shape, dtype, device, settings.token_budget, settings.seed)
+    source = settings.model or str(ensure_smollm2(KEPT_SMOLLM2))
+    name = settings.model or "SmolLM2-135M-Instruct with a random head"
+    path, revision = resolve(source, settings.revision)
+    model = RewardModel.load(str(path), dtype=dtype, device=str(device), token_budget=settings.token_budget)
+    return Subject(f"{name} @ {revision}" if revision else name, model, vocabulary_of(Chat.load(path)), path)
+
+
+def vocabulary_of(chat: Chat) -> Vocabulary:
+    """The ids of a tokenizer that are no special tokens, its BOS and the end of a user turn."""
+    added = chat.tokenizer.get_added_tokens_decoder()
+    special = {i for i, token in added.items() if token.special}
+    text = [i for i in range(chat.tokenizer.get_vocab_size()) if i not in special]
+    bos = chat.tokenizer.token_to_id(chat.special_tokens.get("bos_token", ""))
+    return Vocabulary(np.array(text, np.int32), bos, chat.answer_pattern)
+
+
+def _random(shape: str, dtype: str, device: torch.device, token_budget: int | None, seed: int) -> Subject:
+    fields: dict[str, Any] = CONFIG | _SHAPES[shape]
+    fields |= {"gating_n_hidden": 3, "num_objectives": len(ARMORM_OBJECTIVES)}
+    vocabulary = _VOCABULARIES[shape]
+    torch.manual_seed(seed)
+    auto: Any = AutoModel
+    with torch.device(device):
+        config = AutoConfig.for_model(**fields)
+        backbone = auto.from_config(config, dtype=DTYPES[dtype], attn_implementation=attention.NAME)
+    head = random_head(fields, torch.Generator().manual_seed(seed))
+    model = RewardModel(
+        backbone.eval().requires_grad_(False),
+        ArmoHead({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"]),
+        np.array(vocabulary.pattern, np.int32),
+        ARMORM_OBJECTIVES,
+        Options(token_budget or TOKEN_BUDGETS.get(device.type, 8_192)),
+    )
+    return Subject(f"random weights, {shape}", model, vocabulary)

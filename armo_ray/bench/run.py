@@ -1,0 +1,133 @@
+"""One run: a model, workloads, contenders; a table on stdout, and everything raw in a JSON file."""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from armo_ray import __version__
+from armo_ray.bench import contenders, derive, flops, measure, models, report, workloads
+from armo_ray.bench.arguments import DEFAULTS, Settings, default_workloads
+from armo_ray.bench.models import Subject
+from armo_ray.bench.rounds import attempt, take_turns
+from armo_ray.bench.workloads import Group
+from armo_ray.engine.heads import find_gate
+from armo_ray.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure, print the tables and write the JSON after each workload; returns what the JSON holds."""
+    device = _device(settings.device)
+    chosen = DEFAULTS.get(device.type, DEFAULTS["cpu"]) | {
+        name: value for name, value in asdict(settings).items() if value is not None
+    }
+    names = default_workloads(settings, device.type)
+    logger.info("%s on %s", ", ".join(names), device)
+    subject = models.load(settings, chosen["dtype"], device)
+    result = _header(subject, chosen, device)
+    print(report.headline(result), flush=True)
+    prepared = {name: _prepared(name, subject) for name in settings.contenders}
+    for name in names:
+        groups = _groups(name, subject, settings, chosen)
+        workload = {"name": name, **workloads.describe(groups), "floor_flops": _floor(subject, groups)}
+        logger.info("%s: %d candidates, %d tokens", name, workload["candidates"], workload["tokens"])
+        records, rates = take_turns(prepared, subject.model, groups, chosen["rounds"], settings.seed)
+        told = [asdict(record) for record in records]
+        workload |= {"matmul_flops": rates, "contenders": [r | r.pop("facts") for r in told]}
+        result["workloads"].append(derive.derive(workload))
+        settings.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        print("\n" + report.workload_table(workload), flush=True)
+    print(f"\n{report.GLOSSARY}\n\neverything raw: {settings.json}")
+    return result
+
+
+def show(path: Path) -> None:
+    """Print the README's table of an earlier run."""
+    try:
+        table = report.readme_table(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, LookupError) as error:
+        raise ConfigError(f"{path}: not the JSON of a run: {error!r}") from error
+    print(table)
+
+
+def _device(name: str | None) -> torch.device:
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name}: torch finds no CUDA device on this machine")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    return device
+
+
+def _prepared(name: str, subject: Subject) -> contenders.Contender | str:
+    """The contender, or why there is none."""
+    contender, reason = attempt(lambda: contenders.prepare(name, subject.model))
+    if contender is None:
+        logger.info("%s: %s", name, reason)
+    return contender or reason or ""
+
+
+def _groups(name: str, subject: Subject, settings: Settings, chosen: dict[str, Any]) -> Sequence[Group]:
+    if name != "shards":
+        return workloads.synthetic(
+            name, subject.vocabulary, chosen["candidates"], settings.seed, chosen["length_scale"]
+        )
+    assert subject.path is not None, "settings_of refuses shards for a shape"
+    positions = subject.model.backbone.config.max_position_embeddings
+    return workloads.from_shards(settings.input, subject.path, chosen["candidates"], positions)
+
+
+def _floor(subject: Subject, groups: Sequence[Group]) -> int:
+    sequences = workloads.sequences_of(groups)
+    gates = [find_gate(ids, subject.model.pattern) for ids in sequences]
+    return flops.floor(flops.shape_of(subject.model.backbone), sequences, gates)
+
+
+def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    given = sys.argv[2:] if sys.argv[1:2] == ["bench"] else sys.argv[1:]
+    return {
+        "command": shlex.join(["armo-ray", "bench", *given]),
+        "model": subject.name,
+        "dtype": chosen["dtype"],
+        "device": str(device),
+        "hardware": _hardware(device),
+        "versions": {
+            "armo-ray": __version__,
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        },
+        "clock": measure.CLOCKS.get(device.type, "wall clock"),
+        "token_budget": subject.model.options.token_budget,
+        "rounds": chosen["rounds"],
+        "length_scale": chosen["length_scale"],
+        "seed": chosen["seed"],
+        "shape": flops.shape_of(subject.model.backbone)._asdict(),
+        "workloads": [],
+    }
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return {"name": found.name, "memory_bytes": found.total_memory, "cuda": torch.version.cuda}
+    return {"name": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

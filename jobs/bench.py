@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python -m jobs.bench ...`: the same as `armo-ray bench`."""
+
+import sys
+
+from armo_ray.bench.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main())
