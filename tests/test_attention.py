@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armo_ray.engine.attention import Plan, attend
@@ -42,6 +42,7 @@ def test_each_row_is_a_query_that_sees_what_comes_before_it(
         assert plan.segments == tuple((i, i + 1, starts[i], starts[i + 1]) for i in range(len(rows)))
 
 
+@settings(deadline=None, max_examples=50)  # some examples make a hundred packs
 @given(sequences=conversations(), budget=st.integers(1, 120), share=st.booleans(), fixed=st.booleans())
 def test_a_row_alone_attends_as_it_does_in_its_segment(
     sequences: list[Ids], budget: int, share: bool, fixed: bool
