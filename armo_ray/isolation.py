@@ -11,7 +11,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from armo_ray.plan import Job
 from armo_ray.storage.filesystem import STORAGE_ERRORS
 from armo_ray.storage.units import Span
 

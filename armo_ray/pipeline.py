@@ -24,9 +24,18 @@ from ray.exceptions import RayError
 
 from armo_ray.config import load_config
 from armo_ray.errors import ConfigError
+from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.progress import Progress, stop_on_sigterm
-from armo_ray.stages import Scorer, candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
+from armo_ray.stages import (
+    Isolated,
+    Scorer,
+    candidate_rows,
+    fp8,
+    read_and_tokenize,
+    tokenize_rows,
+    write_and_commit,
+)
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.units import Span, spread
@@ -38,6 +47,11 @@ _ACTOR_CPUS = 0.25
 _WRITE_CPUS = 0.25
 # Units queued at a replica, so that the next is there when one ends.
 _IN_FLIGHT = 4
+# Blocks that may fail before a run does: those of a poison row, and those that waited at the replica it killed.
+_MOST_ERRORED = 32
+_RETRIES = (
+    2  # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
+)
 
 
 def run(
@@ -54,40 +68,29 @@ def run(
 
     Raises RuntimeError where a task failed for good, or Ray reported no error and units are missing.
     """
-    store = Store(job.output)
+    began, store = time.time(), Store(job.output)
     left = commits.to_do(store, spans, job.fingerprint)
     logger.info("%d of %d shards have units to do", len(left), len(spans))
     if left:
         store.delete(commits.SUCCESS)
-        _execute(job, left, gpus_per_replica, replicas)
-        if lost := commits.to_do(store, spans, job.fingerprint):
-            raise RuntimeError(
-                f"{store.uri}: units of {len(lost)} shards are not committed, the first of "
-                f"{lost[0].shard.uri}, though Ray reported no error. Run the same command again"
-            )
+        with _ray():
+            _execute(store, job, left, _pool(job, gpus_per_replica, replicas), began)
     records = commits.finish(store)
     touched = {span.shard.uri for span in left}
     done = [record for record in records if not touched or record["source"] in touched]
     return commits.totals(records), commits.totals(done)
 
 
-def _execute(
-    job: Job, spans: list[Span], gpus_per_replica: float | None, replicas: tuple[int, int] | None
-) -> None:
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Ray as it is, or started and stopped here. An error of a task becomes a RuntimeError."""
     own = not ray.is_initialized()
-    began = time.time()
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         stop_on_sigterm()  # ray.init takes the signal for itself
     try:
-        pool = _pool(job, gpus_per_replica, replicas)
-        if job.dtype == "fp8":
-            _check_fp8(job, spans, pool.gpus)
-        size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in spans)
-        with Progress(size, began) as progress:
-            for record in _records(job, spread(spans), pool):
-                progress.update(record)
+        yield
     except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
         raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
     finally:
@@ -95,9 +98,28 @@ def _execute(
             ray.shutdown()
 
 
-def _check_fp8(job: Job, spans: list[Span], gpus: float) -> None:
+def _execute(store: Store, job: Job, left: list[Span], pool: "_Pool", began: float) -> None:
+    """Commit every unit of the spans: through the graph, and those that it could not do one by one."""
+    if job.dtype == "fp8":
+        _check_fp8(store, job, left, pool.gpus)
+    size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
+    with Progress(size, began) as progress:
+        while left:
+            for record in _records(job, spread(left), pool):
+                progress.update(record)
+            for span in commits.to_do(store, left, job.fingerprint):
+                progress.update(isolate(span, partial(_isolated, span, job, pool)))
+            left = commits.to_do(store, left, job.fingerprint)
+
+
+def _isolated(span: Span, job: Job, pool: "_Pool") -> Any:
+    """An actor that does one unit alone."""
+    actor: Any = ray.remote(num_gpus=pool.gpus, num_cpus=_ACTOR_CPUS, max_restarts=0)(_IsolatedReplica)
+    return actor.remote(span, job, pool.gpus)
+
+
+def _check_fp8(store: Store, job: Job, spans: list[Span], gpus: float) -> None:
     """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
-    store = Store(job.output)
     report = store.read_json(fp8.REPORT)
     if report is None:
         task: Any = ray.remote(num_cpus=_ACTOR_CPUS, num_gpus=gpus)(fp8.fp8_agreement)
@@ -135,18 +157,18 @@ def _records(job: Job, spans: list[Span], pool: _Pool) -> Iterator[dict[str, Any
     items = [{"span": pickle.dumps(span)} for span in spans]
     with _one_row_a_block():
         ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    ds = ds.map_batches(partial(_read, job=job), batch_size=1, batch_format="pyarrow", num_cpus=1)
-    ds = _on_replicas(ds, job, pool)
-    ds = ds.map_batches(partial(_write, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS)
+    read, write = partial(_read, job=job), partial(_write, job=job)
+    one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": _RETRIES}
+    with _remote_arguments():
+        ds = ds.map_batches(read, num_cpus=1, **one)
+        ds = _on_replicas(ds, job, pool).map_batches(write, num_cpus=_WRITE_CPUS, **one)
     for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
         yield json.loads(batch["record"][0].as_py())
 
 
 def _on_replicas(ds: ray.data.Dataset, job: Job, pool: _Pool) -> ray.data.Dataset:
     """Tokenized units through a pool of replicas."""
-    with warnings.catch_warnings():
-        # the two limits below count as remote args, which 2.60 deprecates without naming what replaces them
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+    with _remote_arguments():
         return ds.map_batches(
             _Replica,
             fn_constructor_kwargs={"job": job, "gpus": pool.gpus, "replicas": pool.high},
@@ -160,9 +182,17 @@ def _on_replicas(ds: ray.data.Dataset, job: Job, pool: _Pool) -> ray.data.Datase
                 initial_size=pool.high,
                 max_tasks_in_flight_per_actor=_IN_FLIGHT,
             ),
-            max_restarts=4,  # Ray's default is for ever, also for an input that kills every process it meets
-            max_task_retries=2,
+            max_restarts=-1,  # bounded by the tries of a task and by how many tasks may fail
+            max_task_retries=_RETRIES,
         )
+
+
+@contextmanager
+def _remote_arguments() -> Iterator[None]:
+    """Lets a step have limits of retries, which 2.60 deprecates without naming what replaces them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+        yield
 
 
 def score_dataset(
@@ -206,6 +236,7 @@ def _one_row_a_block() -> Iterator[None]:
     before = DataContext.get_current()
     context = before.copy()
     context.target_max_block_size = 1  # the smallest target closes a block after every row: a unit is a block
+    context.max_errored_blocks = _MOST_ERRORED
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too, and printed once
@@ -241,3 +272,10 @@ class _Replica(Scorer):
             torch.set_num_threads(max(1, ((os.cpu_count() or 1) - 1) // replicas))  # and one to read
         super().__init__(job, "cuda" if gpus else "cpu")
         gc.freeze()  # the modules and weights stay: collecting a unit's garbage need not visit them
+
+
+class _IsolatedReplica(Isolated):
+    """A unit and a replica of its own."""
+
+    def __init__(self, span: Span, job: Job, gpus: float) -> None:
+        super().__init__(span, job, _Replica(job, gpus, 1))

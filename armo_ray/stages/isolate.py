@@ -15,8 +15,8 @@ from armo_ray.storage.units import Span
 class Isolated:
     """The first unit of a span that is to be done, read again by every process that takes the place of one."""
 
-    def __init__(self, job: Job, scorer: Scorer, span: Span) -> None:
-        self.job, self.scorer, self.span = job, scorer, span
+    def __init__(self, span: Span, job: Job, scorer: Scorer) -> None:
+        self.span, self.job, self.scorer = span, job, scorer
         self.unit = next(units_of(span, job))
 
     def count(self) -> int:
@@ -37,7 +37,9 @@ class Isolated:
 
     def _score(self, rows: list[tuple[int, Row]]) -> Any:
         unit = UnitRows(self.unit.unit, rows)
-        return self.scorer(tokenized(unit, self.span.shard, load_encoder(self.job), self.job, time.perf_counter()))
+        return self.scorer(
+            tokenized(unit, self.span.shard, load_encoder(self.job), self.job, time.perf_counter())
+        )
 
 
 def _poisoned(row: Row, detail: str) -> BadRow:
