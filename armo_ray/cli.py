@@ -14,12 +14,13 @@ from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
-from armo_ray.progress import stop_on_sigterm
+from armo_ray.progress import OutOfTime, stop_after, stop_on_sigterm
 
-COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS = 0, 1, 2, 3
+COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, OUT_OF_TIME = 0, 1, 2, 3, 5
 
 _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same command to go on;
-2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected"""
+2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
+5 stopped by --max-runtime, run the same command to go on"""
 
 logger = logging.getLogger("armo_ray")
 
@@ -39,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         print(f"armo-ray {args.command}: failed: {error}", file=sys.stderr)
         return FAILED
+    except OutOfTime:
+        print(
+            f"armo-ray {args.command}: --max-runtime is over; run it again to go on",
+            file=sys.stderr,
+        )
+        return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
             f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on",
@@ -107,6 +114,7 @@ def _score(args: argparse.Namespace) -> int:
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
+    stop_after(config.max_runtime)
     job, spans = prepare(config)
     from armo_ray import pipeline
 

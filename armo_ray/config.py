@@ -1,12 +1,22 @@
 """The one configuration object: a TOML file, overridden by flags, checked before any work."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from armo_ray.errors import ConfigError
 
@@ -47,6 +57,10 @@ class ScoreConfig(BaseModel):
     """Pad every forward pass to the token budget: a unit then scores to the same bits every time."""
     compile: bool = False
     """Compile the parts around attention with torch: a slower start, faster passes on a GPU."""
+    date: Name | None = None
+    """What replaces {date} in input and output; default: today, UTC."""
+    max_runtime: float | None = None
+    """Stop cleanly after 90s, 45m or 8h, with status 5; the same command goes on."""
     unit_rows: int = Field(2048, ge=1)
     """Candidates in a unit of work, which is committed as a whole."""
     keep: Mapping[str, Name] = {}
@@ -61,6 +75,27 @@ class ScoreConfig(BaseModel):
     """GPUs of a replica, 0 for a CPU; default: 1 where the cluster has any."""
     max_reject_fraction: float = Field(0.01, ge=0, le=1)
     """Exit with status 3 when more than this fraction of candidates, or of shards, was rejected."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dated(cls, values: Any) -> Any:
+        date = str(values.get("date") or datetime.now(UTC).date())
+
+        def put(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return [put(entry) for entry in value]
+            return value.replace("{date}", date) if isinstance(value, str) else value
+
+        return values | {name: put(values[name]) for name in ("input", "output") if name in values}
+
+    @field_validator("max_runtime", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        """90 and "90s" as 90.0, "45m" as 2700.0, "8h" as 28800.0."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if value is None or not found:
+            return value
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
     @field_validator("input", "partition_by", mode="before")
     @classmethod

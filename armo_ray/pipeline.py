@@ -36,7 +36,7 @@ from armo_ray.stages import (
     tokenize_rows,
     write_and_commit,
 )
-from armo_ray.storage import commits
+from armo_ray.storage import commits, lock
 from armo_ray.storage.filesystem import Store
 from armo_ray.storage.units import Span, spread
 
@@ -68,7 +68,19 @@ def run(
 
     Raises RuntimeError where a task failed for good, or Ray reported no error and units are missing.
     """
-    began, store = time.time(), Store(job.output)
+    store = Store(job.output)
+    with lock.held(store):
+        return _run(store, job, spans, gpus_per_replica, replicas)
+
+
+def _run(
+    store: Store,
+    job: Job,
+    spans: list[Span],
+    gpus_per_replica: float | None,
+    replicas: tuple[int, int] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    began = time.time()
     left = commits.to_do(store, spans, job.fingerprint)
     logger.info("%d of %d shards have units to do", len(left), len(spans))
     if left:
