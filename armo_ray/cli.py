@@ -118,7 +118,7 @@ def _score(args: argparse.Namespace) -> int:
     job, spans = prepare(config)
     from armo_ray import pipeline
 
-    totals, judged = pipeline.run(job, spans, config.gpus_per_replica, config.replicas)
+    totals, judged = pipeline.run(job, spans, config)
     _summarize(totals, config)
     return _judge(judged, config)
 

@@ -73,6 +73,10 @@ class ScoreConfig(BaseModel):
     """MIN:MAX model replicas; default: one per GPU of the cluster, or one on its CPUs."""
     gpus_per_replica: float | None = Field(None, ge=0)
     """GPUs of a replica, 0 for a CPU; default: 1 where the cluster has any."""
+    device: Name | None = None
+    """Device of a replica, as torch names it; default: cuda where a replica has GPUs, else cpu."""
+    wait: float = Field(10, ge=0)
+    """Minutes to wait for a cluster to have the GPUs of the first MIN replicas."""
     max_reject_fraction: float = Field(0.01, ge=0, le=1)
     """Exit with status 3 when more than this fraction of candidates, or of shards, was rejected."""
 

@@ -4,7 +4,6 @@ A unit is one row and one block from end to end, so that a task that Ray replays
 before. The driver only counts commit records as they come out.
 """
 
-import gc
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -22,14 +21,12 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
-from armo_ray.config import load_config
-from armo_ray.errors import ConfigError
+from armo_ray.config import ScoreConfig, load_config
 from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.progress import Progress, stop_on_sigterm
+from armo_ray.replicas import Pool, Replica, isolated, pool_of
 from armo_ray.stages import (
-    Isolated,
-    Scorer,
     candidate_rows,
     fp8,
     read_and_tokenize,
@@ -42,8 +39,6 @@ from armo_ray.storage.units import Span, spread
 
 logger = logging.getLogger(__name__)
 
-# Less than a core each: a pool that held every CPU would leave none to read, and the job would stand still.
-_ACTOR_CPUS = 0.25
 _WRITE_CPUS = 0.25
 # Units queued at a replica, so that the next is there when one ends.
 _IN_FLIGHT = 4
@@ -54,40 +49,24 @@ _RETRIES = (
 )
 
 
-def run(
-    job: Job,
-    spans: list[Span],
-    gpus_per_replica: float | None = None,
-    replicas: tuple[int, int] | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do what is not committed yet of the spans.
 
     Returns the totals of the whole output, and of the shards that had something left to do: all, if none had.
 
     Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
 
-    Raises RuntimeError where a task failed for good, or Ray reported no error and units are missing.
+    Raises ConfigError where another run holds the output or the replicas find no room, and RuntimeError where
+    a task failed for good.
     """
     store = Store(job.output)
     with lock.held(store):
-        return _run(store, job, spans, gpus_per_replica, replicas)
-
-
-def _run(
-    store: Store,
-    job: Job,
-    spans: list[Span],
-    gpus_per_replica: float | None,
-    replicas: tuple[int, int] | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    began = time.time()
-    left = commits.to_do(store, spans, job.fingerprint)
-    logger.info("%d of %d shards have units to do", len(left), len(spans))
-    if left:
-        store.delete(commits.SUCCESS)
-        with _ray():
-            _execute(store, job, left, _pool(job, gpus_per_replica, replicas), began)
-    records = commits.finish(store)
+        left = commits.to_do(store, spans, job.fingerprint)
+        logger.info("%d of %d shards have units to do", len(left), len(spans))
+        if left:
+            store.delete(commits.SUCCESS)
+            _execute(store, job, left, config)
+        records = commits.finish(store)
     touched = {span.shard.uri for span in left}
     done = [record for record in records if not touched or record["source"] in touched]
     return commits.totals(records), commits.totals(done)
@@ -110,61 +89,34 @@ def _ray() -> Iterator[None]:
             ray.shutdown()
 
 
-def _execute(store: Store, job: Job, left: list[Span], pool: "_Pool", began: float) -> None:
+def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> None:
     """Commit every unit of the spans: through the graph, and those that it could not do one by one."""
-    if job.dtype == "fp8":
-        _check_fp8(store, job, left, pool.gpus)
+    began = time.time()
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
-    with Progress(size, began) as progress:
-        while left:
-            for record in _records(job, spread(left), pool):
-                progress.update(record)
-            for span in commits.to_do(store, left, job.fingerprint):
-                progress.update(isolate(span, partial(_isolated, span, job, pool)))
-            left = commits.to_do(store, left, job.fingerprint)
+    with _ray():
+        pool = pool_of(config)
+        if job.dtype == "fp8":
+            _check_fp8(store, job, left, pool)
+        with Progress(size, began) as progress:
+            while left:
+                for record in _records(job, spread(left), pool):
+                    progress.update(record)
+                for span in commits.to_do(store, left, job.fingerprint):
+                    progress.update(isolate(span, partial(isolated, span, job, pool)))
+                left = commits.to_do(store, left, job.fingerprint)
 
 
-def _isolated(span: Span, job: Job, pool: "_Pool") -> Any:
-    """An actor that does one unit alone."""
-    actor: Any = ray.remote(num_gpus=pool.gpus, num_cpus=_ACTOR_CPUS, max_restarts=0)(_IsolatedReplica)
-    return actor.remote(span, job, pool.gpus)
-
-
-def _check_fp8(store: Store, job: Job, spans: list[Span], gpus: float) -> None:
+def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool) -> None:
     """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
     report = store.read_json(fp8.REPORT)
     if report is None:
-        task: Any = ray.remote(num_cpus=_ACTOR_CPUS, num_gpus=gpus)(fp8.fp8_agreement)
-        report = ray.get(task.remote(spans, job, "cuda" if gpus else "cpu"))
+        task: Any = ray.remote(**pool.resources)(fp8.fp8_agreement)
+        report = ray.get(task.remote(spans, job, pool.device))
         store.write(fp8.REPORT, commits.to_json(report))
     fp8.judge(report, job.min_agreement)
 
 
-class _Pool(NamedTuple):
-    """The replicas of a run."""
-
-    gpus: float  # of each
-    low: int
-    high: int
-
-
-def _pool(job: Job, gpus_per_replica: float | None, replicas: tuple[int, int] | None) -> _Pool:
-    """As many replicas as asked for, by default one for each GPU of the cluster or one without any."""
-    have = ray.cluster_resources().get("GPU", 0.0)
-    gpus = gpus_per_replica if gpus_per_replica is not None else min(1.0, have)
-    low, high = replicas or (max(1, int(have / gpus + 1e-6)) if gpus else 1,) * 2
-    if gpus * low > have and "RAY_ADDRESS" not in os.environ:
-        raise ConfigError(
-            f"{low} replicas of {gpus:g} GPUs: this machine has {have:g}; use --gpus-per-replica 0 to score on "
-            f"its CPUs"
-        )
-    if not gpus and job.dtype != "float32":
-        logger.warning("%s on CPUs is slow and rounds; --dtype float32 is exact", job.dtype)
-    logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
-    return _Pool(gpus, low, high)
-
-
-def _records(job: Job, spans: list[Span], pool: _Pool) -> Iterator[dict[str, Any]]:
+def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]]:
     """The commit records, as units are committed."""
     items = [{"span": pickle.dumps(span)} for span in spans]
     with _one_row_a_block():
@@ -178,16 +130,14 @@ def _records(job: Job, spans: list[Span], pool: _Pool) -> Iterator[dict[str, Any
         yield json.loads(batch["record"][0].as_py())
 
 
-def _on_replicas(ds: ray.data.Dataset, job: Job, pool: _Pool) -> ray.data.Dataset:
+def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
     """Tokenized units through a pool of replicas."""
     with _remote_arguments():
         return ds.map_batches(
-            _Replica,
-            fn_constructor_kwargs={"job": job, "gpus": pool.gpus, "replicas": pool.high},
+            Replica,
+            fn_constructor_kwargs={"job": job, "pool": pool},
             batch_size=1,
             batch_format="pyarrow",
-            num_gpus=pool.gpus,
-            num_cpus=_ACTOR_CPUS,
             compute=ActorPoolStrategy(
                 min_size=pool.low,
                 max_size=pool.high,
@@ -196,6 +146,7 @@ def _on_replicas(ds: ray.data.Dataset, job: Job, pool: _Pool) -> ray.data.Datase
             ),
             max_restarts=-1,  # bounded by the tries of a task and by how many tasks may fail
             max_task_retries=_RETRIES,
+            **pool.resources,
         )
 
 
@@ -211,8 +162,6 @@ def score_dataset(
     ds: ray.data.Dataset,
     model: str,
     rows_per_task: int = 512,
-    gpus_per_replica: float | None = None,
-    replicas: tuple[int, int] | None = None,
     **options: Any,
 ) -> ray.data.Dataset:
     """Score a Ray Dataset that the caller reads and writes.
@@ -221,7 +170,7 @@ def score_dataset(
         ds: rows of any layout that `armo-ray score` reads.
         model: a checkpoint directory that every node sees, or a hub id.
         rows_per_task: rows that one task tokenizes and a replica scores at once.
-        options: others of `armo-ray score`, by their names in a TOML file: dtype, keep, layout, max_length, ...
+        options: those of `armo-ray score`, by their names in a TOML file: dtype, keep, layout, replicas, ...
 
     Returns:
         A dataset of one row per candidate: the columns of the scores but row_id, source and source_row, then
@@ -236,7 +185,7 @@ def score_dataset(
     ds = ds.map_batches(
         partial(_tokenize, job=job), batch_size=rows_per_task, batch_format="pyarrow", num_cpus=1
     )
-    scored = _on_replicas(ds, job, _pool(job, gpus_per_replica, replicas))
+    scored = _on_replicas(ds, job, pool_of(config))
     return scored.map_batches(
         partial(candidate_rows, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS
     )
@@ -272,22 +221,3 @@ def _tokenize(batch: pa.Table, job: Job) -> pa.Table:
 
 def _write(batch: pa.Table, job: Job) -> pa.Table:
     return pa.table({"record": [json.dumps(write_and_commit(batch, job))]})
-
-
-class _Replica(Scorer):
-    """A scorer that takes its share of a machine without GPUs."""
-
-    def __init__(self, job: Job, gpus: float, replicas: int) -> None:
-        if not gpus:
-            import torch
-
-            torch.set_num_threads(max(1, ((os.cpu_count() or 1) - 1) // replicas))  # and one to read
-        super().__init__(job, "cuda" if gpus else "cpu")
-        gc.freeze()  # the modules and weights stay: collecting a unit's garbage need not visit them
-
-
-class _IsolatedReplica(Isolated):
-    """A unit and a replica of its own."""
-
-    def __init__(self, span: Span, job: Job, gpus: float) -> None:
-        super().__init__(span, job, _Replica(job, gpus, 1))

@@ -41,6 +41,7 @@ class Job:
     token_budget: int | None
     fixed_packs: bool
     compile: bool
+    device: str | None
     min_agreement: float
     layout: Layout
     unit_rows: int
@@ -129,6 +130,7 @@ def _job(
         token_budget=config.token_budget,
         fixed_packs=config.fixed_packs,
         compile=config.compile,
+        device=config.device,
         min_agreement=config.min_agreement,
         layout=layout,
         unit_rows=config.unit_rows,

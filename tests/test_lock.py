@@ -1,6 +1,7 @@
 """One run at a time in an output: the second is told of the first, and a dead one is in nobody's way."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -61,7 +62,7 @@ def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(
     child = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    left_by(store, host=lock.socket.gethostname(), pid=int(child.stdout))
+    left_by(store, host=socket.gethostname(), pid=int(child.stdout))
     with lock.held(store):
         pass
 

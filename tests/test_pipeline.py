@@ -45,8 +45,8 @@ def local_ray() -> Iterator[None]:
 def score_on_ray(
     model: Path, inputs: Any, output: Path, replicas: tuple[int, int] = (1, 1), **options: Any
 ) -> Any:
-    job, spans = prepare(config_for(model, inputs, output, **options))
-    pipeline.run(job, spans, 0, replicas)
+    config = config_for(model, inputs, output, gpus_per_replica=0, replicas=replicas, **options)
+    pipeline.run(*prepare(config), config)
     return json.loads((output / "_SUCCESS").read_text())
 
 
