@@ -19,7 +19,7 @@ from tests.local import score_locally, scores_of
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
-GPU_NODE = {"num_cpus": 1, "num_gpus": 1}  # in name: its replicas run on CPUs
+GPU_NODE: Any = {"num_cpus": 1, "num_gpus": 1}  # in name: its replicas run on CPUs
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def workers(node: Any) -> set[str]:
             name = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
         except OSError:
             continue
-        found |= set(re.findall(r"ray::\w+\((\w+)\)", name))
+        found |= set(re.findall(r"ray::[^\0 ]*(_read|_write|Replica)\b", name))
     return found
 
 
