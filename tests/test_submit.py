@@ -3,16 +3,20 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+
+from jobs.scale import descendants
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -30,18 +34,22 @@ def free_ports(count: int) -> list[int]:
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head on loopback; yields the environment that reaches it."""
     gcs, dashboard, agent = free_ports(3)
+    short = tempfile.mkdtemp(prefix="ray-")  # names of sockets have at most 107 bytes
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     command = [RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=2", "--num-gpus=0"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
-    command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={tmp_path}/ray"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={short}"]
     with (tmp_path / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        for pid in descendants(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def ray_job(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
