@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,43 +42,37 @@ def start(model: Path, shards: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def task(pid: int) -> str:
+    """What a Ray worker is doing, nothing of other processes."""
+    try:
+        name = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:
+        return ""
+    found = re.search(r"ray::[^\0 ]*(_read|_write|Replica)\b", name)
+    return found[1] if found else ""
+
+
 def victims(driver: int, kind: str) -> list[int]:
-    """The processes of a run that do what `kind` says."""
+    """The processes of a run that do what `kind` says; of workers, one."""
     everything = descendants(driver)
     if kind in ("driver", "everything"):
         return [driver] if kind == "driver" else everything
-    found = []
-    for pid in everything:
-        try:
-            name = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-        except OSError:
-            continue
-        if re.search(rf"ray::[^\0 ]*{kind}\b", name):
-            found.append(pid)
-    return found[:1]
+    return [pid for pid in everything if task(pid) == kind][:1]
 
 
 def kill(pids: list[int]) -> None:
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty of a process that nobody waited for
-    except OSError:
-        return False
-
-
-def wait_for_orphans(everything: list[int]) -> None:
-    """The workers of a killed driver end by themselves, a little later."""
+def wait_for_orphans(family: list[int]) -> None:
+    """The workers of a killed driver end by themselves, a little later; Ray's own agents take longer."""
     deadline = time.monotonic() + 60
-    while any(map(is_running, everything)):
+    while any(map(task, family)):
         assert time.monotonic() < deadline, "workers outlive their driver"
         time.sleep(0.2)
+    kill(family)
 
 
 @pytest.mark.timeout(0)
