@@ -109,7 +109,7 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
 def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool) -> None:
     """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
     report = store.read_json(fp8.REPORT)
-    if report is None:
+    if report is None or report["columns"]["score"]["spearman"] is None:  # too little input then
         task: Any = ray.remote(**pool.resources)(fp8.fp8_agreement)
         report = ray.get(task.remote(spans, job, pool.device))
         store.write(fp8.REPORT, commits.to_json(report))
@@ -171,6 +171,7 @@ def score_dataset(
         model: a checkpoint directory that every node sees, or a hub id.
         rows_per_task: rows that one task tokenizes and a replica scores at once.
         options: those of `armo-ray score`, by their names in a TOML file: dtype, keep, layout, replicas, ...
+            With dtype fp8 nothing is compared with bfloat16 first.
 
     Returns:
         A dataset of one row per candidate: the columns of the scores but row_id, source and source_row, then

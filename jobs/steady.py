@@ -52,6 +52,8 @@ def main() -> None:
         started = time.time()
         subprocess.run(command, check=True)
         records = [json.loads(path.read_text()) for path in Path(folder, "out", "_commits").iterdir()]
+        if len(records) < 2:
+            sys.exit("one unit has no steady state: give more input, or a smaller --unit-rows")
         config = json.loads(Path(folder, "out", "_run.json").read_text())["config"]
         bare = bare_rate({**config, "output": f"{folder}/bare"}, device)
     first, *rest = sorted(records, key=lambda r: r["began"])

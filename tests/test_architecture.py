@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "storage": BASE,
     "text": BASE,
     "engine": BASE - {"config", "schema"},
-    "bench": BASE - {"config", "schema"} | {"engine", "storage", "text"},
+    "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "progress": BASE,

@@ -1,10 +1,12 @@
 """Rows that are read alone see the tokens before them in their conversation, themselves last."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from armo_ray.engine import attention
 from armo_ray.engine.attention import Plan, attend
 from armo_ray.engine.packing import Index, Pack, make_packs
 from tests.test_packing import Ids, conversations
@@ -31,7 +33,7 @@ def test_each_row_is_a_query_that_sees_what_comes_before_it(
 ) -> None:
     for pack in make_packs(sequences, [len(ids) // 2 for ids in sequences], budget, fixed_size=fixed):
         rows = some_rows(pack, every)
-        plan = Plan.of_rows(pack, rows, CPU)
+        (plan,) = Plan.of_rows(pack, rows, CPU).parts
         assert plan.kv_index is not None
         expected = [keys_of(pack, row) for row in rows.tolist()]
         assert plan.kv_index.tolist() == [key for keys in expected for key in keys]
@@ -43,6 +45,21 @@ def test_each_row_is_a_query_that_sees_what_comes_before_it(
 
 
 @settings(deadline=None, max_examples=50)  # some examples make a hundred packs
+@given(sequences=conversations(), budget=st.integers(1, 120), most=st.integers(1, 60))
+def test_keys_gathered_in_parts_give_the_same_bits(sequences: list[Ids], budget: int, most: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for pack in make_packs(sequences, [0] * len(sequences), budget):
+        q, k, v = (torch.randn(len(pack.input_ids), h, 8, generator=generator) for h in (4, 2, 2))
+        whole = Plan.of(pack, CPU)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "MAX_KEYS", most)
+            parts = Plan.of(pack, CPU)
+        for part in parts.parts:
+            assert part.kv_index is None or len(part.kv_index) <= most or len(part.segments) == 1
+        assert torch.equal(attend(q, k, v, parts), attend(q, k, v, whole))
+
+
+@settings(deadline=None, max_examples=50)
 @given(sequences=conversations(), budget=st.integers(1, 120), share=st.booleans(), fixed=st.booleans())
 def test_a_row_alone_attends_as_it_does_in_its_segment(
     sequences: list[Ids], budget: int, share: bool, fixed: bool

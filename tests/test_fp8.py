@@ -1,5 +1,6 @@
 """A float8 linear layer is the product of what it rounded, and a model of such layers stays near its float32 self."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,21 @@ def test_only_widths_that_are_multiples_of_16_become_float8() -> None:
     model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 24), nn.Linear(24, 32), nn.LayerNorm(32))
     quantize_(nn.Sequential(model, nn.Embedding(32, 32)))
     assert [type(layer) for layer in model] == [Fp8Linear, nn.Linear, nn.Linear, nn.LayerNorm]
+
+
+def test_a_weight_is_gone_before_the_next_module_is_rounded() -> None:
+    left: list[int] = []
+
+    class Part(nn.Sequential):
+        def __setattr__(self, name: str, value: torch.Tensor | nn.Module) -> None:
+            if isinstance(value, Fp8Linear):
+                left.append(sum(weight() is not None for weight in weights))
+            super().__setattr__(name, value)
+
+    parts = nn.Sequential(*(Part(nn.Linear(16, 16, bias=False)) for _ in range(3)))
+    weights = [weakref.ref(weight) for weight in parts.parameters()]
+    quantize_(parts)
+    assert left == [3, 2, 1]
 
 
 def test_a_float8_model_keeps_its_heads_and_stays_near_float32(tmp_path: Path) -> None:

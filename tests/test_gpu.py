@@ -92,10 +92,11 @@ def test_rows_that_are_read_alone_attend_as_in_float64(dtype: torch.dtype, dim: 
         for h in (8, kv_heads, kv_heads)
     )
     plan = Plan.of_rows(pack, rows, DEVICE)
-    assert plan.kv_index is not None
+    (part,) = plan.parts
+    assert part.kv_index is not None
     found = attend(q[torch.from_numpy(rows).to(DEVICE)], k, v, plan)
-    for i, (_, _, start, stop) in enumerate(plan.segments):
-        ks, vs = (x[plan.kv_index[start:stop]].double().repeat_interleave(8 // kv_heads, 1) for x in (k, v))
+    for i, (_, _, start, stop) in enumerate(part.segments):
+        ks, vs = (x[part.kv_index[start:stop]].double().repeat_interleave(8 // kv_heads, 1) for x in (k, v))
         weights = (torch.einsum("hd,khd->hk", q[rows[i]].double(), ks) * dim**-0.5).softmax(-1)
         expected = torch.einsum("hk,khd->hd", weights, vs)
         error = (found[i].double() - expected).norm() / expected.norm()

@@ -1,6 +1,7 @@
 """The options of the benchmark, and what they start. Help and refusals come at once: nothing slow is imported."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ class Settings:
     revision: str | None = None
     shape: str | None = None
     smollm2: bool = False
-    input: tuple[str, ...] = ()
-    workloads: tuple[str, ...] = ()
-    contenders: tuple[str, ...] = CONTENDERS
+    input: Sequence[str] = ()
+    workloads: Sequence[str] = ()
+    contenders: Sequence[str] = CONTENDERS
     candidates: int | None = None
     rounds: int | None = None
     length_scale: float | None = None
@@ -63,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--show", metavar="FILE", type=Path, help="print the table of an earlier run's JSON")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--input", nargs="+", default=(), metavar="FILE", help="shards of conversations")
-    _add_list(parser, "--workloads", WORKLOADS, "default: all, on a CPU two; with --input shards")
-    _add_list(parser, "--contenders", CONTENDERS, "default: all")
+    _add_list(parser, "--workloads", WORKLOADS, (), "default: all, on a CPU two; with --input shards")
+    _add_list(parser, "--contenders", CONTENDERS, CONTENDERS, "default: all")
     parser.add_argument(
         "--candidates", type=_positive, metavar="N", help="of each workload; default: 128, on a CPU 16"
     )
@@ -103,15 +104,13 @@ def execute(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings that were given. Raises ConfigError where they contradict each other."""
-    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
-    given["input"] = tuple(given["input"])
-    given["workloads"] = tuple(given["workloads"] or ())
-    given["contenders"] = tuple(given["contenders"] or CONTENDERS)
-    settings = Settings(**given)
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     if "shards" in settings.workloads and not settings.input:
         raise ConfigError("workload shards: --input names the files to read")
     if settings.input and settings.shape:
         raise ConfigError("--input: a shape has no tokenizer; give --model or --smollm2")
+    if settings.device and settings.device.split(":")[0] not in DEFAULTS:
+        raise ConfigError(f"device: {settings.device} is neither cpu nor cuda")
     if settings.revision and not settings.model:
         raise ConfigError("--revision: of which --model?")
     if settings.length_scale is not None and not 0 < settings.length_scale <= 1:
@@ -121,16 +120,18 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def default_workloads(settings: Settings, device: str) -> tuple[str, ...]:
+def default_workloads(settings: Settings, device: str) -> Sequence[str]:
     """The workloads asked for; else real shards where they are given; else those that the device can afford."""
     if settings.workloads or settings.input:
         return settings.workloads or ("shards",)
     return WORKLOADS[:-1] if device == "cuda" else SMALL_WORKLOADS
 
 
-def _add_list(parser: argparse.ArgumentParser, flag: str, choices: tuple[str, ...], told: str) -> None:
-    names = ", ".join(choices)
-    parser.add_argument(flag, nargs="+", choices=choices, metavar="NAME", help=f"of {names}; {told}")
+def _add_list(
+    parser: argparse.ArgumentParser, flag: str, choices: Sequence[str], default: Sequence[str], told: str
+) -> None:
+    told = f"of {', '.join(choices)}; {told}"
+    parser.add_argument(flag, nargs="+", choices=choices, default=default, metavar="NAME", help=told)
 
 
 def _positive(text: str) -> int:

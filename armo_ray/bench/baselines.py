@@ -35,6 +35,14 @@ def plain_backbone(model: RewardModel) -> PreTrainedModel:
     return backbone
 
 
+def reference(model: RewardModel, groups: Sequence[Group]) -> Scores:
+    """Scores in float32, one by one. The float32 copy of the weights is gone afterwards."""
+    backbone = plain_backbone(model)
+    if backbone.dtype != torch.float32:
+        backbone = copy.deepcopy(backbone).float()
+    return one_by_one(model, backbone, groups)
+
+
 def one_by_one(model: RewardModel, backbone: PreTrainedModel, groups: Sequence[Group]) -> Scores:
     """The loop of the model card: one conversation a forward pass, its result fetched before the next."""
     started = time.perf_counter()

@@ -1,7 +1,6 @@
 """The ways to score that are measured, each a function from prompt groups to Scores, all on the same weights."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -67,10 +66,9 @@ def _baseline(name: str, model: RewardModel) -> Scorer:
 
 
 def _quantized(model: RewardModel) -> Contender:
-    backbone = baselines.twin(model.backbone)
-    quantize_(backbone)  # puts new layers into the twin; the model keeps its own
-    options = replace(model.options, **_SHARED)
-    changed = RewardModel(backbone, model.head, model.pattern, model.reward_names, options)
+    changed = model.with_options(**_SHARED)
+    changed.backbone = baselines.twin(model.backbone)
+    quantize_(changed.backbone)  # puts new layers into the twin; the model keeps its own
     return Contender(changed.score, changed)
 
 

@@ -3,7 +3,7 @@
 Embeddings, norms, activations and the head are left out: together they are less than 0.1 % of an 8B model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,22 +61,15 @@ def packed(
     shape: Shape, sequences: Sequence[Ids], gates: Sequence[int], budget: int, share: bool, needed_rows: bool
 ) -> Work:
     """The work of packs of at most `budget` tokens; a prompt whose answers fill several counts in each."""
-    work = [
-        (len(positions), flops(shape, positions, needed if needed_rows else None))
-        for positions, needed in _positions(sequences, gates, budget, share)
-    ]
-    return Work(sum(tokens for tokens, _ in work), sum(count for _, count in work))
+    tokens = operations = 0
+    for pack in make_packs(sequences, gates, budget, share):
+        read = np.unique(np.concatenate((pack.last_index, pack.gate_index)))
+        needed = pack.position_ids[read] if needed_rows else None
+        tokens += len(pack.position_ids)
+        operations += flops(shape, pack.position_ids, needed)
+    return Work(tokens, operations)
 
 
 def floor(shape: Shape, sequences: Sequence[Ids], gates: Sequence[int]) -> int:
     """The least that any packing must do: everything shared, the last layer on the rows that are read."""
     return packed(shape, sequences, gates, sum(map(len, sequences)), True, True).flops
-
-
-def _positions(
-    sequences: Sequence[Ids], gates: Sequence[int], budget: int, share: bool
-) -> Iterator[tuple[Index, Index]]:
-    """Of every pack, the positions of its tokens and of those whose last hidden state is read."""
-    for pack in make_packs(sequences, gates, budget, share):
-        read = np.unique(np.concatenate((pack.last_index, pack.gate_index)))
-        yield pack.position_ids, pack.position_ids[read]

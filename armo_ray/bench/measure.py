@@ -11,8 +11,7 @@ import torch
 
 T = TypeVar("T")
 CLOCKS = {"cuda": "wall clock, synchronized", "cpu": "CPU time of the process, one thread"}
-_MATMUL_SIZES = {"cuda": 8192, "cpu": 1024}
-_MATMUL_ROUNDS = {"cuda": 30, "cpu": 15}
+_MATMULS = {"cuda": (8192, 30), "cpu": (1024, 15)}  # rows and columns, and how many products
 
 
 def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
@@ -30,40 +29,26 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a dense square matrix product: what this device gives to plain torch, measured now."""
-    size = _MATMUL_SIZES.get(device.type, 1024)
+    size, times = _MATMULS[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    taken = [timed(lambda: torch.mm(a, b), device)[1] for _ in range(_MATMUL_ROUNDS.get(device.type, 5))]
+    taken = [timed(lambda: torch.mm(a, b), device)[1] for _ in range(times)]
     return 2 * size**3 / statistics.median(taken[1:])
 
 
 def with_peak(function: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
-    """What a function returns, and how far memory rose above what was in use before; None where untold."""
-    before = _reset_peak(device)
-    result = function()
-    after = _peak(device)
-    return result, None if before is None or after is None else max(0, after - before)
-
-
-def _reset_peak(device: torch.device) -> int | None:
+    """What a function returns, and how many bytes memory rose above what was in use; None where untold."""
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        return function(), torch.cuda.max_memory_allocated(device) - before
     try:
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # what the heap keeps would hide a rise
+        ctypes.CDLL(None).malloc_trim(0)  # what the heap keeps would hide a rise
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    except OSError:
-        return None
-    return _status("VmRSS")
+    except (OSError, AttributeError):  # not Linux
+        return function(), None
+    before = _status_bytes("VmRSS")
+    return function(), max(0, _status_bytes("VmHWM") - before)
 
 
-def _peak(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int | None:
-    """A figure of /proc/self/status in bytes, None where there is no such file."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), None)
+def _status_bytes(name: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024

@@ -96,6 +96,6 @@ def _random(shape: str, dtype: str, device: torch.device, token_budget: int | No
         ArmoHead({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"]),
         np.array(vocabulary.pattern, np.int32),
         ARMORM_OBJECTIVES,
-        Options(token_budget or TOKEN_BUDGETS.get(device.type, 8_192)),
+        Options(token_budget or TOKEN_BUDGETS[device.type]),
     )
     return Subject(f"random weights, {shape}", model, vocabulary)

@@ -1,10 +1,13 @@
-"""The tables of a result: one for each workload to read at a terminal, and a short one for a README."""
+"""From what was seen to what is told: rates, ratios within a round, and the tables for a terminal and a README."""
 
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 Row = Sequence[str]
+Ratio = tuple[float, float, float]  # median, least and most over the rounds
+BASELINE = "padded-8"
+STEP = "packed+shared"
 GLOSSARY = """\
 tokens/s counts every conversation whole; computed/s what went through the model, padding included. MFU: the
 operations that had to be done, over time, over the rate of a dense matrix product in the same run. x floor: time
@@ -13,28 +16,28 @@ fill: share of the forward passes' room without padding. peak MiB: of the first 
 x shared: times as fast as padded-8 and packed+shared, medians of the ratios in each round [min, max]. error and
 flips: against float32 one by one, the largest score error in standard deviations of the scores, the relative
 error of the rewards, and within-prompt pairs in another order."""
-_HEADINGS = (
-    "contender",
-    "cand/s",
-    "tokens/s",
-    "computed/s",
-    "MFU",
-    "x floor",
-    "comp/real",
-    "fill",
-    "peak MiB",
-    "x padded-8",
-    "x shared",
-    "error",
-    "rewards",
-    "flips",
-)
 
 
-def full_report(result: dict[str, Any]) -> str:
-    """Everything that a reader needs to judge the numbers."""
-    tables = [workload_table(workload) for workload in result["workloads"]]
-    return "\n\n".join([headline(result), *tables, GLOSSARY])
+def derive(workload: dict[str, Any]) -> dict[str, Any]:
+    """The workload with the measures of every contender that finished, and what sharing reached."""
+    matmul_flops = statistics.median(workload["matmul_flops"])
+    contenders = workload["contenders"]
+    by_name = {c["name"]: c for c in contenders if c["error"] is None}
+    for found in by_name.values():
+        found["measures"] = _measures(found, workload, matmul_flops)
+        for key, other in (("speedup", BASELINE), ("gain", STEP)):
+            if other in by_name:
+                found["measures"][key] = ratio(by_name[other]["seconds"], found["seconds"])
+    if "packed" in by_name and STEP in by_name:
+        reached = ratio(by_name["packed"]["seconds"], by_name[STEP]["seconds"])
+        workload["share_of_dedup"] = [r / workload["dedup_ratio"] for r in reached]
+    return workload
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+    """How many times faster the second is: the median of the ratios within each round, with min and max."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -69,7 +72,9 @@ def workload_table(workload: dict[str, Any]) -> str:
         for c in done
         if "same_bits" in c
     ]
-    return "\n".join([told, "", aligned([_HEADINGS, *map(_row, done)]), "", *notes]).rstrip()
+    rows = [_row(contender) for contender in done]
+    table = aligned([list(rows[0]), *(list(row.values()) for row in rows)]) if rows else ""
+    return "\n".join([told, "", table, "", *notes]).rstrip()
 
 
 def readme_table(result: dict[str, Any]) -> str:
@@ -86,40 +91,47 @@ def aligned(rows: Sequence[Row]) -> str:
     """Markdown with equal widths: the first column to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * (width - bool(i)) + ":" * bool(i) for i, width in enumerate(widths)]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in (rows[0], rule, *rows[1:])
-    ]
-    return "\n".join(lines)
+
+    def line(row: Row) -> str:
+        cells = (f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row))
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(map(line, (rows[0], rule, *rows[1:])))
 
 
-def _row(contender: dict[str, Any]) -> Row:
-    m = contender["measures"]
-    agreement = ["-", "-", "-"]
-    if "flips" in contender:
-        agreement = [
-            f"{contender['max_score_error']:.1e}",
-            f"{contender['rewards_error']:.1e}",
-            f"{contender['flips']}/{contender['pairs']}",
-        ]
-    return [
-        contender["name"],
-        f"{m['candidates_per_s']:.4g}",
-        f"{m['tokens_per_s']:,.0f}",
-        f"{m['computed_tokens_per_s']:,.0f}",
-        f"{100 * m['mfu']:.1f} %",
-        f"{m['times_floor']:.2f}",
-        f"{m['padding']:.2f}",
-        f"{m['fill']:.2f}",
-        "-" if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
-        _ratio(m.get("speedup")),
-        _ratio(m.get("gain")),
-        *agreement,
-    ]
+def _measures(found: dict[str, Any], workload: dict[str, Any], matmul_flops: float) -> dict[str, Any]:
+    seconds = statistics.median(found["seconds"])
+    return {
+        "seconds": seconds,
+        "candidates_per_s": workload["candidates"] / seconds,
+        "tokens_per_s": workload["tokens"] / seconds,
+        "computed_tokens_per_s": found["computed_tokens"] / seconds,
+        "mfu": found["flops"] / seconds / matmul_flops,
+        "times_floor": seconds * matmul_flops / workload["floor_flops"],
+        "padding": found["computed_tokens"] / workload["tokens"],
+        "fill": found["needed_tokens"] / found["slots"],
+    }
+
+
+def _row(contender: dict[str, Any]) -> dict[str, str]:
+    """The cells of a contender by their headings."""
+    m, compared = contender["measures"], "flips" in contender
+    return {
+        "contender": contender["name"],
+        "cand/s": f"{m['candidates_per_s']:.4g}",
+        "tokens/s": f"{m['tokens_per_s']:,.0f}",
+        "computed/s": f"{m['computed_tokens_per_s']:,.0f}",
+        "MFU": f"{100 * m['mfu']:.1f} %",
+        "x floor": f"{m['times_floor']:.2f}",
+        "comp/real": f"{m['padding']:.2f}",
+        "fill": f"{m['fill']:.2f}",
+        "peak MiB": "-" if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
+        "x padded-8": _ratio(m.get("speedup")),
+        "x shared": _ratio(m.get("gain")),
+        "error": f"{contender['max_score_error']:.1e}" if compared else "-",
+        "rewards": f"{contender['rewards_error']:.1e}" if compared else "-",
+        "flips": f"{contender['flips']}/{contender['pairs']}" if compared else "-",
+    }
 
 
 def _ratio(found: Sequence[float] | None) -> str:

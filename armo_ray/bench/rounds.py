@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from armo_ray.bench import agreement, flops, measure
+from armo_ray.agreement import pairs_of
+from armo_ray.bench import baselines, flops, measure
 from armo_ray.bench.contenders import Contender
 from armo_ray.bench.workloads import Group, sequences_of
 from armo_ray.engine import RewardModel, Scores
@@ -40,7 +42,7 @@ def take_turns(
 
     A contender that could not be prepared comes as the reason, a text.
     """
-    expected, error = attempt(lambda: agreement.reference(model, groups))
+    expected, error = attempt(lambda: baselines.reference(model, groups))
     release()
     logger.info("  float32 reference: %s", error or "done")
     records = {name: Record(name, c if isinstance(c, str) else None) for name, c in contenders.items()}
@@ -81,6 +83,21 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
+def errors(found: Scores, expected: Scores, groups: Sequence[Group]) -> dict[str, Any]:
+    """Of the scores, in units of their spread, and of the rewards; pairs of answers to a prompt that change places."""
+    i, j = pairs_of(np.repeat(np.arange(len(groups)), [len(answers) for _, answers in groups]))
+    before, after = (s.score[i] - s.score[j] for s in (expected, found))
+    score_errors = np.abs(found.score - expected.score) / (expected.score.std() or 1.0)
+    rewards_error = np.linalg.norm(found.rewards - expected.rewards) / np.linalg.norm(expected.rewards)
+    return {
+        "max_score_error": float(score_errors.max()),
+        "mean_score_error": float(score_errors.mean()),
+        "rewards_error": float(rewards_error),
+        "flips": int((before * after < 0).sum()),
+        "pairs": len(i),
+    }
+
+
 def _warm_up(
     contender: Contender,
     model: RewardModel,
@@ -94,10 +111,17 @@ def _warm_up(
     facts["peak_bytes"] = peak
     facts |= _work(contender, model, groups, found)
     if expected is not None:
-        facts |= agreement.agreement(found, expected, groups)
+        facts |= errors(found, expected, groups)
     if contender.packs and contender.packs.options.fixed_packs:
-        facts["same_bits"] = agreement.same_bits_in_any_order(contender.score, found, groups, seed)
+        facts["same_bits"] = _same_bits_in_any_order(contender, groups, found, seed)
     return facts
+
+
+def _same_bits_in_any_order(contender: Contender, groups: Sequence[Group], found: Scores, seed: int) -> bool:
+    order = np.random.default_rng(seed).permutation(len(groups))
+    places = np.split(np.arange(len(found.score)), np.cumsum([len(answers) for _, answers in groups])[:-1])
+    shuffled = contender.score([groups[i] for i in order])
+    return np.array_equal(shuffled.score, found.score[np.concatenate([places[i] for i in order])])
 
 
 def _work(contender: Contender, model: RewardModel, groups: Sequence[Group], found: Scores) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from armo_ray import __version__
-from armo_ray.bench import contenders, derive, flops, measure, models, report, workloads
+from armo_ray.bench import contenders, flops, measure, models, report, workloads
 from armo_ray.bench.arguments import DEFAULTS, Settings, default_workloads
 from armo_ray.bench.models import Subject
 from armo_ray.bench.rounds import attempt, take_turns
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings) -> dict[str, Any]:
     """Measure, print the tables and write the JSON after each workload; returns what the JSON holds."""
     device = _device(settings.device)
-    chosen = DEFAULTS.get(device.type, DEFAULTS["cpu"]) | {
+    chosen = DEFAULTS[device.type] | {
         name: value for name, value in asdict(settings).items() if value is not None
     }
     names = default_workloads(settings, device.type)
@@ -45,7 +45,7 @@ def run(settings: Settings) -> dict[str, Any]:
         records, rates = take_turns(prepared, subject.model, groups, chosen["rounds"], settings.seed)
         told = [asdict(record) for record in records]
         workload |= {"matmul_flops": rates, "contenders": [r | r.pop("facts") for r in told]}
-        result["workloads"].append(derive.derive(workload))
+        result["workloads"].append(report.derive(workload))
         settings.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         print("\n" + report.workload_table(workload), flush=True)
     print(f"\n{report.GLOSSARY}\n\neverything raw: {settings.json}")
@@ -107,7 +107,7 @@ def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> d
             "torch": torch.__version__,
             "transformers": version("transformers"),
         },
-        "clock": measure.CLOCKS.get(device.type, "wall clock"),
+        "clock": measure.CLOCKS[device.type],
         "token_budget": subject.model.options.token_budget,
         "rounds": chosen["rounds"],
         "length_scale": chosen["length_scale"],

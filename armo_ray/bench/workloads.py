@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from armo_ray.engine.packing import Ids, fold
 from armo_ray.errors import ConfigError
@@ -86,28 +85,16 @@ def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length:
         for unit in readers.read_units(span, columns, lambda _: 1, candidates, ""):
             rows = [row for _, row in unit.rows if isinstance(row, dict)]
             done = encoder.encode([found for row in rows for found in candidates_of(row, layout)])
-            groups += _grouped(done.prompts, done.group, done.responses)
-            if sum(len(answers) for _, answers in groups) >= candidates:
-                return _first(groups, candidates)
+            answers: list[list[Ids]] = [[] for _ in done.prompts]
+            for at, response in zip(done.group, done.responses, strict=True):
+                answers[at].append(response)
+            for group in zip(done.prompts, answers, strict=True):
+                groups.append(group)
+                if sum(len(answers) for _, answers in groups) >= candidates:
+                    return groups
     if not groups:
         raise ConfigError(f"input {' '.join(inputs)}: no conversation there can be scored")
     return groups
-
-
-def _grouped(prompts: list[Ids], group: list[int], responses: list[Ids]) -> list[Group]:
-    groups: list[Group] = [(prompt, []) for prompt in prompts]
-    for at, response in zip(group, responses, strict=True):
-        groups[at][1].append(response)
-    return groups
-
-
-def _first(groups: list[Group], candidates: int) -> list[Group]:
-    kept: list[Group] = []
-    for prompt, answers in groups:
-        if candidates > 0:
-            kept.append((prompt, answers))
-        candidates -= len(answers)
-    return kept
 
 
 def sequences_of(groups: Sequence[Group]) -> list[Ids]:
@@ -120,6 +107,8 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
     sequences = sequences_of(groups)
     lengths = np.array([len(ids) for ids in sequences])
     shared = sum(root.total for root in fold(sequences))
+    batches = np.split(lengths, range(ARRIVAL_BATCH, len(lengths), ARRIVAL_BATCH))
+    padded = sum(int(batch.max()) * len(batch) for batch in batches)
     return {
         "prompts": len(groups),
         "candidates": len(sequences),
@@ -127,11 +116,5 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
         "longest": int(lengths.max()),
         "tokens_after_sharing": shared,
         "dedup_ratio": int(lengths.sum()) / shared,
-        "padding_of_8": padded_tokens(lengths, ARRIVAL_BATCH) / int(lengths.sum()),
+        "padding_of_8": padded / int(lengths.sum()),
     }
-
-
-def padded_tokens(lengths: npt.NDArray[np.int64], batch: int) -> int:
-    """Tokens of arrival batches of `batch`, each padded to its longest."""
-    batches = [lengths[at : at + batch] for at in range(0, len(lengths), batch)]
-    return sum(int(one.max()) * len(one) for one in batches)

@@ -6,6 +6,7 @@ elsewhere. Both gather the keys of a segment as prefix ++ own tokens and align t
 
 import inspect
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,26 @@ from armo_ray.engine.packing import Index, Pack
 
 NAME = "armo_packed"
 _PARAMETERS = inspect.signature(varlen_attn).parameters
-# torch 2.10 has is_causal, later versions window_size; the last two came with 2.12.
+# torch 2.10 has is_causal and no scale, later versions window_size and scale; the last two came with 2.12.
 _VARLEN_OPTIONS: dict[str, Any] = (
     {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
 )
 _VARLEN_OPTIONS |= {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in _PARAMETERS}
+# Gathered at once: 1 GB of keys and values in each layer of an 8B model. Long prompts with many short answers gather
+# far more keys than they have tokens.
+MAX_KEYS = 1 << 18
 _REFUSED = ("softcap", "s_aux")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Part:
     """Segments on the device of the model: queries [cu_q[s], cu_q[s+1]) see the keys [cu_k[s], cu_k[s+1])."""
 
     cu_q: torch.Tensor  # (S + 1,) int32
     cu_k: torch.Tensor  # (S + 1,) int32
     max_q: int
     max_k: int
-    kv_index: (
-        torch.Tensor | None
-    )  # (cu_k[-1],) int64, which tokens the keys are; None where they are the queries
+    kv_index: torch.Tensor | None  # (cu_k[-1],) int64, the tokens that are keys; None where the queries are
     segments: tuple[tuple[int, int, int, int], ...]  # q_start, q_stop, k_start, k_stop of each, on the host
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
 
@@ -47,6 +49,17 @@ class Plan:
             seen = torch.ones(num_q, num_k, dtype=torch.bool, device=device).tril(num_k - num_q)
             self.masks[num_q, num_k] = seen
         return self.masks[num_q, num_k]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The segments of a pack, in parts that gather at most MAX_KEYS keys, or those of one segment."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def max_k(self) -> int:
+        return max(part.max_k for part in self.parts)
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> "Plan":
@@ -66,15 +79,31 @@ class Plan:
 
     @classmethod
     def _make(cls, cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> "Plan":
-        q, k = cu_q.tolist(), cu_k.tolist()
+        if kv_index is None:
+            return cls((_part(cu_q, cu_k, None, device),))
+        cuts = [0]
+        for s in range(1, len(cu_k) - 1):
+            if cu_k[s + 1] - cu_k[cuts[-1]] > MAX_KEYS:
+                cuts.append(s)
         return cls(
-            cu_q=to_device(cu_q.astype("int32"), device),
-            cu_k=to_device(cu_k.astype("int32"), device),
-            max_q=int(np.diff(cu_q).max()),
-            max_k=int(np.diff(cu_k).max()),
-            kv_index=None if kv_index is None else to_device(kv_index, device),
-            segments=tuple(zip(q, q[1:], k, k[1:], strict=False)),
+            tuple(
+                _part(cu_q[a : b + 1], cu_k[a : b + 1], kv_index[cu_k[a] : cu_k[b]], device)
+                for a, b in pairwise([*cuts, len(cu_k) - 1])
+            )
         )
+
+
+def _part(cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> Part:
+    cu_q, cu_k = cu_q - cu_q[0], cu_k - cu_k[0]
+    q, k = cu_q.tolist(), cu_k.tolist()
+    return Part(
+        cu_q=to_device(cu_q.astype("int32"), device),
+        cu_k=to_device(cu_k.astype("int32"), device),
+        max_q=int(np.diff(cu_q).max()),
+        max_k=int(np.diff(cu_k).max()),
+        kv_index=None if kv_index is None else to_device(kv_index, device),
+        segments=tuple(zip(q, q[1:], k, k[1:], strict=False)),
+    )
 
 
 def attend(
@@ -85,26 +114,39 @@ def attend(
     scaling: float | None = None,
 ) -> torch.Tensor:
     """Attention of every segment over its own keys; returns (Q, heads, head_dim)."""
-    if (index := plan.kv_index) is not None:
-        key, value = key.index_select(0, index), value.index_select(0, index)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
-        kernel: Any = varlen_attn
-        out: torch.Tensor = kernel(
-            q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scaling, **_VARLEN_OPTIONS
-        )
-        return out
-    return _by_segment(query, key, value, plan, scaling)
+    by_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    attend_part = _by_kernel if by_kernel else _by_segment
+    outputs = []
+    for rows, part in zip(query.split([p.segments[-1][1] for p in plan.parts]), plan.parts, strict=True):
+        k, v = key, value
+        if part.kv_index is not None:
+            k, v = key.index_select(0, part.kv_index), value.index_select(0, part.kv_index)
+        outputs.append(attend_part(rows, k, v, part, scaling))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _by_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, scaling: float | None
+) -> torch.Tensor:
+    options, own = dict(_VARLEN_OPTIONS), query.shape[-1] ** -0.5
+    if "scale" in _PARAMETERS:
+        options["scale"] = scaling
+    elif scaling not in (None, own):
+        query = query * (scaling / own)
+    q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
+    kernel: Any = varlen_attn
+    out: torch.Tensor = kernel(q, k, v, part.cu_q, part.cu_k, part.max_q, part.max_k, **options)
+    return out
 
 
 def _by_segment(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, scaling: float | None
 ) -> torch.Tensor:
     out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, T, head_dim)
-    for q0, q1, k0, k1 in plan.segments:
+    for q0, q1, k0, k1 in part.segments:
         num_q, num_k = q1 - q0, k1 - k0
-        mask = plan.mask(num_q, num_k, query.device) if 1 < num_q < num_k else None
+        mask = part.mask(num_q, num_k, query.device) if 1 < num_q < num_k else None
         attended = F.scaled_dot_product_attention(
             q[:, :, q0:q1],
             k[:, :, k0:k1],

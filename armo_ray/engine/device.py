@@ -13,31 +13,33 @@ def to_device(array: Any, device: torch.device) -> torch.Tensor:
 
 
 class Stopwatch:
-    """Time that a device spends between `start` and `stop`, summed; waits for the device only in `seconds`."""
+    """Seconds of a device between the first mark and the second, the third and the fourth, ..., summed.
+
+    Only `seconds` waits for the device.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+        self.stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self.marks: list[Any] = []
 
     def mark(self) -> None:
-        """Start, stop, start, stop, ..."""
-        if self.cuda:
-            self.marks.append(torch.cuda.Event(enable_timing=True))
-            self.marks[-1].record()
-        else:
+        if self.stream is None:
             self.marks.append(time.perf_counter())
+        else:
+            self.marks.append(self.stream.record_event(torch.cuda.Event(enable_timing=True)))
 
     def seconds(self) -> float:
-        pairs = list(zip(self.marks[::2], self.marks[1::2], strict=False))
-        if not self.cuda:
+        pairs = zip(self.marks[::2], self.marks[1::2], strict=True)
+        if self.stream is None:
             return float(sum(stop - start for start, stop in pairs))
-        torch.cuda.synchronize()
+        self.stream.synchronize()
         return float(sum(start.elapsed_time(stop) for start, stop in pairs)) / 1000
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on CUDA or on a CPU, where torch has no error of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocation failed: torch's own, cuBLAS's on CUDA, or one on a CPU, both told in words only."""
+    told = ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(x in str(error) for x in told)
 
 
 def free_bytes(device: torch.device) -> int:

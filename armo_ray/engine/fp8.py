@@ -1,7 +1,8 @@
 """Row-wise W8A8 in float8 e4m3: weights scaled by output channel at load, activations by token in each call.
 
 `torch._scaled_mm` runs it on Hopper's float8 units, and on a CPU for tests. A scale takes the largest
-magnitude of a row to 448, the largest e4m3 number; the products are summed in float32.
+magnitude of a row to 448, the largest e4m3 number. Products are summed as fast as the device can: in float32
+on a CPU, on Hopper in its tensor cores, which keep fewer bits.
 """
 
 import torch
@@ -47,7 +48,8 @@ def quantize_(backbone: nn.Module, device: torch.device | None = None) -> None:
 
     Layers whose widths are no multiples of 16 stay as they are. So do embeddings and norms.
     """
-    for module in list(backbone.modules()):
+    # a list of all modules would keep the weights that were replaced until the last one is
+    for module in [m for m in backbone.modules() if not isinstance(m, nn.Linear)]:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and not any(width % MULTIPLE for width in child.weight.shape):
                 bias = None if child.bias is None else child.bias.detach().to(device)

@@ -45,7 +45,7 @@ class Scores(NamedTuple):
     num_tokens: int  # of all conversations, each counted whole
     computed_tokens: int  # that went through the backbone, after sharing, padding included
     num_packs: int
-    model_seconds: float  # spent in forward passes (on CUDA: in launching them and waiting for the last)
+    model_seconds: float  # of the device, from the start to the end of each forward pass
 
 
 class RewardModel:
@@ -158,9 +158,7 @@ class RewardModel:
         computed = 0
         left = np.arange(len(sequences))
         while len(left):
-            for pack in self._packs(
-                left, sequences, gates
-            ):  # built while the pack before runs: nothing waits
+            for pack in self._packs(left, sequences, gates):  # built while the pack before runs
                 watch.mark()
                 output = self._forward(pack)
                 watch.mark()
@@ -221,6 +219,7 @@ class RewardModel:
         """Halve the token budget until a pass of that many tokens fits, by the memory that a small one takes."""
         ids = np.ones(PROBE_TOKENS, np.int32)
         (probe,) = make_packs([ids], [0], PROBE_TOKENS)
+        self._outputs(probe)  # the first pass takes workspaces for good: no part of what a token takes
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         self._outputs(probe)
@@ -231,9 +230,7 @@ class RewardModel:
         self.options = replace(self.options, token_budget=budget)
         logger.info("token budget %d: a pass takes %.0f kB a token", budget, by_token / 1000)
 
-    def _collect(
-        self, order: list[npt.NDArray[np.int64]], outputs: list[HeadOutput]
-    ) -> tuple[Floats, Floats, Floats]:
+    def _collect(self, order: list[Index], outputs: list[HeadOutput]) -> tuple[Floats, Floats, Floats]:
         """The outputs of all packs, fetched at once and put back into the caller's order."""
         if not outputs:
             empty = np.empty((0, len(self.reward_names)), np.float32)

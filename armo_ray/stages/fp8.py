@@ -73,8 +73,12 @@ def judge(report: Mapping[str, Any], min_agreement: float) -> None:
             found["largest_difference"],
         )
     found = report["columns"]["score"]["spearman"]
-    if found is None or found < min_agreement:
+    if found is None:
         raise ConfigError(
-            f"fp8: its scores rank like those of bfloat16 with a correlation of {found}, less than "
+            f"fp8: its agreement with bfloat16 cannot be told from {report['candidates']} candidates: use bfloat16"
+        )
+    if found < min_agreement:
+        raise ConfigError(
+            f"fp8: its scores rank like those of bfloat16 with a correlation of {found:.4f}, less than "
             f"--min-agreement {min_agreement:g}, on a sample of the input: use bfloat16, or lower the bar"
         )
