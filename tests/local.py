@@ -11,7 +11,7 @@ from armo_ray.config import ScoreConfig
 from armo_ray.plan import prepare
 from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 
 _SCORERS: dict[tuple[str, str, int | None], Scorer] = {}  # loading one takes longer than most tests
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armo_ray.schema import REJECTS
-from armo_ray.storage.filesystem import Store
 from armo_ray.storage.parts import hive, write_rejects, write_scores
+from armo_ray.storage.store import Store
 
 UNIT = "0123456789abcdef" * 2
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 
 SCORES, REJECTS = "scores", "rejects"
 _NULL = "__HIVE_DEFAULT_PARTITION__"
