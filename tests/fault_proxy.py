@@ -15,8 +15,6 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from urllib.parse import urlsplit
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
-
 # Faults by name. Those of REFUSED are answers of the proxy's own; the others break the exchange with the server.
 REFUSED = {
     "slowdown": (503, "SlowDown"),
@@ -46,6 +44,7 @@ class FaultProxy:
         ] = []  # faults that happen once, in this order, before those by chance
         self.seen: Counter[str] = Counter()  # requests by kind
         self.faults: Counter[str] = Counter()  # by name
+        self.failed = 0  # requests that found no server
         self.sent: Counter[str] = Counter()  # bytes of bodies by kind of request
         self._random = random.Random(seed)
 
@@ -59,11 +58,12 @@ class FaultProxy:
         ]
         return chosen[0] if chosen else None
 
-    async def serve(self, reader: Reader, writer: Writer) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             if self.down:
                 self.faults["down"] += 1
-                return _reset(writer)
+                _reset(writer)
+                return
             head = await reader.readuntil(b"\r\n\r\n")
             if b"expect: 100-continue" in head.lower():
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -77,28 +77,39 @@ class FaultProxy:
             await self._answer(writer, head, body, kind, fault)
         writer.close()
 
-    async def _answer(self, writer: Writer, head: bytes, body: bytes, kind: str, fault: str | None) -> None:
+    async def _answer(
+        self, writer: asyncio.StreamWriter, head: bytes, body: bytes, kind: str, fault: str | None
+    ) -> None:
         if fault == RESET:
-            return _reset(writer)
+            _reset(writer)
+            return
         if fault == SILENT:
             await asyncio.sleep(60)
         elif fault in REFUSED:
-            writer.write(_refusal(*REFUSED[fault]))
+            refusal = _refusal(*REFUSED[fault])
+            writer.write(refusal.partition(b"<?xml")[0] if kind == "head" else refusal)
         else:
             answer = await self._ask(head + body)
             if fault == LOST:
-                return _reset(writer)
+                _reset(writer)
+                return
             await self._pass_on(writer, answer, kind, fault)
         await writer.drain()
 
     async def _ask(self, request: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            self.failed += 1
+            raise
         writer.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
         answer = await reader.read()
         writer.close()
         return answer
 
-    async def _pass_on(self, writer: Writer, answer: bytes, kind: str, fault: str | None) -> None:
+    async def _pass_on(
+        self, writer: asyncio.StreamWriter, answer: bytes, kind: str, fault: str | None
+    ) -> None:
         head, _, body = answer.partition(b"\r\n\r\n")
         if fault == TRUNCATED:
             body = body[: len(body) // 2]
@@ -133,11 +144,18 @@ def _refusal(status: int, code: str) -> bytes:
     return head.encode() + b"Connection: close\r\n\r\n" + body
 
 
-def _reset(writer: Writer) -> None:
+def _reset(writer: asyncio.StreamWriter) -> None:
     """Close with RST, as a killed process or a firewall does."""
     linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
+
+
+async def _end() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextmanager
@@ -156,7 +174,6 @@ def fault_proxy(server: str, seed: int = 0) -> Iterator[FaultProxy]:
     try:
         yield proxy
     finally:
-        for task in asyncio.all_tasks(loop):
-            loop.call_soon_threadsafe(task.cancel)
+        asyncio.run_coroutine_threadsafe(_end(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)

@@ -20,6 +20,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     SSLError,
 )
+from botocore.exceptions import ConnectionError as EndpointError
 from botocore.parsers import ResponseParserError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mis
 _TRANSPORTS = {"aiohttp", "httpx", "httpcore", "requests"}
 _LOST = (
     *(ConnectionError, TimeoutError, HTTPClientError, IncompleteReadError, ResponseParserError),
-    CredentialRetrievalError,
+    *(EndpointError, CredentialRetrievalError),
 )
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY")
 
