@@ -18,7 +18,7 @@ from armo_ray.config import ScoreConfig
 from armo_ray.engine.checkpoint import Checkpoint, inspect
 from armo_ray.errors import ConfigError
 from armo_ray.schema import RESERVED, SCHEMA_VERSION, scores_schema
-from armo_ray.storage import commits, readers
+from armo_ray.storage import commits, parts, readers
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards
@@ -69,6 +69,7 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
+    parts.check_directories(store, shards)
     columns = _carried_columns(config, shards)
     layout, carried = _layout(shards, config, columns)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))

@@ -99,9 +99,10 @@ def _candidates(row: Row, job: Job) -> list[Candidate]:
         if not _holds(kind, value):
             detail = f"kept column {column} holds {value!r:.100}, which is not {kind}"
             return [replace(c, reason="malformed_row", detail=detail) for c in found]
-        if name in job.partition_by and not parts.fits_directory(name, value):
-            detail = f"column {column} holds {value!r:.100}, which is too long for the name of a directory"
-            return [replace(c, reason="malformed_row", detail=detail) for c in found]
+    by = [(name, row.get(column)) for name, column in job.carried.items() if name in job.partition_by]
+    if not parts.fit_directories(by):
+        detail = f"columns to partition by hold {dict(by)!r:.200}, which is too long for names of directories"
+        return [replace(c, reason="malformed_row", detail=detail) for c in found]
     return found
 
 
