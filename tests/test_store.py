@@ -282,8 +282,11 @@ def test_calls_in_parallel_return_in_order_and_raise_what_one_raised() -> None:
         in_parallel(lambda n: 1 // n, [1, 0, 2])
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
-def test_a_storage_that_fails_in_mid_read_raises_and_makes_no_rejects(s3: str, suffix: str) -> None:
+def test_a_shard_that_goes_in_mid_read_raises_and_makes_no_rejects(
+    s3: str, suffix: str, replaced: bool
+) -> None:
     rows = [{"i": i, "text": os.urandom(1000).hex()} for i in range(9000)]  # 18 MB, more than one read
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     sink = pa.BufferOutputStream()
@@ -295,7 +298,10 @@ def test_a_storage_that_fails_in_mid_read_raises_and_makes_no_rejects(s3: str, s
     spans = cut(find_shards([s3]), F, 500, {"i": False})
     units = read_units(spans[0], ["i", "text"], count, 500, F)
     seen = [next(units)]
-    Store(s3).delete(f"x.{suffix}")
+    if replaced:
+        Store(s3).write(f"x.{suffix}", content[::-1])
+    else:
+        Store(s3).delete(f"x.{suffix}")
     with pytest.raises(OSError, match=r"[Nn]ot|exist|x\."):
         seen += units
     assert all(isinstance(row, dict) for unit in seen for _, row in unit.rows)
