@@ -189,7 +189,7 @@ def test_of_many_writers_through_faults_exactly_one_wins_and_knows_it(
     s3: str, faulty: FaultProxy, fault: str
 ) -> None:
     store = Store(s3)
-    faulty.chances = {("put", f): 0.3 if f == fault else 0.08 for f in FAULTS if fault in (f, "mixed")}
+    faulty.chances = {("put", f): 0.5 if f == fault else 0.1 for f in FAULTS if fault in (f, "mixed")}
 
     def write(k: int) -> bool:
         return store.create(f"{k % 5}.json", f"{k}".encode() * 100)
