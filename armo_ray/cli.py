@@ -110,7 +110,7 @@ def _score(args: argparse.Namespace) -> int:
     lists = (value for value in given.values() if isinstance(value, list))
     if swallowed := [word for words in lists for word in words if word.endswith(".toml")]:
         raise ConfigError(f"{swallowed[0]}: put the TOML file before the flags")
-    config = load_config(args.config, given)
+    config = _load_config(args.config, given)
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
@@ -121,6 +121,14 @@ def _score(args: argparse.Namespace) -> int:
     totals, judged = pipeline.run(job, spans, config)
     _summarize(totals, config)
     return _judge(judged, config)
+
+
+def _load_config(file: str | None, given: Mapping[str, Any]) -> ScoreConfig:
+    if file is None or "://" not in file:
+        return load_config(file, given)
+    from armo_ray.storage.filesystem import read_text
+
+    return load_config(file, given, read_text)
 
 
 def _summarize(totals: Mapping[str, Any], config: ScoreConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from armo_ray.storage.filesystem import STORAGE_ERRORS
+from armo_ray.storage.retries import STORAGE_ERRORS
 from armo_ray.storage.units import Span
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class _Worker:
         try:
             self.call("attempt", start, stop)
         except RayError as error:
+            self.call("count")  # a new actor that cannot read its unit is no row's fault: this raises
             lines = str(error).strip().splitlines() or [""]
             return f"{type(error).__name__}: {lines[-1]:.300}"
         return None
@@ -55,14 +56,10 @@ def isolate(span: Span, make: Callable[[], Any]) -> dict[str, Any]:
     Args:
         make: makes an actor of stages.isolate.Isolated.
 
-    Raises RuntimeError where reading the unit kills the actor, or too many of its rows do.
+    Raises RayError where reading the unit kills the actor, and RuntimeError where too many of its rows do.
     """
     worker = _Worker(make)
-    try:
-        count = worker.call("count")
-    except RayError as error:
-        raise RuntimeError(f"{span.shard.uri}: cannot be read in a process of its own: {error}") from None
-    poison = _poison(worker, count, span)
+    poison = _poison(worker, worker.call("count"), span)
     record: dict[str, Any] = worker.call("finish", poison)
     logger.warning(
         "%s: the unit of rows %d+%d failed; alone it is committed, with %d rows rejected as poison",

@@ -26,15 +26,9 @@ from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.progress import Progress, stop_on_sigterm
 from armo_ray.replicas import Pool, Replica, isolated, pool_of
-from armo_ray.stages import (
-    candidate_rows,
-    fp8,
-    read_and_tokenize,
-    tokenize_rows,
-    write_and_commit,
-)
+from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, spread
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from armo_ray.config import load_config
 from armo_ray.plan import prepare
 from armo_ray.storage import commits
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 from jobs.scale import measure
 
 UNITS_A_SHARD = 1000

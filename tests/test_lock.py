@@ -13,7 +13,7 @@ import pytest
 from armo_ray.errors import ConfigError
 from armo_ray.storage import lock
 from armo_ray.storage.commits import to_json
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 
 pytest_plugins = ["tests.s3_server"]
 

@@ -23,7 +23,7 @@ from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 from armo_ray import coefficients, pipeline, score_dataset, vectors
 from armo_ray.errors import ConfigError
 from armo_ray.plan import prepare
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
 from tests.local import config_for, read_table, rows_of, score_locally, scores_of

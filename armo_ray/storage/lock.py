@@ -16,7 +16,8 @@ from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.commits import now, to_json
-from armo_ray.storage.filesystem import STORAGE_ERRORS, Store
+from armo_ray.storage.filesystem import STORAGE_ERRORS
+from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(RENEW_S):
         try:
             store.write(LOCK, _renewed(owner))
-        except STORAGE_ERRORS as error:
+        except (*STORAGE_ERRORS, RuntimeError) as error:
             logger.warning("%s: cannot be renewed: %s", store.path(LOCK), error)
 
 
