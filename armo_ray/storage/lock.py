@@ -16,7 +16,7 @@ from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.commits import now, to_json
-from armo_ray.storage.filesystem import STORAGE_ERRORS
+from armo_ray.storage.retries import STORAGE_ERRORS
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
