@@ -73,8 +73,8 @@ class ScoreConfig(BaseModel):
     """Columns whose values become directories of the scores, below those of the input."""
     replicas: tuple[int, int] | None = None
     """MIN:MAX model replicas; default: one per GPU of the cluster, or one on its CPUs."""
-    gpus_per_replica: float | None = Field(None, ge=0)
-    """GPUs of a replica, 0 for a CPU; default: 1 where the cluster has any."""
+    gpus_per_replica: float | None = Field(None, ge=0, le=1)
+    """GPUs of a replica: 1, a fraction where several share one, 0 for a CPU; default: 1 where there are any."""
     device: Name | None = None
     """Device of a replica, as torch names it; default: cuda where a replica has GPUs, else cpu."""
     wait: float = Field(10, ge=0)

@@ -231,6 +231,18 @@ def test_a_run_killed_five_times_ends_as_an_undisturbed_one(tiny_model: Path, tm
     assert verify_output(str(out))[1] == []
 
 
+def test_a_run_out_of_time_stops_with_status_5_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(tiny_model, SAMPLE, out, "--max-runtime", "1s")
+    _, errors = process.communicate()
+    assert process.returncode == 5, errors
+    assert "--max-runtime is over; run it again to go on" in errors
+    assert not (out / "_lock.json").exists()
+    process = start(tiny_model, SAMPLE, out, "--max-runtime", "1h")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_stops_the_run_cleanly_and_leaves_it_resumable(
     name: str, tiny_model: Path, tmp_path: Path

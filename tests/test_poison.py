@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from armo_ray.storage.verify import verify_output
-from tests.local import rejects_of, rows_of, score_locally, scores_of
+from tests.local import rejects_of, rows_of, score_locally
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
@@ -50,34 +50,40 @@ def run(
     model: Path, shards: Path, out: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "armo_ray.cli", "score", "--model", str(model), "--dtype", "float32"]
-    command += ["--input", str(shards), "--output", str(out), "--unit-rows", "50", "--keep-text"]
+    command += ["--input", str(shards), "--output", str(out), "--unit-rows", "20", "--keep-text"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "poison",
+    [{7: "crash the tokenizer"}, {12: "crash the model", 17: "fail the model"}],
+    ids=["tokenizer", "model"],
+)
 def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_scored(
-    tiny_model: Path, tmp_path: Path, environment: dict[str, str]
+    poison: dict[int, str], tiny_model: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    rows = [json.loads(line) for line in SAMPLE.open()]
-    shards = tmp_path / "in"
-    shards.mkdir()
-    (shards / "sound.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    score_locally(tiny_model, shards, tmp_path / "sound", unit_rows=50, keep_text=True)
-    poison = {7: "crash the tokenizer", 60: "crash the model", 61: "crash the model", 110: "fail the model"}
+    rows = [json.loads(line) for line in SAMPLE.open()][:30]
+    shard, out = tmp_path / "shard.jsonl", tmp_path / "out"
+    shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_locally(tiny_model, shard, tmp_path / "sound", unit_rows=20)
+    expected = by_place(tmp_path / "sound")
     for i, text in poison.items():
         rows[i]["chosen"] = text
-    (shards / "sound.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run(tiny_model, shards, tmp_path / "out", environment)
-    assert done.returncode == 3, done.stderr  # 4 of 256: more than one in a hundred
-    rejects = rejects_of(tmp_path / "out")
-    assert [(row, reason) for row, _, reason in rejects] == [(i, "poison") for i in poison]
-    details = [row["detail"] for row in rows_of(tmp_path / "out", "rejects")]
-    assert "a kernel divides by zero" in details[3]
-    assert [json.loads(row["raw"])["chosen"] for row in rows_of(tmp_path / "out", "rejects")] == list(
-        poison.values()
-    )
-    assert verify_output(str(tmp_path / "out"))[1] == []
-    expected = {
-        key: s for key, s in scores_of(tmp_path / "sound").items() if int(key.split(":")[1]) not in poison
-    }
-    found = scores_of(tmp_path / "out")
-    assert {k.split(":", 1)[1] for k in found} == {k.split(":", 1)[1] for k in expected}
+    shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(tiny_model, shard, out, environment)
+    assert done.returncode == 3, done.stderr  # more than one in a hundred
+    assert [(row, reason) for row, _, reason in rejects_of(out)] == [(i, "poison") for i in poison]
+    rejects = rows_of(out, "rejects")
+    assert [json.loads(row["raw"])["chosen"] for row in rejects] == list(poison.values())
+    if "fail the model" in poison.values():
+        assert "a kernel divides by zero" in rejects[-1]["detail"]
+    found = by_place(out)
+    assert found.keys() == {place for place in expected if place[0] not in poison}
+    assert max(abs(found[place] - expected[place]) for place in found) < 1e-5
+    assert verify_output(str(out))[1] == []
+
+
+def by_place(out: Path) -> dict[tuple[int, int], float]:
+    """Scores by row and candidate: the shards differ, so their rows' ids do."""
+    return {(row["source_row"], row["candidate"]): row["score"] for row in rows_of(out)}
