@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import time
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,14 +111,15 @@ def _score(args: argparse.Namespace) -> int:
     lists = (value for value in given.values() if isinstance(value, list))
     if swallowed := [word for words in lists for word in words if word.endswith(".toml")]:
         raise ConfigError(f"{swallowed[0]}: put the TOML file before the flags")
-    config = _load_config(args.config, given)
+    began, config = time.monotonic(), _load_config(args.config, given)
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
-    stop_after(config.max_runtime)
     job, spans = prepare(config)
     from armo_ray import pipeline
 
+    if config.max_runtime is not None:
+        stop_after(config.max_runtime - (time.monotonic() - began))
     totals, judged = pipeline.run(job, spans, config)
     _summarize(totals, config)
     return _judge(judged, config)

@@ -95,15 +95,15 @@ class OutOfTime(KeyboardInterrupt):
     """The time that a run was given is over."""
 
 
-def stop_after(seconds: float | None) -> None:
+def stop_after(seconds: float) -> None:
     """Stop as Ctrl-C does when the time is over."""
 
     def stop(*_: object) -> None:
         raise OutOfTime
 
-    if seconds is not None:
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, stop)
+    # again after a while: an exception is lost where it meets a callback of C
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 30.0)
 
 
 def _clock(seconds: float) -> str:

@@ -35,11 +35,11 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample, in 13 shards."""
+    """The sample four times over, in 26 shards."""
     folder = tmp_path_factory.mktemp("shards")
-    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True)
-    for i in range(13):
-        (folder / f"{i:02}.jsonl").write_text("".join(lines[10 * i : 10 * i + 10]), "utf-8")
+    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True) * 4
+    for i in range(26):
+        (folder / f"{i:02}.jsonl").write_text("".join(lines[20 * i : 20 * i + 20]), "utf-8")
     return folder
 
 

@@ -233,7 +233,7 @@ def test_a_run_killed_five_times_ends_as_an_undisturbed_one(tiny_model: Path, tm
 
 def test_a_run_out_of_time_stops_with_status_5_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(tiny_model, SAMPLE, out, "--max-runtime", "1s")
+    process = start(tiny_model, SAMPLE, out, "--max-runtime", "8s")
     _, errors = process.communicate()
     assert process.returncode == 5, errors
     assert "--max-runtime is over; run it again to go on" in errors
