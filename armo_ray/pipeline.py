@@ -72,7 +72,9 @@ def _ray() -> Iterator[None]:
     own = not ray.is_initialized()
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        # without an address Ray would join any cluster that it finds on the machine
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         stop_on_sigterm()  # ray.init takes the signal for itself
     try:
         yield
