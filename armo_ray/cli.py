@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import time
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
-from armo_ray.progress import stop_on_sigterm
+from armo_ray.progress import OutOfTime, stop_after, stop_on_sigterm
 
-COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS = 0, 1, 2, 3
+COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, OUT_OF_TIME = 0, 1, 2, 3, 5
 
 _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same command to go on;
-2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected"""
+2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
+5 stopped by --max-runtime, run the same command to go on"""
 
 logger = logging.getLogger("armo_ray")
 
@@ -39,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         print(f"armo-ray {args.command}: failed: {error}", file=sys.stderr)
         return FAILED
+    except OutOfTime:
+        print(
+            f"armo-ray {args.command}: --max-runtime is over; run it again to go on",
+            file=sys.stderr,
+        )
+        return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
             f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on",
@@ -103,16 +111,26 @@ def _score(args: argparse.Namespace) -> int:
     lists = (value for value in given.values() if isinstance(value, list))
     if swallowed := [word for words in lists for word in words if word.endswith(".toml")]:
         raise ConfigError(f"{swallowed[0]}: put the TOML file before the flags")
-    config = load_config(args.config, given)
+    began, config = time.monotonic(), _load_config(args.config, given)
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
     job, spans = prepare(config)
     from armo_ray import pipeline
 
-    totals, judged = pipeline.run(job, spans, config.gpus_per_replica, config.replicas)
+    if config.max_runtime is not None:
+        stop_after(config.max_runtime - (time.monotonic() - began))
+    totals, judged = pipeline.run(job, spans, config)
     _summarize(totals, config)
     return _judge(judged, config)
+
+
+def _load_config(file: str | None, given: Mapping[str, Any]) -> ScoreConfig:
+    if file is None or "://" not in file:
+        return load_config(file, given)
+    from armo_ray.storage.filesystem import read_text
+
+    return load_config(file, given, read_text)
 
 
 def _summarize(totals: Mapping[str, Any], config: ScoreConfig) -> None:

@@ -6,7 +6,7 @@ Imports neither torch nor ray.
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ from armo_ray.config import ScoreConfig
 from armo_ray.engine.checkpoint import Checkpoint, inspect
 from armo_ray.errors import ConfigError
 from armo_ray.schema import RESERVED, SCHEMA_VERSION, scores_schema
-from armo_ray.storage import commits, readers
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage import commits, parts, readers
+from armo_ray.storage.filesystem import is_remote
+from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards
+from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
 from armo_ray.text.layouts import Layout, detect
 
@@ -35,12 +37,13 @@ class Job:
     """What every worker needs to know; travels to them with each task."""
 
     output: str
-    model: str  # a directory that every node sees, or a hub id with its commit
+    model: str  # a directory that every node sees, or a URI or hub id with its revision
     revision: str | None
     dtype: str
     token_budget: int | None
     fixed_packs: bool
     compile: bool
+    device: str | None
     min_agreement: float
     layout: Layout
     unit_rows: int
@@ -67,6 +70,7 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
+    parts.check_directories(store, shards)
     columns = _carried_columns(config, shards)
     layout, carried = _layout(shards, config, columns)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
@@ -94,7 +98,10 @@ class _Model(NamedTuple):
 
 
 def _model(config: ScoreConfig) -> _Model:
-    checkpoint = inspect(config.model, config.revision)
+    path, revision = local_model(config.model, config.revision)
+    checkpoint = inspect(path, None if is_remote(config.model) else revision)
+    if is_remote(config.model):
+        checkpoint = replace(checkpoint, revision=revision)
     chat = Chat.load(checkpoint.path)
     size, rows = chat.tokenizer.get_vocab_size(), int(checkpoint.config["vocab_size"])
     if size > rows:
@@ -129,6 +136,7 @@ def _job(
         token_budget=config.token_budget,
         fixed_packs=config.fixed_packs,
         compile=config.compile,
+        device=config.device,
         min_agreement=config.min_agreement,
         layout=layout,
         unit_rows=config.unit_rows,

@@ -91,6 +91,21 @@ def stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+class OutOfTime(KeyboardInterrupt):
+    """The time that a run was given is over."""
+
+
+def stop_after(seconds: float) -> None:
+    """Stop as Ctrl-C does when the time is over."""
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    signal.signal(signal.SIGALRM, stop)
+    # again after a while: an exception is lost where it meets a callback of C
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 30.0)
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -23,7 +23,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 # What a process is, by the first of these that was among its command lines: idle workers lose their task's name.
 _KINDS = {
     "armo_ray.cli": "driver",
-    "_Replica": "replica",
+    "Replica": "replica",
     "(_read)": "reader",
     "(_write)": "writer",
     "": "ray",

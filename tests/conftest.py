@@ -15,6 +15,11 @@ from armo_ray.chat import Chat
 from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-faults", type=int, default=6, help="faults that test_soak injects (default: 6)")
+    parser.addoption("--soak-seed", type=int, default=0, help="of their kinds and times (default: 0)")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random ArmoRM with its own small vocabulary."""

@@ -1,6 +1,6 @@
 """The stages of a run, one after the other in this process: what Ray runs, without Ray."""
 
-import json
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,18 @@ from armo_ray.config import ScoreConfig
 from armo_ray.plan import prepare
 from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 
 _SCORERS: dict[tuple[str, str, int | None], Scorer] = {}  # loading one takes longer than most tests
 
 
-def config_for(model: Path, inputs: Any, output: Path, **options: Any) -> ScoreConfig:
+def config_for(model: Path | str, inputs: Any, output: Path | str, **options: Any) -> ScoreConfig:
     shards = [str(path) for path in inputs] if isinstance(inputs, list) else str(inputs)
     given = {"input": shards, "output": str(output), "model": str(model), "dtype": "float32", **options}
     return ScoreConfig.model_validate(given)
 
 
-def score_locally(model: Path, inputs: Any, output: Path, **options: Any) -> dict[str, Any]:
+def score_locally(model: Path | str, inputs: Any, output: Path | str, **options: Any) -> dict[str, Any]:
     """Score what is not committed yet; returns the manifest."""
     job, spans = prepare(config_for(model, inputs, output, **options))
     key = (job.model, job.dtype, job.token_budget)
@@ -34,13 +34,16 @@ def score_locally(model: Path, inputs: Any, output: Path, **options: Any) -> dic
             write_and_commit(_SCORERS[key](table), job)
     assert commits.to_do(store, spans, job.fingerprint) == []
     commits.finish(store)
-    manifest: dict[str, Any] = json.loads((output / commits.SUCCESS).read_text())
-    return manifest
+    return store.read_json(commits.SUCCESS) or {}
 
 
-def rows_of(output: Path, folder: str = "scores") -> list[dict[str, Any]]:
+def rows_of(output: Path | str, folder: str = "scores") -> list[dict[str, Any]]:
     """All rows of an output's parts, in the order of the input."""
-    tables = [pq.read_table(path, partitioning=None) for path in sorted((output / folder).rglob("*.parquet"))]
+    store = Store(str(output))
+    names = [path.removeprefix(f"{store.root}/") for path in sorted(store.find(folder))]
+    tables = [
+        pq.read_table(io.BytesIO(store.read(n)), partitioning=None) for n in names if n.endswith(".parquet")
+    ]
     rows = [row for table in tables for row in table.to_pylist()]
     return sorted(
         rows, key=lambda r: (r["source"], r["source_row"], -1 if r["candidate"] is None else r["candidate"])
@@ -54,7 +57,7 @@ def scores_of(output: Path) -> dict[str, float]:
     return {row["row_id"]: row["score"] for row in rows}
 
 
-def rejects_of(output: Path) -> list[tuple[int, int | None, str]]:
+def rejects_of(output: Path | str) -> list[tuple[int, int | None, str]]:
     """Row, candidate and reason of every reject."""
     return [(r["source_row"], r["candidate"], r["reason"]) for r in rows_of(output, "rejects")]
 

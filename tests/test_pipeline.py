@@ -23,7 +23,7 @@ from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 from armo_ray import coefficients, pipeline, score_dataset, vectors
 from armo_ray.errors import ConfigError
 from armo_ray.plan import prepare
-from armo_ray.storage.filesystem import Store
+from armo_ray.storage.store import Store
 from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
 from tests.local import config_for, read_table, rows_of, score_locally, scores_of
@@ -45,8 +45,8 @@ def local_ray() -> Iterator[None]:
 def score_on_ray(
     model: Path, inputs: Any, output: Path, replicas: tuple[int, int] = (1, 1), **options: Any
 ) -> Any:
-    job, spans = prepare(config_for(model, inputs, output, **options))
-    pipeline.run(job, spans, 0, replicas)
+    config = config_for(model, inputs, output, gpus_per_replica=0, replicas=replicas, **options)
+    pipeline.run(*prepare(config), config)
     return json.loads((output / "_SUCCESS").read_text())
 
 
@@ -229,6 +229,18 @@ def test_a_run_killed_five_times_ends_as_an_undisturbed_one(tiny_model: Path, tm
     assert {name: final[name] for name in seen} == seen, "a committed unit was computed again"
     assert_same_scores(scores_of(out), scores_of(tmp_path / "undisturbed"))
     assert verify_output(str(out))[1] == []
+
+
+def test_a_run_out_of_time_stops_with_status_5_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(tiny_model, SAMPLE, out, "--max-runtime", "8s")
+    _, errors = process.communicate()
+    assert process.returncode == 5, errors
+    assert "--max-runtime is over; run it again to go on" in errors
+    assert not (out / "_lock.json").exists()
+    process = start(tiny_model, SAMPLE, out, "--max-runtime", "1h")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

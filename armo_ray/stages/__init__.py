@@ -3,8 +3,9 @@
 Plain functions over one-row tables, so that they run the same in a Ray task and in a test.
 """
 
+from armo_ray.stages.isolate import Isolated
 from armo_ray.stages.read import read_and_tokenize, tokenize_rows
 from armo_ray.stages.score import Scorer
 from armo_ray.stages.write import candidate_rows, write_and_commit
 
-__all__ = ["Scorer", "candidate_rows", "read_and_tokenize", "tokenize_rows", "write_and_commit"]
+__all__ = ["Isolated", "Scorer", "candidate_rows", "read_and_tokenize", "tokenize_rows", "write_and_commit"]

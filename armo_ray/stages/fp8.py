@@ -9,7 +9,7 @@ import numpy as np
 from armo_ray.agreement import agreement
 from armo_ray.errors import ConfigError
 from armo_ray.plan import Job
-from armo_ray.stages.read import read_and_tokenize
+from armo_ray.stages.read import model_directory, read_and_tokenize
 from armo_ray.stages.unit_table import conversations, unnest
 from armo_ray.storage.units import Span
 
@@ -30,7 +30,7 @@ def fp8_agreement(spans: list[Span], job: Job, device: str) -> dict[str, Any]:
     from armo_ray.engine.fp8 import quantize_
 
     groups, prompts = _sample(spans, job)
-    model = RewardModel.load(job.model, job.revision, "bfloat16", device, job.token_budget)
+    model = RewardModel.load(str(model_directory(job)), None, "bfloat16", device, job.token_budget)
     reference = model.score(groups)
     quantize_(model.backbone)
     before, after = (

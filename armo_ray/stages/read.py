@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from armo_ray.plan import Job
 from armo_ray.schema import CANDIDATE_FIELDS, TEXT_FIELDS
 from armo_ray.stages.unit_table import NO_SHARD, Header, nest, one, ragged, reject_table, to_raw
 from armo_ray.storage import parts, readers
+from armo_ray.storage.models import local_model
 from armo_ray.storage.readers import BadRow, Row, UnitRows
 from armo_ray.storage.shards import Shard
 from armo_ray.storage.units import Span, Unit
@@ -22,9 +24,19 @@ from armo_ray.text.tokenization import Encoder, Tokenized
 
 
 @lru_cache(maxsize=2)
+def _directory(model: str, revision: str | None) -> Path:
+    copy, _ = local_model(model, revision)
+    return resolve(copy, revision if copy == model else None)[0]
+
+
+@lru_cache(maxsize=2)
 def _loaded(model: str, revision: str | None, max_length: int, truncate: str, special_tokens: str) -> Encoder:
-    path, _ = resolve(model, revision)
-    return Encoder(Chat.load(path), max_length, truncate, special_tokens)
+    return Encoder(Chat.load(_directory(model, revision)), max_length, truncate, special_tokens)
+
+
+def model_directory(job: Job) -> Path:
+    """Where the job's model lies on this node; it is fetched where it does not yet."""
+    return _directory(job.model, job.revision)
 
 
 def load_encoder(job: Job) -> Encoder:
@@ -36,23 +48,30 @@ def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
     """A one-row table for every unit of a span that is to be done."""
     encoder = load_encoder(job)
 
+    started = time.perf_counter()
+    for unit in units_of(span, job):
+        yield tokenized(unit, span.shard, encoder, job, started)
+        started = time.perf_counter()
+
+
+def units_of(span: Span, job: Job) -> Iterator[UnitRows]:
+    """The rows of every unit of a span that is to be done."""
+
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else job.layout.count(row)
 
-    started = time.perf_counter()
-    for done in readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint):
-        yield _tokenized(done, span.shard, encoder, job, started)
-        started = time.perf_counter()
+    return readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint)
 
 
 def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
     """The one-row table of rows that belong to no shard."""
     encoder = load_encoder(job)
     unit = UnitRows(Unit("", 0), list(enumerate(rows)))
-    return _tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
+    return tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
 
 
-def _tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
+def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
+    """The one-row table of a unit's rows; `started`: when reading them did."""
     numbers: list[int] = []
     rows: list[Row] = []
     candidates: list[Candidate] = []
@@ -87,9 +106,10 @@ def _candidates(row: Row, job: Job) -> list[Candidate]:
         if not _holds(kind, value):
             detail = f"kept column {column} holds {value!r:.100}, which is not {kind}"
             return [replace(c, reason="malformed_row", detail=detail) for c in found]
-        if name in job.partition_by and not parts.fits_directory(name, value):
-            detail = f"column {column} holds {value!r:.100}, which is too long for the name of a directory"
-            return [replace(c, reason="malformed_row", detail=detail) for c in found]
+    by = [(name, row.get(column)) for name, column in job.carried.items() if name in job.partition_by]
+    if not parts.fit_directories(by):
+        detail = f"columns to partition by hold {dict(by)!r:.200}, which is too long for names of directories"
+        return [replace(c, reason="malformed_row", detail=detail) for c in found]
     return found
 
 

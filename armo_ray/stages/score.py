@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from armo_ray.plan import Job
-from armo_ray.stages.read import load_encoder
+from armo_ray.stages.read import load_encoder, model_directory
 from armo_ray.stages.unit_table import MODEL_COLUMNS, Header, conversations, one
 
 
@@ -18,8 +18,7 @@ class Scorer:
         from armo_ray.engine import RewardModel
 
         self.model = RewardModel.load(
-            job.model,
-            job.revision,
+            str(model_directory(job)),
             dtype=job.dtype,
             device=device,
             token_budget=job.token_budget,

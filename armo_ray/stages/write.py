@@ -10,8 +10,8 @@ import pyarrow as pa
 from armo_ray.plan import Job
 from armo_ray.stages.unit_table import NO_SHARD, Header, reject_table, to_raw, unnest
 from armo_ray.storage import commits, parts, readers
-from armo_ray.storage.filesystem import Store
 from armo_ray.storage.shards import Shard
+from armo_ray.storage.store import Store
 from armo_ray.storage.units import Unit
 
 

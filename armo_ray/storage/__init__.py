@@ -1,1 +1,1 @@
-"""Where bytes live: URIs, shards and units of work, readers, parts, commits. No torch, no Ray."""
+"""Where bytes live: URIs, stores, shards and units of work, readers, parts, commits, models. No torch, no Ray."""

@@ -11,8 +11,10 @@ from itertools import groupby
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import STORAGE_ERRORS, Store, in_parallel
+from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS
+from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, remaining, superseded, unit_id
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
@@ -34,7 +36,7 @@ def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, An
                 )
             found = content if store.create(RUN, to_json(content)) else store.read_json(RUN)
     except STORAGE_ERRORS as error:
-        raise ConfigError(f"output {store.uri}: cannot be written: {error}") from error
+        raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
     if found is None:
         raise ConfigError(f"output {store.uri}: {RUN} vanished while it was read")
     check_identity(store, found["identity"], asked)

@@ -1,32 +1,59 @@
-"""Files and objects by URI, local and remote through one path (fsspec)."""
+"""The filesystem of a URI, local or remote (fsspec), and files read from it by ranges."""
 
-import json
 import os
-import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from botocore.exceptions import BotoCoreError
-from fsspec.core import url_to_fs
+from fsspec import filesystem, get_filesystem_class
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
+from armo_ray.config import check_uri
 from armo_ray.errors import ConfigError
+from armo_ray.storage.retries import STORAGE_ERRORS, explain, patiently
 
 THREADS = 16
-_CONFLICTS = 5  # attempts at a create that S3 answers with 409: another is under way, try again
-STORAGE_ERRORS = (OSError, BotoCoreError)  # of S3 without credentials or without a connection
+S3, GS, AZ = {"s3", "s3a"}, {"gs", "gcs"}, {"az", "abfs", "abfss"}
+_EXTRAS = dict.fromkeys(GS, "gs") | dict.fromkeys(AZ, "az")
+
+
+def is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file://")
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URI and the path in it. A listing is never cached: others write meanwhile."""
+    """The filesystem of a URI and the path in it.
+
+    A listing is never cached: others write meanwhile. A URI is one place: fsspec's chains of them (`a::b`) are
+    not followed, for a name in a listing may look like one.
+    """
+    check_uri(uri)
+    protocol, separator, _ = uri.partition("://")
+    if not separator:
+        protocol = "file"
     try:
-        fs, path = url_to_fs(uri, use_listings_cache=False)
+        kind = get_filesystem_class(protocol)
+        fs = filesystem(protocol, use_listings_cache=False, **kind._get_kwargs_from_urls(uri))
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{uri}: {error}") from error
+        extra = _EXTRAS.get(protocol)
+        advice = f"install its package: pip install 'armo-ray[{extra}]'" if extra else explain(error)
+        raise ConfigError(f"{uri}: {advice}") from error
+    if S3 & set(_protocols(fs)):
+        fs.retries = (
+            1  # s3fs repeats what botocore has repeated: 25 attempts, of up to 15 s, at every request
+        )
+    path = str(fs._strip_protocol(uri))
     # one file has one URI, however it was named
     return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def speaks(fs: AbstractFileSystem, *protocols: set[str]) -> bool:
+    return bool(set(_protocols(fs)) & set().union(*protocols))
 
 
 def uri_of(fs: AbstractFileSystem, path: str) -> str:
@@ -34,100 +61,28 @@ def uri_of(fs: AbstractFileSystem, path: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
-class Store:
-    """One directory (or prefix) of files that appear whole or not at all."""
-
-    def __init__(self, uri: str) -> None:
-        self.fs, path = open_filesystem(uri)
-        self.root = path.rstrip("/")
-        self.local = isinstance(self.fs, LocalFileSystem)
-        self.uri = uri_of(self.fs, self.root)
-
-    def path(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def write(self, name: str, content: bytes) -> None:
-        """Create or replace a file at once: by rename on a disk, by one upload in an object store."""
-        if not self.local:
-            self.fs.pipe_file(self.path(name), content)
-            return
-        temporary = self._temporary(name, content)
-        os.replace(temporary, self.path(name))
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Create a file unless it exists; False where it does. Of two writers one wins."""
-        if not self.local:
-            return self._create_remote(name, content)
-        temporary = self._temporary(name, content)
-        try:
-            os.link(temporary, self.path(name))
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
-        return True
-
-    def _temporary(self, name: str, content: bytes) -> str:
-        path = self.path(name)
-        directory, base = os.path.split(path)
-        os.makedirs(directory, exist_ok=True)
-        temporary = f"{directory}/.{base}.{uuid.uuid4().hex}"
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return temporary
-
-    def _create_remote(self, name: str, content: bytes) -> bool:
-        if "s3" not in self.fs.protocol:
-            raise ConfigError(f"output {self.uri}: outputs go to a local path or to s3://")
-        bucket, key, _ = self.fs.split_path(self.path(name))
-        for attempt in range(_CONFLICTS):
-            try:
-                self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-                return True
-            except OSError as error:
-                # s3fs names a failed condition differently for different servers; the HTTP status is the same
-                answer = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {})
-                if answer.get("HTTPStatusCode") == 412:
-                    return False
-                if answer.get("HTTPStatusCode") != 409 or attempt + 1 == _CONFLICTS:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
-
-    def read(self, name: str) -> bytes:
-        content: bytes = self.fs.cat_file(self.path(name))
-        return content
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """The content of a JSON file, None where there is no such file."""
-        try:
-            content: dict[str, Any] = json.loads(self.read(name))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise RuntimeError(f"{self.path(name)}: damaged: {error}") from error
-        return content
-
-    def delete(self, name: str) -> None:
-        if self.fs.exists(self.path(name)):
-            self.fs.rm_file(self.path(name))
-
-    def list_names(self, folder: str) -> dict[str, int]:
-        """Names and sizes of the files directly in a folder, none where the folder does not exist."""
-        try:
-            entries = self.fs.ls(self.path(folder), detail=True)
-        except FileNotFoundError:
-            return {}
-        names = {e["name"].rsplit("/", 1)[-1]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
-        return {name: size for name, size in names.items() if name and not name.startswith(".")}
+def read_text(uri: str) -> str:
+    """The text of a small file. Raises ConfigError where it cannot be had."""
+    try:
+        fs, path = open_filesystem(uri)
+        content: bytes = patiently(f"reading {uri}", lambda: fs.cat_file(path))
+        return content.decode()
+    except STORAGE_ERRORS as error:
+        raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{uri}: not UTF-8 text: {error}") from error
 
 
 class Source:
-    """An open file that remembers whether the storage failed: such a file is not damaged, and is read again."""
+    """An open file of a known size, read by ranges. A range that fails is asked for again.
 
-    def __init__(self, stream: Any) -> None:
+    It remembers whether the storage failed for good: such a file is not damaged, and is read another time.
+    """
+
+    def __init__(self, stream: Any, uri: str, size: int) -> None:
         self.stream = stream
+        self.uri = uri
+        self.size = size
         self.failure: Exception | None = None
 
     def __enter__(self) -> "Source":
@@ -140,12 +95,22 @@ class Source:
         return getattr(self.stream, name)
 
     def read(self, size: int = -1) -> bytes:
+        at = self.stream.tell()
+        left = max(self.size - at, 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+
+        def attempt() -> bytes:
+            self.stream.seek(at)
+            content: bytes = self.stream.read(wanted)
+            if len(content) != wanted:
+                raise ConnectionError(f"{len(content)} bytes came of {wanted} from {at} on")
+            return content
+
         try:
-            content: bytes = self.stream.read(size)
+            return patiently(f"reading {self.uri}", attempt)
         except Exception as error:
             self.failure = error
             raise
-        return content
 
     def raise_failure(self) -> None:
         """Raise what the storage raised, if it did; what else went wrong is the content's fault."""
@@ -153,7 +118,7 @@ class Source:
             raise self.failure
 
 
-def in_parallel(function: Any, items: Iterable[Any]) -> list[Any]:
+def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """`function` of every item, in order, on a few threads: for calls that wait for storage."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(function, items))

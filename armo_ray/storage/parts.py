@@ -1,16 +1,19 @@
 """Writing the parts of a unit under names that depend on the unit alone."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from armo_ray.storage.filesystem import Store
+from armo_ray.errors import ConfigError
+from armo_ray.storage.shards import Shard
+from armo_ray.storage.store import Store
 
 SCORES, REJECTS = "scores", "rejects"
+_LONGEST_NAME, _LONGEST_PATH, _LONGEST_ROOT = 255, 384, 192
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -35,9 +38,22 @@ def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[dict[str, 
     return [_write(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
 
 
-def fits_directory(name: str, value: Any) -> bool:
-    """Whether a value can be a directory: 255 bytes are the limit of most filesystems."""
-    return len(hive(name, value)) <= 255
+def fit_directories(values: Iterable[tuple[str, Any]]) -> bool:
+    """Whether values can be directories, one in the other: of 255 bytes at most, as most filesystems want it,
+    and not much of the 1024 that a key of S3 has."""
+    lengths = [len(hive(name, value)) for name, value in values]
+    return max(lengths, default=0) <= _LONGEST_NAME and sum(lengths) + len(lengths) <= _LONGEST_PATH
+
+
+def check_directories(store: Store, shards: Iterable[Shard]) -> None:
+    """Raises ConfigError where the directories of a shard are too long to be those of its scores."""
+    for shard in shards:
+        if not fit_directories(shard.partitions) or len(store.root) > _LONGEST_ROOT:
+            raise ConfigError(
+                f"output {store.uri}: the directories of {shard.uri} are too long to be repeated there: "
+                f"{_LONGEST_NAME} bytes for one, {_LONGEST_PATH} for all, with all but letters, digits and _.-~ "
+                f"counted as three, and {_LONGEST_ROOT} for the output's own"
+            )
 
 
 def hive(name: str, value: Any) -> str:

@@ -8,13 +8,17 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import STORAGE_ERRORS, Source, open_filesystem, uri_of
+from armo_ray.storage.filesystem import S3, Source, open_filesystem, speaks, uri_of
+from armo_ray.storage.retries import STORAGE_ERRORS, explain, patiently
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _VERSION_KEYS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
-_BLOCK_BYTES = 4 << 20  # read ahead; s3fs would take 50 MiB at every place that Parquet turns to
+# read ahead: lines come one after the other, but what lies behind a column of a Parquet file is seldom wanted
+_AHEAD_BYTES, _PARQUET_AHEAD_BYTES = 4 << 20, 64 << 10
 DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)  # what a file that is not whole raises
 
 
@@ -54,16 +58,11 @@ def find_shards(inputs: Iterable[str]) -> list[Shard]:
 def _find(uri: str) -> list[Shard]:
     fs, path = open_filesystem(uri)
     try:
-        if any(c in path for c in "*?[") and not fs.exists(path):
-            entries = fs.glob(path, detail=True)
-        elif fs.isfile(path):
-            if not path.endswith(SUFFIXES):
-                raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(SUFFIXES)}")
-            entries = {path: fs.info(path)}
-        else:
-            entries = fs.find(path, detail=True)
+        entries = patiently(f"listing {uri}", lambda: _entries(fs, path))
     except STORAGE_ERRORS as error:
-        raise ConfigError(f"input {uri}: cannot be listed: {error}") from error
+        raise ConfigError(f"input {uri}: cannot be listed: {explain(error)}") from error
+    if path in entries and not path.endswith(SUFFIXES):
+        raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(SUFFIXES)}")
     base = re.split(r"[*?[]", path)[0].removesuffix("/")
     shards = []
     for name, listed in entries.items():
@@ -75,26 +74,71 @@ def _find(uri: str) -> list[Shard]:
     return shards
 
 
+def _entries(fs: Any, path: str) -> dict[str, Any]:
+    """What a listing says of the files that a path, directory or glob names.
+
+    A glob is matched here, against one listing of all that begins like it: fsspec's own asks for one directory
+    after the other, and takes one that cannot be listed for empty.
+    """
+    try:
+        info = fs.info(path)
+    except FileNotFoundError:
+        info = {"type": None}
+    if info["type"] == "file":
+        return {path: info}
+    if info["type"] is not None or not any(c in path for c in "*?["):
+        return _below(fs, path)
+    folder, _, begin = re.split(r"[*?[]", path)[0].rpartition("/")
+    matches = re.compile(glob_translate(path)).match
+    listed = _below(fs, folder, **({"prefix": begin} if begin and speaks(fs, S3) else {}))
+    return {name: entry for name, entry in listed.items() if matches(name)}
+
+
+def _below(fs: Any, path: str, **options: str) -> dict[str, Any]:
+    """All files below a directory, none where there is no such directory."""
+    if isinstance(fs, LocalFileSystem):
+        options["on_error"] = "raise"
+    try:
+        found: dict[str, Any] = fs.find(path, detail=True, **options)
+    except FileNotFoundError:
+        return {}
+    return found
+
+
 def _hidden(below: str) -> bool:
     """Whether a name that follows what the input spells out begins with _ or a dot."""
     return any(part.startswith(("_", ".")) for part in below.split("/")[1:])
 
 
 def _shard(uri: str, info: Mapping[str, Any]) -> Shard:
+    version = version_of(info)
+    folders = [folder.split("=", 1) for folder in uri.split("/")[:-1] if "=" in folder]
+    partitions = tuple((unquote(name), unquote(value)) for name, value in folders)
+    return Shard(uri, int(info["size"]), f"{info['size']}-{version}", partitions)
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What changes when a file does, as a listing tells it."""
     version = next((info[key] for key in _VERSION_KEYS if info.get(key)), None)
     if version is None:
         raise ConfigError(
-            f"{uri}: its storage tells neither ETag nor modification time, by which a change is seen"
+            f"{info['name']}: its storage tells neither ETag nor modification time, by which a change is seen"
         )
-    folders = [folder.split("=", 1) for folder in uri.split("/")[:-1] if "=" in folder]
-    partitions = tuple((unquote(name), unquote(value)) for name, value in folders)
-    return Shard(uri, int(info["size"]), f"{info['size']}-{version}".replace('"', ""), partitions)
+    return str(version).replace('"', "")
 
 
 def open_shard(shard: Shard) -> Source:
     """The bytes of a shard. Raises OSError where it is no longer the file that was planned."""
     fs, path = open_filesystem(shard.uri)
-    found = _shard(shard.uri, fs.info(path))
+    ahead = _PARQUET_AHEAD_BYTES if shard.is_parquet else _AHEAD_BYTES
+
+    def attempt() -> tuple[Any, Any]:
+        stream = fs.open(path, "rb", block_size=ahead)
+        return stream, getattr(stream, "details", None) or fs.info(path)
+
+    stream, info = patiently(f"opening {shard.uri}", attempt)
+    found = _shard(shard.uri, info)
     if found.identity != shard.identity:
+        stream.close()
         raise OSError(f"{shard.uri} changed while it was read: {found.identity}, planned as {shard.identity}")
-    return Source(fs.open(path, "rb", block_size=_BLOCK_BYTES))
+    return Source(stream, shard.uri, shard.size)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import STORAGE_ERRORS, in_parallel
+from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.retries import STORAGE_ERRORS, explain
 from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 
 UNIT_BYTES = 64 << 20
@@ -73,7 +74,7 @@ def cut(
         try:
             source = open_shard(shard)
         except STORAGE_ERRORS as error:
-            raise ConfigError(f"{shard.uri}: cannot be opened: {error}") from error
+            raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
         try:
             with source:
                 footer = pq.ParquetFile(source).metadata

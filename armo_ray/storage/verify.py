@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from armo_ray.errors import ConfigError
 from armo_ray.schema import REJECTS, coefficients, vectors
 from armo_ray.storage import commits, parts
-from armo_ray.storage.filesystem import Store, in_parallel
+from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.store import Store
 
 # float32 rounding of a sum of 19 products of a transformed gate: measured 1e-6 on scores about 1
 _TOLERANCE = 1e-4
@@ -57,7 +58,7 @@ def _against_manifest(records: list[dict[str, Any]], manifest: dict[str, Any] | 
 def _strays(store: Store, records: list[dict[str, Any]]) -> list[str]:
     """Parts that no commit names: left by a task that was stopped and never done again."""
     known = {store.path(part["path"]) for record in records for part in record["parts"]}
-    found = [path for folder in (parts.SCORES, parts.REJECTS) for path in store.fs.find(store.path(folder))]
+    found = [path for folder in (parts.SCORES, parts.REJECTS) for path in store.find(folder)]
     return [
         f"{path}: no commit names it, and who reads by a glob counts its rows: delete it"
         for path in found

@@ -1,0 +1,94 @@
+"""Units that the graph could not do: the rows that kill a worker are found by bisection and rejected.
+
+Every attempt runs in an actor that an attempt may kill; the driver only counts which did. A row is `poison`
+when it killed, or failed, the worker twice on its own. Where many do, the fault is not in the rows.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from armo_ray.storage.retries import STORAGE_ERRORS
+from armo_ray.storage.units import Span
+
+logger = logging.getLogger(__name__)
+
+PARTS = 8  # that a failed range of rows is cut into: a new actor has to load the model
+MOST_POISON = 16  # rows of a unit
+
+
+class _Worker:
+    """An actor that is made anew when a call killed it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.actor = make()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What a method of the actor returns. Raises RayError where it raised or died."""
+        try:
+            return ray.get(getattr(self.actor, method).remote(*arguments))
+        except RayTaskError as error:
+            if isinstance(error.cause, STORAGE_ERRORS):
+                raise RuntimeError(str(error)) from None  # no row is to blame
+            raise
+        except RayError:
+            self.actor = self.make()
+            raise
+
+    def failure(self, start: int, stop: int) -> str | None:
+        """Why these rows cannot be scored together, None where they can."""
+        try:
+            self.call("attempt", start, stop)
+        except RayError as error:
+            self.call("count")  # a new actor that cannot read its unit is no row's fault: this raises
+            lines = str(error).strip().splitlines() or [""]
+            return f"{type(error).__name__}: {lines[-1]:.300}"
+        return None
+
+
+def isolate(span: Span, make: Callable[[], Any]) -> dict[str, Any]:
+    """Commit the first unit of a span that is to be done, its poison rejected; returns the commit record.
+
+    Args:
+        make: makes an actor of stages.isolate.Isolated.
+
+    Raises RayError where reading the unit kills the actor, and RuntimeError where too many of its rows do.
+    """
+    worker = _Worker(make)
+    poison = _poison(worker, worker.call("count"), span)
+    record: dict[str, Any] = worker.call("finish", poison)
+    logger.warning(
+        "%s: the unit of rows %d+%d failed; alone it is committed, with %d rows rejected as poison",
+        span.shard.uri,
+        record["first_row"],
+        record["num_rows"],
+        len(poison),
+    )
+    ray.kill(worker.actor)
+    return record
+
+
+def _poison(worker: _Worker, count: int, span: Span) -> dict[int, str]:
+    """The places of the rows that fail on their own, twice, and why."""
+    poison: dict[int, str] = {}
+    ranges = [(0, count)] if count else []
+    while ranges:
+        start, stop = ranges.pop()
+        if worker.failure(start, stop) is None:
+            continue
+        if stop - start > 1:
+            step = -(-(stop - start) // PARTS)
+            ranges += [(at, min(at + step, stop)) for at in range(start, stop, step)]
+        elif why := worker.failure(start, stop):
+            poison[start] = why
+            logger.warning("%s: row %d of the unit is poison: %s", span.shard.uri, start, why)
+        if len(poison) > MOST_POISON:
+            raise RuntimeError(
+                f"{span.shard.uri}: more than {MOST_POISON} rows of one unit kill or fail the worker, the last "
+                f"with {why}: the fault is not in the rows. Nothing of the unit is committed"
+            )
+    return poison

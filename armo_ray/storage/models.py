@@ -1,0 +1,105 @@
+"""A model directory in an object store, copied once to each node that needs it."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HOME
+
+from armo_ray.errors import ConfigError
+from armo_ray.storage.filesystem import in_parallel, is_remote, open_filesystem
+from armo_ray.storage.retries import STORAGE_ERRORS, explain, patiently
+from armo_ray.storage.shards import version_of
+
+SUFFIXES = (".safetensors", ".json", ".jinja")  # nothing that could run code when it is loaded
+CACHE = Path(HF_HOME) / "armo-ray"
+_RANGE_BYTES = 16 << 20
+
+
+def local_model(model: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The directory of a copy of a remote model, and its revision: a hash of the names, sizes and versions of
+    its files. What is no URI, a local directory or a hub id, is returned as it is.
+
+    Raises ConfigError where the files are not a model's, or not those of the revision asked for.
+    """
+    if not is_remote(model):
+        return model, revision
+    fs, root = open_filesystem(model)
+    files = _files(fs, root.rstrip("/"), model)
+    found = hashlib.blake2b(json.dumps([model, sorted(files.items())]).encode(), digest_size=16).hexdigest()
+    if revision not in (None, found):
+        raise ConfigError(f"model {model}: its files changed: they are of revision {found}, not {revision}")
+    copy = CACHE / found
+    with _alone(copy):
+        if not copy.exists():
+            _download(fs, model, files, copy)
+    return str(copy), found
+
+
+def _files(fs: Any, root: str, model: str) -> dict[str, tuple[int, str]]:
+    """Size and version of each file of a model by its path; those in folders below are not the model's."""
+    try:
+        entries = patiently(f"listing {model}", lambda: fs.ls(root, detail=True))
+    except FileNotFoundError:
+        entries = []
+    except STORAGE_ERRORS as error:
+        raise ConfigError(f"model {model}: cannot be listed: {explain(error)}") from error
+    files = {
+        str(e["name"]): (int(e["size"]), version_of(e))
+        for e in entries
+        if e["type"] == "file" and e["name"].endswith(SUFFIXES)
+    }
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ConfigError(
+            f"model {model}: no *.safetensors file there; other weight formats can run code and are not fetched"
+        )
+    return files
+
+
+@contextmanager
+def _alone(copy: Path) -> Iterator[None]:
+    """Keep other processes of this node waiting; the lock ends with the process that holds it."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{copy}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _download(fs: Any, model: str, files: dict[str, tuple[int, str]], copy: Path) -> None:
+    """Copy the files; they appear at once, when all have the sizes that were listed."""
+    partial = Path(f"{copy}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    for path, (size, _) in files.items():
+        _copy(fs, path, partial / path.rsplit("/", 1)[1], size)
+    if _files(fs, fs._parent(next(iter(files))), model) != files:
+        raise ConfigError(f"model {model}: its files changed while they were copied: run again")
+    os.rename(partial, copy)
+
+
+def _copy(fs: Any, path: str, to: Path, size: int) -> None:
+    """Copy one file, a few ranges at a time."""
+    with open(to, "wb") as stream:
+
+        def fetch(start: int) -> None:
+            stop = min(start + _RANGE_BYTES, size)
+            os.pwrite(stream.fileno(), read_range(fs, path, start, stop), start)
+
+        in_parallel(fetch, range(0, size, _RANGE_BYTES))
+        os.fsync(stream.fileno())
+
+
+def read_range(fs: Any, path: str, start: int, stop: int) -> bytes:
+    def attempt() -> bytes:
+        content: bytes = fs.cat_file(path, start=start, end=stop)
+        if len(content) != stop - start:
+            raise ConnectionError(f"{len(content)} bytes came of {stop - start} from {start} on")
+        return content
+
+    return patiently(f"reading {fs.unstrip_protocol(path)}", attempt)

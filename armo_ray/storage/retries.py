@@ -1,0 +1,110 @@
+"""Waiting for a storage: what is worth another try, for how long, and what is said when it was in vain.
+
+botocore repeats each request itself, five times unless AWS_MAX_ATTEMPTS says otherwise: on 500, 502, 503, 504,
+429, throttling, lost connections and timeouts. Here a whole operation is repeated, with longer pauses and for
+minutes, which covers what botocore does not see: bodies that break off, and a storage that is away for a while.
+"""
+
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from botocore.exceptions import (
+    BotoCoreError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
+from botocore.exceptions import ConnectionError as EndpointError
+from botocore.parsers import ResponseParserError
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 120.0  # from the first attempt on; the last one may end later: botocore takes up to 90 s
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
+STORAGE_ERRORS = (OSError, BotoCoreError)  # of S3 without credentials, or without a region
+
+_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: another's write of the name is under way
+# 4xx whose fault is on the way; an upload is unknown where it was completed and the answer got lost
+_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "NoSuchUpload"}
+# packages whose errors are a connection's where they have no status
+_TRANSPORTS = {"aiohttp", "httpx", "httpcore", "requests"}
+_LOST = (
+    *(ConnectionError, TimeoutError, HTTPClientError, IncompleteReadError, ResponseParserError),
+    *(EndpointError, CredentialRetrievalError),
+)
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY")
+
+T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """What a server said to a request that failed; the status is None where it said nothing."""
+
+    status: int | None
+    code: str = ""
+
+
+def answer_of(error: BaseException) -> Answer:
+    """The answer behind an error of botocore (as s3fs wraps it), aiohttp, httpx, gcsfs or azure."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):
+        code = str(response.get("Error", {}).get("Code", ""))
+        return Answer(response.get("ResponseMetadata", {}).get("HTTPStatusCode"), code)
+    for source in (response, error):
+        for name in ("status_code", "status", "code"):
+            status = getattr(source, name, None)
+            if isinstance(status, int) and status >= 100:
+                return Answer(status)
+    return Answer(None)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    answer = answer_of(error)
+    if answer.status is not None:
+        return answer.status in _STATUS or answer.code in _CODES
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return not isinstance(error, SSLError) and (isinstance(error, _LOST) or bool(packages & _TRANSPORTS))
+
+
+def patiently(what: str, attempt: Callable[[], T]) -> T:
+    """The result of an operation on a storage, repeated while the storage is away or busy.
+
+    Raises RuntimeError where it stays so. That is no OSError, which stands for a file that is damaged.
+    """
+    began, pause, attempts = time.monotonic(), FIRST_PAUSE_SECONDS, 0
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            told, attempts = explain(error), attempts + 1
+        waited = time.monotonic() - began
+        if waited + pause > PATIENCE_SECONDS:
+            # not `from`: the error's own text may hold what `explain` leaves out
+            raise RuntimeError(
+                f"{what}: failed {attempts} times in {waited:.0f} s, last: {told}. Check that the storage can be "
+                f"reached and is not overloaded, then run the same command again; what is committed stays"
+            )
+        logger.warning("%s: %s; trying again in %.1f s", what, told, pause)
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def explain(error: Any) -> str:
+    """The kind and text of an error, without credentials."""
+    answer = answer_of(error) if isinstance(error, BaseException) else Answer(None)
+    status = f" (HTTP {answer.status})" if answer.status else ""
+    text = re.sub(r"\s+", " ", str(error)).strip() or "no answer"
+    text = re.sub(r"://[^/\s@]+@", "://***@", text)
+    text = re.sub(r"(?i)\b(sig|signature|x-amz-[a-z-]+|token|awsaccesskeyid)=[^&\s\"']+", r"\1=***", text)
+    for secret in filter(None, map(os.environ.get, _SECRETS)):
+        text = text.replace(secret, "***")
+    return f"{type(error).__name__}: {text:.400}{status}"

@@ -1,0 +1,128 @@
+"""One directory or prefix of files that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import uuid
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from armo_ray.errors import ConfigError
+from armo_ray.storage.filesystem import AZ, GS, S3, open_filesystem, speaks, uri_of
+from armo_ray.storage.retries import answer_of, patiently
+
+PART_BYTES = 16 << 20  # of an upload in parts, which a file of twice as much is
+
+
+class Store:
+    """An output: local, s3://, gs:// or az://."""
+
+    def __init__(self, uri: str) -> None:
+        self.fs, path = open_filesystem(uri)
+        self.root = path.rstrip("/")
+        self.local = isinstance(self.fs, LocalFileSystem)
+        self.uri = uri_of(self.fs, self.root)
+        if not self.local and not speaks(self.fs, S3, GS, AZ):
+            raise ConfigError(f"output {self.uri}: outputs go to a local path, s3://, gs:// or az://")
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def write(self, name: str, content: bytes) -> None:
+        """Create or replace a file at once: by rename on a disk, by one upload in an object store."""
+        if not self.local:
+            self._put(name, content)
+            return
+        temporary = self._temporary(name, content)
+        os.replace(temporary, self.path(name))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Create a file unless it exists; False where it does. Of two writers with contents of their own one wins."""
+        if not self.local:
+            return self._create_remote(name, content)
+        temporary = self._temporary(name, content)
+        try:
+            os.link(temporary, self.path(name))
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+        return True
+
+    def _temporary(self, name: str, content: bytes) -> str:
+        path = self.path(name)
+        directory, base = os.path.split(path)
+        os.makedirs(directory, exist_ok=True)
+        temporary = f"{directory}/.{base}.{uuid.uuid4().hex}"
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return temporary
+
+    def _put(self, name: str, content: bytes) -> None:
+        sizes = {} if speaks(self.fs, AZ) else {"chunksize": PART_BYTES}  # the Azure package has its own
+        patiently(f"writing {self.uri}/{name}", lambda: self.fs.pipe_file(self.path(name), content, **sizes))
+
+    def _create_remote(self, name: str, content: bytes) -> bool:
+        """By the store's own condition: If-None-Match on S3 and Azure, a generation of 0 on Google's."""
+
+        def attempt() -> bool:
+            try:
+                self.fs.pipe_file(self.path(name), content, mode="create")
+                return True
+            except Exception as error:
+                # s3fs names a failed condition differently for different servers; the HTTP status is the same
+                status = answer_of(error).status
+                if status == 501:  # a store without conditional writes: nobody else is to write there
+                    return self._create_unconditionally(name, content)
+                if status != 412 and not isinstance(error, FileExistsError):
+                    raise
+            # an attempt whose answer got lost may have written it: aiohttp repeats a PUT, and tells nobody
+            return self.read(name) == content
+
+        return patiently(f"creating {self.uri}/{name}", attempt)
+
+    def _create_unconditionally(self, name: str, content: bytes) -> bool:
+        if self.fs.exists(self.path(name)):
+            return False
+        self.fs.pipe_file(self.path(name), content)
+        return True
+
+    def read(self, name: str) -> bytes:
+        whole = {"max_concurrency": 1} if speaks(self.fs, S3) else {}  # one request, not two to cut it
+        return bytes(
+            patiently(f"reading {self.uri}/{name}", lambda: self.fs.cat_file(self.path(name), **whole))
+        )
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The content of a JSON file, None where there is no such file."""
+        try:
+            content: dict[str, Any] = json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RuntimeError(f"{self.path(name)}: damaged: {error}") from error
+        return content
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            patiently(f"deleting {self.uri}/{name}", lambda: self.fs.rm_file(self.path(name)))
+
+    def list_names(self, folder: str) -> dict[str, int]:
+        """Names and sizes of the files directly in a folder, none where the folder does not exist."""
+        try:
+            entries = patiently(
+                f"listing {self.uri}/{folder}", lambda: self.fs.ls(self.path(folder), detail=True)
+            )
+        except FileNotFoundError:
+            return {}
+        names = {e["name"].rsplit("/", 1)[-1]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
+        return {name: size for name, size in names.items() if name and not name.startswith(".")}
+
+    def find(self, folder: str) -> list[str]:
+        """The paths of all files below a folder."""
+        found: list[str] = patiently(f"listing {self.uri}/{folder}", lambda: self.fs.find(self.path(folder)))
+        return found

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# sbatch cluster/slurm.sh [options of armo-ray score]     at the root of the repository, on a disk that all nodes see
+#
+# A job that was preempted, requeued or out of time goes on where it stopped when it runs again. One replica for every
+# GPU of the allocation. The dashboard is on the first node's loopback: ssh -L 8265:127.0.0.1:8265 NODE
+# Credentials of S3 and of the hub come from the files in $HOME that their own tools wrote.
+#SBATCH --job-name=armo-ray
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=32
+#SBATCH --gpus-per-node=4
+#SBATCH --exclusive
+#SBATCH --time=07:00:00
+#SBATCH --requeue
+# exclusive: symmetric-run ends every Ray process of the user on a node when it is done
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:?submit with sbatch}"
+
+[ -x .venv/bin/python ] || python3 -m venv .venv
+PATH=$PWD/.venv/bin:$PATH
+[ -x .venv/bin/armo-ray ] || python -m pip install -q --disable-pip-version-check -c cluster/constraints.txt -e .
+
+export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+(umask 077 && ray get-auth-token --generate >/dev/null) # ~/.ray/auth_token, if there is none; all nodes read it
+
+address=$(hostname -I | cut -d' ' -f1):6379 # this is the first node, and the name of a node may mean its loopback
+started=$(mktemp)
+trap 'rm -f "$started"' EXIT
+
+# symmetric-run exits with 0 where Ray did not start, so the command says that it was reached
+# shellcheck disable=SC2016
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
+    --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --dashboard-host=127.0.0.1 -- \
+    bash -c 'echo yes >"$0" && exec "$@"' "$started" env RAY_ADDRESS="$address" \
+    python -m jobs.score jobs/nightly.toml "$@"
+[ -s "$started" ] || { echo "Ray did not start: see the messages above" >&2; exit 1; }

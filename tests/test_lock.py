@@ -1,0 +1,90 @@
+"""One run at a time in an output: the second is told of the first, and a dead one is in nobody's way."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armo_ray.errors import ConfigError
+from armo_ray.storage import lock
+from armo_ray.storage.commits import to_json
+from armo_ray.storage.store import Store
+
+pytest_plugins = ["tests.s3_server"]
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_S", 0.1)
+    monkeypatch.setattr(lock, "STALE_S", 1.0)
+    monkeypatch.setattr(lock, "_LOOK_S", 0.05)
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3") + "/lock")
+
+
+def left_by(store: Store, **owner: Any) -> None:
+    store.write(lock.LOCK, to_json({"run": "old", "host": "elsewhere", "pid": 1, "since": "then", **owner}))
+
+
+def test_a_second_run_stops_and_names_the_first(store: Store) -> None:
+    with (
+        lock.held(store),
+        pytest.raises(
+            ConfigError, match=r"is being written by another run: process \d+ on \S+, running since 20"
+        ),
+        lock.held(store),
+    ):
+        pass
+    with lock.held(store):  # both are over, and the second took nothing along
+        assert store.read_json(lock.LOCK) is not None
+    assert store.read_json(lock.LOCK) is None
+
+
+def test_a_lock_that_nobody_renews_is_taken_over(store: Store) -> None:
+    left_by(store)
+    with lock.held(store):
+        assert (store.read_json(lock.LOCK) or {})["run"] != "old"
+    assert store.read_json(lock.LOCK) is None
+
+
+def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STALE_S", 1e9)
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    left_by(store, host=socket.gethostname(), pid=int(child.stdout))
+    with lock.held(store):
+        pass
+
+
+def test_a_run_waits_for_one_that_ends_in_time(store: Store) -> None:
+    left_by(store)
+    threading.Timer(0.3, store.delete, [lock.LOCK]).start()
+    with lock.held(store):
+        pass
+
+
+def test_an_error_frees_the_output(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), lock.held(store):
+        raise ZeroDivisionError
+    assert not (tmp_path / lock.LOCK).exists()
+
+
+def test_a_run_that_lost_its_lock_leaves_the_new_owner_s(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with lock.held(store):
+        lock.RENEW_S = 1e9  # the renewer waits; fixture restores
+        threading.Event().wait(0.3)
+        left_by(store, run="new")
+    assert json.loads((tmp_path / lock.LOCK).read_text())["run"] == "new"
