@@ -73,10 +73,10 @@ class ScoreConfig(BaseModel):
     """Columns whose values become directories of the scores, below those of the input."""
     replicas: tuple[int, int] | None = None
     """MIN:MAX model replicas; default: one per GPU of the cluster, or one on its CPUs."""
-    gpus_per_replica: float | None = Field(None, ge=0, le=1)
-    """GPUs of a replica: 1, a fraction where several share one, 0 for a CPU; default: 1 where there are any."""
+    gpus_per_replica: float | None = Field(None, ge=0)
+    """GPUs of a replica: 1, a fraction where several share one, 2 and more to split its layers, 0 for a CPU."""
     device: Name | None = None
-    """Device of a replica, as torch names it; default: cuda where a replica has GPUs, else cpu."""
+    """Devices of a replica, as torch names them; default: its GPUs, or cpu."""
     wait: float = Field(10, ge=0)
     """Minutes to wait for a cluster to have the GPUs of the first MIN replicas."""
     max_reject_fraction: float = Field(0.01, ge=0, le=1)
@@ -129,6 +129,13 @@ class ScoreConfig(BaseModel):
     def _parts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         if unknown := sorted(set(value) - set(PARTS)):
             raise ValueError(f"unknown part {', '.join(unknown)}; expected {', '.join(PARTS)}")
+        return value
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _shareable(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and not value.is_integer():
+            raise ValueError("expected a fraction of one GPU, or a whole number of them")
         return value
 
     @field_validator("replicas", mode="before")

@@ -92,7 +92,7 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
     with _ray():
         pool = pool_of(config)
         if job.dtype == "fp8":
-            _check_fp8(store, job, left, pool)
+            _check_fp8(store, job, left, pool, config.min_agreement)
         with Progress(size, began) as progress:
             while left:
                 for record in _records(job, spread(left), pool):
@@ -102,14 +102,14 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
                 left = commits.to_do(store, left, job.fingerprint)
 
 
-def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool) -> None:
+def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreement: float) -> None:
     """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
     report = store.read_json(fp8.REPORT)
     if report is None or report["columns"]["score"]["spearman"] is None:  # too little input then
         task: Any = ray.remote(**pool.resources)(fp8.fp8_agreement)
         report = ray.get(task.remote(spans, job, pool.device))
         store.write(fp8.REPORT, commits.to_json(report))
-    fp8.judge(report, job.min_agreement)
+    fp8.judge(report, min_agreement)
 
 
 def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,6 @@ class Job:
     fixed_packs: bool
     compile: bool
     device: str | None
-    min_agreement: float
     layout: Layout
     unit_rows: int
     max_length: int
@@ -137,7 +136,6 @@ def _job(
         fixed_packs=config.fixed_packs,
         compile=config.compile,
         device=config.device,
-        min_agreement=config.min_agreement,
         layout=layout,
         unit_rows=config.unit_rows,
         max_length=model.max_length,

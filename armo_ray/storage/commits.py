@@ -5,6 +5,7 @@ again under the same name.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
@@ -18,6 +19,20 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, remaining, superseded, unit_id
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
+_COUNTED = (
+    "unit",
+    "source",
+    "ordinal",
+    "last",
+    "first_row",
+    "num_rows",
+    "parts",
+    "candidates",
+    "scored",
+    "rejected",
+    "num_tokens",
+    "computed_tokens",
+)
 
 
 def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,14 +91,20 @@ def list_commits(store: Store) -> set[str]:
 
 
 def read_commits(store: Store, units: Iterable[str]) -> list[dict[str, Any]]:
-    """The records of some units, sorted by shard and row."""
+    """What is counted of the records of some units, sorted by shard and row."""
 
     def read(unit: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(store.read(f"{COMMITS}/{unit}.json"))
-        return record
+        record = json.loads(store.read(f"{COMMITS}/{unit}.json"), object_pairs_hook=_interned)
+        record["source"] = sys.intern(record["source"])
+        return {name: record[name] for name in _COUNTED if name in record}
 
     records: list[dict[str, Any]] = in_parallel(read, sorted(units))
     return sorted(records, key=lambda r: (r["source"], r["first_row"]))
+
+
+def _interned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are not copies of their own: records come by the hundred thousand."""
+    return {sys.intern(name): value for name, value in pairs}
 
 
 def commit(store: Store, record: Mapping[str, Any]) -> None:

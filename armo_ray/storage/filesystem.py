@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from fsspec import filesystem, get_filesystem_class
@@ -14,6 +15,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage.retries import STORAGE_ERRORS, explain, patiently
 
 THREADS = 16
+_AT_ONCE = 4_096  # calls that wait for a thread; each costs a kilobyte or more
 S3, GS, AZ = {"s3", "s3a"}, {"gs", "gcs"}, {"az", "abfs", "abfss"}
 _EXTRAS = dict.fromkeys(GS, "gs") | dict.fromkeys(AZ, "az")
 
@@ -120,5 +122,9 @@ class Source:
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """`function` of every item, in order, on a few threads: for calls that wait for storage."""
+    rest = iter(items)
+    found: list[Any] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(function, items))
+        while some := list(islice(rest, _AT_ONCE)):
+            found += pool.map(function, some)
+    return found
