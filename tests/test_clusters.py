@@ -1,5 +1,6 @@
 """Runs on clusters of several nodes: every node works, may come late, and may be lost."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
 
 from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
@@ -133,4 +135,6 @@ def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
     process = start(cluster, tiny_model, shards, tmp_path, *options)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
+    ray.init(cluster.address)
+    assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
     assert "3 replicas of 1 GPUs: after 0.1 minutes the nodes of the cluster have 1 GPUs" in errors
