@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from armo_ray.chat import Chat
 from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
+from tests.runs import SAMPLE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,3 +59,13 @@ def llama3_model(llama3_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def llama3_chat(llama3_model: Path) -> Chat:
     return Chat.load(llama3_model)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample twice over, in 13 shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True) * 2
+    for i in range(13):
+        (folder / f"{i:02}.jsonl").write_text("".join(lines[20 * i : 20 * i + 20]), "utf-8")
+    return folder

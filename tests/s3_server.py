@@ -9,7 +9,6 @@ AWS_ENDPOINT_URL of plain http whose server accepts the proxy's address as its o
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from s3fs import S3FileSystem
 
 from armo_ray.storage import retries
 from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.runs import free_ports
 
 BUCKET, KEY, SECRET = "armo", "armo", "armo-secret-key"
 STARTUP_SECONDS = 60.0
@@ -130,7 +130,7 @@ def _start(weed: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     }
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = ("master", "volume", "filer", "s3")
-    ports = _free_ports(2 * len(names))
+    ports = free_ports(2 * len(names))
     options = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
     options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
     command = [
@@ -144,25 +144,6 @@ def _start(weed: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     with open(directory / "log", "wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
     return process, f"http://127.0.0.1:{ports[names.index('s3')]}"
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, below those that the system gives to outgoing connections."""
-    sockets = []
-    try:
-        for port in range(20000 + uuid.uuid4().int % 10000, 32000):
-            listener = socket.socket()
-            sockets.append(listener)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                sockets.pop().close()
-            if len(sockets) == count:
-                return [s.getsockname()[1] for s in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
-    raise RuntimeError("no free ports")
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
