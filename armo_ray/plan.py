@@ -65,7 +65,7 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet."""
     model = _model(config)
     store = Store(config.output)
-    found = find_shards(config.input)
+    found = find_shards(config.input, each=config.days == 1)
     shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")

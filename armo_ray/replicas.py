@@ -76,17 +76,19 @@ def _wait_for(replicas: int, gpus: float, minutes: float) -> None:
 
     request_resources(bundles=[{"GPU": gpus}] * replicas)
     deadline, tell = time.monotonic() + 60 * minutes, 0.0
-    while room_for(gpus, nodes := _gpus_of_nodes()) < replicas:
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"{told}: after {minutes:g} minutes the nodes of the cluster have {_told(nodes)} GPUs; ask for less "
-                f"with --replicas or --gpus-per-replica, or let it wait longer with --wait"
-            )
-        if time.monotonic() >= tell:
-            logger.info("waiting for the GPUs of %s: the nodes have %s", told, _told(nodes))
-            tell = time.monotonic() + _TELL_S
-        time.sleep(_LOOK_S)
-    request_resources(bundles=[])
+    try:
+        while room_for(gpus, nodes := _gpus_of_nodes()) < replicas:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{told}: after {minutes:g} minutes the nodes of the cluster have {_told(nodes)} GPUs; ask for "
+                    f"less with --replicas or --gpus-per-replica, or let it wait longer with --wait"
+                )
+            if time.monotonic() >= tell:
+                logger.info("waiting for the GPUs of %s: the nodes have %s", told, _told(nodes))
+                tell = time.monotonic() + _TELL_S
+            time.sleep(_LOOK_S)
+    finally:
+        request_resources(bundles=[])  # else the cluster would keep them for nobody
 
 
 def _told(nodes: Sequence[float]) -> str:

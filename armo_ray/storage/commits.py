@@ -14,7 +14,7 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS
-from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, remaining, superseded, unit_id
 
@@ -50,7 +50,7 @@ def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, An
                     f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output"
                 )
             found = content if store.create(RUN, to_json(content)) else store.read_json(RUN)
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
     if found is None:
         raise ConfigError(f"output {store.uri}: {RUN} vanished while it was read")
