@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -19,6 +20,13 @@ from tests.runs import SAMPLE
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-faults", type=int, default=4, help="faults that test_soak injects (default: 4)")
     parser.addoption("--soak-seed", type=int, default=0, help="of their kinds and times (default: 0)")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests counted, which a worker of pytest-xdist cannot print."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ away, a disk that fills up.
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,7 +65,7 @@ def test_faults_at_random_change_nothing(
     shards: Path,
     tiny_model: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     faults = request.config.getoption("--soak-faults")
     rng = random.Random(request.config.getoption("--soak-seed"))
@@ -92,8 +92,8 @@ def test_faults_at_random_change_nothing(
         assert verify_output(out)[1] == []
         checked += len(found)
     requests = sum(faulty.faults.values())
-    with capsys.disabled():
-        print(f"\n{injected} faults, {requests} requests broken, {runs} runs, {checked} rows checked")
+    told = f"{injected} faults, {requests} requests broken, {runs} runs, {checked} rows checked"
+    record_property("soak", told)
 
 
 def scores_by_name(out: Path | str) -> dict[tuple[str, int, int], float]:
