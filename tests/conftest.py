@@ -7,17 +7,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
 from armo_ray.chat import Chat
 from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
+from tests.runs import SAMPLE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-faults", type=int, default=4, help="faults that test_soak injects (default: 4)")
     parser.addoption("--soak-seed", type=int, default=0, help="of their kinds and times (default: 0)")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests counted, which a worker of pytest-xdist cannot print."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +67,13 @@ def llama3_model(llama3_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def llama3_chat(llama3_model: Path) -> Chat:
     return Chat.load(llama3_model)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample twice over, in 13 shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True) * 2
+    for i in range(13):
+        (folder / f"{i:02}.jsonl").write_text("".join(lines[20 * i : 20 * i + 20]), "utf-8")
+    return folder

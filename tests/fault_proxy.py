@@ -119,7 +119,7 @@ class FaultProxy:
         for start in range(0, len(body), piece):
             writer.write(body[start : start + piece])
             await writer.drain()
-            await asyncio.sleep(0.05 if fault == SLOW else 0)
+            await asyncio.sleep(0.02 if fault == SLOW else 0)
 
 
 def kind_of(head: bytes) -> str:

@@ -13,6 +13,7 @@ from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 
+PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'  # a shard of one row
 _SCORERS: dict[tuple[str, str, int | None], Scorer] = {}  # loading one takes longer than most tests
 
 

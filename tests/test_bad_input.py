@@ -50,18 +50,25 @@ BAD_ROWS: dict[str, tuple[Any, list[tuple[int | None, str]]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def clean(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The scores of six good rows by themselves."""
+    folder = tmp_path_factory.mktemp("clean")
+    rows = [good(i) for i in range(6)]
+    score_locally(tiny_model, write_jsonl(folder / "a.jsonl", rows), folder / "out")
+    return [row["score"] for row in rows_of(folder / "out")]
+
+
 @pytest.mark.parametrize(("bad", "expected"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
 def test_a_bad_row_is_rejected_and_its_neighbours_keep_their_scores(
-    bad: Any, expected: list[tuple[int | None, str]], tiny_model: Path, tmp_path: Path
+    bad: Any, expected: list[tuple[int | None, str]], clean: list[float], tiny_model: Path, tmp_path: Path
 ) -> None:
     rows = [good(i) for i in range(6)]
-    score_locally(tiny_model, write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "clean")
     score_locally(
         tiny_model, write_jsonl(tmp_path / "b.jsonl", [*rows[:3], bad, *rows[3:]]), tmp_path / "out"
     )
     assert [(c, reason) for row, c, reason in rejects_of(tmp_path / "out") if row == 3] == expected
     assert len(rejects_of(tmp_path / "out")) == len(expected)
-    clean = [row["score"] for row in rows_of(tmp_path / "clean")]
     kept = [row["score"] for row in rows_of(tmp_path / "out") if row["source_row"] != 3]
     assert np.allclose(kept, clean, atol=1e-6, rtol=0)
     reject = rows_of(tmp_path / "out", "rejects")[0]

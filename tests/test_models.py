@@ -14,11 +14,9 @@ from armo_ray.storage import models
 from armo_ray.storage.models import local_model
 from armo_ray.storage.store import Store
 from tests.fault_proxy import EVERY, LOST, RESET, TRUNCATED, FaultProxy
-from tests.local import score_locally, scores_of
+from tests.local import PAIR, score_locally, scores_of
 
 pytest_plugins = ("tests.s3_server",)
-
-PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 import gzip
 import json
-import os
-import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,18 +23,18 @@ from armo_ray.plan import prepare
 from armo_ray.storage.store import Store
 from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
+from tests import runs
 from tests.local import config_for, read_table, rows_of, score_locally, scores_of
+from tests.runs import ROOT, SAMPLE, commits_of, finish, kill_run, wait_for_commits
 
 pytest_plugins = ["tests.s3_server"]
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
 SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -181,50 +178,25 @@ def test_added_shards_alone_are_scored_and_a_finished_run_does_nothing(
     assert commits_of(tmp_path / "out") == both
 
 
-def commits_of(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (output / "_commits").glob("*.json")}
-
-
 def start(model: Path, inputs: Path | str, output: Path | str, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "armo_ray.cli", "score", "--input", str(inputs), "--output", str(output)]
-    command += ["--model", str(model), "--dtype", "float32", "--unit-rows", "10", *options]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return runs.start(model, inputs, output, "--unit-rows", "10", *options)
 
 
-def wait_for_commits(process: subprocess.Popen[str], output: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(commits_of(output)) < count and process.poll() is None:
-        assert time.monotonic() < deadline, "no progress in two minutes"
-        time.sleep(0.02)
-
-
-@pytest.mark.timeout(600)
-def test_a_run_killed_five_times_ends_as_an_undisturbed_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_computes_no_unit_again_and_ends_as_an_undisturbed_one(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     score_locally(tiny_model, SAMPLE, tmp_path / "undisturbed", unit_rows=10)
     out = tmp_path / "out"
-    rng = random.Random(0)
     seen: dict[str, bytes] = {}
-    for _ in range(5):
+    for more in (1, 3):
         process = start(tiny_model, SAMPLE, out)
-        wait_for_commits(process, out, len(seen) + rng.randint(1, 3))
-        time.sleep(rng.random() / 10)
-        assert process.poll() is None, "the run ended before it was killed"
-        for pid in descendants(process.pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        process.communicate()
+        wait_for_commits(process, out, len(seen) + more)
+        kill_run(process)
         assert not (out / "_SUCCESS").exists()
         now = commits_of(out)
         assert {name: now[name] for name in seen} == seen, "a committed unit was computed again"
         seen = now
-    process = start(tiny_model, SAMPLE, out)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    finish(start(tiny_model, SAMPLE, out))
     final = commits_of(out)
     assert {name: final[name] for name in seen} == seen, "a committed unit was computed again"
     assert_same_scores(scores_of(out), scores_of(tmp_path / "undisturbed"))
@@ -233,14 +205,10 @@ def test_a_run_killed_five_times_ends_as_an_undisturbed_one(tiny_model: Path, tm
 
 def test_a_run_out_of_time_stops_with_status_5_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(tiny_model, SAMPLE, out, "--max-runtime", "8s")
-    _, errors = process.communicate()
-    assert process.returncode == 5, errors
+    errors = finish(start(tiny_model, SAMPLE, out, "--max-runtime", "8s"), 5)
     assert "--max-runtime is over; run it again to go on" in errors
     assert not (out / "_lock.json").exists()
-    process = start(tiny_model, SAMPLE, out, "--max-runtime", "1h")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    finish(start(tiny_model, SAMPLE, out, "--max-runtime", "1h"))
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -251,8 +219,7 @@ def test_a_signal_stops_the_run_cleanly_and_leaves_it_resumable(
     wait_for_commits(process, tmp_path / "out", 2)
     started = descendants(process.pid)
     process.send_signal(getattr(signal, name))
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1
+    errors = finish(process, 1)
     assert "stopped; what is committed stays" in errors
     assert "Traceback" not in errors
     deadline = time.monotonic() + 30
@@ -268,9 +235,7 @@ def test_too_many_rejects_end_in_status_3_with_the_rest_scored(tiny_model: Path,
         {"prompt": "", "chosen": "b", "rejected": "c"}
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    process = start(tiny_model, tmp_path / "a.jsonl", tmp_path / "out")
-    _, errors = process.communicate()
-    assert process.returncode == 3
+    errors = finish(start(tiny_model, tmp_path / "a.jsonl", tmp_path / "out"), 3)
     assert "18 of 20 candidates scored, 2 rejected (2 empty_prompt)" in errors
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
@@ -278,9 +243,7 @@ def test_too_many_rejects_end_in_status_3_with_the_rest_scored(tiny_model: Path,
 def test_a_run_from_s3_to_s3_scores_as_one_on_a_disk(s3: str, tiny_model: Path, tmp_path: Path) -> None:
     store = Store(s3)
     store.write("in/date=2026-11-20/a.jsonl", SAMPLE.read_bytes())
-    process = start(tiny_model, f"{s3}/in/", f"{s3}/out", "--keep", "id")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    finish(start(tiny_model, f"{s3}/in/", f"{s3}/out", "--keep", "id"))
     assert verify_output(f"{s3}/out") == ({"units": 26, "candidates": 260, "scored": 260, "rejected": 0}, [])
     score_locally(tiny_model, SAMPLE, tmp_path / "out", unit_rows=10)
     store.fs.get(f"{store.root}/out/scores", str(tmp_path / "fetched" / "scores"), recursive=True)

@@ -1,18 +1,14 @@
 """Rows that kill or fail the process that works on them cost themselves alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from armo_ray.storage.verify import verify_output
 from tests.local import rejects_of, rows_of, score_locally
+from tests.runs import ROOT, SAMPLE, finish, start
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
 # Python loads a module of this name when it starts: every worker gets a tokenizer and a model that some texts break.
 FRAGILE = """
 import ctypes
@@ -39,21 +35,6 @@ Encoder.encode, score.Scorer.__call__ = fragile_encode, fragile_call
 """
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "fragile").mkdir()
-    (tmp_path / "fragile" / "sitecustomize.py").write_text(FRAGILE)
-    return {**os.environ, "PYTHONPATH": f"{tmp_path}/fragile:{ROOT}"}
-
-
-def run(
-    model: Path, shards: Path, out: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "armo_ray.cli", "score", "--model", str(model), "--dtype", "float32"]
-    command += ["--input", str(shards), "--output", str(out), "--unit-rows", "20", "--keep-text"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "poison",
@@ -61,7 +42,7 @@ def run(
     ids=["tokenizer", "model"],
 )
 def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_scored(
-    poison: dict[int, str], tiny_model: Path, tmp_path: Path, environment: dict[str, str]
+    poison: dict[int, str], tiny_model: Path, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in SAMPLE.open()][:30]
     shard, out = tmp_path / "shard.jsonl", tmp_path / "out"
@@ -71,8 +52,11 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     for i, text in poison.items():
         rows[i]["chosen"] = text
     shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run(tiny_model, shard, out, environment)
-    assert done.returncode == 3, done.stderr  # more than one in a hundred
+    (tmp_path / "fragile").mkdir()
+    (tmp_path / "fragile" / "sitecustomize.py").write_text(FRAGILE)
+    options = ("--unit-rows", "20", "--keep-text")
+    run = start(tiny_model, shard, out, *options, PYTHONPATH=f"{tmp_path}/fragile:{ROOT}")
+    finish(run, 3)  # more than one in a hundred
     assert [(row, reason) for row, _, reason in rejects_of(out)] == [(i, "poison") for i in poison]
     rejects = rows_of(out, "rejects")
     assert [json.loads(row["raw"])["chosen"] for row in rejects] == list(poison.values())

@@ -20,12 +20,11 @@ from armo_ray.storage.filesystem import open_filesystem
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 from tests.fault_proxy import EVERY, FaultProxy
-from tests.local import config_for, score_locally
+from tests.local import PAIR, config_for, score_locally
 
 pytest_plugins = ("tests.s3_server",)
 
 SECRET = "hunter2-recognisable"
-PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 WITH_CREDENTIALS = [
     f"s3://AKIAKEY:{SECRET}@bucket/x.jsonl",
     f"s3://AKIAKEY:{SECRET[:7]}/{SECRET}@bucket/x.jsonl",

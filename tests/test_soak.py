@@ -4,15 +4,10 @@ away, a disk that fills up.
 `pytest tests/test_soak.py --soak-faults 200 --soak-seed 7` for longer than CI does.
 """
 
-import os
 import random
-import re
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,39 +18,11 @@ from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
 from tests.fault_proxy import EVERY, LOST, RESET, TRUNCATED, FaultProxy
 from tests.local import rows_of, score_locally, scores_of
+from tests.runs import kill, start, task_of
 
 pytest_plugins = ("tests.s3_server",)
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
 VICTIMS = ("Replica", "_read", "_write", "driver", "everything", "storage")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample four times over, in 26 shards."""
-    folder = tmp_path_factory.mktemp("shards")
-    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True) * 4
-    for i in range(26):
-        (folder / f"{i:02}.jsonl").write_text("".join(lines[20 * i : 20 * i + 20]), "utf-8")
-    return folder
-
-
-def start(model: Path, shards: str, out: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "armo_ray.cli", "score", "--model", str(model), "--dtype", "float32"]
-    command += ["--input", shards, "--output", out, "--unit-rows", "8"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def task(pid: int) -> str:
-    """What a Ray worker is doing, nothing of other processes."""
-    try:
-        name = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-    except OSError:
-        return ""
-    found = re.search(r"ray::[^\0 ]*(_read|_write|Replica)\b", name)
-    return found[1] if found else ""
 
 
 def victims(driver: int, kind: str) -> list[int]:
@@ -63,19 +30,13 @@ def victims(driver: int, kind: str) -> list[int]:
     everything = descendants(driver)
     if kind in ("driver", "everything"):
         return [driver] if kind == "driver" else everything
-    return [pid for pid in everything if task(pid) == kind][:1]
-
-
-def kill(pids: list[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    return [pid for pid in everything if task_of(pid) == kind][:1]
 
 
 def wait_for_orphans(family: list[int]) -> None:
     """The workers of a killed driver end by themselves, a little later; Ray's own agents take longer."""
     deadline = time.monotonic() + 60
-    while any(map(task, family)):
+    while any(map(task_of, family)):
         assert time.monotonic() < deadline, "workers outlive their driver"
         time.sleep(0.2)
     kill(family)
@@ -104,6 +65,7 @@ def test_faults_at_random_change_nothing(
     shards: Path,
     tiny_model: Path,
     tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     faults = request.config.getoption("--soak-faults")
     rng = random.Random(request.config.getoption("--soak-seed"))
@@ -115,10 +77,10 @@ def test_faults_at_random_change_nothing(
         out = f"{s3}/out-{runs}"
         runs += 1
         faulty.chances = {(EVERY, fault): 0.01 for fault in ("slowdown", "internal", RESET, LOST, TRUNCATED)}
-        process = start(tiny_model, f"{s3}/in", out)
+        process = start(tiny_model, f"{s3}/in", out, "--unit-rows", "8")
         while process.poll() is None or process.returncode != 0:
             if process.poll() is not None:  # killed: the same command goes on
-                process = start(tiny_model, f"{s3}/in", out)
+                process = start(tiny_model, f"{s3}/in", out, "--unit-rows", "8")
             if injected < faults and Store(out).list_names("_commits"):
                 time.sleep(rng.random() * 3)
                 injected += inject(rng.choice(VICTIMS), process, faulty)
@@ -130,7 +92,8 @@ def test_faults_at_random_change_nothing(
         assert verify_output(out)[1] == []
         checked += len(found)
     requests = sum(faulty.faults.values())
-    print(f"{injected} faults and {requests} requests broken in {runs} runs, {checked} rows checked")
+    told = f"{injected} faults, {requests} requests broken, {runs} runs, {checked} rows checked"
+    record_property("soak", told)
 
 
 def scores_by_name(out: Path | str) -> dict[tuple[str, int, int], float]:

@@ -16,6 +16,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from s3fs import S3FileSystem
 
 from armo_ray.errors import ConfigError
+from armo_ray.storage import readers, shards
 from armo_ray.storage.commits import RUN, SUCCESS, commit, finish, list_commits, open_run, to_do
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import write_scores
@@ -180,10 +181,10 @@ def count(row: Row) -> int:
     return 1
 
 
-@pytest.fixture
-def shards_on_s3(s3: str) -> str:
+@pytest.fixture(scope="module")
+def shards_on_s3(s3_of_module: str) -> str:
     """A Parquet, a gz and a damaged shard in hive directories of a prefix."""
-    store = Store(f"{s3}/in")
+    store = Store(s3_of_module)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(ROWS), sink, row_group_size=1000)
     parquet = sink.getvalue().to_pybytes()
@@ -285,18 +286,20 @@ def test_calls_in_parallel_return_in_order_and_raise_what_one_raised() -> None:
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
 def test_a_shard_that_goes_in_mid_read_raises_and_makes_no_rejects(
-    s3: str, suffix: str, replaced: bool
+    s3: str, suffix: str, replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{"i": i, "text": os.urandom(1000).hex()} for i in range(9000)]  # 18 MB, more than one read
+    monkeypatch.setattr(shards, "_AHEAD_BYTES", 1 << 17)
+    monkeypatch.setattr(readers, "_CHUNK", 1 << 15)
+    rows = [{"i": i, "text": os.urandom(1000).hex()} for i in range(1500)]  # 3 MB, more than one read
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=500)
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=100)
     content = {"jsonl": lines, "jsonl.gz": gzip.compress(lines, 1), "parquet": sink.getvalue().to_pybytes()}[
         suffix
     ]
     Store(s3).write(f"x.{suffix}", content)
-    spans = cut(find_shards([s3]), F, 500, {"i": False})
-    units = read_units(spans[0], ["i", "text"], count, 500, F)
+    spans = cut(find_shards([s3]), F, 100, {"i": False})
+    units = read_units(spans[0], ["i", "text"], count, 100, F)
     seen = [next(units)]
     if replaced:
         Store(s3).write(f"x.{suffix}", content[::-1])

@@ -4,30 +4,18 @@ import json
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from jobs.scale import descendants
+from tests.runs import ROOT, SAMPLE, free_ports, kill_run
 
-ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        bound = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in bound:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in bound]
 
 
 @pytest.fixture
@@ -45,10 +33,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-        for pid in descendants(process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
+        kill_run(process)
     shutil.rmtree(short, ignore_errors=True)
 
 
@@ -72,14 +57,7 @@ def test_a_submitted_job_scores_its_input_and_wants_a_token(
     wait_until_up(head)
     out = tmp_path / "out"
     submit = ("submit", "--working-dir", ".", "--", "python", "-m", "jobs.score", "jobs/nightly.toml")
-    options = (
-        "--input",
-        f"{ROOT}/jobs/samples/llmbar.jsonl",
-        "--output",
-        str(out),
-        "--model",
-        str(tiny_model),
-    )
+    options = ("--input", str(SAMPLE), "--output", str(out), "--model", str(tiny_model))
     refused = ray_job(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *submit, *options)
     assert refused.returncode != 0
     assert not out.exists()
