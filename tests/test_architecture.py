@@ -10,10 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "armo_ray"
-BASE = {"", "errors", "config", "schema", "chat"}
+BASE = {"", "errors", "families", "config", "schema", "chat"}
 # What each room may import of the package, besides itself.
 MAY_IMPORT = {
     "errors": set(),
+    "families": set(),
     "config": {"errors"},
     "schema": set(),
     "agreement": set(),

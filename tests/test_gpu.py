@@ -58,7 +58,7 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
 ) -> None:
     rng = np.random.default_rng(0)
     ids = sequences(rng)
-    (pack,) = make_packs(ids, [0] * len(ids), 4096)
+    (pack,) = make_packs(ids, [[0]] * len(ids), 4096)
     heads, dim, device = 8, 64, torch.device("cuda")
     generator = torch.Generator().manual_seed(0)
     count = len(pack.input_ids)
@@ -84,8 +84,8 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_rows_that_are_read_alone_attend_as_in_float64(dtype: torch.dtype, dim: int, kv_heads: int) -> None:
     ids = sequences(np.random.default_rng(0))
-    (pack,) = make_packs(ids, [len(i) // 2 for i in ids], 4096)
-    rows = np.unique(np.concatenate((pack.last_index, pack.gate_index, pack.cu_q[:-1])))
+    (pack,) = make_packs(ids, [[len(i) // 2] for i in ids], 4096)
+    rows = np.unique(np.concatenate((pack.read_index, pack.cu_q[:-1])))
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(len(pack.input_ids), h, dim, generator=generator).to(DEVICE, dtype)

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from armo_ray.engine import attention
-from armo_ray.engine.checkpoint import HEAD_PREFIXES, Checkpoint
+from armo_ray.engine.checkpoint import Checkpoint
 from armo_ray.engine.fp8 import quantize_
+from armo_ray.engine.recognize import HEAD_PREFIXES, LM_HEAD
 from armo_ray.errors import ConfigError
 
 DTYPES = {
@@ -43,7 +44,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
         use_safetensors=True,
         output_loading_info=True,
     )
-    unexpected = [name for name in info["unexpected_keys"] if not name.startswith(HEAD_PREFIXES)]
+    unexpected = [name for name in info["unexpected_keys"] if not name.startswith((*HEAD_PREFIXES, LM_HEAD))]
     faults = {
         "missing": info["missing_keys"],
         "mis-shaped": info["mismatched_keys"],
