@@ -17,6 +17,7 @@ class Family:
     reads: "last" token; "gate" is the end of the last user turn, and the last token; "headers" is the end of
         every assistant header; "before_zero" is the token before the first of id 0, or the last.
     gated: whether it returns a weight for each reward.
+    bos: whether a conversation begins with the BOS token, where the tokenizer has one.
     step_end: what ends a step of an answer; of an outcome, what marks one and is left out.
     """
 
@@ -24,6 +25,7 @@ class Family:
     text: Literal["answer", "outcome", "steps", "pairs"] = "answer"
     reads: Literal["last", "gate", "headers", "before_zero"] = "last"
     gated: bool = False
+    bos: bool = True
     step_end: str = ""
 
 
@@ -36,11 +38,11 @@ FAMILIES = {
         Family("mlp-classifier"),
         Family("urm", gated=True),
         Family("value-head"),
-        Family("starling", reads="before_zero"),
+        Family("starling", reads="before_zero", bos=False),
         Family("orm-mistral", text="outcome", step_end=" ки"),
         Family("orm-deepseek", text="outcome"),
         Family("prm-mistral", text="steps", reads="headers", step_end="ки\n"),
         Family("prm-deepseek", text="steps", reads="headers", step_end="\n\n"),
-        Family("pairwise", text="pairs"),
+        Family("pairwise", text="pairs", bos=False),
     )
 }
