@@ -172,7 +172,7 @@ def test_answers_that_cannot_be_told_from_the_header_by_a_special_token_are_refu
 ) -> None:
     template = (
         "{{ bos_token }}{% for m in messages %}{{ m['content'] }}"
-        "{% if m['role'] == 'user' %}\n{% else %}<|eot_id|>{% endif %}{% endfor %}"
+        "{{ '\n' if m['role'] == 'user' else '<|eot_id|>' }}{% endfor %}"
     )
     path = checkpoint(llama3_model, tmp_path, chat_template=template)
     with pytest.raises(ConfigError, match="no special token is between them"):
