@@ -186,7 +186,9 @@ def _rendered(draft: Chat) -> tuple[str, list[str], str]:
     if _answers(draft)[0] not in wholes[0][len(prompt) :]:
         raise _Unfit("it changes an answer by more than trimming it")
     turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]
-    if turn_end and wholes[0].endswith(turn_end):  # this template opens the next answer whether asked to or not
+    if turn_end and wholes[0].endswith(
+        turn_end
+    ):  # this template opens the next answer whether asked to or not
         closing = str(draft.tokenizer.id_to_token(draft.encode(turn_end)[0]))
         wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
     return prompt, wholes, turn_end

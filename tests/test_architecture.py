@@ -15,10 +15,10 @@ BASE = {"", "errors", "families", "config", "schema", "chat"}
 MAY_IMPORT = {
     "errors": set(),
     "families": set(),
-    "config": {"errors"},
+    "config": {"errors", "families"},
     "schema": set(),
     "agreement": set(),
-    "chat": {"errors"},
+    "chat": {"errors", "families"},
     "": BASE | {"text", "engine", "pipeline"},
     "storage": BASE,
     "text": BASE,

@@ -20,6 +20,7 @@ from armo_ray.engine.model import TOKEN_BUDGETS
 from armo_ray.engine.options import Options
 from armo_ray.engine.recognize import ARMORM_OBJECTIVES
 from armo_ray.engine.tiny import CONFIG, random_head
+from armo_ray.families import FAMILIES
 
 KEPT_SMOLLM2 = Path(".bench/smollm2")
 _SHAPES = {
@@ -95,7 +96,7 @@ def _random(shape: str, dtype: str, device: torch.device, token_budget: int | No
     compute = armorm({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"])
     model = RewardModel(
         backbone.eval().requires_grad_(False),
-        Head(ARMORM_OBJECTIVES, "gate", np.array(vocabulary.pattern, np.int32), compute),
+        Head(ARMORM_OBJECTIVES, FAMILIES["armorm"], np.array(vocabulary.pattern, np.int32), compute),
         Options(token_budget or TOKEN_BUDGETS[device.type]),
     )
     return Subject(f"random weights, {shape}", model, vocabulary)

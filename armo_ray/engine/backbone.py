@@ -43,6 +43,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        key_mapping={r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None,
     )
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith((*HEAD_PREFIXES, LM_HEAD))]
     faults = {
@@ -62,17 +63,11 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
 
 
 def _unpackable(config: Any) -> Iterator[str]:
-    """What would come out wrong and not fail: packs give a token all earlier ones of its conversation, and turn
-    it by its position alone."""
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < config.max_position_embeddings:
-        yield (
-            f"sliding_window {window} is less than max_position_embeddings {config.max_position_embeddings}, and "
-            f"packs have full attention: set the first to null if no layer uses it, or the second to {window}"
-        )
+    """What would come out wrong and not fail: packs give a token all earlier ones of its conversation, or the
+    nearest, and turn it by its position alone."""
     layers = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if layers:
-        yield f"layer_types {', '.join(sorted(layers))}: packs have full attention"
+        yield f"layer_types {', '.join(sorted(layers))}: packs have full or sliding attention"
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
     for kind in kinds & {"dynamic", "longrope"}:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from armo_ray.engine.blocks import in_blocks
 from armo_ray.engine.packing import Ids
+from armo_ray.families import Family
 
 Tensor = torch.Tensor
 Tensors = Mapping[str, Tensor]
@@ -38,20 +39,20 @@ class Head:
     """Which tokens of a conversation are read, and what is computed from their hidden states."""
 
     names: tuple[str, ...]  # of the K rewards
-    reads: str  # see Family
+    family: Family
     pattern: Ids  # from the end of a user turn to the answer
     compute: Compute
 
     def positions(self, ids: Ids) -> list[int]:
         """The positions that are read of a conversation; none where it lacks what marks them."""
         last = len(ids) - 1
-        if self.reads == "last":
+        if self.family.reads == "last":
             return [last]
-        if self.reads == "before_zero":
+        if self.family.reads == "before_zero":
             zeros = np.flatnonzero(ids == 0)
             return [int(zeros[0] - 1) % len(ids)] if len(zeros) else [last]
         starts = occurrences(ids, self.pattern)
-        if self.reads == "headers":
+        if self.family.reads == "headers":
             return [start + len(self.pattern) - 1 for start in starts]
         return [starts[-1], last] if starts else []
 

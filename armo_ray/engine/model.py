@@ -110,7 +110,7 @@ class RewardModel:
             fixed_packs=fixed_packs,
             compile=compile,
         )
-        chat = Chat.load(checkpoint.path)
+        chat = Chat.load(checkpoint.path, checkpoint.family)
         loaded = cls(load_backbone(checkpoint, dtype, at), read_head(checkpoint, chat, at), options)
         if at.type == "cuda" and token_budget is None:
             loaded._fit_budget()

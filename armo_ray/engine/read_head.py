@@ -19,7 +19,7 @@ def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
     family = checkpoint.family
     compute = _judge(checkpoint, chat, device) if family.text != "answer" else _regression(checkpoint, device)
     pattern = np.array(chat.answer_pattern, np.int32)
-    return Head(checkpoint.reward_names, family.reads, pattern, compute)
+    return Head(checkpoint.reward_names, family, pattern, compute)
 
 
 def _regression(checkpoint: Checkpoint, device: torch.device) -> Compute:
