@@ -135,11 +135,13 @@ def qrm(path: Path) -> Published:
         norm = nn.BatchNorm1d(len(tensors[f"gating.layers.{i + 2}.bias"]))
         prefix = f"gating.layers.{i + 2}."
         norm.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        linear = nn.Linear(*reversed(tensors[f"gating.layers.{i}.weight"].shape), bias=False)
-        linear.load_state_dict({"weight": tensors[f"gating.layers.{i}.weight"]})
+        weight = tensors[f"gating.layers.{i}.weight"]
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear.load_state_dict({"weight": weight})
         layers += [linear, nn.ReLU(), norm]
-    last = nn.Linear(*reversed(tensors["gating.layers.9.weight"].shape))
-    last.load_state_dict({part: tensors[f"gating.layers.9.{part}"] for part in ("weight", "bias")})
+    last = sequential(
+        {k.replace("layers.9", "last.0"): v for k, v in tensors.items()}, "gating.last", nn.ReLU
+    )
     gating = nn.Sequential(*layers, last).eval()
     header = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     pattern = tokenizer.encode(header, add_special_tokens=False)

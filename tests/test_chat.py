@@ -202,7 +202,8 @@ def test_other_templates_are_tokenized_as_transformers_does(
             chat.render_prompt(prompt)
         return
     said = chat.encode(chat.render_prompt(prompt)) + chat.encode(chat.render_answer(answer))
-    assert said == tokenizer(whole)["input_ids"]
+    adds_bos = chat.encode(tokenizer.bos_token or "") == tokenizer("")["input_ids"] != []
+    assert said == tokenizer(whole.removeprefix(tokenizer.bos_token) if adds_bos else whole)["input_ids"]
 
 
 def test_a_template_that_names_a_missing_special_token_is_refused(tiny_model: Path, tmp_path: Path) -> None:

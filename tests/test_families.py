@@ -28,7 +28,8 @@ CASES = {
 
 def texts(family: str) -> list[tuple[Messages, str]]:
     """Some real conversations, of one turn where steps of an answer are judged."""
-    found = conversations()[::23][:14] + conversations()[-20::7]
+    known = conversations()
+    found = [entry for start in range(0, len(known), len(known) // 7) for entry in known[start : start + 2]]
     if FAMILIES[family].text == "steps":
         found = [(prompt[-1:], answer) for prompt, answer in found]
     if family.endswith("-mistral"):

@@ -25,8 +25,9 @@ def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
 def _regression(checkpoint: Checkpoint, device: torch.device) -> Compute:
     """A head with tensors of its own."""
     name, config = checkpoint.family.name, checkpoint.config
-    wanted = expected_head(checkpoint.family, config, checkpoint.shapes)
-    tensors = {n: torch.from_numpy(checkpoint.read(n)).to(device) for n in wanted if n in checkpoint.tensors}
+    expected, optional = expected_head(checkpoint.family, config, checkpoint.shapes)
+    biases = [n for n in optional if n in checkpoint.tensors and n.endswith(".bias")]
+    tensors = {n: torch.from_numpy(checkpoint.read(n)).to(device) for n in (*expected, *biases)}
     if name == "armorm":
         return heads.armorm(tensors, float(config["gating_temperature"]))
     if name == "qrm":

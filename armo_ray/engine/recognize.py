@@ -94,7 +94,7 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
 
 def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
     try:
-        expected, optional = _EXPECTED[family.name](config, shapes)
+        expected, optional = expected_head(family, config, shapes)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"config.json has no fit {error}: not a checkpoint of the family {family.name}"
@@ -112,10 +112,11 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
         raise ConfigError(f"not a whole head of the family {family.name}: {'; '.join(faults)}")
 
 
-def expected_head(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Shapes:
-    """The tensors of a head, those that it may have included."""
-    expected, optional = _EXPECTED[family.name](config, shapes)
-    return expected | optional
+def expected_head(
+    family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> tuple[Shapes, Shapes]:
+    """The tensors that a head must have, and those that it may have."""
+    return _EXPECTED[family.name](config, shapes)
 
 
 def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> tuple[str, ...]:

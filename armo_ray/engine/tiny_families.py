@@ -94,8 +94,9 @@ def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, 
 
 
 def _head(family: Family, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    shapes = expected_head(family, config, {LM_HEAD: ()} if not config["tie_word_embeddings"] else {})
+    shapes, optional = expected_head(family, config, {} if config["tie_word_embeddings"] else {LM_HEAD: ()})
     shapes.pop(EMBEDDINGS, None)  # the backbone's own
+    shapes |= {name: shape for name, shape in optional.items() if not name.endswith(".bias")}
     dtype = torch.float32 if family.reads == "gate" else torch.bfloat16
     tensors = {}
     for name, shape in shapes.items():
