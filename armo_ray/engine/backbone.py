@@ -32,7 +32,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
     logging.set_verbosity_error()  # its load report calls our heads unexpected; the check below is stricter
     logging.disable_progress_bar()
     auto: Any = AutoModel
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    config = _config(checkpoint)
     if refused := list(_unpackable(config)):
         raise ConfigError(f"{checkpoint.path}/config.json: {'; '.join(refused)}")
     model, info = auto.from_pretrained(
@@ -60,6 +60,17 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
     backbone: PreTrainedModel = model.eval()
     place(backbone, device, fp8=dtype == "fp8")
     return backbone
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    try:
+        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except ValueError as error:
+        kind = checkpoint.config.get("model_type")
+        raise ConfigError(
+            f"{checkpoint.path}/config.json: model_type {kind} is no architecture of this version of transformers, and "
+            f"code that comes with a checkpoint is not run"
+        ) from error
 
 
 def _unpackable(config: Any) -> Iterator[str]:

@@ -70,6 +70,8 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
         ConfigError: no family, or another one; a tensor of the head missing, unexpected or of a wrong shape.
     """
     if family is not None:
+        if family not in FAMILIES:
+            raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
         found = FAMILIES[family]
     else:
         told = next((name for name, mark in _MARKS.items() if mark in shapes), None)
@@ -95,9 +97,9 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
 def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
     try:
         expected, optional = expected_head(family, config, shapes)
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise ConfigError(
-            f"config.json has no fit {error}: not a checkpoint of the family {family.name}"
+            f"config.json has no {error}: not a checkpoint of the family {family.name}"
         ) from None
     found = {name: shape for name, shape in shapes.items() if name.startswith(HEAD_PREFIXES)}
     found |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
@@ -200,14 +202,16 @@ def _urm(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
 
 def _value_head(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
     if config.get("reward_token_id") is not None:
-        raise ValueError("value of reward_token_id: null is expected, no token is added to a conversation")
+        raise ConfigError(
+            "config.json has a reward_token_id: conversations with such a token are not rendered"
+        )
     return {"v_head.weight": (1, int(config["hidden_size"]))}, {"v_head.bias": (1,)}
 
 
 def _language_model(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
     size = (int(config["vocab_size"]), int(config["hidden_size"]))
     if scaled := [name for name in ("logits_scaling", "logit_scale") if config.get(name) is not None]:
-        raise ValueError(f"value of {scaled[0]}: null is expected, logits are read as they are")
+        raise ConfigError(f"config.json has {scaled[0]}: odds are read from logits that nothing scales")
     tied = config.get("tie_word_embeddings", False) and LM_HEAD not in shapes
     return {EMBEDDINGS if tied else LM_HEAD: size}, {}
 
