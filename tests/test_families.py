@@ -9,15 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from armo_ray import coefficients, vectors
 from armo_ray.chat import Chat, Messages
+from armo_ray.cli import main
+from armo_ray.config import load_config
 from armo_ray.engine import RewardModel
 from armo_ray.engine.checkpoint import inspect
 from armo_ray.engine.tiny_families import BACKBONES, write_family
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
+from armo_ray.plan import prepare
 from armo_ray.stages.score import win_rates
+from armo_ray.storage.verify import verify_output
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.tokenization import Encoder
+from tests.local import read_table, score_locally
 from tests.published import PUBLISHED, pairwise
 from tests.test_engine import conversations
 
@@ -179,7 +185,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
         "missing lm_head.weight; unexpected score.weight",
     ),
     "no-head": ("classifier", {}, ("score.weight",), None, "found no head at all, expected one of"),
-    "generative": ("orm-mistral", {}, (), None, "a language-model head.*how to read it with --family orm-mistral"),
+    "generative": (
+        "orm-mistral",
+        {},
+        (),
+        None,
+        "a language-model head.*how to read it with --family orm-mistral",
+    ),
     "half-a-head": (
         "qrm",
         {},
@@ -204,6 +216,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
         (),
         None,
         "model_type internlm2 is no architecture",
+    ),
+    "step-marks": (
+        "mlp-classifier",
+        {"architectures": ["Qwen2ForProcessRewardModel"]},
+        (),
+        None,
+        "Qwen2ForProcessRewardModel: its head looks like that of the family mlp-classifier but",
     ),
     "unknown-family": (
         "classifier",
@@ -242,3 +261,77 @@ def test_a_label_more_than_the_head_has_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"score.weight has shape \(1, 64\), expected \(2, 64\)"):
         inspect(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_command_line_writes_a_random_model_of_every_family(family: str, tmp_path: Path) -> None:
+    told = family if FAMILIES[family].text != "answer" else None
+    prints = set()
+    for name in ("a", "b"):
+        assert main(["tiny-model", str(tmp_path / name), "--family", family]) == 0
+        checkpoint = inspect(str(tmp_path / name), family=told)
+        assert checkpoint.family.name == family
+        assert len(set(checkpoint.reward_names)) == len(checkpoint.reward_names)
+        prints.add(checkpoint.fingerprint)
+    assert len(prints) == 1
+
+
+SHARD = [
+    {
+        "id": k,
+        "prompt": f"What is {k} + 2?",
+        "chosen": f"Think.\n\nIt is {k + 2}.",
+        "rejected": "Who knows?\n\n?",
+    }
+    for k in range(9)
+] + [{"id": 9, "prompt": "", "chosen": "a", "rejected": "b"}]
+
+
+@pytest.mark.parametrize("family", ["classifier", "urm", "prm-deepseek", "pairwise"])
+def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tmp_path: Path) -> None:
+    write_family(tmp_path / "model", family)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SHARD))
+    options = {"unit_rows": 6, "keep": ["id"], "family": family}
+    manifest = score_locally(tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "out", **options)
+    totals = manifest["totals"]
+    assert (totals["scored"], totals["rejected"]) == (18, {"empty_prompt": 2})
+    assert verify_output(str(tmp_path / "out"))[1] == []
+    table = read_table(tmp_path / "out")
+    score = table["score"].to_numpy()
+    assert np.abs((vectors(table) * coefficients(table)).sum(axis=1) - score).max() < 1e-5
+    assert table["gating"].null_count == (0 if family == "urm" else table.num_rows)
+    assert ("step_scores" in table.column_names) == (family == "prm-deepseek")
+    if family == "prm-deepseek":
+        steps = table["step_scores"].to_pylist()
+        assert [len(row) for row in steps] == [2] * 18
+        assert np.abs(np.array(steps).mean(axis=1) - score).max() < 1e-6
+    if family == "pairwise":
+        assert np.abs(score.reshape(-1, 2).sum(axis=1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        (
+            "orm-mistral",
+            {"truncate": "left"},
+            "truncate: the family orm-mistral reads prompt and answer as one text",
+        ),
+        ("pairwise", {"dtype": "fp8"}, "dtype: fp8 is not compared with bfloat16 for the family pairwise"),
+        ("mistral", {}, "family: unknown family; expected armorm"),
+    ],
+)
+def test_options_that_a_family_cannot_have_are_refused_before_any_work(
+    family: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path / "model", family if family in FAMILIES else "classifier")
+    (tmp_path / "in.jsonl").write_text(json.dumps(SHARD[0]) + "\n")
+    given = {
+        "input": [str(tmp_path / "in.jsonl")],
+        "output": str(tmp_path / "out"),
+        "family": family,
+        **options,
+    }
+    with pytest.raises(ConfigError, match=message):
+        prepare(load_config(None, given | {"model": str(tmp_path / "model")}))
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,10 +52,13 @@ def sequences(rng: np.random.Generator) -> list[Ids]:
     return [prompt, *(np.concatenate((before, a)) for before in (prompt, turn) for a in answers)]
 
 
+@pytest.mark.parametrize(
+    "rule", [{}, {"sliding_window": 40}, {"softcap": 0.5}], ids=["plain", "window", "softcap"]
+)
 @pytest.mark.parametrize("kv_heads", [8, 2, 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_packed_attention_equals_float64_attention_of_each_sequence(
-    dtype: torch.dtype, kv_heads: int
+    dtype: torch.dtype, kv_heads: int, rule: dict[str, Any]
 ) -> None:
     rng = np.random.default_rng(0)
     ids = sequences(rng)
@@ -66,15 +70,19 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
         torch.randn(1, h, count, dim, generator=generator).to(device, dtype)
         for h in (heads, kv_heads, kv_heads)
     )
-    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, Plan.of(pack, device), scaling=dim**-0.5)
+    plan = Plan.of(pack, device)
+    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, plan, scaling=dim**-0.5, **rule)
     for s in range(len(pack.cu_q) - 1):
         rows = torch.arange(int(pack.cu_q[s]), int(pack.cu_q[s + 1]), device=device)
         keys = torch.from_numpy(pack.kv_index[pack.cu_k[s] : pack.cu_k[s + 1]]).to(device)
         qs, ks, vs = q[0, :, rows].double(), k[0, :, keys].double(), v[0, :, keys].double()
         ks, vs = (x.repeat_interleave(heads // kv_heads, 0) for x in (ks, vs))
         seen = torch.ones(len(rows), len(keys), dtype=torch.bool, device=device).tril(len(keys) - len(rows))
-        weights = (qs @ ks.transpose(1, 2) * dim**-0.5).masked_fill(~seen, -torch.inf).softmax(-1)
-        expected = (weights @ vs).transpose(0, 1)
+        seen = seen.triu(len(keys) - len(rows) - rule.get("sliding_window", len(keys)) + 1)
+        weights = qs @ ks.transpose(1, 2) * dim**-0.5
+        if "softcap" in rule:
+            weights = rule["softcap"] * torch.tanh(weights / rule["softcap"])
+        expected = (weights.masked_fill(~seen, -torch.inf).softmax(-1) @ vs).transpose(0, 1)
         error = (out[0, rows].double() - expected).norm() / expected.norm()
         assert error < (1e-5 if dtype == torch.float32 else 5e-3)
 

@@ -58,6 +58,8 @@ _MARKS = {
     "starling": "transformer.embed_tokens.weight",
     "value-head": "v_head.weight",
 }
+# Heads of these classes read every token, marks between steps, or a token that is added behind the answer.
+_OTHERS = re.compile("TokenClassification|ProcessRewardModel|Athene")
 
 
 def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: str | None) -> Family:
@@ -77,6 +79,11 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
         told = next((name for name, mark in _MARKS.items() if mark in shapes), None)
         if told is None:
             raise ConfigError(_no_head(shapes))
+        if read_otherwise := [name for name in config.get("architectures") or () if _OTHERS.search(name)]:
+            raise ConfigError(
+                f"architecture {read_otherwise[0]}: its head looks like that of the family {told} but is read at other "
+                f"tokens, which is not known here"
+            )
         found = FAMILIES[told]
     _check(found, config, shapes)
     return found
