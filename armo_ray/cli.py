@@ -16,7 +16,7 @@ from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
-from armo_ray.progress import OutOfTime, stop_after, stop_on_sigterm
+from armo_ray.progress import OutOfTime, limited, stop_on_sigterm
 
 COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, OUT_OF_TIME = 0, 1, 2, 3, 5
 
@@ -124,9 +124,8 @@ def _score(args: argparse.Namespace) -> int:
     job, spans = prepare(config)
     from armo_ray import pipeline
 
-    if config.max_runtime is not None:
-        stop_after(config.max_runtime - (time.monotonic() - began))
-    totals, judged = pipeline.run(job, spans, config)
+    with limited(config.max_runtime and config.max_runtime - (time.monotonic() - began)):
+        totals, judged = pipeline.run(job, spans, config)
     _summarize(totals, config)
     return _judge(judged, config)
 

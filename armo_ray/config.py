@@ -4,7 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,8 +63,10 @@ class ScoreConfig(BaseModel):
     compile: bool = False
     """Compile the parts around attention with torch: a slower start, faster passes on a GPU."""
     date: Name | None = None
-    """What replaces {date} in input and output; default: today, UTC."""
-    max_runtime: float | None = None
+    """What replaces {date} in input and output, YYYY-MM-DD; default: yesterday, UTC."""
+    days: int = Field(1, ge=1)
+    """Days up to that date whose {date} inputs are read; what is committed of them is not scored again."""
+    max_runtime: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Stop cleanly after 90s, 45m or 8h, with status 5; the same command goes on."""
     unit_rows: int = Field(2048, ge=1)
     """Candidates in a unit of work, which is committed as a whole."""
@@ -76,10 +78,10 @@ class ScoreConfig(BaseModel):
     """Columns whose values become directories of the scores, below those of the input."""
     replicas: tuple[int, int] | None = None
     """MIN:MAX model replicas; default: one per GPU of the cluster, or one on its CPUs."""
-    gpus_per_replica: float | None = Field(None, ge=0, le=1)
-    """GPUs of a replica: 1, a fraction where several share one, 0 for a CPU; default: 1 where there are any."""
+    gpus_per_replica: float | None = Field(None, ge=0)
+    """GPUs of a replica: 1, a fraction where several share one, 2 and more to split its layers, 0 for a CPU."""
     device: Name | None = None
-    """Device of a replica, as torch names it; default: cuda where a replica has GPUs, else cpu."""
+    """Devices of a replica, as torch names them; default: its GPUs, or cpu."""
     wait: float = Field(10, ge=0)
     """Minutes to wait for a cluster to have the GPUs of the first MIN replicas."""
     max_reject_fraction: float = Field(0.01, ge=0, le=1)
@@ -87,15 +89,16 @@ class ScoreConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _dated(cls, values: Any) -> Any:
-        date = str(values.get("date") or datetime.now(UTC).date())
-
-        def put(value: Any) -> Any:
-            if isinstance(value, list | tuple):
-                return [put(entry) for entry in value]
-            return value.replace("{date}", date) if isinstance(value, str) else value
-
-        return values | {name: put(values[name]) for name in ("input", "output") if name in values}
+    def _with_dates(cls, values: Any) -> Any:
+        days = _days(values.get("date"), values.get("days", 1))
+        found, inputs = dict(values), values.get("input")
+        if isinstance(inputs, str | list | tuple):
+            uris = [inputs] if isinstance(inputs, str) else inputs
+            # every day of a URI with {date}, the others once
+            found["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
+        if isinstance(values.get("output"), str):
+            found["output"] = _dated(values["output"], days[0])
+        return found
 
     @field_validator("family")
     @classmethod
@@ -141,6 +144,13 @@ class ScoreConfig(BaseModel):
             raise ValueError(f"unknown part {', '.join(unknown)}; expected {', '.join(PARTS)}")
         return value
 
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _shareable(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and not value.is_integer():
+            raise ValueError("expected a fraction of one GPU, or a whole number of them")
+        return value
+
     @field_validator("replicas", mode="before")
     @classmethod
     def _range(cls, value: Any) -> Any:
@@ -160,6 +170,19 @@ class ScoreConfig(BaseModel):
         if value is not None and not 1 <= value[0] <= value[1]:
             raise ValueError("expected 1 <= MIN <= MAX")
         return value
+
+
+def _dated(uri: Any, day: str) -> Any:
+    return uri.replace("{date}", day) if isinstance(uri, str) else uri
+
+
+def _days(last: Any, count: Any) -> list[str]:
+    """So many days up to one, by default up to yesterday, the last first."""
+    try:
+        until = date.fromisoformat(str(last)) if last else datetime.now(UTC).date() - timedelta(1)
+    except ValueError:
+        raise ValueError(f"date {last}: expected YYYY-MM-DD") from None
+    return [str(until - timedelta(back)) for back in range(int(count) if str(count).isdigit() else 1)]
 
 
 def check_uri(uri: str) -> None:

@@ -5,13 +5,13 @@ when it killed, or failed, the worker twice on its own. Where many do, the fault
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from armo_ray.storage.retries import STORAGE_ERRORS
+from armo_ray.plan import Job
+from armo_ray.replicas import Pool, isolated
 from armo_ray.storage.units import Span
 
 logger = logging.getLogger(__name__)
@@ -23,20 +23,20 @@ MOST_POISON = 16  # rows of a unit
 class _Worker:
     """An actor that is made anew when a call killed it."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
-        self.actor = make()
+    def __init__(self, span: Span, job: Job, pool: Pool) -> None:
+        self.task = (span, job, pool)
+        self.actor = isolated(*self.task)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the actor returns. Raises RayError where it raised or died."""
         try:
             return ray.get(getattr(self.actor, method).remote(*arguments))
         except RayTaskError as error:
-            if isinstance(error.cause, STORAGE_ERRORS):
+            if isinstance(error.cause, OSError):
                 raise RuntimeError(str(error)) from None  # no row is to blame
             raise
         except RayError:
-            self.actor = self.make()
+            self.actor = isolated(*self.task)
             raise
 
     def failure(self, start: int, stop: int) -> str | None:
@@ -50,15 +50,12 @@ class _Worker:
         return None
 
 
-def isolate(span: Span, make: Callable[[], Any]) -> dict[str, Any]:
+def isolate(span: Span, job: Job, pool: Pool) -> dict[str, Any]:
     """Commit the first unit of a span that is to be done, its poison rejected; returns the commit record.
-
-    Args:
-        make: makes an actor of stages.isolate.Isolated.
 
     Raises RayError where reading the unit kills the actor, and RuntimeError where too many of its rows do.
     """
-    worker = _Worker(make)
+    worker = _Worker(span, job, pool)
     poison = _poison(worker, worker.call("count"), span)
     record: dict[str, Any] = worker.call("finish", poison)
     logger.warning(

@@ -25,7 +25,7 @@ from armo_ray.config import ScoreConfig, load_config
 from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.progress import Progress, stop_on_sigterm
-from armo_ray.replicas import Pool, Replica, isolated, pool_of
+from armo_ray.replicas import Pool, Replica, pool_of
 from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock
 from armo_ray.storage.store import Store
@@ -38,9 +38,8 @@ _WRITE_CPUS = 0.25
 _IN_FLIGHT = 4
 # Blocks that may fail before a run does: those of a poison row, and those that waited at the replica it killed.
 _MOST_ERRORED = 32
-_RETRIES = (
-    2  # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
-)
+# Of a task whose process died: Ray's default is for ever, also for a row that kills each it meets.
+_RETRIES = 2
 
 
 def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -92,24 +91,26 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
     with _ray():
         pool = pool_of(config)
         if job.dtype == "fp8":
-            _check_fp8(store, job, left, pool)
+            _check_fp8(store, job, left, pool, config.min_agreement)
         with Progress(size, began) as progress:
             while left:
                 for record in _records(job, spread(left), pool):
                     progress.update(record)
-                for span in commits.to_do(store, left, job.fingerprint):
-                    progress.update(isolate(span, partial(isolated, span, job, pool)))
                 left = commits.to_do(store, left, job.fingerprint)
+                for span in left:
+                    progress.update(isolate(span, job, pool))
+                if left:
+                    left = commits.to_do(store, left, job.fingerprint)
 
 
-def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool) -> None:
+def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreement: float) -> None:
     """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
     report = store.read_json(fp8.REPORT)
     if report is None or report["columns"]["score"]["spearman"] is None:  # too little input then
         task: Any = ray.remote(**pool.resources)(fp8.fp8_agreement)
         report = ray.get(task.remote(spans, job, pool.device))
         store.write(fp8.REPORT, commits.to_json(report))
-    fp8.judge(report, job.min_agreement)
+    fp8.judge(report, min_agreement)
 
 
 def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]]:
@@ -121,7 +122,9 @@ def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]
     one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": _RETRIES}
     with _remote_arguments():
         ds = ds.map_batches(read, num_cpus=1, **one)
-        ds = _on_replicas(ds, job, pool).map_batches(write, num_cpus=_WRITE_CPUS, **one)
+    ds = _on_replicas(ds, job, pool)
+    with _remote_arguments():
+        ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **one)
     for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
         yield json.loads(batch["record"][0].as_py())
 

@@ -46,7 +46,6 @@ class Job:
     fixed_packs: bool
     compile: bool
     device: str | None
-    min_agreement: float
     layout: Layout
     unit_rows: int
     max_length: int
@@ -68,7 +67,7 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet."""
     model = _model(config)
     store = Store(config.output)
-    found = find_shards(config.input)
+    found = find_shards(config.input, each=config.days == 1)
     shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
@@ -157,7 +156,6 @@ def _job(
         fixed_packs=config.fixed_packs,
         compile=config.compile,
         device=config.device,
-        min_agreement=config.min_agreement,
         layout=layout,
         unit_rows=config.unit_rows,
         max_length=model.max_length,

@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -91,19 +92,33 @@ def stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-class OutOfTime(KeyboardInterrupt):
+class OutOfTime(Exception):  # noqa: N818 - no error
     """The time that a run was given is over."""
 
 
-def stop_after(seconds: float) -> None:
-    """Stop as Ctrl-C does when the time is over."""
+@contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Stop what is done inside as Ctrl-C does when the time is over, and raise OutOfTime then."""
+    if seconds is None:
+        yield
+        return
+    over = threading.Event()
 
     def stop(*_: object) -> None:
-        raise OutOfTime
+        over.set()
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGALRM, stop)
     # again after a while: an exception is lost where it meets a callback of C
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 30.0)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if over.is_set():
+            raise OutOfTime from None
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -28,7 +29,7 @@ class Pool(NamedTuple):
     gpus: float  # of each
     low: int
     high: int
-    device: str  # of each, as torch names it
+    device: str  # of each, as torch names it; several, separated by commas, share the layers
 
     @property
     def resources(self) -> dict[str, Any]:
@@ -41,44 +42,64 @@ def pool_of(config: ScoreConfig) -> Pool:
 
     Raises ConfigError where this machine has too few GPUs, or a cluster still has after `--wait` minutes.
     """
-    have = ray.cluster_resources().get("GPU", 0.0)
-    gpus = config.gpus_per_replica if config.gpus_per_replica is not None else min(1.0, have)
-    low, high = config.replicas or (max(1, int(have / gpus + 1e-6)) if gpus else 1,) * 2
-    if gpus * low > have:
-        _wait_for(gpus * low, f"{low} replicas of {gpus:g} GPUs", config.wait)
+    nodes = _gpus_of_nodes()
+    gpus = config.gpus_per_replica if config.gpus_per_replica is not None else min(1.0, sum(nodes))
+    room = room_for(gpus, nodes) if gpus else 1
+    low, high = config.replicas or (max(1, room),) * 2
+    if gpus and room < low:
+        _wait_for(low, gpus, config.wait)
     if not gpus and config.dtype != "float32":
         logger.warning("%s on CPUs is slow and rounds; --dtype float32 is exact", config.dtype)
     logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
-    return Pool(gpus, low, high, config.device or ("cuda" if gpus else "cpu"))
+    device = ",".join(f"cuda:{i}" for i in range(max(1, int(gpus)))) if gpus else "cpu"
+    return Pool(gpus, low, high, config.device or device)
 
 
-def _wait_for(gpus: float, told: str, minutes: float) -> None:
-    """Ask a cluster for GPUs, and wait until it has them."""
+def room_for(gpus: float, nodes: Sequence[float]) -> int:
+    """How many replicas of so many GPUs fit on nodes with these: one lies on one node, a fraction on one GPU."""
+    if gpus < 1:
+        return int(sum(nodes)) * int(1 / gpus + 1e-6)
+    return sum(int(have // gpus) for have in nodes)
+
+
+def _gpus_of_nodes() -> list[float]:
+    return [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def _wait_for(replicas: int, gpus: float, minutes: float) -> None:
+    """Ask a cluster for the GPUs of replicas, and wait until it has them."""
+    told = f"{replicas} replicas of {gpus:g} GPUs"
     if "RAY_ADDRESS" not in os.environ:
-        have = ray.cluster_resources().get("GPU", 0.0)
+        have = sum(_gpus_of_nodes())
         raise ConfigError(f"{told}: this machine has {have:g}; use --gpus-per-replica 0 to score on its CPUs")
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[{"GPU": 1.0}] * -(-int(gpus) // 1))
+    request_resources(bundles=[{"GPU": gpus}] * replicas)
     deadline, tell = time.monotonic() + 60 * minutes, 0.0
-    while (have := ray.cluster_resources().get("GPU", 0.0)) < gpus:
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"{told}: the cluster has {have:g} GPUs after {minutes:g} minutes; ask for less with --replicas "
-                f"or --gpus-per-replica, or let it wait longer with --wait"
-            )
-        if time.monotonic() >= tell:
-            logger.info("waiting for the GPUs of %s: the cluster has %g", told, have)
-            tell = time.monotonic() + _TELL_S
-        time.sleep(_LOOK_S)
-    request_resources(bundles=[])
+    try:
+        while room_for(gpus, nodes := _gpus_of_nodes()) < replicas:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{told}: after {minutes:g} minutes the nodes of the cluster have {_told(nodes)} GPUs; ask for "
+                    f"less with --replicas or --gpus-per-replica, or let it wait longer with --wait"
+                )
+            if time.monotonic() >= tell:
+                logger.info("waiting for the GPUs of %s: the nodes have %s", told, _told(nodes))
+                tell = time.monotonic() + _TELL_S
+            time.sleep(_LOOK_S)
+    finally:
+        request_resources(bundles=[])  # else the cluster would keep them for nobody
+
+
+def _told(nodes: Sequence[float]) -> str:
+    return " + ".join(f"{have:g}" for have in nodes if have) or "no"
 
 
 class Replica(Scorer):
     """A scorer that takes its share of a machine without GPUs."""
 
     def __init__(self, job: Job, pool: Pool) -> None:
-        if pool.device == "cpu":
+        if "cuda" not in pool.device:
             import torch
 
             torch.set_num_threads(max(1, ((os.cpu_count() or 1) - 1) // pool.high))  # and one to read

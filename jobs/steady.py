@@ -8,7 +8,6 @@ Tokens are counted whole. The first unit, which is there before the pipeline has
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,16 +18,15 @@ import torch
 
 from armo_ray.config import load_config
 from armo_ray.plan import prepare
-from armo_ray.stages import Scorer, read_and_tokenize
+from armo_ray.replicas import Pool, Replica
+from armo_ray.stages import read_and_tokenize
 from armo_ray.stages.unit_table import conversations
 
 
 def bare_rate(options: dict[str, object], device: str) -> float:
     """Tokens of conversations a second that the engine reaches on the units of the input, but the first."""
-    if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))  # as a replica does
     job, spans = prepare(load_config(None, options))
-    scorer = Scorer(job, device)
+    scorer = Replica(job, Pool(gpus=0, low=1, high=1, device=device))
     units = [conversations(unit) for span in spans for unit in read_and_tokenize(span, job)]
     tokens, seconds = 0, 0.0
     for unit in units[1:]:

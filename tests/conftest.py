@@ -16,7 +16,7 @@ from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak-faults", type=int, default=6, help="faults that test_soak injects (default: 6)")
+    parser.addoption("--soak-faults", type=int, default=4, help="faults that test_soak injects (default: 4)")
     parser.addoption("--soak-seed", type=int, default=0, help="of their kinds and times (default: 0)")
 
 

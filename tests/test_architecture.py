@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "progress": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
-    "isolation": BASE | {"storage"},
+    "isolation": BASE | {"storage", "plan", "replicas"},
     "pipeline": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench"},
 }

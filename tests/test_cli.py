@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -117,8 +117,13 @@ def test_the_date_is_put_into_input_and_output() -> None:
     config = load_config(None, {**given, "date": "2026-11-20"})
     assert (config.input, config.output) == (("in/2026-11-20/a", "in/b"), "out/2026-11-20")
     before = datetime.now(UTC).date()
-    today = load_config(None, given).output.removeprefix("out/")
-    assert before <= date.fromisoformat(today) <= datetime.now(UTC).date()
+    day = date.fromisoformat(load_config(None, given).output.removeprefix("out/")) + timedelta(1)
+    assert before <= day <= datetime.now(UTC).date()  # yesterday: a night scores a whole day
+    config = load_config(None, {**given, "date": "2026-03-01", "days": 3})
+    assert config.input == ("in/2026-03-01/a", "in/2026-02-28/a", "in/2026-02-27/a", "in/b")
+    assert config.output == "out/2026-03-01"
+    with pytest.raises(ConfigError, match="date yesterday: expected YYYY-MM-DD"):
+        load_config(None, {**given, "date": "yesterday"})
 
 
 @pytest.mark.parametrize(
@@ -130,5 +135,6 @@ def test_a_runtime_has_a_unit(given: object, seconds: float | None) -> None:
 
 
 def test_a_runtime_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max-runtime"):
-        load_config(None, {"input": ["i"], "output": "o", "model": "m", "max_runtime": "soon"})
+    for wrong in ("soon", 0, "-5s", "nan", "inf"):
+        with pytest.raises(ConfigError, match="max-runtime"):
+            load_config(None, {"input": ["i"], "output": "o", "model": "m", "max_runtime": wrong})

@@ -112,7 +112,7 @@ def test_manifests_follow_the_schema(name: str) -> None:
     [
         ("apiVersion: ray.io/v1", "apiVersion: ray.io/v1alpha1"),
         ("kind: RayJob", "kind: RayJobs"),
-        ("backoffLimit: 2", 'backoffLimit: "2"'),
+        ("backoffLimit: 0", 'backoffLimit: "0"'),
         ("maxReplicas: 7", "maxReplica: 7"),
         ("groupName: gpu-spot", "name: gpu-spot"),
         ("mode: token", "mode: tokens"),

@@ -1,5 +1,6 @@
 """Runs on clusters of several nodes: every node works, may come late, and may be lost."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
 
 from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
@@ -112,16 +114,18 @@ def test_every_node_works_and_the_loss_of_one_costs_nothing(
 
 
 @pytest.mark.timeout(400)
-def test_a_run_waits_for_a_node_that_is_added(
+def test_a_replica_of_two_gpus_waits_for_a_node_that_has_both(
     cluster: Cluster, shards: Path, expected: dict[str, float], tiny_model: Path, tmp_path: Path
 ) -> None:
-    process = start(cluster, tiny_model, shards, tmp_path, "--replicas", "2", "--gpus-per-replica", "1")
+    cluster.add_node(**GPU_NODE)  # two GPUs on two nodes are no room for a replica of two
+    options = ("--replicas", "1", "--gpus-per-replica", "2", "--device", "cpu,cpu")
+    process = start(cluster, tiny_model, shards, tmp_path, *options)
     time.sleep(20)
     assert process.poll() is None
     assert commits(tmp_path) == 0
-    cluster.add_node(**GPU_NODE)
+    cluster.add_node(num_cpus=1, num_gpus=2)
     errors = finish(process, tmp_path, expected)
-    assert "waiting for the GPUs of 2 replicas of 1 GPUs: the cluster has 1" in errors
+    assert "waiting for the GPUs of 1 replicas of 2 GPUs: the nodes have 1 + 1" in errors
 
 
 def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
@@ -131,4 +135,6 @@ def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
     process = start(cluster, tiny_model, shards, tmp_path, *options)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert "3 replicas of 1 GPUs: the cluster has 1 GPUs after 0.1 minutes" in errors
+    ray.init(cluster.address)
+    assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
+    assert "3 replicas of 1 GPUs: after 0.1 minutes the nodes of the cluster have 1 GPUs" in errors

@@ -346,3 +346,13 @@ def test_float8_weights_take_half_the_memory_of_the_device(wide_model: Path) -> 
         taken.append(torch.cuda.memory_allocated())
     wide, narrow = np.diff(taken)
     assert 0.4 * wide < narrow < 0.55 * wide
+
+
+def test_layers_split_over_devices_score_as_on_one(grouped_model: Path) -> None:
+    devices = ["cuda,cpu", "cpu,cuda"] + (["cuda:0,cuda:1"] if torch.cuda.device_count() > 1 else [])
+    alone = RewardModel.load(str(grouped_model), dtype="float32", device="cuda", token_budget=500)
+    groups = groups_for(alone, np.random.default_rng(4), 20)
+    expected = alone.score(groups).score
+    for device in devices:
+        split = RewardModel.load(str(grouped_model), dtype="float32", device=device, token_budget=500)
+        np.testing.assert_allclose(split.score(groups).score, expected, rtol=1e-4, atol=1e-5)

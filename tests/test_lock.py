@@ -1,10 +1,12 @@
 """One run at a time in an output: the second is told of the first, and a dead one is in nobody's way."""
 
 import json
-import socket
+import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,12 @@ from armo_ray.storage.commits import to_json
 from armo_ray.storage.store import Store
 
 pytest_plugins = ["tests.s3_server"]
+
+
+ENDED = subprocess.run(
+    [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+)
+OF_THE_DEAD: Any = {**lock._whereabouts(), "pid": int(ENDED.stdout)}
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +67,7 @@ def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "STALE_S", 1e9)
-    child = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
-    )
-    left_by(store, host=socket.gethostname(), pid=int(child.stdout))
+    left_by(store, **OF_THE_DEAD)
     with lock.held(store):
         pass
 
@@ -81,10 +86,39 @@ def test_an_error_frees_the_output(tmp_path: Path) -> None:
     assert not (tmp_path / lock.LOCK).exists()
 
 
-def test_a_run_that_lost_its_lock_leaves_the_new_owner_s(tmp_path: Path) -> None:
+def test_a_run_that_lost_its_lock_stops_and_leaves_the_new_owner_s(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with lock.held(store):
-        lock.RENEW_S = 1e9  # the renewer waits; fixture restores
-        threading.Event().wait(0.3)
-        left_by(store, run="new")
+
+    def hold_and_lose() -> None:
+        with lock.held(store):
+            left_by(store, run="new")
+            time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        hold_and_lose()
     assert json.loads((tmp_path / lock.LOCK).read_text())["run"] == "new"
+
+
+def test_of_many_runs_that_find_a_dead_one_s_lock_one_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_LOOK_S", 0.5)
+    monkeypatch.setattr(lock, "STALE_S", 1e-9)
+
+    def goes_on(run: int) -> bool:
+        owner = {**lock._whereabouts(), "run": str(run), "pid": os.getpid(), "since": "now"}
+        return lock._taken_over(store, owner)
+
+    for _ in range(3):
+        left_by(store, **OF_THE_DEAD)
+        with ThreadPoolExecutor(6) as pool:
+            taken = list(pool.map(goes_on, range(6)))
+        assert sum(taken) == 1
+        assert (store.read_json(lock.LOCK) or {})["run"] == str(taken.index(True))
+
+
+def test_a_process_of_another_container_on_this_host_is_not_taken_for_a_dead_one(store: Store) -> None:
+    left_by(store, **OF_THE_DEAD | {"space": "pid:[1]"})
+    began = time.monotonic()
+    with lock.held(store):
+        assert time.monotonic() - began >= 1  # it waited for a sign

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_only_safe_files_are_fetched_and_only_once(
     faulty.seen.clear()
     assert local_model(remote.uri, revision) == (path, revision)
     assert (faulty.seen["get"], faulty.seen["list"]) == (0, 1)
+
+
+def test_a_model_that_finds_no_room_is_an_error_and_no_copy(remote: Store, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            local_model(remote.uri)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path for path in (tmp_path / "cache").iterdir() if path.suffix not in (".lock", ".partial")] == []
+    path, _ = local_model(remote.uri)
+    assert sum(file.stat().st_size for file in Path(path).iterdir()) > 100_000
 
 
 def test_a_model_comes_whole_through_faults(

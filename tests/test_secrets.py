@@ -128,11 +128,18 @@ def test_no_error_repeats_a_credential(
         (f"no route to http://user:{SECRET}@host:1/a", "http://***@host:1/a"),
         (f"GET https://host/x?sig={SECRET}&a=1", "sig=***&a=1"),
         (f"GET https://host/x?X-Amz-Signature={SECRET}", "X-Amz-Signature=***"),
+        (f"AccountName=a;AccountKey={SECRET};EndpointSuffix=b", "AccountKey=***;EndpointSuffix=b"),
     ],
 )
 def test_errors_are_told_without_what_a_url_may_hold(text: str, kept: str) -> None:
     assert kept in explain(OSError(text))
     assert SECRET not in explain(OSError(text))
+
+
+@pytest.mark.parametrize("name", ["AZURE_CLIENT_SECRET", "AZURE_STORAGE_CONNECTION_STRING", "HF_TOKEN"])
+def test_what_the_environment_keeps_secret_is_in_no_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, SECRET)
+    assert explain(ValueError(f"refused: {SECRET}, sorry")) == "ValueError: refused: ***, sorry"
 
 
 @pytest.mark.parametrize(("uri", "extra"), [("gs://b/x", "gs"), ("az://c/x", "az"), ("abfs://c@a/x", "az")])

@@ -1,4 +1,5 @@
-"""Faults at random: actors, CPU workers, the driver and all of it killed, a disk that fills up.
+"""Faults at random: actors, CPU workers, the driver and all of it killed, a storage that fails requests and goes
+away, a disk that fills up.
 
 `pytest tests/test_soak.py --soak-faults 200 --soak-seed 7` for longer than CI does.
 """
@@ -15,14 +16,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
+from armo_ray.storage.store import Store
 from armo_ray.storage.verify import verify_output
 from jobs.scale import descendants
-from tests.local import score_locally, scores_of
+from tests.fault_proxy import EVERY, LOST, RESET, TRUNCATED, FaultProxy
+from tests.local import rows_of, score_locally, scores_of
+
+pytest_plugins = ("tests.s3_server",)
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
-VICTIMS = ("Replica", "_read", "_write", "driver", "everything")
+VICTIMS = ("Replica", "_read", "_write", "driver", "everything", "storage")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +41,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(model: Path, shards: Path, out: Path) -> subprocess.Popen[str]:
+def start(model: Path, shards: str, out: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "armo_ray.cli", "score", "--model", str(model), "--dtype", "float32"]
-    command += ["--input", str(shards), "--output", str(out), "--unit-rows", "8"]
+    command += ["--input", shards, "--output", out, "--unit-rows", "8"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -75,39 +81,66 @@ def wait_for_orphans(family: list[int]) -> None:
     kill(family)
 
 
+def inject(kind: str, process: subprocess.Popen[str], proxy: FaultProxy) -> bool:
+    """Do it; whether there was somebody to do it to."""
+    if kind == "storage":
+        proxy.down = True
+        time.sleep(3)
+        proxy.down = False
+        return True
+    pids, family = victims(process.pid, kind), descendants(process.pid)
+    kill(pids)
+    if process.pid in pids:
+        process.communicate()
+        wait_for_orphans(family)
+    return bool(pids)
+
+
 @pytest.mark.timeout(3600)
 def test_faults_at_random_change_nothing(
-    request: pytest.FixtureRequest, shards: Path, tiny_model: Path, tmp_path: Path
+    request: pytest.FixtureRequest,
+    s3: str,
+    faulty: FaultProxy,
+    shards: Path,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     faults = request.config.getoption("--soak-faults")
     rng = random.Random(request.config.getoption("--soak-seed"))
     score_locally(tiny_model, shards, tmp_path / "undisturbed", unit_rows=8)
-    expected = scores_of(tmp_path / "undisturbed")
+    expected = scores_by_name(tmp_path / "undisturbed")
+    S3FileSystem().put(f"{shards}/", f"{s3}/in/", recursive=True)
     injected = checked = runs = 0
     while injected < faults:
-        out = tmp_path / f"out-{runs}"
+        out = f"{s3}/out-{runs}"
         runs += 1
-        process = start(tiny_model, shards, out)
+        faulty.chances = {(EVERY, fault): 0.01 for fault in ("slowdown", "internal", RESET, LOST, TRUNCATED)}
+        process = start(tiny_model, f"{s3}/in", out)
         while process.poll() is None or process.returncode != 0:
             if process.poll() is not None:  # killed: the same command goes on
-                process = start(tiny_model, shards, out)
-            seen = len(list(out.glob("_commits/*.json")))
-            if injected < faults and seen:
+                process = start(tiny_model, f"{s3}/in", out)
+            if injected < faults and Store(out).list_names("_commits"):
                 time.sleep(rng.random() * 3)
-                pids = victims(process.pid, rng.choice(VICTIMS))
-                family = descendants(process.pid)
-                kill(pids)
-                injected += bool(pids)
-                if process.pid in pids:
-                    process.communicate()
-                    wait_for_orphans(family)
+                injected += inject(rng.choice(VICTIMS), process, faulty)
             time.sleep(0.1)
-        found = scores_of(out)
+        faulty.chances = {}
+        found = scores_by_name(out)
         assert found.keys() == expected.keys()
         assert max(abs(found[key] - expected[key]) for key in expected) < 1e-5
-        assert verify_output(str(out))[1] == []
+        assert verify_output(out)[1] == []
         checked += len(found)
-    print(f"{injected} faults, {runs} runs, {checked} rows checked")
+    requests = sum(faulty.faults.values())
+    print(f"{injected} faults and {requests} requests broken in {runs} runs, {checked} rows checked")
+
+
+def scores_by_name(out: Path | str) -> dict[tuple[str, int, int], float]:
+    """Scores by shard, row and candidate, wherever the shard lies."""
+    rows = rows_of(out)
+    found = {
+        (Path(row["source"]).name, row["source_row"], row["candidate"]): float(row["score"]) for row in rows
+    }
+    assert len(found) == len(rows)
+    return found
 
 
 @pytest.fixture

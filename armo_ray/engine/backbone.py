@@ -1,6 +1,6 @@
 """The decoder under a head, as transformers has it, with nothing missing and the packed attention in place."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from armo_ray.engine import attention
 from armo_ray.engine.checkpoint import Checkpoint
+from armo_ray.engine.decoder import LLAMA_LIKE
 from armo_ray.engine.fp8 import quantize_
 from armo_ray.engine.recognize import HEAD_PREFIXES, LM_HEAD
 from armo_ray.errors import ConfigError
@@ -23,7 +24,7 @@ DTYPES = {
 }
 
 
-def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> PreTrainedModel:
+def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.device]) -> PreTrainedModel:
     """The bare decoder (no lm_head, no remote code). Raises ConfigError where a weight would be left random.
 
     Weights of the checkpoint's own type are never copied in RAM: they are views of the mapped files, whose
@@ -56,9 +57,13 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, device: torch.device) -> P
         raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {told}")
     if not (getattr(model, "_supports_attention_backend", False) and hasattr(model, "layers")):
         raise ConfigError(f"{checkpoint.path}: {type(model).__name__} cannot run on packs of conversations")
+    if len(devices) > 1 and (kind := type(model.layers[0]).__name__) not in LLAMA_LIKE:
+        raise ConfigError(f"{checkpoint.path}: layers of {kind} cannot be split over {len(devices)} devices")
+    if len(devices) > len(model.layers):
+        raise ConfigError(f"{checkpoint.path}: {len(model.layers)} layers on {len(devices)} devices")
     model.requires_grad_(False)
     backbone: PreTrainedModel = model.eval()
-    place(backbone, device, fp8=dtype == "fp8")
+    place(backbone, devices, fp8=dtype == "fp8")
     return backbone
 
 
@@ -85,18 +90,21 @@ def _unpackable(config: Any) -> Iterator[str]:
         yield f"rope_type {kind} depends on the longest conversation of a pack"
 
 
-def place(backbone: PreTrainedModel, device: torch.device, fp8: bool = False) -> None:
-    """Move a decoder to its device, layer by layer, four at a time: reading mapped pages is what takes long.
+def place(backbone: PreTrainedModel, devices: Sequence[torch.device], fp8: bool = False) -> None:
+    """Move a decoder to its devices, layer by layer, four at a time: reading mapped pages is what takes long.
 
-    With `fp8`, a layer is quantized as it arrives, so that only float8 weights of all layers are ever there.
+    Each device gets an equal run of layers, the first also what comes before them and the last what comes
+    after. With `fp8`, a layer is quantized as it arrives, so that only float8 weights of all layers are ever there.
     """
 
-    def move(layer: nn.Module) -> None:
+    def move(layer: nn.Module, device: torch.device) -> None:
         if fp8:
             quantize_(layer, device)
         layer.to(device)
 
     layers: Any = backbone.layers
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(move, layers))
-    nn.Module.to(backbone, device)
+        list(pool.map(move, layers, [devices[i * len(devices) // len(layers)] for i in range(len(layers))]))
+    for name, module in backbone.named_children():
+        if name != "layers":
+            module.to(devices[-1] if name == "norm" else devices[0])

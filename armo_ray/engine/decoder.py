@@ -2,8 +2,10 @@
 
 Llama's layer (Mistral's and Qwen2's are the same) is run from here, in two functions around the attention.
 Neither depends on how a pack is cut, so they compile once for all layers and packs; and the last layer does
-its queries and its MLP on the rows that are read alone. Any other decoder runs as transformers has it,
-through the attention function that is registered there.
+its queries and its MLP on the rows that are read alone. Its layers may lie on several devices: hidden states
+move on to where the next layer is, and since nothing waits for them, the first device goes on with the next
+pack meanwhile. Any other decoder runs as transformers has it, through the attention function that is
+registered there.
 """
 
 from collections.abc import Callable
@@ -29,26 +31,36 @@ Tensor = torch.Tensor
 def hidden_rows(backbone: PreTrainedModel, pack: Pack, rows: Index, options: Options) -> Tensor:
     """Final hidden states (R, H) of the tokens `rows` (R,) of a pack."""
     model: Any = backbone
-    device = backbone.device
-    ids, positions, at = (to_device(x, device) for x in (pack.input_ids, pack.position_ids, rows))
-    plan = Plan.of(pack, device)
+    devices = layer_devices(backbone)
+    ids, positions = (to_device(x, devices[0]) for x in (pack.input_ids, pack.position_ids))
+    at = to_device(rows, devices[-1])
+    plans = {device: Plan.of(pack, device) for device in dict.fromkeys(devices)}
     if type(model.layers[0]).__name__ not in LLAMA_LIKE:
+        plan = plans[devices[0]]
         output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, plan=plan)
         return output.last_hidden_state[0].index_select(0, at)  # type: ignore[no-any-return]
     hidden = model.embed_tokens(ids)
     cos, sin = (x[0] for x in model.rotary_emb(hidden, positions[None]))
     fused = options.fused_norm
     project, finish = (_compiled(f) for f in (_project, _finish)) if options.compile else (_project, _finish)
-    for layer in model.layers[:-1] if options.needed_rows else model.layers:
+    for layer, device in zip(model.layers, devices, strict=True):
+        hidden, cos, sin = (x.to(device) for x in (hidden, cos, sin))
+        if options.needed_rows and layer is model.layers[-1]:
+            break
         query, key, value = project(layer, fused, hidden, cos, sin)
-        attended = attend(query, key, value, plan, _rule(layer.self_attn))
+        attended = attend(query, key, value, plans[device], _rule(layer.self_attn))
         hidden = finish(layer, fused, hidden, attended)
     if options.needed_rows:
-        last_plan = Plan.of_rows(pack, rows, device)
-        hidden = _last_layer(model.layers[-1], fused, hidden, cos, sin, at, last_plan)
+        hidden = _last_layer(layer, fused, hidden, cos, sin, at, Plan.of_rows(pack, rows, device))
     else:
         hidden = hidden.index_select(0, at)
     return _norm(model.norm, fused, hidden)
+
+
+def layer_devices(backbone: PreTrainedModel) -> list[torch.device]:
+    """Where each layer lies, the first to the last."""
+    layers: Any = backbone.layers
+    return [next(layer.parameters()).device for layer in layers]
 
 
 def _project(layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
@@ -62,10 +74,9 @@ def _project(layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor) 
 
 
 def _rule(attention: Any) -> Rule:
-    of_all_layers = (
-        type(attention).__name__ == "MistralAttention"
-    )  # Qwen2's is set on the layers that have one
-    window = (attention.config if of_all_layers else attention).__dict__.get("sliding_window")
+    # Mistral's window is that of its config, Qwen2's is set on the layers that have one, Llama has none
+    holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    window = holder.__dict__.get("sliding_window")
     return Rule(attention.scaling, window)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from armo_ray.chat import Chat
 from armo_ray.engine.backbone import DTYPES, load_backbone
 from armo_ray.engine.checkpoint import inspect
-from armo_ray.engine.decoder import hidden_rows
+from armo_ray.engine.decoder import hidden_rows, layer_devices
 from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, to_device
 from armo_ray.engine.heads import Head, HeadOutput
 from armo_ray.engine.options import Options
@@ -51,7 +52,7 @@ class Scores(NamedTuple):
 
 
 class RewardModel:
-    """A reward model on one device.
+    """A reward model on one device, or its layers on several.
 
     >>> model = RewardModel.load("RLHFlow/ArmoRM-Llama3-8B-v0.1", dtype="bfloat16", device="cuda")
     >>> scores = model.score([(prompt_ids, [answer_ids, other_answer_ids])])
@@ -63,7 +64,7 @@ class RewardModel:
         self.pattern = head.pattern
         self.reward_names = head.names
         self.options = options
-        self.device = backbone.device
+        self.device = layer_devices(backbone)[-1]  # of the head
 
     @classmethod
     def load(
@@ -78,14 +79,15 @@ class RewardModel:
         compile: bool = False,  # noqa: A002
         family: str | None = None,
     ) -> "RewardModel":
-        """Load a checkpoint onto one device.
+        """Load a checkpoint.
 
         Args:
             model: a directory with config.json, *.safetensors and tokenizer, or a hub id.
             revision: branch, tag or commit of a hub id.
             dtype: of the backbone, "bfloat16", "float16", "float32" or "fp8": linear layers in float8 e4m3
                 scaled by row, all else in bfloat16. Heads are always float32.
-            device: as torch names it; by default CUDA where there is one.
+            device: as torch names it; by default CUDA where there is one. Several, separated by commas, take
+                an equal run of layers each; Llama, Mistral and Qwen2 only.
             token_budget: most tokens in a forward pass; by default 1,024 on a CPU, and on CUDA 16,384 or
                 what fits into free memory.
             share_prompts: compute common prefixes and equal conversations once (exact).
@@ -102,7 +104,9 @@ class RewardModel:
             raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
-        at = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        names = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        devices = [torch.device(name) for name in names.split(",")]
+        at = devices[-1]
         checkpoint = inspect(model, revision, family)
         options = Options(
             token_budget or TOKEN_BUDGETS.get(at.type, 8_192),
@@ -111,7 +115,7 @@ class RewardModel:
             compile=compile,
         )
         chat = Chat.load(checkpoint.path, checkpoint.family)
-        loaded = cls(load_backbone(checkpoint, dtype, at), read_head(checkpoint, chat, at), options)
+        loaded = cls(load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, at), options)
         if at.type == "cuda" and token_budget is None:
             loaded._fit_budget()
         return loaded
@@ -209,15 +213,20 @@ class RewardModel:
         ids[: len(self.pattern)] = self.pattern
         (probe,) = make_packs([ids], [self.head.positions(ids)], PROBE_TOKENS)
         self._outputs(probe)  # the first pass takes workspaces for good: no part of what a token takes
-        before = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
+        devices = [device for device in set(layer_devices(self.backbone)) if device.type == "cuda"]
+        before = [torch.cuda.memory_allocated(device) for device in devices]
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
         self._outputs(probe)
-        by_token = (torch.cuda.max_memory_allocated(self.device) - before) / PROBE_TOKENS
-        most, budget = MEMORY_SHARE * free_bytes(self.device) / by_token, self.options.token_budget
+        most = math.inf
+        for device, held in zip(devices, before, strict=True):
+            by_token = (torch.cuda.max_memory_allocated(device) - held) / PROBE_TOKENS
+            most = min(most, MEMORY_SHARE * free_bytes(device) / by_token)
+        budget = self.options.token_budget
         while budget > max(most, PROBE_TOKENS):
             budget //= 2
         self.options = replace(self.options, token_budget=budget)
-        logger.info("token budget %d: a pass takes %.0f kB a token", budget, by_token / 1000)
+        logger.info("token budget %d: memory is free for %.0f tokens", budget, most)
 
     def _collect(
         self, order: list[Index], outputs: list[HeadOutput], reads: Sequence[list[int]]

@@ -5,6 +5,7 @@ again under the same name.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
@@ -13,11 +14,25 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS
-from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, remaining, superseded, unit_id
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
+_COUNTED = (
+    "unit",
+    "source",
+    "ordinal",
+    "last",
+    "first_row",
+    "num_rows",
+    "parts",
+    "candidates",
+    "scored",
+    "rejected",
+    "num_tokens",
+    "computed_tokens",
+)
 
 
 def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +50,7 @@ def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, An
                     f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output"
                 )
             found = content if store.create(RUN, to_json(content)) else store.read_json(RUN)
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
     if found is None:
         raise ConfigError(f"output {store.uri}: {RUN} vanished while it was read")
@@ -76,14 +91,20 @@ def list_commits(store: Store) -> set[str]:
 
 
 def read_commits(store: Store, units: Iterable[str]) -> list[dict[str, Any]]:
-    """The records of some units, sorted by shard and row."""
+    """What is counted of the records of some units, sorted by shard and row."""
 
     def read(unit: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(store.read(f"{COMMITS}/{unit}.json"))
-        return record
+        record = json.loads(store.read(f"{COMMITS}/{unit}.json"), object_pairs_hook=_interned)
+        record["source"] = sys.intern(record["source"])
+        return {name: record[name] for name in _COUNTED if name in record}
 
     records: list[dict[str, Any]] = in_parallel(read, sorted(units))
     return sorted(records, key=lambda r: (r["source"], r["first_row"]))
+
+
+def _interned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are not copies of their own: records come by the hundred thousand."""
+    return {sys.intern(name): value for name, value in pairs}
 
 
 def commit(store: Store, record: Mapping[str, Any]) -> None:

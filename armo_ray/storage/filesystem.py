@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from fsspec import filesystem, get_filesystem_class
@@ -11,9 +12,10 @@ from fsspec.spec import AbstractFileSystem
 
 from armo_ray.config import check_uri
 from armo_ray.errors import ConfigError
-from armo_ray.storage.retries import STORAGE_ERRORS, explain, patiently
+from armo_ray.storage.retries import explain, patiently
 
 THREADS = 16
+_AT_ONCE = 4_096  # calls that wait for a thread; each costs a kilobyte or more
 S3, GS, AZ = {"s3", "s3a"}, {"gs", "gcs"}, {"az", "abfs", "abfss"}
 _EXTRAS = dict.fromkeys(GS, "gs") | dict.fromkeys(AZ, "az")
 
@@ -39,21 +41,17 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         extra = _EXTRAS.get(protocol)
         advice = f"install its package: pip install 'armo-ray[{extra}]'" if extra else explain(error)
         raise ConfigError(f"{uri}: {advice}") from error
-    if S3 & set(_protocols(fs)):
-        fs.retries = (
-            1  # s3fs repeats what botocore has repeated: 25 attempts, of up to 15 s, at every request
-        )
+    if speaks(fs, S3):
+        # s3fs repeats what botocore has repeated: 25 attempts, of up to 15 s, at every request
+        fs.retries = 1
     path = str(fs._strip_protocol(uri))
     # one file has one URI, however it was named
     return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
 
 
-def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-
-
 def speaks(fs: AbstractFileSystem, *protocols: set[str]) -> bool:
-    return bool(set(_protocols(fs)) & set().union(*protocols))
+    own = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return not own.isdisjoint(set().union(*protocols))
 
 
 def uri_of(fs: AbstractFileSystem, path: str) -> str:
@@ -67,7 +65,7 @@ def read_text(uri: str) -> str:
         fs, path = open_filesystem(uri)
         content: bytes = patiently(f"reading {uri}", lambda: fs.cat_file(path))
         return content.decode()
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{uri}: not UTF-8 text: {error}") from error
@@ -120,5 +118,9 @@ class Source:
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """`function` of every item, in order, on a few threads: for calls that wait for storage."""
+    rest = iter(items)
+    found: list[Any] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(function, items))
+        while some := list(islice(rest, _AT_ONCE)):
+            found += pool.map(function, some)
+    return found

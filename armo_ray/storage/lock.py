@@ -7,16 +7,18 @@ owner's name. Commits stay exactly-once without it: it saves the work of two run
 
 import logging
 import os
+import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.commits import now, to_json
-from armo_ray.storage.retries import STORAGE_ERRORS
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -29,10 +31,11 @@ _LOOK_S = 2.0
 
 @contextmanager
 def held(store: Store) -> Iterator[None]:
-    """Hold the output. Raises ConfigError where another run does."""
-    owner = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "since": now()}
-    while not store.create(LOCK, _renewed(owner)):
-        _wait_for_end(store)
+    """Hold the output. Raises ConfigError where another run does, and KeyboardInterrupt, in the main thread, where
+    another run took it meanwhile: this one was away for a minute."""
+    owner = {"run": uuid.uuid4().hex, **_whereabouts(), "pid": os.getpid(), "since": now()}
+    while not (store.create(LOCK, _renewed(owner)) or _taken_over(store, owner)):
+        pass
     ended = threading.Event()
     renewer = threading.Thread(target=_renew, args=(store, owner, ended), daemon=True)
     renewer.start()
@@ -41,47 +44,68 @@ def held(store: Store) -> Iterator[None]:
     finally:
         ended.set()
         renewer.join()
-        if (store.read_json(LOCK) or {}).get("run") == owner["run"]:
+        if _is_ours(store, owner):
             store.delete(LOCK)
+
+
+def _whereabouts() -> dict[str, str]:
+    """By what a process id means the same process: the machine and, in a container, its own count of them."""
+    space = Path("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "space": os.readlink(space) if space.is_symlink() else ""}
 
 
 def _renewed(owner: dict[str, Any]) -> bytes:
     return to_json({**owner, "renewed": now()})
 
 
+def _is_ours(store: Store, owner: dict[str, Any]) -> bool:
+    return bool((store.read_json(LOCK) or {}).get("run") == owner["run"])
+
+
 def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(RENEW_S):
         try:
+            if not _is_ours(store, owner):
+                logger.error("%s: another run has the output now: stopping", store.path(LOCK))
+                os.kill(os.getpid(), signal.SIGINT)
+                return
             store.write(LOCK, _renewed(owner))
-        except (*STORAGE_ERRORS, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             logger.warning("%s: cannot be renewed: %s", store.path(LOCK), error)
 
 
-def _wait_for_end(store: Store) -> None:
-    """Return when the run that has the lock is gone, its lock deleted; raise ConfigError when it is alive."""
+def _taken_over(store: Store, owner: dict[str, Any]) -> bool:
+    """Whether the lock of a run that is gone is now ours; raises ConfigError where the run that has it is alive."""
     first = store.read_json(LOCK)
     if first is None:
-        return
-    told = f"process {first['pid']} on {first['host']}, running since {first['since']}"
+        return False
     if _is_gone(first):
-        logger.info("%s was left by %s, which is gone", store.path(LOCK), told)
+        logger.info("%s was left by %s, which is gone", store.path(LOCK), _told(first))
     else:
-        logger.info("%s: held by %s: waiting %g s for a sign of it", store.path(LOCK), told, STALE_S)
+        logger.info("%s: held by %s: waiting %g s for a sign of it", store.path(LOCK), _told(first), STALE_S)
         for _ in range(int(STALE_S / _LOOK_S)):
-            threading.Event().wait(_LOOK_S)
+            time.sleep(_LOOK_S)
             found = store.read_json(LOCK)
             if found is None:
-                return
+                return False
             if found != first:
                 raise ConfigError(
-                    f"output {store.uri} is being written by another run: {told}. Wait for its end, or stop it"
+                    f"output {store.uri} is being written by another run: {_told(found)}. Wait for its end, or stop it"
                 )
-    store.delete(LOCK)
+    if store.read_json(LOCK) != first:
+        return False
+    store.write(LOCK, _renewed(owner))
+    time.sleep(_LOOK_S)  # of several that came to this point the last one stays
+    return _is_ours(store, owner)
+
+
+def _told(owner: dict[str, Any]) -> str:
+    return f"process {owner['pid']} on {owner['host']}, running since {owner['since']}"
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
     """Whether the owner was a process of this machine that has ended."""
-    if owner["host"] != socket.gethostname():
+    if any(owner.get(name) != value for name, value in _whereabouts().items()):
         return False
     try:
         os.kill(owner["pid"], 0)

@@ -14,7 +14,7 @@ from huggingface_hub.constants import HF_HOME
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel, is_remote, open_filesystem
-from armo_ray.storage.retries import STORAGE_ERRORS, explain, patiently
+from armo_ray.storage.retries import explain, patiently
 from armo_ray.storage.shards import version_of
 
 SUFFIXES = (".safetensors", ".json", ".jinja")  # nothing that could run code when it is loaded
@@ -38,7 +38,7 @@ def local_model(model: str, revision: str | None = None) -> tuple[str, str | Non
     copy = CACHE / found
     with _alone(copy):
         if not copy.exists():
-            _download(fs, model, files, copy)
+            _download(fs, root.rstrip("/"), model, copy)
     return str(copy), found
 
 
@@ -48,7 +48,7 @@ def _files(fs: Any, root: str, model: str) -> dict[str, tuple[int, str]]:
         entries = patiently(f"listing {model}", lambda: fs.ls(root, detail=True))
     except FileNotFoundError:
         entries = []
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"model {model}: cannot be listed: {explain(error)}") from error
     files = {
         str(e["name"]): (int(e["size"]), version_of(e))
@@ -71,28 +71,32 @@ def _alone(copy: Path) -> Iterator[None]:
         yield
 
 
-def _download(fs: Any, model: str, files: dict[str, tuple[int, str]], copy: Path) -> None:
-    """Copy the files; they appear at once, when all have the sizes that were listed."""
+def _download(fs: Any, root: str, model: str, copy: Path) -> None:
+    """Copy the files; they appear at once, when none has changed meanwhile."""
+    files = _files(fs, root, model)
     partial = Path(f"{copy}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
     for path, (size, _) in files.items():
         _copy(fs, path, partial / path.rsplit("/", 1)[1], size)
-    if _files(fs, fs._parent(next(iter(files))), model) != files:
+    if _files(fs, root, model) != files:
         raise ConfigError(f"model {model}: its files changed while they were copied: run again")
     os.rename(partial, copy)
 
 
 def _copy(fs: Any, path: str, to: Path, size: int) -> None:
     """Copy one file, a few ranges at a time."""
-    with open(to, "wb") as stream:
+    to.touch()
 
-        def fetch(start: int) -> None:
-            stop = min(start + _RANGE_BYTES, size)
-            os.pwrite(stream.fileno(), read_range(fs, path, start, stop), start)
+    def fetch(start: int) -> None:
+        content = read_range(fs, path, start, min(start + _RANGE_BYTES, size))
+        with open(to, "r+b") as stream:
+            stream.seek(start)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
 
-        in_parallel(fetch, range(0, size, _RANGE_BYTES))
-        os.fsync(stream.fileno())
+    in_parallel(fetch, range(0, size, _RANGE_BYTES))
 
 
 def read_range(fs: Any, path: str, start: int, stop: int) -> bytes:

@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0  # from the first attempt on; the last one may end later: botocore takes up to 90 s
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
-STORAGE_ERRORS = (OSError, BotoCoreError)  # of S3 without credentials, or without a region
 
 _STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: another's write of the name is under way
 # 4xx whose fault is on the way; an upload is unknown where it was completed and the answer got lost
@@ -38,7 +37,8 @@ _LOST = (
     *(ConnectionError, TimeoutError, HTTPClientError, IncompleteReadError, ResponseParserError),
     *(EndpointError, CredentialRetrievalError),
 )
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY")
+# names of environment variables whose values are told to nobody
+_SECRET = re.compile("SECRET|TOKEN|PASSW|CREDENTIAL|CONNECTION_STRING|_KEY$|_SAS$", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -76,13 +76,16 @@ def is_transient(error: BaseException) -> bool:
 def patiently(what: str, attempt: Callable[[], T]) -> T:
     """The result of an operation on a storage, repeated while the storage is away or busy.
 
-    Raises RuntimeError where it stays so. That is no OSError, which stands for a file that is damaged.
+    Raises RuntimeError where it stays so. That is no OSError, which stands for a file that is damaged, or a storage
+    that refuses.
     """
     began, pause, attempts = time.monotonic(), FIRST_PAUSE_SECONDS, 0
     while True:
         try:
             return attempt()
         except Exception as error:
+            if isinstance(error, BotoCoreError) and not is_transient(error):  # no credentials, or no region
+                raise OSError(explain(error)) from None
             if not is_transient(error):
                 raise
             told, attempts = explain(error), attempts + 1
@@ -104,7 +107,11 @@ def explain(error: Any) -> str:
     status = f" (HTTP {answer.status})" if answer.status else ""
     text = re.sub(r"\s+", " ", str(error)).strip() or "no answer"
     text = re.sub(r"://[^/\s@]+@", "://***@", text)
-    text = re.sub(r"(?i)\b(sig|signature|x-amz-[a-z-]+|token|awsaccesskeyid)=[^&\s\"']+", r"\1=***", text)
-    for secret in filter(None, map(os.environ.get, _SECRETS)):
-        text = text.replace(secret, "***")
-    return f"{type(error).__name__}: {text:.400}{status}"
+    text = re.sub(
+        r"(?i)\b(sig|signature|x-amz-[a-z-]+|token|awsaccesskeyid|accountkey)=[^&;\s\"']+", r"\1=***", text
+    )
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET.search(name):
+            text = text.replace(value, "***")
+    kind = "" if type(error) is OSError else f"{type(error).__name__}: "
+    return f"{kind}{text:.400}{status}"

@@ -1,6 +1,7 @@
 """Finding the shards of an input: files that are read, never written."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from fsspec.utils import glob_translate
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import S3, Source, open_filesystem, speaks, uri_of
-from armo_ray.storage.retries import STORAGE_ERRORS, explain, patiently
+from armo_ray.storage.retries import explain, patiently
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _VERSION_KEYS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
@@ -41,17 +44,22 @@ class Shard:
         return self.uri.endswith(".parquet")
 
 
-def find_shards(inputs: Iterable[str]) -> list[Shard]:
-    """The shards under files, directories and globs, each once, sorted by URI.
+def find_shards(inputs: Iterable[str], each: bool = True) -> list[Shard]:
+    """The shards under files, directories and globs, one for a URI, sorted by it.
 
-    Raises ConfigError where an input matches nothing or names a file of another kind.
+    Raises ConfigError where an input, or without `each` all of them, matches nothing, or names a file of another
+    kind.
     """
     found: dict[str, Shard] = {}
+    empty = []
     for uri in inputs:
         shards = _find(uri)
-        if not shards:
-            raise ConfigError(f"input {uri}: no {', '.join(SUFFIXES)} file there")
+        empty += [] if shards else [uri]
         found |= {shard.uri: shard for shard in shards}
+    if empty and (each or not found):
+        raise ConfigError(f"input {empty[0]}: no {', '.join(SUFFIXES)} file there")
+    for uri in empty:
+        logger.warning("input %s: no shard there", uri)
     return [found[uri] for uri in sorted(found)]
 
 
@@ -59,7 +67,7 @@ def _find(uri: str) -> list[Shard]:
     fs, path = open_filesystem(uri)
     try:
         entries = patiently(f"listing {uri}", lambda: _entries(fs, path))
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"input {uri}: cannot be listed: {explain(error)}") from error
     if path in entries and not path.endswith(SUFFIXES):
         raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(SUFFIXES)}")

@@ -80,7 +80,8 @@ class Store:
                 if status != 412 and not isinstance(error, FileExistsError):
                     raise
             # an attempt whose answer got lost may have written it: aiohttp repeats a PUT, and tells nobody
-            return self.read(name) == content
+            found = self._content(name)
+            return attempt() if found is None else found == content  # None: deleted since
 
         return patiently(f"creating {self.uri}/{name}", attempt)
 
@@ -98,13 +99,17 @@ class Store:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file, None where there is no such file."""
+        found = self._content(name)
         try:
-            content: dict[str, Any] = json.loads(self.read(name))
-        except FileNotFoundError:
-            return None
+            content: dict[str, Any] | None = None if found is None else json.loads(found)
         except ValueError as error:
             raise RuntimeError(f"{self.path(name)}: damaged: {error}") from error
         return content
+
+    def _content(self, name: str) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self.read(name)
+        return None
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""

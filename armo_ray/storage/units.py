@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 
 UNIT_BYTES = 64 << 20
@@ -73,7 +73,7 @@ def cut(
             return Span(shard)
         try:
             source = open_shard(shard)
-        except STORAGE_ERRORS as error:
+        except OSError as error:
             raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
         try:
             with source:
