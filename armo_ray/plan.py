@@ -144,7 +144,7 @@ def _job(
     if checkpoint.family.gated:
         metadata["reward_transform_matrix"] = checkpoint.transform
     else:
-        metadata["reward_coefficients"] = checkpoint.coefficients
+        metadata["fixed_weights"] = checkpoint.coefficients
     steps = checkpoint.family.text == "steps"
     return Job(
         output=config.output,

@@ -113,8 +113,8 @@ def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
     with the metadata they were written with, as pyarrow reads them; raises ValueError without it.
     """
     told = footer(scores.schema)
-    if "reward_coefficients" in told:
-        fixed = np.array(told["reward_coefficients"], np.float32)
+    if "fixed_weights" in told:
+        fixed = np.array(told["fixed_weights"], np.float32)
         return np.broadcast_to(fixed, (scores.num_rows, len(fixed)))
     transform = np.array(told["reward_transform_matrix"], np.float32)
     return vectors(scores, "gating") @ transform.T
