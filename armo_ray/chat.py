@@ -4,11 +4,12 @@ A conversation is scored as `prompt + answer + end of turn`: the prompt rendered
 template up to the header of the answer. `Chat.load` proves on probes that this is what the template renders
 and that the two parts can be tokenized apart, and refuses the template otherwise. (On the Llama-3 tokenizer
 the split is exact: special tokens cut the text before BPE, and a trimmed answer cannot join the header's
-newlines.)
+newlines. Qwen's template trims nothing: there the header behind its last special token goes with the answer.)
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ import jinja2
 from tokenizers import Tokenizer
 
 from armo_ray.errors import ConfigError
+from armo_ray.families import FAMILIES, Family
 
 Messages = list[dict[str, str]]
 
 # BPE's word cache: 10,000 by default, which real text overflows; 65,536 took 470k tokens/s to 600k.
 _CACHED_WORDS = 1 << 16
+_THOUGHT = "</think>"
 _PROBE_PROMPT = "What is 2 + 2?"
+_QUESTION = [{"role": "user", "content": _PROBE_PROMPT}]
 _PROBE_ANSWERS = (
     "It is 4.",
     "\n\n  It is 4,\n\nof course. \t\n",
@@ -33,6 +37,12 @@ _PROBE_ANSWERS = (
     "\r\n```python\r\nprint(4)\r\n```\r\n",
     "的\u0301 👩‍👩‍👧 \u202e4",
 )
+_TRIMS: dict[str, Callable[[str], str]] = {
+    "white space": str.strip,
+    "newlines": lambda answer: answer.lstrip("\n"),
+    "nothing": lambda answer: answer,
+}
+_SIGNS = ("+", "-")  # the only answers in a conversation that a judge reads
 
 
 @dataclass(frozen=True)
@@ -41,15 +51,19 @@ class Chat:
 
     tokenizer: Tokenizer
     template: str
+    family: Family  # of the model, which decides what is rendered
     special_tokens: dict[str, str]  # the names that templates use (bos_token, ...) with their texts
     model_max_length: int | None  # tokens, None where the tokenizer states none
-    trims: bool  # whether the template strips white space around an answer
-    answer_end: str  # what follows an answer
-    answer_pattern: tuple[int, ...]  # ids from the end of the last user turn to the answer
     fingerprint: str  # of all that decides which token ids a conversation becomes
+    bos: str = ""  # put before what the template renders: tokenizers add what templates leave out
+    trims: str = "white space"  # what the template strips of an answer: that, newlines before it, or nothing
+    tail: str = ""  # the end of the header, where it is encoded with the answer
+    answer_start: str = ""  # what goes before an answer: the tail, and what templates add there
+    answer_end: str = ""  # what follows an answer
+    answer_pattern: tuple[int, ...] = ()  # ids from the end of the last user turn to the answer
 
     @classmethod
-    def load(cls, path: Path) -> "Chat":
+    def load(cls, path: Path, family: Family = FAMILIES["armorm"]) -> "Chat":
         """Read tokenizer.json, tokenizer_config.json and the template of a checkpoint, and check them."""
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (path / name).exists():
@@ -66,8 +80,7 @@ class Chat:
         limit = int(limit) if limit and limit < 1e9 else None
         digest = hashlib.blake2b((path / "tokenizer.json").read_bytes(), digest_size=16)
         digest.update(json.dumps([template, special], sort_keys=True).encode())
-        draft = cls(tokenizer, template, special, limit, True, "", (), digest.hexdigest())
-        return _checked(draft, path)
+        return _checked(cls(tokenizer, template, family, special, limit, digest.hexdigest()), path)
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
         """The template's text. Raises jinja2.TemplateError where the template refuses the messages."""
@@ -81,15 +94,25 @@ class Chat:
             add_generation_prompt=add_generation_prompt,
             **names,
         )
-        return str(rendered[0][0])
+        text = str(rendered[0][0])
+        if self.family.bos:
+            return self.bos + text
+        return text.removeprefix(self.special_tokens.get("bos_token", ""))
 
     def render_prompt(self, messages: Messages) -> str:
-        """Everything before the answer, its header included."""
-        return self.render(messages, add_generation_prompt=True)
+        """Everything before the answer, its header included, but the tail that goes with the answer."""
+        prompt = self.render(messages, add_generation_prompt=True)
+        if not prompt.endswith(self.tail):
+            raise jinja2.TemplateError(f"no {self.tail!r} before the answer")
+        return prompt.removesuffix(self.tail)
 
     def render_answer(self, answer: str) -> str:
         """An answer as the template writes it after its header, with the end of its turn."""
-        return (answer.strip() if self.trims else answer) + self.answer_end
+        if _THOUGHT in answer and _THOUGHT in self.template:  # the template takes thoughts and answer apart
+            said = [*_QUESTION, {"role": "assistant", "content": answer}]
+            whole = self.render(said, add_generation_prompt=False)
+            return whole.removeprefix(self.render_prompt(_QUESTION))
+        return self.answer_start + _TRIMS[self.trims](answer) + self.answer_end
 
     def encode(self, text: str) -> list[int]:
         """Token ids, special-token texts as special tokens, none added."""
@@ -115,20 +138,16 @@ def _text(token: Any) -> str:
 def _checked(draft: Chat, path: Path) -> Chat:
     """The chat with what its template was found to do; ConfigError where a score would not be the model's."""
     try:
+        draft = _begun(draft)
         prompt, wholes, turn_end = _rendered(draft)
         chat = _understood(draft, prompt, wholes, turn_end)
-        for answer, whole in zip(_PROBE_ANSWERS, wholes, strict=True):
-            if chat.encode(prompt) + chat.encode(chat.render_answer(answer)) != chat.encode(whole):
-                raise _Unfit(
-                    f"prompt and answer cannot be tokenized apart: {answer!r} joins the header before it"
-                )
-        ids, pattern = chat.encode(wholes[0]), chat.answer_pattern
-        bos = draft.tokenizer.token_to_id(draft.special_tokens.get("bos_token", ""))
-        if bos is not None and (ids[0] != bos or ids.count(bos) != 1):
-            raise _Unfit(f"a conversation must begin with exactly one BOS token, found {ids.count(bos)}")
-        starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == pattern]
-        if starts != [len(chat.encode(prompt)) - len(pattern)]:
-            raise _Unfit(f"the end of the user turn must occur once, before the answer; found at {starts}")
+        if not _apart(chat, prompt, wholes) and draft.family.text == "answer":
+            chat = _joined(chat, prompt)
+            prompt = prompt.removesuffix(chat.tail)
+        if not _apart(chat, prompt, wholes):
+            raise _Unfit("prompt and answer cannot be tokenized apart: an answer joins the header before it")
+        if draft.family.reads in ("gate", "headers"):
+            _check_pattern(chat, prompt, wholes)
     except (_Unfit, jinja2.TemplateError) as error:
         raise ConfigError(f"{path}: chat template: {error}") from error
     return chat
@@ -138,36 +157,87 @@ class _Unfit(Exception):  # noqa: N818 - a verdict, told as a ConfigError
     """Why a template cannot be scored with."""
 
 
+def _begun(draft: Chat) -> Chat:
+    """The chat with the BOS token that its tokenizer puts before a text whose template renders none."""
+    name = draft.special_tokens.get("bos_token", "")
+    bos = draft.tokenizer.token_to_id(name)
+    if bos is None:
+        return draft
+    rendered = draft.encode(draft.render_prompt(_QUESTION))
+    if bos not in rendered and draft.family.bos and draft.tokenizer.encode("").ids[:1] == [bos]:
+        return replace(draft, bos=name)
+    if rendered.count(bos) != draft.family.bos or (draft.family.bos and rendered[0] != bos):
+        expected = "begin with exactly one" if draft.family.bos else "have no"
+        raise _Unfit(f"a conversation must {expected} BOS token, found {rendered.count(bos)}")
+    return draft
+
+
 def _rendered(draft: Chat) -> tuple[str, list[str], str]:
     """A prompt, the whole conversations of all probe answers to it, and what ends the prompt's turn."""
-    question = [{"role": "user", "content": _PROBE_PROMPT}]
-    prompt = draft.render_prompt(question)
+    prompt = draft.render_prompt(_QUESTION)
     wholes = [
-        draft.render([*question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-        for answer in _PROBE_ANSWERS
+        draft.render([*_QUESTION, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        for answer in _answers(draft)
     ]
     if _PROBE_PROMPT not in prompt:
         raise _Unfit("it changes a question by more than trimming it")
-    if _PROBE_ANSWERS[0] not in wholes[0]:
-        raise _Unfit("it changes an answer by more than trimming it")
-    if not wholes[0].startswith(prompt + _PROBE_ANSWERS[0]):
+    if not wholes[0].startswith(prompt):
         raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
+    if _answers(draft)[0] not in wholes[0][len(prompt) :]:
+        raise _Unfit("it changes an answer by more than trimming it")
     turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]
-    if wholes[0].endswith(turn_end):  # this template opens the next answer whether asked to or not
+    if turn_end and wholes[0].endswith(
+        turn_end
+    ):  # this template opens the next answer whether asked to or not
         closing = str(draft.tokenizer.id_to_token(draft.encode(turn_end)[0]))
         wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
     return prompt, wholes, turn_end
 
 
+def _answers(draft: Chat) -> tuple[str, ...]:
+    return _PROBE_ANSWERS if draft.family.text == "answer" else _SIGNS
+
+
 def _understood(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:
-    """The chat with the end of its answers, and whether it trims them, as the probes show."""
-    closing = wholes[0][len(prompt) + len(_PROBE_ANSWERS[0]) :]
-    end, added = draft.encode(closing), draft.tokenizer.get_added_tokens_decoder()
-    if len(end) != 1 or end[0] not in added or not added[end[0]].special:
+    """The chat with what stands around its answers, and whether it trims them, as the probes show."""
+    answers = _answers(draft)
+    opening, _, closing = wholes[0][len(prompt) :].partition(answers[0])
+    if any(_is_special(draft, i) for i in draft.encode(opening)):
+        raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
+    end = [_is_special(draft, i) for i in draft.encode(closing)]
+    if not end or not end[0] or sum(end) != 1:
         raise _Unfit(f"an answer must end in one end-of-turn token, not in {closing!r}")
-    for trims in (True, False):
+    for trims in _TRIMS:
         pattern = tuple(draft.encode(turn_end))
-        chat = replace(draft, trims=trims, answer_end=closing, answer_pattern=pattern)
-        if all(prompt + chat.render_answer(a) == w for a, w in zip(_PROBE_ANSWERS, wholes, strict=True)):
+        chat = replace(draft, trims=trims, answer_start=opening, answer_end=closing, answer_pattern=pattern)
+        if all(prompt + chat.render_answer(a) == w for a, w in zip(answers, wholes, strict=True)):
             return chat
     raise _Unfit("it changes an answer by more than trimming it")
+
+
+def _is_special(draft: Chat, token: int) -> bool:
+    added = draft.tokenizer.get_added_tokens_decoder()
+    return token in added and bool(added[token].special)
+
+
+def _apart(chat: Chat, prompt: str, wholes: list[str]) -> bool:
+    answers = zip(_answers(chat), wholes, strict=True)
+    return all(chat.encode(prompt) + chat.encode(chat.render_answer(a)) == chat.encode(w) for a, w in answers)
+
+
+def _joined(chat: Chat, prompt: str) -> Chat:
+    """The chat with the header after its last special token encoded with the answer: special tokens cut a text
+    before anything else does."""
+    special = next((i for i in reversed(chat.encode(prompt)) if _is_special(chat, i)), None)
+    tail = prompt if special is None else prompt.rpartition(str(chat.tokenizer.id_to_token(special)))[2]
+    if _PROBE_PROMPT in tail:
+        raise _Unfit("prompt and answer cannot be tokenized apart: no special token is between them")
+    return replace(chat, tail=tail, answer_start=tail + chat.answer_start)
+
+
+def _check_pattern(chat: Chat, prompt: str, wholes: list[str]) -> None:
+    pattern, at = chat.answer_pattern, len(chat.encode(prompt + chat.tail)) - len(chat.answer_pattern)
+    for ids in map(chat.encode, wholes):
+        starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == pattern]
+        if starts != [at]:
+            raise _Unfit(f"the end of the user turn must occur once, before the answer; found at {starts}")

@@ -15,10 +15,12 @@ from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
+from armo_ray.families import FAMILIES
 from armo_ray.progress import OutOfTime, limited, stop_on_sigterm
 
 COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, OUT_OF_TIME = 0, 1, 2, 3, 5
 
+_BACKBONES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same command to go on;
 2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
 5 stopped by --max-runtime, run the same command to go on"""
@@ -69,9 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check a finished output against its manifest")
     verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
     verify.set_defaults(run=_verify, parser=verify)
-    tiny = commands.add_parser("tiny-model", help="write a tiny random ArmoRM for trying things")
+    tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
+    tiny.add_argument("--family", choices=FAMILIES, default="armorm", help="kind of model (default: armorm)")
+    tiny.add_argument(
+        "--backbone", choices=_BACKBONES, default="llama", help="kind of decoder (default: llama)"
+    )
     tiny.set_defaults(run=_tiny_model, parser=tiny)
     bench = commands.add_parser("bench", help="measure the engine against plain transformers code")
     add_arguments(bench)
@@ -174,13 +180,13 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _tiny_model(args: argparse.Namespace) -> int:
-    from armo_ray.engine.tiny import write_tiny_model
+    from armo_ray.engine.tiny_families import write_family
 
     directory = Path(args.directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} exists and is not an empty directory")
-    write_tiny_model(directory, args.seed)
-    print(f"{args.directory}: a random ArmoRM with 2 layers and 19 objectives; its scores mean nothing")
+    write_family(directory, args.family, args.backbone, args.seed)
+    print(f"{args.directory}: a random model of the family {args.family}, 2 layers; its scores mean nothing")
     return COMPLETE
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from armo_ray.errors import ConfigError
+from armo_ray.families import FAMILIES
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 PARTS = ("prompt", "system", "chosen", "rejected", "responses", "response", "messages")
@@ -39,6 +40,8 @@ class ScoreConfig(BaseModel):
     """Checkpoint: a directory, its URI, or a hub id."""
     revision: Name | None = None
     """Branch, tag or commit of a hub id; of a URI, the revision that an earlier run recorded."""
+    family: Name | None = None
+    """Family of the model, by its name in the table of models; default: what its tensors tell."""
     layout: Literal["auto", "preference", "rollouts", "messages"] = "auto"
     """What a row holds; auto tells it from the columns."""
     column: Mapping[str, Name] = {}
@@ -96,6 +99,13 @@ class ScoreConfig(BaseModel):
         if isinstance(values.get("output"), str):
             found["output"] = _dated(values["output"], days[0])
         return found
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in FAMILIES:
+            raise ValueError(f"unknown family; expected {', '.join(FAMILIES)}")
+        return value
 
     @field_validator("max_runtime", mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from armo_ray.chat import Chat
 from armo_ray.config import ScoreConfig
 from armo_ray.engine.checkpoint import Checkpoint, inspect
 from armo_ray.errors import ConfigError
+from armo_ray.families import Family
 from armo_ray.schema import RESERVED, SCHEMA_VERSION, scores_schema
 from armo_ray.storage import commits, parts, readers
 from armo_ray.storage.filesystem import is_remote
@@ -39,6 +40,7 @@ class Job:
     output: str
     model: str  # a directory that every node sees, or a URI or hub id with its revision
     revision: str | None
+    family: Family
     dtype: str
     token_budget: int | None
     fixed_packs: bool
@@ -98,10 +100,11 @@ class _Model(NamedTuple):
 
 def _model(config: ScoreConfig) -> _Model:
     path, revision = local_model(config.model, config.revision)
-    checkpoint = inspect(path, None if is_remote(config.model) else revision)
+    checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
     if is_remote(config.model):
         checkpoint = replace(checkpoint, revision=revision)
-    chat = Chat.load(checkpoint.path)
+    chat = Chat.load(checkpoint.path, checkpoint.family)
+    _check_family(config, checkpoint)
     size, rows = chat.tokenizer.get_vocab_size(), int(checkpoint.config["vocab_size"])
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, its model {rows}")
@@ -112,25 +115,42 @@ def _model(config: ScoreConfig) -> _Model:
     return _Model(checkpoint, chat, limit)
 
 
+def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
+    """Refuse options that the family cannot have, and say what it is."""
+    name, names = checkpoint.family.name, checkpoint.reward_names
+    if checkpoint.family.text != "answer" and config.truncate != "none":
+        raise ConfigError(f"truncate: the family {name} reads prompt and answer as one text; use none")
+    if checkpoint.family.text == "pairs" and config.dtype == "fp8":
+        raise ConfigError(f"dtype: fp8 is not compared with bfloat16 for the family {name}; use bfloat16")
+    mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
+    logger.info("model family %s: rewards %s%s", name, ", ".join(names), mean)
+
+
 def _job(
     config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
 ) -> Job:
     checkpoint = model.checkpoint
     identity = json.dumps(_identity(config, model, layout, columns), sort_keys=True)
     fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-    metadata = {
+    metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,
         "model_fingerprint": checkpoint.fingerprint,
+        "model_family": checkpoint.family.name,
         "dtype": config.dtype,
-        "reward_transform_matrix": checkpoint.read("reward_transform_matrix").tolist(),
         "schema_version": SCHEMA_VERSION,
         "run_fingerprint": fingerprint,
     }
+    if checkpoint.family.gated:
+        metadata["reward_transform_matrix"] = checkpoint.transform
+    else:
+        metadata["fixed_weights"] = checkpoint.coefficients
+    steps = checkpoint.family.text == "steps"
     return Job(
         output=config.output,
         model=config.model if checkpoint.revision else str(checkpoint.path),
         revision=checkpoint.revision,
+        family=checkpoint.family,
         dtype=config.dtype,
         token_budget=config.token_budget,
         fixed_packs=config.fixed_packs,
@@ -142,7 +162,7 @@ def _job(
         truncate=config.truncate,
         special_tokens=config.special_tokens,
         fingerprint=fingerprint,
-        scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata),
+        scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata, steps),
         carried=columns,
         keep_text=config.keep_text,
         partition_by=config.partition_by,
@@ -154,6 +174,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
     return {
         "model_fingerprint": model.checkpoint.fingerprint,
         "chat_fingerprint": model.chat.fingerprint,
+        "family": model.checkpoint.family.name,
         "dtype": config.dtype,
         "max_length": model.max_length,
         "truncate": config.truncate,

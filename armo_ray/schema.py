@@ -64,16 +64,21 @@ _ORDER = (
     "num_response_tokens",
     "flags",
 )
-RESERVED = frozenset((*_ORDER, "prompt", "response"))
+RESERVED = frozenset((*_ORDER, "step_scores", "prompt", "response"))
+STEP_SCORES = pa.field("step_scores", pa.list_(pa.float32()))  # of a process reward model
 
 
 def scores_schema(
-    reward_names: Sequence[str], carried: pa.Schema, keep_text: bool, metadata: Mapping[str, Any]
+    reward_names: Sequence[str],
+    carried: pa.Schema,
+    keep_text: bool,
+    metadata: Mapping[str, Any],
+    step_scores: bool = False,
 ) -> pa.Schema:
     """Columns of a scores part: the fixed ones, then those carried from the input.
 
-    `rewards` and `gating` are structs of float32 with one field per reward name. `metadata` goes into the
-    footer as JSON under the key armo_ray.
+    `rewards` and `gating` are structs of float32 with one field per reward name; `gating` is null where the
+    model has none. `metadata` goes into the footer as JSON under the key armo_ray.
     """
     vector = pa.struct([(name, pa.float32()) for name in reward_names])
     fields = {f.name: f for f in CANDIDATE_FIELDS} | {
@@ -83,9 +88,10 @@ def scores_schema(
         "rewards": pa.field("rewards", vector),
         "gating": pa.field("gating", vector),
     }
+    steps = (STEP_SCORES,) if step_scores else ()
     text = TEXT_FIELDS if keep_text else ()
     return pa.schema(
-        [*(fields[name] for name in _ORDER), *carried, *text],
+        [*(fields[name] for name in _ORDER), *steps, *carried, *text],
         metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)},
     )
 
@@ -100,12 +106,17 @@ def footer(schema: pa.Schema) -> dict[str, Any]:
 
 
 def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
-    """The weight of every reward in every score: gating · transformᵀ, shape (rows, objectives), float32.
+    """The weight of every reward in every score, shape (rows, objectives), float32: gating · transformᵀ of a model
+    with gates, and the same in every row of one without.
 
     `score == (vectors(scores) * coefficients(scores)).sum(axis=1)` to float32 rounding. Takes rows of scores
     with the metadata they were written with, as pyarrow reads them; raises ValueError without it.
     """
-    transform = np.array(footer(scores.schema)["reward_transform_matrix"], np.float32)
+    told = footer(scores.schema)
+    if "fixed_weights" in told:
+        fixed = np.array(told["fixed_weights"], np.float32)
+        return np.broadcast_to(fixed, (scores.num_rows, len(fixed)))
+    transform = np.array(told["reward_transform_matrix"], np.float32)
     return vectors(scores, "gating") @ transform.T
 
 

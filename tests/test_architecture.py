@@ -10,14 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "armo_ray"
-BASE = {"", "errors", "config", "schema", "chat"}
+BASE = {"", "errors", "families", "config", "schema", "chat"}
 # What each room may import of the package, besides itself.
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "families": set(),
+    "config": {"errors", "families"},
     "schema": set(),
     "agreement": set(),
-    "chat": {"errors"},
+    "chat": {"errors", "families"},
     "": BASE | {"text", "engine", "pipeline"},
     "storage": BASE,
     "text": BASE,

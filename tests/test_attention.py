@@ -23,7 +23,7 @@ def keys_of(pack: Pack, row: int) -> list[int]:
 
 def some_rows(pack: Pack, every: int) -> Index:
     """The rows that a head reads, and others: the first and the last of every segment among them."""
-    ends = (pack.cu_q[:-1], pack.cu_q[1:] - 1, pack.last_index, pack.gate_index)
+    ends = (pack.cu_q[:-1], pack.cu_q[1:] - 1, pack.read_index)
     return np.unique(np.concatenate((*ends, np.arange(0, len(pack.input_ids), every))))
 
 
@@ -31,7 +31,7 @@ def some_rows(pack: Pack, every: int) -> Index:
 def test_each_row_is_a_query_that_sees_what_comes_before_it(
     sequences: list[Ids], budget: int, fixed: bool, every: int
 ) -> None:
-    for pack in make_packs(sequences, [len(ids) // 2 for ids in sequences], budget, fixed_size=fixed):
+    for pack in make_packs(sequences, [[len(ids) // 2] for ids in sequences], budget, fixed_size=fixed):
         rows = some_rows(pack, every)
         (plan,) = Plan.of_rows(pack, rows, CPU).parts
         assert plan.kv_index is not None
@@ -48,7 +48,7 @@ def test_each_row_is_a_query_that_sees_what_comes_before_it(
 @given(sequences=conversations(), budget=st.integers(1, 120), most=st.integers(1, 60))
 def test_keys_gathered_in_parts_give_the_same_bits(sequences: list[Ids], budget: int, most: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    for pack in make_packs(sequences, [0] * len(sequences), budget):
+    for pack in make_packs(sequences, [[0]] * len(sequences), budget):
         q, k, v = (torch.randn(len(pack.input_ids), h, 8, generator=generator) for h in (4, 2, 2))
         whole = Plan.of(pack, CPU)
         with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +65,7 @@ def test_a_row_alone_attends_as_it_does_in_its_segment(
     sequences: list[Ids], budget: int, share: bool, fixed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    for pack in make_packs(sequences, [0] * len(sequences), budget, share, fixed):
+    for pack in make_packs(sequences, [[0]] * len(sequences), budget, share, fixed):
         rows = some_rows(pack, 3)
         q, k, v = (
             torch.randn(len(pack.input_ids), h, 8, generator=generator, dtype=torch.float64)

@@ -142,15 +142,15 @@ def test_the_deduplication_ratio_and_padding_are_those_counted_by_hand() -> None
 
 def test_operations_are_those_counted_by_hand() -> None:
     shape = flops.Shape(layers=2, linear=10, keys=4, heads=1, head_dim=1)
-    sequences, gates = workloads.sequences_of(hand_made()), [15, 15]
+    sequences, reads = workloads.sequences_of(hand_made()), [[15, 22], [15, 24]]
     alone = 2 * 10 * 48 + 4 * (23 * 24 // 2 + 25 * 26 // 2)
     assert flops.whole(shape, sequences) == (48, 2 * alone)
     shared = 2 * 10 * 28 + 4 * (20 * 21 // 2 + 21 + 22 + 23 + 21 + 22 + 23 + 24 + 25)
     last = 2 * 4 * 28 + 2 * 6 * 3 + 4 * (16 + 23 + 25)
-    assert flops.packed(shape, sequences, gates, 100, share=True, needed_rows=False) == (28, 2 * shared)
-    assert flops.packed(shape, sequences, gates, 100, share=True, needed_rows=True) == (28, shared + last)
-    assert flops.packed(shape, sequences, gates, 100, share=False, needed_rows=False) == (48, 2 * alone)
-    assert flops.floor(shape, sequences, gates) == shared + last
+    assert flops.packed(shape, sequences, reads, 100, share=True, needed_rows=False) == (28, 2 * shared)
+    assert flops.packed(shape, sequences, reads, 100, share=True, needed_rows=True) == (28, shared + last)
+    assert flops.packed(shape, sequences, reads, 100, share=False, needed_rows=False) == (48, 2 * alone)
+    assert flops.floor(shape, sequences, reads) == shared + last
 
 
 def test_the_shape_is_read_off_the_layers(model: RewardModel) -> None:

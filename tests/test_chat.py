@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from armo_ray.chat import Chat, Messages
 from armo_ray.engine.tiny import LLAMA3_TEMPLATE
+from armo_ray.engine.tiny_tokenizers import TEMPLATES, write_tokenizer
 from armo_ray.errors import ConfigError
+from armo_ray.families import FAMILIES
 
 CONDITION = "{% if add_generation_prompt %}"
 GATE_PATTERN = (128009, 128006, 78191, 128007, 271)  # of the released model
@@ -50,7 +53,7 @@ UNCONDITIONAL = edited(LLAMA3_TEMPLATE, (CONDITION, "{% if true %}"))
 def test_the_released_vocabulary_gives_the_gate_pattern_of_the_released_code(llama3_chat: Chat) -> None:
     assert llama3_chat.answer_pattern == GATE_PATTERN
     assert llama3_chat.encode(llama3_chat.answer_end) == [128009]
-    assert (llama3_chat.trims, llama3_chat.model_max_length) == (True, 8192)
+    assert (llama3_chat.trims, llama3_chat.model_max_length) == ("white space", 8192)
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=["plain", "white-space", "special", "unicode"])
@@ -106,7 +109,7 @@ def test_a_length_limit_is_what_the_tokenizer_states(
 BOS = ("bos_token + content", "content")
 TWO_BOS = ("bos_token + content", "bos_token + bos_token + content")
 NO_END = (" + '<|eot_id|>'", "")
-LINE_END = ("'<|eot_id|>'", "'<|eot_id|>\n'")
+TWO_ENDS = ("'<|eot_id|>'", "'<|eot_id|><|end_of_text|>'")
 TEXT_END = ("'<|eot_id|>'", "'</s>'")
 UPPER = ("message['content'] | trim", "message['content'] | trim | upper")
 UPPER_ANSWER = (
@@ -126,7 +129,7 @@ NO_HEADER = (CONDITION, "{% if false %}")
             edited(LLAMA3_TEMPLATE, NO_END), "end in one end-of-turn token, not in ''", id="no-end-of-turn"
         ),
         pytest.param(
-            edited(LLAMA3_TEMPLATE, LINE_END), "end in one end-of-turn token", id="a-newline-after-it"
+            edited(LLAMA3_TEMPLATE, TWO_ENDS), "end in one end-of-turn token", id="two-ends-of-turn"
         ),
         pytest.param(
             edited(LLAMA3_TEMPLATE, TEXT_END), "end-of-turn token, not in '</s>'", id="end-of-turn-as-text"
@@ -135,7 +138,7 @@ NO_HEADER = (CONDITION, "{% if false %}")
         pytest.param(edited(LLAMA3_TEMPLATE, UPPER), "changes a", id="upper-case"),
         pytest.param(edited(LLAMA3_TEMPLATE, ONE_NEWLINE), "changes an answer", id="collapsed-newlines"),
         pytest.param(edited(LLAMA3_TEMPLATE, NO_HEADER), "generation prompt", id="no-generation-prompt"),
-        pytest.param("{{ messages[0]['content'] }}", "generation prompt|changes|end", id="no-turns"),
+        pytest.param("{{ messages[0]['content'] }}", "exactly one BOS token, found 0", id="no-turns"),
         pytest.param("", "chat template", id="empty"),
         pytest.param("{% for %}", "chat template", id="not-jinja"),
         pytest.param(
@@ -156,10 +159,51 @@ def test_an_unfit_template_is_refused_with_the_reason(
     assert str(refused.value).startswith(str(path))
 
 
-def test_untrimmed_answers_are_refused_where_they_join_the_header(llama3_model: Path, tmp_path: Path) -> None:
+def test_untrimmed_answers_that_join_the_header_are_refused_where_a_gate_is_read_there(
+    llama3_model: Path, tmp_path: Path
+) -> None:
     path = checkpoint(llama3_model, tmp_path, chat_template=edited(LLAMA3_TEMPLATE, ("| trim", "")))
-    with pytest.raises(ConfigError, match="cannot be tokenized apart"):
+    with pytest.raises(ConfigError, match="the end of the user turn must occur once"):
         Chat.load(path)
+
+
+def test_answers_that_cannot_be_told_from_the_header_by_a_special_token_are_refused(
+    llama3_model: Path, tmp_path: Path
+) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}"
+        "{{ '\n' if m['role'] == 'user' else '<|eot_id|>' }}{% endfor %}"
+    )
+    path = checkpoint(llama3_model, tmp_path, chat_template=template)
+    with pytest.raises(ConfigError, match="no special token is between them"):
+        Chat.load(path, FAMILIES["classifier"])
+
+
+@pytest.fixture(scope="module", params=sorted(TEMPLATES.keys() - {"llama3-header"}))
+def other_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    write_tokenizer(path, request.param, 8192)
+    return path
+
+
+@pytest.mark.parametrize("answer", [*ANSWERS, "<think>\nso\n</think>\n\n4"])
+@pytest.mark.parametrize("prompt", CONVERSATIONS)
+def test_other_templates_are_tokenized_as_transformers_does(
+    other_tokenizer: Path, prompt: Messages, answer: str
+) -> None:
+    auto: Any = AutoTokenizer
+    chat = Chat.load(other_tokenizer, FAMILIES["starling" if "yi" in other_tokenizer.name else "classifier"])
+    tokenizer = auto.from_pretrained(other_tokenizer)
+    conversation = [*prompt, {"role": "assistant", "content": answer}]
+    try:
+        whole = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except TemplateError as error:
+        with pytest.raises(TemplateError, match=str(error)):
+            chat.render_prompt(prompt)
+        return
+    said = chat.encode(chat.render_prompt(prompt)) + chat.encode(chat.render_answer(answer))
+    adds_bos = chat.encode(tokenizer.bos_token or "") == tokenizer("")["input_ids"] != []
+    assert said == tokenizer(whole.removeprefix(tokenizer.bos_token) if adds_bos else whole)["input_ids"]
 
 
 def test_a_template_that_names_a_missing_special_token_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def test_a_pass_moves_all_that_a_layer_needs_to_its_device(deep_model: Path, nee
     model = load(deep_model, "cpu").with_options(needed_rows=needed)
     place(model.backbone, [CPU, META])  # an operation on tensors of both raises
     ids = np.arange(100, dtype=np.int32)
-    (pack,) = make_packs([ids, ids[:60]], [5, 5], 700)
-    hidden = hidden_rows(model.backbone, pack, np.unique(pack.last_index), model.options)
+    (pack,) = make_packs([ids, ids[:60]], [[5, 99], [5, 59]], 700)
+    hidden = hidden_rows(model.backbone, pack, np.unique(pack.read_index), model.options)
     assert hidden.device == META
-    assert hidden.shape == (2, model.backbone.config.hidden_size)
+    assert hidden.shape == (3, model.backbone.config.hidden_size)
 
 
 def test_what_cannot_be_split_is_refused(deep_model: Path, tmp_path: Path) -> None:

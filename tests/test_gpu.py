@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,14 +52,17 @@ def sequences(rng: np.random.Generator) -> list[Ids]:
     return [prompt, *(np.concatenate((before, a)) for before in (prompt, turn) for a in answers)]
 
 
+@pytest.mark.parametrize(
+    "rule", [{}, {"sliding_window": 40}, {"softcap": 0.5}], ids=["plain", "window", "softcap"]
+)
 @pytest.mark.parametrize("kv_heads", [8, 2, 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_packed_attention_equals_float64_attention_of_each_sequence(
-    dtype: torch.dtype, kv_heads: int
+    dtype: torch.dtype, kv_heads: int, rule: dict[str, Any]
 ) -> None:
     rng = np.random.default_rng(0)
     ids = sequences(rng)
-    (pack,) = make_packs(ids, [0] * len(ids), 4096)
+    (pack,) = make_packs(ids, [[0]] * len(ids), 4096)
     heads, dim, device = 8, 64, torch.device("cuda")
     generator = torch.Generator().manual_seed(0)
     count = len(pack.input_ids)
@@ -66,15 +70,19 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
         torch.randn(1, h, count, dim, generator=generator).to(device, dtype)
         for h in (heads, kv_heads, kv_heads)
     )
-    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, Plan.of(pack, device), scaling=dim**-0.5)
+    plan = Plan.of(pack, device)
+    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, plan, scaling=dim**-0.5, **rule)
     for s in range(len(pack.cu_q) - 1):
         rows = torch.arange(int(pack.cu_q[s]), int(pack.cu_q[s + 1]), device=device)
         keys = torch.from_numpy(pack.kv_index[pack.cu_k[s] : pack.cu_k[s + 1]]).to(device)
         qs, ks, vs = q[0, :, rows].double(), k[0, :, keys].double(), v[0, :, keys].double()
         ks, vs = (x.repeat_interleave(heads // kv_heads, 0) for x in (ks, vs))
         seen = torch.ones(len(rows), len(keys), dtype=torch.bool, device=device).tril(len(keys) - len(rows))
-        weights = (qs @ ks.transpose(1, 2) * dim**-0.5).masked_fill(~seen, -torch.inf).softmax(-1)
-        expected = (weights @ vs).transpose(0, 1)
+        seen = seen.triu(len(keys) - len(rows) - rule.get("sliding_window", len(keys)) + 1)
+        weights = qs @ ks.transpose(1, 2) * dim**-0.5
+        if "softcap" in rule:
+            weights = rule["softcap"] * torch.tanh(weights / rule["softcap"])
+        expected = (weights.masked_fill(~seen, -torch.inf).softmax(-1) @ vs).transpose(0, 1)
         error = (out[0, rows].double() - expected).norm() / expected.norm()
         assert error < (1e-5 if dtype == torch.float32 else 5e-3)
 
@@ -84,8 +92,8 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_rows_that_are_read_alone_attend_as_in_float64(dtype: torch.dtype, dim: int, kv_heads: int) -> None:
     ids = sequences(np.random.default_rng(0))
-    (pack,) = make_packs(ids, [len(i) // 2 for i in ids], 4096)
-    rows = np.unique(np.concatenate((pack.last_index, pack.gate_index, pack.cu_q[:-1])))
+    (pack,) = make_packs(ids, [[len(i) // 2] for i in ids], 4096)
+    rows = np.unique(np.concatenate((pack.read_index, pack.cu_q[:-1])))
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(len(pack.input_ids), h, dim, generator=generator).to(DEVICE, dtype)

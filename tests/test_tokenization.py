@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from armo_ray.chat import Chat, Messages
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import detect
-from armo_ray.text.tokenization import Encoder, Tokenized
+from armo_ray.text.tokenization import Encoder
+from armo_ray.text.tokenized import Tokenized
 from tests.reference import Reference
 
 HH_HARMLESS = Path(__file__).parents[2] / "shared" / "data" / "hh_harmless" / "test-half.jsonl.gz"

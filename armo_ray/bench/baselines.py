@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from armo_ray.bench.workloads import Group, sequences_of
 from armo_ray.engine import RewardModel, Scores
-from armo_ray.engine.heads import HeadOutput, find_gate
+from armo_ray.engine.heads import HeadOutput
 from armo_ray.engine.packing import Ids
 
 Batches = list[list[int]]
@@ -85,20 +85,21 @@ def by_length(lengths: Sequence[int], token_budget: int) -> Batches:
 @torch.inference_mode()
 def _forward(model: RewardModel, backbone: PreTrainedModel, sequences: Sequence[Ids]) -> HeadOutput:
     device = model.device
-    rows = torch.arange(len(sequences), device=device)
     last = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
-    gate = torch.tensor([find_gate(ids, model.pattern) for ids in sequences], device=device)
+    reads = [model.head.positions(ids) for ids in sequences]
+    places = torch.tensor([(row, at) for row, read in enumerate(reads) for at in read], device=device).T
     input_ids = pad_sequence([torch.from_numpy(ids).long() for ids in sequences], batch_first=True).to(device)
     alone = len(sequences) == 1  # nothing to mask
     mask = None if alone else (torch.arange(input_ids.shape[1], device=device) <= last[:, None]).long()
     hidden = backbone(input_ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, longest, H)
-    read = torch.cat((hidden[rows, last], hidden[rows, gate]))
-    return model.head(read, rows, rows + len(sequences))
+    lengths = torch.tensor(list(map(len, reads)), device=device)
+    return model.head.compute(hidden[*places], torch.arange(places.shape[1], device=device), lengths)
 
 
 def _scores(outputs: list[HeadOutput], sequences: Sequence[Ids], batches: Batches, started: float) -> Scores:
     inverse = np.argsort(np.concatenate(batches))
-    score, rewards, gating = (torch.cat(part).cpu().numpy()[inverse] for part in zip(*outputs, strict=True))
+    parts = zip(*(output[:3] for output in outputs), strict=True)
+    score, rewards, gating = (torch.cat(part).cpu().numpy()[inverse] for part in parts)
     computed = sum(max(len(sequences[i]) for i in batch) * len(batch) for batch in batches)
     seconds = time.perf_counter() - started
     return Scores(score, rewards, gating, sum(map(len, sequences)), computed, len(batches), seconds)

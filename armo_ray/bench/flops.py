@@ -58,18 +58,22 @@ def whole(shape: Shape, sequences: Sequence[Ids]) -> Work:
 
 
 def packed(
-    shape: Shape, sequences: Sequence[Ids], gates: Sequence[int], budget: int, share: bool, needed_rows: bool
+    shape: Shape,
+    sequences: Sequence[Ids],
+    reads: Sequence[Sequence[int]],
+    budget: int,
+    share: bool,
+    needed_rows: bool,
 ) -> Work:
     """The work of packs of at most `budget` tokens; a prompt whose answers fill several counts in each."""
     tokens = operations = 0
-    for pack in make_packs(sequences, gates, budget, share):
-        read = np.unique(np.concatenate((pack.last_index, pack.gate_index)))
-        needed = pack.position_ids[read] if needed_rows else None
+    for pack in make_packs(sequences, reads, budget, share):
+        needed = pack.position_ids[np.unique(pack.read_index)] if needed_rows else None
         tokens += len(pack.position_ids)
         operations += flops(shape, pack.position_ids, needed)
     return Work(tokens, operations)
 
 
-def floor(shape: Shape, sequences: Sequence[Ids], gates: Sequence[int]) -> int:
+def floor(shape: Shape, sequences: Sequence[Ids], reads: Sequence[Sequence[int]]) -> int:
     """The least that any packing must do: everything shared, the last layer on the rows that are read."""
-    return packed(shape, sequences, gates, sum(map(len, sequences)), True, True).flops
+    return packed(shape, sequences, reads, sum(map(len, sequences)), True, True).flops

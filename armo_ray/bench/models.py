@@ -14,11 +14,13 @@ from armo_ray.bench.workloads import Vocabulary
 from armo_ray.chat import Chat
 from armo_ray.engine import RewardModel, attention
 from armo_ray.engine.backbone import DTYPES
-from armo_ray.engine.checkpoint import ARMORM_OBJECTIVES, resolve
-from armo_ray.engine.heads import ArmoHead
+from armo_ray.engine.checkpoint import resolve
+from armo_ray.engine.heads import Head, armorm
 from armo_ray.engine.model import TOKEN_BUDGETS
 from armo_ray.engine.options import Options
+from armo_ray.engine.recognize import ARMORM_OBJECTIVES
 from armo_ray.engine.tiny import CONFIG, random_head
+from armo_ray.families import FAMILIES
 
 KEPT_SMOLLM2 = Path(".bench/smollm2")
 _SHAPES = {
@@ -91,11 +93,10 @@ def _random(shape: str, dtype: str, device: torch.device, token_budget: int | No
         config = AutoConfig.for_model(**fields)
         backbone = auto.from_config(config, dtype=DTYPES[dtype], attn_implementation=attention.NAME)
     head = random_head(fields, torch.Generator().manual_seed(seed))
+    compute = armorm({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"])
     model = RewardModel(
         backbone.eval().requires_grad_(False),
-        ArmoHead({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"]),
-        np.array(vocabulary.pattern, np.int32),
-        ARMORM_OBJECTIVES,
+        Head(ARMORM_OBJECTIVES, FAMILIES["armorm"], np.array(vocabulary.pattern, np.int32), compute),
         Options(token_budget or TOKEN_BUDGETS[device.type]),
     )
     return Subject(f"random weights, {shape}", model, vocabulary)

@@ -15,7 +15,6 @@ from armo_ray.bench import baselines, flops, measure
 from armo_ray.bench.contenders import Contender
 from armo_ray.bench.workloads import Group, sequences_of
 from armo_ray.engine import RewardModel, Scores
-from armo_ray.engine.heads import find_gate
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -131,9 +130,9 @@ def _work(contender: Contender, model: RewardModel, groups: Sequence[Group], fou
         work, slots = flops.whole(shape, sequences), found.computed_tokens
     else:
         options = contender.packs.options
-        gates = [find_gate(ids, model.pattern) for ids in sequences]
+        reads = [model.head.positions(ids) for ids in sequences]
         work = flops.packed(
-            shape, sequences, gates, options.token_budget, options.share_prompts, options.needed_rows
+            shape, sequences, reads, options.token_budget, options.share_prompts, options.needed_rows
         )
         slots = max(found.num_packs * options.token_budget, found.computed_tokens)
     return {"needed_tokens": work.tokens, "flops": work.flops, "slots": slots}

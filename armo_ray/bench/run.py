@@ -20,7 +20,6 @@ from armo_ray.bench.arguments import DEFAULTS, Settings, default_workloads
 from armo_ray.bench.models import Subject
 from armo_ray.bench.rounds import attempt, take_turns
 from armo_ray.bench.workloads import Group
-from armo_ray.engine.heads import find_gate
 from armo_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -90,8 +89,8 @@ def _groups(name: str, subject: Subject, settings: Settings, chosen: dict[str, A
 
 def _floor(subject: Subject, groups: Sequence[Group]) -> int:
     sequences = workloads.sequences_of(groups)
-    gates = [find_gate(ids, subject.model.pattern) for ids in sequences]
-    return flops.floor(flops.shape_of(subject.model.backbone), sequences, gates)
+    reads = [subject.model.head.positions(ids) for ids in sequences]
+    return flops.floor(flops.shape_of(subject.model.backbone), sequences, reads)
 
 
 def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from armo_ray.engine.checkpoint import ARMORM_OBJECTIVES
+from armo_ray.engine.recognize import ARMORM_OBJECTIVES
 from armo_ray.engine.tiny import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head, write_json
 from armo_ray.errors import ConfigError
 

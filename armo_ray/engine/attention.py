@@ -7,7 +7,7 @@ elsewhere. Both gather the keys of a segment as prefix ++ own tokens and align t
 import inspect
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,20 @@ _VARLEN_OPTIONS |= {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items
 # Gathered at once: 1 GB of keys and values in each layer of an 8B model. Long prompts with many short answers gather
 # far more keys than they have tokens.
 MAX_KEYS = 1 << 18
-_REFUSED = ("softcap", "s_aux")
+SOFTCAP_ROWS = (
+    256  # queries at once where scores are written out: 64 MB of them in float32 for 16 heads and 4k keys
+)
+
+
+class Rule(NamedTuple):
+    """What a layer does to the scores of its queries and keys."""
+
+    scaling: float | None = None  # by default one over the root of the head's size
+    window: int | None = None  # each query sees this many keys, itself included; None: all before it
+    softcap: float | None = None  # scores s become softcap * tanh(s / softcap)
+
+
+PLAIN = Rule()
 
 
 @dataclass(frozen=True)
@@ -41,14 +54,15 @@ class Part:
     max_k: int
     kv_index: torch.Tensor | None  # (cu_k[-1],) int64, the tokens that are keys; None where the queries are
     segments: tuple[tuple[int, int, int, int], ...]  # q_start, q_stop, k_start, k_stop of each, on the host
-    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
+    masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
 
-    def mask(self, num_q: int, num_k: int, device: torch.device) -> torch.Tensor:
-        """Which of its keys each query sees: the last query sees all."""
-        if (num_q, num_k) not in self.masks:
-            seen = torch.ones(num_q, num_k, dtype=torch.bool, device=device).tril(num_k - num_q)
-            self.masks[num_q, num_k] = seen
-        return self.masks[num_q, num_k]
+    def mask(self, num_q: int, num_k: int, window: int | None, device: torch.device) -> torch.Tensor:
+        """Which of its keys each query sees: the last query sees the last."""
+        width, own = window or num_k, num_k - num_q
+        if (num_q, num_k, width) not in self.masks:
+            seen = torch.ones(num_q, num_k, dtype=torch.bool, device=device).tril(own).triu(own - width + 1)
+            self.masks[num_q, num_k, width] = seen
+        return self.masks[num_q, num_k, width]
 
 
 @dataclass(frozen=True)
@@ -111,24 +125,29 @@ def attend(
     key: torch.Tensor,  # (T, kv_heads, head_dim)
     value: torch.Tensor,
     plan: Plan,
-    scaling: float | None = None,
+    rule: Rule = PLAIN,
 ) -> torch.Tensor:
     """Attention of every segment over its own keys; returns (Q, heads, head_dim)."""
+    if rule.window is not None and rule.window >= plan.max_k:
+        rule = rule._replace(window=None)
     by_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    attend_part = _by_kernel if by_kernel else _by_segment
+    able = rule.softcap is None and (rule.window is None or "window_size" in _PARAMETERS)
+    attend_part = _by_kernel if by_kernel and able else _by_segment
     outputs = []
     for rows, part in zip(query.split([p.segments[-1][1] for p in plan.parts]), plan.parts, strict=True):
         k, v = key, value
         if part.kv_index is not None:
             k, v = key.index_select(0, part.kv_index), value.index_select(0, part.kv_index)
-        outputs.append(attend_part(rows, k, v, part, scaling))
+        outputs.append(attend_part(rows, k, v, part, rule))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _by_kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, rule: Rule
 ) -> torch.Tensor:
-    options, own = dict(_VARLEN_OPTIONS), query.shape[-1] ** -0.5
+    options, own, scaling = dict(_VARLEN_OPTIONS), query.shape[-1] ** -0.5, rule.scaling
+    if rule.window is not None:
+        options["window_size"] = (rule.window - 1, 0)
     if "scale" in _PARAMETERS:
         options["scale"] = scaling
     elif scaling not in (None, own):
@@ -140,24 +159,47 @@ def _by_kernel(
 
 
 def _by_segment(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, rule: Rule
 ) -> torch.Tensor:
     out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, T, head_dim)
     for q0, q1, k0, k1 in part.segments:
         num_q, num_k = q1 - q0, k1 - k0
-        mask = part.mask(num_q, num_k, query.device) if 1 < num_q < num_k else None
-        attended = F.scaled_dot_product_attention(
-            q[:, :, q0:q1],
-            k[:, :, k0:k1],
-            v[:, :, k0:k1],
-            attn_mask=mask,
-            is_causal=num_q == num_k,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        windowed = (rule.window or num_k) < num_k
+        masked = windowed or 1 < num_q < num_k or rule.softcap is not None
+        mask = part.mask(num_q, num_k, rule.window, query.device) if masked else None
+        own = q[:, :, q0:q1], k[:, :, k0:k1], v[:, :, k0:k1]
+        if rule.softcap is not None and mask is not None:
+            attended = _softcapped(*own, mask, rule.scaling, rule.softcap)
+        else:
+            attended = F.scaled_dot_product_attention(
+                *own,
+                attn_mask=mask,
+                is_causal=mask is None and num_q == num_k,
+                scale=rule.scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         out[q0:q1] = attended[0].transpose(0, 1)
     return out
+
+
+def _softcapped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with its scores written out, (1, heads, Q, head_dim), some queries at a time."""
+    groups, scaling = query.shape[1] // key.shape[1], scaling or query.shape[-1] ** -0.5
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    outputs = []
+    for rows, seen in zip(query.split(SOFTCAP_ROWS, dim=2), mask.split(SOFTCAP_ROWS), strict=True):
+        scores = softcap * torch.tanh(rows @ key.transpose(2, 3) * scaling / softcap)
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1, dtype=torch.float32)
+        outputs.append(weights.to(value.dtype) @ value)
+    return torch.cat(outputs, dim=2)
 
 
 def packed_attention(
@@ -168,18 +210,15 @@ def packed_attention(
     attention_mask: None,
     plan: Plan,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """`attend` as transformers calls it in the layers of any decoder; returns (1, T, heads, head_dim)."""
-    refused = [name for name in _REFUSED if options.get(name) is not None]
-    if (options.get("sliding_window") or plan.max_k) < plan.max_k:
-        refused.append("sliding_window")
-    if refused:
-        raise NotImplementedError(
-            f"{type(module).__name__} asks for {', '.join(refused)}: packs do not support it"
-        )
+    if options.get("s_aux") is not None:
+        raise NotImplementedError(f"{type(module).__name__} asks for s_aux: packs do not support it")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q, k, v, plan, scaling)[None], None
+    return attend(q, k, v, plan, Rule(scaling, sliding_window, softcap))[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from armo_ray.engine import attention
-from armo_ray.engine.checkpoint import HEAD_PREFIXES, Checkpoint
+from armo_ray.engine.checkpoint import Checkpoint
 from armo_ray.engine.decoder import LLAMA_LIKE
 from armo_ray.engine.fp8 import quantize_
+from armo_ray.engine.recognize import HEAD_PREFIXES, LM_HEAD
 from armo_ray.errors import ConfigError
 
 DTYPES = {
@@ -32,7 +33,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.de
     logging.set_verbosity_error()  # its load report calls our heads unexpected; the check below is stricter
     logging.disable_progress_bar()
     auto: Any = AutoModel
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    config = _config(checkpoint)
     if refused := list(_unpackable(config)):
         raise ConfigError(f"{checkpoint.path}/config.json: {'; '.join(refused)}")
     model, info = auto.from_pretrained(
@@ -43,8 +44,9 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.de
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        key_mapping={r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None,
     )
-    unexpected = [name for name in info["unexpected_keys"] if not name.startswith(HEAD_PREFIXES)]
+    unexpected = [name for name in info["unexpected_keys"] if not name.startswith((*HEAD_PREFIXES, LM_HEAD))]
     faults = {
         "missing": info["missing_keys"],
         "mis-shaped": info["mismatched_keys"],
@@ -65,18 +67,23 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.de
     return backbone
 
 
+def _config(checkpoint: Checkpoint) -> Any:
+    try:
+        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except ValueError as error:
+        kind = checkpoint.config.get("model_type")
+        raise ConfigError(
+            f"{checkpoint.path}/config.json: model_type {kind} is no architecture of this version of transformers, and "
+            f"code that comes with a checkpoint is not run"
+        ) from error
+
+
 def _unpackable(config: Any) -> Iterator[str]:
-    """What would come out wrong and not fail: packs give a token all earlier ones of its conversation, and turn
-    it by its position alone."""
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < config.max_position_embeddings:
-        yield (
-            f"sliding_window {window} is less than max_position_embeddings {config.max_position_embeddings}, and "
-            f"packs have full attention: set the first to null if no layer uses it, or the second to {window}"
-        )
+    """What would come out wrong and not fail: packs give a token all earlier ones of its conversation, or the
+    nearest, and turn it by its position alone."""
     layers = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if layers:
-        yield f"layer_types {', '.join(sorted(layers))}: packs have full attention"
+        yield f"layer_types {', '.join(sorted(layers))}: packs have full or sliding attention"
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
     for kind in kinds & {"dynamic", "longrope"}:

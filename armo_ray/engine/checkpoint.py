@@ -8,38 +8,16 @@ import json
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from armo_ray.engine.recognize import HEAD_PREFIXES, recognize, reward_names
 from armo_ray.errors import ConfigError
+from armo_ray.families import Family
 
-# The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
-ARMORM_OBJECTIVES = (
-    "helpsteer_helpfulness",
-    "helpsteer_correctness",
-    "helpsteer_coherence",
-    "helpsteer_complexity",
-    "helpsteer_verbosity",
-    "ultrafeedback_overall_score",
-    "ultrafeedback_instruction_following",
-    "ultrafeedback_truthfulness",
-    "ultrafeedback_honesty",
-    "ultrafeedback_helpfulness",
-    "beavertails_is_safe",
-    "prometheus_score",
-    "argilla_overall_quality",
-    "argilla_judge_lm",
-    "code_complexity",
-    "code_style",
-    "code_explanation",
-    "code_instruction_following",
-    "code_readability",
-)
-HEAD_PREFIXES = ("regression_layer.", "reward_transform_matrix", "gating.", "score.", "v_head.", "lm_head.")
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 SAMPLE_BYTES = 1 << 16
 
@@ -64,20 +42,44 @@ class Checkpoint:
     revision: str | None
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    family: Family
 
     @property
     def reward_names(self) -> tuple[str, ...]:
-        """The names of the K objectives, in the order of the rows of `regression_layer.weight`."""
-        count = int(self.config["num_objectives"])
-        if count == len(ARMORM_OBJECTIVES):
-            return ARMORM_OBJECTIVES
-        return tuple(f"objective_{i}" for i in range(count))
+        """The names of the K rewards, in the order in which the head returns them."""
+        return reward_names(self.family, self.config, self.shapes)
+
+    @property
+    def coefficients(self) -> list[float]:
+        """The weight of each reward in the score of a family without gates: equal ones, but of steps the mean's."""
+        names = self.reward_names
+        return [1.0, 0.0, 0.0, 0.0] if self.family.text == "steps" else [1 / len(names)] * len(names)
+
+    @property
+    def transform(self) -> list[list[float]]:
+        """The matrix T of a gated family: score = rewards @ T @ gating."""
+        if self.family.name == "armorm":
+            return _rows(self.read("reward_transform_matrix"))
+        return _rows(np.eye(len(self.reward_names), dtype=np.float32))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Array:
         """One tensor as float32."""
         tensor = self.tensors[name]
         raw = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
         return _to_float32(raw, tensor.dtype).reshape(tensor.shape)
+
+    def read_rows(self, name: str, rows: list[int]) -> Array:
+        """Some rows of one tensor as float32."""
+        tensor = self.tensors[name]
+        raw = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
+        return _to_float32(raw.reshape(tensor.shape[0], -1)[rows].ravel(), tensor.dtype).reshape(
+            len(rows), -1
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -93,6 +95,10 @@ class Checkpoint:
             for sample in _samples(tensor, whole=name.startswith(HEAD_PREFIXES)):
                 digest.update(sample)
         return digest.hexdigest()
+
+
+def _rows(matrix: Array) -> list[list[float]]:
+    return [[float(x) for x in row] for row in matrix]
 
 
 def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
@@ -114,12 +120,18 @@ def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     return path, path.name
 
 
-def inspect(model: str, revision: str | None = None) -> Checkpoint:
-    """Read and check a checkpoint's files. Raises ConfigError that names the file or tensor at fault."""
+def inspect(model: str, revision: str | None = None, family: str | None = None) -> Checkpoint:
+    """Read and check a checkpoint's files, of the family of this name or of the one that its tensors tell.
+
+    Raises ConfigError that names the file or tensor at fault.
+    """
     path, commit = resolve(model, revision)
-    config = _read_json(path / "config.json")
-    checkpoint = Checkpoint(path, commit, config, _read_headers(path))
-    _check_head(checkpoint)
+    config, tensors = _read_json(path / "config.json"), _read_headers(path)
+    try:
+        found = recognize(config, {name: tensor.shape for name, tensor in tensors.items()}, family)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    checkpoint = Checkpoint(path, commit, config, tensors, found)
     _check_finite(checkpoint)
     return checkpoint
 
@@ -170,44 +182,10 @@ def _read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _expected_head(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    try:
-        hidden, count = int(config["hidden_size"]), int(config["num_objectives"])
-        width, depth = int(config["gating_hidden_dim"]), int(config["gating_n_hidden"])
-        float(config["gating_temperature"])
-    except KeyError as error:
-        raise ConfigError(
-            f"config.json has no {error.args[0]!r}: not an ArmoRM checkpoint, which has hidden_size, "
-            f"num_objectives, gating_temperature, gating_hidden_dim and gating_n_hidden"
-        ) from None
-    shapes: dict[str, tuple[int, ...]] = {
-        "regression_layer.weight": (count, hidden),
-        "reward_transform_matrix": (count, count),
-        "gating.logit_scale": (1,),
-    }
-    widths = [hidden, *[width] * depth, count]
-    for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
-        shapes[f"gating.layers.{i}.weight"] = (wide_out, wide_in)
-        shapes[f"gating.layers.{i}.bias"] = (wide_out,)
-    return shapes
-
-
-def _check_head(checkpoint: Checkpoint) -> None:
-    expected = _expected_head(checkpoint.config)
-    found = {name: t.shape for name, t in checkpoint.tensors.items() if name.startswith(HEAD_PREFIXES)}
-    faults = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
-    faults += [
-        f"{name} has shape {found[name]}, expected {expected[name]}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name] != expected[name]
-    ]
-    if faults:
-        raise ConfigError(f"{checkpoint.path}: not a whole ArmoRM head: {'; '.join(faults)}")
-
-
 def _check_finite(checkpoint: Checkpoint) -> None:
     for name, tensor in sorted(checkpoint.tensors.items()):
+        if tensor.dtype.startswith(("I", "U", "BOOL")):  # counters of batch norms
+            continue
         for sample in _samples(tensor, whole=name.startswith(HEAD_PREFIXES)):
             if not np.isfinite(_to_float32(np.frombuffer(sample, np.uint8), tensor.dtype)).all():
                 raise ConfigError(f"{tensor.file}: {name} holds NaN or infinite weights: the file is damaged")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from armo_ray.engine.attention import Plan, attend
+from armo_ray.engine.attention import Plan, Rule, attend
 from armo_ray.engine.blocks import in_blocks
 from armo_ray.engine.device import to_device
 from armo_ray.engine.options import Options
@@ -48,7 +48,7 @@ def hidden_rows(backbone: PreTrainedModel, pack: Pack, rows: Index, options: Opt
         if options.needed_rows and layer is model.layers[-1]:
             break
         query, key, value = project(layer, fused, hidden, cos, sin)
-        attended = attend(query, key, value, plans[device], layer.self_attn.scaling)
+        attended = attend(query, key, value, plans[device], _rule(layer.self_attn))
         hidden = finish(layer, fused, hidden, attended)
     if options.needed_rows:
         hidden = _last_layer(layer, fused, hidden, cos, sin, at, Plan.of_rows(pack, rows, device))
@@ -73,6 +73,13 @@ def _project(layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor) 
     return _rotated(query, cos, sin), _rotated(key, cos, sin), value
 
 
+def _rule(attention: Any) -> Rule:
+    # Mistral's window is that of its config, Qwen2's is set on the layers that have one, Llama has none
+    holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    window = holder.__dict__.get("sliding_window")
+    return Rule(attention.scaling, window)
+
+
 def _finish(layer: Any, fused: bool, hidden: Tensor, attended: Tensor) -> Tensor:
     """What follows attention in a layer."""
     hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
@@ -89,7 +96,7 @@ def _last_layer(
     )
     query = in_blocks(attention.q_proj, x[at]).view(len(at), -1, attention.head_dim)
     query, key = _rotated(query, cos[at], sin[at]), _rotated(key, cos, sin)
-    attended = attend(query, key, value, plan, attention.scaling)
+    attended = attend(query, key, value, plan, _rule(attention))
     return in_blocks(lambda h, a: _finish(layer, fused, h, a), hidden[at], attended.flatten(1))
 
 

@@ -17,9 +17,10 @@ from armo_ray.engine.backbone import DTYPES, load_backbone
 from armo_ray.engine.checkpoint import inspect
 from armo_ray.engine.decoder import hidden_rows, layer_devices
 from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, to_device
-from armo_ray.engine.heads import ArmoHead, HeadOutput, find_gate
+from armo_ray.engine.heads import Head, HeadOutput
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
+from armo_ray.engine.read_head import read_head
 from armo_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -37,38 +38,31 @@ Floats = npt.NDArray[np.float32]
 class Scores(NamedTuple):
     """One row per candidate, in the order of the groups and of the candidates in them; all float32.
 
-    `score[i] == sum(rewards[i] * (gating[i] @ transform.T))` to rounding.
+    With gates, `score[i] == sum(rewards[i] * (gating[i] @ transform.T))` to rounding.
     """
 
     score: Floats  # (C,)
-    rewards: Floats  # (C, K) raw objectives, in the order of RewardModel.reward_names
-    gating: Floats  # (C, K) a function of the prompt only
+    rewards: Floats  # (C, K) in the order of RewardModel.reward_names; of ArmoRM raw, before the transform
+    gating: Floats  # (C, K); (C, 0) of a family without gates
     num_tokens: int  # of all conversations, each counted whole
     computed_tokens: int  # that went through the backbone, after sharing, padding included
     num_packs: int
     model_seconds: float  # of the device, from the start to the end of each forward pass
+    steps: tuple[Floats, ...] = ()  # C arrays, what a process reward model says of each step; else none
 
 
 class RewardModel:
-    """ArmoRM on one device, or its layers on several.
+    """A reward model on one device, or its layers on several.
 
     >>> model = RewardModel.load("RLHFlow/ArmoRM-Llama3-8B-v0.1", dtype="bfloat16", device="cuda")
     >>> scores = model.score([(prompt_ids, [answer_ids, other_answer_ids])])
     """
 
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        head: ArmoHead,
-        pattern: Ids,
-        reward_names: Sequence[str],
-        options: Options,
-    ) -> None:
-        """`pattern`: ids from the end of the last user turn to the answer; the gate is read at the first."""
+    def __init__(self, backbone: PreTrainedModel, head: Head, options: Options) -> None:
         self.backbone = backbone
         self.head = head
-        self.pattern = pattern
-        self.reward_names = tuple(reward_names)
+        self.pattern = head.pattern
+        self.reward_names = head.names
         self.options = options
         self.device = layer_devices(backbone)[-1]  # of the head
 
@@ -83,6 +77,7 @@ class RewardModel:
         share_prompts: bool = True,
         fixed_packs: bool = False,
         compile: bool = False,  # noqa: A002
+        family: str | None = None,
     ) -> "RewardModel":
         """Load a checkpoint.
 
@@ -99,6 +94,7 @@ class RewardModel:
             fixed_packs: pad every forward pass to token_budget, so that its matrix products have one shape:
                 the same groups give the same bits in any order, and without share_prompts in any company.
             compile: torch.compile what lies around attention; takes up to a minute at the first pass.
+            family: a name in armo_ray.families; by default what the checkpoint's tensors tell.
 
         Raises:
             ConfigError: files missing or damaged, head tensors missing, unexpected or of a wrong shape,
@@ -111,20 +107,15 @@ class RewardModel:
         names = device or ("cuda" if torch.cuda.is_available() else "cpu")
         devices = [torch.device(name) for name in names.split(",")]
         at = devices[-1]
-        checkpoint = inspect(model, revision)
+        checkpoint = inspect(model, revision, family)
         options = Options(
             token_budget or TOKEN_BUDGETS.get(at.type, 8_192),
             share_prompts=share_prompts,
             fixed_packs=fixed_packs,
             compile=compile,
         )
-        loaded = cls(
-            load_backbone(checkpoint, dtype, devices),
-            ArmoHead.read(checkpoint, at),
-            np.array(Chat.load(checkpoint.path).answer_pattern, np.int32),
-            checkpoint.reward_names,
-            options,
-        )
+        chat = Chat.load(checkpoint.path, checkpoint.family)
+        loaded = cls(load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, at), options)
         if at.type == "cuda" and token_budget is None:
             loaded._fit_budget()
         return loaded
@@ -147,7 +138,7 @@ class RewardModel:
             Scores, C = the number of candidates of all groups; C may be 0.
 
         Raises:
-            ValueError: an empty candidate, or one without the end of a user turn before an answer.
+            ValueError: a candidate without the tokens that the head reads, such as the end of a user turn.
             RuntimeError: a conversation that alone does not fit into memory.
         """
         sequences = [
@@ -155,14 +146,14 @@ class RewardModel:
             for prompt, candidates in groups
             for candidate in candidates
         ]
-        gates = [self._gate(i, ids) for i, ids in enumerate(sequences)]
+        reads = [self._read(i, ids) for i, ids in enumerate(sequences)]
         order: list[Index] = []
         outputs: list[HeadOutput] = []
         watch = Stopwatch(self.device)
         computed = 0
         left = np.arange(len(sequences))
         while len(left):
-            for pack in self._packs(left, sequences, gates):  # built while the pack before runs
+            for pack in self._packs(left, sequences, reads):  # built while the pack before runs
                 watch.mark()
                 output = self._forward(pack)
                 watch.mark()
@@ -172,23 +163,23 @@ class RewardModel:
                 outputs.append(output)
                 computed += len(pack.input_ids)
             left = np.setdiff1d(left, np.concatenate([left[:0], *order]))
-        score, rewards, gating = self._collect(order, outputs)
+        score, rewards, gating, steps = self._collect(order, outputs, reads)
         total = sum(map(len, sequences))
-        return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds())
+        return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds(), steps)
 
-    def _gate(self, i: int, ids: Ids) -> int:
-        gate = find_gate(ids, self.pattern)
-        if gate < 0:
+    def _read(self, i: int, ids: Ids) -> list[int]:
+        positions = self.head.positions(ids)
+        if not positions:
             raise ValueError(
                 f"candidate {i}: no end of a user turn followed by an answer ({self.pattern.tolist()}) in its "
                 f"{len(ids)} tokens"
             )
-        return gate
+        return positions
 
-    def _packs(self, chosen: Index, sequences: Sequence[Ids], gates: Sequence[int]) -> Iterator[Pack]:
+    def _packs(self, chosen: Index, sequences: Sequence[Ids], reads: Sequence[list[int]]) -> Iterator[Pack]:
         o = self.options
-        ids, gate = [sequences[i] for i in chosen], [gates[i] for i in chosen]
-        return make_packs(ids, gate, o.token_budget, o.share_prompts, o.fixed_packs)
+        ids, read = [sequences[i] for i in chosen], [reads[i] for i in chosen]
+        return make_packs(ids, read, o.token_budget, o.share_prompts, o.fixed_packs)
 
     def _forward(self, pack: Pack) -> HeadOutput | None:
         """The scores of a pack; None, and half the token budget from now on, where memory ran out."""
@@ -211,18 +202,16 @@ class RewardModel:
     @torch.inference_mode()
     def _outputs(self, pack: Pack) -> HeadOutput:
         # each position once: equal candidates get equal bits, and a prompt one gate
-        rows = np.unique(np.concatenate((pack.last_index, pack.gate_index)))
+        rows = np.unique(pack.read_index)
         hidden = hidden_rows(self.backbone, pack, rows, self.options)
-        last, gate = (
-            to_device(np.searchsorted(rows, index), self.device)
-            for index in (pack.last_index, pack.gate_index)
-        )
-        return self.head(hidden, last, gate)
+        index, lengths = np.searchsorted(rows, pack.read_index), np.diff(pack.cu_read)
+        return self.head.compute(hidden, to_device(index, self.device), to_device(lengths, self.device))
 
     def _fit_budget(self) -> None:
         """Halve the token budget until a pass of that many tokens fits, by the memory that a small one takes."""
         ids = np.ones(PROBE_TOKENS, np.int32)
-        (probe,) = make_packs([ids], [0], PROBE_TOKENS)
+        ids[: len(self.pattern)] = self.pattern
+        (probe,) = make_packs([ids], [self.head.positions(ids)], PROBE_TOKENS)
         self._outputs(probe)  # the first pass takes workspaces for good: no part of what a token takes
         devices = [device for device in set(layer_devices(self.backbone)) if device.type == "cuda"]
         before = [torch.cuda.memory_allocated(device) for device in devices]
@@ -239,13 +228,20 @@ class RewardModel:
         self.options = replace(self.options, token_budget=budget)
         logger.info("token budget %d: memory is free for %.0f tokens", budget, most)
 
-    def _collect(self, order: list[Index], outputs: list[HeadOutput]) -> tuple[Floats, Floats, Floats]:
+    def _collect(
+        self, order: list[Index], outputs: list[HeadOutput], reads: Sequence[list[int]]
+    ) -> tuple[Floats, Floats, Floats, tuple[Floats, ...]]:
         """The outputs of all packs, fetched at once and put back into the caller's order."""
         if not outputs:
             empty = np.empty((0, len(self.reward_names)), np.float32)
-            return np.empty(0, np.float32), empty, empty
-        inverse = np.argsort(np.concatenate(order))
-        score, rewards, gating = (
-            torch.cat(parts).cpu().numpy()[inverse] for parts in zip(*outputs, strict=True)
+            return np.empty(0, np.float32), empty, empty, ()
+        places = np.concatenate(order)
+        inverse = np.argsort(places)
+        score, rewards, gating, flat = (
+            torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True)
         )
-        return score, rewards, gating
+        steps: tuple[Floats, ...] = ()
+        if flat.size:
+            found = np.split(flat, np.cumsum([len(reads[i]) for i in places])[:-1])
+            steps = tuple(found[i] for i in inverse)
+        return score[inverse], rewards[inverse], gating[inverse], steps

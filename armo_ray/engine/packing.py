@@ -32,8 +32,8 @@ class Pack:
     cu_k: Index  # (S + 1,)
     kv_index: Index  # (cu_k[-1],)
     sequences: Index  # (C,) which of the caller's sequences are read in this pack
-    last_index: Index  # (C,) where in the pack each of them ends
-    gate_index: Index  # (C,) where in the pack the gate of each is read
+    read_index: Index  # (cu_read[-1],) the tokens of the pack that are read
+    cu_read: Index  # (C + 1,) those of sequence c are read_index[cu_read[c]:cu_read[c + 1]]
 
 
 @dataclass
@@ -57,22 +57,23 @@ class Node:
 
 def make_packs(
     sequences: Sequence[Ids],
-    gates: Sequence[int],
+    reads: Sequence[Sequence[int]],
     token_budget: int,
     share: bool = True,
     fixed_size: bool = False,
 ) -> Iterator[Pack]:
-    """Packs that together read every sequence once, at its last token and at position `gates[i]` of it.
+    """Packs that together read every sequence once, at the positions `reads[i]` of it.
 
     Args:
         sequences: token ids of whole conversations, none empty.
+        reads: of each sequence, the positions that a head wants, in its order.
         token_budget: most tokens in a pack; a longer sequence gets a pack of its own.
         share: fold common prefixes and equal sequences; otherwise each sequence is a segment.
         fixed_size: fill every pack up to `token_budget` with dummy segments that nothing reads.
     """
     roots = fold(sequences) if share else _unshared(sequences)
     for nodes in first_fit_decreasing(roots, token_budget):
-        yield _build(nodes, sequences, gates, token_budget if fixed_size else 0)
+        yield _build(nodes, sequences, reads, token_budget if fixed_size else 0)
 
 
 def fold(sequences: Sequence[Ids]) -> list[Node]:
@@ -180,13 +181,14 @@ def _pieces(node: Node, ancestors: list[Node], token_budget: int) -> list[list[N
     return [*pieces, path + current] if current else pieces
 
 
-def _build(nodes: list[Node], sequences: Sequence[Ids], gates: Sequence[int], fixed_size: int) -> Pack:
+def _build(
+    nodes: list[Node], sequences: Sequence[Ids], reads: Sequence[Sequence[int]], fixed_size: int
+) -> Pack:
     ids, positions, keys = [], [], []
     offset_of: dict[int, int] = {}
     keys_of: dict[int, Index] = {}
     read: list[int] = []
-    last: list[int] = []
-    gate: list[int] = []
+    rows: list[Index] = []
     offset = 0
     for node in nodes:
         if id(node) in offset_of:
@@ -201,8 +203,7 @@ def _build(nodes: list[Node], sequences: Sequence[Ids], gates: Sequence[int], fi
         offset += node.size
         for i in node.ends:
             read.append(i)
-            last.append(offset - 1)
-            gate.append(int(index[gates[i]]))
+            rows.append(index[np.asarray(reads[i], np.int64)])
         node.ends = []  # read once, though the node may stand in other packs too
     for start in range(offset, fixed_size, FILLER_TOKENS):
         filler = np.arange(start, min(start + FILLER_TOKENS, fixed_size))
@@ -216,6 +217,6 @@ def _build(nodes: list[Node], sequences: Sequence[Ids], gates: Sequence[int], fi
         cu_k=np.cumsum([0, *map(len, keys)]),
         kv_index=np.concatenate(keys),
         sequences=np.array(read, np.int64),
-        last_index=np.array(last, np.int64),
-        gate_index=np.array(gate, np.int64),
+        read_index=np.concatenate([np.empty(0, np.int64), *rows]),
+        cu_read=np.cumsum([0, *map(len, rows)]),
     )

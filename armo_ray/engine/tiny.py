@@ -1,6 +1,7 @@
 """A tiny random ArmoRM: the released model's tensor names, dtypes, config fields and template, in a megabyte."""
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,15 @@ def write_tiny_model(
     write_json(path / "model.safetensors.index.json", index)
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """Byte-level BPE with Llama-3's pre-tokenizer and special tokens, and some 600 tokens of its own."""
+def tiny_tokenizer(special_tokens: Sequence[str] = SPECIAL_TOKENS, split: str = LLAMA3_SPLIT) -> Tokenizer:
+    """Byte-level BPE with Llama-3's pre-tokenizer and special tokens, or others, and some 600 tokens of its own.
+
+    Where there is an unknown token, it has id 0, as in the vocabularies that have one.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -130,12 +134,13 @@ def tiny_tokenizer() -> Tokenizer:
         vocab_size=640,
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[token for token in special_tokens if token == "<unk>"],
         show_progress=False,
     )
     words = CORPUS.split()
     tokenizer.train_from_iterator([*words, *(" " + word for word in words), "a\n\na"], trainer)
     tokenizer.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text in SPECIAL_TOKENS]
+        [AddedToken(text, normalized=False, special=True) for text in special_tokens]
     )
     return tokenizer
 

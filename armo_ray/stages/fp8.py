@@ -30,7 +30,9 @@ def fp8_agreement(spans: list[Span], job: Job, device: str) -> dict[str, Any]:
     from armo_ray.engine.fp8 import quantize_
 
     groups, prompts = _sample(spans, job)
-    model = RewardModel.load(str(model_directory(job)), None, "bfloat16", device, job.token_budget)
+    model = RewardModel.load(
+        str(model_directory(job)), None, "bfloat16", device, job.token_budget, family=job.family.name
+    )
     reference = model.score(groups)
     quantize_(model.backbone)
     before, after = (

@@ -7,10 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from armo_ray.chat import Chat
 from armo_ray.engine.checkpoint import resolve
+from armo_ray.families import Family
 from armo_ray.plan import Job
 from armo_ray.schema import CANDIDATE_FIELDS, TEXT_FIELDS
 from armo_ray.stages.unit_table import NO_SHARD, Header, nest, one, ragged, reject_table, to_raw
@@ -20,7 +22,8 @@ from armo_ray.storage.readers import BadRow, Row, UnitRows
 from armo_ray.storage.shards import Shard
 from armo_ray.storage.units import Span, Unit
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.tokenization import Encoder, Tokenized
+from armo_ray.text.tokenization import Encoder
+from armo_ray.text.tokenized import Tokenized
 
 
 @lru_cache(maxsize=2)
@@ -30,8 +33,10 @@ def _directory(model: str, revision: str | None) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _loaded(model: str, revision: str | None, max_length: int, truncate: str, special_tokens: str) -> Encoder:
-    return Encoder(Chat.load(_directory(model, revision)), max_length, truncate, special_tokens)
+def _loaded(
+    model: str, revision: str | None, family: Family, max_length: int, truncate: str, special_tokens: str
+) -> Encoder:
+    return Encoder(Chat.load(_directory(model, revision), family), max_length, truncate, special_tokens)
 
 
 def model_directory(job: Job) -> Path:
@@ -41,7 +46,7 @@ def model_directory(job: Job) -> Path:
 
 def load_encoder(job: Job) -> Encoder:
     """The job's encoder, loaded once by every process."""
-    return _loaded(job.model, job.revision, job.max_length, job.truncate, job.special_tokens)
+    return _loaded(job.model, job.revision, job.family, job.max_length, job.truncate, job.special_tokens)
 
 
 def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
@@ -87,10 +92,11 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started:
         "prompts": ragged(tokens.prompts),
         "group": one(pa.array(tokens.group, pa.int32())),
         "responses": ragged(tokens.responses),
+        "contests": one(pa.array(np.array(tokens.contests, np.int32).ravel())),
         "scored": nest(_scored_rows(tokens, candidates, numbers, rows, job)),
         "rejects": nest(_reject_rows(tokens, candidates, numbers, rows, shard)),
     }
-    num_tokens = sum(tokens.num_prompt_tokens) + sum(map(len, tokens.responses))
+    num_tokens = sum(len(tokens.prompts[g]) for g in tokens.group) + sum(map(len, tokens.responses))
     seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
     header = Header(shard, done.unit, len(candidates), seconds, num_tokens)
     return pa.table({"header": header.to_array(), **columns})
@@ -141,7 +147,7 @@ def _scored_rows(
         "candidate": [c.index for c in chosen],
         "role": [c.role for c in chosen],
         "num_prompt_tokens": tokens.num_prompt_tokens,
-        "num_response_tokens": [len(ids) for ids in tokens.responses],
+        "num_response_tokens": tokens.num_response_tokens,
         "flags": tokens.flags,
     }
     fields = list(CANDIDATE_FIELDS)

@@ -3,11 +3,20 @@
 import time
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from armo_ray.plan import Job
+from armo_ray.schema import STEP_SCORES
 from armo_ray.stages.read import load_encoder, model_directory
-from armo_ray.stages.unit_table import MODEL_COLUMNS, Header, conversations, one
+from armo_ray.stages.unit_table import MODEL_COLUMNS, Header, conversations, one, ragged
+from armo_ray.text.conversations import candidates_of
+from armo_ray.text.layouts import Layout
+
+Floats = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int32]
+
+_PROBE = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
 
 
 class Scorer:
@@ -24,9 +33,11 @@ class Scorer:
             token_budget=job.token_budget,
             fixed_packs=job.fixed_packs,
             compile=job.compile,
+            family=job.family.name,
         )
         encoder = load_encoder(job)
-        probe = self.model.score([encoder.group([{"role": "user", "content": "2+2?"}], ["4"])])
+        answers = candidates_of({"prompt": "2+2?", "responses": ["4", "5"]}, _PROBE)
+        probe = self.model.score(encoder.encode(answers).sequences())
         if not np.isfinite(probe.score).all():
             raise RuntimeError(f"{job.model}: the model returns {probe.score} for a probe: damaged weights")
         self.load_seconds = time.perf_counter() - started
@@ -43,7 +54,22 @@ class Scorer:
         self.ended = time.perf_counter()
         header.seconds["pack"] = self.ended - started - found.model_seconds
         header.seconds["model"] = found.model_seconds
+        contests = table["contests"].combine_chunks().flatten().to_numpy().reshape(-1, 2)
+        if len(contests):
+            rates = win_rates(found.score, contests)
+            found = found._replace(score=rates, rewards=rates[:, None])
         done = table.drop_columns([*MODEL_COLUMNS, "header"]).append_column("header", header.to_array())
         for name in ("score", "rewards", "gating"):
             done = done.append_column(name, one(pa.array(getattr(found, name).ravel())))
-        return done
+        return done.append_column(STEP_SCORES.name, ragged(list(found.steps), np.float32))
+
+
+def win_rates(first_wins: Floats, contests: Index) -> Floats:
+    """How often each candidate is better than another of its prompt, (C,).
+
+    Args:
+        first_wins: (N,) the probability that the first candidate of a contest is better.
+        contests: (N, 2) the candidates of each, every pair in both orders.
+    """
+    wins = np.bincount(contests.ravel(), np.stack((first_wins, 1 - first_wins), axis=1).ravel())
+    return (wins / np.bincount(contests.ravel())).astype(np.float32)

@@ -19,7 +19,7 @@ from armo_ray.storage.shards import Shard
 from armo_ray.storage.units import Unit
 
 Ids = npt.NDArray[np.int32]
-MODEL_COLUMNS = ("prompts", "group", "responses")  # what only the replica needs
+MODEL_COLUMNS = ("prompts", "group", "responses", "contests")  # what only the replica needs
 NO_SHARD = Shard("", 0, "", ())
 
 
@@ -63,10 +63,10 @@ def one(values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
 
 
-def ragged(arrays: list[Ids]) -> pa.Array:
-    """Arrays of token ids as the single entry of a list of lists."""
+def ragged(arrays: list[npt.NDArray[Any]], dtype: type[np.generic] = np.int32) -> pa.Array:
+    """Arrays, of token ids or another type, as the single entry of a list of lists."""
     offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
-    flat = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+    flat = np.concatenate(arrays) if arrays else np.empty(0, dtype)
     return one(pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)))
 
 
@@ -78,7 +78,7 @@ def arrays(column: pa.ChunkedArray) -> list[Ids]:
 
 
 def conversations(table: pa.Table) -> list[tuple[Ids, list[Ids]]]:
-    """The prompt and the one response of every candidate of a unit."""
+    """Beginning and end of every sequence of a unit that the model reads: of every candidate, or pair of them."""
     prompts, responses = arrays(table["prompts"]), arrays(table["responses"])
     group = table["group"].combine_chunks().flatten().to_numpy()
     return [(prompts[g], [response]) for g, response in zip(group, responses, strict=True)]

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from armo_ray.plan import Job
+from armo_ray.schema import STEP_SCORES
 from armo_ray.stages.unit_table import NO_SHARD, Header, reject_table, to_raw, unnest
 from armo_ray.storage import commits, parts, readers
 from armo_ray.storage.shards import Shard
@@ -74,7 +75,8 @@ def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.
         table[name].combine_chunks().flatten().to_numpy() for name in ("score", "rewards", "gating")
     )
     vector = job.scores.field("rewards").type
-    rewards, gating = (values.reshape(len(score), vector.num_fields) for values in (rewards, gating))
+    rewards = rewards.reshape(len(score), vector.num_fields)
+    gating = gating.reshape(len(score), vector.num_fields if job.family.gated else 0)
     finite = np.isfinite(score) & np.isfinite(rewards).all(axis=1) & np.isfinite(gating).all(axis=1)
     keys = zip(rows["source_row"].to_pylist(), rows["candidate"].to_pylist(), strict=True)
     arrays: dict[str, Any] = {name: rows[name] for name in rows.column_names} | {
@@ -82,8 +84,10 @@ def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.
         "source": pa.repeat(pa.scalar(shard.uri), len(score)),
         "score": pa.array(score),
         "rewards": _struct(rewards, vector),
-        "gating": _struct(gating, vector),
+        "gating": _struct(gating, vector) if job.family.gated else pa.nulls(len(score), vector),
     }
+    if STEP_SCORES.name in job.scores.names:
+        arrays[STEP_SCORES.name] = table[STEP_SCORES.name].combine_chunks().flatten()
     whole = pa.table([arrays[name] for name in job.scores.names], schema=job.scores)
     if finite.all():
         return whole, whole.slice(0, 0)

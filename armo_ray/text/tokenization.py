@@ -7,54 +7,22 @@ is rendered and encoded once for all its candidates.
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from armo_ray.chat import Chat, Messages
+from armo_ray.text import judges
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout
-
-Ids = npt.NDArray[np.int32]
+from armo_ray.text.tokenized import Ids, Prompt, Tokenized
 
 # An encoding holds about 100 bytes per token besides its ids: batches bound that.
 _BATCH_CHARS = 1 << 20
 # Noncharacters, never meant for text, then private use: the first that a text lacks can mark a place in it.
 _MARKS = (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xFFFFE))
 _GROUP = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
-
-
-@dataclass
-class Tokenized:
-    """What can be scored, column by column, and what cannot.
-
-    `prompts` holds distinct prompts; candidate j of the scored ones continues prompts[group[j]].
-    """
-
-    prompts: list[Ids] = field(default_factory=list)
-    group: list[int] = field(default_factory=list)
-    responses: list[Ids] = field(default_factory=list)
-    source: list[int] = field(default_factory=list)  # index into the candidates given
-    prompt_id: list[str] = field(default_factory=list)
-    num_prompt_tokens: list[int] = field(default_factory=list)
-    flags: list[list[str]] = field(default_factory=list)
-    rejects: list[tuple[int, str, str]] = field(default_factory=list)  # index, reason, detail
-
-
-@dataclass
-class _Prompt:
-    """A distinct prompt: its text, whether user text in it looks like special tokens, and its ids."""
-
-    messages: Messages
-    text: str = ""
-    id: str = ""
-    flagged: bool = False
-    error: str | None = None
-    ids: Ids | None = None
-    place: int | None = None  # in Tokenized.prompts
 
 
 class Encoder:
@@ -87,19 +55,28 @@ class Encoder:
     def group(self, prompt: Messages, answers: Sequence[str]) -> tuple[Ids, list[Ids]]:
         """Token ids of one prompt and its answers, as RewardModel.score takes them.
 
-        Raises ValueError with the reason where a candidate cannot be scored.
+        Raises ValueError with the reason where a candidate cannot be scored, or only in comparison with others.
         """
+        if self.chat.family.text == "pairs":
+            raise ValueError(
+                f"the family {self.chat.family.name} compares answers: use encode, or score_dataset"
+            )
         done = self.encode(candidates_of({"prompt": prompt, "responses": list(answers)}, _GROUP))
         if done.rejects:
             index, reason, detail = done.rejects[0]
             raise ValueError(f"answer {index}: {reason}: {detail}")
-        return min(done.prompts, key=len), done.responses  # one cut that leaves room for every answer
+        first = min(done.prompts, key=len)  # one cut that leaves room for every answer
+        if self.chat.family.text == "answer":
+            return first, done.responses
+        return first, [np.concatenate((p, *ids))[len(first) :] for p, ids in done.sequences()]
 
     def encode(self, candidates: Sequence[Candidate]) -> Tokenized:
         """Encode the candidates that carry no reason yet; the others come back as rejects."""
+        if self.chat.family.text != "answer":
+            return judges.encode(candidates, self.chat.family, self.max_length, self._rendered)
         out = Tokenized()
-        prompts: dict[int, _Prompt] = {}
-        prompt: _Prompt | None = None
+        prompts: dict[int, Prompt] = {}
+        prompt: Prompt | None = None
         for i, candidate in enumerate(candidates):
             if candidate.reason is None:
                 if prompt is None or prompt.messages != candidate.prompt:
@@ -118,8 +95,13 @@ class Encoder:
                 self._place(out, i, prompts[i], ids[i], flagged[i])
         return out
 
-    def _render(self, messages: Messages) -> _Prompt:
-        prompt = _Prompt(messages)
+    def _rendered(self, conversations: Sequence[Messages]) -> list[Prompt]:
+        prompts = [self._render(messages) for messages in conversations]
+        self._encode_prompts(prompts)
+        return prompts
+
+    def _render(self, messages: Messages) -> Prompt:
+        prompt = Prompt(messages)
         prompt.flagged = any(self._has_special(m["content"]) for m in messages)
         try:
             if prompt.flagged and self.plain:
@@ -160,7 +142,7 @@ class Encoder:
         ids: list[int] = self._text_only.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _encode_prompts(self, prompts: list[_Prompt]) -> None:
+    def _encode_prompts(self, prompts: list[Prompt]) -> None:
         waiting = {id(p): p for p in prompts if p.ids is None and p.error is None and self._encodes(p)}
         texts = [prompt.text for prompt in waiting.values()]
         for prompt, ids in zip(waiting.values(), self._encode_batch(texts), strict=True):
@@ -183,7 +165,7 @@ class Encoder:
         """Whether a text could be within max_length: a hundred megabytes need no encoding to be too long."""
         return len(text) <= self._max_chars
 
-    def _encodes(self, prompt: _Prompt) -> bool:
+    def _encodes(self, prompt: Prompt) -> bool:
         return self.truncate != "none" or self._may_fit(prompt.text)
 
     def _encode_batch(self, texts: list[str]) -> list[Ids]:
@@ -200,7 +182,7 @@ class Encoder:
     def _has_special(self, text: str) -> bool:
         return any(o in text for o in self._openings) and self._special.search(text) is not None
 
-    def _unfit(self, prompt: _Prompt, answer: str) -> tuple[str, str] | None:
+    def _unfit(self, prompt: Prompt, answer: str) -> tuple[str, str] | None:
         """Why a candidate was not encoded."""
         if prompt.error is not None:
             return "malformed_row", prompt.error
@@ -211,7 +193,7 @@ class Encoder:
             f"{len(prompt.text) + len(answer)} characters, max_length is {self.max_length} tokens",
         )
 
-    def _place(self, out: Tokenized, i: int, prompt: _Prompt, response: Ids, flagged: bool) -> None:
+    def _place(self, out: Tokenized, i: int, prompt: Prompt, response: Ids, flagged: bool) -> None:
         """Add a candidate to the scored ones, or to the rejects if it is too long."""
         assert prompt.ids is not None, "_unfit lets encoded prompts through only"
         flags = ["special_token_text"] if flagged or prompt.flagged else []
@@ -230,10 +212,7 @@ class Encoder:
             return
         out.group.append(group)
         out.responses.append(response)
-        out.source.append(i)
-        out.prompt_id.append(prompt.id)
-        out.num_prompt_tokens.append(len(out.prompts[group]))
-        out.flags.append(flags)
+        out.add(i, prompt, (len(out.prompts[group]), len(response)), flags)
 
     def _truncated(self, prompt: Ids, room: int) -> Ids | None:
         """A prompt cut to `room` tokens; its first token and the end of its last turn always stay."""

@@ -1,0 +1,166 @@
+"""What models read that judge an answer inside the user's turn: a whole answer, its steps, or two answers.
+
+Sources: math-rm and pair-pm of RLHFlow/RLHF-Reward-Modeling. In each case the model's own template is rendered
+up to the header of its next turn, whose last token predicts the verdict.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import permutations
+
+import numpy as np
+
+from armo_ray.chat import Messages
+from armo_ray.families import Family
+from armo_ray.text.conversations import Candidate
+from armo_ray.text.tokenized import Ids, Prompt, Tokenized
+
+Render = Callable[
+    [Sequence[Messages]], list[Prompt]
+]  # conversations as text and ids, None where far too long
+
+
+def outcome(prompt: Messages, answer: str, family: Family) -> Messages:
+    """The question and its answer in one turn."""
+    return _said(prompt, answer.replace(family.step_end, "") if family.step_end else answer)
+
+
+def steps(prompt: Messages, answer: str, family: Family) -> Messages:
+    """The question and the first step in one turn, every other step in one of its own, each but the last praised."""
+    first, *others = (step.strip() for step in answer.split(family.step_end))
+    turns = _said(prompt, first)
+    for step in others:
+        turns += [{"role": "assistant", "content": "+"}, {"role": "user", "content": step}]
+    return turns
+
+
+def pair(prompt: Messages, first: str, second: str) -> Messages:
+    """Two answers in one turn, after what was said before."""
+    said = (f"\n<turn> {'assistant' if i % 2 else 'user'}\n {m['content']}" for i, m in enumerate(prompt))
+    context = "\n" + "".join(said) + "\n"
+    content = f"[CONTEXT] {context} [RESPONSE A] {first} [RESPONSE B] {second} \n"
+    return [{"role": "user", "content": content}]
+
+
+def _said(prompt: Messages, answer: str) -> Messages:
+    return [*prompt[:-1], {"role": "user", "content": f"{prompt[-1]['content']} {answer}"}]
+
+
+def encode(candidates: Sequence[Candidate], family: Family, max_length: int, render: Render) -> Tokenized:
+    """Encode the candidates that carry no reason yet; the others come back as rejects."""
+    out = Tokenized()
+    fit: list[int] = []
+    for i, candidate in enumerate(candidates):
+        reason, detail = candidate.reason, candidate.detail or ""
+        if reason is None and (unfit := _unfit(candidate.prompt, family)):
+            reason, detail = "malformed_row", unfit
+        if reason is None:
+            fit.append(i)
+        else:
+            out.rejects.append((i, reason, detail))
+    alone = dict(zip(fit, render([candidates[i].prompt for i in fit]), strict=True))
+    if family.text == "pairs":
+        for row in _rows(candidates, fit):
+            _Contest(out, candidates, row, alone[row[0]], max_length).play(render)
+        return out
+    write = steps if family.text == "steps" else outcome
+    wholes = render([write(candidates[i].prompt, candidates[i].answer, family) for i in fit])
+    places: dict[bytes, int] = {}
+    for i, whole in zip(fit, wholes, strict=True):
+        if (verdict := _too_long(whole, max_length)) is not None:
+            out.rejects.append((i, *verdict))
+            continue
+        before, after = _split(alone[i], whole)
+        out.group.append(places.setdefault(before.tobytes(), len(out.prompts)))
+        if out.group[-1] == len(out.prompts):
+            out.prompts.append(before)
+        out.responses.append(after)
+        flags = ["special_token_text"] if whole.flagged else []
+        out.add(i, alone[i], (len(before), len(after)), flags)
+    return out
+
+
+def _unfit(prompt: Messages, family: Family) -> str | None:
+    if family.text != "pairs" and prompt[-1]["role"] != "user":
+        return f"the answer is judged in the user's last turn, but the prompt ends with the {prompt[-1]['role']}'s"
+    if family.text == "steps" and any(m["role"] == "assistant" for m in prompt):
+        return "steps of an answer to one question are judged, but the prompt has turns of an assistant"
+    return None
+
+
+def _too_long(whole: Prompt, max_length: int) -> tuple[str, str] | None:
+    if whole.error is not None:
+        return "malformed_row", whole.error
+    if whole.ids is None:
+        return "too_long", f"{len(whole.text)} characters, max_length is {max_length} tokens"
+    if len(whole.ids) > max_length:
+        return "too_long", f"{len(whole.ids)} tokens, max_length is {max_length}"
+    return None
+
+
+def _split(prompt: Prompt, whole: Prompt) -> tuple[Ids, Ids]:
+    """A conversation's ids where they cease to be those of its prompt alone."""
+    assert whole.ids is not None, "_too_long lets encoded texts through only"
+    shared = 0 if prompt.ids is None else _common(prompt.ids, whole.ids)
+    return whole.ids[:shared], whole.ids[shared:]
+
+
+def _common(a: Ids, b: Ids) -> int:
+    """The length of the common beginning, less than that of `b`."""
+    size = min(len(a), len(b) - 1)
+    differs = np.flatnonzero(a[:size] != b[:size])
+    return int(differs[0]) if len(differs) else size
+
+
+def _rows(candidates: Sequence[Candidate], fit: Sequence[int]) -> list[list[int]]:
+    """The candidates of each row that have one prompt; a row's first has index 0."""
+    starts = np.cumsum([not candidate.index for candidate in candidates]).tolist()
+    rows: dict[str, list[int]] = {}
+    for i in fit:
+        rows.setdefault(f"{starts[i]} {candidates[i].prompt}", []).append(i)
+    return list(rows.values())
+
+
+class _Contest:
+    """A round-robin between the answers to one prompt: each pair in both orders."""
+
+    def __init__(
+        self, out: Tokenized, candidates: Sequence[Candidate], row: list[int], prompt: Prompt, max_length: int
+    ) -> None:
+        self.out, self.candidates, self.row = out, candidates, row
+        self.prompt, self.max_length = prompt, max_length
+
+    def play(self, render: Render) -> None:
+        """Add the candidates that can be compared, and the sequences that do so, or the reason why not."""
+        answers = {i: self.candidates[i].answer for i in self.row}
+        pairs = list(permutations(self.row, 2))
+        told = [pair(self.prompt.messages, answers[a], answers[b]) for a, b in pairs]
+        wholes = dict(zip(pairs, render(told), strict=True))
+        left, why = list(self.row), ("malformed_row", "two answers to one prompt are compared, this has one")
+        while len(left) > 1 and (verdict := self._worst(wholes, left)):
+            longest = max(left, key=lambda i: len(answers[i]))
+            left.remove(longest)
+            self.out.rejects.append((longest, *verdict))
+            why = verdict[0], f"with the other answers: {verdict[1]}"
+        if len(left) < 2:
+            self.out.rejects += [(i, *why) for i in left]
+            return
+        self._add(wholes, left)
+
+    def _worst(self, wholes: dict[tuple[int, int], Prompt], left: list[int]) -> tuple[str, str] | None:
+        verdicts = (_too_long(wholes[both], self.max_length) for both in permutations(left, 2))
+        return next((verdict for verdict in verdicts if verdict is not None), None)
+
+    def _add(self, wholes: dict[tuple[int, int], Prompt], left: list[int]) -> None:
+        out, pairs = self.out, list(permutations(left, 2))
+        ids = [whole.ids for both in pairs if (whole := wholes[both]).ids is not None]
+        shared = min(_common(ids[0], other) for other in ids[1:])
+        place = {i: len(out.source) + k for k, i in enumerate(left)}
+        out.prompts.append(ids[0][:shared])
+        out.group += [len(out.prompts) - 1] * len(pairs)
+        out.responses += [own[shared:] for own in ids]
+        out.contests += [(place[a], place[b]) for a, b in pairs]
+        for i in left:
+            flagged = any(wholes[both].flagged for both in pairs if both[0] == i)
+            longest = max(len(own) for own, both in zip(ids, pairs, strict=True) if both[0] == i)
+            flags = ["special_token_text"] if flagged else []
+            out.add(i, self.prompt, (shared, longest - shared), flags)

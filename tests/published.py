@@ -1,0 +1,226 @@
+"""How the authors of each family score, written out plainly with transformers: what the tests compare with.
+
+In float32, with eager attention, one conversation at a time, by their templates and their rules for positions.
+Shares no code with the package under test but the reading of files.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+Messages = list[dict[str, str]]
+# from the messages before an answer and the answer: its score, and its rewards, or what is said of its steps
+Published = Callable[[Messages, str], tuple[float, list[float]]]
+CONTEXT = (
+    "\n{% for message in messages %}{% if loop.index0 % 2 == 0 %}\n\n<turn> user\n {{ message['content'] }}"
+    "{% else %}\n\n<turn> assistant\n {{ message['content'] }}{% endif %}{% endfor %}\n\n\n"
+)
+FP32: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+
+
+def load(auto: Any, path: Path, **options: Any) -> Any:
+    return auto.from_pretrained(path, **FP32, **options).eval()
+
+
+def tokenizer_of(path: Path) -> Any:
+    auto: Any = AutoTokenizer
+    return auto.from_pretrained(path)
+
+
+def ids_of(tokenizer: Any, prompt: Messages, answer: str) -> torch.Tensor:
+    """One conversation: the template's text without BOS, to which the tokenizer adds one if it does so."""
+    text = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
+    adds = tokenizer.bos_token is not None and tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
+    if adds:
+        text = text.replace(tokenizer.bos_token, "")
+    ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
+    return ids
+
+
+def head_of(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(path / "model.safetensors").items()}
+
+
+def sequential(tensors: dict[str, torch.Tensor], name: str, between: type[nn.Module]) -> nn.Sequential:
+    """The layers name.0, name.2, ... of a checkpoint, with a function between any two."""
+    found = sorted(
+        {int(key.removeprefix(name + ".").split(".")[0]) for key in tensors if key.startswith(name)}
+    )
+    layers: list[nn.Module] = []
+    for i in found:
+        weight = tensors[f"{name}.{i}.weight"]
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight, "bias": tensors[f"{name}.{i}.bias"]})
+        layers += [linear, between()]
+    return nn.Sequential(*layers[:-1])
+
+
+def classifier(path: Path) -> Published:
+    model, tokenizer = load(AutoModelForSequenceClassification, path), tokenizer_of(path)
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        logits = model(ids_of(tokenizer, prompt, answer)).logits[0].tolist()
+        return float(np.mean(logits)), logits
+
+    return score
+
+
+def last_token(path: Path, head: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Published:
+    model, tokenizer = load(AutoModel, path), tokenizer_of(path)
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        hidden = model(ids_of(tokenizer, prompt, answer)).last_hidden_state[0, -1]
+        total, rewards = head(hidden)
+        return float(total), rewards.tolist()
+
+    return score
+
+
+def mlp_classifier(path: Path) -> Published:
+    layers = sequential(head_of(path), "score", nn.ReLU)
+    return last_token(path, lambda hidden: (layers(hidden)[0], layers(hidden)))
+
+
+def value_head(path: Path) -> Published:
+    weight = head_of(path)["v_head.weight"]
+    return last_token(path, lambda hidden: ((weight @ hidden)[0], weight @ hidden))
+
+
+def urm(path: Path) -> Published:
+    tensors = head_of(path)
+    gate = sequential(tensors, "weights.fc", nn.SELU)
+
+    def head(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rewards = (tensors["score.weight"] @ hidden).view(-1, 5, 2)[:, :, 0].view(5)
+        return (rewards * gate(hidden)).sum(), rewards
+
+    return last_token(path, head)
+
+
+def starling(path: Path) -> Published:
+    tensors, tokenizer = head_of(path), tokenizer_of(path)
+    auto: Any = AutoModel
+    model = auto.from_config(AutoConfig.from_pretrained(path), **FP32).eval()
+    model.load_state_dict(
+        {k.removeprefix("transformer."): v for k, v in tensors.items() if k.startswith("transformer.")}
+    )
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids = ids_of(tokenizer, prompt, answer)
+        values = model(ids).last_hidden_state[0] @ tensors["v_head.weight"][0]
+        zeros = (ids[0] == 0).nonzero()
+        end = int(zeros[0]) if len(zeros) else len(ids[0])
+        return float(values[end - 1]), [float(values[end - 1])]
+
+    return score
+
+
+def qrm(path: Path) -> Published:
+    tensors, tokenizer, model = head_of(path), tokenizer_of(path), load(AutoModel, path)
+    layers: list[nn.Module] = []
+    for i in (0, 3, 6):
+        norm = nn.BatchNorm1d(len(tensors[f"gating.layers.{i + 2}.bias"]))
+        prefix = f"gating.layers.{i + 2}."
+        norm.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        weight = tensors[f"gating.layers.{i}.weight"]
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear.load_state_dict({"weight": weight})
+        layers += [linear, nn.ReLU(), norm]
+    last = sequential(
+        {k.replace("layers.9", "last.0"): v for k, v in tensors.items()}, "gating.last", nn.ReLU
+    )
+    gating = nn.Sequential(*layers, last).eval()
+    header = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    pattern = tokenizer.encode(header, add_special_tokens=False)
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids = ids_of(tokenizer, prompt, answer)
+        hidden, found = model(ids).last_hidden_state[0], ids[0].tolist()
+        starts = [j for j in range(len(found)) if found[j : j + len(pattern)] == pattern]
+        gate = torch.softmax(gating(hidden[starts[-1]][None]) / 10, dim=1)[0] * tensors["gating.logit_scale"]
+        quantiles = (tensors["regression_layer.weight"] @ hidden[-1]).reshape(19, 19)
+        rewards = quantiles.mean(dim=1) @ tensors["reward_transform_matrix"]
+        return float((gate * rewards).sum()), rewards.tolist()
+
+    return score
+
+
+def orm(path: Path, mark: str) -> Published:
+    tokenizer, model = tokenizer_of(path), load(AutoModelForCausalLM, path)
+    signs = [tokenizer.encode("+")[-1], tokenizer.encode("-")[-1]]
+    end = 3 if "eot_id" in tokenizer.chat_template else 4  # other templates end a turn with a new line
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        text = prompt[-1]["content"] + " " + (answer.replace(mark, "") if mark else answer)
+        turns = [*prompt[:-1], {"role": "user", "content": text}, {"role": "assistant", "content": "+"}]
+        ids = tokenizer.apply_chat_template(turns, return_tensors="pt")["input_ids"]
+        good = float(model(ids).logits[:, -end, signs].softmax(dim=-1)[0, 0])
+        return good, [good]
+
+    return score
+
+
+def prm(path: Path, step_end: str) -> Published:
+    tokenizer, model = tokenizer_of(path), load(AutoModelForCausalLM, path)
+    signs = [tokenizer.encode("+")[-1], tokenizer.encode("-")[-1]]
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        steps, turns = [step.strip() for step in answer.split(step_end)], [*prompt[:-1]]
+        found = []
+        for k, step in enumerate(steps):
+            text = prompt[-1]["content"] + " " + step if k == 0 else step
+            turns += [{"role": "user", "content": text}, {"role": "assistant", "content": "+"}]
+            ids = tokenizer.apply_chat_template(turns, return_tensors="pt")["input_ids"]
+            found.append(float(model(ids).logits[:, -3, signs].softmax(dim=-1)[0, 0]))
+        return sum(found) / len(found), found
+
+    return score
+
+
+def pairwise(path: Path) -> Callable[[Messages, str, str], float]:
+    """The probability that the first answer is better."""
+    tokenizer, model, plain = tokenizer_of(path), load(AutoModelForCausalLM, path), tokenizer_of(path)
+    plain.chat_template = CONTEXT
+    signs = [tokenizer.encode(sign, add_special_tokens=False)[0] for sign in "AB"]
+
+    def score(prompt: Messages, chosen: str, rejected: str) -> float:
+        context, found = plain.apply_chat_template(prompt, tokenize=False), []
+        for place in (0, 1):
+            first, second = [chosen, rejected][place], [chosen, rejected][1 - place]
+            text = f"[CONTEXT] {context} [RESPONSE A] {first} [RESPONSE B] {second} \n"
+            rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+            ids = tokenizer.encode(
+                rendered.replace(tokenizer.bos_token, ""), return_tensors="pt", add_special_tokens=False
+            )
+            logits = model(ids).logits[0, -1, signs].double()
+            found.append(float(logits.softmax(0)[place]))
+        return sum(found) / 2
+
+    return score
+
+
+PUBLISHED: dict[str, Callable[[Path], Published]] = {
+    "qrm": qrm,
+    "classifier": classifier,
+    "mlp-classifier": mlp_classifier,
+    "urm": urm,
+    "value-head": value_head,
+    "starling": starling,
+    "orm-mistral": partial(orm, mark=" ки"),
+    "orm-deepseek": partial(orm, mark=""),
+    "prm-mistral": partial(prm, step_end="ки\n"),
+    "prm-deepseek": partial(prm, step_end="\n\n"),
+}
