@@ -1,0 +1,1 @@
+"""What is made from scores, without a GPU: pairs, labels, filters, new weights."""
