@@ -54,12 +54,12 @@ class Expression:
     quantiles: tuple[Quantile, ...] = ()
 
 
-def parse(text: str, columns: Mapping[str, str], kind: Kind = "truth") -> Expression:
+def parse(text: str, columns: Mapping[str, str], kind: Kind | None = "truth") -> Expression:
     """The expression that a text stands for. Raises ConfigError, which points at the place.
 
     Args:
         columns: the DuckDB type of every column by its name, which `name_of` makes.
-        kind: what the expression must be: "truth", or "number" for what is computed.
+        kind: what the expression must be: "truth", "number" for what is computed, or None for anything.
     """
     return _Parser(text, columns).whole(kind)
 
@@ -113,13 +113,14 @@ class _Parser:
         if not self.take(word):
             self.fail(f"expected {word}, found {self.next.text}", self.next.at)
 
-    def whole(self, kind: Kind) -> Expression:
+    def whole(self, kind: Kind | None) -> Expression:
         value = self.disjunction()
         if self.next.word in _COMPARE:
             self.fail("comparisons do not chain: write a < b and b < c", self.next.at)
         if self.next.kind != "end":
             self.fail(f"expected and, or, or the end, found {self.next.text}", self.next.at)
-        self.expect(value, kind)
+        if kind is not None:
+            self.expect(value, kind)
         return Expression(self.text, value.sql, tuple(self.used), tuple(self.quantiles.values()))
 
     def expect(self, value: _Value, *kinds: Kind) -> None:
