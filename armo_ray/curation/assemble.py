@@ -100,8 +100,8 @@ _ULTRAFEEDBACK = """
     list_concat(prompt, c_response) AS chosen, list_concat(prompt, r_response) AS rejected {kept}
 """
 _LISTED = """
-    SELECT p.prompt_id, list(t.response[1].content ORDER BY place) AS all_generated_responses
+    SELECT c.prompt_id, list(t.response[1].content ORDER BY place) AS all_generated_responses
     FROM (SELECT prompt_id, unnest(candidates).row_id AS row_id, generate_subscripts(candidates, 1) AS place
-          FROM pairs QUALIFY row_number() OVER (PARTITION BY prompt_id, place ORDER BY pair) = 1) p
-    JOIN text t ON t.row_id = p.row_id GROUP BY p.prompt_id
+          FROM (SELECT DISTINCT ON (prompt_id) prompt_id, candidates FROM pairs)) c
+    JOIN text t ON t.row_id = c.row_id GROUP BY c.prompt_id
 """
