@@ -1,1 +1,1 @@
-"""What is made from scores, without a GPU: pairs, labels, filters, new weights."""
+"""Datasets made from scores: no model, no GPU. DuckDB reads; what is written tells how it was made."""

@@ -1,0 +1,102 @@
+"""The options of the commands that make datasets from scores, one frozen model each."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from armo_ray.config import Name, check_uri
+
+Size = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", strip_whitespace=True)]
+
+
+class CurationOptions(BaseModel):
+    """What every such command takes."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    scores: tuple[Name, ...] = Field(min_length=1)
+    """Complete outputs of armo-ray score, all of one model."""
+    output: Name
+    """Directory or URI of the new dataset; nothing may be there yet."""
+    format: Literal["parquet", "jsonl"] = "parquet"
+    """Of the files that are written."""
+    engine: Literal["duckdb", "ray"] = "duckdb"
+    """This machine alone, or the same tasks on a Ray cluster; the rows are the same."""
+    memory: Size = "2GB"
+    """What DuckDB may hold in memory before it spills to disk; with ray, in each task."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of DuckDB; default: one per core, with ray one in each task."""
+    spill: Name | None = None
+    """Directory for what does not fit in memory; default: the system's for temporary files."""
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("scores", "output")
+    @classmethod
+    def _public(cls, value: Any) -> Any:
+        for uri in (value,) if isinstance(value, str) else value:
+            check_uri(uri)
+        return value
+
+
+class MineOptions(CurationOptions):
+    """Preference pairs from the candidates of each prompt."""
+
+    strategy: Literal["best-worst", "best-vs-sigma", "top-k-bottom-k", "all-above-margin", "best-random"] = (
+        "best-worst"
+    )
+    """Which pairs of a prompt's candidates are taken."""
+    k: int = Field(2, ge=1)
+    """With top-k-bottom-k: how many of the best are paired with how many of the worst."""
+    rank_by: Mapping[str, float] = {"score": 1.0}
+    """COLUMN or COLUMN=WEIGHT: the weighted sum that ranks candidates, called value."""
+    length_control: Literal["none", "residual"] = "none"
+    """residual: take from value what a prompt's longer answers gain by their length alone (least squares)."""
+    pareto: tuple[Name, ...] = ()
+    """Columns in which chosen must be no worse than rejected, and better in one."""
+    min_margin: Mapping[str, float] = {}
+    """COLUMN=X or value=X: that much chosen must have more than rejected."""
+    constraint: tuple[Name, ...] = ()
+    """Expressions over chosen.COLUMN or rejected.COLUMN that a candidate must meet to be on that side."""
+    max_length_ratio: float | None = Field(None, ge=1)
+    """Of the longer answer's tokens to the shorter's."""
+    min_candidates: int = Field(2, ge=2)
+    """Prompts with fewer scored candidates give no pair."""
+    max_pairs: int | None = Field(None, ge=1)
+    """Pairs of a prompt that are kept: those with the largest margin of value."""
+    near_duplicates: float | None = Field(None, gt=0, le=1)
+    """Remove prompts whose words are, by MinHash, at least this similar (Jaccard) to those of another."""
+    decontaminate: tuple[Name, ...] = ()
+    """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with one are removed."""
+    ngram: int = Field(13, ge=1)
+    """Words of such an n-gram; shorter texts of a benchmark count as one."""
+    test_fraction: float = Field(0, ge=0, lt=1)
+    """Share of the prompts, by a hash of each, whose pairs go to the split test."""
+    seed: int = 0
+    """Of the hashes behind best-random and --test-fraction."""
+    keep: tuple[Name, ...] = ()
+    """Columns of the scores to carry, as chosen_COLUMN and rejected_COLUMN."""
+    layout: Literal["trl", "llama3-ultrafeedback-armorm"] = "trl"
+    """Columns of the pairs: those that TRL reads, or those of princeton-nlp/llama3-ultrafeedback-armorm."""
+
+    @field_validator("pareto", "constraint", "decontaminate", "keep", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("rank_by", "min_margin", mode="before")
+    @classmethod
+    def _weighted(cls, value: Any) -> Any:
+        """["a", "b=0.5"] as {"a": 1, "b": "0.5"}."""
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            return value
+        pairs = [str(entry).partition("=") for entry in value]
+        return {name: number if sign else 1.0 for name, sign, number in pairs}
