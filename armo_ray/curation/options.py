@@ -54,14 +54,14 @@ class MineOptions(CurationOptions):
     """Which pairs of a prompt's candidates are taken."""
     k: int = Field(2, ge=1)
     """With top-k-bottom-k: how many of the best are paired with how many of the worst."""
-    rank_by: Mapping[str, float] = {"score": 1.0}
-    """COLUMN or COLUMN=WEIGHT: the weighted sum that ranks candidates, called value."""
+    rank_by: Name = "score"
+    """What ranks candidates, called value: a column or an expression such as 0.7*score + 0.3*ultrafeedback_honesty."""
     length_control: Literal["none", "residual"] = "none"
-    """residual: take from value what a prompt's longer answers gain by their length alone (least squares)."""
+    """residual: take from value what longer answers to one prompt gain by their length (least squares)."""
     pareto: tuple[Name, ...] = ()
-    """Columns in which chosen must be no worse than rejected, and better in one."""
+    """Columns in which chosen must be no worse than rejected, and in one of them better."""
     min_margin: Mapping[str, float] = {}
-    """COLUMN=X or value=X: that much chosen must have more than rejected."""
+    """COLUMN=X, or value=X: chosen must have X more than rejected."""
     constraint: tuple[Name, ...] = ()
     """Expressions over chosen.COLUMN or rejected.COLUMN that a candidate must meet to be on that side."""
     max_length_ratio: float | None = Field(None, ge=1)
@@ -71,7 +71,7 @@ class MineOptions(CurationOptions):
     max_pairs: int | None = Field(None, ge=1)
     """Pairs of a prompt that are kept: those with the largest margin of value."""
     near_duplicates: float | None = Field(None, gt=0, le=1)
-    """Remove prompts whose words are, by MinHash, at least this similar (Jaccard) to those of another."""
+    """Keep one of prompts whose runs of 3 words are, by MinHash, at least this similar (Jaccard)."""
     decontaminate: tuple[Name, ...] = ()
     """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with one are removed."""
     ngram: int = Field(13, ge=1)
@@ -90,16 +90,15 @@ class MineOptions(CurationOptions):
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("rank_by", "min_margin", mode="before")
+    @field_validator("min_margin", mode="before")
     @classmethod
-    def _weighted(cls, value: Any) -> Any:
-        """["a", "b=0.5"] as {"a": 1, "b": "0.5"}."""
+    def _paired(cls, value: Any) -> Any:
+        """["a=0.5"] as {"a": "0.5"}."""
         if isinstance(value, str):
             value = [value]
         if not isinstance(value, list | tuple):
             return value
-        pairs = [str(entry).partition("=") for entry in value]
-        return {name: number if sign else 1.0 for name, sign, number in pairs}
+        return {name.strip(): number for name, _, number in (str(entry).rpartition("=") for entry in value)}
 
 
 class FilterOptions(CurationOptions):

@@ -35,6 +35,7 @@ class Source:
 
     shard: Shard
     layout: Layout
+    scored: int  # candidates
 
 
 def find_sources(scores: Scores) -> dict[str, Source]:
@@ -42,23 +43,26 @@ def find_sources(scores: Scores) -> dict[str, Source]:
 
     Raises ConfigError where one is gone or changed since it was scored: then its text is not what was scored.
     """
-    layouts: dict[str, tuple[str, Layout]] = {}
+    known: dict[str, tuple[str, Layout]] = {}
+    scored: dict[str, int] = {}
     for output, run in zip(scores.outputs, scores.runs, strict=True):
         kind, columns = _layout(run["identity"]["layout"])
         store = Store(output)
         for record in commits.read_commits(store, commits.list_commits(store)):
             if record["scored"]:
-                layouts[record["source"]] = (record["identity"], Layout(kind, columns))
-    found: list[Shard | None] = in_parallel(_stat, layouts)
+                uri = record["source"]
+                known[uri] = (record["identity"], Layout(kind, columns))
+                scored[uri] = scored.get(uri, 0) + record["scored"]
+    found: list[Shard | None] = in_parallel(_stat, known)
     sources = {}
-    for (uri, (identity, layout)), shard in zip(layouts.items(), found, strict=True):
+    for (uri, (identity, layout)), shard in zip(known.items(), found, strict=True):
         if shard is None or shard.identity != identity:
             state = "is gone" if shard is None else f"changed since (was {identity}, is {shard.identity})"
             raise ConfigError(
                 f"{uri}: the text of its candidates is needed, but the shard {state}. Put it back as it was, "
                 f"or score it again with --keep-text"
             )
-        sources[uri] = Source(shard, layout)
+        sources[uri] = Source(shard, layout, scored[uri])
     return sources
 
 
