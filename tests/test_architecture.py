@@ -25,7 +25,6 @@ MAY_IMPORT = {
     "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
-    "curation": BASE | {"agreement", "storage"},
     "progress": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage"},

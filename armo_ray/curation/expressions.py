@@ -181,7 +181,7 @@ class _Parser:
     def comparison(self, left: _Value, sign: str) -> _Value:
         if self.next.kind == "quantile":
             self.expect(left, "number")
-            right = _Value(quote(self.quantile(left)), "number", left.at)
+            right = _Value(quote(self.quantile(left).name), "number", left.at)
         else:
             right = self.sum()
         if not (left.kind == "truth" and sign in ("=", "<>")):
@@ -189,12 +189,12 @@ class _Parser:
         self.expect(right, left.kind)
         return _Value(f"({left.sql} {sign} {right.sql})", "truth", left.at)
 
-    def quantile(self, of: _Value) -> str:
-        fraction = float(self.next.text[1:])
+    def quantile(self, of: _Value) -> Quantile:
+        fraction, end = float(self.next.text[1:]), self.tokens[self.place - 1].at
         self.place += 1
-        found = Quantile(f"q{fraction} of {of.sql}", of.sql, fraction)
+        found = Quantile(f"q{fraction} of {self.text[of.at : end].strip()}", of.sql, fraction)
         self.quantiles[found.name] = found
-        return found.name
+        return found
 
     def membership(self, left: _Value) -> str:
         """What follows `in`: values in parentheses, or a column that holds lists."""

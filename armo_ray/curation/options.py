@@ -99,3 +99,60 @@ class MineOptions(CurationOptions):
         if not isinstance(value, list | tuple):
             return value
         return {name.strip(): number for name, _, number in (str(entry).rpartition("=") for entry in value)}
+
+
+class FilterOptions(CurationOptions):
+    """The rows of a corpus that pass some rules."""
+
+    where: tuple[Name, ...] = ()
+    """Expressions that must all hold: "score >= q0.9 and helpsteer_verbosity < 0.6"; quantiles are of all rows."""
+    per: tuple[Name, ...] = ()
+    """Columns: quantiles are those of the rows that are equal in them."""
+    top_k: int | None = Field(None, ge=1)
+    """Keep at most this many of the rows of a group that pass, the best of them."""
+    group: tuple[Name, ...] = ("prompt_id",)
+    """With top-k: columns in which the rows of a group are equal."""
+    by: Name = "score"
+    """With top-k: the column or expression that is largest for the best; of equal rows the first is better."""
+
+    @field_validator("where", "per", "group", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class ReweighOptions(CurationOptions):
+    """Other scores from the same rewards and gates."""
+
+    weight: Mapping[str, float] = {}
+    """OBJECTIVE=WEIGHT: the score is the weighted sum of these rewards alone, the same for every prompt."""
+    factor: Mapping[str, float] = {}
+    """OBJECTIVE=FACTOR: multiplies the weight that the model gives a reward."""
+    mask: tuple[Name, ...] = ()
+    """Objectives whose rewards are left out."""
+    transform: Name | None = None
+    """JSON file with another reward_transform_matrix; its rows are the input objectives."""
+    length_penalty: float | None = None
+    """Taken from the score for every token of the response."""
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("weight", "factor", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """["a=0.5"] as {"a": "0.5"}."""
+        return named(value)
+
+
+def named(value: Any) -> Any:
+    """Entries NAME=VALUE as a mapping; anything else as it is."""
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(entry).rpartition("=") for entry in value]
+    if wrong := [text for text, (_, sign, _) in zip(value, pairs, strict=True) if not sign]:
+        raise ValueError(f"expected NAME=VALUE, got {wrong[0]!r}")
+    return {name: number for name, _, number in pairs}

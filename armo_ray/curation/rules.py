@@ -7,13 +7,14 @@ groups take 11 s on 2 cores with 400 MB.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from armo_ray.curation.expressions import Expression, quote
+from armo_ray.curation.expressions import Expression, name_of, quote
 
-PART, ROW = "__part", "__row"  # columns of a relation that say where its rows lie, and in which order
+PART, ROW = "__part", "__row"  # columns of a numbered scan
 _SLACK = 1e-6  # of a place among the sorted: 0.1 * 30 is a little more than 3
 
 
@@ -43,13 +44,25 @@ class Thresholds:
     names: tuple[str, ...]
 
 
+def columns_of(con: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
+    """The types of the columns of a relation, and of the fields of its structs, by the names of expressions."""
+    found = con.sql(relation)
+    types = {}
+    for name, kind in zip(found.columns, found.types, strict=True):
+        if name not in (PART, ROW):
+            types[name_of(name)] = str(kind)
+            if kind.id == "struct":
+                types |= {name_of(name, field): str(inner) for field, inner in kind.children}
+    return types
+
+
 def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules) -> list[Thresholds]:
     """Compute the quantiles that the conditions name: a table for each value that they are quantiles of."""
     quantiles = {q.name: q for condition in rules.conditions for q in condition.quantiles}
     keys = "".join(f"__per{i}, " for i in range(len(rules.per)))
     selected = "".join(f"{e.sql} AS __per{i}, " for i, e in enumerate(rules.per))
     partition = f"PARTITION BY {keys.rstrip(', ')}" if keys else ""
-    found = []
+    found: list[Thresholds] = []
     for of in dict.fromkeys(quantile.of for quantile in quantiles.values()):
         wanted = [quantile for quantile in quantiles.values() if quantile.of == of]
         values = ", ".join(
@@ -62,6 +75,20 @@ def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules)
             f"FROM (SELECT {selected}{of} AS v FROM ({relation})) WHERE v IS NOT NULL) GROUP BY ALL"
         )
         found.append(Thresholds(table, tuple(q.name for q in wanted)))
+    return found
+
+
+def values_of(
+    con: duckdb.DuckDBPyConnection, thresholds: Sequence[Thresholds], groups: int
+) -> list[dict[str, Any]]:
+    """What the quantiles are, for not more groups than so many."""
+    found = []
+    for entry in thresholds:
+        rows = con.execute(f"SELECT * FROM {entry.table} ORDER BY ALL LIMIT {groups}").fetchall()
+        first = len(rows[0]) - len(entry.names) if rows else 0
+        found += [
+            {"group": list(row[:first]), **dict(zip(entry.names, row[first:], strict=True))} for row in rows
+        ]
     return found
 
 
@@ -89,4 +116,5 @@ def find_failures(
             f"SELECT {PART}, {ROW}, CASE WHEN {worse} THEN {1 << len(bits)} ELSE failed END AS failed "
             f"FROM ({query}, {rules.top.by.sql} AS __by{groups} FROM {joined})"
         )
-    return iter(con.execute(query).to_arrow_reader(1 << 16))
+    reader: pa.RecordBatchReader = con.sql(query).to_arrow_reader(1 << 16)
+    yield from reader

@@ -156,14 +156,20 @@ def _check_models(outputs: tuple[str, ...], metadata: list[dict[str, Any]]) -> N
                 )
 
 
-def scan(parts: Iterable[Part]) -> str:
-    """SQL that selects the rows of some parts, hive directories as columns of text."""
-    selects = []
+def scan(parts: Iterable[Part], numbered: bool = False) -> str:
+    """SQL that selects the rows of some parts, hive directories as columns of text.
+
+    If numbered, also __part and __row: the place of a row's part among the parts, and of the row in it.
+    """
+    selects, first = [], 0
     for _, group in groupby(parts, key=lambda part: (part.output, part.directories)):
-        files = ", ".join(literal(readable(part.uri)) for part in group)
+        files = [literal(readable(part.uri)) for part in group]
+        place = f", file_index + {first} AS __part, file_row_number AS __row" if numbered else ""
         selects.append(
-            f"SELECT * FROM read_parquet([{files}], hive_partitioning = true, hive_types_autocast = false)"
+            f"SELECT *{place} FROM read_parquet([{', '.join(files)}], hive_partitioning = true, "
+            f"hive_types_autocast = false)"
         )
+        first += len(files)
     return " UNION ALL BY NAME ".join(selects)
 
 

@@ -29,13 +29,13 @@ def write_scores(
     for values, rows in _split(scores, by):
         folders = [hive(name, value) for name, value in (*fixed, *values.items())]
         name = "/".join([SCORES, *folders, f"part-{unit}.parquet"])
-        parts.append(_write(store, name, rows))
+        parts.append(write_table(store, name, rows))
     return parts
 
 
 def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[dict[str, Any]]:
     """Write the rejects of a unit, if there are any."""
-    return [_write(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
+    return [write_table(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
 
 
 def fit_directories(values: Iterable[tuple[str, Any]]) -> bool:
@@ -73,7 +73,8 @@ def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], 
     ]
 
 
-def _write(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
+def write_table(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
+    """Write one part; returns its path, rows and bytes."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", store_schema=True)
     content = sink.getvalue()

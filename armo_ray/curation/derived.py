@@ -1,0 +1,170 @@
+"""Outputs made from outputs: the same units with some of their rows, or with other scores.
+
+What is written is again a whole output of armo-ray score, which every other command reads.
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray import __version__
+from armo_ray.curation.options import CurationOptions
+from armo_ray.curation.output import CARD
+from armo_ray.curation.scores import Scores
+from armo_ray.errors import ConfigError
+from armo_ray.schema import METADATA_KEY, footer, recomputed
+from armo_ray.storage import commits
+from armo_ray.storage.parts import REJECTS, SCORES, write_table
+from armo_ray.storage.store import Store
+
+_TASK_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of the rows of an output."""
+
+    kept: Mapping[str, bytes] | None = None  # by part, the rows to keep as packed bits; None keeps all
+    made_by: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # replaces metadata, by which scores are made anew
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some units of one output."""
+
+    source: str
+    output: str
+    records: tuple[Mapping[str, Any], ...]
+    change: Change
+
+
+def rewrite(scores: Scores, store: Store, options: CurationOptions, change: Change) -> None:
+    """Write the units of all scores with a change, and their commit records."""
+    tasks = []
+    for output in scores.outputs:
+        for records in _runs(Store(output)):
+            kept = change.kept
+            if kept is not None:
+                paths = [f"{output}/{part['path']}" for record in records for part in record["parts"]]
+                kept = {path: kept[path] for path in paths if path in kept}
+            tasks.append(Task(output, store.uri, records, Change(kept, change.made_by)))
+    run(options, _rewrite, tasks)
+
+
+def run(options: CurationOptions, function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+    """`function` of every task, in order, by the engine of the options."""
+    if options.engine == "ray":
+        from armo_ray.cluster import connected, run_tasks
+
+        with connected():
+            return run_tasks(function, tasks)
+    with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
+        return list(pool.map(function, tasks))
+
+
+def _runs(store: Store) -> Iterator[tuple[Mapping[str, Any], ...]]:
+    """The commit records of an output, in runs of not too many rows."""
+    run: list[Mapping[str, Any]] = []
+    rows = 0
+    for record in commits.read_commits(store, commits.list_commits(store)):
+        if run and rows + record["scored"] > _TASK_ROWS:
+            yield tuple(run)
+            run, rows = [], 0
+        run.append(record)
+        rows += record["scored"]
+    if run:
+        yield tuple(run)
+
+
+def _rewrite(task: Task) -> None:
+    source, store = Store(task.source), Store(task.output)
+    for record in task.records:
+        written = []
+        for part in record["parts"]:
+            if part["path"].startswith(f"{SCORES}/"):
+                table = _read(source, part)
+                table = _changed(table, task.change, f"{source.uri}/{part['path']}")
+                written += [write_table(store, part["path"], table)] if table.num_rows else []
+            elif task.change.kept is None:
+                store.write(part["path"], source.read(part["path"]))
+                written.append(part)
+        commits.commit(store, _record(record, written))
+
+
+def _read(store: Store, part: Mapping[str, Any]) -> pa.Table:
+    table = pq.read_table(io.BytesIO(store.read(part["path"])), partitioning=None)
+    if table.num_rows != part["rows"]:
+        raise RuntimeError(
+            f"{store.uri}/{part['path']}: {table.num_rows} rows, its commit says {part['rows']}. "
+            f"Check it with armo-ray verify"
+        )
+    return table
+
+
+def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
+    if change.kept is not None:
+        bits = np.unpackbits(np.frombuffer(change.kept[path], np.uint8), count=table.num_rows)
+        table = table.filter(pa.array(bits.astype(bool)))
+    if change.made_by:
+        metadata = json.dumps({**footer(table.schema), **change.made_by}, sort_keys=True)
+        table = table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: metadata})
+        place = table.schema.get_field_index("score")
+        table = table.set_column(place, table.schema.field(place), pa.array(recomputed(table)))
+    return table
+
+
+def _record(record: Mapping[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of a unit whose parts are other ones: rows that were not kept count as never read."""
+    scored = sum(part["rows"] for part in parts if part["path"].startswith(f"{SCORES}/"))
+    rejected = record["rejected"] if any(p["path"].startswith(f"{REJECTS}/") for p in parts) else {}
+    candidates = scored + sum(rejected.values())
+    return {**record, "parts": parts, "scored": scored, "rejected": rejected, "candidates": candidates}
+
+
+def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Write what the output is: the run that scored it, what it was made by, and what is new in its identity.
+
+    Raises ConfigError where the outputs that it is made of were scored in different ways.
+    """
+    first, *others = scores.runs
+    for output, other in zip(scores.outputs[1:], others, strict=True):
+        differs = sorted(
+            name
+            for name in first["identity"].keys() | other["identity"].keys()
+            if name != "unit_rows" and first["identity"].get(name) != other["identity"].get(name)
+        )
+        if differs or first.get("carried") != other.get("carried"):
+            told = ", ".join(differs) or "the types of kept columns"
+            raise ConfigError(
+                f"{output} was scored otherwise than {scores.outputs[0]} ({told}): take one at a time"
+            )
+    details = {name: value for name, value in first.items() if name not in ("identity", "created_at")}
+    commits.open_run(store, {**first["identity"], **identity}, {**details, "made_by": made})
+
+
+def finish(store: Store, title: str, told: Sequence[str]) -> None:
+    """Write a card for people, and the manifest: from then on the output is whole."""
+    files = ["configs:", "- config_name: default", "  data_files: scores/**/*.parquet", "tags:", "- armo-ray"]
+    lines = [
+        "---",
+        *files,
+        "---",
+        f"# {title}",
+        "",
+        *told,
+        "",
+        f"armo-ray {__version__}, {commits.now()}",
+        "",
+    ]
+    store.write(CARD, "\n".join(lines).encode())
+    commits.finish(store)
