@@ -439,7 +439,7 @@ def test_the_same_shard_in_two_outputs_stops_the_run_and_leaves_nothing(
     again = score_synthetically(tmp_path / "again", rollouts)
     output = tmp_path / "pairs"
     with pytest.raises(RuntimeError, match="scored twice"):
-        run(MineOptions(scores=(str(scores), str(again)), output=str(output)))
+        run(MineOptions.model_validate({"scores": [str(scores), str(again)], "output": str(output)}))
     assert not output.exists()
 
 
