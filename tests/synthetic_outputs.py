@@ -20,7 +20,9 @@ from jobs.synthetic_scores import open_output, scored, write_unit
 UNIT_ROWS = 64
 
 
-def score_synthetically(output: Path, inputs: Path, keep_text: bool = False, seed: int = 0) -> Path:
+def score_synthetically(
+    output: Path | str, inputs: Path | str, keep_text: bool = False, seed: int = 0
+) -> Path:
     """Score shards as `armo-ray score` would, without a model; a token is a word."""
     shards = find_shards([str(inputs)])
     names, _, _ = sample(shards[0], 100)
@@ -41,7 +43,7 @@ def score_synthetically(output: Path, inputs: Path, keep_text: bool = False, see
             unit = done.unit
             write_unit(store, table, shard, unit.ordinal, unit.first_row, unit.num_rows, unit.last)
     commits.finish(store)
-    return output
+    return Path(output)
 
 
 def _columns(shard: Any, found: list[tuple[int, Any]]) -> dict[str, Any]:

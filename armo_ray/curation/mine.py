@@ -5,7 +5,6 @@ every bucket of prompts; read the text of what was taken; screen prompts; write 
 task; the engine only says where tasks run, so both give the same rows.
 """
 
-import contextlib
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ from typing import Any
 from armo_ray.curation import assemble, pairs, screen, wanted
 from armo_ray.curation.candidates import Plan, group_parts, read_candidates, select_candidates
 from armo_ray.curation.options import MineOptions
-from armo_ray.curation.output import Made, finish, new_output
+from armo_ray.curation.output import Made, clear, finish, new_output
 from armo_ray.curation.scores import open_scores
 from armo_ray.curation.text import find_sources
 from armo_ray.storage.store import Store
@@ -60,11 +59,7 @@ def _work(options: MineOptions) -> Iterator[str]:
         return
     store = Store(f"{options.output.rstrip('/')}/_work")
     yield store.uri
-    for name in store.list_names(""):
-        store.delete(name)
-    if store.local:
-        with contextlib.suppress(OSError):
-            store.fs.rmdir(store.root)
+    clear(store)
 
 
 @contextmanager
