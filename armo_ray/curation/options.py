@@ -80,6 +80,8 @@ class MineOptions(CurationOptions):
     """Share of the prompts, by a hash of each, whose pairs go to the split test."""
     seed: int = 0
     """Of the hashes behind best-random and --test-fraction."""
+    task_rows: int = Field(250_000, ge=1)
+    """Candidates that a task works on at once; fewer need less memory."""
     keep: tuple[Name, ...] = ()
     """Columns of the scores to carry, as chosen_COLUMN and rejected_COLUMN."""
     layout: Literal["trl", "llama3-ultrafeedback-armorm"] = "trl"
@@ -98,7 +100,10 @@ class MineOptions(CurationOptions):
             value = [value]
         if not isinstance(value, list | tuple):
             return value
-        return {name.strip(): number for name, _, number in (str(entry).rpartition("=") for entry in value)}
+        pairs = [str(entry).rpartition("=") for entry in value]
+        if not all(name.strip() for name, _, _ in pairs):
+            raise ValueError("expected COLUMN=X")
+        return {name.strip(): number for name, _, number in pairs}
 
 
 class FilterOptions(CurationOptions):
