@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,6 +59,12 @@ def check_directories(store: Store, shards: Iterable[Shard]) -> None:
 def hive(name: str, value: Any) -> str:
     """One directory name; whatever a value holds, it stays one name."""
     return f"{quote(name, safe='')}={_NULL if value is None else quote(str(value), safe='')}"
+
+
+def hive_values(path: str) -> list[tuple[str, str | None]]:
+    """Names and values of the hive directories of a path."""
+    pairs = [folder.partition("=") for folder in path.split("/")[:-1]]
+    return [(unquote(n), None if value == _NULL else unquote(value)) for n, sign, value in pairs if sign]
 
 
 def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], pa.Table]]:
