@@ -31,6 +31,8 @@ def assemble_bucket(
             f"CREATE TEMP TABLE text AS FROM {work_files(plan, iter(texts))} WHERE {in_bucket(plan, bucket)}"
         )
         con.execute(f"CREATE TEMP TABLE pairs AS {_with_text(plan, bucket)}")
+        if options.layout != "trl":
+            con.execute(f"CREATE TEMP TABLE listed AS {_LISTED}")
         counts = _counts(con, plan, bucket)
         parts = []
         for split in SPLITS if options.test_fraction else SPLITS[:1]:
@@ -71,7 +73,8 @@ def _rows(plan: Plan) -> str:
         f"{quoted(name)}: chosen.rewards.{quoted(name)} - rejected.rewards.{quoted(name)}"
         for name in plan.scores.reward_names
     )
-    return f"SELECT pair, {columns.format(margins=margins, kept=_kept(plan.options))} FROM pairs"
+    source = "pairs" if plan.options.layout == "trl" else "pairs JOIN listed USING (prompt_id)"
+    return f"SELECT pair, {columns.format(margins=margins, kept=_kept(plan.options))} FROM {source}"
 
 
 def _kept(options: MineOptions) -> str:
@@ -92,9 +95,13 @@ _TRL = """
 """
 # the columns of princeton-nlp/llama3-ultrafeedback-armorm, where chosen and rejected are whole conversations
 _ULTRAFEEDBACK = """
-    prompt_id, prompt[-1].content AS prompt,
-    list_transform(candidates, lambda x: (SELECT any_value(response[1].content) FROM text WHERE row_id = x.row_id))
-        AS all_generated_responses,
+    prompt_id, prompt[-1].content AS prompt, all_generated_responses,
     list_transform(candidates, lambda x: x.score::DOUBLE) AS all_rm_scores,
     list_concat(prompt, c_response) AS chosen, list_concat(prompt, r_response) AS rejected {kept}
+"""
+_LISTED = """
+    SELECT c.prompt_id, list(t.response[1].content ORDER BY place) AS all_generated_responses
+    FROM (SELECT prompt_id, unnest(candidates).row_id AS row_id, generate_subscripts(candidates, 1) AS place
+          FROM (SELECT DISTINCT ON (prompt_id) prompt_id, candidates FROM pairs)) c
+    JOIN text t ON t.row_id = c.row_id GROUP BY c.prompt_id
 """
