@@ -8,6 +8,7 @@ by prompt; a task on a bucket then reads of every file the few row groups that h
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -31,7 +32,7 @@ class Plan:
     """What every task of a mining run needs to know."""
 
     scores: Scores
-    options: MineOptions
+    options: Any  # MineOptions or LabelOptions
     work: str  # where tasks leave what other tasks read
     select: str  # SQL of a candidate's columns
     groups: tuple[tuple[Part, ...], ...]  # the parts of each reading task

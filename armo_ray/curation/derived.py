@@ -6,9 +6,7 @@ one for people and trainers only.
 
 import io
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +18,7 @@ from armo_ray import __version__
 from armo_ray.curation.options import CurationOptions
 from armo_ray.curation.output import CARD, encode
 from armo_ray.curation.scores import Scores
+from armo_ray.curation.tasks import engine
 from armo_ray.errors import ConfigError
 from armo_ray.schema import METADATA_KEY, footer, recomputed
 from armo_ray.storage import commits
@@ -64,18 +63,8 @@ def rewrite(scores: Scores, store: Store, options: CurationOptions, change: Chan
                 paths = [f"{output}/{part['path']}" for record in records for part in record["parts"]]
                 kept = {path: kept[path] for path in paths if path in kept}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept)))
-    run(options, _rewrite, tasks)
-
-
-def run(options: CurationOptions, function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
-    """`function` of every task, in order, by the engine of the options."""
-    if options.engine == "ray":
-        from armo_ray.cluster import connected, run_tasks
-
-        with connected():
-            return run_tasks(function, tasks)
-    with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
-        return list(pool.map(function, tasks))
+    with engine(options) as run_tasks:
+        run_tasks(_rewrite, tasks)
 
 
 def _runs(store: Store) -> Iterator[tuple[Mapping[str, Any], ...]]:
