@@ -4,7 +4,6 @@ What is written is again a whole output of armo-ray score, which every other com
 one for people and trainers only.
 """
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,7 +107,8 @@ def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any
 
 
 def _read(store: Store, part: Mapping[str, Any]) -> pa.Table:
-    table = pq.read_table(io.BytesIO(store.read(part["path"])), partitioning=None)
+    content = pa.BufferReader(store.read(part["path"]))
+    table = pq.ParquetFile(content).read(use_threads=False)  # small parts: a third of the time of threads
     if table.num_rows != part["rows"]:
         raise RuntimeError(
             f"{store.uri}/{part['path']}: {table.num_rows} rows, its commit says {part['rows']}. "
