@@ -6,6 +6,7 @@ python -m jobs.synthetic_scores --measure mine filter reweigh --candidates 10000
 
 import argparse
 import hashlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,12 @@ ARGUMENTS: dict[str, list[str]] = {
 def open_output(uri: str, keep_text: bool, layout: dict[str, str]) -> tuple[Store, pa.Schema]:
     """A new output of a model that does not exist, and the schema of its parts."""
     store = Store(uri)
-    identity = {"model_fingerprint": "synthetic", "dtype": "float32", "keep_text": keep_text, "layout": layout}
+    identity = {
+        "model_fingerprint": "synthetic",
+        "dtype": "float32",
+        "keep_text": keep_text,
+        "layout": layout,
+    }
     commits.open_run(store, identity, {})
     rng = np.random.default_rng(0)
     metadata = {
@@ -118,8 +124,12 @@ def _columns(shard: Shard, row: int, first: int, rows: int, pool: pa.Array) -> d
     source_row = prompts - first + row
     candidate = np.tile(np.arange(ANSWERS), rows)
     drawn = np.random.default_rng(first).integers(0, len(pool), len(prompts))
-    ids = [hashlib.blake2b(b"%d" % prompt, digest_size=16).hexdigest() for prompt in range(first, first + rows)]
-    asked = pa.array([f"Question {prompt}: {WORDS[prompt % len(WORDS)]}?" for prompt in range(first, first + rows)])
+    ids = [
+        hashlib.blake2b(b"%d" % prompt, digest_size=16).hexdigest() for prompt in range(first, first + rows)
+    ]
+    asked = pa.array(
+        [f"Question {prompt}: {WORDS[prompt % len(WORDS)]}?" for prompt in range(first, first + rows)]
+    )
     return {
         "row_id": [f"{shard.hash}:{r}:{c}" for r, c in zip(source_row, candidate, strict=True)],
         "prompt_id": pa.array(ids).take(prompts - first),
@@ -139,20 +149,27 @@ def _texts(rng: np.random.Generator) -> pa.Array:
 
 
 def _messages(role: str, content: pa.Array) -> pa.Array:
-    structs = pa.StructArray.from_arrays([pa.array([role] * len(content)), content], fields=list(MESSAGES.value_type))
+    structs = pa.StructArray.from_arrays(
+        [pa.array([role] * len(content)), content], fields=list(MESSAGES.value_type)
+    )
     return pa.ListArray.from_arrays(pa.array(np.arange(len(content) + 1, dtype=np.int32)), structs)
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds that a command takes, and the most memory, in GiB resident, of it and what it started."""
-    began, peak = time.monotonic(), 0
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Seconds that a command takes and those of CPU, and the most GiB resident of it and what it started."""
+    began, used, peak = time.monotonic(), _cpu(), 0
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while child.poll() is None:
         peak = max(peak, sum(_resident(p) for p in _tree(child.pid)))
         time.sleep(0.1)
     if child.returncode:
         sys.exit(f"{' '.join(command)}: status {child.returncode}")
-    return time.monotonic() - began, peak / 2**30
+    return time.monotonic() - began, _cpu() - used, peak / 2**30
+
+
+def _cpu() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def _tree(pid: int) -> Iterator[psutil.Process]:
@@ -186,8 +203,8 @@ def main() -> None:
             write_output(Path(folder) / "scores", candidates)
             for name in args.measure:
                 command = [sys.executable, "-m", "armo_ray.cli", name, f"{folder}/scores", *ARGUMENTS[name]]
-                seconds, gib = measure([*command, "--output", f"{folder}/{name}"])
-                print(f"{name} {candidates}: {seconds:.1f} s, {gib:.2f} GiB", flush=True)
+                seconds, cpu, gib = measure([*command, "--output", f"{folder}/{name}"])
+                print(f"{name} {candidates}: {seconds:.1f} s, {cpu:.1f} s of CPU, {gib:.2f} GiB", flush=True)
 
 
 if __name__ == "__main__":
