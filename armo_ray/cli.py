@@ -15,7 +15,13 @@ from pydantic.fields import FieldInfo
 from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import Options, ScoreConfig, load_options
-from armo_ray.curation.options import CurationOptions, FilterOptions, MineOptions, ReweighOptions
+from armo_ray.curation.options import (
+    CurationOptions,
+    FilterOptions,
+    LabelOptions,
+    MineOptions,
+    ReweighOptions,
+)
 from armo_ray.errors import ConfigError
 from armo_ray.progress import OutOfTime, stop_after, stop_on_sigterm
 
@@ -28,6 +34,7 @@ _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same com
 # Commands that make datasets from scores: the module curation.<name> has run(options).
 _CURATION: dict[str, tuple[type[CurationOptions], str]] = {
     "mine": (MineOptions, "preference pairs from scores"),
+    "label": (LabelOptions, "labels for distillation, reward models, SFT and GRPO"),
     "filter": (FilterOptions, "the part of scores that passes some rules"),
     "reweigh": (ReweighOptions, "other scores from the stored rewards and gates"),
 }

@@ -44,13 +44,18 @@ def assemble_bucket(
     return parts, counts
 
 
+def split_of(options: Any, prompt_id: str) -> str:
+    """SQL of the split that a prompt goes to, by a hash of its id."""
+    test = round(options.test_fraction * 16**8)
+    hashed = f"('0x' || md5('{options.seed}/' || {prompt_id})[:8])::BIGINT"
+    return f"CASE WHEN {hashed} < {test} THEN 'test' ELSE 'train' END"
+
+
 def _with_text(plan: Plan, bucket: int) -> str:
     """Pairs of two texts, each such pair once; a prompt that was scored twice repeats them."""
-    test = round(plan.options.test_fraction * 16**8)
     return (
         f"SELECT p.*, c.prompt AS prompt, c.response AS c_response, r.response AS r_response, "
-        f"CASE WHEN ('0x' || md5('{plan.options.seed}/' || p.prompt_id)[:8])::BIGINT < {test} "
-        f"THEN 'test' ELSE 'train' END AS split "
+        f"{split_of(plan.options, 'p.prompt_id')} AS split "
         f"FROM {work_files(plan, iter([f'pairs-{bucket:05d}']))} p "
         f"JOIN text c ON c.row_id = p.chosen.row_id JOIN text r ON r.row_id = p.rejected.row_id "
         f"WHERE p.prompt_id NOT IN (FROM removed) AND c.response <> r.response "

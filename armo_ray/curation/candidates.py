@@ -8,7 +8,7 @@ by prompt; a task on a bucket then reads of every file the few row groups that h
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -32,14 +32,14 @@ class Plan:
     """What every task of a mining run needs to know."""
 
     scores: Scores
-    options: MineOptions
+    options: Any  # MineOptions or LabelOptions
     work: str  # where tasks leave what other tasks read
     select: str  # SQL of a candidate's columns
     groups: tuple[tuple[Part, ...], ...]  # the parts of each reading task
 
     @property
     def num_buckets(self) -> int:
-        return -(-self.scores.rows // self.options.task_rows)
+        return -(-self.scores.rows // int(self.options.task_rows))
 
 
 def in_runs(items: Iterable[Item], rows_of: Callable[[Item], int], rows: int) -> list[tuple[Item, ...]]:

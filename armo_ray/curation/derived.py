@@ -1,14 +1,12 @@
 """Outputs made from outputs: the same units with some of their rows, or with other scores.
 
-What is written is again a whole output of armo-ray score, which every other command reads.
+What is written is again a whole output of armo-ray score, which every other command reads; as JSON lines it is
+one for people and trainers only.
 """
 
-import io
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,13 @@ import pyarrow.parquet as pq
 
 from armo_ray import __version__
 from armo_ray.curation.options import CurationOptions
-from armo_ray.curation.output import CARD
+from armo_ray.curation.output import CARD, encode
 from armo_ray.curation.scores import Scores
+from armo_ray.curation.tasks import engine
 from armo_ray.errors import ConfigError
 from armo_ray.schema import METADATA_KEY, footer, recomputed
 from armo_ray.storage import commits
-from armo_ray.storage.parts import REJECTS, SCORES, write_table
+from armo_ray.storage.parts import REJECTS, SCORES, hive_values, write_table
 from armo_ray.storage.store import Store
 
 _TASK_ROWS = 1 << 17
@@ -33,9 +32,8 @@ class Change:
     """What becomes of the rows of an output."""
 
     kept: Mapping[str, bytes] | None = None  # by part, the rows to keep as packed bits; None keeps all
-    made_by: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # replaces metadata, by which scores are made anew
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # replaces metadata; scores are made anew by it
+    format: str = "parquet"
 
 
 @dataclass(frozen=True)
@@ -50,26 +48,22 @@ class Task:
 
 def rewrite(scores: Scores, store: Store, options: CurationOptions, change: Change) -> None:
     """Write the units of all scores with a change, and their commit records."""
-    tasks = []
+    tasks: list[Task] = []
+    units: set[str] = set()
     for output in scores.outputs:
         for records in _runs(Store(output)):
+            if twice := units & {record["unit"] for record in records}:
+                raise ConfigError(
+                    f"{output}: unit {min(twice)} is in another of the outputs too: leave one out"
+                )
+            units |= {record["unit"] for record in records}
             kept = change.kept
             if kept is not None:
                 paths = [f"{output}/{part['path']}" for record in records for part in record["parts"]]
                 kept = {path: kept[path] for path in paths if path in kept}
-            tasks.append(Task(output, store.uri, records, Change(kept, change.made_by)))
-    run(options, _rewrite, tasks)
-
-
-def run(options: CurationOptions, function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
-    """`function` of every task, in order, by the engine of the options."""
-    if options.engine == "ray":
-        from armo_ray.cluster import connected, run_tasks
-
-        with connected():
-            return run_tasks(function, tasks)
-    with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
-        return list(pool.map(function, tasks))
+            tasks.append(Task(output, store.uri, records, replace(change, kept=kept)))
+    with engine(options) as run_tasks:
+        run_tasks(_rewrite, tasks)
 
 
 def _runs(store: Store) -> Iterator[tuple[Mapping[str, Any], ...]]:
@@ -94,15 +88,27 @@ def _rewrite(task: Task) -> None:
             if part["path"].startswith(f"{SCORES}/"):
                 table = _read(source, part)
                 table = _changed(table, task.change, f"{source.uri}/{part['path']}")
-                written += [write_table(store, part["path"], table)] if table.num_rows else []
+                written += [_write(store, part["path"], table, task.change.format)] if table.num_rows else []
             elif task.change.kept is None:
                 store.write(part["path"], source.read(part["path"]))
                 written.append(part)
         commits.commit(store, _record(record, written))
 
 
+def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any]:
+    if kind == "parquet":
+        return write_table(store, path, table)
+    for name, value in hive_values(path):  # columns that are directories are columns of the lines
+        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    path = f"{path.removesuffix('parquet')}{kind}"
+    content = encode(table, kind)
+    store.write(path, content)
+    return {"path": path, "rows": table.num_rows, "bytes": len(content)}
+
+
 def _read(store: Store, part: Mapping[str, Any]) -> pa.Table:
-    table = pq.read_table(io.BytesIO(store.read(part["path"])), partitioning=None)
+    content = pa.BufferReader(store.read(part["path"]))
+    table = pq.ParquetFile(content).read(use_threads=False)  # small parts: a third of the time of threads
     if table.num_rows != part["rows"]:
         raise RuntimeError(
             f"{store.uri}/{part['path']}: {table.num_rows} rows, its commit says {part['rows']}. "
@@ -149,22 +155,16 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
                 f"{output} was scored otherwise than {scores.outputs[0]} ({told}): take one at a time"
             )
     details = {name: value for name, value in first.items() if name not in ("identity", "created_at")}
-    commits.open_run(store, {**first["identity"], **identity}, {**details, "made_by": made})
+    if made["options"]["format"] == "parquet":
+        commits.open_run(store, {**first["identity"], **identity}, {**details, "made_by": made})
 
 
-def finish(store: Store, title: str, told: Sequence[str]) -> None:
+def finish(store: Store, options: CurationOptions, title: str, told: Sequence[str]) -> None:
     """Write a card for people, and the manifest: from then on the output is whole."""
-    files = ["configs:", "- config_name: default", "  data_files: scores/**/*.parquet", "tags:", "- armo-ray"]
-    lines = [
-        "---",
-        *files,
-        "---",
-        f"# {title}",
-        "",
-        *told,
-        "",
-        f"armo-ray {__version__}, {commits.now()}",
-        "",
-    ]
+    files = f"  data_files: {SCORES}/**/*.{options.format}"
+    front = ["---", "configs:", "- config_name: default", files, "tags:", "- armo-ray", "---"]
+    given = commits.to_json(options.model_dump(mode="json", exclude_defaults=True)).decode()
+    lines = [*front, f"# {title}", "", *told, "", "```json", given.strip(), "```"]
+    lines += [f"armo-ray {__version__}, {commits.now()}", ""]
     store.write(CARD, "\n".join(lines).encode())
     commits.finish(store)

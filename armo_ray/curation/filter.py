@@ -54,10 +54,10 @@ def run(options: FilterOptions) -> None:
         made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
         derived.begin(scores, store, made, {})
         packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
-        derived.rewrite(scores, store, options, derived.Change(kept=packed))
+        derived.rewrite(scores, store, options, derived.Change(kept=packed, format=options.format))
         store.write("rules.json", commits.to_json({"rules": told, "thresholds": selection.thresholds}))
         about = [f"{selection.patterns[0]} of {scores.rows} rows of {', '.join(scores.outputs)}.", ""]
-        derived.finish(store, "Scores that passed a filter", [*about, *_table(told)])
+        derived.finish(store, options, "Scores that passed a filter", [*about, *_table(told)])
 
 
 def parse_rules(options: FilterOptions, columns: Mapping[str, str]) -> Rules:

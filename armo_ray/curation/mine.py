@@ -8,17 +8,16 @@ task; the engine only says where tasks run, so both give the same rows.
 import json
 import logging
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from armo_ray.curation import assemble, pairs, screen, wanted
 from armo_ray.curation.candidates import Plan, in_runs, read_candidates, select_candidates
 from armo_ray.curation.options import MineOptions
-from armo_ray.curation.output import Made, clear, finish, new_output
+from armo_ray.curation.output import Made, finish, new_output
 from armo_ray.curation.scores import open_scores
+from armo_ray.curation.tasks import Run, engine, per_task, work_folder
 from armo_ray.curation.text import find_sources
 from armo_ray.storage.store import Store
 
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 CONTAMINATED = "contaminated.jsonl"
 _ABOUT = """Preference pairs: `chosen` has a larger value of `{rank_by}` than `rejected`, by the strategy {strategy}.
 Rows are in the order of `prompt_id`, then of falling margin."""
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
 def run(options: MineOptions) -> None:
@@ -36,43 +34,15 @@ def run(options: MineOptions) -> None:
     select = select_candidates(scores, options)
     sources = [] if scores.has_text else list(find_sources(scores).values())
     benchmark = screen.benchmark_ngrams(options.decontaminate, options.ngram)
-    with new_output(options.output) as store, _work(options) as work, _engine(options) as run_tasks:
+    with new_output(options.output) as store, work_folder(options) as work, engine(options) as run_tasks:
         groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
-        plan = Plan(scores, _per_task(options), work, select, groups)
+        plan = Plan(scores, per_task(options), work, select, groups)
         shards = in_runs(sources, lambda source: source.scored, options.task_rows)
         parts, counts = _mine(plan, run_tasks, shards, benchmark)
         about = _ABOUT.format(rank_by=options.rank_by, strategy=options.strategy)
         finish(store, Made("mine", about, scores, options, parts, counts))
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     logger.info("%s: %s", options.output, told)
-
-
-def _per_task(options: MineOptions) -> MineOptions:
-    one = options.engine == "ray" and options.threads is None
-    return options.model_copy(update={"threads": 1}) if one else options
-
-
-@contextmanager
-def _work(options: MineOptions) -> Iterator[str]:
-    """Where tasks leave files: on this machine, or where all of a cluster finds them."""
-    if options.engine == "duckdb":
-        with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as folder:
-            yield folder
-        return
-    store = Store(f"{options.output.rstrip('/')}/_work")
-    yield store.uri
-    clear(store)
-
-
-@contextmanager
-def _engine(options: MineOptions) -> Iterator[Run]:
-    if options.engine == "duckdb":
-        yield lambda function, tasks: [function(task) for task in tasks]
-        return
-    from armo_ray.cluster import connected, run_tasks
-
-    with connected():
-        yield run_tasks
 
 
 def _mine(

@@ -31,6 +31,8 @@ class CurationOptions(BaseModel):
     """Threads of DuckDB; default: one per core, with ray one in each task."""
     spill: Name | None = None
     """Directory for what does not fit in memory; default: the system's for temporary files."""
+    task_rows: int = Field(250_000, ge=1)
+    """Candidates that a task works on at once; fewer need less memory."""
 
     @field_validator("scores", mode="before")
     @classmethod
@@ -80,8 +82,6 @@ class MineOptions(CurationOptions):
     """Share of the prompts, by a hash of each, whose pairs go to the split test."""
     seed: int = 0
     """Of the hashes behind best-random and --test-fraction."""
-    task_rows: int = Field(250_000, ge=1)
-    """Candidates that a task works on at once; fewer need less memory."""
     keep: tuple[Name, ...] = ()
     """Columns of the scores to carry, as chosen_COLUMN and rejected_COLUMN."""
     layout: Literal["trl", "llama3-ultrafeedback-armorm"] = "trl"
@@ -149,6 +149,46 @@ class ReweighOptions(CurationOptions):
     @classmethod
     def _named(cls, value: Any) -> Any:
         """["a=0.5"] as {"a": "0.5"}."""
+        return named(value)
+
+
+class LabelOptions(CurationOptions):
+    """Labels of candidates to learn from."""
+
+    shape: Literal["candidates", "pairs", "sft"] = "candidates"
+    """A row per candidate with its labels, per pair with its probability, or per best answer of a prompt."""
+    scale: Literal["raw", "standardized", "original"] = "raw"
+    """Of the labels: as they are; less their mean and over their deviation; or as their raters gave them."""
+    per: tuple[Name, ...] = ()
+    """With standardized: columns; mean and deviation are those of the rows that are equal in them."""
+    rescale: Mapping[str, str] = {}
+    """With original: OBJECTIVE=FACTOR:OFFSET for more than the HelpSteer objectives, which are 5 r - 0.5."""
+    temperature: float | None = Field(None, gt=0)
+    """Of probabilities; default: fitted on pairs with the roles chosen and rejected, 1 where there are none."""
+    best: int = Field(1, ge=1)
+    """With sft: answers of a prompt that are kept, the best first."""
+    where: tuple[Name, ...] = ()
+    """Expressions that must hold for a candidate to give a row."""
+    min_candidates: int = Field(1, ge=1)
+    """Prompts with fewer scored candidates give no row."""
+    keep: tuple[Name, ...] = ()
+    """Columns of the scores to carry, of candidates and sft."""
+    text: bool = True
+    """Add the messages; read again from the source shards where the scores have none."""
+    test_fraction: float = Field(0, ge=0, lt=1)
+    """Share of the prompts, by a hash of each, whose rows go to the split test."""
+    seed: int = 0
+    """Of that hash."""
+
+    @field_validator("per", "where", "keep", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("rescale", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """["a=9:1"] as {"a": "9:1"}."""
         return named(value)
 
 

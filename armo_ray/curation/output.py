@@ -69,6 +69,13 @@ def clear(store: Store) -> None:
 def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str) -> dict[str, Any]:
     """Write rows as part `number` of a split; `kind` is parquet or jsonl. Returns path, rows and bytes."""
     name = f"{DATA}/{split}/part-{number:05d}.{kind}"
+    content = encode(table, kind)
+    store.write(name, content)
+    return {"path": name, "rows": table.num_rows, "bytes": len(content)}
+
+
+def encode(table: pa.Table, kind: str) -> bytes:
+    """The content of a file of rows; `kind` is parquet or jsonl."""
     sink = io.BytesIO()
     if kind == "parquet":
         pq.write_table(table, sink, compression="zstd")
@@ -76,8 +83,7 @@ def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str
         for batch in table.to_batches(max_chunksize=1024):
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())
             sink.write("".join(lines).encode())
-    store.write(name, sink.getvalue())
-    return {"path": name, "rows": table.num_rows, "bytes": sink.tell()}
+    return sink.getvalue()
 
 
 def finish(store: Store, made: Made) -> None:

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,26 +18,24 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import read_text
 
-COMPARISON = "comparison.json"
-
 
 def run(options: ReweighOptions) -> None:
     """Write complete outputs of one model with other scores, and how these rank. Raises ConfigError."""
+    if options.format != "parquet":
+        raise ConfigError("--format jsonl: reweigh writes Parquet, for other commands to read")
     scores = open_scores(options.scores)
     formula = formula_of(options, scores)
     with new_output(options.output) as store:
-        made = {"command": "reweigh", "options": options.model_dump(mode="json"), "scores": scores.outputs}
+        made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
-        derived.begin(scores, store, {**made, "formula": formula}, identity)
+        derived.begin(scores, store, {**made, "scores": scores.outputs}, identity)
         derived.rewrite(scores, store, options, derived.Change(made_by=formula))
-        commits.finish(store)
-        found = compare_outputs(options, scores, open_scores([store.uri]))
-        told = [f"{name}: {value}" for name, value in found.items()]
+        found = compare_with(options, scores, store.uri)
+        told = [f"- {name}: {value}" for name, value in found.items()]
         print("\n".join(told))
-        store.write(COMPARISON, commits.to_json(found))
-        derived.finish(
-            store, "Reweighed scores", ["Compared with the scores before:", "", *(f"- {t}" for t in told)]
-        )
+        store.write("comparison.json", commits.to_json(found))
+        about = [f"Of {', '.join(scores.outputs)}. Compared with the scores before:", ""]
+        derived.finish(store, options, "Reweighed scores", [*about, *told])
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
@@ -104,12 +103,18 @@ def read_transform(uri: str, size: int) -> list[list[float]]:
     return rows
 
 
-def compare_outputs(options: ReweighOptions, old: Scores, new: Scores) -> dict[str, Any]:
-    """How the new scores rank the candidates of the old: see armo_ray.curation.comparison."""
+def compare_with(options: ReweighOptions, scores: Scores, output: str) -> dict[str, Any]:
+    """How the scores that were written to an output rank the candidates: see armo_ray.curation.comparison."""
+    outputs = [scores.outputs[part.output] for part in scores.parts]
+    written = [
+        replace(part, uri=output + part.uri.removeprefix(before))
+        for part, before in zip(scores.parts, outputs, strict=True)
+    ]
     with database(options) as con:
         con.execute(
             f"""CREATE TEMP TABLE compared AS
                 SELECT row_number() OVER () AS place, prompt_id AS prompt, a.score AS old, b.score AS new
-                FROM ({scan(old.parts)}) a JOIN ({scan(new.parts)}) b USING (row_id, prompt_id)"""
+                FROM ({scan(scores.parts, numbered=True)}) a
+                JOIN (SELECT __part, __row, score FROM ({scan(written, numbered=True)})) b USING (__part, __row)"""
         )
         return compare(con, "compared")
