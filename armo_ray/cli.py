@@ -1,6 +1,7 @@
 """The command line. Parses, checks, and only then imports what is slow."""
 
 import argparse
+import importlib
 import logging
 import sys
 import time
@@ -13,7 +14,14 @@ from pydantic.fields import FieldInfo
 
 from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
-from armo_ray.config import ScoreConfig, load_config
+from armo_ray.config import Options, ScoreConfig, load_options
+from armo_ray.curation.options import (
+    CurationOptions,
+    FilterOptions,
+    LabelOptions,
+    MineOptions,
+    ReweighOptions,
+)
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
 from armo_ray.progress import OutOfTime, limited, stop_on_sigterm
@@ -24,6 +32,16 @@ _BACKBONES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same command to go on;
 2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
 5 stopped by --max-runtime, run the same command to go on"""
+
+# Commands that make datasets from scores: the module curation.<name> has run(options).
+_CURATION: dict[str, tuple[type[CurationOptions], str]] = {
+    "mine": (MineOptions, "preference pairs from scores"),
+    "label": (LabelOptions, "labels for distillation, reward models, SFT and GRPO"),
+    "filter": (FilterOptions, "the part of scores that passes some rules"),
+    "reweigh": (ReweighOptions, "other scores from the stored rewards and gates"),
+}
+
+_GO_ON = "what is committed stays, run it again to go on"
 
 logger = logging.getLogger("armo_ray")
 
@@ -51,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
-            f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on",
+            f"armo-ray {args.command}: stopped; "
+            + ("nothing is left" if args.command in _CURATION else _GO_ON),
             file=sys.stderr,
         )
         return FAILED
@@ -68,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in ScoreConfig.model_fields.items():
         _add_option(score, name, field)
     score.set_defaults(run=_score, parser=score)
+    for name, (kind, told) in _CURATION.items():
+        _add_curation(commands.add_parser(name, help=told), kind)
     verify = commands.add_parser("verify", help="check a finished output against its manifest")
     verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
     verify.set_defaults(run=_verify, parser=verify)
@@ -83,6 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(bench)
     bench.set_defaults(run=execute, parser=bench)
     return parser
+
+
+def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) -> None:
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="OUT",
+        help="complete outputs of armo-ray score, of one model; before them, options as a TOML file",
+    )
+    for name, field in kind.model_fields.items():
+        if name != "scores":
+            _add_option(parser, name, field)
+    parser.set_defaults(run=_curate, parser=parser)
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
@@ -113,11 +147,8 @@ def _help(field: FieldInfo) -> str:
 
 
 def _score(args: argparse.Namespace) -> int:
-    given = {name: value for name, value in vars(args).items() if name in ScoreConfig.model_fields}
-    lists = (value for value in given.values() if isinstance(value, list))
-    if swallowed := [word for words in lists for word in words if word.endswith(".toml")]:
-        raise ConfigError(f"{swallowed[0]}: put the TOML file before the flags")
-    began, config = time.monotonic(), _load_config(args.config, given)
+    given = _given(args, ScoreConfig)
+    began, config = time.monotonic(), _load(ScoreConfig, args.config, given)
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
@@ -130,12 +161,36 @@ def _score(args: argparse.Namespace) -> int:
     return _judge(judged, config)
 
 
-def _load_config(file: str | None, given: Mapping[str, Any]) -> ScoreConfig:
+def _given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
+    """The flags that were given."""
+    given = {name: value for name, value in vars(args).items() if name in kind.model_fields}
+    lists = (value for value in given.values() if isinstance(value, list))
+    if swallowed := [word for words in lists for word in words if word.endswith(".toml")]:
+        raise ConfigError(f"{swallowed[0]}: put the TOML file before the flags")
+    return given
+
+
+def _load(kind: type[Options], file: str | None, given: Mapping[str, Any]) -> Options:
     if file is None or "://" not in file:
-        return load_config(file, given)
+        return load_options(kind, file, given)
     from armo_ray.storage.filesystem import read_text
 
-    return load_config(file, given, read_text)
+    return load_options(kind, file, given, read_text)
+
+
+def _curate(args: argparse.Namespace) -> int:
+    kind, _ = _CURATION[args.command]
+    given = _given(args, kind)
+    files = [word for word in args.words if word.endswith(".toml")]
+    if len(files) > 1:
+        raise ConfigError(f"{files[1]}: one TOML file is enough")
+    if outputs := [word for word in args.words if word not in files]:
+        given["scores"] = outputs
+    options = _load(kind, files[0] if files else None, given)
+    command = importlib.import_module(f"armo_ray.curation.{args.command}")
+    stop_on_sigterm()
+    command.run(options)
+    return COMPLETE
 
 
 def _summarize(totals: Mapping[str, Any], config: ScoreConfig) -> None:

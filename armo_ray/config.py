@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Options = TypeVar("Options", bound=BaseModel)
 PARTS = ("prompt", "system", "chosen", "rejected", "responses", "response", "messages")
 
 
@@ -214,7 +215,17 @@ def _read_text(file: str) -> str:
 def load_config(
     file: str | None, overrides: Mapping[str, Any], read: Callable[[str], str] = _read_text
 ) -> ScoreConfig:
-    """The configuration in a TOML file, if any, which `read` reads, with the overrides put on top.
+    """The configuration of a scoring run; see `load_options`."""
+    return load_options(ScoreConfig, file, overrides, read)
+
+
+def load_options(
+    kind: type[Options],
+    file: str | None,
+    overrides: Mapping[str, Any],
+    read: Callable[[str], str] = _read_text,
+) -> Options:
+    """The options in a TOML file, if any, which `read` reads, with the overrides put on top.
 
     Raises ConfigError that names the file or option, the fault, and what was expected.
     """
@@ -230,9 +241,9 @@ def load_config(
             raise ConfigError(f"config {file}: not valid TOML: {error}") from error
     values = {name.replace("-", "_"): value for name, value in values.items()}
     try:
-        return ScoreConfig.model_validate(values | dict(overrides))
+        return kind.model_validate(values | dict(overrides))
     except ValidationError as error:
-        told = "; ".join(f"{_option(fault['loc'])}: {_say(fault)}" for fault in error.errors())
+        told = "; ".join(f"{_option(fault['loc'])}: {_say(fault, kind)}" for fault in error.errors())
         raise ConfigError(told if file is None else f"{told} (config {file} and flags)") from None
 
 
@@ -240,11 +251,11 @@ def _option(location: tuple[Any, ...]) -> str:
     return ".".join(str(part).replace("_", "-") for part in location)
 
 
-def _say(fault: Any) -> str:
+def _say(fault: Any, kind: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return "required, as a flag or in the TOML file"
     if fault["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(fault["loc"][-1]), ScoreConfig.model_fields, 1)
+        close = difflib.get_close_matches(str(fault["loc"][-1]), kind.model_fields, 1)
         return "unknown option" + (f"; did you mean {close[0]}?" if close else "")
     message: str = fault["msg"].removeprefix("Value error, ")
     if "ctx" in fault and isinstance(fault["ctx"].get("error"), ConfigError):  # it says all that may be said

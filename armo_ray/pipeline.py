@@ -6,7 +6,6 @@ before. The driver only counts commit records as they come out.
 
 import json
 import logging
-import os
 import pickle
 import time
 import warnings
@@ -19,12 +18,12 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError
 
+from armo_ray.cluster import connected
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
-from armo_ray.progress import Progress, stop_on_sigterm
+from armo_ray.progress import Progress
 from armo_ray.replicas import Pool, Replica, pool_of
 from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock
@@ -65,30 +64,11 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
     return commits.totals(records), commits.totals(done)
 
 
-@contextmanager
-def _ray() -> Iterator[None]:
-    """Ray as it is, or started and stopped here. An error of a task becomes a RuntimeError."""
-    own = not ray.is_initialized()
-    if own:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
-        # without an address Ray would join any cluster that it finds on the machine
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-        stop_on_sigterm()  # ray.init takes the signal for itself
-    try:
-        yield
-    except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
-        raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
-    finally:
-        if own:
-            ray.shutdown()
-
-
 def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> None:
     """Commit every unit of the spans: through the graph, and those that it could not do one by one."""
     began = time.time()
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
-    with _ray():
+    with connected():
         pool = pool_of(config)
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)

@@ -109,15 +109,26 @@ def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
     """The weight of every reward in every score, shape (rows, objectives), float32: gating · transformᵀ of a model
     with gates, and the same in every row of one without.
 
-    `score == (vectors(scores) * coefficients(scores)).sum(axis=1)` to float32 rounding. Takes rows of scores
-    with the metadata they were written with, as pyarrow reads them; raises ValueError without it.
+    Of reweighed scores: the fixed weights if there are any, and each times the factor of its objective.
+    `recomputed` puts scores together with them. Takes rows of scores with the metadata they were written
+    with, as pyarrow reads them; raises ValueError without it.
     """
-    told = footer(scores.schema)
-    if "fixed_weights" in told:
-        fixed = np.array(told["fixed_weights"], np.float32)
-        return np.broadcast_to(fixed, (scores.num_rows, len(fixed)))
-    transform = np.array(told["reward_transform_matrix"], np.float32)
-    return vectors(scores, "gating") @ transform.T
+    content = footer(scores.schema)
+    if content.get("fixed_weights") is not None:
+        found = np.tile(np.array(content["fixed_weights"], np.float32), (scores.num_rows, 1))
+    else:
+        found = vectors(scores, "gating") @ np.array(content["reward_transform_matrix"], np.float32).T
+    return found * np.array(content.get("objective_factors", 1.0), np.float32)
+
+
+def recomputed(scores: pa.Table) -> npt.NDArray[np.float32]:
+    """The scores that the rewards of some rows, and the metadata they were written with, make, shape (rows,).
+
+    Σ rewards · coefficients; of reweighed scores, less a penalty for every token of the response.
+    """
+    total = (vectors(scores).astype(np.float64) * coefficients(scores)).sum(axis=1)
+    penalty = footer(scores.schema).get("length_penalty", 0.0)
+    return (total - penalty * scores["num_response_tokens"].to_numpy()).astype(np.float32)
 
 
 def vectors(scores: pa.Table, column: str = "rewards") -> npt.NDArray[np.float32]:

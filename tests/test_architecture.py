@@ -29,14 +29,21 @@ MAY_IMPORT = {
     "progress": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
-    "pipeline": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
-    "cli": BASE | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench"},
+    "cluster": {"progress"},
+    "curation": BASE | {"cluster", "storage", "text"},
+    "pipeline": BASE
+    | {"cluster"}
+    | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
+    "cli": BASE
+    | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench", "curation"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
-    "ray": {"pipeline", "replicas", "isolation"},
+    "ray": {"cluster", "pipeline", "replicas", "isolation"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},
+    "duckdb": {"curation"},
+    "rensa": {"curation"},
 }
 
 
@@ -83,6 +90,10 @@ WITHOUT = {
     "bench-help": (
         "from armo_ray.cli import main\ntry: main(['bench', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "numpy"},
+    ),
+    "mine-help": (
+        "from armo_ray.cli import main\ntry: main(['mine', '--help'])\nexcept SystemExit: pass",
+        HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "config-error": (
         "from armo_ray.cli import main\nassert main(['score', '--input', 'x']) == 2",

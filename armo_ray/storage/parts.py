@@ -1,9 +1,9 @@
 """Writing the parts of a unit under names that depend on the unit alone."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,13 +29,13 @@ def write_scores(
     for values, rows in _split(scores, by):
         folders = [hive(name, value) for name, value in (*fixed, *values.items())]
         name = "/".join([SCORES, *folders, f"part-{unit}.parquet"])
-        parts.append(_write(store, name, rows))
+        parts.append(write_table(store, name, rows))
     return parts
 
 
 def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[dict[str, Any]]:
     """Write the rejects of a unit, if there are any."""
-    return [_write(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
+    return [write_table(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
 
 
 def fit_directories(values: Iterable[tuple[str, Any]]) -> bool:
@@ -61,6 +61,12 @@ def hive(name: str, value: Any) -> str:
     return f"{quote(name, safe='')}={_NULL if value is None else quote(str(value), safe='')}"
 
 
+def hive_values(path: str) -> list[tuple[str, str | None]]:
+    """Names and values of the hive directories of a path."""
+    pairs = [folder.partition("=") for folder in path.split("/")[:-1]]
+    return [(unquote(n), None if value == _NULL else unquote(value)) for n, sign, value in pairs if sign]
+
+
 def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], pa.Table]]:
     if not by:
         return [({}, table)] if table.num_rows else []
@@ -73,9 +79,25 @@ def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], 
     ]
 
 
-def _write(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """The columns that Parquet makes of a column: their paths and types."""
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{path}.{field.name}", field.type)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    else:
+        yield path, kind
+
+
+def write_table(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
+    """Write one part; returns its path, rows and bytes."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    # a dictionary of numbers that hardly repeat costs more than it saves: the parts are a fifth smaller without
+    repeated = [
+        path for f in table.schema for path, kind in _leaves(f.name, f.type) if not pa.types.is_floating(kind)
+    ]
+    pq.write_table(table, sink, compression="zstd", store_schema=True, use_dictionary=repeated)
     content = sink.getvalue()
     store.write(name, content)
     return {"path": name, "rows": table.num_rows, "bytes": len(content)}

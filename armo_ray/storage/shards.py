@@ -135,6 +135,16 @@ def version_of(info: Mapping[str, Any]) -> str:
     return str(version).replace('"', "")
 
 
+def stat_shard(uri: str) -> Shard | None:
+    """The one shard of this very name, None where there is none."""
+    fs, path = open_filesystem(uri)
+    try:
+        info = patiently(f"looking up {uri}", lambda: fs.info(path))
+    except FileNotFoundError:
+        return None
+    return _shard(uri, info)
+
+
 def open_shard(shard: Shard) -> Source:
     """The bytes of a shard. Raises OSError where it is no longer the file that was planned."""
     fs, path = open_filesystem(shard.uri)

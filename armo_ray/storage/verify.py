@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.schema import REJECTS, coefficients, vectors
+from armo_ray.schema import REJECTS, recomputed
 from armo_ray.storage import commits, parts
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.store import Store
@@ -107,8 +107,7 @@ def _check_scores(table: pa.Table) -> list[str]:
     faults = []
     if len(table["row_id"].unique()) != table.num_rows:
         faults.append("row ids that are not unique")
-    expected = (vectors(table) * coefficients(table)).sum(axis=1)
-    if not np.allclose(expected, table["score"].to_numpy(), rtol=_TOLERANCE, atol=_TOLERANCE):
+    if not np.allclose(recomputed(table), table["score"].to_numpy(), rtol=_TOLERANCE, atol=_TOLERANCE):
         faults.append("scores that are not the sum of rewards times coefficients")
     return faults
 

@@ -1,0 +1,56 @@
+"""The Ray that work is done on: joined or started, and independent tasks on it."""
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from armo_ray.progress import stop_on_sigterm
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Ray as it is, or started and stopped here. An error of a task becomes a RuntimeError."""
+    own = not ray.is_initialized()
+    if own:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
+        # without an address Ray would join any cluster that it finds on the machine
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        stop_on_sigterm()  # ray.init takes the signal for itself
+    try:
+        yield
+    except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
+        raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+    """`function` of every task, in order, each on one core of the cluster of `connected`.
+
+    A task may run twice, where its process died: it must give the same again. Tasks and what they return
+    are pickled, and small.
+    """
+
+    def run(batch: pa.Table) -> pa.Table:
+        number, pickled = batch["number"][0].as_py(), batch["task"][0].as_py()
+        return pa.table({"number": [number], "result": [pickle.dumps(function(pickle.loads(pickled)))]})
+
+    items = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
+    if not items:
+        return []
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    ds = ds.map_batches(run, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    found = {row["number"]: pickle.loads(row["result"]) for row in ds.iter_rows()}
+    return [found[number] for number in range(len(tasks))]

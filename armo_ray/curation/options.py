@@ -1,0 +1,203 @@
+"""The options of the commands that make datasets from scores, one frozen model each."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from armo_ray.config import Name, check_uri
+
+Size = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", strip_whitespace=True)]
+
+
+class CurationOptions(BaseModel):
+    """What every such command takes."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    scores: tuple[Name, ...] = Field(min_length=1)
+    """Complete outputs of armo-ray score, all of one model."""
+    output: Name
+    """Directory or URI of the new dataset; nothing may be there yet."""
+    format: Literal["parquet", "jsonl"] = "parquet"
+    """Of the files that are written."""
+    engine: Literal["duckdb", "ray"] = "duckdb"
+    """This machine alone, or the same tasks on a Ray cluster; the rows are the same."""
+    memory: Size = "2GB"
+    """What DuckDB may hold in memory before it spills to disk; with ray, in each task."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of DuckDB; default: one per core, with ray one in each task."""
+    spill: Name | None = None
+    """Directory for what does not fit in memory; default: the system's for temporary files."""
+    task_rows: int = Field(250_000, ge=1)
+    """Candidates that a task works on at once; fewer need less memory."""
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("scores", "output")
+    @classmethod
+    def _public(cls, value: Any) -> Any:
+        for uri in (value,) if isinstance(value, str) else value:
+            check_uri(uri)
+        return value
+
+
+class MineOptions(CurationOptions):
+    """Preference pairs from the candidates of each prompt."""
+
+    strategy: Literal["best-worst", "best-vs-sigma", "top-k-bottom-k", "all-above-margin", "best-random"] = (
+        "best-worst"
+    )
+    """Which pairs of a prompt's candidates are taken."""
+    k: int = Field(2, ge=1)
+    """With top-k-bottom-k: how many of the best are paired with how many of the worst."""
+    rank_by: Name = "score"
+    """What ranks candidates, called value: a column or an expression such as 0.7*score + 0.3*ultrafeedback_honesty."""
+    length_control: Literal["none", "residual"] = "none"
+    """residual: take from value what longer answers to one prompt gain by their length (least squares)."""
+    pareto: tuple[Name, ...] = ()
+    """Columns in which chosen must be no worse than rejected, and in one of them better."""
+    min_margin: Mapping[str, float] = {}
+    """COLUMN=X, or value=X: chosen must have X more than rejected."""
+    constraint: tuple[Name, ...] = ()
+    """Expressions over chosen.COLUMN or rejected.COLUMN that a candidate must meet to be on that side."""
+    max_length_ratio: float | None = Field(None, ge=1)
+    """Of the longer answer's tokens to the shorter's."""
+    min_candidates: int = Field(2, ge=2)
+    """Prompts with fewer scored candidates give no pair."""
+    max_pairs: int | None = Field(None, ge=1)
+    """Pairs of a prompt that are kept: those with the largest margin of value."""
+    near_duplicates: float | None = Field(None, gt=0, le=1)
+    """Keep one of prompts whose runs of 3 words are, by MinHash, at least this similar (Jaccard)."""
+    decontaminate: tuple[Name, ...] = ()
+    """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
+    ngram: int = Field(13, ge=1)
+    """Words of such an n-gram; shorter texts of a benchmark count as one."""
+    test_fraction: float = Field(0, ge=0, lt=1)
+    """Share of the prompts, by a hash of each, whose pairs go to the split test."""
+    seed: int = 0
+    """Of the hashes behind best-random and --test-fraction."""
+    keep: tuple[Name, ...] = ()
+    """Columns of the scores to carry, as chosen_COLUMN and rejected_COLUMN."""
+    layout: Literal["trl", "llama3-ultrafeedback-armorm"] = "trl"
+    """Columns of the pairs: those that TRL reads, or those of princeton-nlp/llama3-ultrafeedback-armorm."""
+
+    @field_validator("pareto", "constraint", "decontaminate", "keep", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("min_margin", mode="before")
+    @classmethod
+    def _paired(cls, value: Any) -> Any:
+        """["a=0.5"] as {"a": "0.5"}."""
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            return value
+        pairs = [str(entry).rpartition("=") for entry in value]
+        if not all(name.strip() for name, _, _ in pairs):
+            raise ValueError("expected COLUMN=X")
+        return {name.strip(): number for name, _, number in pairs}
+
+
+class FilterOptions(CurationOptions):
+    """The rows of a corpus that pass some rules."""
+
+    where: tuple[Name, ...] = ()
+    """Expressions that must all hold: "score >= q0.9 and helpsteer_verbosity < 0.6"; quantiles are of all rows."""
+    per: tuple[Name, ...] = ()
+    """Columns: quantiles are those of the rows that are equal in them."""
+    top_k: int | None = Field(None, ge=1)
+    """Keep at most this many of the rows of a group that pass, the best of them."""
+    group: tuple[Name, ...] = ("prompt_id",)
+    """With top-k: columns in which the rows of a group are equal."""
+    by: Name = "score"
+    """With top-k: the column or expression that is largest for the best; of equal rows the first is better."""
+
+    @field_validator("where", "per", "group", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class ReweighOptions(CurationOptions):
+    """Other scores from the same rewards and gates."""
+
+    weight: Mapping[str, float] = {}
+    """OBJECTIVE=WEIGHT: the score is the weighted sum of these rewards alone, the same for every prompt."""
+    factor: Mapping[str, float] = {}
+    """OBJECTIVE=FACTOR: multiplies the weight that the model gives a reward."""
+    mask: tuple[Name, ...] = ()
+    """Objectives whose rewards are left out."""
+    transform: Name | None = None
+    """JSON file with another reward_transform_matrix; its rows are the input objectives."""
+    length_penalty: float | None = None
+    """Taken from the score for every token of the response."""
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("weight", "factor", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """["a=0.5"] as {"a": "0.5"}."""
+        return named(value)
+
+
+class LabelOptions(CurationOptions):
+    """Labels of candidates to learn from."""
+
+    shape: Literal["candidates", "pairs", "sft"] = "candidates"
+    """A row per candidate with its labels, per pair with its probability, or per best answer of a prompt."""
+    scale: Literal["raw", "standardized", "original"] = "raw"
+    """Of the labels: as they are; less their mean and over their deviation; or as their raters gave them."""
+    per: tuple[Name, ...] = ()
+    """With standardized: columns; mean and deviation are those of the rows that are equal in them."""
+    rescale: Mapping[str, str] = {}
+    """With original: OBJECTIVE=FACTOR:OFFSET for more than the HelpSteer objectives, which are 5 r - 0.5."""
+    temperature: float | None = Field(None, gt=0)
+    """Of probabilities; default: fitted on pairs with the roles chosen and rejected, 1 where there are none."""
+    best: int = Field(1, ge=1)
+    """With sft: answers of a prompt that are kept, the best first."""
+    where: tuple[Name, ...] = ()
+    """Expressions that must hold for a candidate to give a row."""
+    min_candidates: int = Field(1, ge=1)
+    """Prompts with fewer scored candidates give no row."""
+    keep: tuple[Name, ...] = ()
+    """Columns of the scores to carry, of candidates and sft."""
+    text: bool = True
+    """Add the messages; read again from the source shards where the scores have none."""
+    test_fraction: float = Field(0, ge=0, lt=1)
+    """Share of the prompts, by a hash of each, whose rows go to the split test."""
+    seed: int = 0
+    """Of that hash."""
+
+    @field_validator("per", "where", "keep", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("rescale", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """["a=9:1"] as {"a": "9:1"}."""
+        return named(value)
+
+
+def named(value: Any) -> Any:
+    """Entries NAME=VALUE as a mapping; anything else as it is."""
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(entry).rpartition("=") for entry in value]
+    if wrong := [text for text, (_, sign, _) in zip(value, pairs, strict=True) if not sign]:
+        raise ValueError(f"expected NAME=VALUE, got {wrong[0]!r}")
+    return {name: number for name, _, number in pairs}

@@ -1,0 +1,177 @@
+"""Opening outputs of `armo-ray score`: which parts they have, of which model, and their rows in DuckDB.
+
+Only parts that a manifest names are read, and only outputs that are complete.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.curation.options import CurationOptions
+from armo_ray.errors import ConfigError
+from armo_ray.schema import footer
+from armo_ray.storage import commits
+from armo_ray.storage.opened import Opened, readable
+from armo_ray.storage.parts import SCORES
+from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of scores. `output` is a place in the list of outputs."""
+
+    uri: str
+    rows: int
+    output: int
+    directories: tuple[str, ...]  # names of the hive directories on the way to it
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Complete outputs of one model, read as one table."""
+
+    outputs: tuple[str, ...]
+    runs: tuple[Mapping[str, Any], ...]  # the _run.json of each output
+    parts: tuple[Part, ...]  # in the order of the outputs and their manifests
+    metadata: Mapping[str, Any]  # of a footer: model, dtype, reward_transform_matrix, ...
+    reward_names: tuple[str, ...]
+    names: tuple[str, ...]  # of all columns, hive directories included
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether every output was written with --keep-text."""
+        return all(run["identity"]["keep_text"] for run in self.runs)
+
+
+def literal(text: str) -> str:
+    """A text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def open_scores(uris: Iterable[str]) -> Scores:
+    """Read manifests and footers.
+
+    Raises ConfigError where an output is none, is not complete, holds no scores, or is of another model than
+    the first.
+    """
+    stores = {store.uri: store for store in map(Store, uris)}
+    runs, parts, names = [], [], []
+    metadata: list[dict[str, Any]] = []
+    schema = pa.schema([])
+    for i, store in enumerate(stores.values()):
+        run, found = _manifest(store, i)
+        if not found:
+            raise ConfigError(f"{store.uri}: no candidate was scored there")
+        schema = _schema(found[0])
+        runs.append(run)
+        parts += found
+        names += [*schema.names, *(name for part in found for name in part.directories)]
+        metadata.append(footer(schema))
+    _check_models(tuple(stores), metadata)
+    rewards = schema.field("rewards").type
+    return Scores(
+        outputs=tuple(stores),
+        runs=tuple(runs),
+        parts=tuple(parts),
+        metadata=metadata[0],
+        reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
+        names=tuple(dict.fromkeys(names)),
+    )
+
+
+def _manifest(store: Store, output: int) -> tuple[dict[str, Any], list[Part]]:
+    try:
+        run, manifest = store.read_json(commits.RUN), store.read_json(commits.SUCCESS)
+    except STORAGE_ERRORS as error:
+        raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
+    if run is None:
+        raise ConfigError(f"{store.uri}: no {commits.RUN}: not an output of armo-ray score")
+    if manifest is None:
+        raise ConfigError(
+            f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
+            f"Run the same armo-ray score command again until it ends with status 0 or 3"
+        )
+    root = store.uri.rstrip("/")
+    return run, [
+        Part(f"{root}/{p['path']}", p["rows"], output, _directories(f"{root}/{p['path']}"))
+        for p in manifest["parts"]
+        if p["path"].startswith(f"{SCORES}/")
+    ]
+
+
+def _directories(uri: str) -> tuple[str, ...]:
+    return tuple(unquote(folder.partition("=")[0]) for folder in uri.split("/")[:-1] if "=" in folder)
+
+
+def _schema(part: Part) -> pa.Schema:
+    try:
+        with Opened().open(part.uri) as stream:
+            return pq.ParquetFile(stream).schema_arrow
+    except (*STORAGE_ERRORS, pa.ArrowException) as error:
+        raise ConfigError(f"{part.uri}: cannot be read: {error}. Check it with armo-ray verify") from error
+
+
+def _check_models(outputs: tuple[str, ...], metadata: list[dict[str, Any]]) -> None:
+    for output, other in zip(outputs[1:], metadata[1:], strict=True):
+        for key in ("model_fingerprint", "dtype"):
+            if other[key] != metadata[0][key]:
+                told = [
+                    f"{m['model']} ({m['dtype']}, {m['model_fingerprint']})" for m in (metadata[0], other)
+                ]
+                raise ConfigError(
+                    f"scores of two models cannot be compared: {outputs[0]} is of {told[0]}, {output} of {told[1]}"
+                )
+
+
+def scan(parts: Iterable[Part], numbered: bool = False) -> str:
+    """SQL that selects the rows of some parts, hive directories as columns of text.
+
+    If numbered, also __part and __row: the place of a row's part among the parts, and of the row in it.
+    """
+    selects, first = [], 0
+    for _, group in groupby(parts, key=lambda part: (part.output, part.directories)):
+        files = [literal(readable(part.uri)) for part in group]
+        place = f", file_index + {first} AS __part, file_row_number AS __row" if numbered else ""
+        selects.append(
+            f"SELECT *{place} FROM read_parquet([{', '.join(files)}], hive_partitioning = true, "
+            f"hive_types_autocast = false)"
+        )
+        first += len(files)
+    return " UNION ALL BY NAME ".join(selects)
+
+
+@contextmanager
+def database(options: CurationOptions) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of bounded memory that reads any storage. Its errors become RuntimeErrors."""
+    if options.spill is not None and not Path(options.spill).is_dir():
+        raise ConfigError(f"spill {options.spill}: no such directory")
+    with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as spill:
+        con = duckdb.connect()
+        try:
+            con.register_filesystem(Opened())
+            con.execute(f"SET memory_limit = {literal(options.memory)}")
+            con.execute(f"SET temp_directory = {literal(spill)}")
+            con.execute("SET preserve_insertion_order = false")
+            if options.threads:
+                con.execute(f"SET threads = {options.threads}")
+            yield con
+        except duckdb.OutOfMemoryException as error:
+            raise RuntimeError(f"more memory is needed than --memory {options.memory}: {error}") from None
+        except duckdb.Error as error:
+            raise RuntimeError(str(error)) from None
+        finally:
+            con.close()
