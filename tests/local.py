@@ -57,7 +57,9 @@ def rows_as_written(output: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for part in open_scores([str(output)]).parts:
         sql = f"FROM read_parquet('{part.uri}', hive_partitioning = true, hive_types_autocast = false)"
-        rows += duckdb.connect().execute(sql).to_arrow_table().to_pylist()
+        relation = duckdb.connect().sql(sql)
+        assert relation is not None
+        rows += relation.to_arrow_table().to_pylist()
     return rows
 
 

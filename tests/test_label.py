@@ -144,32 +144,33 @@ def test_only_scales_that_are_known_are_those_of_the_raters(scored_pairs: Path, 
         assert row["labels"] == pytest.approx(known | {"code_style": 4 * rewards["code_style"] + 1}, abs=1e-5)
 
 
+def labelled_differences(scores: Path) -> list[float]:
+    """Score of chosen less that of rejected, of every labelled row."""
+    sides: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
+    for row in rows_as_written(scores):
+        sides[row["source"], row["source_row"]][row["role"]] = row["score"]
+    return [side["chosen"] - side["rejected"] for side in sides.values()]
+
+
 def test_pairs_that_are_labelled_keep_their_side_and_fit_the_temperature(
-    scored_pairs: Path, tmp_path: Path
+    scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    source = {row["row_id"]: row for row in rows_as_written(scored_pairs)}
-    given = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
-    differences = [
-        c["score"] - r["score"]
-        for c in source.values()
-        for r in source.values()
-        if (c["role"], r["role"]) == ("chosen", "rejected")
-        and (c["source"], c["source_row"]) == (r["source"], r["source_row"])
-    ]
-    if sum(differences) <= 0:  # the random model is worse than none
-        assert main(["label", str(scored_pairs), "--output", str(output), "--shape", "pairs"]) == 2
-        arguments = ["--temperature", "0.2"]
-    else:
-        arguments = []
-    rows = label(scored_pairs, output, "--shape", "pairs", *arguments)
-    temperature = manifest(output)["calibration"]["temperature"]
-    assert sorted((r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows) == sorted(
-        (row["chosen"].strip(), row["rejected"].strip()) for row in given
+    for sign in "+-":  # one of the two agrees with more of the labels than it contradicts
+        weight = ["--weight", f"helpsteer_correctness={sign}1"]
+        assert main(["reweigh", str(scored_pairs), "--output", str(tmp_path / sign), *weight]) == 0
+    good, bad = sorted("+-", key=lambda sign: -sum(labelled_differences(tmp_path / sign)))
+    assert main(["label", str(tmp_path / bad), "--output", str(tmp_path / "x"), "--shape", "pairs"]) == 2
+    assert "too many of 130 labelled pairs contradict the scores" in capsys.readouterr().err
+    rows = label(tmp_path / good, tmp_path / "out", "--shape", "pairs")
+    temperature = manifest(tmp_path / "out")["calibration"]["temperature"]
+    assert temperature == pytest.approx(
+        fit_temperature(np.array(labelled_differences(tmp_path / good))), rel=1e-6
     )
+    given = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
+    assert sorted(
+        (r["chosen"][0]["content"].strip(), r["rejected"][0]["content"].strip()) for r in rows
+    ) == sorted((row["chosen"].strip(), row["rejected"].strip()) for row in given)
     for row in rows:
-        assert source[row["row_id_chosen"]]["role"] == "chosen"
-        assert source[row["row_id_rejected"]]["role"] == "rejected"
         odds = 1 / (1 + math.exp(-(row["score_chosen"] - row["score_rejected"]) / temperature))
         assert row["probability"] == pytest.approx(odds, abs=1e-6)
 
