@@ -50,7 +50,7 @@ def test_trl_tokenizes_the_pairs_for_a_reward_model(scores: Path, tiny_model: Pa
 
     rows = load(scores, tmp_path, "--shape", "pairs")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    config = LlamaConfig(num_labels=1, **tiny_sizes(tokenizer))
+    config = LlamaConfig(**{"num_labels": 1, **tiny_sizes(tokenizer)})
     trainer = trl.RewardTrainer(
         model=LlamaForSequenceClassification(config),
         args=trl.RewardConfig(
