@@ -39,6 +39,8 @@ _CURATION: dict[str, tuple[type[CurationOptions], str]] = {
     "reweigh": (ReweighOptions, "other scores from the stored rewards and gates"),
 }
 
+_GO_ON = "what is committed stays, run it again to go on"
+
 logger = logging.getLogger("armo_ray")
 
 
@@ -65,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
-            f"armo-ray {args.command}: stopped; what is committed stays, run it again to go on",
+            f"armo-ray {args.command}: stopped; "
+            + ("nothing is left" if args.command in _CURATION else _GO_ON),
             file=sys.stderr,
         )
         return FAILED

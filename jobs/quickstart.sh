@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to scores: a virtual environment, a tiny random model, a sample of real preference pairs.
+# From nothing to preference pairs: a virtual environment, a tiny random model, a sample of real preference pairs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -7,11 +7,12 @@ cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
 echo "installing into .venv ..."
 python -m pip install -q --disable-pip-version-check -c cluster/constraints.txt torch==2.13.0
-python -m pip install -q --disable-pip-version-check -c cluster/constraints.txt -e . duckdb
+python -m pip install -q --disable-pip-version-check -c cluster/constraints.txt -e .
 
 out=quickstart-out
 rm -rf "$out"
 armo-ray tiny-model "$out/model"
 armo-ray score jobs/quickstart.toml --model "$out/model" --output "$out/scored"
 armo-ray verify "$out/scored"
-python -m jobs.show "$out/scored"
+armo-ray mine "$out/scored" --output "$out/pairs" --keep id
+python -m jobs.show "$out/scored" "$out/pairs"

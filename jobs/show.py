@@ -1,6 +1,6 @@
-"""Print what an output holds: how often the model agrees with the labels, and the pairs it is surest of.
+"""Print what an output and the pairs mined from it hold: agreement with the labels, and the widest margins.
 
-python -m jobs.show OUT
+python -m jobs.show OUT PAIRS
 """
 
 import sys
@@ -15,21 +15,22 @@ AGREEMENT = """
     WHERE c.role = 'chosen' AND r.role = 'rejected' GROUP BY subset ORDER BY subset
 """
 PAIRS = """
-    SELECT replace(c.id, 'llmbar-', '') AS id, round(c.score - r.score, 4) AS margin,
-           round(c.rewards.helpsteer_helpfulness - r.rewards.helpsteer_helpfulness, 3) AS helpfulness,
-           c.response[1].content[:22] AS chosen, r.response[1].content[:22] AS rejected
-    FROM scores c JOIN scores r USING (source, source_row)
-    WHERE c.role = 'chosen' AND r.role = 'rejected' ORDER BY margin DESC, c.id LIMIT 5
+    SELECT replace(chosen_id, 'llmbar-', '') AS id, round(margin, 4) AS margin,
+           round(margins.helpsteer_helpfulness, 3) AS helpfulness,
+           chosen[1].content[:22] AS chosen, rejected[1].content[:22] AS rejected
+    FROM pairs ORDER BY pairs.margin DESC, chosen_id LIMIT 5
 """
 
 
-def main(output: str) -> None:
+def main(output: str, pairs: str) -> None:
     duckdb.sql(
         f"CREATE VIEW scores AS SELECT * FROM read_parquet('{output}/scores/**/*.parquet', hive_partitioning = true)"
     )
+    duckdb.sql(f"CREATE VIEW pairs AS SELECT * FROM read_parquet('{pairs}/data/train/*.parquet')")
     for query in (AGREEMENT, PAIRS):
         print(duckdb.sql(query))
     print(f"scores: {output}/scores    rejects: {output}/rejects    manifest: {output}/_SUCCESS")
+    print(f"pairs: {pairs}/data    how they were made: {pairs}/README.md")
 
 
 if __name__ == "__main__":

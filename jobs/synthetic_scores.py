@@ -27,6 +27,7 @@ from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
 from jobs.synthetic import WORDS
 
+Vectors = npt.NDArray[np.float32]
 NAMES = list(ARMORM_OBJECTIVES)
 ANSWERS = 8  # to each prompt
 UNIT_ROWS = 2048
@@ -62,11 +63,15 @@ def open_output(uri: str, keep_text: bool, layout: dict[str, str]) -> tuple[Stor
     return store, scores_schema(NAMES, pa.schema([]), keep_text, metadata)
 
 
-def scored(columns: dict[str, Any], schema: pa.Schema, rng: np.random.Generator) -> pa.Table:
-    """Rows with random rewards and gates, and the score that follows from them."""
-    rows = len(columns["row_id"])
+def draw(rng: np.random.Generator, rows: int) -> tuple[Vectors, Vectors]:
+    """Random rewards and gates, each of shape (rows, objectives)."""
     rewards = rng.normal(0.5, 0.2, (rows, len(NAMES))).astype(np.float32)
-    gating = rng.dirichlet(np.ones(len(NAMES)), rows).astype(np.float32)
+    return rewards, rng.dirichlet(np.ones(len(NAMES)), rows).astype(np.float32)
+
+
+def scored(columns: dict[str, Any], schema: pa.Schema, rewards: Vectors, gating: Vectors) -> pa.Table:
+    """Rows with rewards and gates, and the score that follows from them."""
+    rows = len(columns["row_id"])
     columns = columns | {"rewards": _struct(rewards), "gating": _struct(gating), "score": pa.nulls(rows)}
     columns |= {"flags": pa.array([[]] * rows, pa.list_(pa.string()))}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in schema]
@@ -75,7 +80,7 @@ def scored(columns: dict[str, Any], schema: pa.Schema, rng: np.random.Generator)
     return table.set_column(schema.get_field_index("score"), schema.field("score"), pa.array(score))
 
 
-def _struct(values: npt.NDArray[np.float32]) -> pa.StructArray:
+def _struct(values: Vectors) -> pa.StructArray:
     return pa.StructArray.from_arrays([pa.array(np.ascontiguousarray(c)) for c in values.T], NAMES)
 
 
@@ -114,7 +119,8 @@ def write_output(directory: Path, candidates: int, seed: int = 0) -> None:
         rows = min(UNIT_ROWS // ANSWERS, candidates // ANSWERS - first)
         columns = _columns(shard, ordinal * UNIT_ROWS // ANSWERS, first, rows, pool)
         last = ordinal + 1 == _SHARD_UNITS or number + 1 == len(starts)
-        table = scored(columns, schema, np.random.default_rng([seed, number]))
+        vectors = draw(np.random.default_rng([seed, number]), rows * ANSWERS)
+        table = scored(columns, schema, *vectors)
         write_unit(store, table, shard, ordinal, ordinal * UNIT_ROWS // ANSWERS, rows, last)
     commits.finish(store)
 

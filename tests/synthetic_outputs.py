@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,20 @@ from armo_ray.storage.shards import find_shards
 from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import detect
-from jobs.synthetic_scores import open_output, scored, write_unit
+from jobs.synthetic_scores import draw, open_output, scored, write_unit
 
 UNIT_ROWS = 64
 
 
-def score_synthetically(output: Path, inputs: Path, keep_text: bool = False, seed: int = 0) -> Path:
+def score_synthetically(
+    output: Path | str, inputs: Path | str, keep_text: bool = False, seed: int = 0
+) -> Path:
     """Score shards as `armo-ray score` would, without a model; a token is a word."""
     shards = find_shards([str(inputs)])
     names, _, _ = sample(shards[0], 100)
     layout = detect(names)
     recorded = {"kind": layout.kind, **layout.columns}
     store, schema = open_output(str(output), keep_text, recorded)
-    rng = np.random.default_rng(seed)
     for shard in shards:
         (span,) = cut([shard], "", UNIT_ROWS, layout.candidate_columns)
         columns = list(layout.columns.values())
@@ -37,11 +39,18 @@ def score_synthetically(output: Path, inputs: Path, keep_text: bool = False, see
 
         for done in read_units(span, columns, count, UNIT_ROWS, ""):
             found = [(n, c) for n, row in done.rows for c in candidates_of(row, layout) if c.reason is None]  # type: ignore[arg-type]
-            table = scored(_columns(shard, found), schema, rng)
+            # as of a model: the same answer to the same prompt scores the same
+            drawn = [draw(_rng(seed, c.prompt, c.answer), 1) for _, c in found]
+            rewards, gating = (np.concatenate(v) for v in zip(*drawn, strict=True))
+            table = scored(_columns(shard, found), schema, rewards, gating)
             unit = done.unit
             write_unit(store, table, shard, unit.ordinal, unit.first_row, unit.num_rows, unit.last)
     commits.finish(store)
-    return output
+    return Path(output)
+
+
+def _rng(seed: int, prompt: Any, answer: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(json.dumps([prompt, answer]).encode())])
 
 
 def _columns(shard: Any, found: list[tuple[int, Any]]) -> dict[str, Any]:

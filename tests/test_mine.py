@@ -352,18 +352,10 @@ def test_the_ultrafeedback_layout_has_its_columns(scores: Path, texts: Path, tmp
     assert set(pairs[0]) == names
 
 
-def test_the_number_of_buckets_changes_no_pair(real_scores: Path, tmp_path: Path) -> None:
-    from armo_ray.curation import candidates
-
-    one = mine(real_scores, tmp_path / "a", strategy="top-k-bottom-k")
-    before = candidates.TASK_ROWS
-    assert before > 6440
-    candidates.TASK_ROWS = 700
-    try:
-        assert mine(real_scores, tmp_path / "b", strategy="top-k-bottom-k") == one
-    finally:
-        candidates.TASK_ROWS = before
-    assert len(list((tmp_path / "b" / "data" / "train").iterdir())) == 10
+def test_the_size_of_tasks_changes_no_pair(scores: Path, tmp_path: Path) -> None:
+    one = mine(scores, tmp_path / "a", strategy="top-k-bottom-k")
+    assert mine(scores, tmp_path / "b", strategy="top-k-bottom-k", task_rows=30) == one
+    assert len(list((tmp_path / "b" / "data" / "train").iterdir())) > 5
 
 
 def test_jsonl_holds_the_same_pairs(scores: Path, tmp_path: Path) -> None:
@@ -371,6 +363,18 @@ def test_jsonl_holds_the_same_pairs(scores: Path, tmp_path: Path) -> None:
     mine(scores, tmp_path / "b", format="jsonl")
     lines = (tmp_path / "b" / "data" / "train" / "part-00000.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line) | {"split": "train"} for line in lines] == pairs
+
+
+def test_columns_are_carried_from_both_sides(scores: Path, tmp_path: Path) -> None:
+    rows = {row["row_id"]: row for row in rows_of(scores)}
+    for pair in mine(scores, tmp_path / "a", keep=["role", "source_row", "gating"]):
+        for side in ("chosen", "rejected"):
+            row = rows[pair[f"row_id_{side}"]]
+            assert [pair[f"{side}_{name}"] for name in ("role", "source_row", "gating")] == [
+                row["role"],
+                row["source_row"],
+                row["gating"],
+            ]
 
 
 def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:
@@ -396,6 +400,7 @@ def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:
         ({"constraint": ["chosen.score > rejected.score"]}, "not of both"),
         ({"constraint": ["chosen.score > q0.5"]}, "no quantiles"),
         ({"keep": ["generator"]}, "no column generator"),
+        ({"spill": "/nowhere"}, "no such directory"),
         ({"decontaminate": ["/nowhere/gsm8k.jsonl"]}, "/nowhere/gsm8k.jsonl"),
     ],
     ids=lambda value: str(value)[:40],

@@ -1,6 +1,7 @@
 """Other scores follow from the stored rewards and gates, and their order is compared with the old one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,15 @@ def test_a_transform_of_another_shape_is_refused(
         main(["reweigh", str(scored_pairs), "--output", str(tmp_path / "out"), "--transform", str(file)]) == 2
     )
     assert f"--transform {file}" in capsys.readouterr().err
+
+
+def test_a_damaged_part_stops_and_nothing_is_left(
+    scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scored_pairs, copy)
+    part = max((copy / "scores").rglob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1000] + bytes(1000))
+    assert main(["reweigh", str(copy), "--output", str(tmp_path / "out"), "--mask", "code_style"]) in (1, 2)
+    assert "Check it with armo-ray verify" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -84,7 +84,7 @@ def _rows(plan: Plan) -> str:
 
 def _kept(options: MineOptions) -> str:
     return "".join(
-        f", {side}.{quoted(name)} AS {quoted(f'{side}_{name}')}"
+        f", {side}.kept.{quoted(name)} AS {quoted(f'{side}_{name}')}"
         for name in options.keep
         for side in ("chosen", "rejected")
     )

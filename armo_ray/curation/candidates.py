@@ -6,9 +6,9 @@ by prompt; a task on a bucket then reads of every file the few row groups that h
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -21,8 +21,8 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage.opened import readable
 from armo_ray.storage.store import Store
 
-TASK_ROWS = 250_000  # candidates of a task, and about those of a bucket: some 300 MB of them with their text
 _GROUP_ROWS = 8192  # few enough that the row groups of a bucket hold little else
+Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
 
@@ -39,26 +39,28 @@ class Plan:
 
     @property
     def num_buckets(self) -> int:
-        return -(-self.scores.rows // TASK_ROWS)
+        return -(-self.scores.rows // int(self.options.task_rows))
 
 
-def group_parts(parts: Sequence[Part]) -> tuple[tuple[Part, ...], ...]:
-    """Parts in runs of about TASK_ROWS rows."""
-    groups: list[list[Part]] = [[]]
-    rows = 0
-    for part in parts:
-        if groups[-1] and rows + part.rows > TASK_ROWS:
-            groups.append([])
-            rows = 0
-        groups[-1].append(part)
-        rows += part.rows
-    return tuple(tuple(group) for group in groups)
+def in_runs(items: Iterable[Item], rows_of: Callable[[Item], int], rows: int) -> list[tuple[Item, ...]]:
+    """Items in runs of about so many rows, one after the other."""
+    runs: list[list[Item]] = [[]]
+    held = 0
+    for item in items:
+        if runs[-1] and held + rows_of(item) > rows:
+            runs.append([])
+            held = 0
+        runs[-1].append(item)
+        held += rows_of(item)
+    return [tuple(run) for run in runs]
 
 
 def column_types(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
-    """The DuckDB type of every column of the scores, by its name in an expression."""
-    described = con.execute(f"DESCRIBE {scan(scores.parts[:1])}").fetchall()
-    types = {name_of(name): str(kind) for name, kind, *_ in described}
+    """The DuckDB type of every column that all of the scores have, by its name in an expression."""
+    some = {(part.output, part.directories): part for part in scores.parts}.values()
+    described = [con.execute(f"DESCRIBE {scan([part])}").fetchall() for part in some]
+    everywhere = set.intersection(*({name for name, *_ in columns} for columns in described))
+    types = {name_of(name): str(kind) for name, kind, *_ in described[0] if name in everywhere}
     fields = [name_of(struct, name) for struct in ("rewards", "gating") for name in scores.reward_names]
     return types | dict.fromkeys(fields, "FLOAT")
 
@@ -79,10 +81,11 @@ def select_candidates(scores: Scores, options: MineOptions) -> str:
         sql = " AND ".join(parse(c, _of(side, types)).sql for c in conditions) or "true"
         columns[f"can_be_{side}"] = f"coalesce({sql}, false)".replace(f'"{side}".', "")
     for name in options.keep:
-        if name not in scores.names:
-            raise ConfigError(f"keep: no column {name} in the scores; they have {', '.join(scores.names)}")
-    kept = [name for name in options.keep if name not in _CARRIED]
-    return ", ".join([*_CARRIED, *map(quoted, kept), *(f"{sql} AS {name}" for name, sql in columns.items())])
+        if name_of(name) not in types:
+            raise ConfigError(f"keep: no column {name} in the scores; they have {', '.join(types)}")
+    kept = ", ".join(f"{quoted(name)}: {quoted(name)}" for name in options.keep)
+    columns |= {"kept": f"{{{kept}}}"} if kept else {}
+    return ", ".join([*_CARRIED, *(f"{sql} AS {name}" for name, sql in columns.items())])
 
 
 _CARRIED = (

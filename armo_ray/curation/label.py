@@ -8,7 +8,7 @@ from typing import Any
 
 from armo_ray.curation import wanted
 from armo_ray.curation.calibration import find_temperature, standardization
-from armo_ray.curation.candidates import KEY, Plan, group_parts, read_candidates
+from armo_ray.curation.candidates import KEY, Plan, in_runs, read_candidates
 from armo_ray.curation.expressions import Expression, parse, quote
 from armo_ray.curation.labels import Calibration, label_bucket, write_bucket
 from armo_ray.curation.options import LabelOptions
@@ -51,8 +51,10 @@ def run(options: LabelOptions) -> None:
             fitted = find_temperature(con, relation)
     calibration = Calibration(labels, moments, fitted["temperature"])
     with new_output(options.output) as store, work_folder(options) as work, engine(options) as run_tasks:
-        plan = Plan(scores, per_task(options), work, select, group_parts(scores.parts))
-        parts, counts = _label(plan, calibration, run_tasks, wanted.group_sources(sources))
+        groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
+        plan = Plan(scores, per_task(options), work, select, groups)
+        shards = in_runs(sources, lambda source: source.scored, options.task_rows)
+        parts, counts = _label(plan, calibration, run_tasks, shards)
         details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
         about = _ABOUT[options.shape].format(scale=options.scale)
         finish(store, Made("label", about, scores, options, parts, counts, details))

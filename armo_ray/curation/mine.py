@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from armo_ray.curation import assemble, pairs, screen, wanted
-from armo_ray.curation.candidates import Plan, group_parts, read_candidates, select_candidates
+from armo_ray.curation.candidates import Plan, in_runs, read_candidates, select_candidates
 from armo_ray.curation.options import MineOptions
 from armo_ray.curation.output import Made, finish, new_output
 from armo_ray.curation.scores import open_scores
@@ -35,8 +35,10 @@ def run(options: MineOptions) -> None:
     sources = [] if scores.has_text else list(find_sources(scores).values())
     benchmark = screen.benchmark_ngrams(options.decontaminate, options.ngram)
     with new_output(options.output) as store, work_folder(options) as work, engine(options) as run_tasks:
-        plan = Plan(scores, per_task(options), work, select, group_parts(scores.parts))
-        parts, counts = _mine(plan, run_tasks, wanted.group_sources(sources), benchmark)
+        groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
+        plan = Plan(scores, per_task(options), work, select, groups)
+        shards = in_runs(sources, lambda source: source.scored, options.task_rows)
+        parts, counts = _mine(plan, run_tasks, shards, benchmark)
         about = _ABOUT.format(rank_by=options.rank_by, strategy=options.strategy)
         finish(store, Made("mine", about, scores, options, parts, counts))
     told = ", ".join(f"{count} {name}" for name, count in counts.items())

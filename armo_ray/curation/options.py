@@ -31,6 +31,8 @@ class CurationOptions(BaseModel):
     """Threads of DuckDB; default: one per core, with ray one in each task."""
     spill: Name | None = None
     """Directory for what does not fit in memory; default: the system's for temporary files."""
+    task_rows: int = Field(250_000, ge=1)
+    """Candidates that a task works on at once; fewer need less memory."""
 
     @field_validator("scores", mode="before")
     @classmethod
@@ -98,7 +100,10 @@ class MineOptions(CurationOptions):
             value = [value]
         if not isinstance(value, list | tuple):
             return value
-        return {name.strip(): number for name, _, number in (str(entry).rpartition("=") for entry in value)}
+        pairs = [str(entry).rpartition("=") for entry in value]
+        if not all(name.strip() for name, _, _ in pairs):
+            raise ValueError("expected COLUMN=X")
+        return {name.strip(): number for name, _, number in pairs}
 
 
 class FilterOptions(CurationOptions):

@@ -53,11 +53,12 @@ def new_output(uri: str) -> Iterator[Store]:
     try:
         yield store
     except BaseException:
-        _clear(store)
+        clear(store)
         raise
 
 
-def _clear(store: Store) -> None:
+def clear(store: Store) -> None:
+    """Delete all that is there."""
     if store.local:
         shutil.rmtree(store.root, ignore_errors=True)
     else:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -176,6 +177,8 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
 @contextmanager
 def database(options: CurationOptions) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB of bounded memory that reads any storage. Its errors become RuntimeErrors."""
+    if options.spill is not None and not Path(options.spill).is_dir():
+        raise ConfigError(f"spill {options.spill}: no such directory")
     with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as spill:
         con = duckdb.connect()
         try:

@@ -1,12 +1,12 @@
 """Where the tasks of a command run, and where they leave files for each other."""
 
-import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from armo_ray.curation.options import CurationOptions
+from armo_ray.curation.output import clear
 from armo_ray.storage.store import Store
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -28,11 +28,7 @@ def work_folder(options: CurationOptions) -> Iterator[str]:
         return
     store = Store(f"{options.output.rstrip('/')}/_work")
     yield store.uri
-    for name in store.list_names(""):
-        store.delete(name)
-    if store.local:
-        with contextlib.suppress(OSError):
-            store.fs.rmdir(store.root)
+    clear(store)
 
 
 @contextmanager

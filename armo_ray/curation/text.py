@@ -1,5 +1,6 @@
 """The text of scored candidates, read again from the shards that they came from."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -87,16 +88,18 @@ def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:
     if span.error is not None:
         raise RuntimeError(f"{source.shard.uri}: cannot be read any more: {span.error}")
     if span.units:
-        units = (u for u in span.units if any(u.first_row <= r < u.first_row + u.num_rows for r in rows))
-        span = replace(span, units=tuple(units))
+        ordered = sorted(rows)
+        starts = [bisect_left(ordered, unit.first_row) for unit in span.units]
+        stops = [bisect_left(ordered, unit.first_row + unit.num_rows) for unit in span.units]
+        wanted = zip(span.units, starts, stops, strict=True)
+        span = replace(span, units=tuple(unit for unit, start, stop in wanted if start < stop))
 
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else layout.count(row)
 
     for unit in read_units(span, list(layout.columns.values()), count, _UNIT_ROWS, ""):
-        wanted = [(number, row) for number, row in unit.rows if number in rows]
-        if wanted:
-            yield _texts(source, wanted)
+        if found := [(number, row) for number, row in unit.rows if number in rows]:
+            yield _texts(source, found)
 
 
 def _texts(source: Source, rows: list[tuple[int, Row]]) -> pa.Table:

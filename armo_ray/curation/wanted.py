@@ -1,27 +1,16 @@
 """The text of the candidates that pairs are made of, sorted by prompt as the pairs are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pyarrow as pa
 
-from armo_ray.curation.candidates import TASK_ROWS, Plan, work_files, write_work
+from armo_ray.curation.candidates import Plan, work_files, write_work
 from armo_ray.curation.scores import database, literal, scan
 from armo_ray.curation.text import Source, read_text
+from armo_ray.schema import TEXT_FIELDS
 
 _TEXT_BYTES = 64 << 20  # of text that a task holds before it writes a file
-
-
-def group_sources(sources: Sequence[Source]) -> list[tuple[Source, ...]]:
-    """Shards in runs of about TASK_ROWS scored candidates."""
-    groups: list[list[Source]] = [[]]
-    rows = 0
-    for source in sources:
-        if groups[-1] and rows + source.scored > TASK_ROWS:
-            groups.append([])
-            rows = 0
-        groups[-1].append(source)
-        rows += source.scored
-    return [tuple(group) for group in groups]
+_NONE = pa.schema([("prompt_id", pa.string()), ("row_id", pa.string()), *TEXT_FIELDS]).empty_table()
 
 
 def _wanted(plan: Plan) -> str:
@@ -49,7 +38,9 @@ def text_of_sources(plan: Plan, task: tuple[int, tuple[Source, ...]]) -> list[st
 
     def write() -> None:
         names.append(f"text-{number:05d}-{len(names):05d}")
-        rows = pa.concat_tables(waiting).sort_by([("prompt_id", "ascending"), ("row_id", "ascending")])
+        rows = pa.concat_tables([_NONE, *waiting]).sort_by(
+            [("prompt_id", "ascending"), ("row_id", "ascending")]
+        )
         write_work(plan, names[-1], rows)
         waiting.clear()
 
@@ -58,7 +49,7 @@ def text_of_sources(plan: Plan, task: tuple[int, tuple[Source, ...]]) -> list[st
             waiting.append(table)
             if sum(rows.nbytes for rows in waiting) > _TEXT_BYTES:
                 write()
-    if waiting:
+    if waiting or not names:
         write()
     return names
 
