@@ -20,7 +20,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow as pa
 
-from armo_ray.engine.checkpoint import ARMORM_OBJECTIVES
+from armo_ray.engine.recognize import ARMORM_OBJECTIVES
 from armo_ray.schema import MESSAGES, coefficients, scores_schema
 from armo_ray.storage import commits, parts
 from armo_ray.storage.shards import Shard

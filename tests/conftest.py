@@ -77,3 +77,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(13):
         (folder / f"{i:02}.jsonl").write_text("".join(lines[20 * i : 20 * i + 20]), "utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scored_pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's pairs, scored, in several parts of two partitions; one row is rejected."""
+    folder = tmp_path_factory.mktemp("pairs")
+    from tests.local import score_locally  # takes torch, which not every test wants
+
+    lines = SAMPLE.read_text("utf-8").splitlines()
+    for day, some in (("2026-11-01", lines[::2]), ("2026-11-02", [*lines[1::2], '{"id": "broken"}'])):
+        shard = folder / "in" / f"day={day}" / "shard.jsonl"
+        shard.parent.mkdir(parents=True)
+        shard.write_text("\n".join(some) + "\n", "utf-8")
+    score_locally(tiny_model, folder / "in", folder / "scores", keep=["id", "subset"], unit_rows=40)
+    return folder / "scores"

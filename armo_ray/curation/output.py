@@ -16,7 +16,7 @@ from armo_ray.curation.options import CurationOptions
 from armo_ray.curation.scores import Scores
 from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
-from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
 DATA, CARD = "data", "README.md"
@@ -44,7 +44,7 @@ def new_output(uri: str) -> Iterator[Store]:
     store = Store(uri)
     try:
         found = store.find("")
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be listed: {explain(error)}") from error
     if found:
         whole = any(path == store.path(commits.SUCCESS) for path in found)

@@ -22,7 +22,7 @@ from armo_ray.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.opened import Opened, readable
 from armo_ray.storage.parts import SCORES
-from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
 
@@ -96,7 +96,7 @@ def open_scores(uris: Iterable[str]) -> Scores:
 def _manifest(store: Store, output: int) -> tuple[dict[str, Any], list[Part]]:
     try:
         run, manifest = store.read_json(commits.RUN), store.read_json(commits.SUCCESS)
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
     if run is None:
         raise ConfigError(f"{store.uri}: no {commits.RUN}: not an output of armo-ray score")
@@ -121,7 +121,7 @@ def _schema(part: Part) -> pa.Schema:
     try:
         with Opened().open(part.uri) as stream:
             return pq.ParquetFile(stream).schema_arrow
-    except (*STORAGE_ERRORS, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"{part.uri}: cannot be read: {error}. Check it with armo-ray verify") from error
 
 

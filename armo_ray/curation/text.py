@@ -12,7 +12,7 @@ from armo_ray.schema import TEXT_FIELDS
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.readers import BadRow, Row, read_units
-from armo_ray.storage.retries import STORAGE_ERRORS, explain
+from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import Shard, stat_shard
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import cut
@@ -74,7 +74,7 @@ def _layout(recorded: Mapping[str, str]) -> tuple[str, dict[str, str]]:
 def _stat(uri: str) -> Shard | None:
     try:
         return stat_shard(uri)
-    except STORAGE_ERRORS as error:
+    except OSError as error:
         raise ConfigError(f"{uri}: cannot be looked up: {explain(error)}") from error
 
 
