@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
-from armo_ray.config import Options, ScoreConfig, load_options
+from armo_ray.config import Options, ScoreConfig, load_configs, load_options
 from armo_ray.curation.options import (
     CurationOptions,
     FilterOptions,
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it"
     )
     for name, field in ScoreConfig.model_fields.items():
-        _add_option(score, name, field)
+        _add_option(score, name, field, several=name in ("model", "revision"))
     score.set_defaults(run=_score, parser=score)
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
@@ -119,7 +119,7 @@ def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) 
     parser.set_defaults(run=_curate, parser=parser)
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo, several: bool = False) -> None:
     """A flag for a field of the configuration; its value is checked there."""
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
     kind = field.annotation
@@ -127,7 +127,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
         options["action"] = argparse.BooleanOptionalAction
     else:
         options["metavar"] = "{" + ",".join(typing.get_args(kind)) + "}" if _is_choice(kind) else name.upper()
-        if typing.get_origin(kind) in (tuple, Mapping):
+        if several or typing.get_origin(kind) in (tuple, Mapping):
             options["nargs"] = "+"
             options["action"] = "extend"
     parser.add_argument("--" + name.replace("_", "-"), **options)
@@ -148,17 +148,20 @@ def _help(field: FieldInfo) -> str:
 
 def _score(args: argparse.Namespace) -> int:
     given = _given(args, ScoreConfig)
-    began, config = time.monotonic(), _load(ScoreConfig, args.config, given)
+    began, configs = time.monotonic(), load_configs(args.config, given, **_reading(args.config))
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
-    job, spans = prepare(config)
+    prepared = [(*prepare(config), config) for config in configs]
     from armo_ray import pipeline
 
-    with limited(config.max_runtime and config.max_runtime - (time.monotonic() - began)):
-        totals, judged = pipeline.run(job, spans, config)
-    _summarize(totals, config)
-    return _judge(judged, config)
+    limit, statuses = configs[0].max_runtime, []
+    with limited(limit and limit - (time.monotonic() - began)):
+        for job, spans, config in prepared:
+            totals, judged = pipeline.run(job, spans, config)
+            _summarize(totals, config)
+            statuses.append(_judge(judged, config))
+    return max(statuses)
 
 
 def _given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
@@ -170,12 +173,13 @@ def _given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
     return given
 
 
-def _load(kind: type[Options], file: str | None, given: Mapping[str, Any]) -> Options:
+def _reading(file: str | None) -> dict[str, Any]:
+    """How a TOML file is read that lies in a storage."""
     if file is None or "://" not in file:
-        return load_options(kind, file, given)
+        return {}
     from armo_ray.storage.filesystem import read_text
 
-    return load_options(kind, file, given, read_text)
+    return {"read": read_text}
 
 
 def _curate(args: argparse.Namespace) -> int:
@@ -186,7 +190,8 @@ def _curate(args: argparse.Namespace) -> int:
         raise ConfigError(f"{files[1]}: one TOML file is enough")
     if outputs := [word for word in args.words if word not in files]:
         given["scores"] = outputs
-    options = _load(kind, files[0] if files else None, given)
+    file = files[0] if files else None
+    options = load_options(kind, file, given, **_reading(file))
     command = importlib.import_module(f"armo_ray.curation.{args.command}")
     stop_on_sigterm()
     command.run(options)

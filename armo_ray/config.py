@@ -38,9 +38,9 @@ class ScoreConfig(BaseModel):
     output: Name
     """Directory or URI of the output; an earlier run there is resumed."""
     model: Name
-    """Checkpoint: a directory, its URI, or a hub id."""
+    """Checkpoint: a directory, its URI, or a hub id; several score in turn, each into OUTPUT/NAME."""
     revision: Name | None = None
-    """Branch, tag or commit of a hub id; of a URI, the revision that an earlier run recorded."""
+    """Branch, tag or commit of a hub id; of a URI, the revision that an earlier run recorded; one a model."""
     family: Name | None = None
     """Family of the model, by its name in the table of models; default: what its tensors tell."""
     layout: Literal["auto", "preference", "rollouts", "messages"] = "auto"
@@ -229,19 +229,56 @@ def load_options(
 
     Raises ConfigError that names the file or option, the fault, and what was expected.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            values = tomllib.loads(read(file))
-        except OSError as error:
-            raise ConfigError(f"config {file}: {error.strerror}; data to score go behind --input") from error
-        except ConfigError as error:
-            raise ConfigError(f"config {error}") from None
-        except ValueError as error:
-            raise ConfigError(f"config {file}: not valid TOML: {error}") from error
-    values = {name.replace("-", "_"): value for name, value in values.items()}
+    return _checked(kind, _values(file, read) | dict(overrides), file)
+
+
+def load_configs(
+    file: str | None, overrides: Mapping[str, Any], read: Callable[[str], str] = _read_text
+) -> list[ScoreConfig]:
+    """The configurations of a scoring run with several models: each writes an output of its own, OUTPUT/NAME.
+
+    Raises ConfigError as `load_options` does, and where there is not one revision for each model, or none.
+    """
+    values = _values(file, read) | dict(overrides)
+    models, revisions = _listed(values.get("model")), _listed(values.get("revision"))
+    if len(models) < 2:
+        only = {name: listed[0] for name, listed in (("model", models), ("revision", revisions)) if listed}
+        return [_checked(ScoreConfig, values | only, file)]
+    if revisions and len(revisions) != len(models):
+        raise ConfigError(f"revision: {len(models)} models have {len(models)} or none, not {len(revisions)}")
+    names = [str(model).rstrip("/").rpartition("/")[2] for model in models]
+    if again := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"model: the outputs of two would both be named {again[0]}: score them one by one")
+    output = str(values.get("output") or "").rstrip("/")
+    own = [
+        {"model": model, "revision": revision, **({"output": f"{output}/{name}"} if output else {})}
+        for model, revision, name in zip(models, revisions or [None] * len(models), names, strict=True)
+    ]
+    return [_checked(ScoreConfig, values | one, file) for one in own]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _values(file: str | None, read: Callable[[str], str]) -> dict[str, Any]:
+    """The options in a TOML file, by the names of their fields."""
+    if file is None:
+        return {}
     try:
-        return kind.model_validate(values | dict(overrides))
+        values = tomllib.loads(read(file))
+    except OSError as error:
+        raise ConfigError(f"config {file}: {error.strerror}; data to score go behind --input") from error
+    except ConfigError as error:
+        raise ConfigError(f"config {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"config {file}: not valid TOML: {error}") from error
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _checked(kind: type[Options], values: Mapping[str, Any], file: str | None) -> Options:
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         told = "; ".join(f"{_option(fault['loc'])}: {_say(fault, kind)}" for fault in error.errors())
         raise ConfigError(told if file is None else f"{told} (config {file} and flags)") from None

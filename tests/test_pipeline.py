@@ -18,6 +18,8 @@ import ray
 from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
 from armo_ray import coefficients, pipeline, score_dataset, vectors
+from armo_ray.cli import main
+from armo_ray.engine.tiny_families import write_family
 from armo_ray.errors import ConfigError
 from armo_ray.plan import prepare
 from armo_ray.storage.store import Store
@@ -151,6 +153,21 @@ def test_a_dataset_of_the_callers_own_gets_the_same_scores(
     scored = {(row["id"], row["role"]): row["score"] for row in found if row["reason"] is None}
     assert len(scored) == 80
     assert max(abs(scored[key] - expected[key]) for key in scored) < 1e-5
+
+
+def test_two_models_score_the_same_rows_each_into_an_output_of_its_own(
+    local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "judge"
+    write_family(other, "classifier", "qwen3")
+    command = ["score", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--dtype", "float32"]
+    command += ["--gpus-per-replica", "0", "--replicas", "1", "--model", str(tiny_model), str(other)]
+    assert main(command) == 0
+    both = [scores_of(tmp_path / "out" / name) for name in ("tiny", "judge")]
+    assert both[0].keys() == both[1].keys()
+    for model, found in zip((tiny_model, other), both, strict=True):
+        score_locally(model, SAMPLE, tmp_path / f"alone-{model.name}")
+        assert_same_scores(found, scores_of(tmp_path / f"alone-{model.name}"))
 
 
 def test_added_shards_alone_are_scored_and_a_finished_run_does_nothing(
