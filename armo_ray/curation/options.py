@@ -137,7 +137,7 @@ class ReweighOptions(CurationOptions):
     """Objectives whose rewards are left out."""
     transform: Name | None = None
     """JSON file with another reward_transform_matrix; its rows are the input objectives."""
-    length_penalty: float | None = None
+    length_penalty: float | None = Field(None, allow_inf_nan=False)
     """Taken from the score for every token of the response."""
 
     @field_validator("mask", mode="before")
