@@ -62,6 +62,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]
         return []
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too
     ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     with remote_arguments():
         one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
