@@ -5,7 +5,9 @@ one for people and trainers only.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +64,10 @@ def rewrite(scores: Scores, store: Store, options: CurationOptions, change: Chan
                 paths = [f"{output}/{part['path']}" for record in records for part in record["parts"]]
                 kept = {path: kept[path] for path in paths if path in kept}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept)))
+    if options.engine == "duckdb":  # a task holds one part at a time
+        with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
+            list(pool.map(_rewrite, tasks))
+        return
     with engine(options) as run_tasks:
         run_tasks(_rewrite, tasks)
 
