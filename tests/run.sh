@@ -14,4 +14,4 @@ fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-"$PYTHON" -m pytest -q -n 2 --dist loadfile "$@"
+"$PYTHON" -m pytest -q "$@"
