@@ -114,6 +114,8 @@ def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
     with, as pyarrow reads them; raises ValueError without it.
     """
     content = footer(scores.schema)
+    if content.get("ensemble") in ("min", "mean-std"):
+        raise ValueError(f"the {content['ensemble']} of several scores has no weights; use recomputed")
     if content.get("fixed_weights") is not None:
         found = np.tile(np.array(content["fixed_weights"], np.float32), (scores.num_rows, 1))
     else:
@@ -124,10 +126,18 @@ def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
 def recomputed(scores: pa.Table) -> npt.NDArray[np.float32]:
     """The scores that the rewards of some rows, and the metadata they were written with, make, shape (rows,).
 
-    Σ rewards · coefficients; of reweighed scores, less a penalty for every token of the response.
+    Σ rewards · coefficients; of reweighed scores, less a penalty for every token of the response. Of an ensemble,
+    whose rewards are the scores of its models: their mean, their least, or their mean less `risk` times their
+    deviation.
     """
+    content = footer(scores.schema)
+    if content.get("ensemble") in ("min", "mean-std"):
+        values = vectors(scores).astype(np.float64)
+        least = content["ensemble"] == "min"
+        made = values.min(axis=1) if least else values.mean(axis=1) - content["risk"] * values.std(axis=1)
+        return made.astype(np.float32)  # type: ignore[no-any-return]
     total = (vectors(scores).astype(np.float64) * coefficients(scores)).sum(axis=1)
-    penalty = footer(scores.schema).get("length_penalty", 0.0)
+    penalty = content.get("length_penalty", 0.0)
     found: npt.NDArray[np.float32] = (total - penalty * scores["num_response_tokens"].to_numpy()).astype(
         np.float32
     )

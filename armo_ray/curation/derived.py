@@ -92,13 +92,13 @@ def _rewrite(task: Task) -> None:
         written = []
         for part in record["parts"]:
             if part["path"].startswith(f"{SCORES}/"):
-                table = _read(source, part)
+                table = read_part(source, part)
                 table = _changed(table, task.change, f"{source.uri}/{part['path']}")
                 written += [_write(store, part["path"], table, task.change.format)] if table.num_rows else []
             elif task.change.kept is None:
                 store.write(part["path"], source.read(part["path"]))
                 written.append(part)
-        commits.commit(store, _record(record, written))
+        commits.commit(store, record_of(record, written))
 
 
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any
     return {"path": path, "rows": table.num_rows, "bytes": len(content)}
 
 
-def _read(store: Store, part: Mapping[str, Any]) -> pa.Table:
+def read_part(store: Store, part: Mapping[str, Any]) -> pa.Table:
     advice = "Check it with armo-ray verify"
     content = pa.BufferReader(store.read(part["path"]))
     try:
@@ -137,7 +137,7 @@ def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
     return table
 
 
-def _record(record: Mapping[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def record_of(record: Mapping[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of a unit whose parts are other ones: rows that were not kept count as never read."""
     scored = sum(part["rows"] for part in parts if part["path"].startswith(f"{SCORES}/"))
     rejected = record["rejected"] if any(p["path"].startswith(f"{REJECTS}/") for p in parts) else {}

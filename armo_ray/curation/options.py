@@ -139,6 +139,10 @@ class ReweighOptions(CurationOptions):
     """JSON file with another reward_transform_matrix; its rows are the input objectives."""
     length_penalty: float | None = Field(None, allow_inf_nan=False)
     """Taken from the score for every token of the response."""
+    ensemble: Literal["mean", "min", "mean-std"] | None = None
+    """Of the outputs of several models: what becomes of their standardized scores; the other options are for one."""
+    risk: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """With mean-std: the mean less so many deviations between the models."""
 
     @field_validator("mask", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from armo_ray.curation import derived
+from armo_ray.curation import derived, ensemble
 from armo_ray.curation.comparison import compare
 from armo_ray.curation.options import ReweighOptions
 from armo_ray.curation.output import new_output
@@ -23,6 +23,11 @@ def run(options: ReweighOptions) -> None:
     """Write complete outputs of one model with other scores, and how these rank. Raises ConfigError."""
     if options.format != "parquet":
         raise ConfigError("--format jsonl: reweigh writes Parquet, for other commands to read")
+    if options.ensemble is not None:
+        if options.weight or options.factor or options.mask or options.transform or options.length_penalty:
+            raise ConfigError("--ensemble: reweigh its output in a second step")
+        ensemble.run(options)
+        return
     scores = open_scores(options.scores)
     formula = formula_of(options, scores)
     with new_output(options.output) as store:

@@ -6,7 +6,7 @@ again under the same name.
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
@@ -90,13 +90,15 @@ def list_commits(store: Store) -> set[str]:
     return {name.removesuffix(".json") for name in store.list_names(COMMITS) if name.endswith(".json")}
 
 
-def read_commits(store: Store, units: Iterable[str]) -> list[dict[str, Any]]:
-    """What is counted of the records of some units, sorted by shard and row."""
+def read_commits(
+    store: Store, units: Iterable[str], names: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The records of some units, or those of their values that `names` lists, sorted by shard and row."""
 
     def read(unit: str) -> dict[str, Any]:
         record = json.loads(store.read(f"{COMMITS}/{unit}.json"), object_pairs_hook=_interned)
         record["source"] = sys.intern(record["source"])
-        return {name: record[name] for name in _COUNTED if name in record}
+        return {name: record[name] for name in names or record}
 
     records: list[dict[str, Any]] = in_parallel(read, sorted(units))
     return sorted(records, key=lambda r: (r["source"], r["first_row"]))
@@ -160,7 +162,7 @@ def finish(store: Store) -> list[dict[str, Any]]:
 
     Raises RuntimeError where a shard of an earlier run, with another input, is not done.
     """
-    records = read_commits(store, list_commits(store))
+    records = read_commits(store, list_commits(store), _COUNTED)
     if half := unfinished(records):
         raise RuntimeError(
             f"{store.uri}: {len(half)} shards of an earlier run are not done, the first is {half[0]}. "
