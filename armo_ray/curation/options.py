@@ -75,7 +75,7 @@ class MineOptions(CurationOptions):
     near_duplicates: float | None = Field(None, gt=0, le=1)
     """Keep one of prompts whose runs of 3 words are, by MinHash, at least this similar (Jaccard)."""
     decontaminate: tuple[Name, ...] = ()
-    """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with one are removed."""
+    """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)
     """Words of such an n-gram; shorter texts of a benchmark count as one."""
     test_fraction: float = Field(0, ge=0, lt=1)
