@@ -120,24 +120,24 @@ def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
         found = np.tile(np.array(content["fixed_weights"], np.float32), (scores.num_rows, 1))
     else:
         found = vectors(scores, "gating") @ np.array(content["reward_transform_matrix"], np.float32).T
-    return found * np.array(content.get("objective_factors", 1.0), np.float32)
+    return found * np.array(content.get("objective_factors") or 1.0, np.float32)
 
 
 def recomputed(scores: pa.Table) -> npt.NDArray[np.float32]:
     """The scores that the rewards of some rows, and the metadata they were written with, make, shape (rows,).
 
-    Σ rewards · coefficients; of reweighed scores, less a penalty for every token of the response. Of an ensemble,
-    whose rewards are the scores of its models: their mean, their least, or their mean less `risk` times their
-    deviation.
+    Σ rewards · coefficients; of an ensemble, whose rewards are the scores of its models, their mean, their least,
+    or their mean less `risk` times their deviation; of reweighed scores, less a penalty for every token of the
+    response.
     """
-    content = footer(scores.schema)
-    if content.get("ensemble") in ("min", "mean-std"):
-        values = vectors(scores).astype(np.float64)
-        least = content["ensemble"] == "min"
-        made = values.min(axis=1) if least else values.mean(axis=1) - content["risk"] * values.std(axis=1)
-        return made.astype(np.float32)  # type: ignore[no-any-return]
-    total = (vectors(scores).astype(np.float64) * coefficients(scores)).sum(axis=1)
-    penalty = content.get("length_penalty", 0.0)
+    content, values = footer(scores.schema), vectors(scores).astype(np.float64)
+    if content.get("ensemble") == "min":
+        total = values.min(axis=1)
+    elif content.get("ensemble") == "mean-std":
+        total = values.mean(axis=1) - content["risk"] * values.std(axis=1)
+    else:
+        total = (values * coefficients(scores)).sum(axis=1)
+    penalty = content.get("length_penalty") or 0.0
     found: npt.NDArray[np.float32] = (total - penalty * scores["num_response_tokens"].to_numpy()).astype(
         np.float32
     )

@@ -36,7 +36,8 @@ def test_the_score_is_that_of_the_standardized_scores_of_all_models(
     kind: str, scored: Path, tmp_path: Path
 ) -> None:
     outputs = [str(scored / name) for name in ("one", "two", "three")]
-    command = ["reweigh", *outputs, "--output", str(tmp_path / "out"), "--ensemble", kind, "--risk", "0.5"]
+    command = ["reweigh", *outputs, "--output", str(tmp_path / "out"), "--ensemble", kind]
+    command += ["--risk", "0.5"] if kind == "mean-std" else []
     assert main(command) == 0
     raw = np.array([[row["score"] for row in rows_as_written(Path(output))] for output in outputs])
     values = (raw - raw.mean(axis=1, keepdims=True)) / raw.std(axis=1, keepdims=True)
@@ -51,6 +52,13 @@ def test_the_score_is_that_of_the_standardized_scores_of_all_models(
     np.testing.assert_allclose(found, values, rtol=0, atol=1e-5)
     assert [row["row_id"] for row in rows] == [row["row_id"] for row in rows_as_written(Path(outputs[0]))]
     assert {row["gating"] and row["gating"]["one"] for row in rows} == {None}
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {name: found["candidates"] for name, found in compared.items()} == {
+        "order by one": 80,
+        "order by two": 80,
+        "order by three": 80,
+    }
+    assert all(0 < found["spearman"] < 1 for found in compared.values())
     counts, faults = verify_output(str(tmp_path / "out"))
     assert (counts["scored"], faults) == (80, [])
 
@@ -86,6 +94,45 @@ def test_what_makes_no_ensemble_is_refused_and_nothing_is_written(
     assert main([*command, "--ensemble", "min"]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_changed_between_two_models_is_refused(
+    tiny_model: Path, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = tmp_path / "in.jsonl"
+    for name, model, rows in (("one", tiny_model, (0, 40)), ("two", scored / "other", (40, 80))):
+        lines = SAMPLE.read_text("utf-8").splitlines(keepends=True)
+        shard.write_text("".join(lines[slice(*rows)]), "utf-8")
+        score_locally(model, shard, tmp_path / name)
+    outputs = [str(tmp_path / name) for name in ("one", "two")]
+    assert main(["reweigh", *outputs, "--output", str(tmp_path / "e"), "--ensemble", "mean"]) == 2
+    assert "has other units than" in capsys.readouterr().err
+
+
+def test_an_ensemble_of_reweighed_scores_keeps_nothing_of_how_they_were(scored: Path, tmp_path: Path) -> None:
+    long = ["--length-penalty", "0.01", "--mask", "code_style"]
+    for name in ("one", "two"):
+        command = ["reweigh", str(scored / name), "--output", str(tmp_path / name), *long]
+        assert main(command) == 0
+    outputs = [str(tmp_path / name) for name in ("one", "two")]
+    assert main(["reweigh", *outputs, "--output", str(tmp_path / "e"), "--ensemble", "mean"]) == 0
+    raw = np.array([[row["score"] for row in rows_as_written(Path(output))] for output in outputs])
+    values = (raw - raw.mean(axis=1, keepdims=True)) / raw.std(axis=1, keepdims=True)
+    found = [row["score"] for row in rows_as_written(tmp_path / "e")]
+    np.testing.assert_allclose(found, values.mean(0), rtol=0, atol=1e-5)
+
+
+def test_the_least_of_several_scores_can_be_weighed_and_not_masked(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = [str(scored / name) for name in ("one", "two")]
+    assert main(["reweigh", *outputs, "--output", str(tmp_path / "e"), "--ensemble", "min"]) == 0
+    again = ["reweigh", str(tmp_path / "e"), "--output", str(tmp_path / "w")]
+    assert main([*again, "--mask", "one"]) == 2
+    assert "has no weights to change: give --weight" in capsys.readouterr().err
+    assert main([*again, "--weight", "two=2"]) == 0
+    rows = rows_as_written(tmp_path / "w")
+    np.testing.assert_allclose([r["score"] for r in rows], [2 * r["rewards"]["two"] for r in rows], rtol=1e-6)
 
 
 def test_its_output_is_one_for_every_other_command(scored: Path, tmp_path: Path) -> None:

@@ -117,6 +117,16 @@ def test_new_scores_are_read_by_the_other_commands_and_not_mixed_with_the_old(
     assert not (tmp_path / "mixed").exists()
 
 
+def test_scores_that_were_reweighed_before_start_from_the_model_s_own_formula(
+    scored_pairs: Path, tmp_path: Path
+) -> None:
+    reweigh(scored_pairs, tmp_path / "a", "--mask", "code_style", "--length-penalty", "0.1")
+    after = reweigh(tmp_path / "a", tmp_path / "b", "--mask", "helpsteer_verbosity")
+    assert after == reweigh(scored_pairs, tmp_path / "c", "--mask", "helpsteer_verbosity")
+    prints = [footer(read_table(tmp_path / name).schema)["model_fingerprint"] for name in ("b", "c")]
+    assert prints[0] == prints[1]
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
 def test_real_rollouts_are_ranked_anew(tmp_path: Path) -> None:
     scores = score_synthetically(tmp_path / "scores", REAL)

@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from armo_ray.curation import derived
+from armo_ray.curation.comparison import compare
+from armo_ray.curation.expressions import quote
 from armo_ray.curation.options import ReweighOptions
 from armo_ray.curation.output import new_output
-from armo_ray.curation.scores import Scores, database, open_scores, scan
+from armo_ray.curation.scores import Part, Scores, database, open_scores, scan
 from armo_ray.curation.tasks import engine
 from armo_ray.errors import ConfigError
 from armo_ray.schema import METADATA_KEY, footer, recomputed
@@ -61,11 +63,31 @@ def run(options: ReweighOptions) -> None:
             for i in range(0, len(units), _TASK_UNITS)
         ]
         with engine(options) as run_tasks:
-            missing = sum(run_tasks(_combine, tasks))
+            done = run_tasks(_combine, tasks)
+        missing = sum(count for count, _ in done)
+        written = [part for _, parts in done for part in parts]
         told = [f"- {m.name}: {m.output}, mean {m.mean:g}, deviation {m.deviation:g}" for m in members]
         told += [f"- {missing} candidates of the first that another model did not score were left out"]
+        compared = _compare(options, members, written)
+        told += [f"- {name}: {found}" for name, found in compared.items()]
         print("\n".join(told))
+        store.write("comparison.json", commits.to_json(compared))
         derived.finish(store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *told])
+
+
+def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequence[Part]) -> dict[str, Any]:
+    """How the new scores rank the candidates, beside those of each model."""
+    found = {}
+    with database(options) as con:
+        for member in members:
+            name = f"rewards.{quote(member.name)}"
+            con.execute(
+                f"""CREATE OR REPLACE TEMP TABLE compared AS
+                    SELECT row_number() OVER () AS place, prompt_id AS prompt, {name} AS old, score AS new
+                    FROM ({scan(written)})"""
+            )
+            found[f"order by {member.name}"] = compare(con, "compared")
+    return found
 
 
 def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
@@ -74,13 +96,19 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
     for scores in outputs:
         store = Store(scores.outputs[0])
         records = commits.read_commits(store, commits.list_commits(store))
-        found.append({(r["source"], r["first_row"], r["num_rows"]): r for r in records})
+        found.append({(r["source"], r["first_row"], r["num_rows"], r["identity"]): r for r in records})
     for scores, units in zip(outputs[1:], found[1:], strict=True):
-        if differs := sorted(units.keys() ^ found[0].keys()):
-            source, row, count = differs[0]
+        differs = sorted(units.keys() ^ found[0].keys())
+        layouts = [one.runs[0]["identity"]["layout"] for one in (outputs[0], scores)]
+        if differs or layouts[0] != layouts[1]:
+            told = (
+                f"the first {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
+                if differs
+                else "by another layout"
+            )
             raise ConfigError(
-                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]}, the first {source} rows {row}+"
-                f"{count}: score both in one run, with --model A B"
+                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]}, {told}: score both in one run, "
+                f"with --model A B, on shards that stay as they are"
             )
     return [tuple(units[key] for units in found) for key in found[0]]
 
@@ -108,6 +136,9 @@ def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequen
         "model": f"{options.ensemble} of {', '.join(m.name for m in members)}",
         "model_revision": None,
         "reward_transform_matrix": None,
+        "objective_factors": None,
+        "length_penalty": 0.0,
+        "base": None,
         "fixed_weights": [1 / len(members)] * len(members) if options.ensemble == "mean" else None,
         "ensemble": options.ensemble,
         "risk": options.risk,
@@ -118,9 +149,9 @@ def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequen
     return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
-def _combine(task: Task) -> int:
-    """Write and commit the units of a task; returns how many rows were left out."""
-    store, missing = Store(task.output), 0
+def _combine(task: Task) -> tuple[int, list[Part]]:
+    """Write and commit the units of a task; returns how many rows were left out, and the parts of scores."""
+    store, missing, parts = Store(task.output), 0, []
     for records in task.units:
         others = [_scores_of(m, record) for m, record in zip(task.members[1:], records[1:], strict=True)]
         written = []
@@ -133,9 +164,11 @@ def _combine(task: Task) -> int:
             table = derived.read_part(source, part)
             found = _combined(table, others, task)
             missing += table.num_rows - found.num_rows
-            written += [write_table(store, part["path"], found)] if found.num_rows else []
+            if found.num_rows:
+                written.append(write_table(store, part["path"], found))
+                parts.append(Part(f"{store.uri}/{part['path']}", found.num_rows, 0, ()))
         commits.commit(store, derived.record_of(records[0], written))
-    return missing
+    return missing, parts
 
 
 def _scores_of(member: Member, record: Mapping[str, Any]) -> dict[str, float]:

@@ -18,6 +18,8 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import read_text
 
+_BASE = ("model_fingerprint", "fixed_weights", "reward_transform_matrix", "ensemble", "risk")
+
 
 def run(options: ReweighOptions) -> None:
     """Write complete outputs of one model with other scores, and how these rank. Raises ConfigError."""
@@ -26,6 +28,8 @@ def run(options: ReweighOptions) -> None:
     if options.ensemble is not None:
         if options.weight or options.factor or options.mask or options.transform or options.length_penalty:
             raise ConfigError("--ensemble: reweigh its output in a second step")
+        if options.ensemble != "mean-std" and "risk" in options.model_fields_set:
+            raise ConfigError(f"--risk: only --ensemble mean-std has one, not {options.ensemble}")
         ensemble.run(options)
         return
     scores = open_scores(options.scores)
@@ -46,16 +50,21 @@ def run(options: ReweighOptions) -> None:
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
     """What of the metadata of the scores changes; armo_ray.schema.recomputed says what it means.
 
-    `model_fingerprint` changes with it: scores of two formulas cannot be mixed.
+    It starts from the model's own formula, which `base` keeps: of scores that were reweighed before, nothing of that
+    stays. `model_fingerprint` changes with it: scores of two formulas cannot be mixed.
     """
-    names = scores.reward_names
+    names, base = scores.reward_names, scores.metadata.get("base")
+    base = base or {name: scores.metadata.get(name) for name in _BASE}
     formula: dict[str, Any] = {}
     if options.weight and (options.factor or options.mask or options.transform):
         raise ConfigError("--weight replaces the model's weights: leave out --factor, --mask and --transform")
     if options.weight:
         formula["fixed_weights"] = _vector(options.weight, names, 0.0, "--weight")
-    elif scores.metadata.get("reward_transform_matrix") is None:
-        raise ConfigError(f"{scores.metadata['model']} has no gates to weigh its rewards by: give --weight")
+        formula["ensemble"] = None
+    elif options.transform and base["reward_transform_matrix"] is None:
+        raise ConfigError(f"--transform: {scores.metadata['model']} has no gates to weigh its rewards by")
+    elif (options.factor or options.mask) and base["ensemble"] in ("min", "mean-std"):
+        raise ConfigError(f"the {base['ensemble']} of several scores has no weights to change: give --weight")
     if options.factor or options.mask:
         if twice := sorted(set(options.factor) & set(options.mask)):
             raise ConfigError(f"--mask {twice[0]}: it has a --factor too")
@@ -70,8 +79,8 @@ def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
         raise ConfigError(
             "nothing to change: give --weight, --factor, --mask, --transform or --length-penalty"
         )
-    before = scores.metadata["model_fingerprint"]
-    text = json.dumps([before, formula], sort_keys=True)
+    formula = {**base, "objective_factors": None, "length_penalty": 0.0, "base": base, **formula}
+    text = json.dumps(formula, sort_keys=True)
     return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
