@@ -108,6 +108,20 @@ def pairs_of_sample() -> list[tuple[tuple[Messages, str], tuple[Messages, str]]]
     return [(known[i], known[i + 1]) for i in (0, 10, several)]
 
 
+def test_lengths_of_compared_answers_are_their_own(tmp_path: Path) -> None:
+    write_family(tmp_path, "pairwise")
+    chat = Chat.load(tmp_path, FAMILIES["pairwise"])
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    answers = ["yes", "It is four. " * 200, "<|eot_id|>"]
+    said = [Candidate(i, "response", question, a) for i, a in enumerate(answers)]
+    done = Encoder(chat, 8192).encode(said)
+    yes, long, forged = done.num_response_tokens
+    assert (yes, long) == (len(chat.encode("yes")), len(chat.encode(answers[1])))
+    assert forged > 1  # read as text
+    assert Encoder(chat, 8192, special_tokens="reference").encode(said).num_response_tokens[2] == 1
+    assert done.num_prompt_tokens == [len(chat.encode(chat.render_prompt(question)))] * 3
+
+
 def test_answers_that_cannot_be_compared_are_rejected_with_the_reason(tmp_path: Path) -> None:
     write_family(tmp_path, "pairwise")
     encoder = Encoder(Chat.load(tmp_path, FAMILIES["pairwise"]), 400)

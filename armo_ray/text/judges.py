@@ -17,6 +17,7 @@ from armo_ray.text.tokenized import Ids, Prompt, Tokenized
 Render = Callable[
     [Sequence[Messages]], list[Prompt]
 ]  # conversations as text and ids, None where far too long
+Count = Callable[[str], int]  # the tokens of a text
 
 
 def outcome(prompt: Messages, answer: str, family: Family) -> Messages:
@@ -45,7 +46,9 @@ def _said(prompt: Messages, answer: str) -> Messages:
     return [*prompt[:-1], {"role": "user", "content": f"{prompt[-1]['content']} {answer}"}]
 
 
-def encode(candidates: Sequence[Candidate], family: Family, max_length: int, render: Render) -> Tokenized:
+def encode(
+    candidates: Sequence[Candidate], family: Family, max_length: int, render: Render, count: Count
+) -> Tokenized:
     """Encode the candidates that carry no reason yet; the others come back as rejects."""
     out = Tokenized()
     fit: list[int] = []
@@ -60,7 +63,7 @@ def encode(candidates: Sequence[Candidate], family: Family, max_length: int, ren
     alone = dict(zip(fit, render([candidates[i].prompt for i in fit]), strict=True))
     if family.text == "pairs":
         for row in _rows(candidates, fit):
-            _Contest(out, candidates, row, alone[row[0]], max_length).play(render)
+            _Contest(out, candidates, row, alone[row[0]], max_length).play(render, count)
         return out
     write = steps if family.text == "steps" else outcome
     wholes = render([write(candidates[i].prompt, candidates[i].answer, family) for i in fit])
@@ -129,8 +132,11 @@ class _Contest:
         self.out, self.candidates, self.row = out, candidates, row
         self.prompt, self.max_length = prompt, max_length
 
-    def play(self, render: Render) -> None:
+    def play(self, render: Render, count: Count) -> None:
         """Add the candidates that can be compared, and the sequences that do so, or the reason why not."""
+        if (verdict := _too_long(self.prompt, self.max_length)) is not None:
+            self.out.rejects += [(i, *verdict) for i in self.row]
+            return
         answers = {i: self.candidates[i].answer for i in self.row}
         pairs = list(permutations(self.row, 2))
         told = [pair(self.prompt.messages, answers[a], answers[b]) for a, b in pairs]
@@ -144,14 +150,15 @@ class _Contest:
         if len(left) < 2:
             self.out.rejects += [(i, *why) for i in left]
             return
-        self._add(wholes, left)
+        self._add(wholes, {i: count(answers[i]) for i in left})
 
     def _worst(self, wholes: dict[tuple[int, int], Prompt], left: list[int]) -> tuple[str, str] | None:
         verdicts = (_too_long(wholes[both], self.max_length) for both in permutations(left, 2))
         return next((verdict for verdict in verdicts if verdict is not None), None)
 
-    def _add(self, wholes: dict[tuple[int, int], Prompt], left: list[int]) -> None:
+    def _add(self, wholes: dict[tuple[int, int], Prompt], left: dict[int, int]) -> None:
         out, pairs = self.out, list(permutations(left, 2))
+        assert self.prompt.ids is not None, "play lets encoded prompts through only"
         ids = [whole.ids for both in pairs if (whole := wholes[both]).ids is not None]
         shared = min(_common(ids[0], other) for other in ids[1:])
         place = {i: len(out.source) + k for k, i in enumerate(left)}
@@ -159,8 +166,7 @@ class _Contest:
         out.group += [len(out.prompts) - 1] * len(pairs)
         out.responses += [own[shared:] for own in ids]
         out.contests += [(place[a], place[b]) for a, b in pairs]
-        for i in left:
+        for i, num_tokens in left.items():
             flagged = any(wholes[both].flagged for both in pairs if both[0] == i)
-            longest = max(len(own) for own, both in zip(ids, pairs, strict=True) if both[0] == i)
             flags = ["special_token_text"] if flagged else []
-            out.add(i, self.prompt, (shared, longest - shared), flags)
+            out.add(i, self.prompt, (len(self.prompt.ids), num_tokens), flags)
