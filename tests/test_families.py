@@ -30,6 +30,7 @@ from tests.test_engine import conversations
 CASES = {
     **{name: (name, "llama", {}) for name in PUBLISHED},
     **{f"classifier-{b}": ("classifier", b, {}) for b in BACKBONES if b != "llama"},
+    **{f"{f}-{b}": (f, b, {}) for f in ("armorm", "qrm") for b in BACKBONES if b != "llama"},
     "classifier-three-labels": ("classifier", "llama", {"id2label": {"0": "Is-safe", "1": "a b", "2": "C"}}),
     "mlp-classifier-qwen2": ("mlp-classifier", "qwen2", {}),
     "orm-deepseek-qwen2-tied": ("orm-deepseek", "qwen2", {"tie_word_embeddings": True}),
