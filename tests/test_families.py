@@ -1,6 +1,7 @@
 """Every family scores as its authors do, however its conversations are packed; what fits none is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ def pairs_of_sample() -> list[tuple[tuple[Messages, str], tuple[Messages, str]]]
     known = conversations()
     several = next(i for i in range(0, len(known) - 1, 2) if len(known[i][0]) > 1 or i == 40)
     return [(known[i], known[i + 1]) for i in (0, 10, several)]
+
+
+@pytest.mark.parametrize("count", [17, 18, 64])
+def test_many_answers_meet_as_many_others_each_and_the_same_in_every_run(count: int, tmp_path: Path) -> None:
+    write_family(tmp_path, "pairwise")
+    chat = Chat.load(tmp_path, FAMILIES["pairwise"])
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    said = [Candidate(i, "response", question, f"It is {i}.") for i in range(count)]
+    said.append(replace(said[-1], index=count, answer="four " * 200))
+    done = Encoder(chat, 300).encode(said)
+    assert [(i, reason) for i, reason, _ in done.rejects] == [(count, "too_long")]
+    assert done.source == list(range(count))
+    assert len(set(done.contests)) == len(done.contests) == len(done.responses) == 16 * count
+    assert {(b, a) for a, b in done.contests} == set(done.contests)
+    assert np.bincount(np.array(done.contests).ravel()).tolist() == [32] * count
+    assert Encoder(chat, 300).encode(said).contests == done.contests
+    if count == 64:
+        said = [replace(c, prompt=[{"role": "user", "content": "And 3 + 3?"}]) for c in said]
+        assert set(Encoder(chat, 300).encode(said).contests) != set(done.contests)
 
 
 def test_lengths_of_compared_answers_are_their_own(tmp_path: Path) -> None:
