@@ -52,7 +52,7 @@ class ScoreConfig(BaseModel):
     min_agreement: float = Field(0.98, ge=-1, le=1)
     """With fp8: stop when its scores of a sample rank less like those of bfloat16 (Spearman)."""
     max_length: int | None = Field(None, ge=1)
-    """Longest conversation in tokens; default: the tokenizer's limit, bounded by the model's positions."""
+    """Longest conversation in tokens; default: what tokenizer, family and the model's positions all allow."""
     truncate: Literal["none", "left", "middle"] = "none"
     """Reject longer conversations (none), or drop the left or middle of their prompt and flag them."""
     special_tokens: Literal["plain", "reference"] = "plain"

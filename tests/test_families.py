@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from armo_ray.engine.checkpoint import inspect
 from armo_ray.engine.tiny_families import BACKBONES, write_family
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
-from armo_ray.plan import prepare
+from armo_ray.plan import prepare, prepare_dataset
 from armo_ray.stages.score import win_rates
 from armo_ray.storage.verify import verify_output
 from armo_ray.text.conversations import Candidate
@@ -342,6 +343,25 @@ def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tm
         assert np.abs(np.array(steps).mean(axis=1) - score).max() < 1e-6
     if family == "pairwise":
         assert np.abs(score.reshape(-1, 2).sum(axis=1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "known", "limit"),
+    [
+        ("starling", 4096, 2048),
+        ("starling", 1024, 1024),
+        ("prm-mistral", 16384, 8192),
+        ("classifier", 16384, 16384),
+    ],
+)
+def test_a_family_bounds_the_length_of_conversations_unless_told_otherwise(
+    family: str, known: int, limit: int, tmp_path: Path
+) -> None:
+    write_family(tmp_path / "model", family, max_length=known)
+    given = {"input": ["in"], "output": "out", "model": str(tmp_path / "model"), "family": family}
+    schema = pa.schema({"prompt": pa.string(), "response": pa.string()})
+    assert prepare_dataset(load_config(None, given), schema).max_length == limit
+    assert prepare_dataset(load_config(None, given | {"max_length": known}), schema).max_length == known
 
 
 @pytest.mark.parametrize(
