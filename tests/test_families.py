@@ -205,6 +205,17 @@ def test_names_of_labels_become_names_of_rewards(tmp_path: Path) -> None:
     assert checkpoint.coefficients == [1 / 3] * 3
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"), [(("Safe", "safe!"), "'safe', 'safe'"), (("Safe", "?!"), "'safe', ''")]
+)
+def test_labels_that_do_not_name_every_reward_are_refused(
+    labels: tuple[str, str], names: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path, "classifier", id2label=dict(zip("01", labels, strict=True)))
+    with pytest.raises(ConfigError, match=f"a name of its own to its reward, found {names}"):
+        RewardModel.load(str(tmp_path), dtype="float32", device="cpu")
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]] = {
     "another-family": (
         "qrm",
