@@ -60,7 +60,9 @@ class Chat:
     tail: str = ""  # the end of the header, where it is encoded with the answer
     answer_start: str = ""  # what goes before an answer: the tail, and what templates add there
     answer_end: str = ""  # what follows an answer
-    answer_pattern: tuple[int, ...] = ()  # ids from the end of the last user turn to the answer
+    answer_pattern: tuple[
+        int, ...
+    ] = ()  # ids from the end of the last user turn to the answer, or its new lines
 
     @classmethod
     def load(cls, path: Path, family: Family = FAMILIES["armorm"]) -> "Chat":
@@ -142,12 +144,12 @@ def _checked(draft: Chat, path: Path) -> Chat:
         prompt, wholes, turn_end = _rendered(draft)
         chat = _understood(draft, prompt, wholes, turn_end)
         if not _apart(chat, prompt, wholes) and draft.family.text == "answer":
-            chat = _joined(chat, prompt)
+            chat = _joined(chat, prompt, turn_end)
             prompt = prompt.removesuffix(chat.tail)
         if not _apart(chat, prompt, wholes):
             raise _Unfit("prompt and answer cannot be tokenized apart: an answer joins the header before it")
         if draft.family.reads in ("gate", "headers"):
-            _check_pattern(chat, prompt, wholes)
+            _check_pattern(chat, (prompt + chat.tail).removesuffix(turn_end), wholes)
     except (_Unfit, jinja2.TemplateError) as error:
         raise ConfigError(f"{path}: chat template: {error}") from error
     return chat
@@ -225,18 +227,19 @@ def _apart(chat: Chat, prompt: str, wholes: list[str]) -> bool:
     return all(chat.encode(prompt) + chat.encode(chat.render_answer(a)) == chat.encode(w) for a, w in answers)
 
 
-def _joined(chat: Chat, prompt: str) -> Chat:
+def _joined(chat: Chat, prompt: str, turn_end: str) -> Chat:
     """The chat with the header after its last special token encoded with the answer: special tokens cut a text
-    before anything else does."""
+    before anything else does. New lines that end the header join an answer's, and so mark nothing."""
     special = next((i for i in reversed(chat.encode(prompt)) if _is_special(chat, i)), None)
     tail = prompt if special is None else prompt.rpartition(str(chat.tokenizer.id_to_token(special)))[2]
     if _PROBE_PROMPT in tail:
         raise _Unfit("prompt and answer cannot be tokenized apart: no special token is between them")
-    return replace(chat, tail=tail, answer_start=tail + chat.answer_start)
+    pattern = tuple(chat.encode(turn_end.rstrip("\n")))
+    return replace(chat, tail=tail, answer_start=tail + chat.answer_start, answer_pattern=pattern)
 
 
-def _check_pattern(chat: Chat, prompt: str, wholes: list[str]) -> None:
-    pattern, at = chat.answer_pattern, len(chat.encode(prompt + chat.tail)) - len(chat.answer_pattern)
+def _check_pattern(chat: Chat, question: str, wholes: list[str]) -> None:
+    pattern, at = chat.answer_pattern, len(chat.encode(question))
     for ids in map(chat.encode, wholes):
         starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == pattern]
         if starts != [at]:

@@ -38,7 +38,7 @@ class ScoreConfig(BaseModel):
     output: Name
     """Directory or URI of the output; an earlier run there is resumed."""
     model: Name
-    """Checkpoint: a directory, its URI, or a hub id; several score in turn, each into OUTPUT/NAME."""
+    """Checkpoint: a directory, its URI, or a hub id; several score in turn, each into OUTPUT/NAME[@REVISION]."""
     revision: Name | None = None
     """Branch, tag or commit of a hub id; of a URI, the revision that an earlier run recorded; one a model."""
     family: Name | None = None
@@ -52,7 +52,7 @@ class ScoreConfig(BaseModel):
     min_agreement: float = Field(0.98, ge=-1, le=1)
     """With fp8: stop when its scores of a sample rank less like those of bfloat16 (Spearman)."""
     max_length: int | None = Field(None, ge=1)
-    """Longest conversation in tokens; default: the tokenizer's limit, bounded by the model's positions."""
+    """Longest conversation in tokens; default: what tokenizer, family and the model's positions all allow."""
     truncate: Literal["none", "left", "middle"] = "none"
     """Reject longer conversations (none), or drop the left or middle of their prompt and flag them."""
     special_tokens: Literal["plain", "reference"] = "plain"
@@ -235,7 +235,8 @@ def load_options(
 def load_configs(
     file: str | None, overrides: Mapping[str, Any], read: Callable[[str], str] = _read_text
 ) -> list[ScoreConfig]:
-    """The configurations of a scoring run with several models: each writes an output of its own, OUTPUT/NAME.
+    """The configurations of a scoring run with several models: each writes an output of its own, OUTPUT/NAME,
+    or OUTPUT/NAME@REVISION where several have that name.
 
     Raises ConfigError as `load_options` does, and where there is not one revision for each model, or none.
     """
@@ -247,6 +248,8 @@ def load_configs(
     if revisions and len(revisions) != len(models):
         raise ConfigError(f"revision: {len(models)} models have {len(models)} or none, not {len(revisions)}")
     names = [str(model).rstrip("/").rpartition("/")[2] for model in models]
+    for i in [i for i, name in enumerate(names) if revisions and names.count(name) > 1]:
+        names[i] += f"@{revisions[i]}".replace("/", "-")
     if again := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"model: the outputs of two would both be named {again[0]}: score them one by one")
     output = str(values.get("output") or "").rstrip("/")

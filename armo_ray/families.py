@@ -19,6 +19,7 @@ class Family:
     gated: whether it returns a weight for each reward.
     bos: whether a conversation begins with the BOS token, where the tokenizer has one.
     step_end: what ends a step of an answer; of an outcome, what marks one and is left out.
+    max_length: most tokens of a conversation, where the authors' code states it.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Family:
     gated: bool = False
     bos: bool = True
     step_end: str = ""
+    max_length: int | None = None
 
 
 FAMILIES = {
@@ -38,11 +40,11 @@ FAMILIES = {
         Family("mlp-classifier"),
         Family("urm", gated=True),
         Family("value-head"),
-        Family("starling", reads="before_zero", bos=False),
-        Family("orm-mistral", text="outcome", step_end=" ки"),
-        Family("orm-deepseek", text="outcome"),
-        Family("prm-mistral", text="steps", reads="headers", step_end="ки\n"),
-        Family("prm-deepseek", text="steps", reads="headers", step_end="\n\n"),
-        Family("pairwise", text="pairs", bos=False),
+        Family("starling", reads="before_zero", bos=False, max_length=2048),
+        Family("orm-mistral", text="outcome", step_end=" ки", max_length=8192),
+        Family("orm-deepseek", text="outcome", max_length=8192),
+        Family("prm-mistral", text="steps", reads="headers", step_end="ки\n", max_length=8192),
+        Family("prm-deepseek", text="steps", reads="headers", step_end="\n\n", max_length=8192),
+        Family("pairwise", text="pairs", bos=False, max_length=8192),
     )
 }

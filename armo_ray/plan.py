@@ -111,8 +111,8 @@ def _model(config: ScoreConfig) -> _Model:
     positions = int(checkpoint.config["max_position_embeddings"])
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
-    limit = config.max_length or min(chat.model_max_length or positions, positions)
-    return _Model(checkpoint, chat, limit)
+    known = (chat.model_max_length, checkpoint.family.max_length, positions)
+    return _Model(checkpoint, chat, config.max_length or min(limit for limit in known if limit))
 
 
 def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:

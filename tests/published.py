@@ -28,6 +28,12 @@ CONTEXT = (
     "\n{% for message in messages %}{% if loop.index0 % 2 == 0 %}\n\n<turn> user\n {{ message['content'] }}"
     "{% else %}\n\n<turn> assistant\n {{ message['content'] }}{% endif %}{% endfor %}\n\n\n"
 )
+# what ends a user's turn, by the token that does; Qwen's last new line becomes one token with an answer's
+TURN_ENDS = {
+    "<|eot_id|>": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|im_end|>": "<|im_end|>\n<|im_start|>assistant",
+    "<end_of_turn>": "<end_of_turn>\n<start_of_turn>model\n",
+}
 FP32: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
 
 
@@ -51,7 +57,8 @@ def ids_of(tokenizer: Any, prompt: Messages, answer: str) -> torch.Tensor:
 
 
 def head_of(path: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.float() for name, tensor in load_file(path / "model.safetensors").items()}
+    files = sorted(path.glob("*.safetensors"))
+    return {name: tensor.float() for file in files for name, tensor in load_file(file).items()}
 
 
 def sequential(tensors: dict[str, torch.Tensor], name: str, between: type[nn.Module]) -> nn.Sequential:
@@ -128,6 +135,35 @@ def starling(path: Path) -> Published:
     return score
 
 
+def gate_of(tokenizer: Any, ids: torch.Tensor) -> int:
+    """Where the user's last turn ends: the start of the last occurrence of what goes from there to the answer."""
+    header = next(text for mark, text in TURN_ENDS.items() if mark in tokenizer.chat_template)
+    pattern, found = tokenizer.encode(header, add_special_tokens=False), ids[0].tolist()
+    return max(j for j in range(len(found)) if found[j : j + len(pattern)] == pattern)
+
+
+def armorm(path: Path) -> Published:
+    tensors, tokenizer, model = head_of(path), tokenizer_of(path), load(AutoModel, path)
+    depth = sum(name.startswith("gating.layers.") for name in tensors) // 2
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        weight = tensors[f"gating.layers.{i}.weight"]
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight, "bias": tensors[f"gating.layers.{i}.bias"]})
+        layers += [linear, nn.ReLU()]
+    gating = nn.Sequential(*layers[:-1])
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids = ids_of(tokenizer, prompt, answer)
+        hidden = model(ids).last_hidden_state[0]
+        gate = gating(hidden[gate_of(tokenizer, ids)]) / 10
+        rewards = tensors["regression_layer.weight"] @ hidden[-1]
+        weights = torch.softmax(gate, dim=0) * tensors["gating.logit_scale"]
+        return float((weights * (rewards @ tensors["reward_transform_matrix"])).sum()), rewards.tolist()
+
+    return score
+
+
 def qrm(path: Path) -> Published:
     tensors, tokenizer, model = head_of(path), tokenizer_of(path), load(AutoModel, path)
     layers: list[nn.Module] = []
@@ -143,14 +179,12 @@ def qrm(path: Path) -> Published:
         {k.replace("layers.9", "last.0"): v for k, v in tensors.items()}, "gating.last", nn.ReLU
     )
     gating = nn.Sequential(*layers, last).eval()
-    header = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    pattern = tokenizer.encode(header, add_special_tokens=False)
 
     def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
         ids = ids_of(tokenizer, prompt, answer)
-        hidden, found = model(ids).last_hidden_state[0], ids[0].tolist()
-        starts = [j for j in range(len(found)) if found[j : j + len(pattern)] == pattern]
-        gate = torch.softmax(gating(hidden[starts[-1]][None]) / 10, dim=1)[0] * tensors["gating.logit_scale"]
+        hidden = model(ids).last_hidden_state[0]
+        gate = torch.softmax(gating(hidden[gate_of(tokenizer, ids)][None]) / 10, dim=1)[0]
+        gate = gate * tensors["gating.logit_scale"]
         quantiles = (tensors["regression_layer.weight"] @ hidden[-1]).reshape(19, 19)
         rewards = quantiles.mean(dim=1) @ tensors["reward_transform_matrix"]
         return float((gate * rewards).sum()), rewards.tolist()
@@ -213,6 +247,7 @@ def pairwise(path: Path) -> Callable[[Messages, str, str], float]:
 
 
 PUBLISHED: dict[str, Callable[[Path], Published]] = {
+    "armorm": armorm,
     "qrm": qrm,
     "classifier": classifier,
     "mlp-classifier": mlp_classifier,

@@ -159,10 +159,26 @@ def test_an_unfit_template_is_refused_with_the_reason(
     assert str(refused.value).startswith(str(path))
 
 
-def test_untrimmed_answers_that_join_the_header_are_refused_where_a_gate_is_read_there(
+def test_a_gate_is_found_before_untrimmed_answers_that_join_the_header(
     llama3_model: Path, tmp_path: Path
 ) -> None:
     path = checkpoint(llama3_model, tmp_path, chat_template=edited(LLAMA3_TEMPLATE, ("| trim", "")))
+    chat = Chat.load(path)
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    marks = [chat.encode(token)[0] for token in ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")]
+    assert [i for i in chat.answer_pattern if i in marks] == marks
+    for answer in ("4", "\n\n4", "\n"):
+        ids = chat.encode(chat.render_prompt(question)) + chat.encode(chat.render_answer(answer))
+        at = ids.index(marks[0])
+        assert tuple(ids[at : at + len(chat.answer_pattern)]) == chat.answer_pattern
+
+
+def test_a_template_that_ends_a_user_turn_where_none_is_has_no_gate(
+    llama3_model: Path, tmp_path: Path
+) -> None:
+    example = "'<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHi'"
+    edit = ("bos_token + content", f"bos_token + {example} + content")
+    path = checkpoint(llama3_model, tmp_path, chat_template=edited(LLAMA3_TEMPLATE, edit))
     with pytest.raises(ConfigError, match="the end of the user turn must occur once"):
         Chat.load(path)
 

@@ -128,6 +128,18 @@ def test_each_of_several_models_writes_an_output_of_its_own(tmp_path: Path) -> N
         load_configs(None, {**given, "model": ["a/one", "b/one"]})
 
 
+def test_revisions_of_one_model_write_outputs_named_by_them() -> None:
+    given = {"input": ["i"], "output": "out", "model": ["a/RM", "b/two", "a/RM"]}
+    configs = load_configs(None, {**given, "revision": ["1", "r", "refs/pr/2"]})
+    assert [(c.revision, c.output) for c in configs] == [
+        ("1", "out/RM@1"),
+        ("r", "out/two"),
+        ("refs/pr/2", "out/RM@refs-pr-2"),
+    ]
+    with pytest.raises(ConfigError, match="the outputs of two would both be named RM@1"):
+        load_configs(None, {**given, "revision": ["1", "r", "1"]})
+
+
 def test_the_date_is_put_into_input_and_output() -> None:
     given = {"input": ["in/{date}/a", "in/b"], "output": "out/{date}", "model": "m"}
     config = load_config(None, {**given, "date": "2026-11-20"})

@@ -1,10 +1,12 @@
 """Every family scores as its authors do, however its conversations are packed; what fits none is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +20,7 @@ from armo_ray.engine.checkpoint import inspect
 from armo_ray.engine.tiny_families import BACKBONES, write_family
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
-from armo_ray.plan import prepare
+from armo_ray.plan import prepare, prepare_dataset
 from armo_ray.stages.score import win_rates
 from armo_ray.storage.verify import verify_output
 from armo_ray.text.conversations import Candidate
@@ -30,6 +32,7 @@ from tests.test_engine import conversations
 CASES = {
     **{name: (name, "llama", {}) for name in PUBLISHED},
     **{f"classifier-{b}": ("classifier", b, {}) for b in BACKBONES if b != "llama"},
+    **{f"{f}-{b}": (f, b, {}) for f in ("armorm", "qrm") for b in BACKBONES if b != "llama"},
     "classifier-three-labels": ("classifier", "llama", {"id2label": {"0": "Is-safe", "1": "a b", "2": "C"}}),
     "mlp-classifier-qwen2": ("mlp-classifier", "qwen2", {}),
     "orm-deepseek-qwen2-tied": ("orm-deepseek", "qwen2", {"tie_word_embeddings": True}),
@@ -108,6 +111,39 @@ def pairs_of_sample() -> list[tuple[tuple[Messages, str], tuple[Messages, str]]]
     return [(known[i], known[i + 1]) for i in (0, 10, several)]
 
 
+@pytest.mark.parametrize("count", [17, 18, 64])
+def test_many_answers_meet_as_many_others_each_and_the_same_in_every_run(count: int, tmp_path: Path) -> None:
+    write_family(tmp_path, "pairwise")
+    chat = Chat.load(tmp_path, FAMILIES["pairwise"])
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    said = [Candidate(i, "response", question, f"It is {i}.") for i in range(count)]
+    said.append(replace(said[-1], index=count, answer="four " * 200))
+    done = Encoder(chat, 300).encode(said)
+    assert [(i, reason) for i, reason, _ in done.rejects] == [(count, "too_long")]
+    assert done.source == list(range(count))
+    assert len(set(done.contests)) == len(done.contests) == len(done.responses) == 16 * count
+    assert {(b, a) for a, b in done.contests} == set(done.contests)
+    assert np.bincount(np.array(done.contests).ravel()).tolist() == [32] * count
+    assert Encoder(chat, 300).encode(said).contests == done.contests
+    if count == 64:
+        said = [replace(c, prompt=[{"role": "user", "content": "And 3 + 3?"}]) for c in said]
+        assert set(Encoder(chat, 300).encode(said).contests) != set(done.contests)
+
+
+def test_lengths_of_compared_answers_are_their_own(tmp_path: Path) -> None:
+    write_family(tmp_path, "pairwise")
+    chat = Chat.load(tmp_path, FAMILIES["pairwise"])
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    answers = ["yes", "It is four. " * 200, "<|eot_id|>"]
+    said = [Candidate(i, "response", question, a) for i, a in enumerate(answers)]
+    done = Encoder(chat, 8192).encode(said)
+    yes, long, forged = done.num_response_tokens
+    assert (yes, long) == (len(chat.encode("yes")), len(chat.encode(answers[1])))
+    assert forged > 1  # read as text
+    assert Encoder(chat, 8192, special_tokens="reference").encode(said).num_response_tokens[2] == 1
+    assert done.num_prompt_tokens == [len(chat.encode(chat.render_prompt(question)))] * 3
+
+
 def test_answers_that_cannot_be_compared_are_rejected_with_the_reason(tmp_path: Path) -> None:
     write_family(tmp_path, "pairwise")
     encoder = Encoder(Chat.load(tmp_path, FAMILIES["pairwise"]), 400)
@@ -167,6 +203,17 @@ def test_names_of_labels_become_names_of_rewards(tmp_path: Path) -> None:
     checkpoint = inspect(str(tmp_path))
     assert checkpoint.reward_names == ("is_safe", "a_b", "c")
     assert checkpoint.coefficients == [1 / 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [(("Safe", "safe!"), "'safe', 'safe'"), (("Safe", "?!"), "'safe', ''")]
+)
+def test_labels_that_do_not_name_every_reward_are_refused(
+    labels: tuple[str, str], names: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path, "classifier", id2label=dict(zip("01", labels, strict=True)))
+    with pytest.raises(ConfigError, match=f"a name of its own to its reward, found {names}"):
+        RewardModel.load(str(tmp_path), dtype="float32", device="cpu")
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]] = {
@@ -307,6 +354,25 @@ def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tm
         assert np.abs(np.array(steps).mean(axis=1) - score).max() < 1e-6
     if family == "pairwise":
         assert np.abs(score.reshape(-1, 2).sum(axis=1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "known", "limit"),
+    [
+        ("starling", 4096, 2048),
+        ("starling", 1024, 1024),
+        ("prm-mistral", 16384, 8192),
+        ("classifier", 16384, 16384),
+    ],
+)
+def test_a_family_bounds_the_length_of_conversations_unless_told_otherwise(
+    family: str, known: int, limit: int, tmp_path: Path
+) -> None:
+    write_family(tmp_path / "model", family, max_length=known)
+    given = {"input": ["in"], "output": "out", "model": str(tmp_path / "model"), "family": family}
+    schema = pa.schema({"prompt": pa.string(), "response": pa.string()})
+    assert prepare_dataset(load_config(None, given), schema).max_length == limit
+    assert prepare_dataset(load_config(None, given | {"max_length": known}), schema).max_length == known
 
 
 @pytest.mark.parametrize(

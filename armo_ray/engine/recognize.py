@@ -129,7 +129,10 @@ def expected_head(
 
 
 def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
-    """The names of a checkpoint's rewards, in the order in which its head returns them."""
+    """The names of a checkpoint's rewards, in the order in which its head returns them.
+
+    Raises ConfigError where labels give one name twice, or none.
+    """
     if family.text != "answer":
         return {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}[family.text]
     if family.name in ("armorm", "qrm"):
@@ -142,6 +145,11 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
     found = [
         re.sub(r"\W+", "_", str(named.get(str(i), f"LABEL_{i}"))).strip("_").lower() for i in range(count)
     ]
+    if "" in found or len(set(found)) < count:
+        raise ConfigError(
+            f"config.json: id2label {named}: every label must give a name of its own to its reward, "
+            f"found {', '.join(map(repr, found))}"
+        )
     return ("reward",) if found == ["label_0"] else tuple(found)
 
 

@@ -69,7 +69,7 @@ def win_rates(first_wins: Floats, contests: Index) -> Floats:
 
     Args:
         first_wins: (N,) the probability that the first candidate of a contest is better.
-        contests: (N, 2) the candidates of each, every pair in both orders.
+        contests: (N, 2) the candidates of each.
     """
     wins = np.bincount(contests.ravel(), np.stack((first_wins, 1 - first_wins), axis=1).ravel())
     return (wins / np.bincount(contests.ravel())).astype(np.float32)

@@ -4,6 +4,7 @@ Sources: math-rm and pair-pm of RLHFlow/RLHF-Reward-Modeling. In each case the m
 up to the header of its next turn, whose last token predicts the verdict.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import permutations
 
@@ -17,6 +18,10 @@ from armo_ray.text.tokenized import Ids, Prompt, Tokenized
 Render = Callable[
     [Sequence[Messages]], list[Prompt]
 ]  # conversations as text and ids, None where far too long
+Count = Callable[[str], int]  # the tokens of a text
+
+# Most others that an answer is compared with: what one row costs grows with its answers, not with their square.
+MAX_OPPONENTS = 16
 
 
 def outcome(prompt: Messages, answer: str, family: Family) -> Messages:
@@ -45,7 +50,9 @@ def _said(prompt: Messages, answer: str) -> Messages:
     return [*prompt[:-1], {"role": "user", "content": f"{prompt[-1]['content']} {answer}"}]
 
 
-def encode(candidates: Sequence[Candidate], family: Family, max_length: int, render: Render) -> Tokenized:
+def encode(
+    candidates: Sequence[Candidate], family: Family, max_length: int, render: Render, count: Count
+) -> Tokenized:
     """Encode the candidates that carry no reason yet; the others come back as rejects."""
     out = Tokenized()
     fit: list[int] = []
@@ -60,7 +67,7 @@ def encode(candidates: Sequence[Candidate], family: Family, max_length: int, ren
     alone = dict(zip(fit, render([candidates[i].prompt for i in fit]), strict=True))
     if family.text == "pairs":
         for row in _rows(candidates, fit):
-            _Contest(out, candidates, row, alone[row[0]], max_length).play(render)
+            _Contest(out, candidates, row, alone[row[0]], max_length).play(render, count)
         return out
     write = steps if family.text == "steps" else outcome
     wholes = render([write(candidates[i].prompt, candidates[i].answer, family) for i in fit])
@@ -121,7 +128,12 @@ def _rows(candidates: Sequence[Candidate], fit: Sequence[int]) -> list[list[int]
 
 
 class _Contest:
-    """A round-robin between the answers to one prompt: each pair in both orders."""
+    """Comparisons between the answers to one prompt, each pair in both orders.
+
+    Up to MAX_OPPONENTS + 1 answers play a round-robin. More stand in a ring, in an order that hashes of the prompt
+    and their indices give, and each meets its MAX_OPPONENTS nearest, half on either side: as many for every
+    answer, and the same in every run.
+    """
 
     def __init__(
         self, out: Tokenized, candidates: Sequence[Candidate], row: list[int], prompt: Prompt, max_length: int
@@ -129,38 +141,60 @@ class _Contest:
         self.out, self.candidates, self.row = out, candidates, row
         self.prompt, self.max_length = prompt, max_length
 
-    def play(self, render: Render) -> None:
+    def play(self, render: Render, count: Count) -> None:
         """Add the candidates that can be compared, and the sequences that do so, or the reason why not."""
+        if (verdict := _too_long(self.prompt, self.max_length)) is not None:
+            self.out.rejects += [(i, *verdict) for i in self.row]
+            return
         answers = {i: self.candidates[i].answer for i in self.row}
-        pairs = list(permutations(self.row, 2))
-        told = [pair(self.prompt.messages, answers[a], answers[b]) for a, b in pairs]
-        wholes = dict(zip(pairs, render(told), strict=True))
+        wholes: dict[tuple[int, int], Prompt] = {}
         left, why = list(self.row), ("malformed_row", "two answers to one prompt are compared, this has one")
-        while len(left) > 1 and (verdict := self._worst(wholes, left)):
+        while len(left) > 1:
+            pairs = self._pairs(left)
+            new = [both for both in pairs if both not in wholes]
+            told = [pair(self.prompt.messages, answers[a], answers[b]) for a, b in new]
+            wholes |= zip(new, render(told), strict=True)
+            if (verdict := self._worst([wholes[both] for both in pairs])) is None:
+                self._add({both: wholes[both] for both in pairs}, {i: count(answers[i]) for i in left})
+                return
             longest = max(left, key=lambda i: len(answers[i]))
             left.remove(longest)
             self.out.rejects.append((longest, *verdict))
             why = verdict[0], f"with the other answers: {verdict[1]}"
-        if len(left) < 2:
-            self.out.rejects += [(i, *why) for i in left]
-            return
-        self._add(wholes, left)
+        self.out.rejects += [(i, *why) for i in left]
 
-    def _worst(self, wholes: dict[tuple[int, int], Prompt], left: list[int]) -> tuple[str, str] | None:
-        verdicts = (_too_long(wholes[both], self.max_length) for both in permutations(left, 2))
+    def _pairs(self, left: list[int]) -> list[tuple[int, int]]:
+        """Who meets whom, in both orders."""
+        if len(left) <= MAX_OPPONENTS + 1:
+            return list(permutations(left, 2))
+        ring = sorted(left, key=self._drawn)
+        return [
+            both
+            for step in range(1, MAX_OPPONENTS // 2 + 1)
+            for a, b in zip(ring, ring[step:] + ring[:step], strict=True)
+            for both in ((a, b), (b, a))
+        ]
+
+    def _drawn(self, i: int) -> bytes:
+        told = f"{self.prompt.id} {self.candidates[i].role} {self.candidates[i].index}"
+        return hashlib.blake2b(told.encode(), digest_size=16).digest()
+
+    def _worst(self, wholes: list[Prompt]) -> tuple[str, str] | None:
+        verdicts = (_too_long(whole, self.max_length) for whole in wholes)
         return next((verdict for verdict in verdicts if verdict is not None), None)
 
-    def _add(self, wholes: dict[tuple[int, int], Prompt], left: list[int]) -> None:
-        out, pairs = self.out, list(permutations(left, 2))
-        ids = [whole.ids for both in pairs if (whole := wholes[both]).ids is not None]
+    def _add(self, wholes: dict[tuple[int, int], Prompt], left: dict[int, int]) -> None:
+        """Add what was compared, and the tokens of each answer."""
+        out = self.out
+        assert self.prompt.ids is not None, "play lets encoded prompts through only"
+        ids = [whole.ids for whole in wholes.values() if whole.ids is not None]
         shared = min(_common(ids[0], other) for other in ids[1:])
         place = {i: len(out.source) + k for k, i in enumerate(left)}
         out.prompts.append(ids[0][:shared])
-        out.group += [len(out.prompts) - 1] * len(pairs)
+        out.group += [len(out.prompts) - 1] * len(wholes)
         out.responses += [own[shared:] for own in ids]
-        out.contests += [(place[a], place[b]) for a, b in pairs]
-        for i in left:
-            flagged = any(wholes[both].flagged for both in pairs if both[0] == i)
-            longest = max(len(own) for own, both in zip(ids, pairs, strict=True) if both[0] == i)
-            flags = ["special_token_text"] if flagged else []
-            out.add(i, self.prompt, (shared, longest - shared), flags)
+        out.contests += [(place[a], place[b]) for a, b in wholes]
+        flagged = {a for (a, _), whole in wholes.items() if whole.flagged}
+        for i, num_tokens in left.items():
+            flags = ["special_token_text"] if i in flagged else []
+            out.add(i, self.prompt, (len(self.prompt.ids), num_tokens), flags)

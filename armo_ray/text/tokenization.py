@@ -73,7 +73,9 @@ class Encoder:
     def encode(self, candidates: Sequence[Candidate]) -> Tokenized:
         """Encode the candidates that carry no reason yet; the others come back as rejects."""
         if self.chat.family.text != "answer":
-            return judges.encode(candidates, self.chat.family, self.max_length, self._rendered)
+            return judges.encode(
+                candidates, self.chat.family, self.max_length, self._rendered, self._num_tokens
+            )
         out = Tokenized()
         prompts: dict[int, Prompt] = {}
         prompt: Prompt | None = None
@@ -99,6 +101,9 @@ class Encoder:
         prompts = [self._render(messages) for messages in conversations]
         self._encode_prompts(prompts)
         return prompts
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._encode_text(text) if self.plain else self.chat.encode(text))
 
     def _render(self, messages: Messages) -> Prompt:
         prompt = Prompt(messages)
