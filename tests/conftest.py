@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from tokenizers import Tokenizer
 from armo_ray.chat import Chat
 from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
 from tests.runs import SAMPLE
+
+# a shell's background job ignores it, and so would all that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

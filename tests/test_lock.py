@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from armo_ray.errors import ConfigError
+from armo_ray.progress import stop_on_sigterm
 from armo_ray.storage import lock
 from armo_ray.storage.commits import to_json
 from armo_ray.storage.store import Store
@@ -88,6 +89,7 @@ def test_an_error_frees_the_output(tmp_path: Path) -> None:
 
 def test_a_run_that_lost_its_lock_stops_and_leaves_the_new_owner_s(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
+    stop_on_sigterm()
 
     def hold_and_lose() -> None:
         with lock.held(store):

@@ -31,8 +31,8 @@ _LOOK_S = 2.0
 
 @contextmanager
 def held(store: Store) -> Iterator[None]:
-    """Hold the output. Raises ConfigError where another run does, and KeyboardInterrupt, in the main thread, where
-    another run took it meanwhile: this one was away for a minute."""
+    """Hold the output. Raises ConfigError where another run does. Where another run took it meanwhile, for this one was
+    away for a minute, SIGTERM stops this one."""
     owner = {"run": uuid.uuid4().hex, **_whereabouts(), "pid": os.getpid(), "since": now()}
     while not (store.create(LOCK, _renewed(owner)) or _taken_over(store, owner)):
         pass
@@ -67,7 +67,7 @@ def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:
         try:
             if not _is_ours(store, owner):
                 logger.error("%s: another run has the output now: stopping", store.path(LOCK))
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
                 return
             store.write(LOCK, _renewed(owner))
         except (OSError, RuntimeError) as error:
