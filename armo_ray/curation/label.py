@@ -10,7 +10,7 @@ from armo_ray.curation import wanted
 from armo_ray.curation.calibration import find_temperature, standardization
 from armo_ray.curation.candidates import KEY, Plan, in_runs, read_candidates
 from armo_ray.curation.expressions import Expression, parse, quote
-from armo_ray.curation.labels import Calibration, label_bucket, write_bucket
+from armo_ray.curation.labels import OUTPUT, Calibration, label_bucket, write_bucket
 from armo_ray.curation.options import LabelOptions
 from armo_ray.curation.output import Made, finish, new_output
 from armo_ray.curation.rules import columns_of
@@ -119,7 +119,10 @@ def _select(options: LabelOptions, scores: Scores, where: list[Expression], per:
     for name in options.keep:
         if name not in scores.names:
             raise ConfigError(f"--keep {name}: the scores have {', '.join(scores.names)}")
-    kept = "".join(f", {quote(name)}" for name in options.keep if name not in _COLUMNS.split(", "))
+        if name.lower() in OUTPUT[options.shape]:  # DuckDB does not tell case apart
+            raise ConfigError(f"--keep {name}: rows of --shape {options.shape} have a column of that name")
+    fields = ", ".join(f"{quote(name)}: {quote(name)}" for name in dict.fromkeys(options.keep))
+    kept = f", {{{fields}}} AS kept" if fields else ""
     passes = " AND ".join(condition.sql for condition in where) or "true"
     key = ", ".join(f"({e.sql})::VARCHAR" for e in per)
     return f"{_COLUMNS}{kept}, score AS value, coalesce({passes}, false) AS can_be, [{key}]::VARCHAR[] AS key"
