@@ -15,7 +15,6 @@ from armo_ray.curation.pairs import check_once
 from armo_ray.curation.scores import database, literal
 from armo_ray.storage.store import Store
 
-
 # what columns of the scores cannot be kept beside
 OUTPUT = {
     "candidates": {

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armo_ray.curation.expressions import quote
 from armo_ray.curation.options import CurationOptions
 from armo_ray.errors import ConfigError
 from armo_ray.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.opened import Opened, readable
-from armo_ray.storage.parts import SCORES
+from armo_ray.storage.parts import NULL, SCORES, hive_values
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
@@ -107,14 +107,15 @@ def _manifest(store: Store, output: int) -> tuple[dict[str, Any], list[Part]]:
         )
     root = store.uri.rstrip("/")
     return run, [
-        Part(f"{root}/{p['path']}", p["rows"], output, _directories(f"{root}/{p['path']}"))
+        Part(f"{root}/{p['path']}", p["rows"], output, _directories(p["path"]))
         for p in manifest["parts"]
         if p["path"].startswith(f"{SCORES}/")
     ]
 
 
-def _directories(uri: str) -> tuple[str, ...]:
-    return tuple(unquote(folder.partition("=")[0]) for folder in uri.split("/")[:-1] if "=" in folder)
+def _directories(path: str) -> tuple[str, ...]:
+    """Of a path within the output: what its own directories are called makes no column."""
+    return tuple(name for name, _ in hive_values(path))
 
 
 def _schema(part: Part) -> pa.Schema:
@@ -143,12 +144,16 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
     If numbered, also __part and __row: the place of a row's part among the parts, and of the row in it.
     """
     selects, first = [], 0
-    for _, group in groupby(parts, key=lambda part: (part.output, part.directories)):
+    for (_, directories), group in groupby(parts, key=lambda part: (part.output, part.directories)):
         files = [literal(readable(part.uri)) for part in group]
         place = f", file_index + {first} AS __part, file_row_number AS __row" if numbered else ""
+        values = "".join(
+            f", nullif(url_decode(split_part(split_part(__file, '/', -{k}), '=', 2)), '{NULL}') AS {quote(name)}"
+            for k, name in enumerate(reversed(directories), 2)  # the last of the path is the file
+        )
         selects.append(
-            f"SELECT *{place} FROM read_parquet([{', '.join(files)}], hive_partitioning = true, "
-            f"hive_types_autocast = false)"
+            f"SELECT * EXCLUDE (__file){values}{place} FROM read_parquet([{', '.join(files)}], "
+            f"hive_partitioning = false, filename = '__file')"
         )
         first += len(files)
     return " UNION ALL BY NAME ".join(selects)
