@@ -22,7 +22,7 @@ from armo_ray.curation.mine import run
 from armo_ray.curation.options import MineOptions
 from armo_ray.errors import ConfigError
 from tests.local import rows_of, score_locally
-from tests.synthetic_outputs import score_synthetically
+from tests.synthetic_outputs import score_synthetically, with_columns
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
@@ -75,10 +75,11 @@ def real_scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return score_synthetically(tmp_path_factory.mktemp("real") / "scores", REAL)
 
 
-def mine(scores: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
+def mine(scores: Path | list[Path], output: Path, **options: Any) -> list[dict[str, Any]]:
     """The pairs of all splits, in the order of the files."""
     shutil.rmtree(output, ignore_errors=True)
-    run(MineOptions.model_validate({"scores": [str(scores)], "output": str(output), **options}))
+    listed = [str(path) for path in (scores if isinstance(scores, list) else [scores])]
+    run(MineOptions.model_validate({"scores": listed, "output": str(output), **options}))
     files = sorted((output / "data").rglob("*.parquet"))
     return [
         row | {"split": f.parent.name}
@@ -375,6 +376,20 @@ def test_columns_are_carried_from_both_sides(scores: Path, tmp_path: Path) -> No
                 row["source_row"],
                 row["gating"],
             ]
+
+
+def test_a_column_of_two_types_is_carried_without_loss(rollouts: Path, tmp_path: Path) -> None:
+    (tmp_path / "grade=y").mkdir()
+    outputs = []
+    for name, grade in (("a.parquet", 1), ("b.jsonl", 1.5)):
+        scores = score_synthetically(tmp_path / name, rollouts / name)
+        outputs.append(with_columns(scores, tmp_path / f"copy-{name}", grade=grade))
+    grades = {row["row_id"]: row["grade"] for output in outputs for row in rows_of(output)}
+    options = {"strategy": "all-above-margin", "keep": ["grade"], "task_rows": 100}
+    pairs = mine(outputs, tmp_path / "pairs", spill=str(tmp_path / "grade=y"), **options)
+    carried = {p[f"row_id_{side}"]: p[f"{side}_grade"] for p in pairs for side in ("chosen", "rejected")}
+    assert set(carried.values()) == {1, 1.5}
+    assert all(grades[row] == grade for row, grade in carried.items())
 
 
 def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:

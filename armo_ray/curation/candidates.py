@@ -135,9 +135,9 @@ def write_work(plan: Plan, name: str, rows: pa.Table) -> None:
 
 
 def work_files(plan: Plan, names: Iterator[str]) -> str:
-    """The rows of files that tasks left, as a relation."""
+    """The rows of files that tasks left, as a relation; types that differ between them become one that holds all."""
     files = ", ".join(literal(readable(f"{plan.work}/{name}.parquet")) for name in names)
-    return f"read_parquet([{files}])"
+    return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
 
 
 def in_bucket(plan: Plan, bucket: int) -> str:
