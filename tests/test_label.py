@@ -246,6 +246,10 @@ def test_the_best_answers_are_those_of_the_candidates_that_pass(rollouts: Path, 
         (["--keep", "score"], "--keep score: rows of --shape candidates have a column of that name"),
         (["--keep", "row_id", "--shape", "sft"], "--keep row_id: rows of --shape sft have"),
         (["--temperature", "0"], "temperature"),
+        (["--temperature", "inf"], "temperature"),
+        (["--test-fraction", "nan"], "test-fraction"),
+        (["--scale", "original", "--rescale", "code_style=inf:0"], "expected FACTOR:OFFSET"),
+        (["--scale", "original", "--rescale", "code_style=1:nan"], "expected FACTOR:OFFSET"),
     ],
 )
 def test_wrong_labels_leave_nothing(

@@ -426,6 +426,17 @@ def test_a_wrong_option_is_told_before_any_work(
     assert told in refused(scores, tmp_path, **options)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("option", ["min-margin", "max-length-ratio", "near-duplicates", "test-fraction"])
+def test_numbers_that_are_not_finite_are_refused(
+    option: str, value: str, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = f"value={value}" if option == "min-margin" else value
+    assert main(["mine", str(scores), "--output", str(tmp_path / "pairs"), f"--{option}={told}"]) == 2
+    assert option in capsys.readouterr().err
+    assert not (tmp_path / "pairs").exists()
+
+
 def test_outputs_that_are_not_whole_are_refused(scores: Path, tmp_path: Path) -> None:
     assert "not an output of armo-ray score" in refused(tmp_path, tmp_path)
     shutil.copytree(scores, tmp_path / "half")

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -102,7 +103,9 @@ def _rescaled(name: str, text: str) -> str:
     try:
         factor, offset = (float(number) for number in text.split(":"))
     except ValueError:
-        raise ConfigError(f"--rescale {name}={text}: expected FACTOR:OFFSET, such as {HELPSTEER}") from None
+        factor = offset = math.nan
+    if not (math.isfinite(factor) and math.isfinite(offset)):
+        raise ConfigError(f"--rescale {name}={text}: expected FACTOR:OFFSET, such as {HELPSTEER}")
     return f"rewards.{quote(name)}::DOUBLE * {factor!r}::DOUBLE + {offset!r}::DOUBLE"
 
 
