@@ -280,6 +280,18 @@ def test_columns_of_any_name_are_kept_and_change_no_label(shape: str, rollouts: 
         assert row == plain | kept | {"split": "train"}  # of labelled(), which knows the file
 
 
+@pytest.mark.parametrize("arguments", [["--keep", "grade"], ["--where", "grade > 0"]])
+def test_a_column_that_only_some_outputs_have_is_refused(
+    arguments: list[str], rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graded = with_columns(rollouts, tmp_path / "scores", grade=1)
+    for outputs in ([rollouts, graded], [graded, rollouts]):
+        command = ["label", *map(str, outputs), "--output", str(tmp_path / "out"), *arguments]
+        assert main(command) == 2
+        assert "grade" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_source_that_changed_is_refused_where_its_text_is_needed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from armo_ray.curation.expressions import name_of, parse, quote
 from armo_ray.curation.options import MineOptions
-from armo_ray.curation.scores import Part, Scores, database, literal, scan
+from armo_ray.curation.scores import Part, Scores, columns_of, database, literal, scan
 from armo_ray.errors import ConfigError
 from armo_ray.storage.opened import readable
 from armo_ray.storage.store import Store
@@ -55,23 +55,13 @@ def in_runs(items: Iterable[Item], rows_of: Callable[[Item], int], rows: int) ->
     return [tuple(run) for run in runs]
 
 
-def column_types(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
-    """The DuckDB type of every column that all of the scores have, by its name in an expression."""
-    some = {(part.output, part.directories): part for part in scores.parts}.values()
-    described = [con.execute(f"DESCRIBE {scan([part])}").fetchall() for part in some]
-    everywhere = set.intersection(*({name for name, *_ in columns} for columns in described))
-    types = {name_of(name): str(kind) for name, kind, *_ in described[0] if name in everywhere}
-    fields = [name_of(struct, name) for struct in ("rewards", "gating") for name in scores.reward_names]
-    return types | dict.fromkeys(fields, "FLOAT")
-
-
 def select_candidates(scores: Scores, options: MineOptions) -> str:
     """SQL of the columns of a candidate that decide over its pairs, and of those that pairs carry.
 
     Raises ConfigError where an option names a column that is not there, or cannot be used so.
     """
     with database(options) as con:
-        types = column_types(con, scores)
+        types = columns_of(con, scores)
     numbers = {"value": options.rank_by}
     numbers |= {f"m{i}": name for i, name in enumerate(options.min_margin) if name != "value"}
     numbers |= {f"p{i}": name for i, name in enumerate(options.pareto)}

@@ -10,12 +10,11 @@ from typing import Any
 from armo_ray.curation import wanted
 from armo_ray.curation.calibration import find_temperature, standardization
 from armo_ray.curation.candidates import KEY, Plan, in_runs, read_candidates
-from armo_ray.curation.expressions import Expression, parse, quote
+from armo_ray.curation.expressions import Expression, name_of, parse, quote
 from armo_ray.curation.labels import OUTPUT, Calibration, label_bucket, write_bucket
 from armo_ray.curation.options import LabelOptions
 from armo_ray.curation.output import Made, finish, new_output
-from armo_ray.curation.rules import columns_of
-from armo_ray.curation.scores import Scores, database, open_scores, scan
+from armo_ray.curation.scores import columns_of, database, open_scores, scan
 from armo_ray.curation.tasks import Run, engine, per_task, work_folder
 from armo_ray.curation.text import find_sources
 from armo_ray.errors import ConfigError
@@ -40,9 +39,9 @@ def run(options: LabelOptions) -> None:
     labels = formulas(options, scores.reward_names)
     with database(options) as con:
         relation = scan(scores.parts)
-        types = columns_of(con, relation)
+        types = columns_of(con, scores)
         per = [parse(text, types, None) for text in options.per]
-        select = _select(options, scores, [parse(text, types) for text in options.where], per)
+        select = _select(options, types, [parse(text, types) for text in options.where], per)
         sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
         moments = []
         if options.scale == "standardized" and options.shape == "candidates":
@@ -113,15 +112,19 @@ def _text(name: str) -> str:
     return "'" + name.replace("'", "''") + "'"
 
 
-def _select(options: LabelOptions, scores: Scores, where: list[Expression], per: list[Expression]) -> str:
+def _select(
+    options: LabelOptions, types: Mapping[str, str], where: list[Expression], per: list[Expression]
+) -> str:
     """SQL of the columns of a candidate that labels are made of."""
     if any(condition.quantiles for condition in where):
         raise ConfigError(
             "--where: no quantiles here: armo-ray filter computes them, and label reads its output"
         )
     for name in options.keep:
-        if name not in scores.names:
-            raise ConfigError(f"--keep {name}: the scores have {', '.join(scores.names)}")
+        if name_of(name) not in types:
+            raise ConfigError(
+                f"--keep {name}: no such column in all of the scores; they have {', '.join(types)}"
+            )
         if name.lower() in OUTPUT[options.shape]:  # DuckDB does not tell case apart
             raise ConfigError(f"--keep {name}: rows of --shape {options.shape} have a column of that name")
     fields = ", ".join(f"{quote(name)}: {quote(name)}" for name in dict.fromkeys(options.keep))

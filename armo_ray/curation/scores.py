@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from armo_ray.curation.expressions import quote
+from armo_ray.curation.expressions import name_of, quote
 from armo_ray.curation.options import CurationOptions
 from armo_ray.errors import ConfigError
 from armo_ray.schema import footer
@@ -45,7 +45,6 @@ class Scores:
     parts: tuple[Part, ...]  # in the order of the outputs and their manifests
     metadata: Mapping[str, Any]  # of a footer: model, dtype, reward_transform_matrix, ...
     reward_names: tuple[str, ...]
-    names: tuple[str, ...]  # of all columns, hive directories included
 
     @property
     def rows(self) -> int:
@@ -69,7 +68,7 @@ def open_scores(uris: Iterable[str]) -> Scores:
     the first.
     """
     stores = {store.uri: store for store in map(Store, uris)}
-    runs, parts, names = [], [], []
+    runs, parts = [], []
     metadata: list[dict[str, Any]] = []
     schema = pa.schema([])
     for i, store in enumerate(stores.values()):
@@ -79,7 +78,6 @@ def open_scores(uris: Iterable[str]) -> Scores:
         schema = _schema(found[0])
         runs.append(run)
         parts += found
-        names += [*schema.names, *(name for part in found for name in part.directories)]
         metadata.append(footer(schema))
     _check_models(tuple(stores), metadata)
     rewards = schema.field("rewards").type
@@ -89,7 +87,6 @@ def open_scores(uris: Iterable[str]) -> Scores:
         parts=tuple(parts),
         metadata=metadata[0],
         reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
-        names=tuple(dict.fromkeys(names)),
     )
 
 
@@ -157,6 +154,20 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
         )
         first += len(files)
     return " UNION ALL BY NAME ".join(selects)
+
+
+def columns_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
+    """The types of the columns that all of the scores have, and of their fields, by their names in expressions."""
+    some = {(part.output, part.directories): part for part in scores.parts}.values()
+    everywhere = set.intersection(*(set(con.sql(scan([part])).columns) for part in some))
+    found = con.sql(scan(some))
+    types = {}
+    for name, kind in zip(found.columns, found.types, strict=True):
+        if name in everywhere:
+            types[name_of(name)] = str(kind)
+            if kind.id == "struct":
+                types |= {name_of(name, field): str(inner) for field, inner in kind.children}
+    return types
 
 
 @contextmanager
