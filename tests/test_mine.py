@@ -320,6 +320,18 @@ def test_of_near_duplicate_prompts_one_is_kept(tmp_path: Path) -> None:
     assert {" ".join(prompt.split()[:-1]) for prompt in kept} == {" ".join(p.split()[:-1]) for p in prompts}
 
 
+def test_prompts_of_signs_alone_are_near_duplicates_only_of_the_same_signs(tmp_path: Path) -> None:
+    prompts = ["2 + 2 = ?", "2 - 2 = ?", "2 +2=?", "+++", "-->", "?!", ":)", "😀", " ", "\n"]
+    rows = [{"prompt": prompt, "responses": ["one", "two"]} for prompt in prompts]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    scores = score_synthetically(tmp_path / "scores", tmp_path / "in.jsonl")
+    everything = {pair["prompt"][0]["content"] for pair in mine(scores, tmp_path / "a")}
+    kept = {pair["prompt"][0]["content"] for pair in mine(scores, tmp_path / "b", near_duplicates=0.8)}
+    (gone,) = everything - kept
+    assert gone in ("2 + 2 = ?", "2 +2=?")
+    assert len(everything) >= 8
+
+
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
 def test_prompts_of_a_benchmark_are_removed_and_reported(suffix: str, tmp_path: Path) -> None:
     scores, prompts = near_duplicates(tmp_path)

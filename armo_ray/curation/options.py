@@ -75,7 +75,7 @@ class MineOptions(CurationOptions):
     max_pairs: int | None = Field(None, ge=1)
     """Pairs of a prompt that are kept: those with the largest margin of value."""
     near_duplicates: Finite | None = Field(None, gt=0, le=1)
-    """Keep one of prompts whose runs of 3 words are, by MinHash, at least this similar (Jaccard)."""
+    """Keep one of prompts whose runs of 3 words and signs are, by MinHash, at least this similar (Jaccard)."""
     decontaminate: tuple[Name, ...] = ()
     """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)

@@ -16,10 +16,11 @@ from armo_ray.storage.readers import BadRow, read_units, sample
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.units import cut
 
-_SHINGLE = 3  # words
+_SHINGLE = 3  # words and signs
 _HASHES = 128
 _UNIT_ROWS = 2048
 _WORD = re.compile(r"\w+")
+_SIGN = re.compile(r"\w+|[^\w\s]")  # signs alone tell apart 2 + 2 and 2 - 2
 
 
 class Contaminated(NamedTuple):
@@ -35,9 +36,8 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def ngrams(text: str, size: int) -> Iterator[str]:
-    """Runs of `size` words; of a shorter text all of it."""
-    found = words(text)
+def ngrams(found: Sequence[str], size: int) -> Iterator[str]:
+    """Runs of `size` words; of fewer words all of them."""
     for start in range(max(len(found) - size, 0) + 1):
         if found:
             yield " ".join(found[start : start + size])
@@ -51,7 +51,7 @@ def benchmark_ngrams(files: Iterable[str], size: int) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in files:
         for text in read_text(file).splitlines() if file.endswith(".txt") else _texts(file):
-            for ngram in ngrams(text, size):
+            for ngram in ngrams(words(text), size):
                 found.setdefault(ngram, file)
     return found
 
@@ -90,12 +90,16 @@ def screen_bucket(
     found, hashes = [], []
     for prompt_id, messages in rows:
         text = "\n".join(message["content"] for message in messages)
-        hit = next((n for n in ngrams(text, options.ngram) if n in benchmark), None) if benchmark else None
+        hit = (
+            next((n for n in ngrams(words(text), options.ngram) if n in benchmark), None)
+            if benchmark
+            else None
+        )
         if hit is not None:
             found.append(Contaminated(prompt_id, benchmark[hit], hit))
-        elif options.near_duplicates is not None:
+        elif options.near_duplicates is not None and (signs := _SIGN.findall(text.lower())):
             minhash = RMinHash(num_perm=_HASHES, seed=0)
-            minhash.update(sorted(set(ngrams(text, _SHINGLE))))
+            minhash.update(sorted(set(ngrams(signs, _SHINGLE))))
             hashes.append((prompt_id, minhash.digest()))
     if options.near_duplicates is not None:
         columns: list[Any] = [[p for p, _ in hashes], [digest for _, digest in hashes]]
