@@ -350,6 +350,21 @@ def test_prompts_of_a_benchmark_are_removed_and_reported(suffix: str, tmp_path: 
     assert [(t["file"], t["ngram"].split()[0]) for t in told] == [(str(file), "w35")] * len(gone)
 
 
+def test_a_benchmark_text_shorter_than_an_ngram_is_found_within_a_prompt(tmp_path: Path) -> None:
+    scores, prompts = near_duplicates(tmp_path)
+    file = tmp_path / "benchmark.txt"
+    file.write_text("W40, w41 w42 w43 w44?\nw70 w71 w72 w73\n\n")  # 5 words, and 4: too few
+    pairs = mine(scores, tmp_path / "a", decontaminate=[str(file)])
+    gone = {p for p in prompts if "w42" in p.split()}
+    assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
+    told = [json.loads(line)["ngram"] for line in (tmp_path / "a" / "contaminated.jsonl").open()]
+    assert told == ["w40 w41 w42 w43 w44"] * len(gone)
+    file.write_text(prompts[0] + "\nw70 w71\n")
+    pairs = mine(scores, tmp_path / "b", decontaminate=[str(file)], ngram=2)  # as small as it is asked for
+    gone = {p for p in prompts if "w0" in p.split() or "w70" in p.split()}
+    assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
+
+
 def test_the_ultrafeedback_layout_has_its_columns(scores: Path, texts: Path, tmp_path: Path) -> None:
     pairs = mine(scores, tmp_path / "a", layout="llama3-ultrafeedback-armorm")
     rows = prompts_of(texts)

@@ -79,7 +79,7 @@ class MineOptions(CurationOptions):
     decontaminate: tuple[Name, ...] = ()
     """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)
-    """Words of such an n-gram; shorter texts of a benchmark count as one."""
+    """Words of such an n-gram; shorter texts of a benchmark count as one, of fewer than 5 only as a whole prompt."""
     test_fraction: Finite = Field(0, ge=0, lt=1)
     """Share of the prompts, by a hash of each, whose pairs go to the split test."""
     seed: int = 0

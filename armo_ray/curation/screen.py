@@ -18,6 +18,7 @@ from armo_ray.storage.units import cut
 
 _SHINGLE = 3  # words and signs
 _HASHES = 128
+_LEAST = 5  # words of a benchmark's text that is shorter than an n-gram, to be looked for within a prompt
 _UNIT_ROWS = 2048
 _WORD = re.compile(r"\w+")
 _SIGN = re.compile(r"\w+|[^\w\s]")  # signs alone tell apart 2 + 2 and 2 - 2
@@ -56,6 +57,16 @@ def benchmark_ngrams(files: Iterable[str], size: int) -> dict[str, str]:
     return found
 
 
+def _shared(text: str, benchmark: dict[str, str], sizes: Sequence[int]) -> str | None:
+    """A run of so many words of a text that a benchmark has, or all of the text."""
+    found = words(text)
+    for size in (*sizes, len(found)):
+        for start in range(len(found) - size + 1):
+            if (ngram := " ".join(found[start : start + size])) in benchmark:
+                return ngram
+    return None
+
+
 def _texts(uri: str) -> Iterator[str]:
     """All texts of a Parquet or JSONL file, or of a directory of them."""
     for shard in find_shards([uri]):
@@ -87,14 +98,12 @@ def screen_bucket(
             f"SELECT prompt_id, any_value(prompt) FROM {work_files(plan, iter(texts))} "
             f"WHERE {in_bucket(plan, bucket)} GROUP BY prompt_id ORDER BY prompt_id"
         ).fetchall()
+    lengths = {ngram.count(" ") + 1 for ngram in benchmark}
+    sizes = sorted((n for n in lengths if n >= min(_LEAST, options.ngram)), reverse=True)
     found, hashes = [], []
     for prompt_id, messages in rows:
         text = "\n".join(message["content"] for message in messages)
-        hit = (
-            next((n for n in ngrams(words(text), options.ngram) if n in benchmark), None)
-            if benchmark
-            else None
-        )
+        hit = _shared(text, benchmark, sizes)
         if hit is not None:
             found.append(Contaminated(prompt_id, benchmark[hit], hit))
         elif options.near_duplicates is not None and (signs := _SIGN.findall(text.lower())):
