@@ -491,6 +491,26 @@ def test_a_shard_that_changed_or_is_gone_is_refused(rollouts: Path, tmp_path: Pa
     assert "is gone" in refused(scores, tmp_path)
 
 
+@pytest.mark.parametrize("change", ["state", "layout"])
+def test_a_shard_scored_in_two_states_or_layouts_is_refused(
+    change: str, rollouts: Path, tmp_path: Path
+) -> None:
+    shard = tmp_path / "shard.jsonl"
+    lines = (rollouts / "b.jsonl").read_text("utf-8").splitlines(keepends=True)
+    shard.write_text("".join(lines[:10]), "utf-8")
+    first = score_synthetically(tmp_path / "first", shard)
+    if change == "state":
+        shard.write_text("".join(lines), "utf-8")
+    second = score_synthetically(tmp_path / "second", shard)
+    if change == "layout":  # as --column responses=other records it
+        run_file = second / "_run.json"
+        recorded = json.loads(run_file.read_text())
+        recorded["identity"]["layout"]["responses"] = "other"
+        run_file.write_text(json.dumps(recorded))
+    for outputs in ([first, second], [second, first]):
+        assert "in another state or layout" in refused(outputs, tmp_path)
+
+
 def test_the_same_shard_in_two_outputs_stops_the_run_and_leaves_nothing(
     scores: Path, rollouts: Path, tmp_path: Path
 ) -> None:
