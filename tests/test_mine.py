@@ -272,6 +272,14 @@ def test_the_chosen_of_a_pareto_pair_dominates(scores: Path, tmp_path: Path) -> 
     assert pairs == dominated
 
 
+def test_texts_in_a_constraint_are_compared_as_they_are_written(scores: Path, tmp_path: Path) -> None:
+    text = 'the "chosen". one'
+    named = with_columns(scores, tmp_path / "scores", **{"chosen": "x", "note": text})
+    constraint = [f"chosen.note = '{text}' and chosen.chosen = 'x'", "rejected.rewards.code_style > -9"]
+    pairs = mine(named, tmp_path / "a", constraint=constraint)
+    assert ids(pairs) == ids(mine(scores, tmp_path / "b"))
+
+
 def test_residual_scores_lean_less_on_length(scores: Path, tmp_path: Path) -> None:
     by_length = "score + 0.01 * num_response_tokens"
     plain_pairs = mine(scores, tmp_path / "a", rank_by=by_length)

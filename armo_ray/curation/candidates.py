@@ -68,8 +68,8 @@ def select_candidates(scores: Scores, options: MineOptions) -> str:
     columns = {name: f"({parse(text, types, 'number').sql})::DOUBLE" for name, text in numbers.items()}
     for side in _SIDES:
         conditions = [c for c in options.constraint if _side(c, types) == side]
-        sql = " AND ".join(parse(c, _of(side, types)).sql for c in conditions) or "true"
-        columns[f"can_be_{side}"] = f"coalesce({sql}, false)".replace(f'"{side}".', "")
+        sql = " AND ".join(parse(c, _of(side, types), prefix=side).sql for c in conditions) or "true"
+        columns[f"can_be_{side}"] = f"coalesce({sql}, false)"
     for name in options.keep:
         if name_of(name) not in types:
             raise ConfigError(f"keep: no column {name} in the scores; they have {', '.join(types)}")
