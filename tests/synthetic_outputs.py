@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from armo_ray.schema import MESSAGES
 from armo_ray.storage import commits
@@ -47,6 +49,18 @@ def score_synthetically(
             write_unit(store, table, shard, unit.ordinal, unit.first_row, unit.num_rows, unit.last)
     commits.finish(store)
     return Path(output)
+
+
+def with_columns(output: Path, copy: Path, **columns: Any) -> Path:
+    """A copy of an output with more columns, each of one value or of a function of the row's place in its part."""
+    shutil.copytree(output, copy)
+    for part in (copy / "scores").rglob("*.parquet"):
+        table = pq.read_table(part, partitioning=None)
+        for name, value in columns.items():
+            values = [value(i) if callable(value) else value for i in range(table.num_rows)]
+            table = table.append_column(name, pa.array(values))
+        pq.write_table(table, part)
+    return copy
 
 
 def _rng(seed: int, prompt: Any, answer: str) -> np.random.Generator:

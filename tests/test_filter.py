@@ -174,6 +174,19 @@ def test_a_filtered_output_can_be_filtered_and_written_as_lines(scored_pairs: Pa
     assert main(["filter", str(second), "--output", str(tmp_path / "x"), "--where", "score > 0"]) == 2
 
 
+def test_directories_above_an_output_are_no_columns(scored_pairs: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "score=9" / "subset=x" / "day=y"
+    shutil.copytree(scored_pairs, moved)
+    kept = []
+    for scores, output in ((scored_pairs, tmp_path / "a"), (moved, tmp_path / "role=z")):
+        rules = ["--where", "score <= q0.5 and subset != 'x' and day = '2026-11-02'", "--per", "day", "role"]
+        assert main(["filter", str(scores), "--output", str(output), *rules]) == 0
+        lines = [table.to_pylist() for table in tables_of(output)]
+        kept.append(sorted((row["row_id"], row["score"]) for rows in lines for row in rows))
+    assert kept[0] == kept[1]
+    assert 50 < len(kept[0]) < 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,6 +231,10 @@ def test_a_part_that_lost_rows_stops_the_filter_and_nothing_is_left(
     shutil.copy(min(other, key=lambda p: rows_in(p)), max([part, *other], key=lambda p: rows_in(p)))
     assert main(["filter", str(copy), "--output", str(tmp_path / "kept"), "--where", "score < 100"]) == 1
     assert not (tmp_path / "kept").exists()
+
+
+def tables_of(output: Path) -> list[pa.Table]:
+    return [pq.read_table(part, partitioning=None) for part in (output / "scores").rglob("*.parquet")]
 
 
 def rows_in(part: Path) -> int:

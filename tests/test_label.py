@@ -17,7 +17,7 @@ from armo_ray.cli import main
 from armo_ray.curation.calibration import fit_temperature
 from armo_ray.errors import ConfigError
 from tests.local import rows_as_written
-from tests.synthetic_outputs import score_synthetically
+from tests.synthetic_outputs import score_synthetically, with_columns
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
@@ -243,7 +243,13 @@ def test_the_best_answers_are_those_of_the_candidates_that_pass(rollouts: Path, 
         (["--scale", "standardized", "--shape", "sft"], "--shape candidates"),
         (["--where", "score > q0.5"], "no quantiles here"),
         (["--keep", "nowhere"], "--keep nowhere"),
+        (["--keep", "score"], "--keep score: rows of --shape candidates have a column of that name"),
+        (["--keep", "row_id", "--shape", "sft"], "--keep row_id: rows of --shape sft have"),
         (["--temperature", "0"], "temperature"),
+        (["--temperature", "inf"], "temperature"),
+        (["--test-fraction", "nan"], "test-fraction"),
+        (["--scale", "original", "--rescale", "code_style=inf:0"], "expected FACTOR:OFFSET"),
+        (["--scale", "original", "--rescale", "code_style=1:nan"], "expected FACTOR:OFFSET"),
     ],
 )
 def test_wrong_labels_leave_nothing(
@@ -252,6 +258,38 @@ def test_wrong_labels_leave_nothing(
     assert main(["label", str(scored_pairs), "--output", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", ["candidates", "sft"])
+def test_columns_of_any_name_are_kept_and_change_no_label(shape: str, rollouts: Path, tmp_path: Path) -> None:
+    names = ["weight", "mean", "deviation", "place", "split", "kept", "moments", "passes", "i", "value"]
+    named = with_columns(
+        rollouts, tmp_path / "scores", **dict.fromkeys(names, lambda i: float(-i)), Key="x", ranked="y"
+    )
+    arguments = ["--shape", shape, "--best", "3", "--scale", "raw", "--temperature", "0.05"]
+    rows = label(named, tmp_path / "kept", *arguments, "--keep", *names, "Key", "ranked")
+    places = {
+        row["row_id"]: float(-i)
+        for part in (named / "scores").rglob("*.parquet")
+        for i, row in enumerate(pq.read_table(part, partitioning=None).to_pylist())
+    }
+    expected = label(rollouts, tmp_path / "plain", *arguments)
+    assert len(expected) == (200 if shape == "candidates" else 150)
+    for row, plain in zip(rows, expected, strict=True):
+        kept = dict.fromkeys(names, places[row["row_id"]]) | {"Key": "x", "ranked": "y"}
+        assert row == plain | kept | {"split": "train"}  # of labelled(), which knows the file
+
+
+@pytest.mark.parametrize("arguments", [["--keep", "grade"], ["--where", "grade > 0"]])
+def test_a_column_that_only_some_outputs_have_is_refused(
+    arguments: list[str], rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graded = with_columns(rollouts, tmp_path / "scores", grade=1)
+    for outputs in ([rollouts, graded], [graded, rollouts]):
+        command = ["label", *map(str, outputs), "--output", str(tmp_path / "out"), *arguments]
+        assert main(command) == 2
+        assert "grade" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_source_that_changed_is_refused_where_its_text_is_needed(

@@ -22,7 +22,7 @@ from armo_ray.curation.mine import run
 from armo_ray.curation.options import MineOptions
 from armo_ray.errors import ConfigError
 from tests.local import rows_of, score_locally
-from tests.synthetic_outputs import score_synthetically
+from tests.synthetic_outputs import score_synthetically, with_columns
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
@@ -75,10 +75,11 @@ def real_scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return score_synthetically(tmp_path_factory.mktemp("real") / "scores", REAL)
 
 
-def mine(scores: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
+def mine(scores: Path | list[Path], output: Path, **options: Any) -> list[dict[str, Any]]:
     """The pairs of all splits, in the order of the files."""
     shutil.rmtree(output, ignore_errors=True)
-    run(MineOptions.model_validate({"scores": [str(scores)], "output": str(output), **options}))
+    listed = [str(path) for path in (scores if isinstance(scores, list) else [scores])]
+    run(MineOptions.model_validate({"scores": listed, "output": str(output), **options}))
     files = sorted((output / "data").rglob("*.parquet"))
     return [
         row | {"split": f.parent.name}
@@ -271,6 +272,14 @@ def test_the_chosen_of_a_pareto_pair_dominates(scores: Path, tmp_path: Path) -> 
     assert pairs == dominated
 
 
+def test_texts_in_a_constraint_are_compared_as_they_are_written(scores: Path, tmp_path: Path) -> None:
+    text = 'the "chosen". one'
+    named = with_columns(scores, tmp_path / "scores", **{"chosen": "x", "note": text})
+    constraint = [f"chosen.note = '{text}' and chosen.chosen = 'x'", "rejected.rewards.code_style > -9"]
+    pairs = mine(named, tmp_path / "a", constraint=constraint)
+    assert ids(pairs) == ids(mine(scores, tmp_path / "b"))
+
+
 def test_residual_scores_lean_less_on_length(scores: Path, tmp_path: Path) -> None:
     by_length = "score + 0.01 * num_response_tokens"
     plain_pairs = mine(scores, tmp_path / "a", rank_by=by_length)
@@ -319,6 +328,18 @@ def test_of_near_duplicate_prompts_one_is_kept(tmp_path: Path) -> None:
     assert {" ".join(prompt.split()[:-1]) for prompt in kept} == {" ".join(p.split()[:-1]) for p in prompts}
 
 
+def test_prompts_of_signs_alone_are_near_duplicates_only_of_the_same_signs(tmp_path: Path) -> None:
+    prompts = ["2 + 2 = ?", "2 - 2 = ?", "2 +2=?", "+++", "-->", "?!", ":)", "😀", " ", "\n"]
+    rows = [{"prompt": prompt, "responses": ["one", "two"]} for prompt in prompts]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    scores = score_synthetically(tmp_path / "scores", tmp_path / "in.jsonl")
+    everything = {pair["prompt"][0]["content"] for pair in mine(scores, tmp_path / "a")}
+    kept = {pair["prompt"][0]["content"] for pair in mine(scores, tmp_path / "b", near_duplicates=0.8)}
+    (gone,) = everything - kept
+    assert gone in ("2 + 2 = ?", "2 +2=?")
+    assert len(everything) >= 8
+
+
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
 def test_prompts_of_a_benchmark_are_removed_and_reported(suffix: str, tmp_path: Path) -> None:
     scores, prompts = near_duplicates(tmp_path)
@@ -335,6 +356,21 @@ def test_prompts_of_a_benchmark_are_removed_and_reported(suffix: str, tmp_path: 
     gone = {p for p in prompts if "w40" in p.split()}
     assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
     assert [(t["file"], t["ngram"].split()[0]) for t in told] == [(str(file), "w35")] * len(gone)
+
+
+def test_a_benchmark_text_shorter_than_an_ngram_is_found_within_a_prompt(tmp_path: Path) -> None:
+    scores, prompts = near_duplicates(tmp_path)
+    file = tmp_path / "benchmark.txt"
+    file.write_text("W40, w41 w42 w43 w44?\nw70 w71 w72 w73\n\n")  # 5 words, and 4: too few
+    pairs = mine(scores, tmp_path / "a", decontaminate=[str(file)])
+    gone = {p for p in prompts if "w42" in p.split()}
+    assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
+    told = [json.loads(line)["ngram"] for line in (tmp_path / "a" / "contaminated.jsonl").open()]
+    assert told == ["w40 w41 w42 w43 w44"] * len(gone)
+    file.write_text(prompts[0] + "\nw70 w71\n")
+    pairs = mine(scores, tmp_path / "b", decontaminate=[str(file)], ngram=2)  # as small as it is asked for
+    gone = {p for p in prompts if "w0" in p.split() or "w70" in p.split()}
+    assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
 
 
 def test_the_ultrafeedback_layout_has_its_columns(scores: Path, texts: Path, tmp_path: Path) -> None:
@@ -377,6 +413,20 @@ def test_columns_are_carried_from_both_sides(scores: Path, tmp_path: Path) -> No
             ]
 
 
+def test_a_column_of_two_types_is_carried_without_loss(rollouts: Path, tmp_path: Path) -> None:
+    (tmp_path / "grade=y").mkdir()
+    outputs = []
+    for name, grade in (("a.parquet", 1), ("b.jsonl", 1.5)):
+        scores = score_synthetically(tmp_path / name, rollouts / name)
+        outputs.append(with_columns(scores, tmp_path / f"copy-{name}", grade=grade))
+    grades = {row["row_id"]: row["grade"] for output in outputs for row in rows_of(output)}
+    options = {"strategy": "all-above-margin", "keep": ["grade"], "task_rows": 100}
+    pairs = mine(outputs, tmp_path / "pairs", spill=str(tmp_path / "grade=y"), **options)
+    carried = {p[f"row_id_{side}"]: p[f"{side}_grade"] for p in pairs for side in ("chosen", "rejected")}
+    assert set(carried.values()) == {1, 1.5}
+    assert all(grades[row] == grade for row, grade in carried.items())
+
+
 def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:
     """What a misuse is told; nothing is left."""
     output = tmp_path / "pairs"
@@ -411,6 +461,17 @@ def test_a_wrong_option_is_told_before_any_work(
     assert told in refused(scores, tmp_path, **options)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("option", ["min-margin", "max-length-ratio", "near-duplicates", "test-fraction"])
+def test_numbers_that_are_not_finite_are_refused(
+    option: str, value: str, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = f"value={value}" if option == "min-margin" else value
+    assert main(["mine", str(scores), "--output", str(tmp_path / "pairs"), f"--{option}={told}"]) == 2
+    assert option in capsys.readouterr().err
+    assert not (tmp_path / "pairs").exists()
+
+
 def test_outputs_that_are_not_whole_are_refused(scores: Path, tmp_path: Path) -> None:
     assert "not an output of armo-ray score" in refused(tmp_path, tmp_path)
     shutil.copytree(scores, tmp_path / "half")
@@ -436,6 +497,26 @@ def test_a_shard_that_changed_or_is_gone_is_refused(rollouts: Path, tmp_path: Pa
     )
     shard.unlink()
     assert "is gone" in refused(scores, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["state", "layout"])
+def test_a_shard_scored_in_two_states_or_layouts_is_refused(
+    change: str, rollouts: Path, tmp_path: Path
+) -> None:
+    shard = tmp_path / "shard.jsonl"
+    lines = (rollouts / "b.jsonl").read_text("utf-8").splitlines(keepends=True)
+    shard.write_text("".join(lines[:10]), "utf-8")
+    first = score_synthetically(tmp_path / "first", shard)
+    if change == "state":
+        shard.write_text("".join(lines), "utf-8")
+    second = score_synthetically(tmp_path / "second", shard)
+    if change == "layout":  # as --column responses=other records it
+        run_file = second / "_run.json"
+        recorded = json.loads(run_file.read_text())
+        recorded["identity"]["layout"]["responses"] = "other"
+        run_file.write_text(json.dumps(recorded))
+    for outputs in ([first, second], [second, first]):
+        assert "in another state or layout" in refused(outputs, tmp_path)
 
 
 def test_the_same_shard_in_two_outputs_stops_the_run_and_leaves_nothing(

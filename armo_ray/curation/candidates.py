@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from armo_ray.curation.expressions import name_of, parse, quote
 from armo_ray.curation.options import MineOptions
-from armo_ray.curation.scores import Part, Scores, database, literal, scan
+from armo_ray.curation.scores import Part, Scores, columns_of, database, literal, scan
 from armo_ray.errors import ConfigError
 from armo_ray.storage.opened import readable
 from armo_ray.storage.store import Store
@@ -55,31 +55,21 @@ def in_runs(items: Iterable[Item], rows_of: Callable[[Item], int], rows: int) ->
     return [tuple(run) for run in runs]
 
 
-def column_types(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
-    """The DuckDB type of every column that all of the scores have, by its name in an expression."""
-    some = {(part.output, part.directories): part for part in scores.parts}.values()
-    described = [con.execute(f"DESCRIBE {scan([part])}").fetchall() for part in some]
-    everywhere = set.intersection(*({name for name, *_ in columns} for columns in described))
-    types = {name_of(name): str(kind) for name, kind, *_ in described[0] if name in everywhere}
-    fields = [name_of(struct, name) for struct in ("rewards", "gating") for name in scores.reward_names]
-    return types | dict.fromkeys(fields, "FLOAT")
-
-
 def select_candidates(scores: Scores, options: MineOptions) -> str:
     """SQL of the columns of a candidate that decide over its pairs, and of those that pairs carry.
 
     Raises ConfigError where an option names a column that is not there, or cannot be used so.
     """
     with database(options) as con:
-        types = column_types(con, scores)
+        types = columns_of(con, scores)
     numbers = {"value": options.rank_by}
     numbers |= {f"m{i}": name for i, name in enumerate(options.min_margin) if name != "value"}
     numbers |= {f"p{i}": name for i, name in enumerate(options.pareto)}
     columns = {name: f"({parse(text, types, 'number').sql})::DOUBLE" for name, text in numbers.items()}
     for side in _SIDES:
         conditions = [c for c in options.constraint if _side(c, types) == side]
-        sql = " AND ".join(parse(c, _of(side, types)).sql for c in conditions) or "true"
-        columns[f"can_be_{side}"] = f"coalesce({sql}, false)".replace(f'"{side}".', "")
+        sql = " AND ".join(parse(c, _of(side, types), prefix=side).sql for c in conditions) or "true"
+        columns[f"can_be_{side}"] = f"coalesce({sql}, false)"
     for name in options.keep:
         if name_of(name) not in types:
             raise ConfigError(f"keep: no column {name} in the scores; they have {', '.join(types)}")
@@ -135,9 +125,9 @@ def write_work(plan: Plan, name: str, rows: pa.Table) -> None:
 
 
 def work_files(plan: Plan, names: Iterator[str]) -> str:
-    """The rows of files that tasks left, as a relation."""
+    """The rows of files that tasks left, as a relation; types that differ between them become one that holds all."""
     files = ", ".join(literal(readable(f"{plan.work}/{name}.parquet")) for name in names)
-    return f"read_parquet([{files}])"
+    return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
 
 
 def in_bucket(plan: Plan, bucket: int) -> str:

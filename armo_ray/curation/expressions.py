@@ -54,14 +54,15 @@ class Expression:
     quantiles: tuple[Quantile, ...] = ()
 
 
-def parse(text: str, columns: Mapping[str, str], kind: Kind | None = "truth") -> Expression:
+def parse(text: str, columns: Mapping[str, str], kind: Kind | None = "truth", prefix: str = "") -> Expression:
     """The expression that a text stands for. Raises ConfigError, which points at the place.
 
     Args:
         columns: the DuckDB type of every column by its name, which `name_of` makes.
         kind: what the expression must be: "truth", "number" for what is computed, or None for anything.
+        prefix: the first part of names that SQL does not have.
     """
-    return _Parser(text, columns).whole(kind)
+    return _Parser(text, columns, prefix).whole(kind)
 
 
 def name_of(*path: str) -> str:
@@ -87,9 +88,10 @@ class _Value:
 class _Parser:
     """Recursive descent over the tokens; every method reads what it is named for, from the next token on."""
 
-    def __init__(self, text: str, columns: Mapping[str, str]) -> None:
+    def __init__(self, text: str, columns: Mapping[str, str], prefix: str) -> None:
         self.text = text
         self.known = columns
+        self.prefix = prefix
         self.used: dict[str, None] = {}
         self.quantiles: dict[str, Quantile] = {}
         self.depth = 0
@@ -262,7 +264,8 @@ class _Parser:
         if name not in self.known:
             self.fail(f"unknown column {token.text}{self.advice(token.text)}", token.at)
         self.used[name] = None
-        sql, type_name = ".".join(map(quote, path)), self.known[name].upper()
+        bare = path[1:] if path[0] == self.prefix else path
+        sql, type_name = ".".join(map(quote, bare)), self.known[name].upper()
         kind = _kind(type_name)
         if kind == "list":
             return _Value(sql, kind, token.at, _kind(type_name.rpartition("[")[0]))

@@ -18,12 +18,11 @@ from armo_ray.curation.rules import (
     ROW,
     Rules,
     Top,
-    columns_of,
     find_failures,
     find_thresholds,
     values_of,
 )
-from armo_ray.curation.scores import Scores, database, open_scores, scan
+from armo_ray.curation.scores import Scores, columns_of, database, open_scores, scan
 from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
 
@@ -45,7 +44,7 @@ def run(options: FilterOptions) -> None:
         raise ConfigError("nothing to filter by: give --where or --top-k")
     scores = open_scores(options.scores)
     with new_output(options.output) as store, database(options) as con:
-        rules = parse_rules(options, columns_of(con, scan(scores.parts)))
+        rules = parse_rules(options, columns_of(con, scores))
         selection = select(con, scores, rules)
         told = table_of(options, selection.patterns)
         print("\n".join(_table(told)))

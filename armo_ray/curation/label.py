@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -9,12 +10,11 @@ from typing import Any
 from armo_ray.curation import wanted
 from armo_ray.curation.calibration import find_temperature, standardization
 from armo_ray.curation.candidates import KEY, Plan, in_runs, read_candidates
-from armo_ray.curation.expressions import Expression, parse, quote
-from armo_ray.curation.labels import Calibration, label_bucket, write_bucket
+from armo_ray.curation.expressions import Expression, name_of, parse, quote
+from armo_ray.curation.labels import OUTPUT, Calibration, label_bucket, write_bucket
 from armo_ray.curation.options import LabelOptions
 from armo_ray.curation.output import Made, finish, new_output
-from armo_ray.curation.rules import columns_of
-from armo_ray.curation.scores import Scores, database, open_scores, scan
+from armo_ray.curation.scores import columns_of, database, open_scores, scan
 from armo_ray.curation.tasks import Run, engine, per_task, work_folder
 from armo_ray.curation.text import find_sources
 from armo_ray.errors import ConfigError
@@ -39,9 +39,9 @@ def run(options: LabelOptions) -> None:
     labels = formulas(options, scores.reward_names)
     with database(options) as con:
         relation = scan(scores.parts)
-        types = columns_of(con, relation)
+        types = columns_of(con, scores)
         per = [parse(text, types, None) for text in options.per]
-        select = _select(options, scores, [parse(text, types) for text in options.where], per)
+        select = _select(options, types, [parse(text, types) for text in options.where], per)
         sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
         moments = []
         if options.scale == "standardized" and options.shape == "candidates":
@@ -102,7 +102,9 @@ def _rescaled(name: str, text: str) -> str:
     try:
         factor, offset = (float(number) for number in text.split(":"))
     except ValueError:
-        raise ConfigError(f"--rescale {name}={text}: expected FACTOR:OFFSET, such as {HELPSTEER}") from None
+        factor = offset = math.nan
+    if not (math.isfinite(factor) and math.isfinite(offset)):
+        raise ConfigError(f"--rescale {name}={text}: expected FACTOR:OFFSET, such as {HELPSTEER}")
     return f"rewards.{quote(name)}::DOUBLE * {factor!r}::DOUBLE + {offset!r}::DOUBLE"
 
 
@@ -110,16 +112,23 @@ def _text(name: str) -> str:
     return "'" + name.replace("'", "''") + "'"
 
 
-def _select(options: LabelOptions, scores: Scores, where: list[Expression], per: list[Expression]) -> str:
+def _select(
+    options: LabelOptions, types: Mapping[str, str], where: list[Expression], per: list[Expression]
+) -> str:
     """SQL of the columns of a candidate that labels are made of."""
     if any(condition.quantiles for condition in where):
         raise ConfigError(
             "--where: no quantiles here: armo-ray filter computes them, and label reads its output"
         )
     for name in options.keep:
-        if name not in scores.names:
-            raise ConfigError(f"--keep {name}: the scores have {', '.join(scores.names)}")
-    kept = "".join(f", {quote(name)}" for name in options.keep if name not in _COLUMNS.split(", "))
+        if name_of(name) not in types:
+            raise ConfigError(
+                f"--keep {name}: no such column in all of the scores; they have {', '.join(types)}"
+            )
+        if name.lower() in OUTPUT[options.shape]:  # DuckDB does not tell case apart
+            raise ConfigError(f"--keep {name}: rows of --shape {options.shape} have a column of that name")
+    fields = ", ".join(f"{quote(name)}: {quote(name)}" for name in dict.fromkeys(options.keep))
+    kept = f", {{{fields}}} AS kept" if fields else ""
     passes = " AND ".join(condition.sql for condition in where) or "true"
     key = ", ".join(f"({e.sql})::VARCHAR" for e in per)
     return f"{_COLUMNS}{kept}, score AS value, coalesce({passes}, false) AS can_be, [{key}]::VARCHAR[] AS key"

@@ -15,6 +15,15 @@ from armo_ray.curation.pairs import check_once
 from armo_ray.curation.scores import database, literal
 from armo_ray.storage.store import Store
 
+# what columns of the scores cannot be kept beside
+OUTPUT = {
+    "candidates": {
+        *("prompt", "response", "prompt_id", "row_id", *KEY.split(", "), "role", "score"),
+        *("labels", "probability", "advantage", "rank"),
+    },
+    "sft": {"prompt", "completion", "prompt_id", "row_id", "score", "rank", "num_candidates"},
+}
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -84,7 +93,7 @@ def _load_moments(con: duckdb.DuckDBPyConnection, calibration: Calibration) -> N
 
 
 def _candidates(options: LabelOptions, calibration: Calibration) -> str:
-    kept = "".join(f", {quote(name)}" for name in options.keep)
+    kept = ", kept" if options.keep else ""
     labels = ", ".join(f"{quote(name)}: ({sql})::FLOAT" for name, sql in calibration.labels.items())
     joined = "JOIN moments ON moments.key IS NOT DISTINCT FROM ranked.key" if calibration.moments else ""
     return (
@@ -108,7 +117,7 @@ def _pairs(options: LabelOptions, calibration: Calibration) -> str:
 
 
 def _best(options: LabelOptions, calibration: Calibration) -> str:
-    kept = "".join(f", {quote(name)}" for name in options.keep)
+    kept = ", kept" if options.keep else ""
     return (
         f"SELECT prompt_id, row_id, i AS place, score, rank, num_candidates{kept} FROM ranked "
         f"WHERE passes AND rank <= {options.best}"
@@ -128,6 +137,8 @@ def write_bucket(plan: Plan, texts: Sequence[str], bucket: int) -> list[dict[str
     """Write the rows of a bucket with their text, in the order of prompt and candidate; returns the parts."""
     options: LabelOptions = plan.options
     labels = work_files(plan, iter([f"labels-{bucket:05d}"]))
+    hidden = "split, place, kept" if options.keep else "split, place"
+    kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
     rows = f"SELECT *, {split_of(options, 'prompt_id')} AS split FROM {labels}"
     with database(options) as con:
         if options.text:
@@ -138,8 +149,8 @@ def write_bucket(plan: Plan, texts: Sequence[str], bucket: int) -> list[dict[str
         parts = []
         for split in SPLITS if options.test_fraction else SPLITS[:1]:
             table = con.sql(
-                f"SELECT * EXCLUDE (split, place) FROM ({rows}) WHERE split = {literal(split)} "
-                f"ORDER BY prompt_id, place"
+                f"SELECT * EXCLUDE ({hidden}){kept} FROM ({rows}) AS rows WHERE rows.split = {literal(split)} "
+                f"ORDER BY rows.prompt_id, rows.place"
             ).to_arrow_table()
             if options.shape == "pairs":
                 table = table.rename_columns({"row_id": "row_id_chosen"})

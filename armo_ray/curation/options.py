@@ -9,6 +9,8 @@ from armo_ray.config import Name, check_uri
 
 Size = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", strip_whitespace=True)]
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
 
 class CurationOptions(BaseModel):
     """What every such command takes."""
@@ -62,23 +64,23 @@ class MineOptions(CurationOptions):
     """residual: take from value what longer answers to one prompt gain by their length (least squares)."""
     pareto: tuple[Name, ...] = ()
     """Columns in which chosen must be no worse than rejected, and in one of them better."""
-    min_margin: Mapping[str, float] = {}
+    min_margin: Mapping[str, Finite] = {}
     """COLUMN=X, or value=X: chosen must have X more than rejected."""
     constraint: tuple[Name, ...] = ()
     """Expressions over chosen.COLUMN or rejected.COLUMN that a candidate must meet to be on that side."""
-    max_length_ratio: float | None = Field(None, ge=1)
+    max_length_ratio: Finite | None = Field(None, ge=1)
     """Of the longer answer's tokens to the shorter's."""
     min_candidates: int = Field(2, ge=2)
     """Prompts with fewer scored candidates give no pair."""
     max_pairs: int | None = Field(None, ge=1)
     """Pairs of a prompt that are kept: those with the largest margin of value."""
-    near_duplicates: float | None = Field(None, gt=0, le=1)
-    """Keep one of prompts whose runs of 3 words are, by MinHash, at least this similar (Jaccard)."""
+    near_duplicates: Finite | None = Field(None, gt=0, le=1)
+    """Keep one of prompts whose runs of 3 words and signs are, by MinHash, at least this similar (Jaccard)."""
     decontaminate: tuple[Name, ...] = ()
     """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)
-    """Words of such an n-gram; shorter texts of a benchmark count as one."""
-    test_fraction: float = Field(0, ge=0, lt=1)
+    """Words of such an n-gram; shorter texts of a benchmark count as one, of fewer than 5 only as a whole prompt."""
+    test_fraction: Finite = Field(0, ge=0, lt=1)
     """Share of the prompts, by a hash of each, whose pairs go to the split test."""
     seed: int = 0
     """Of the hashes behind best-random and --test-fraction."""
@@ -167,7 +169,7 @@ class LabelOptions(CurationOptions):
     """With standardized: columns; mean and deviation are those of the rows that are equal in them."""
     rescale: Mapping[str, str] = {}
     """With original: OBJECTIVE=FACTOR:OFFSET for more than the HelpSteer objectives, which are 5 r - 0.5."""
-    temperature: float | None = Field(None, gt=0)
+    temperature: Finite | None = Field(None, gt=0)
     """Of probabilities; default: fitted on pairs with the roles chosen and rejected, 1 where there are none."""
     best: int = Field(1, ge=1)
     """With sft: answers of a prompt that are kept, the best first."""
@@ -179,7 +181,7 @@ class LabelOptions(CurationOptions):
     """Columns of the scores to carry, of candidates and sft."""
     text: bool = True
     """Add the messages; read again from the source shards where the scores have none."""
-    test_fraction: float = Field(0, ge=0, lt=1)
+    test_fraction: Finite = Field(0, ge=0, lt=1)
     """Share of the prompts, by a hash of each, whose rows go to the split test."""
     seed: int = 0
     """Of that hash."""

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from armo_ray.curation.expressions import Expression, name_of, quote
+from armo_ray.curation.expressions import Expression, quote
 
 PART, ROW = "__part", "__row"  # columns of a numbered scan
 _SLACK = 1e-6  # of a place among the sorted: 0.1 * 30 is a little more than 3
@@ -42,18 +42,6 @@ class Thresholds:
 
     table: str
     names: tuple[str, ...]
-
-
-def columns_of(con: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
-    """The types of the columns of a relation, and of the fields of its structs, by the names of expressions."""
-    found = con.sql(relation)
-    types = {}
-    for name, kind in zip(found.columns, found.types, strict=True):
-        if name not in (PART, ROW):
-            types[name_of(name)] = str(kind)
-            if kind.id == "struct":
-                types |= {name_of(name, field): str(inner) for field, inner in kind.children}
-    return types
 
 
 def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules) -> list[Thresholds]:

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armo_ray.curation.expressions import name_of, quote
 from armo_ray.curation.options import CurationOptions
 from armo_ray.errors import ConfigError
 from armo_ray.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.opened import Opened, readable
-from armo_ray.storage.parts import SCORES
+from armo_ray.storage.parts import NULL, SCORES, hive_values
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
@@ -45,7 +45,6 @@ class Scores:
     parts: tuple[Part, ...]  # in the order of the outputs and their manifests
     metadata: Mapping[str, Any]  # of a footer: model, dtype, reward_transform_matrix, ...
     reward_names: tuple[str, ...]
-    names: tuple[str, ...]  # of all columns, hive directories included
 
     @property
     def rows(self) -> int:
@@ -69,7 +68,7 @@ def open_scores(uris: Iterable[str]) -> Scores:
     the first.
     """
     stores = {store.uri: store for store in map(Store, uris)}
-    runs, parts, names = [], [], []
+    runs, parts = [], []
     metadata: list[dict[str, Any]] = []
     schema = pa.schema([])
     for i, store in enumerate(stores.values()):
@@ -79,7 +78,6 @@ def open_scores(uris: Iterable[str]) -> Scores:
         schema = _schema(found[0])
         runs.append(run)
         parts += found
-        names += [*schema.names, *(name for part in found for name in part.directories)]
         metadata.append(footer(schema))
     _check_models(tuple(stores), metadata)
     rewards = schema.field("rewards").type
@@ -89,7 +87,6 @@ def open_scores(uris: Iterable[str]) -> Scores:
         parts=tuple(parts),
         metadata=metadata[0],
         reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
-        names=tuple(dict.fromkeys(names)),
     )
 
 
@@ -107,14 +104,15 @@ def _manifest(store: Store, output: int) -> tuple[dict[str, Any], list[Part]]:
         )
     root = store.uri.rstrip("/")
     return run, [
-        Part(f"{root}/{p['path']}", p["rows"], output, _directories(f"{root}/{p['path']}"))
+        Part(f"{root}/{p['path']}", p["rows"], output, _directories(p["path"]))
         for p in manifest["parts"]
         if p["path"].startswith(f"{SCORES}/")
     ]
 
 
-def _directories(uri: str) -> tuple[str, ...]:
-    return tuple(unquote(folder.partition("=")[0]) for folder in uri.split("/")[:-1] if "=" in folder)
+def _directories(path: str) -> tuple[str, ...]:
+    """Of a path within the output: what its own directories are called makes no column."""
+    return tuple(name for name, _ in hive_values(path))
 
 
 def _schema(part: Part) -> pa.Schema:
@@ -143,15 +141,33 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
     If numbered, also __part and __row: the place of a row's part among the parts, and of the row in it.
     """
     selects, first = [], 0
-    for _, group in groupby(parts, key=lambda part: (part.output, part.directories)):
+    for (_, directories), group in groupby(parts, key=lambda part: (part.output, part.directories)):
         files = [literal(readable(part.uri)) for part in group]
         place = f", file_index + {first} AS __part, file_row_number AS __row" if numbered else ""
+        values = "".join(
+            f", nullif(url_decode(split_part(split_part(__file, '/', -{k}), '=', 2)), '{NULL}') AS {quote(name)}"
+            for k, name in enumerate(reversed(directories), 2)  # the last of the path is the file
+        )
         selects.append(
-            f"SELECT *{place} FROM read_parquet([{', '.join(files)}], hive_partitioning = true, "
-            f"hive_types_autocast = false)"
+            f"SELECT * EXCLUDE (__file){values}{place} FROM read_parquet([{', '.join(files)}], "
+            f"hive_partitioning = false, filename = '__file')"
         )
         first += len(files)
     return " UNION ALL BY NAME ".join(selects)
+
+
+def columns_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
+    """The types of the columns that all of the scores have, and of their fields, by their names in expressions."""
+    some = {(part.output, part.directories): part for part in scores.parts}.values()
+    everywhere = set.intersection(*(set(con.sql(scan([part])).columns) for part in some))
+    found = con.sql(scan(some))
+    types = {}
+    for name, kind in zip(found.columns, found.types, strict=True):
+        if name in everywhere:
+            types[name_of(name)] = str(kind)
+            if kind.id == "struct":
+                types |= {name_of(name, field): str(inner) for field, inner in kind.children}
+    return types
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from armo_ray.storage.readers import BadRow, read_units, sample
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.units import cut
 
-_SHINGLE = 3  # words
+_SHINGLE = 3  # words and signs
 _HASHES = 128
+_LEAST = 5  # words of a benchmark's text that is shorter than an n-gram, to be looked for within a prompt
 _UNIT_ROWS = 2048
 _WORD = re.compile(r"\w+")
+_SIGN = re.compile(r"\w+|[^\w\s]")  # signs alone tell apart 2 + 2 and 2 - 2
 
 
 class Contaminated(NamedTuple):
@@ -35,9 +37,8 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def ngrams(text: str, size: int) -> Iterator[str]:
-    """Runs of `size` words; of a shorter text all of it."""
-    found = words(text)
+def ngrams(found: Sequence[str], size: int) -> Iterator[str]:
+    """Runs of `size` words; of fewer words all of them."""
     for start in range(max(len(found) - size, 0) + 1):
         if found:
             yield " ".join(found[start : start + size])
@@ -51,9 +52,19 @@ def benchmark_ngrams(files: Iterable[str], size: int) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in files:
         for text in read_text(file).splitlines() if file.endswith(".txt") else _texts(file):
-            for ngram in ngrams(text, size):
+            for ngram in ngrams(words(text), size):
                 found.setdefault(ngram, file)
     return found
+
+
+def _shared(text: str, benchmark: dict[str, str], sizes: Sequence[int]) -> str | None:
+    """A run of so many words of a text that a benchmark has, or all of the text."""
+    found = words(text)
+    for size in (*sizes, len(found)):
+        for start in range(len(found) - size + 1):
+            if (ngram := " ".join(found[start : start + size])) in benchmark:
+                return ngram
+    return None
 
 
 def _texts(uri: str) -> Iterator[str]:
@@ -87,15 +98,17 @@ def screen_bucket(
             f"SELECT prompt_id, any_value(prompt) FROM {work_files(plan, iter(texts))} "
             f"WHERE {in_bucket(plan, bucket)} GROUP BY prompt_id ORDER BY prompt_id"
         ).fetchall()
+    lengths = {ngram.count(" ") + 1 for ngram in benchmark}
+    sizes = sorted((n for n in lengths if n >= min(_LEAST, options.ngram)), reverse=True)
     found, hashes = [], []
     for prompt_id, messages in rows:
         text = "\n".join(message["content"] for message in messages)
-        hit = next((n for n in ngrams(text, options.ngram) if n in benchmark), None) if benchmark else None
+        hit = _shared(text, benchmark, sizes)
         if hit is not None:
             found.append(Contaminated(prompt_id, benchmark[hit], hit))
-        elif options.near_duplicates is not None:
+        elif options.near_duplicates is not None and (signs := _SIGN.findall(text.lower())):
             minhash = RMinHash(num_perm=_HASHES, seed=0)
-            minhash.update(sorted(set(ngrams(text, _SHINGLE))))
+            minhash.update(sorted(set(ngrams(signs, _SHINGLE))))
             hashes.append((prompt_id, minhash.digest()))
     if options.near_duplicates is not None:
         columns: list[Any] = [[p for p, _ in hashes], [digest for _, digest in hashes]]

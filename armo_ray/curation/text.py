@@ -42,7 +42,8 @@ class Source:
 def find_sources(scores: Scores) -> dict[str, Source]:
     """The shards of all scores by their URIs.
 
-    Raises ConfigError where one is gone or changed since it was scored: then its text is not what was scored.
+    Raises ConfigError where one is gone or changed since it was scored, or was scored in two states or layouts:
+    then its text is not what was scored.
     """
     known: dict[str, tuple[str, Layout]] = {}
     scored: dict[str, int] = {}
@@ -51,8 +52,12 @@ def find_sources(scores: Scores) -> dict[str, Source]:
         store = Store(output)
         for record in commits.read_commits(store, commits.list_commits(store)):
             if record["scored"]:
-                uri = record["source"]
-                known[uri] = (record["identity"], Layout(kind, columns))
+                uri, found_as = record["source"], (record["identity"], Layout(kind, columns))
+                if known.setdefault(uri, found_as) != found_as:
+                    raise ConfigError(
+                        f"{uri}: {output} was scored from it in another state or layout than other scores, and its "
+                        f"text is needed: leave one of them out, or score again with --keep-text"
+                    )
                 scored[uri] = scored.get(uri, 0) + record["scored"]
     found: list[Shard | None] = in_parallel(_stat, known)
     sources = {}

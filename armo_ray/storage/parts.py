@@ -14,7 +14,7 @@ from armo_ray.storage.store import Store
 
 SCORES, REJECTS = "scores", "rejects"
 _LONGEST_NAME, _LONGEST_PATH, _LONGEST_ROOT = 255, 384, 192
-_NULL = "__HIVE_DEFAULT_PARTITION__"
+NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def write_scores(
@@ -58,13 +58,13 @@ def check_directories(store: Store, shards: Iterable[Shard]) -> None:
 
 def hive(name: str, value: Any) -> str:
     """One directory name; whatever a value holds, it stays one name."""
-    return f"{quote(name, safe='')}={_NULL if value is None else quote(str(value), safe='')}"
+    return f"{quote(name, safe='')}={NULL if value is None else quote(str(value), safe='')}"
 
 
 def hive_values(path: str) -> list[tuple[str, str | None]]:
     """Names and values of the hive directories of a path."""
     pairs = [folder.partition("=") for folder in path.split("/")[:-1]]
-    return [(unquote(n), None if value == _NULL else unquote(value)) for n, sign, value in pairs if sign]
+    return [(unquote(n), None if value == NULL else unquote(value)) for n, sign, value in pairs if sign]
 
 
 def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], pa.Table]]:
