@@ -13,7 +13,7 @@ missing. Numbers are float64, so a float32 column seldom equals a fraction exact
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -75,6 +75,13 @@ def name_of(*path: str) -> str:
 def quote(name: str) -> str:
     """A name as an identifier of SQL."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def advice(name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is none of these."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, 3)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
 
 
 @dataclass(frozen=True)
@@ -262,7 +269,10 @@ class _Parser:
             path = [*path[:-1], "rewards", path[-1]]
         name = name_of(*path)
         if name not in self.known:
-            self.fail(f"unknown column {token.text}{self.advice(token.text)}", token.at)
+            names = dict.fromkeys([*self.known, *(known.replace("rewards.", "") for known in self.known)])
+            quoted = token.text.startswith('"')
+            told = "texts are written in single quotes" if quoted else advice(token.text, names)
+            self.fail(f"unknown column {token.text}; {told}", token.at)
         self.used[name] = None
         bare = path[1:] if path[0] == self.prefix else path
         sql, type_name = ".".join(map(quote, bare)), self.known[name].upper()
@@ -274,13 +284,6 @@ class _Parser:
         elif kind == "text":
             sql = f"{sql}::VARCHAR"  # dates and other types compare as they are written
         return _Value(sql, kind, token.at)
-
-    def advice(self, name: str) -> str:
-        if name.startswith('"'):
-            return "; texts are written in single quotes"
-        names = dict.fromkeys([*self.known, *(known.replace("rewards.", "") for known in self.known)])
-        close = difflib.get_close_matches(name, names, 3)
-        return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(self.known)}"
 
 
 def _path(name: str) -> list[str]:

@@ -1,6 +1,5 @@
 """`armo-ray label`: labels of candidates to learn from, prompt by prompt; the steps are those of `armo-ray mine`."""
 
-import difflib
 import logging
 import math
 from collections.abc import Mapping
@@ -10,11 +9,11 @@ from typing import Any
 from armo_ray.curation import wanted
 from armo_ray.curation.calibration import find_temperature, standardization
 from armo_ray.curation.candidates import KEY, Plan, in_runs, read_candidates
-from armo_ray.curation.expressions import Expression, name_of, parse, quote
+from armo_ray.curation.expressions import Expression, advice, name_of, parse, quote
 from armo_ray.curation.labels import OUTPUT, Calibration, label_bucket, write_bucket
 from armo_ray.curation.options import LabelOptions
 from armo_ray.curation.output import Made, finish, new_output
-from armo_ray.curation.scores import columns_of, database, open_scores, scan
+from armo_ray.curation.scores import columns_of, database, literal, open_scores, scan
 from armo_ray.curation.tasks import Run, engine, per_task, work_folder
 from armo_ray.curation.text import find_sources
 from armo_ray.errors import ConfigError
@@ -80,7 +79,7 @@ def formulas(options: LabelOptions, names: tuple[str, ...]) -> dict[str, str]:
     if options.scale == "standardized":
         values = {"score": "score"} | {name: f"rewards.{quote(name)}" for name in names}
         return {
-            name: f"({value}::DOUBLE - moments[{_text(name)}][1]) / moments[{_text(name)}][2]"
+            name: f"({value}::DOUBLE - moments[{literal(name)}][1]) / moments[{literal(name)}][2]"
             for name, value in values.items()
         }
     scales = dict.fromkeys((n for n in names if n.startswith("helpsteer_")), HELPSTEER) | dict(
@@ -89,9 +88,7 @@ def formulas(options: LabelOptions, names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name, text in scales.items():
         if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            raise ConfigError(f"--rescale {name}: no objective of this model; {advice}")
+            raise ConfigError(f"--rescale {name}: no objective of this model; {advice(name, names)}")
         found[name] = _rescaled(name, text)
     if not found:
         raise ConfigError("--scale original: no scale of an objective is known: give --rescale")
@@ -106,10 +103,6 @@ def _rescaled(name: str, text: str) -> str:
     if not (math.isfinite(factor) and math.isfinite(offset)):
         raise ConfigError(f"--rescale {name}={text}: expected FACTOR:OFFSET, such as {HELPSTEER}")
     return f"rewards.{quote(name)}::DOUBLE * {factor!r}::DOUBLE + {offset!r}::DOUBLE"
-
-
-def _text(name: str) -> str:
-    return "'" + name.replace("'", "''") + "'"
 
 
 def _select(

@@ -42,8 +42,12 @@ def label_bucket(plan: Plan, calibration: Calibration, bucket: int) -> dict[str,
         check_once(con)
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
         _load_moments(con, calibration)
-        rows = {"candidates": _candidates, "pairs": _pairs, "sft": _best}[options.shape](options, calibration)
-        con.execute(f"CREATE TEMP TABLE labels AS {rows}")
+        rows = {
+            "candidates": _candidates(options, calibration),
+            "pairs": _pairs(calibration),
+            "sft": _best(options),
+        }
+        con.execute(f"CREATE TEMP TABLE labels AS {rows[options.shape]}")
         write_work(
             plan, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY prompt_id, place").to_arrow_table()
         )
@@ -102,7 +106,7 @@ def _candidates(options: LabelOptions, calibration: Calibration) -> str:
     )
 
 
-def _pairs(options: LabelOptions, calibration: Calibration) -> str:
+def _pairs(calibration: Calibration) -> str:
     """Labelled pairs as they are labelled; of candidates without labels, all pairs with the better one chosen."""
     return f"""
         SELECT c.prompt_id, row_number() OVER (ORDER BY c.i, r.i) AS place,
@@ -116,7 +120,7 @@ def _pairs(options: LabelOptions, calibration: Calibration) -> str:
             END"""
 
 
-def _best(options: LabelOptions, calibration: Calibration) -> str:
+def _best(options: LabelOptions) -> str:
     kept = ", kept" if options.keep else ""
     return (
         f"SELECT prompt_id, row_id, i AS place, score, rank, num_candidates{kept} FROM ranked "
