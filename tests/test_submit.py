@@ -23,11 +23,14 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head on loopback; yields the environment that reaches it."""
     gcs, dashboard, agent = free_ports(3)
     short = tempfile.mkdtemp(prefix="ray-")  # names of sockets have at most 107 bytes
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the entry point's python is the head's
-    }
+    environment = (
+        {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the entry point's python is the head's
+        }
+    )
     command = [RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=2", "--num-gpus=0"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={short}"]
