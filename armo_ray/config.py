@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -22,6 +23,9 @@ from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Names = Annotated[
+    tuple[Name, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
 Options = TypeVar("Options", bound=BaseModel)
 PARTS = ("prompt", "system", "chosen", "rejected", "responses", "response", "messages")
 
@@ -33,7 +37,7 @@ class ScoreConfig(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
-    input: tuple[Name, ...] = Field(min_length=1)
+    input: Names = Field(min_length=1)
     """Shards to score: files, directories or globs of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
     output: Name
     """Directory or URI of the output; an earlier run there is resumed."""
@@ -75,7 +79,7 @@ class ScoreConfig(BaseModel):
     """COLUMN or NAME=COLUMN of the input to carry into the scores."""
     keep_text: bool = False
     """Add prompt and response as messages to the scores."""
-    partition_by: tuple[Name, ...] = ()
+    partition_by: Names = ()
     """Columns whose values become directories of the scores, below those of the input."""
     replicas: tuple[int, int] | None = None
     """MIN:MAX model replicas; default: one per GPU of the cluster, or one on its CPUs."""
@@ -116,11 +120,6 @@ class ScoreConfig(BaseModel):
         if value is None or not found:
             return value
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-    @field_validator("input", "partition_by", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("column", "keep", mode="before")
     @classmethod

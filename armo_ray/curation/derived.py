@@ -129,12 +129,15 @@ def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
     if change.kept is not None:
         bits = np.unpackbits(np.frombuffer(change.kept[path], np.uint8), count=table.num_rows)
         table = table.filter(pa.array(bits.astype(bool)))
-    if change.made_by:
-        metadata = json.dumps({**footer(table.schema), **change.made_by}, sort_keys=True)
-        table = table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: metadata})
-        place = table.schema.get_field_index("score")
-        table = table.set_column(place, table.schema.field(place), pa.array(recomputed(table)))
-    return table
+    return rescored(table, change.made_by) if change.made_by else table
+
+
+def rescored(table: pa.Table, made_by: Mapping[str, Any]) -> pa.Table:
+    """The rows with metadata replaced by what is in `made_by`, and the scores that they make then."""
+    metadata = json.dumps({**footer(table.schema), **made_by}, sort_keys=True)
+    table = table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: metadata})
+    place = table.schema.get_field_index("score")
+    return table.set_column(place, table.schema.field(place), pa.array(recomputed(table)))
 
 
 def record_of(record: Mapping[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:

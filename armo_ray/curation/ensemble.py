@@ -17,7 +17,6 @@ from armo_ray.curation.output import new_output
 from armo_ray.curation.scores import Part, Scores, database, open_scores, scan
 from armo_ray.curation.tasks import engine
 from armo_ray.errors import ConfigError
-from armo_ray.schema import METADATA_KEY, footer, recomputed
 from armo_ray.storage import commits
 from armo_ray.storage.parts import SCORES, write_table
 from armo_ray.storage.store import Store
@@ -199,7 +198,4 @@ def _combined(table: pa.Table, others: Sequence[Mapping[str, float]], task: Task
         table = table.set_column(place, pa.field(name, rewards.type), values)
     if "step_scores" in table.column_names:
         table = table.drop_columns(["step_scores"])
-    metadata = json.dumps({**footer(table.schema), **task.formula}, sort_keys=True)
-    table = table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: metadata})
-    place = table.schema.get_field_index("score")
-    return table.set_column(place, table.schema.field(place), pa.array(recomputed(table)))
+    return derived.rescored(table, task.formula)

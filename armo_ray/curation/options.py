@@ -3,13 +3,24 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
-from armo_ray.config import Name, check_uri
+from armo_ray.config import Name, Names, check_uri
 
 Size = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", strip_whitespace=True)]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _named(value: Any) -> Any:
+    """["a=0.5"] as {"a": "0.5"}; anything but texts NAME=VALUE as it is."""
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(entry).rpartition("=") for entry in value]
+    if wrong := [text for text, (_, sign, _) in zip(value, pairs, strict=True) if not sign]:
+        raise ValueError(f"expected NAME=VALUE, got {wrong[0]!r}")
+    return {name: number for name, _, number in pairs}
 
 
 class CurationOptions(BaseModel):
@@ -19,7 +30,7 @@ class CurationOptions(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
-    scores: tuple[Name, ...] = Field(min_length=1)
+    scores: Names = Field(min_length=1)
     """Complete outputs of armo-ray score, all of one model."""
     output: Name
     """Directory or URI of the new dataset; nothing may be there yet."""
@@ -35,11 +46,6 @@ class CurationOptions(BaseModel):
     """Directory for what does not fit in memory; default: the system's for temporary files."""
     task_rows: int = Field(250_000, ge=1)
     """Candidates that a task works on at once; fewer need less memory."""
-
-    @field_validator("scores", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("scores", "output")
     @classmethod
@@ -62,11 +68,11 @@ class MineOptions(CurationOptions):
     """What ranks candidates, called value: a column or an expression such as 0.7*score + 0.3*ultrafeedback_honesty."""
     length_control: Literal["none", "residual"] = "none"
     """residual: take from value what longer answers to one prompt gain by their length (least squares)."""
-    pareto: tuple[Name, ...] = ()
+    pareto: Names = ()
     """Columns in which chosen must be no worse than rejected, and in one of them better."""
     min_margin: Mapping[str, Finite] = {}
     """COLUMN=X, or value=X: chosen must have X more than rejected."""
-    constraint: tuple[Name, ...] = ()
+    constraint: Names = ()
     """Expressions over chosen.COLUMN or rejected.COLUMN that a candidate must meet to be on that side."""
     max_length_ratio: Finite | None = Field(None, ge=1)
     """Of the longer answer's tokens to the shorter's."""
@@ -76,7 +82,7 @@ class MineOptions(CurationOptions):
     """Pairs of a prompt that are kept: those with the largest margin of value."""
     near_duplicates: Finite | None = Field(None, gt=0, le=1)
     """Keep one of prompts whose runs of 3 words and signs are, by MinHash, at least this similar (Jaccard)."""
-    decontaminate: tuple[Name, ...] = ()
+    decontaminate: Names = ()
     """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)
     """Words of such an n-gram; shorter texts of a benchmark count as one, of fewer than 5 only as a whole prompt."""
@@ -84,15 +90,10 @@ class MineOptions(CurationOptions):
     """Share of the prompts, by a hash of each, whose pairs go to the split test."""
     seed: int = 0
     """Of the hashes behind best-random and --test-fraction."""
-    keep: tuple[Name, ...] = ()
+    keep: Names = ()
     """Columns of the scores to carry, as chosen_COLUMN and rejected_COLUMN."""
     layout: Literal["trl", "llama3-ultrafeedback-armorm"] = "trl"
     """Columns of the pairs: those that TRL reads, or those of princeton-nlp/llama3-ultrafeedback-armorm."""
-
-    @field_validator("pareto", "constraint", "decontaminate", "keep", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("min_margin", mode="before")
     @classmethod
@@ -111,31 +112,26 @@ class MineOptions(CurationOptions):
 class FilterOptions(CurationOptions):
     """The rows of a corpus that pass some rules."""
 
-    where: tuple[Name, ...] = ()
+    where: Names = ()
     """Expressions that must all hold: "score >= q0.9 and helpsteer_verbosity < 0.6"; quantiles are of all rows."""
-    per: tuple[Name, ...] = ()
+    per: Names = ()
     """Columns: quantiles are those of the rows that are equal in them."""
     top_k: int | None = Field(None, ge=1)
     """Keep at most this many of the rows of a group that pass, the best of them."""
-    group: tuple[Name, ...] = ("prompt_id",)
+    group: Names = ("prompt_id",)
     """With top-k: columns in which the rows of a group are equal."""
     by: Name = "score"
     """With top-k: the column or expression that is largest for the best; of equal rows the first is better."""
-
-    @field_validator("where", "per", "group", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class ReweighOptions(CurationOptions):
     """Other scores from the same rewards and gates."""
 
-    weight: Mapping[str, float] = {}
+    weight: Annotated[Mapping[str, float], BeforeValidator(_named)] = {}
     """OBJECTIVE=WEIGHT: the score is the weighted sum of these rewards alone, the same for every prompt."""
-    factor: Mapping[str, float] = {}
+    factor: Annotated[Mapping[str, float], BeforeValidator(_named)] = {}
     """OBJECTIVE=FACTOR: multiplies the weight that the model gives a reward."""
-    mask: tuple[Name, ...] = ()
+    mask: Names = ()
     """Objectives whose rewards are left out."""
     transform: Name | None = None
     """JSON file with another reward_transform_matrix; its rows are the input objectives."""
@@ -146,17 +142,6 @@ class ReweighOptions(CurationOptions):
     risk: float = Field(1.0, ge=0, allow_inf_nan=False)
     """With mean-std: the mean less so many deviations between the models."""
 
-    @field_validator("mask", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("weight", "factor", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        """["a=0.5"] as {"a": "0.5"}."""
-        return named(value)
-
 
 class LabelOptions(CurationOptions):
     """Labels of candidates to learn from."""
@@ -165,19 +150,19 @@ class LabelOptions(CurationOptions):
     """A row per candidate with its labels, per pair with its probability, or per best answer of a prompt."""
     scale: Literal["raw", "standardized", "original"] = "raw"
     """Of the labels: as they are; less their mean and over their deviation; or as their raters gave them."""
-    per: tuple[Name, ...] = ()
+    per: Names = ()
     """With standardized: columns; mean and deviation are those of the rows that are equal in them."""
-    rescale: Mapping[str, str] = {}
+    rescale: Annotated[Mapping[str, str], BeforeValidator(_named)] = {}
     """With original: OBJECTIVE=FACTOR:OFFSET for more than the HelpSteer objectives, which are 5 r - 0.5."""
     temperature: Finite | None = Field(None, gt=0)
     """Of probabilities; default: fitted on pairs with the roles chosen and rejected, 1 where there are none."""
     best: int = Field(1, ge=1)
     """With sft: answers of a prompt that are kept, the best first."""
-    where: tuple[Name, ...] = ()
+    where: Names = ()
     """Expressions that must hold for a candidate to give a row."""
     min_candidates: int = Field(1, ge=1)
     """Prompts with fewer scored candidates give no row."""
-    keep: tuple[Name, ...] = ()
+    keep: Names = ()
     """Columns of the scores to carry, of candidates and sft."""
     text: bool = True
     """Add the messages; read again from the source shards where the scores have none."""
@@ -185,25 +170,3 @@ class LabelOptions(CurationOptions):
     """Share of the prompts, by a hash of each, whose rows go to the split test."""
     seed: int = 0
     """Of that hash."""
-
-    @field_validator("per", "where", "keep", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("rescale", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        """["a=9:1"] as {"a": "9:1"}."""
-        return named(value)
-
-
-def named(value: Any) -> Any:
-    """Entries NAME=VALUE as a mapping; anything else as it is."""
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list | tuple):
-        return value
-    pairs = [str(entry).rpartition("=") for entry in value]
-    if wrong := [text for text, (_, sign, _) in zip(value, pairs, strict=True) if not sign]:
-        raise ValueError(f"expected NAME=VALUE, got {wrong[0]!r}")
-    return {name: number for name, _, number in pairs}

@@ -1,6 +1,5 @@
 """armo-ray reweigh: other scores from the rewards and gates that an output holds, without a model."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import numpy as np
 
 from armo_ray.curation import derived, ensemble
 from armo_ray.curation.comparison import compare
+from armo_ray.curation.expressions import advice
 from armo_ray.curation.options import ReweighOptions
 from armo_ray.curation.output import new_output
 from armo_ray.curation.scores import Scores, database, open_scores, scan
@@ -87,15 +87,10 @@ def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
 def _vector(values: Mapping[str, float], names: tuple[str, ...], default: float, option: str) -> list[float]:
     for name, value in values.items():
         if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            raise ConfigError(f"{option} {name}: no objective of this model; {_advice(close, names)}")
+            raise ConfigError(f"{option} {name}: no objective of this model; {advice(name, names)}")
         if not np.isfinite(value):
             raise ConfigError(f"{option} {name}: {value} is no finite number")
     return [float(values.get(name, default)) for name in names]
-
-
-def _advice(close: list[str], names: tuple[str, ...]) -> str:
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
 
 
 def read_transform(uri: str, size: int) -> list[list[float]]:
