@@ -16,11 +16,13 @@ from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import Options, ScoreConfig, load_options
 from armo_ray.curation.options import (
-    CurationOptions,
+    CompareOptions,
+    EvaluateOptions,
     FilterOptions,
     LabelOptions,
     MineOptions,
     ReweighOptions,
+    ScoresOptions,
 )
 from armo_ray.errors import ConfigError
 from armo_ray.progress import OutOfTime, stop_after, stop_on_sigterm
@@ -31,12 +33,14 @@ _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same com
 2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
 5 stopped by --max-runtime, run the same command to go on"""
 
-# Commands that make datasets from scores: the module curation.<name> has run(options).
-_CURATION: dict[str, tuple[type[CurationOptions], str]] = {
+# Commands that read scores: the module curation.<name> has run(options).
+_CURATION: dict[str, tuple[type[ScoresOptions], str]] = {
     "mine": (MineOptions, "preference pairs from scores"),
     "label": (LabelOptions, "labels for distillation, reward models, SFT and GRPO"),
     "filter": (FilterOptions, "the part of scores that passes some rules"),
     "reweigh": (ReweighOptions, "other scores from the stored rewards and gates"),
+    "evaluate": (EvaluateOptions, "how often scores are right: benchmarks, and labelled pairs of your own"),
+    "compare": (CompareOptions, "how two outputs over the same rows differ"),
 }
 
 _GO_ON = "what is committed stays, run it again to go on"
@@ -100,12 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) -> None:
+def _add_curation(parser: argparse.ArgumentParser, kind: type[ScoresOptions]) -> None:
     parser.add_argument(
         "words",
         nargs="+",
         metavar="OUT",
-        help="complete outputs of armo-ray score, of one model; before them, options as a TOML file",
+        help="complete outputs of armo-ray score; before them, options as a TOML file",
     )
     for name, field in kind.model_fields.items():
         if name != "scores":

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage"},
     "cluster": {"progress"},
-    "curation": BASE | {"cluster", "storage", "text"},
+    "evaluation": {"errors"},
+    "curation": BASE | {"agreement", "cluster", "evaluation", "storage", "text"},
     "pipeline": BASE
     | {"cluster"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
@@ -92,6 +93,10 @@ WITHOUT = {
     ),
     "mine-help": (
         "from armo_ray.cli import main\ntry: main(['mine', '--help'])\nexcept SystemExit: pass",
+        HEAVY | {"pyarrow", "duckdb", "numpy"},
+    ),
+    "evaluate-help": (
+        "from armo_ray.cli import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "config-error": (
