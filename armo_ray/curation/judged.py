@@ -19,6 +19,8 @@ from armo_ray.storage.opened import readable
 logger = logging.getLogger(__name__)
 
 _ROLES = ("chosen", "rejected")
+_READ = ("source", "source_row", "candidate", "role", "score", "rewards", "num_response_tokens")
+_UNREAD = ("unreadable_shard", "malformed_row")
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,8 @@ def read_items(scores: Scores, options: ScoresOptions, columns: Sequence[str], s
             f"{scores.outputs[0]}: no column {missing[0]}: score the files with --keep {' '.join(missing)}"
         )
     with database(options) as con:
-        names = ", ".join(quoted(name) for name in dict.fromkeys(("rewards", *columns)))
-        scored = con.sql(
-            f"SELECT source, source_row, candidate, role, score, num_response_tokens, {names} "
-            f"FROM ({scan(scores.parts)})"
-        ).to_arrow_table()
+        names = ", ".join(quoted(name) for name in dict.fromkeys((*_READ, *columns)))
+        scored = con.sql(f"SELECT {names} FROM ({scan(scores.parts)})").to_arrow_table()
         files = ", ".join(literal(readable(part.uri)) for part in scores.rejects)
         rejected = con.sql(f"FROM read_parquet([{files}])").to_arrow_table() if files else None
     found = [_of_scores(scored, columns)]
@@ -81,16 +80,17 @@ def _of_scores(table: pa.Table, columns: Sequence[str]) -> _Candidates:
 
 
 def _whole(rejects: pa.Table, strict: bool) -> list[dict[str, Any]]:
-    """The rejects that are a candidate; the others are rows or shards that could not be read."""
+    """The rejects that are answers of a row; others stand for rows and shards that could not be read at all."""
     rows: list[dict[str, Any]] = rejects.to_pylist()
-    unread = [row for row in rows if row["candidate"] is None or row["role"] not in _ROLES]
+    answers = [r for r in rows if r["role"] in _ROLES]
+    unread = [r for r in rows if r["role"] not in _ROLES or (strict and r["reason"] in _UNREAD)]
     if unread:
         first = unread[0]
         told = f"{first['source']} row {first['source_row']}: {first['reason']}: {first['detail']}"
         if strict:
-            raise ConfigError(f"{len(unread)} rows are not of this benchmark, the first: {told}")
-        logger.warning("%d rows that could not be read are left out, the first: %s", len(unread), told)
-    return [row for row in rows if row["candidate"] is not None and row["role"] in _ROLES]
+            raise ConfigError(f"{len(unread)} rows or answers are not of this benchmark, the first: {told}")
+        logger.warning("%d rows or shards that could not be read are left out: %s", len(unread), told)
+    return answers
 
 
 def _of_rejects(

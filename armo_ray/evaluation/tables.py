@@ -30,7 +30,7 @@ def evaluation(found: Mapping[str, Any]) -> str:
         _accuracies(found),
         _pairs(found["pairs"]),
         _length(found["length"]),
-        _objectives(found["objectives"]),
+        _objectives(found),
         _calibration(found["calibration"]),
     ]
     if found["published"] is not None:
@@ -86,9 +86,11 @@ def _length(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(["correct answer's length", "pairs", "accuracy, %"], cells)
 
 
-def _objectives(found: Mapping[str, float]) -> str:
-    ranked = sorted(found.items(), key=lambda entry: -entry[1])
-    return table(["one objective alone", "accuracy, %"], [[name, percent(value)] for name, value in ranked])
+def _objectives(found: Mapping[str, Any]) -> str:
+    alike = dict(zip(found["agreement"]["names"], found["agreement"]["matrix"][0], strict=True))
+    ranked = sorted(found["objectives"].items(), key=lambda entry: -entry[1])
+    rows = [[name, percent(value), percent(alike[name])] for name, value in ranked]
+    return table(["one objective alone", "accuracy, %", "agrees with the score, %"], rows)
 
 
 def _calibration(found: Mapping[str, Any]) -> str:
