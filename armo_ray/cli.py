@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import logging
 import sys
 import time
@@ -91,9 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score, parser=score)
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
-    verify = commands.add_parser("verify", help="check a finished output against its manifest")
-    verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
-    verify.set_defaults(run=_verify, parser=verify)
+    _add_verify(commands.add_parser("verify", help="check a finished output, or a model on this machine"))
     tiny = commands.add_parser("tiny-model", help="write a tiny random ArmoRM for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
@@ -102,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(bench)
     bench.set_defaults(run=execute, parser=bench)
     return parser
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", nargs="?", help="directory or URI that score wrote")
+    parser.add_argument("--model", help="checkpoint to try out instead: a directory, its URI, or a hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--dtype", default="bfloat16", help="type of the backbone (default: bfloat16)")
+    parser.add_argument("--device", help="as torch names it; default: cuda where there is one")
+    parser.add_argument("--record", metavar="FILE", help="write the model's values there, for --against")
+    parser.add_argument("--against", metavar="FILE", help="compare with values that --record wrote")
+    parser.set_defaults(run=_verify, parser=parser)
 
 
 def _add_curation(parser: argparse.ArgumentParser, kind: type[ScoresOptions]) -> None:
@@ -222,6 +232,10 @@ def _judge(totals: Mapping[str, Any], config: ScoreConfig) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if (args.output is None) == (args.model is None):
+        raise ConfigError("give an output to check, or --model to try out a model")
+    if args.model is not None:
+        return _verify_model(args)
     from armo_ray.storage.verify import verify_output
 
     counts, faults = verify_output(args.output)
@@ -231,6 +245,19 @@ def _verify(args: argparse.Namespace) -> int:
     found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
     print(f"{args.output}: {told}: {found}")
     return FAILED if faults else COMPLETE
+
+
+def _verify_model(args: argparse.Namespace) -> int:
+    from armo_ray.preflight.verify import read_record, report, verify_model
+
+    against = None if args.against is None else read_record(args.against)
+    checks, record = verify_model(args.model, args.revision, args.dtype, args.device, against)
+    print(report(checks))
+    if args.record is not None and record:
+        Path(args.record).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    failed = sum(not check.passed for check in checks)
+    print(f"{args.model}: {f'{failed} checks failed' if failed else 'fit to score with'}")
+    return FAILED if failed else COMPLETE
 
 
 def _tiny_model(args: argparse.Namespace) -> int:

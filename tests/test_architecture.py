@@ -31,11 +31,23 @@ MAY_IMPORT = {
     "cluster": {"progress"},
     "evaluation": {"errors"},
     "curation": BASE | {"agreement", "cluster", "evaluation", "storage", "text"},
+    "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster"}
+    | {"cluster", "preflight"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
-    | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench", "curation"},
+    | {
+        "storage",
+        "text",
+        "engine",
+        "plan",
+        "stages",
+        "progress",
+        "pipeline",
+        "preflight",
+        "bench",
+        "curation",
+    },
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},

@@ -14,6 +14,7 @@ import pytest
 
 from armo_ray.cli import main
 from armo_ray.evaluation.subsets import DOMAINS, REWARDBENCH
+from jobs.benchmark_rows import main as benchmark_rows
 from tests.local import rows_of, score_locally
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +117,9 @@ def test_rm_bench(tiny_model: Path, tmp_path: Path) -> None:
         | {kind: [next(text) for _ in range(3)] for kind in ("chosen", "rejected")}
         for i, domain in enumerate(domains)
     ]
-    score_locally(tiny_model, write(tmp_path / "total.jsonl", rows), tmp_path / "o", keep=["domain"])
+    (tmp_path / "total.json").write_text(json.dumps(rows))  # as it is published
+    assert benchmark_rows([str(tmp_path / "total.json"), "--output", str(tmp_path / "total.jsonl")]) == 0
+    score_locally(tiny_model, tmp_path / "total.jsonl", tmp_path / "o", keep=["domain"])
     found = evaluated(tmp_path / "o", "--benchmark", "rm-bench")
     scores = np.array([row["score"] for row in rows_of(tmp_path / "o")]).reshape(5, 6)
     won = scores[:, :3, None] > scores[:, None, 3:]
@@ -158,6 +161,26 @@ def test_llmbar_and_any_set_of_labelled_pairs(tiny_model: Path, tmp_path: Path) 
     adversarial = [value for name, value in won.items() if name != "natural"]
     assert found["sections"]["Adversarial"]["accuracy"] == pytest.approx(np.mean(adversarial))
     assert main(["evaluate", str(tmp_path / "o"), "--by", "subset", "candidate"]) == 0
+
+
+def test_llmbar_as_it_is_published_becomes_labelled_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"input": "a", "output_1": "b", "output_2": "c"}
+    files = []
+    for folder, label in (("Natural", 1), ("Adversarial/GPTInst", 2)):
+        path = tmp_path / "LLMBar" / folder / "dataset.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps([row | {"label": label}]))
+        files.append(str(path))
+    assert benchmark_rows([*files, "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        {"subset": "natural", "prompt": "a", "chosen": "b", "rejected": "c"},
+        {"subset": "adversarial-gptinst", "prompt": "a", "chosen": "c", "rejected": "b"},
+    ]
+    path.write_text(json.dumps([row | {"label": 3}]))
+    assert benchmark_rows([*files, "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert "row 0: expected input, output_1, output_2 and a label of 1 or 2" in capsys.readouterr().err
 
 
 def test_what_was_rejected_counts_as_wrong(tiny_model: Path, tmp_path: Path) -> None:

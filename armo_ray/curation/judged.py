@@ -62,11 +62,12 @@ def read_items(scores: Scores, options: ScoresOptions, columns: Sequence[str], s
 
 def _of_scores(table: pa.Table, columns: Sequence[str]) -> _Candidates:
     roles = table["role"].to_pylist()
-    for role, source, row in zip(roles, table["source"], table["source_row"], strict=True):
-        if role not in _ROLES:
-            raise ConfigError(
-                f"{source} row {row}: its role is {role}: only rows with chosen and rejected answers can be evaluated"
-            )
+    if others := set(roles) - set(_ROLES):
+        at = next(i for i, role in enumerate(roles) if role in others)
+        raise ConfigError(
+            f"{table['source'][at]} row {table['source_row'][at]}: its role is {roles[at]}: only rows with chosen and "
+            f"rejected answers can be evaluated"
+        )
     score = table["score"].to_numpy().astype(np.float32)
     return _Candidates(
         table["source"].to_pylist(),

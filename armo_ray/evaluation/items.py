@@ -54,16 +54,12 @@ class Items:
 
     @cached_property
     def pairs(self) -> Pairs:
-        bounds = zip(self.starts, [*self.starts[1:], len(self.item)], strict=True)
-        found = []
-        for item, (start, stop) in enumerate(bounds):
-            own = self.correct[start:stop]
-            correct, wrong = start + np.flatnonzero(own), start + np.flatnonzero(~own)
-            size = len(correct) * len(wrong)
-            found.append((np.repeat(correct, len(wrong)), np.tile(wrong, len(correct)), np.full(size, item)))
-        if not found:
-            return Pairs(*(np.empty(0, np.int64),) * 3)
-        return Pairs(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        correct, wrong = np.flatnonzero(self.correct), np.flatnonzero(~self.correct)
+        first_wrong = np.searchsorted(self.item[wrong], np.arange(len(self)))
+        times = self.counts[self.item[correct], 1]  # each correct answer, with all that are wrong
+        first = np.repeat(correct, times)
+        nth = np.arange(len(first)) - np.repeat(np.cumsum(times) - times, times)
+        return Pairs(first, wrong[first_wrong[self.item[first]] + nth], self.item[first])
 
     @cached_property
     def unscored(self) -> Flags:

@@ -1,0 +1,119 @@
+"""What a model returns: alike however it is asked, alike in float32, alike to what was published or recorded."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from armo_ray.engine import RewardModel, Scores
+from armo_ray.preflight.conversations import PLACES
+from armo_ray.preflight.files import Check
+
+# In float32 sums in another order differ by some 1e-6; other machines and TF32 by more.
+SAME, ELSEWHERE, ROUNDED = 1e-4, 2e-3, 0.02
+# How much further from float32 a pack may be than one conversation alone is, in the same 16 bits.
+_FACTOR = 3.0
+Groups = Sequence[Any]
+
+
+def split(groups: Groups) -> list[Any]:
+    """Every candidate with its prompt."""
+    return [(prompt, [answer]) for prompt, answers in groups for answer in answers]
+
+
+def score_alone(model: RewardModel, groups: Groups) -> Any:
+    """One conversation after the other, (C, 1 + K) of score and rewards."""
+    return np.concatenate([table(model.score([one])) for one in split(groups)])
+
+
+def table(scores: Scores) -> Any:
+    return np.concatenate((scores.score[:, None], scores.rewards), axis=1)
+
+
+def check_scores(model: RewardModel, transform: Any, groups: Groups) -> tuple[list[Check], dict[str, Any]]:
+    """Score the conversations in every way that the engine has.
+
+    Returns checks, and the results (C, 1 + K) by the way they were made; "alone" is one at a time.
+    """
+    plain = model.with_options(share_prompts=False)
+    packed = model.score(groups)
+    ways = {
+        "alone": score_alone(plain, groups),
+        "shared": table(packed),
+        "packed": table(plain.score(groups)),
+        "other company": table(plain.score(split(groups)[::-1]))[::-1],
+    }
+    checks = [_finite(ways), _identity(packed, transform), _gates(packed, groups)]
+    fixed = model.with_options(share_prompts=False, fixed_packs=True)
+    first, second = table(fixed.score(groups)), table(fixed.score(split(groups)[::-1]))[::-1]
+    same = bool(np.array_equal(first, second))
+    told = (
+        "the same bits in any company" if same else f"differ by {np.abs(first - second).max():.2g} by company"
+    )
+    checks.append(Check("fixed packs", True, f"with --fixed-packs scores are {told}"))
+    return checks, ways
+
+
+def _finite(ways: Mapping[str, Any]) -> Check:
+    wrong = [name for name, found in ways.items() if not np.isfinite(found).all()]
+    return Check("finite scores", not wrong, f"not when {', '.join(wrong)}" if wrong else "all of them")
+
+
+def _identity(scores: Scores, transform: Any) -> Check:
+    """score == sum(rewards * (gating @ transform.T))"""
+    expected = (scores.rewards * (scores.gating @ transform.T)).sum(axis=1)
+    off = float(np.abs(expected - scores.score).max())
+    return Check("head identity", off < SAME, f"score is the weighted sum of its rewards, to {off:.1e}")
+
+
+def _gates(scores: Scores, groups: Groups) -> Check:
+    starts = np.cumsum([0, *(len(answers) for _, answers in groups)])
+    equal = all(np.ptp(scores.gating[a:b], axis=0).max() == 0 for a, b in pairwise(starts))
+    return Check("gates", equal, "a prompt has one" if equal else "differ between the answers of a prompt")
+
+
+def check_ways(ways: Mapping[str, Any], exact: Any | None, dtype: str) -> list[Check]:
+    """Whether no way of scoring is further from float32 than one conversation at a time."""
+    checks = []
+    alone = ways["alone"]
+    noise = float(np.abs(alone - exact).max()) if exact is not None else None
+    for name, found in ways.items():
+        off = float(np.abs(found - (alone if noise is None else exact)).max())
+        apart = float(np.abs(found - alone).max())
+        allowed = SAME if dtype == "float32" else max(_FACTOR * (noise or ROUNDED), SAME)
+        told = f"largest difference from alone {apart:.2e}" + (
+            f", from float32 {off:.2e}" if noise is not None else ""
+        )
+        checks.append(Check(f"scored {name}", off <= allowed, f"{told}, allowed {allowed:.1e}"))
+    return checks
+
+
+def named_values(found: Any, gating: Any, transform: Any, names: Sequence[str]) -> list[dict[str, float]]:
+    """Score, rewards and coefficients of every candidate by their names."""
+    columns = np.concatenate((found, gating @ transform.T), axis=1)
+    labels = ["score", *names, *(f"coefficient {name}" for name in names)]
+    return [dict(zip(labels, row, strict=True)) for row in columns.tolist()]
+
+
+def check_expected(
+    name: str, expected: Mapping[str, Any], values: list[dict[str, float]], exact: bool
+) -> Check:
+    """Compare with values that were published or recorded; `exact`: these are of float32."""
+    both = exact and expected.get("dtype", "float32") == "float32"
+    largest, worst = 0.0, ""
+    failed = count = 0
+    for entry in expected["values"]:
+        own = values[PLACES.index((entry["conversation"], entry["answer"]))]
+        allowed = entry.get("tolerance", ELSEWHERE if both else ROUNDED)
+        for label, value in entry["values"].items():
+            off = abs(own.get(label, np.nan) - value)
+            count += 1
+            failed += not off <= allowed
+            if not off <= largest:
+                largest, worst = (
+                    off,
+                    f"conversation {entry['conversation']}, {label}: {own.get(label)} for {value}",
+                )
+    told = f"{count} values, {failed} too far off; the largest difference is {largest:.2e}"
+    return Check(name, not failed, f"{told} ({worst})" if worst else told)

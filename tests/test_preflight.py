@@ -1,0 +1,178 @@
+"""armo-ray verify --model: a sound model passes in every dtype, and a broken one is told what is wrong with it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from armo_ray.cli import main
+from armo_ray.preflight.files import Check
+from armo_ray.preflight.numbers import check_expected
+from armo_ray.preflight.verify import verify_model
+from tests.local import config_for
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
+HEAD = "model-00002-of-00002.safetensors"
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def change_head(model: Path, change: Callable[[Tensors], None]) -> None:
+    tensors = load_file(model / HEAD)
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, model / HEAD)
+
+
+def change_template(model: Path, old: str, new: str) -> None:
+    path = model / "tokenizer_config.json"
+    options = json.loads(path.read_text())
+    assert old in options["chat_template"]
+    options["chat_template"] = options["chat_template"].replace(old, new)
+    path.write_text(json.dumps(options))
+
+
+def failed(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.detail for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sound_model_is_fit_to_score_with(
+    dtype: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", "--model", str(tiny_model), "--dtype", dtype, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "fit to score with" in printed
+    for name in ("alone", "shared", "packed", "other company"):
+        assert f"ok    scored {name}" in printed
+    assert "from float32" in printed
+
+
+def test_a_recorded_model_is_recognized_and_one_with_swapped_rewards_is_not(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "values.json"
+    arguments = ["verify", "--model", str(copy), "--dtype", "float32", "--device", "cpu"]
+    assert main([*arguments, "--record", str(record)]) == 0
+    assert main([*arguments, "--against", str(record)]) == 0
+
+    def swap(tensors: Tensors) -> None:
+        rows = tensors["regression_layer.weight"]
+        tensors["regression_layer.weight"] = rows[[1, 0, *range(2, len(rows))]]
+
+    change_head(copy, swap)
+    capsys.readouterr()
+    assert main([*arguments, "--against", str(record)]) == 1
+    assert "FAIL  recorded values" in capsys.readouterr().out
+
+
+def transposed(tensors: Tensors) -> None:
+    tensors["reward_transform_matrix"] = tensors["reward_transform_matrix"].T
+
+
+def swapped(tensors: Tensors) -> None:
+    matrix = tensors["reward_transform_matrix"]
+    tensors["reward_transform_matrix"] = matrix[[0, 1, 2, 4, 3, *range(5, len(matrix))]]
+
+
+def rounded(tensors: Tensors) -> None:
+    tensors |= {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "told"),
+    [
+        (transposed, "head transform", "it is transposed"),
+        (swapped, "head transform", "row 3 (helpsteer_complexity)"),
+        (rounded, "head types", "gating.layers.0.bias is stored as BF16"),
+    ],
+    ids=["transposed", "swapped", "bfloat16"],
+)
+def test_a_broken_head_is_told(change: Callable[[Tensors], None], check: str, told: str, copy: Path) -> None:
+    change_head(copy, change)
+    checks, record = verify_model(str(copy), dtype="float32", device="cpu")
+    assert told in failed(checks)[check]
+    assert record == {}  # what is known to be wrong is not scored with
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("bos_token + content", "bos_token + bos_token + content", "exactly one BOS token, found 2"),
+        ("'<|eot_id|>'", "'<|eot_id|>\n'", "must end in one end-of-turn token"),
+        ("message['content'] | trim", "message['content'] | upper", "it changes a question"),
+    ],
+    ids=["double-bos", "line-after-turn", "other-text"],
+)
+def test_a_broken_template_is_told(old: str, new: str, told: str, copy: Path) -> None:
+    change_template(copy, old, new)
+    assert told in failed(verify_model(str(copy), device="cpu")[0])["files and template"]
+
+
+def test_a_model_of_the_released_name_must_be_the_released_one(tiny_model: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_model, tmp_path / "ArmoRM-Llama3-8B-v0.1")
+    told = failed(verify_model(str(path), device="cpu")[0])["released configuration"]
+    assert "hidden_size is 64, released with 4096" in told
+    assert "released with [128009, 128006, 78191, 128007, 271]" in told
+
+
+def test_published_values_are_held_against_their_own_tolerance() -> None:
+    values = [{"score": 0.5, "a": 0.1}]
+    expected = {"values": [{"conversation": 0, "answer": 0, "tolerance": 0.01, "values": {"score": 0.508}}]}
+    assert check_expected("published", expected, values, exact=False).passed
+    expected["values"][0]["values"] = {"score": 0.508, "a": 0.12}
+    found = check_expected("published", expected, values, exact=True)
+    assert (found.passed, "2 values, 1 too far off" in found.detail) == (False, True)
+    expected["values"][0]["values"] = {"b": 0.12}
+    assert not check_expected("published", expected, values, exact=True).passed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give an output to check, or --model"),
+        (["out", "--model", "m"], "give an output to check, or --model"),
+        (["--model", "m", "--against", "/none.json"], "--against /none.json: cannot be read"),
+        (["--model", "m", "--against", str(SAMPLE)], "not a file that --record wrote"),
+    ],
+    ids=["nothing", "both", "no-file", "no-record"],
+)
+def test_misuse_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_with_verify_stops_before_it_scores(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:4]))
+    given = config_for(copy, few, tmp_path / "out")
+    score = [
+        "score",
+        "--input",
+        str(few),
+        "--output",
+        given.output,
+        "--model",
+        str(copy),
+        "--dtype",
+        "float32",
+    ]
+    score += ["--gpus-per-replica", "0", "--verify"]
+    change_head(copy, transposed)
+    assert main(score) == 2
+    assert "head transform" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "scores").exists()
+    change_head(copy, transposed)
+    shutil.rmtree(tmp_path / "out")
+    assert main(score) == 0
+    assert (tmp_path / "out" / "_SUCCESS").exists()
