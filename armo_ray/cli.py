@@ -236,6 +236,8 @@ def _verify(args: argparse.Namespace) -> int:
         raise ConfigError("give an output to check, or --model to try out a model")
     if args.model is not None:
         return _verify_model(args)
+    if args.revision or args.device or args.record or args.against:
+        raise ConfigError("--revision, --device, --record and --against go with --model")
     from armo_ray.storage.verify import verify_output
 
     counts, faults = verify_output(args.output)

@@ -89,6 +89,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert main(["compare", *outputs]) == 2
     assert "have no row in common" in capsys.readouterr().err
     assert main(["compare", outputs[0]]) == 2
-    assert "scores" in capsys.readouterr().err
+    assert "scores: expected two outputs" in capsys.readouterr().err
     assert main(["compare", outputs[0], str(tmp_path)]) == 2
     assert "not an output of armo-ray score" in capsys.readouterr().err

@@ -142,8 +142,10 @@ def test_published_values_are_held_against_their_own_tolerance() -> None:
         (["out", "--model", "m"], "give an output to check, or --model"),
         (["--model", "m", "--against", "/none.json"], "--against /none.json: cannot be read"),
         (["--model", "m", "--against", str(SAMPLE)], "not a file that --record wrote"),
+        (["--model", "/none"], "model /none: no such directory"),
+        (["out", "--against", "f"], "go with --model"),
     ],
-    ids=["nothing", "both", "no-file", "no-record"],
+    ids=["nothing", "both", "no-file", "no-record", "no-model", "of-a-model"],
 )
 def test_misuse_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", *arguments]) == 2

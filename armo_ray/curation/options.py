@@ -231,6 +231,13 @@ class CompareOptions(ScoresOptions):
     movers: int = Field(5, ge=0)
     """Candidates whose rank moves most that are shown, with their text."""
 
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _two(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError("expected two outputs")
+        return value
+
 
 def named(value: Any) -> Any:
     """Entries NAME=VALUE as a mapping; anything else as it is."""

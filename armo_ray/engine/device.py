@@ -1,5 +1,6 @@
 """What depends on the device: copies to it, its clock, its memory."""
 
+import gc
 import os
 import time
 from typing import Any
@@ -51,6 +52,7 @@ def free_bytes(device: torch.device) -> int:
 
 def room_for(size: int, device: torch.device) -> bool:
     """Whether this many bytes of weights, and as much again in part for work, fit on a device now."""
+    gc.collect()  # modules refer to each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free = free_bytes(device)

@@ -206,8 +206,9 @@ def labelled_labels(items: Items) -> list[str]:
 
 
 def labelled(accuracy: Accuracies, counts: Mapping[str, int]) -> dict[str, Any]:
-    """The mean over all items, and the plain mean of the subsets."""
-    return {OVERALL: _weighted(accuracy, counts), "Mean of subsets": _mean(accuracy.values())}
+    """The mean over all items and, of several subsets, their plain mean."""
+    overall = {OVERALL: _weighted(accuracy, counts)}
+    return overall | ({"Mean of subsets": _mean(accuracy.values())} if len(accuracy) > 1 else {})
 
 
 BENCHMARKS = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from armo_ray.chat import Chat
-from armo_ray.engine.checkpoint import Checkpoint, inspect
+from armo_ray.engine.checkpoint import Checkpoint, inspect, resolve
 from armo_ray.errors import ConfigError
 from armo_ray.preflight.conversations import CONVERSATIONS, PLACES
 from armo_ray.preflight.files import Check, check_head, check_released, check_tokens
@@ -33,10 +33,13 @@ def verify_model(
 
     Returns:
         The checks up to the first kind that failed, and a record for later ones: empty where nothing was scored.
+
+    Raises ConfigError where there is no such model, dtype or device.
     """
-    path, found_revision = local_model(model, revision)
+    path, found = local_model(model, revision)
+    directory, _ = resolve(path, None if is_remote(model) else found)
     try:
-        checkpoint = inspect(path, None if is_remote(model) else found_revision)
+        checkpoint = inspect(str(directory))
         chat = Chat.load(checkpoint.path)
     except ConfigError as error:
         return [Check("files and template", False, str(error))], {}
@@ -50,8 +53,8 @@ def verify_model(
         checks += check_released(checkpoint, chat, published)
     if not all(check.passed for check in checks):
         return checks, {}
-    found, record = _run(checkpoint, encoder, dtype, device)
-    checks += found
+    scored, record = _run(checkpoint, encoder, dtype, device)
+    checks += scored
     expected = [("published values", published)] if released else []
     expected += [("recorded values", against)] if against is not None else []
     for label, values in expected:
