@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,9 @@ import ray.data
 from ray.exceptions import RayError
 
 from armo_ray.progress import stop_on_sigterm
+
+# of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
+RETRIES = 2
 
 
 @contextmanager
@@ -34,6 +38,14 @@ def connected() -> Iterator[None]:
             ray.shutdown()
 
 
+@contextmanager
+def remote_arguments() -> Iterator[None]:
+    """Lets a step have limits of retries, which 2.60 deprecates without naming what replaces them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+        yield
+
+
 def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
     """`function` of every task, in order, each on one core of the cluster of `connected`.
 
@@ -50,7 +62,10 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]
         return []
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too
     ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    ds = ds.map_batches(run, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    with remote_arguments():
+        one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
+        ds = ds.map_batches(run, num_cpus=1, **one)
     found = {row["number"]: pickle.loads(row["result"]) for row in ds.iter_rows()}
     return [found[number] for number in range(len(tasks))]

@@ -19,7 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from armo_ray.cluster import connected
+from armo_ray.cluster import RETRIES, connected, remote_arguments
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
 from armo_ray.isolation import isolate
@@ -39,9 +39,6 @@ _WRITE_CPUS = 0.25
 _IN_FLIGHT = 4
 # Blocks that may fail before a run does: those of a poison row, and those that waited at the replica it killed.
 _MOST_ERRORED = 32
-_RETRIES = (
-    2  # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
-)
 
 
 def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -111,8 +108,8 @@ def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]
     with _one_row_a_block():
         ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     read, write = partial(_read, job=job), partial(_write, job=job)
-    one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": _RETRIES}
-    with _remote_arguments():
+    one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
+    with remote_arguments():
         ds = ds.map_batches(read, num_cpus=1, **one)
         ds = _on_replicas(ds, job, pool).map_batches(write, num_cpus=_WRITE_CPUS, **one)
     for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
@@ -121,7 +118,7 @@ def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]
 
 def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
     """Tokenized units through a pool of replicas."""
-    with _remote_arguments():
+    with remote_arguments():
         return ds.map_batches(
             Replica,
             fn_constructor_kwargs={"job": job, "pool": pool},
@@ -134,17 +131,9 @@ def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset
                 max_tasks_in_flight_per_actor=_IN_FLIGHT,
             ),
             max_restarts=-1,  # bounded by the tries of a task and by how many tasks may fail
-            max_task_retries=_RETRIES,
+            max_task_retries=RETRIES,
             **pool.resources,
         )
-
-
-@contextmanager
-def _remote_arguments() -> Iterator[None]:
-    """Lets a step have limits of retries, which 2.60 deprecates without naming what replaces them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
-        yield
 
 
 def score_dataset(

@@ -121,7 +121,10 @@ def recomputed(scores: pa.Table) -> npt.NDArray[np.float32]:
     """
     total = (vectors(scores).astype(np.float64) * coefficients(scores)).sum(axis=1)
     penalty = footer(scores.schema).get("length_penalty", 0.0)
-    return (total - penalty * scores["num_response_tokens"].to_numpy()).astype(np.float32)
+    found: npt.NDArray[np.float32] = (total - penalty * scores["num_response_tokens"].to_numpy()).astype(
+        np.float32
+    )
+    return found
 
 
 def vectors(scores: pa.Table, column: str = "rewards") -> npt.NDArray[np.float32]:

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from armo_ray.chat import Chat
 from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
 
+SAMPLE = Path(__file__).parents[1] / "jobs" / "samples" / "llmbar.jsonl"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-faults", type=int, default=6, help="faults that test_soak injects (default: 6)")
@@ -58,3 +60,18 @@ def llama3_model(llama3_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def llama3_chat(llama3_model: Path) -> Chat:
     return Chat.load(llama3_model)
+
+
+@pytest.fixture(scope="session")
+def scored_pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's pairs, scored, in several parts of two partitions; one row is rejected."""
+    folder = tmp_path_factory.mktemp("pairs")
+    from tests.local import score_locally  # takes torch, which not every test wants
+
+    lines = SAMPLE.read_text("utf-8").splitlines()
+    for day, some in (("2026-11-01", lines[::2]), ("2026-11-02", [*lines[1::2], '{"id": "broken"}'])):
+        shard = folder / "in" / f"day={day}" / "shard.jsonl"
+        shard.parent.mkdir(parents=True)
+        shard.write_text("\n".join(some) + "\n", "utf-8")
+    score_locally(tiny_model, folder / "in", folder / "scores", keep=["id", "subset"], unit_rows=40)
+    return folder / "scores"

@@ -4,10 +4,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.config import ScoreConfig
+from armo_ray.curation.scores import open_scores
 from armo_ray.plan import prepare
 from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits
@@ -48,6 +50,17 @@ def rows_of(output: Path | str, folder: str = "scores") -> list[dict[str, Any]]:
     return sorted(
         rows, key=lambda r: (r["source"], r["source_row"], -1 if r["candidate"] is None else r["candidate"])
     )
+
+
+def rows_as_written(output: Path) -> list[dict[str, Any]]:
+    """All scores in the order of the manifest, with the columns that are directories."""
+    rows: list[dict[str, Any]] = []
+    for part in open_scores([str(output)]).parts:
+        sql = f"FROM read_parquet('{part.uri}', hive_partitioning = true, hive_types_autocast = false)"
+        relation = duckdb.connect().sql(sql)
+        assert relation is not None
+        rows += relation.to_arrow_table().to_pylist()
+    return rows
 
 
 def scores_of(output: Path) -> dict[str, float]:

@@ -18,40 +18,13 @@ from hypothesis import strategies as st
 from armo_ray.cli import main
 from armo_ray.curation.expressions import parse
 from armo_ray.curation.rules import Rules, Top, find_failures, find_thresholds, values_of
-from armo_ray.curation.scores import open_scores
 from armo_ray.storage.verify import verify_output
-from tests.local import score_locally
+from tests.local import rows_as_written
 from tests.synthetic_outputs import score_synthetically
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
 REAL = ROOT.parent / "shared" / "data" / "alpaca_eval_rollouts"
 TYPES = {"x": "FLOAT", "g": "VARCHAR"}
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample's pairs, scored, in several parts of two partitions; one row is rejected."""
-    folder = tmp_path_factory.mktemp("pairs")
-    lines = SAMPLE.read_text("utf-8").splitlines()
-    for day, some in (("2026-11-01", lines[::2]), ("2026-11-02", [*lines[1::2], '{"id": "broken"}'])):
-        shard = folder / "in" / f"day={day}" / "shard.jsonl"
-        shard.parent.mkdir(parents=True)
-        shard.write_text("\n".join(some) + "\n", "utf-8")
-    score_locally(tiny_model, folder / "in", folder / "scores", keep=["id", "subset"], unit_rows=40)
-    return folder / "scores"
-
-
-def ordered(output: Path) -> list[dict[str, Any]]:
-    """Rows in the order of the manifest."""
-    scores = open_scores([str(output)])
-    rows = []
-    for part in scores.parts:
-        found = duckdb.sql(
-            f"SELECT * FROM read_parquet('{part.uri}', hive_partitioning = true, hive_types_autocast = false)"
-        )
-        rows += found.to_arrow_table().to_pylist()
-    return rows
 
 
 def quantile(values: list[float], fraction: float) -> float:
@@ -59,16 +32,26 @@ def quantile(values: list[float], fraction: float) -> float:
     return sorted(values)[max(math.ceil(round(fraction * len(values), 6)), 1) - 1]
 
 
-def test_what_is_kept_is_what_plain_python_keeps(pairs: Path, tmp_path: Path) -> None:
+def test_what_is_kept_is_what_plain_python_keeps(scored_pairs: Path, tmp_path: Path) -> None:
     output = tmp_path / "kept"
     rules = [
         "score >= q0.25",
         "rewards.helpsteer_verbosity < q.9 or num_response_tokens < 50",
         "role != 'none'",
     ]
-    command = ["filter", str(pairs), "--output", str(output), "--where", *rules, "--per", "subset", "day"]
+    command = [
+        "filter",
+        str(scored_pairs),
+        "--output",
+        str(output),
+        "--where",
+        *rules,
+        "--per",
+        "subset",
+        "day",
+    ]
     assert main([*command, "--top-k", "1"]) == 0
-    rows = ordered(pairs)
+    rows = rows_as_written(scored_pairs)
     groups = defaultdict(list)
     for row in rows:
         groups[row["subset"], row["day"]].append(row)
@@ -86,7 +69,7 @@ def test_what_is_kept_is_what_plain_python_keeps(pairs: Path, tmp_path: Path) ->
             best[row["prompt_id"]] = row
     expected = [row for row in left if best[row["prompt_id"]] is row]
     assert 20 < len(expected) < len(left) < len(rows)
-    assert ordered(output) == expected  # every column, in the order of the source
+    assert rows_as_written(output) == expected  # every column, in the order of the source
     told = json.loads((output / "rules.json").read_text())["rules"]
     assert told[-1]["left"] == len(expected)
     assert told[-1]["removed"] == len(left) - len(expected)
@@ -101,7 +84,7 @@ def test_real_rollouts_are_cut_by_quantile_and_by_the_best_of_each_prompt(tmp_pa
     assert (
         main(["filter", str(scores), "--output", str(output), "--where", "score > q0.5", "--top-k", "2"]) == 0
     )
-    rows = ordered(scores)
+    rows = rows_as_written(scores)
     median = quantile([row["score"] for row in rows], 0.5)
     by_prompt = defaultdict(list)
     for row in rows:
@@ -109,7 +92,9 @@ def test_real_rollouts_are_cut_by_quantile_and_by_the_best_of_each_prompt(tmp_pa
             by_prompt[row["prompt_id"]].append(row)
     best = {r["row_id"] for g in by_prompt.values() for r in sorted(g, key=lambda r: -r["score"])[:2]}
     assert len(rows) == 6440
-    assert [r["row_id"] for r in ordered(output)] == [r["row_id"] for r in rows if r["row_id"] in best]
+    assert [r["row_id"] for r in rows_as_written(output)] == [
+        r["row_id"] for r in rows if r["row_id"] in best
+    ]
 
 
 tables = st.lists(
@@ -166,9 +151,9 @@ def test_quantiles_of_more_than_fits_in_memory_are_exact() -> None:
     }
 
 
-def test_a_filtered_output_can_be_filtered_and_written_as_lines(pairs: Path, tmp_path: Path) -> None:
+def test_a_filtered_output_can_be_filtered_and_written_as_lines(scored_pairs: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    assert main(["filter", str(pairs), "--output", str(first), "--where", "role = 'chosen'"]) == 0
+    assert main(["filter", str(scored_pairs), "--output", str(first), "--where", "role = 'chosen'"]) == 0
     command = [
         "filter",
         str(first),
@@ -180,7 +165,9 @@ def test_a_filtered_output_can_be_filtered_and_written_as_lines(pairs: Path, tmp
         "jsonl",
     ]
     assert main(command) == 0
-    expected = [r for r in ordered(pairs) if r["role"] == "chosen" and r["day"] == "2026-11-02"]
+    expected = [
+        r for r in rows_as_written(scored_pairs) if r["role"] == "chosen" and r["day"] == "2026-11-02"
+    ]
     lines = [json.loads(line) for f in (second / "scores").rglob("*.jsonl") for line in f.open()]
     assert sorted(r["row_id"] for r in lines) == sorted(r["row_id"] for r in expected)
     assert {r["day"] for r in lines} == {"2026-11-02"}
@@ -199,21 +186,21 @@ def test_a_filtered_output_can_be_filtered_and_written_as_lines(pairs: Path, tmp
     ],
 )
 def test_a_wrong_filter_leaves_nothing(
-    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     output = tmp_path / "kept"
-    assert main(["filter", str(pairs), "--output", str(output), *arguments]) == 2
+    assert main(["filter", str(scored_pairs), "--output", str(output), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
 
 
 def test_an_output_that_is_not_complete_or_scored_twice_is_refused(
-    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(pairs, copy)
+    shutil.copytree(scored_pairs, copy)
     command = ["--output", str(tmp_path / "kept"), "--where", "score < 100"]
-    assert main(["filter", str(pairs), str(copy), *command]) == 2
+    assert main(["filter", str(scored_pairs), str(copy), *command]) == 2
     assert "is in another of the outputs too" in capsys.readouterr().err
     (copy / "_SUCCESS").unlink()
     assert main(["filter", str(copy), *command]) == 2
@@ -221,9 +208,11 @@ def test_an_output_that_is_not_complete_or_scored_twice_is_refused(
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_part_that_lost_rows_stops_the_filter_and_nothing_is_left(pairs: Path, tmp_path: Path) -> None:
+def test_a_part_that_lost_rows_stops_the_filter_and_nothing_is_left(
+    scored_pairs: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(pairs, copy)
+    shutil.copytree(scored_pairs, copy)
     part = next((copy / "scores").rglob("*.parquet"))
     other = [p for p in (copy / "scores").rglob("*.parquet") if p != part]
     shutil.copy(min(other, key=lambda p: rows_in(p)), max([part, *other], key=lambda p: rows_in(p)))

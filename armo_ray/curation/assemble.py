@@ -6,9 +6,10 @@ from typing import Any
 import duckdb
 
 from armo_ray.curation.candidates import Plan, in_bucket, work_files
+from armo_ray.curation.expressions import quote
 from armo_ray.curation.options import MineOptions
 from armo_ray.curation.output import write_part
-from armo_ray.curation.scores import database, quoted
+from armo_ray.curation.scores import database
 from armo_ray.storage.store import Store
 
 SPLITS = ("train", "test")
@@ -75,7 +76,7 @@ def _counts(con: duckdb.DuckDBPyConnection, plan: Plan, bucket: int) -> dict[str
 def _rows(plan: Plan) -> str:
     columns = _TRL if plan.options.layout == "trl" else _ULTRAFEEDBACK
     margins = ", ".join(
-        f"{quoted(name)}: chosen.rewards.{quoted(name)} - rejected.rewards.{quoted(name)}"
+        f"{quote(name)}: chosen.rewards.{quote(name)} - rejected.rewards.{quote(name)}"
         for name in plan.scores.reward_names
     )
     source = "pairs" if plan.options.layout == "trl" else "pairs JOIN listed USING (prompt_id)"
@@ -84,7 +85,7 @@ def _rows(plan: Plan) -> str:
 
 def _kept(options: MineOptions) -> str:
     return "".join(
-        f", {side}.kept.{quoted(name)} AS {quoted(f'{side}_{name}')}"
+        f", {side}.kept.{quote(name)} AS {quote(f'{side}_{name}')}"
         for name in options.keep
         for side in ("chosen", "rejected")
     )

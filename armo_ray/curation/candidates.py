@@ -14,9 +14,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from armo_ray.curation.expressions import name_of, parse
+from armo_ray.curation.expressions import name_of, parse, quote
 from armo_ray.curation.options import MineOptions
-from armo_ray.curation.scores import Part, Scores, database, literal, quoted, scan
+from armo_ray.curation.scores import Part, Scores, database, literal, scan
 from armo_ray.errors import ConfigError
 from armo_ray.storage.opened import readable
 from armo_ray.storage.store import Store
@@ -83,7 +83,7 @@ def select_candidates(scores: Scores, options: MineOptions) -> str:
     for name in options.keep:
         if name_of(name) not in types:
             raise ConfigError(f"keep: no column {name} in the scores; they have {', '.join(types)}")
-    kept = ", ".join(f"{quoted(name)}: {quoted(name)}" for name in options.keep)
+    kept = ", ".join(f"{quote(name)}: {quote(name)}" for name in options.keep)
     columns |= {"kept": f"{{{kept}}}"} if kept else {}
     return ", ".join([*_CARRIED, *(f"{sql} AS {name}" for name, sql in columns.items())])
 

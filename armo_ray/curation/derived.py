@@ -107,13 +107,15 @@ def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any
 
 
 def _read(store: Store, part: Mapping[str, Any]) -> pa.Table:
+    advice = "Check it with armo-ray verify"
     content = pa.BufferReader(store.read(part["path"]))
-    table = pq.ParquetFile(content).read(use_threads=False)  # small parts: a third of the time of threads
+    try:
+        table = pq.ParquetFile(content).read(use_threads=False)  # small parts: a third of the time of threads
+    except pa.ArrowException as error:
+        raise RuntimeError(f"{store.uri}/{part['path']}: cannot be read: {error}. {advice}") from error
     if table.num_rows != part["rows"]:
-        raise RuntimeError(
-            f"{store.uri}/{part['path']}: {table.num_rows} rows, its commit says {part['rows']}. "
-            f"Check it with armo-ray verify"
-        )
+        told = f"{table.num_rows} rows, its commit says {part['rows']}"
+        raise RuntimeError(f"{store.uri}/{part['path']}: {told}. {advice}")
     return table
 
 

@@ -83,6 +83,9 @@ def select(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> Sele
     patterns: Counter[int] = Counter()
     for batch in find_failures(con, relation, rules, thresholds):
         part, row, failed = (batch[name].to_numpy() for name in (PART, ROW, "failed"))
+        if (beyond := starts[part] + row >= ends[part]).any():
+            uri = scores.parts[part[beyond][0]].uri
+            raise RuntimeError(f"{uri}: more rows than its manifest says. Check it with armo-ray verify")
         kept[starts[part] + row] = failed == 0
         found, counts = np.unique(failed, return_counts=True)
         patterns.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))

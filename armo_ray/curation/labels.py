@@ -11,6 +11,7 @@ from armo_ray.curation.candidates import KEY, Plan, in_bucket, load_bucket, work
 from armo_ray.curation.expressions import quote
 from armo_ray.curation.options import LabelOptions
 from armo_ray.curation.output import write_part
+from armo_ray.curation.pairs import check_once
 from armo_ray.curation.scores import database, literal
 from armo_ray.storage.store import Store
 
@@ -29,7 +30,7 @@ def label_bucket(plan: Plan, calibration: Calibration, bucket: int) -> dict[str,
     options: LabelOptions = plan.options
     with database(options) as con:
         load_bucket(con, plan, bucket)
-        _check(con)
+        check_once(con)
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
         _load_moments(con, calibration)
         rows = {"candidates": _candidates, "pairs": _pairs, "sft": _best}[options.shape](options, calibration)
@@ -44,12 +45,6 @@ def label_bucket(plan: Plan, calibration: Calibration, bucket: int) -> dict[str,
         )
         found = con.execute(counted).fetchall()[0]
         return dict(zip(("candidates", "prompts", "candidates that do not pass"), found, strict=True))
-
-
-def _check(con: duckdb.DuckDBPyConnection) -> None:
-    twice = con.execute("SELECT row_id FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchall()
-    if twice:
-        raise RuntimeError(f"candidate {twice[0][0]} was scored twice: two of the outputs hold its shard")
 
 
 def _ranked(options: LabelOptions, calibration: Calibration) -> str:

@@ -80,7 +80,7 @@ class MineOptions(CurationOptions):
     near_duplicates: float | None = Field(None, gt=0, le=1)
     """Keep one of prompts whose runs of 3 words are, by MinHash, at least this similar (Jaccard)."""
     decontaminate: tuple[Name, ...] = ()
-    """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with one are removed."""
+    """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)
     """Words of such an n-gram; shorter texts of a benchmark count as one."""
     test_fraction: float = Field(0, ge=0, lt=1)
@@ -142,7 +142,7 @@ class ReweighOptions(CurationOptions):
     """Objectives whose rewards are left out."""
     transform: Name | None = None
     """JSON file with another reward_transform_matrix; its rows are the input objectives."""
-    length_penalty: float | None = None
+    length_penalty: float | None = Field(None, allow_inf_nan=False)
     """Taken from the score for every token of the response."""
 
     @field_validator("mask", mode="before")

@@ -43,7 +43,7 @@ def mine_bucket(plan: Plan, slope: float, bucket: int) -> Counts:
     options = plan.options
     with database(options) as con:
         load_bucket(con, plan, bucket)
-        _check(con)
+        check_once(con)
         con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options)}")
         con.execute(f"CREATE TEMP TABLE taken AS {_taken(options)}")
@@ -54,7 +54,8 @@ def mine_bucket(plan: Plan, slope: float, bucket: int) -> Counts:
     return counts
 
 
-def _check(con: duckdb.DuckDBPyConnection) -> None:
+def check_once(con: duckdb.DuckDBPyConnection) -> None:
+    """Raises RuntimeError where a candidate is in a bucket twice."""
     twice = con.execute("SELECT row_id FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchall()
     if twice:
         raise RuntimeError(f"candidate {twice[0][0]} was scored twice: two of the outputs hold its shard")

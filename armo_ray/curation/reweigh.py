@@ -54,8 +54,9 @@ def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
     if options.factor or options.mask:
         if twice := sorted(set(options.factor) & set(options.mask)):
             raise ConfigError(f"--mask {twice[0]}: it has a --factor too")
-        factors = {**options.factor, **dict.fromkeys(options.mask, 0.0)}
-        formula["objective_factors"] = _vector(factors, names, 1.0, "--factor or --mask")
+        masked = _vector(dict.fromkeys(options.mask, 0.0), names, 1.0, "--mask")
+        factors = _vector(options.factor, names, 1.0, "--factor")
+        formula["objective_factors"] = [a * b for a, b in zip(masked, factors, strict=True)]
     if options.transform is not None:
         formula["reward_transform_matrix"] = read_transform(options.transform, len(names))
     if options.length_penalty is not None:

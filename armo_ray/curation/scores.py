@@ -57,26 +57,6 @@ class Scores:
         """Whether every output was written with --keep-text."""
         return all(run["identity"]["keep_text"] for run in self.runs)
 
-    @property
-    def columns(self) -> dict[str, str]:
-        """Names that a user can write, each with its SQL over the rows of `scan`.
-
-        Columns by their names, rewards and gates as `rewards.NAME` and `gating.NAME`, and rewards as NAME
-        alone where no column has that name.
-        """
-        nested = {
-            f"{struct}.{name}": f"{quoted(struct)}.{quoted(name)}"
-            for struct in ("rewards", "gating")
-            for name in self.reward_names
-        }
-        rewards = {name: nested[f"rewards.{name}"] for name in self.reward_names}
-        return nested | rewards | {name: quoted(name) for name in self.names}
-
-
-def quoted(name: str) -> str:
-    """A name as an identifier of SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
 
 def literal(text: str) -> str:
     """A text as a literal of SQL."""

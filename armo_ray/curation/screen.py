@@ -12,7 +12,7 @@ from armo_ray.curation.candidates import Plan, in_bucket, work_files, write_work
 from armo_ray.curation.scores import database
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import read_text
-from armo_ray.storage.readers import BadRow, read_units
+from armo_ray.storage.readers import BadRow, read_units, sample
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.units import cut
 
@@ -50,29 +50,22 @@ def benchmark_ngrams(files: Iterable[str], size: int) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for file in files:
-        texts = [read_text(file)] if file.endswith(".txt") else _texts(file)
-        for text in texts:
-            for line in text.splitlines() if file.endswith(".txt") else [text]:
-                for ngram in ngrams(line, size):
-                    found.setdefault(ngram, file)
+        for text in read_text(file).splitlines() if file.endswith(".txt") else _texts(file):
+            for ngram in ngrams(text, size):
+                found.setdefault(ngram, file)
     return found
 
 
 def _texts(uri: str) -> Iterator[str]:
+    """All texts of a Parquet or JSONL file, or of a directory of them."""
     for shard in find_shards([uri]):
+        names, _, _ = sample(shard, 1)
         (span,) = cut([shard], "", _UNIT_ROWS, {})
-        columns = _columns(shard)
-        for unit in read_units(span, columns, lambda row: 1, _UNIT_ROWS, ""):
+        for unit in read_units(span, names, lambda row: 1, _UNIT_ROWS, ""):
             for number, row in unit.rows:
                 if isinstance(row, BadRow):
                     raise ConfigError(f"decontaminate: {shard.uri} row {number}: {row.detail}")
                 yield from _strings(row)
-
-
-def _columns(shard: Any) -> Sequence[str]:
-    from armo_ray.storage.readers import sample
-
-    return sample(shard, 1)[0]
 
 
 def _strings(value: Any) -> Iterator[str]:

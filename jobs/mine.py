@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python -m jobs.mine OUT --engine ray ...`: the same as `armo-ray mine`."""
+
+import sys
+
+from armo_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["mine", *sys.argv[1:]]))
