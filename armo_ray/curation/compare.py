@@ -6,9 +6,10 @@ from typing import Any
 import duckdb
 
 from armo_ray.curation.comparison import compare
+from armo_ray.curation.expressions import quote
 from armo_ray.curation.options import CompareOptions
 from armo_ray.curation.output import new_output
-from armo_ray.curation.scores import Scores, database, open_scores, quoted, scan
+from armo_ray.curation.scores import Scores, database, open_scores, scan
 from armo_ray.curation.text import find_sources, read_text
 from armo_ray.errors import ConfigError
 from armo_ray.evaluation.tables import number, percent, table
@@ -46,7 +47,7 @@ def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str
             )
         columns = {}
         for name in ("score", *names):
-            old, new = quoted(f"old {name}"), quoted(f"new {name}")
+            old, new = quote(f"old {name}"), quote(f"new {name}")
             con.execute(
                 f"CREATE OR REPLACE TEMP VIEW one AS SELECT place, prompt, {old} AS old, {new} AS new FROM joined"
             )
@@ -70,8 +71,8 @@ def _count(con: duckdb.DuckDBPyConnection, relation: str) -> int:
 def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: list[str]) -> None:
     """The table joined: a row for each candidate that both outputs scored; a prompt is what the first reads as one."""
     for label, scores in (("old", first), ("new", second)):
-        values = [f"score AS {quoted(f'{label} score')}"]
-        values += [f"rewards.{quoted(name)} AS {quoted(f'{label} {name}')}" for name in names]
+        values = [f"score AS {quote(f'{label} score')}"]
+        values += [f"rewards.{quote(name)} AS {quote(f'{label} {name}')}" for name in names]
         con.execute(
             f"CREATE TEMP VIEW {label} AS SELECT {_KEY}, prompt_id, {', '.join(values)} FROM ({scan(scores.parts)})"
         )

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from armo_ray.curation.expressions import quote
 from armo_ray.curation.options import ScoresOptions
-from armo_ray.curation.scores import Scores, database, literal, quoted, scan
+from armo_ray.curation.scores import Scores, database, literal, scan
 from armo_ray.errors import ConfigError
 from armo_ray.evaluation.items import Floats, Items
 from armo_ray.schema import vectors
@@ -50,7 +51,7 @@ def read_items(scores: Scores, options: ScoresOptions, columns: Sequence[str], s
             f"{scores.outputs[0]}: no column {missing[0]}: score the files with --keep {' '.join(missing)}"
         )
     with database(options) as con:
-        names = ", ".join(quoted(name) for name in dict.fromkeys((*_READ, *columns)))
+        names = ", ".join(quote(name) for name in dict.fromkeys((*_READ, *columns)))
         scored = con.sql(f"SELECT {names} FROM ({scan(scores.parts)})").to_arrow_table()
         files = ", ".join(literal(readable(part.uri)) for part in scores.rejects)
         rejected = con.sql(f"FROM read_parquet([{files}])").to_arrow_table() if files else None
