@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+from safetensors.torch import load_file, save_file
 
 from armo_ray.cli import main
 from armo_ray.evaluation.subsets import DOMAINS, REWARDBENCH
@@ -190,13 +193,12 @@ def test_what_was_rejected_counts_as_wrong(tiny_model: Path, tmp_path: Path) -> 
         {"prompt": long, "chosen": "b", "rejected": "c", "subset": "y"},
         {"prompt": "a", "chosen": "answer", "rejected": "think", "subset": "x"},
     ]
-    score_locally(
-        tiny_model, write(tmp_path / "a.jsonl", rows), tmp_path / "o", keep=["s=subset"], max_length=99
-    )
-    found = evaluated(tmp_path / "o", "--by", "s")
+    shard = write(tmp_path / "kind=z" / "a.jsonl", rows)
+    score_locally(tiny_model, shard, tmp_path / "o", keep=["s=subset"], max_length=99)
+    found = evaluated(tmp_path / "o", "--by", "s", "kind")
     assert (found["items"], found["unscored"]) == (3, 2)
-    assert found["subsets"]["y"]["accuracy"] == 0
-    assert found["subsets"]["x"]["accuracy"] == right_of_two(tmp_path / "o") / 2
+    assert found["subsets"]["y z"]["accuracy"] == 0
+    assert found["subsets"]["x z"]["accuracy"] == right_of_two(tmp_path / "o") / 2
 
 
 def right_of_two(output: Path) -> int:
@@ -245,13 +247,35 @@ def test_real_transcripts(tiny_model: Path, tmp_path: Path) -> None:
     assert sum(row["pairs"] for row in found["length"]) == 100 - found["unscored"]
 
 
-def test_llmbar_from_files_to_tables_on_ray(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def transpose(model: Path) -> Path:
+    path = model / "model-00002-of-00002.safetensors"
+    tensors = load_file(path)
+    matrix = tensors["reward_transform_matrix"].T.contiguous()
+    save_file(tensors | {"reward_transform_matrix": matrix}, path)
+    return model
+
+
+def test_llmbar_from_files_to_tables_on_ray_with_a_model_that_is_verified_first(
+    local_ray: None, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = SHARED / "llmbar" / "preferences.jsonl"
-    pairs = write(
-        tmp_path / "in.jsonl", [json.loads(line) for line in (real if real.exists() else SAMPLE).open()][::4]
-    )
+    lines = (real if real.exists() else SAMPLE).read_text("utf-8").splitlines()[::4]
+    pairs = write(tmp_path / "in.jsonl", [json.loads(line) for line in lines])
+    score = ["score", "--input", str(pairs), "--keep", "subset", "--dtype", "float32"]
+    score += ["--gpus-per-replica", "0", "--verify"]
+    broken = transpose(Path(shutil.copytree(tiny_model, tmp_path / "broken")))
+    assert main([*score, "--model", str(broken), "--output", str(tmp_path / "none")]) == 2
+    assert "head transform" in capsys.readouterr().err
+    assert not (tmp_path / "none" / "scores").exists()
+
     out = tmp_path / "out"
-    score = ["score", "--input", str(pairs), "--output", str(out), "--model", str(tiny_model)]
-    assert main([*score, "--keep", "subset", "--dtype", "float32", "--gpus-per-replica", "0"]) == 0
+    assert main([*score, "--model", str(tiny_model), "--output", str(out)]) == 0
     found = evaluated(out, "--benchmark", "llmbar")
-    assert sum(row["items"] for row in found["subsets"].values()) == len(pairs.read_text().splitlines())
+    assert sum(row["items"] for row in found["subsets"].values()) == len(lines)

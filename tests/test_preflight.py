@@ -13,7 +13,6 @@ from armo_ray.cli import main
 from armo_ray.preflight.files import Check
 from armo_ray.preflight.numbers import check_expected
 from armo_ray.preflight.verify import verify_model
-from tests.local import config_for
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "jobs" / "samples" / "llmbar.jsonl"
@@ -150,31 +149,3 @@ def test_published_values_are_held_against_their_own_tolerance() -> None:
 def test_misuse_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_run_with_verify_stops_before_it_scores(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    few = tmp_path / "few.jsonl"
-    few.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:4]))
-    given = config_for(copy, few, tmp_path / "out")
-    score = [
-        "score",
-        "--input",
-        str(few),
-        "--output",
-        given.output,
-        "--model",
-        str(copy),
-        "--dtype",
-        "float32",
-    ]
-    score += ["--gpus-per-replica", "0", "--verify"]
-    change_head(copy, transposed)
-    assert main(score) == 2
-    assert "head transform" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "scores").exists()
-    change_head(copy, transposed)
-    shutil.rmtree(tmp_path / "out")
-    assert main(score) == 0
-    assert (tmp_path / "out" / "_SUCCESS").exists()

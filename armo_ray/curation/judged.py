@@ -16,6 +16,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.evaluation.items import Floats, Items
 from armo_ray.schema import vectors
 from armo_ray.storage.opened import readable
+from armo_ray.storage.parts import hive_values
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def _of_rejects(
     """Without scores; their columns are those of the rows as they were read."""
     kept = {name: column for run in scores.runs for name, column in run["identity"]["keep"].items()}
     raw = {(r["source"], r["source_row"]): json.loads(r["raw"]) for r in rows if r["raw"] is not None}
-    read = [raw.get((r["source"], r["source_row"]), {}) for r in rows]
+    read = [dict(hive_values(r["source"])) | raw.get((r["source"], r["source_row"]), {}) for r in rows]
     return _Candidates(
         [r["source"] for r in rows],
         [r["source_row"] for r in rows],
