@@ -24,7 +24,7 @@ from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
 from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
-from armo_ray.preflight.verify import report, verify_model
+from armo_ray.preflight import verify as preflight
 from armo_ray.progress import Progress
 from armo_ray.replicas import Pool, Replica, isolated, pool_of
 from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
@@ -85,9 +85,9 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
 
 def _check_model(job: Job, pool: Pool) -> None:
     """Try the model out where a replica of it would be; raises ConfigError where it is not fit to score with."""
-    task: Any = ray.remote(**pool.resources)(verify_model)
+    task: Any = ray.remote(**pool.resources)(preflight.verify_model)
     checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device))
-    logger.info("the model on a replica:\n%s", report(checks))
+    logger.info("the model on a replica:\n%s", preflight.report(checks))
     if failed := [check for check in checks if not check.passed]:
         raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")
 
