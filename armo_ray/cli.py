@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import logging
 import sys
 import time
@@ -16,11 +17,13 @@ from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
 from armo_ray.config import Options, ScoreConfig, load_configs, load_options
 from armo_ray.curation.options import (
-    CurationOptions,
+    CompareOptions,
+    EvaluateOptions,
     FilterOptions,
     LabelOptions,
     MineOptions,
     ReweighOptions,
+    ScoresOptions,
 )
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
@@ -33,12 +36,14 @@ _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same com
 2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
 5 stopped by --max-runtime, run the same command to go on"""
 
-# Commands that make datasets from scores: the module curation.<name> has run(options).
-_CURATION: dict[str, tuple[type[CurationOptions], str]] = {
+# Commands that read scores: the module curation.<name> has run(options).
+_CURATION: dict[str, tuple[type[ScoresOptions], str]] = {
     "mine": (MineOptions, "preference pairs from scores"),
     "label": (LabelOptions, "labels for distillation, reward models, SFT and GRPO"),
     "filter": (FilterOptions, "the part of scores that passes some rules"),
     "reweigh": (ReweighOptions, "other scores from the stored rewards and gates"),
+    "evaluate": (EvaluateOptions, "how often scores are right: benchmarks, and labelled pairs of your own"),
+    "compare": (CompareOptions, "how two outputs over the same rows differ"),
 }
 
 _GO_ON = "what is committed stays, run it again to go on"
@@ -89,9 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score, parser=score)
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
-    verify = commands.add_parser("verify", help="check a finished output against its manifest")
-    verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
-    verify.set_defaults(run=_verify, parser=verify)
+    _add_verify(commands.add_parser("verify", help="check a finished output, or a model on this machine"))
     tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
@@ -106,12 +109,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) -> None:
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", nargs="?", help="directory or URI that score wrote")
+    parser.add_argument("--model", help="checkpoint to try out instead: a directory, its URI, or a hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--dtype", default="bfloat16", help="type of the backbone (default: bfloat16)")
+    parser.add_argument("--family", choices=FAMILIES, help="kind of model; default: what its tensors tell")
+    parser.add_argument("--device", help="as torch names it; default: cuda where there is one")
+    parser.add_argument("--record", metavar="FILE", help="write the model's values there, for --against")
+    parser.add_argument("--against", metavar="FILE", help="compare with values that --record wrote")
+    parser.set_defaults(run=_verify, parser=parser)
+
+
+def _add_curation(parser: argparse.ArgumentParser, kind: type[ScoresOptions]) -> None:
     parser.add_argument(
         "words",
         nargs="+",
         metavar="OUT",
-        help="complete outputs of armo-ray score, of one model; before them, options as a TOML file",
+        help="complete outputs of armo-ray score; before them, options as a TOML file",
     )
     for name, field in kind.model_fields.items():
         if name != "scores":
@@ -228,6 +243,12 @@ def _judge(totals: Mapping[str, Any], config: ScoreConfig) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if (args.output is None) == (args.model is None):
+        raise ConfigError("give an output to check, or --model to try out a model")
+    if args.model is not None:
+        return _verify_model(args)
+    if args.revision or args.family or args.device or args.record or args.against:
+        raise ConfigError("--revision, --family, --device, --record and --against go with --model")
     from armo_ray.storage.verify import verify_output
 
     counts, faults = verify_output(args.output)
@@ -237,6 +258,19 @@ def _verify(args: argparse.Namespace) -> int:
     found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
     print(f"{args.output}: {told}: {found}")
     return FAILED if faults else COMPLETE
+
+
+def _verify_model(args: argparse.Namespace) -> int:
+    from armo_ray.preflight.verify import read_record, report, verify_model
+
+    against = None if args.against is None else read_record(args.against)
+    checks, record = verify_model(args.model, args.revision, args.dtype, args.device, args.family, against)
+    print(report(checks))
+    if args.record is not None and record:
+        Path(args.record).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    failed = sum(not check.passed for check in checks)
+    print(f"{args.model}: {f'{failed} checks failed' if failed else 'fit to score with'}")
+    return FAILED if failed else COMPLETE
 
 
 def _tiny_model(args: argparse.Namespace) -> int:

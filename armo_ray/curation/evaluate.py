@@ -1,0 +1,65 @@
+"""`armo-ray evaluate`: how often the scores of labelled rows are right, by the rules of a benchmark."""
+
+from typing import Any
+
+from armo_ray.curation.calibration import fit_temperature
+from armo_ray.curation.judged import read_items
+from armo_ray.curation.options import EvaluateOptions
+from armo_ray.curation.output import new_output
+from armo_ray.curation.scores import Scores, open_scores
+from armo_ray.errors import ConfigError
+from armo_ray.evaluation.benchmarks import BENCHMARKS
+from armo_ray.evaluation.figures import figures
+from armo_ray.evaluation.items import Items
+from armo_ray.evaluation.judge import judge
+from armo_ray.evaluation.measures import differences, reliability
+from armo_ray.evaluation.published import against, find_published
+from armo_ray.evaluation.tables import evaluation
+from armo_ray.storage import commits
+
+REPORT = "evaluation.json"
+
+
+def run(options: EvaluateOptions) -> None:
+    """Print the tables of an evaluation and, with an output, write its numbers and figures. Raises ConfigError."""
+    scores = open_scores(options.scores)
+    entry = find_published(options.benchmark, scores.metadata["model"], options.published)
+    if options.output is None:
+        print(evaluation(_evaluate(options, scores, entry)))
+        return
+    with new_output(options.output) as store:
+        found = _evaluate(options, scores, entry)
+        print(evaluation(found))
+        for name, text in figures(found).items():
+            store.write(name, text.encode())
+        store.write(REPORT, commits.to_json(found))
+
+
+def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | None) -> dict[str, Any]:
+    benchmark = BENCHMARKS[options.benchmark]
+    named = options.benchmark != "labelled"
+    if named and options.by:
+        raise ConfigError(
+            f"--by: {options.benchmark} has its own subsets; leave it out, or --benchmark labelled"
+        )
+    needs, takes = (options.by, ()) if options.by else (benchmark.needs, benchmark.takes)
+    items = read_items(scores, options, needs, takes, strict=named)
+    found = judge(items, benchmark, options.bootstrap, options.seed)
+    sections = {name: row["accuracy"] for name, row in found["sections"].items()}
+    return {
+        "benchmark": options.benchmark,
+        "scores": list(scores.outputs),
+        "model": scores.metadata,
+        **found,
+        "calibration": _calibration(items),
+        "published": None if entry is None else against(entry, sections),
+    }
+
+
+def _calibration(items: Items) -> dict[str, Any]:
+    margin = differences(items)[:, 0]
+    try:
+        temperature = fit_temperature(margin)
+    except ConfigError as error:
+        return {"reason": str(error).removesuffix("; give --temperature")}
+    return {"temperature": temperature, **reliability(margin, temperature)}
