@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
-from armo_ray.config import Options, ScoreConfig, load_configs, load_options
+from armo_ray.config import Options, ScoreConfig, load_config, load_configs, load_options
 from armo_ray.curation.options import (
     CompareOptions,
     EvaluateOptions,
@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
-            f"armo-ray {args.command}: stopped; "
-            + ("nothing is left" if args.command in _CURATION else _GO_ON),
+            f"armo-ray {args.command}: stopped; " + ("nothing is left" if args.run is _curate else _GO_ON),
             file=sys.stderr,
         )
         return FAILED
@@ -94,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score, parser=score)
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
+    _add_scoring(commands.choices["evaluate"])
     _add_verify(commands.add_parser("verify", help="check a finished output, or a model on this machine"))
     tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
@@ -124,7 +124,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_curation(parser: argparse.ArgumentParser, kind: type[ScoresOptions]) -> None:
     parser.add_argument(
         "words",
-        nargs="+",
+        nargs="*" if kind is EvaluateOptions else "+",
         metavar="OUT",
         help="complete outputs of armo-ray score; before them, options as a TOML file",
     )
@@ -134,7 +134,21 @@ def _add_curation(parser: argparse.ArgumentParser, kind: type[ScoresOptions]) ->
     parser.set_defaults(run=_curate, parser=parser)
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo, several: bool = False) -> None:
+def _add_scoring(evaluate: argparse.ArgumentParser) -> None:
+    """The options of score, of which evaluate takes all but its output."""
+    group = evaluate.add_argument_group(
+        "to score first",
+        "with --input and --model instead of OUT; OUTPUT then holds the scores too, and is resumed",
+    )
+    for name, field in ScoreConfig.model_fields.items():
+        if name not in EvaluateOptions.model_fields:
+            _add_option(group, name, field)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_option(
+    parser: argparse._ActionsContainer, name: str, field: FieldInfo, several: bool = False
+) -> None:
     """A flag for a field of the configuration; its value is checked there."""
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
     kind = field.annotation
@@ -162,8 +176,12 @@ def _help(field: FieldInfo) -> str:
 
 
 def _score(args: argparse.Namespace) -> int:
-    given = _given(args, ScoreConfig)
-    began, configs = time.monotonic(), load_configs(args.config, given, **_reading(args.config))
+    began, given = time.monotonic(), _given(args, ScoreConfig)
+    return _score_all(load_configs(args.config, given, **_reading(args.config)), began)
+
+
+def _score_all(configs: Sequence[ScoreConfig], began: float) -> int:
+    """Score with each configuration, all of which are checked first."""
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
@@ -177,6 +195,29 @@ def _score(args: argparse.Namespace) -> int:
             _summarize(totals, config)
             statuses.append(_judge(judged, config))
     return max(statuses)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    """The tables of an output, or of the one that the options of score describe."""
+    began, given = time.monotonic(), _given(args, ScoreConfig)
+    output = given.pop("output", None)
+    if not given:
+        return _curate(args)
+    if args.words:
+        raise ConfigError(
+            f"{args.words[0]}: give outputs of armo-ray score, or --input and --model, not both"
+        )
+    if output is None:
+        raise ConfigError("--output: missing, the scores and tables need a place")
+    options = load_options(
+        EvaluateOptions, None, {**_given(args, EvaluateOptions), "scores": f"{output}/scored"}
+    )
+    from armo_ray.curation import benchmark_files, evaluate
+
+    evaluate.check(options, str(given.get("model")))
+    status = _score_all([load_config(None, benchmark_files.scoring(options, given, output))], began)
+    evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
+    return status
 
 
 def _given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:

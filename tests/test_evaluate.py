@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from armo_ray.cli import main
+from armo_ray.curation.benchmark_files import lined
+from armo_ray.errors import ConfigError
 from armo_ray.evaluation.subsets import DOMAINS, REWARDBENCH
-from jobs.benchmark_rows import main as benchmark_rows
+from armo_ray.storage.store import Store
 from tests.local import rows_of, score_locally
 
 ROOT = Path(__file__).parents[1]
@@ -121,8 +124,8 @@ def test_rm_bench(tiny_model: Path, tmp_path: Path) -> None:
         for i, domain in enumerate(domains)
     ]
     (tmp_path / "total.json").write_text(json.dumps(rows))  # as it is published
-    assert benchmark_rows([str(tmp_path / "total.json"), "--output", str(tmp_path / "total.jsonl")]) == 0
-    score_locally(tiny_model, tmp_path / "total.jsonl", tmp_path / "o", keep=["domain"])
+    (lines,) = lined([str(tmp_path / "total.json")], Store(str(tmp_path / "rows")))
+    score_locally(tiny_model, Path(lines), tmp_path / "o", keep=["domain"])
     found = evaluated(tmp_path / "o", "--benchmark", "rm-bench")
     scores = np.array([row["score"] for row in rows_of(tmp_path / "o")]).reshape(5, 6)
     won = scores[:, :3, None] > scores[:, None, 3:]
@@ -166,24 +169,25 @@ def test_llmbar_and_any_set_of_labelled_pairs(tiny_model: Path, tmp_path: Path) 
     assert main(["evaluate", str(tmp_path / "o"), "--by", "subset", "candidate"]) == 0
 
 
-def test_llmbar_as_it_is_published_becomes_labelled_pairs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_llmbar_as_it_is_published_becomes_labelled_pairs_that_are_written_once(tmp_path: Path) -> None:
     row = {"input": "a", "output_1": "b", "output_2": "c"}
-    files = []
     for folder, label in (("Natural", 1), ("Adversarial/GPTInst", 2)):
         path = tmp_path / "LLMBar" / folder / "dataset.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps([row | {"label": label}]))
-        files.append(str(path))
-    assert benchmark_rows([*files, "--output", str(tmp_path / "out.jsonl")]) == 0
-    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
-        {"subset": "natural", "prompt": "a", "chosen": "b", "rejected": "c"},
+    inputs, store = [str(tmp_path / "LLMBar" / "**" / "*.json"), "other.jsonl"], Store(str(tmp_path / "rows"))
+    *files, other = lined(inputs, store)
+    assert other == "other.jsonl"
+    assert [json.loads(Path(file).read_text()) for file in files] == [
         {"subset": "adversarial-gptinst", "prompt": "a", "chosen": "c", "rejected": "b"},
+        {"subset": "natural", "prompt": "a", "chosen": "b", "rejected": "c"},
     ]
+    written = [Path(file).stat().st_mtime_ns for file in files]
+    assert lined(inputs, store)[:2] == files
+    assert [Path(file).stat().st_mtime_ns for file in files] == written
     path.write_text(json.dumps([row | {"label": 3}]))
-    assert benchmark_rows([*files, "--output", str(tmp_path / "out.jsonl")]) == 2
-    assert "row 0: expected input, output_1, output_2 and a label of 1 or 2" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="row 0: expected input, output_1, output_2 and a label of 1 or 2"):
+        lined(inputs, store)
 
 
 def test_what_was_rejected_counts_as_wrong(tiny_model: Path, tmp_path: Path) -> None:
@@ -268,14 +272,44 @@ def test_llmbar_from_files_to_tables_on_ray_with_a_model_that_is_verified_first(
     real = SHARED / "llmbar" / "preferences.jsonl"
     lines = (real if real.exists() else SAMPLE).read_text("utf-8").splitlines()[::4]
     pairs = write(tmp_path / "in.jsonl", [json.loads(line) for line in lines])
-    score = ["score", "--input", str(pairs), "--keep", "subset", "--dtype", "float32"]
-    score += ["--gpus-per-replica", "0", "--verify"]
-    broken = transpose(Path(shutil.copytree(tiny_model, tmp_path / "broken")))
-    assert main([*score, "--model", str(broken), "--output", str(tmp_path / "none")]) == 2
+    command = ["evaluate", "--benchmark", "llmbar", "--input", str(pairs), "--dtype", "float32"]
+    command += ["--gpus-per-replica", "0", "--verify", "--bootstrap", "200"]
+    broken, out = transpose(Path(shutil.copytree(tiny_model, tmp_path / "broken"))), tmp_path / "out"
+    assert main([*command, "--model", str(broken), "--output", str(tmp_path / "none")]) == 2
     assert "head transform" in capsys.readouterr().err
-    assert not (tmp_path / "none" / "scores").exists()
+    assert not (tmp_path / "none" / "scored" / "scores").exists()
 
-    out = tmp_path / "out"
-    assert main([*score, "--model", str(tiny_model), "--output", str(out)]) == 0
-    found = evaluated(out, "--benchmark", "llmbar")
-    assert sum(row["items"] for row in found["subsets"].values()) == len(lines)
+    command += ["--model", str(tiny_model), "--output", str(out)]
+    for _ in range(2):  # the second time scores nothing, and gives the same
+        assert main(command) == 0
+        found = json.loads((out / "tables" / "evaluation.json").read_text())
+        assert sum(row["items"] for row in found["subsets"].values()) == len(lines)
+    assert main(["evaluate", str(out / "scored"), "--benchmark", "llmbar", "--bootstrap", "200"]) == 0
+    first, second, third = re.findall(r"^Overall.*$", capsys.readouterr().out, re.MULTILINE)
+    assert first == second == third
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["out", "--model", "m"], "out: give outputs of armo-ray score, or --input and --model"),
+        (["--model", "m"], "--output: missing"),
+        (["--model", "m", "--output", "x"], "input"),
+        (["--input", str(SAMPLE), "--output", "x"], "model"),
+        (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--benchmark", "rm-bench"], "no column domain"),
+        (["--input", "none.json", "--model", "m", "--output", "x"], "input none.json: no file there"),
+        (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--published", "y"], "published y: no results"),
+    ],
+    ids=["both", "no-output", "no-input", "no-model", "no-column", "no-file", "published"],
+)  # fmt: skip
+def test_what_cannot_be_scored_first_is_refused(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x" / "scored").exists()

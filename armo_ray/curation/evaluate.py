@@ -5,7 +5,7 @@ from typing import Any
 from armo_ray.curation.calibration import fit_temperature
 from armo_ray.curation.judged import read_items
 from armo_ray.curation.options import EvaluateOptions
-from armo_ray.curation.output import new_output
+from armo_ray.curation.output import clear, new_output
 from armo_ray.curation.scores import Scores, open_scores
 from armo_ray.errors import ConfigError
 from armo_ray.evaluation.benchmarks import BENCHMARKS
@@ -16,17 +16,23 @@ from armo_ray.evaluation.measures import differences, reliability
 from armo_ray.evaluation.published import against, find_published
 from armo_ray.evaluation.tables import evaluation
 from armo_ray.storage import commits
+from armo_ray.storage.store import Store
 
 REPORT = "evaluation.json"
 
 
-def run(options: EvaluateOptions) -> None:
-    """Print the tables of an evaluation and, with an output, write its numbers and figures. Raises ConfigError."""
+def run(options: EvaluateOptions, replace: bool = False) -> None:
+    """Print the tables of an evaluation and, with an output, write its numbers and figures. Raises ConfigError.
+
+    replace: delete what the output holds, tables of these scores when they were fewer.
+    """
     scores = open_scores(options.scores)
-    entry = find_published(options.benchmark, scores.metadata["model"], options.published)
+    entry = check(options, scores.metadata["model"])
     if options.output is None:
         print(evaluation(_evaluate(options, scores, entry)))
         return
+    if replace:
+        clear(Store(options.output))
     with new_output(options.output) as store:
         found = _evaluate(options, scores, entry)
         print(evaluation(found))
@@ -35,15 +41,19 @@ def run(options: EvaluateOptions) -> None:
         store.write(REPORT, commits.to_json(found))
 
 
-def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | None) -> dict[str, Any]:
-    benchmark = BENCHMARKS[options.benchmark]
-    named = options.benchmark != "labelled"
-    if named and options.by:
+def check(options: EvaluateOptions, model: str) -> dict[str, Any] | None:
+    """The published results of a model. Raises ConfigError where the options contradict each other."""
+    if options.benchmark != "labelled" and options.by:
         raise ConfigError(
             f"--by: {options.benchmark} has its own subsets; leave it out, or --benchmark labelled"
         )
+    return find_published(options.benchmark, model, options.published)
+
+
+def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | None) -> dict[str, Any]:
+    benchmark = BENCHMARKS[options.benchmark]
     needs, takes = (options.by, ()) if options.by else (benchmark.needs, benchmark.takes)
-    items = read_items(scores, options, needs, takes, strict=named)
+    items = read_items(scores, options, needs, takes, strict=options.benchmark != "labelled")
     found = judge(items, benchmark, options.bootstrap, options.seed)
     sections = {name: row["accuracy"] for name, row in found["sections"].items()}
     return {
