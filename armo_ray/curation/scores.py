@@ -4,7 +4,7 @@ Only parts that a manifest names are read, and only outputs that are complete.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -34,6 +34,15 @@ class Part:
     rows: int
     output: int
     directories: tuple[str, ...]  # names of the hive directories on the way to it
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An output: its _run.json, and its parts as its manifest or commits list them."""
+
+    uri: str
+    run: Mapping[str, Any]
+    parts: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -68,39 +77,46 @@ def open_scores(uris: Iterable[str]) -> Scores:
     Raises ConfigError where an output is none, is not complete, holds no scores, or is of another model than
     the first.
     """
-    stores = {store.uri: store for store in map(Store, uris)}
-    runs, parts, rejects = [], [], []
-    metadata: list[dict[str, Any]] = []
-    schema = pa.schema([])
-    for i, store in enumerate(stores.values()):
+    listed = []
+    for store in {store.uri: store for store in map(Store, uris)}.values():
         run, manifest = _manifest(store)
-        found = _parts(store, manifest, i, SCORES)
-        rejects += _parts(store, manifest, i, REJECTS)
-        if not found:
+        if not any(part["path"].startswith(f"{SCORES}/") for part in manifest["parts"]):
             raise ConfigError(f"{store.uri}: no candidate was scored there")
-        schema = _schema(found[0])
-        runs.append(run)
-        parts += found
-        metadata.append(footer(schema))
-    _check_models(tuple(stores), metadata)
-    rewards = schema.field("rewards").type
+        listed.append(Listed(store.uri, run, manifest["parts"]))
+    return scores_of(listed)
+
+
+def scores_of(outputs: Sequence[Listed]) -> Scores:
+    """Outputs as one table; one without scores adds none. Raises ConfigError where they are of two models."""
+    parts = [_parts(output, i, SCORES) for i, output in enumerate(outputs)]
+    rejects = [part for i, output in enumerate(outputs) for part in _parts(output, i, REJECTS)]
+    schemas = [_schema(found[0]) for found in parts if found]
+    metadata = [footer(schema) for schema in schemas]
+    check_models([output.uri for output, found in zip(outputs, parts, strict=True) if found], metadata)
+    rewards = schemas[-1].field("rewards").type if schemas else pa.struct([])
     return Scores(
-        outputs=tuple(stores),
-        runs=tuple(runs),
-        parts=tuple(parts),
+        outputs=tuple(output.uri for output in outputs),
+        runs=tuple(output.run for output in outputs),
+        parts=tuple(part for found in parts for part in found),
         rejects=tuple(rejects),
-        metadata=metadata[0],
+        metadata=metadata[0] if metadata else {},
         reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
     )
 
 
-def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The _run.json of an output, and its manifest if it is complete. Raises ConfigError where it is no output."""
     try:
         run, manifest = store.read_json(commits.RUN), store.read_json(commits.SUCCESS)
     except OSError as error:
         raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
     if run is None:
         raise ConfigError(f"{store.uri}: no {commits.RUN}: not an output of armo-ray score")
+    return run, manifest
+
+
+def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+    run, manifest = read_run(store)
     if manifest is None:
         raise ConfigError(
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
@@ -109,11 +125,11 @@ def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
     return run, manifest
 
 
-def _parts(store: Store, manifest: Mapping[str, Any], output: int, folder: str) -> list[Part]:
-    root = store.uri.rstrip("/")
+def _parts(listed: Listed, output: int, folder: str) -> list[Part]:
+    root = listed.uri.rstrip("/")
     return [
         Part(f"{root}/{p['path']}", p["rows"], output, _directories(p["path"]))
-        for p in manifest["parts"]
+        for p in listed.parts
         if p["path"].startswith(f"{folder}/")
     ]
 
@@ -131,7 +147,8 @@ def _schema(part: Part) -> pa.Schema:
         raise ConfigError(f"{part.uri}: cannot be read: {error}. Check it with armo-ray verify") from error
 
 
-def _check_models(outputs: tuple[str, ...], metadata: list[dict[str, Any]]) -> None:
+def check_models(outputs: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError where footers of some outputs are of two models."""
     for output, other in zip(outputs[1:], metadata[1:], strict=True):
         for key in ("model_fingerprint", "dtype"):
             if other[key] != metadata[0][key]:

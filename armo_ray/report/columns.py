@@ -1,0 +1,99 @@
+"""The columns of scores that a report is about, as SQL.
+
+The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `parts` of the score
+p0, p1, ... (DOUBLE), `groups` g0, g1, ... (VARCHAR), beside prompt_id, source, source_row, candidate, role, __part
+and __row.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from armo_ray.curation.expressions import quote
+from armo_ray.curation.scores import Part, Scores, columns_of, scan
+from armo_ray.schema import RESERVED
+
+SCORE, LENGTH = "score", "num_response_tokens"
+_WHOLE = ("VARCHAR", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DATE")
+_SAMPLED_PARTS = 32
+
+
+@dataclass(frozen=True)
+class Columns:
+    """SQL over a row of scores, by name."""
+
+    values: Mapping[str, str]  # score, lengths, rewards.NAME, gating.NAME
+    parts: Mapping[str, str]  # that the score is the sum of; none where it is no sum
+    groups: Mapping[str, str]  # kept columns and directories that rows may be grouped by
+
+    def alias(self, name: str) -> str:
+        return f"v{list(self.values).index(name)}"
+
+    @property
+    def rewards(self) -> list[str]:
+        return [name for name in self.values if name.startswith("rewards.")]
+
+    @property
+    def gates(self) -> list[str]:
+        return [name for name in self.values if name.startswith("gating.")]
+
+    def view(self, parts: Iterable[Part]) -> str:
+        """The SQL of the view `candidates`."""
+        made = [f"({sql})::DOUBLE AS v{i}" for i, sql in enumerate(self.values.values())]
+        made += [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.parts.values())]
+        made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(self.groups.values())]
+        fixed = "prompt_id, source, source_row, candidate, role, __part, __row"
+        return f"SELECT {', '.join(made)}, {fixed} FROM ({scan(parts, numbered=True)})"
+
+
+def sampled(parts: Sequence[Part]) -> list[Part]:
+    """Some of the parts, evenly spaced."""
+    return list(parts[:: max(1, len(parts) // _SAMPLED_PARTS)])
+
+
+def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores) -> Columns:
+    """The columns of outputs that hold at least one score."""
+    names = scores.reward_names
+    values = {name: name for name in (SCORE, "num_prompt_tokens", LENGTH)}
+    values |= {f"rewards.{name}": f"rewards.{quote(name)}" for name in names}
+    some = scan(sampled(scores.parts))
+    gated = con.execute(f"SELECT count(gating) FROM ({some}) WHERE gating.{quote(names[0])} IS NOT NULL")
+    if gated.fetchall()[0][0]:
+        values |= {f"gating.{name}": f"gating.{quote(name)}" for name in names}
+    return Columns(values, _parts_of_score(scores.metadata, names), _groups(con, scores))
+
+
+def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """Rewards times their coefficients, as armo_ray.schema.coefficients has them; and a penalty for length."""
+    if metadata.get("ensemble") in ("min", "mean-std"):
+        return {}
+    fixed, transform = metadata.get("fixed_weights"), metadata.get("reward_transform_matrix")
+    factors = metadata.get("objective_factors") or [1.0] * len(names)
+    found = {}
+    for i, name in enumerate(names):
+        weight = (
+            repr(float(fixed[i]))
+            if fixed is not None
+            else " + ".join(f"{w!r} * gating.{quote(n)}" for n, w in zip(names, transform[i], strict=True) if w)
+            or "0"
+        )
+        found[name] = f"rewards.{quote(name)} * {float(factors[i])!r} * ({weight})"
+    if metadata.get("length_penalty"):
+        found[LENGTH] = f"-{float(metadata['length_penalty'])!r} * {LENGTH}"
+    return found
+
+
+def _groups(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
+    """A list that a row carries has an entry for each candidate."""
+    found = {"role": "role"}
+    for name, kind in columns_of(con, scores).items():
+        plain = name.strip('"').replace('""', '"')
+        if plain in RESERVED or name.startswith(("rewards.", "gating.")):
+            continue
+        if kind in _WHOLE:
+            found[plain] = name
+        elif kind.removesuffix("[]") in _WHOLE:
+            found[plain] = f"{name}[candidate + 1]"
+    return found

@@ -1,0 +1,30 @@
+"""Outputs as far as they are committed: the parts, and the records of their units."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from armo_ray.curation.scores import Listed, Scores, read_run, scores_of
+from armo_ray.storage import commits
+from armo_ray.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What of some outputs can be trusted now."""
+
+    scores: Scores
+    records: Sequence[Mapping[str, Any]]
+    complete: bool
+
+
+def open_committed(uris: Iterable[str]) -> Committed:
+    """Read commit records and footers. Raises ConfigError where an output is none, or is of another model."""
+    listed, records, complete = [], [], True
+    for store in {store.uri: store for store in map(Store, uris)}.values():
+        run, manifest = read_run(store)
+        found = commits.read_commits(store, commits.list_commits(store))
+        listed.append(Listed(store.uri, run, [part for record in found for part in record["parts"]]))
+        records += found
+        complete &= manifest is not None
+    return Committed(scores_of(listed), records, complete)
