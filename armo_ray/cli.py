@@ -28,13 +28,17 @@ from armo_ray.curation.options import (
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
 from armo_ray.progress import OutOfTime, limited, stop_on_sigterm
+from armo_ray.report.options import ReportOptions
 
-COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, OUT_OF_TIME = 0, 1, 2, 3, 5
+COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, DRIFTED, OUT_OF_TIME = range(6)
 
 _BACKBONES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same command to go on;
 2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
 5 stopped by --max-runtime, run the same command to go on"""
+
+_REPORT_STATUS = """exit status: 0 written; 1 failed; 2 bad usage or configuration; 4 written, and with --against a column
+is over --max-psi or --max-ks"""
 
 # Commands that read scores: the module curation.<name> has run(options).
 _CURATION: dict[str, tuple[type[ScoresOptions], str]] = {
@@ -94,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
     _add_scoring(commands.choices["evaluate"])
+    report = commands.add_parser(
+        "report", help="a page about outputs, complete or not, and their drift", epilog=_REPORT_STATUS
+    )
+    _add_curation(report, ReportOptions, "outputs of armo-ray score")
+    report.set_defaults(run=_report)
     _add_verify(commands.add_parser("verify", help="check a finished output, or a model on this machine"))
     tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
@@ -121,12 +130,16 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_verify, parser=parser)
 
 
-def _add_curation(parser: argparse.ArgumentParser, kind: type[ScoresOptions]) -> None:
+def _add_curation(
+    parser: argparse.ArgumentParser,
+    kind: type[ScoresOptions],
+    outputs: str = "complete outputs of armo-ray score",
+) -> None:
     parser.add_argument(
         "words",
         nargs="*" if kind is EvaluateOptions else "+",
         metavar="OUT",
-        help="complete outputs of armo-ray score; before them, options as a TOML file",
+        help=f"{outputs}; before them, options as a TOML file",
     )
     for name, field in kind.model_fields.items():
         if name != "scores":
@@ -240,6 +253,23 @@ def _reading(file: str | None) -> dict[str, Any]:
 
 def _curate(args: argparse.Namespace) -> int:
     kind, _ = _CURATION[args.command]
+    options = _of_words(args, kind)
+    command = importlib.import_module(f"armo_ray.curation.{args.command}")
+    stop_on_sigterm()
+    command.run(options)
+    return COMPLETE
+
+
+def _report(args: argparse.Namespace) -> int:
+    options = _of_words(args, ReportOptions)
+    from armo_ray.report import command
+
+    stop_on_sigterm()
+    return DRIFTED if command.run(options) else COMPLETE
+
+
+def _of_words(args: argparse.Namespace, kind: type[Options]) -> Options:
+    """The options of a command whose words are a TOML file, if any, and outputs."""
     given = _given(args, kind)
     files = [word for word in args.words if word.endswith(".toml")]
     if len(files) > 1:
@@ -247,11 +277,7 @@ def _curate(args: argparse.Namespace) -> int:
     if outputs := [word for word in args.words if word not in files]:
         given["scores"] = outputs
     file = files[0] if files else None
-    options = load_options(kind, file, given, **_reading(file))
-    command = importlib.import_module(f"armo_ray.curation.{args.command}")
-    stop_on_sigterm()
-    command.run(options)
-    return COMPLETE
+    return load_options(kind, file, given, **_reading(file))
 
 
 def _summarize(totals: Mapping[str, Any], config: ScoreConfig) -> None:

@@ -1,0 +1,178 @@
+"""Sections that compare: within prompts, chosen with rejected, groups, an older output."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from armo_ray.report.charts import bar, curve, histogram
+from armo_ray.report.words import figure, grid, heading, join, number, paragraph, percent, signed, table
+
+_MOST_ROWS = 30
+
+
+def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
+    several = found["with_several"]
+    if not several:
+        return paragraph(f"Each of the {number(found['prompts'])} prompts has one scored candidate.")
+    within = found["sd_within"]
+    facts = [
+        ("prompts", number(found["prompts"])),
+        ("with several candidates", number(several)),
+        ("two best are tied", f"{number(found['tied_for_best'])} ({percent(found['tied_for_best'] / several)})"),
+        ("all are equal", f"{number(found['all_equal'])} ({percent(found['all_equal'] / several)})"),
+        ("deviation within a prompt", number(within)),
+        ("share of all variance", percent(within**2 / deviation**2 if deviation else None)),
+        ("mean distance of best and worst", number(found["mean_range"])),
+    ]
+    ranges, best = found["ranges"], found["best_of_n"]
+    drawn = [
+        figure(
+            histogram(
+                "Best less worst score of a prompt",
+                ranges["histogram"],
+                "best - worst",
+                "prompts",
+                ranges["quantiles"]["0.5"],
+            ),
+            "Prompts on the left have candidates that score alike, and give pairs that teach little.",
+        )
+    ]
+    if best:
+        points = list(zip(best["n"], best["mean_score"], strict=True))
+        caption = (
+            f"Mean score of the best of n candidates of a prompt, over all ways to draw them, of the "
+            f"{number(best['prompts'])} prompts with {best['n'][-1]} and more. Where it flattens, more candidates add "
+            f"little."
+        )
+        drawn.append(figure(curve("Best of n", points, ("n", "mean score of the best")), caption))
+    return join(table(("what", "value"), facts, words=1), grid(*drawn))
+
+
+def pairs(found: Mapping[str, Any]) -> Markup:
+    margins = found["margins"]
+    drawn = figure(
+        histogram(
+            "Chosen less rejected score",
+            margins["histogram"],
+            "chosen - rejected",
+            "pairs",
+            margins["quantiles"]["0.5"],
+        ),
+        f"Of {number(found['pairs'])} pairs of one row, chosen scores higher in {percent(found['accuracy'])}; "
+        f"{number(found['ties'])} are tied; the mean margin is {number(found['mean_margin'])}. To the right of 0 the "
+        f"model agrees with the label.",
+    )
+    columns = sorted(found["columns"].items(), key=lambda entry: -entry[1]["accuracy"])
+    rows = [
+        (name, percent(row["accuracy"]), bar(row["accuracy"], 1.0), number(row["ties"])) for name, row in columns
+    ]
+    lengths = [
+        (_ratio(row), number(row["pairs"]), percent(row["accuracy"]), bar(row["accuracy"], 1.0))
+        for row in found["length"]
+        if row["pairs"]
+    ]
+    body = [
+        drawn,
+        heading("One column alone"),
+        table(("column", "chosen is larger", "", "ties"), rows),
+        heading("By the chosen answer's length"),
+        table(("chosen's tokens to rejected's", "pairs", "chosen scores higher", ""), lengths),
+        paragraph(
+            f"Chosen is the longer one in {percent(found['chosen_is_longer'])} of the pairs. A model that is right only "
+            f"where it is longer counts words."
+        ),
+    ]
+    for name, values in found["groups"].items():
+        told = [
+            (
+                _value(row["value"]),
+                number(row["pairs"]),
+                percent(row["accuracy"]),
+                bar(row["accuracy"], 1.0),
+                signed(row["mean_margin"]),
+                percent(row["chosen_is_longer"]),
+            )
+            for row in values[:_MOST_ROWS]
+        ]
+        head = (name, "pairs", "chosen scores higher", "", "mean margin", "chosen is longer")
+        body += [heading(f"By {name}"), table(head, told), _left_out(values)]
+    return join(*body)
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    return f"{row['from']:g} times and more" if row["to"] is None else f"{row['from']:g} to {row['to']:g} times"
+
+
+def _value(value: str | None) -> str:
+    return "(none)" if value is None else value or "(empty)"
+
+
+def groups(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+    body = []
+    for name, values in found.items():
+        shown = values[:_MOST_ROWS]
+        means = [row["mean_score"] for row in shown]
+        low, high = min(*means, 0.0), max(*means, 0.0)
+        rows = [
+            (
+                _value(row["value"]),
+                number(row["candidates"]),
+                number(row["mean_score"]),
+                bar(row["mean_score"], high, low),
+                number(row["sd_score"]),
+                percent(row["best_of_prompt"] / row["candidates"]),
+                number(row["mean_response_tokens"]),
+            )
+            for row in shown
+        ]
+        head = (name, "candidates", "mean score", "", "sd", "best of its prompt", "mean tokens")
+        body += [heading(f"By {name}"), table(head, rows), _left_out(values)]
+    body.append(
+        paragraph(
+            "Best of its prompt: the share of the candidates that score higher than all others of their prompt. It "
+            "compares answers to the same questions, which means do not."
+        )
+    )
+    return join(*body)
+
+
+def _left_out(values: Sequence[Any]) -> Markup:
+    more = len(values) - _MOST_ROWS
+    return paragraph(f"{number(more)} more are in report.json.") if more > 0 else Markup("")
+
+
+def drift(found: Mapping[str, Any]) -> Markup:
+    head = ("column", "PSI", "", "KS", "", "5 %", "median", "95 %", "")
+    columns = sorted(found["columns"].items(), key=lambda entry: -entry[1]["psi"])
+    most = (max((r["psi"] for _, r in columns), default=0), max((r["ks"] for _, r in columns), default=0))
+    rows = [
+        (
+            name,
+            number(row["psi"]),
+            bar(row["psi"], max(most[0], found["max_psi"])),
+            number(row["ks"]),
+            bar(row["ks"], max(most[1], found["max_ks"])),
+            *(signed(shift["shift"]) for shift in row["quantiles"].values()),
+            "drifted" if row["drifted"] else "",
+        )
+        for name, row in columns
+    ]
+    names = found["drifted"]
+    verdict = f"Drifted: {', '.join(names)}." if names else "Nothing drifted."
+    kind = "warning" if names else "fine"
+    body = [Markup('<p class="{}">Against {}: {}</p>').format(kind, found["against"], verdict)]
+    if rows:
+        body += [table(head, rows), paragraph(_how(found))]
+    return join(*body)
+
+
+def _how(found: Mapping[str, Any]) -> str:
+    return (
+        f"The population stability index (PSI) compares how many candidates fall between the older output's deciles: "
+        f"below 0.1 is steady, above 0.25 has changed. Kolmogorov-Smirnov (KS) is the largest distance between the "
+        f"two distributions. The last columns tell how far quantiles moved. A column has drifted where PSI is over "
+        f"{number(max(found['max_psi'], found['chance_psi']))} or KS over "
+        f"{number(max(found['max_ks'], found['chance_ks']))}: the limits asked for, or what chance reaches once in "
+        f"1,000 times with {number(found['prompts']['older'])} and {number(found['prompts']['now'])} prompts."
+    )

@@ -1,0 +1,84 @@
+"""The report as one HTML file that needs nothing else: no network, no script."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup
+
+from armo_ray.report import contrasts, overview, values
+
+_PAGE = Markup("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header><p>armo_ray report</p><h1>{title}</h1><p>{about}</p></header>
+<nav aria-label="Contents"><ol>{contents}</ol></nav>
+<main>
+{sections}
+</main>
+<footer>Made {made_at} by armo-ray {version}. The same numbers, and more of them, are in report.json.</footer>
+</body>
+</html>
+""")
+_SECTION = Markup('<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>')
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The HTML of the numbers of a report."""
+    sections = {title: body for title, body in _sections(found).items() if body}
+    names = {title: title.lower().replace(" ", "-") for title in sections}
+    outputs = ", ".join(uri.rstrip("/").rsplit("/", 1)[-1] for uri in found["outputs"])
+    model = found["model"].get("model")
+    return str(
+        _PAGE.format(
+            title=outputs,
+            about=f"Scores of {model}" if model else "Nothing was scored yet",
+            # the style sheet is this package's own: nothing of it comes from data
+            style=Markup(files(__package__).joinpath("page.css").read_text("utf-8")),  # noqa: S704
+            contents=Markup("").join(
+                Markup('<li><a href="#{}">{}</a></li>').format(name, title) for title, name in names.items()
+            ),
+            sections=Markup("\n").join(
+                _SECTION.format(names[title], title, body) for title, body in sections.items()
+            ),
+            made_at=found["made_at"],
+            version=found["armo_ray"],
+        )
+    )
+
+
+def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
+    """By title, in their order; an empty one is left out."""
+    nothing = Markup("")
+    scored, made = found["scored"], {"Overview": overview.overview(found)}
+    if found["drift"]:
+        made["Drift"] = contrasts.drift(found["drift"])
+    if scored:
+        columns = scored["columns"]
+        mean, deviation = columns["score"]["mean"], columns["score"]["sd"]
+        several = len([name for name in columns if name.startswith("rewards.")]) > 1
+        made |= {
+            "Distributions": values.distributions(columns),
+            "What drives the score": values.makeup(scored["influence"], columns) if several else nothing,
+            "Gating": values.gating(scored["groups"]),
+            "Correlation": values.correlation(scored["correlation"]) if several else nothing,
+            "Length": values.length(scored["length"], mean),
+            "Within prompts": contrasts.prompts(scored["prompts"], deviation),
+            "Chosen and rejected": contrasts.pairs(scored["pairs"]) if scored["pairs"] else nothing,
+            "Groups": contrasts.groups(scored["groups"]) if scored["groups"] else nothing,
+            "Examples": overview.examples(scored["examples"]),
+        }
+    if found["rejects"]:
+        made["Rejects"] = overview.rejected(found["rejects"], found["totals"]["candidates"])
+    if found["speed"]:
+        made["Speed and cost"] = overview.speed(found["speed"])
+    return made
