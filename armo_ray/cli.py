@@ -37,8 +37,8 @@ _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same com
 2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
 5 stopped by --max-runtime, run the same command to go on"""
 
-_REPORT_STATUS = """exit status: 0 written; 1 failed; 2 bad usage or configuration; 4 written, and with --against a column
-is over --max-psi or --max-ks"""
+_REPORT_STATUS = """exit status: 0 written; 1 failed; 2 bad usage or configuration; 4 written, and
+with --against a column is over --max-psi or --max-ks"""
 
 # Commands that read scores: the module curation.<name> has run(options).
 _CURATION: dict[str, tuple[type[ScoresOptions], str]] = {

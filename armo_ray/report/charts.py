@@ -8,9 +8,10 @@ from markupsafe import Markup
 
 from armo_ray.report.words import number
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 210, 52, 12, 12, 40
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 216, 46, 12, 26, 38
 _CELL, _CHAR = 22, 6.1  # pixels; of a letter's width at 11
 _LONGEST = 40  # letters of a label
+_ZOOM = 1.25  # where there is room
 _TURN = 0.87  # sine of 60 degrees
 
 
@@ -22,6 +23,13 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     power = 10.0 ** floor(log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     return [i * step for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+
+
+def _tick(value: float) -> str:
+    for size, sign in ((1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:g}{sign}"
+    return f"{value:,.6g}"
 
 
 class _Frame:
@@ -44,16 +52,13 @@ class _Frame:
         for value in ticks(self.low_y, self.high_y, 4):
             y = self.y(value)
             body.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
-            body.append(_text(_LEFT - 6, y + 4, number(value), "end"))
+            body.append(_text(_LEFT - 6, y + 4, _tick(value), "end"))
         for value in ticks(self.low_x, self.high_x):
-            body.append(_text(self.x(value), _HEIGHT - _BOTTOM + 15, number(value), "middle"))
+            body.append(_text(self.x(value), _HEIGHT - _BOTTOM + 15, _tick(value), "middle"))
         bottom = _HEIGHT - _BOTTOM
         body.append(_line(_LEFT, bottom, _WIDTH - _RIGHT, bottom, "axis"))
-        body.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_title, "middle", "title"))
-        turned = Markup(
-            '<text class="title" transform="translate(11 {}) rotate(-90)" text-anchor="middle">{}</text>'
-        )
-        return [*body, turned.format((_TOP + bottom) / 2, y_title)]
+        body.append(_text(_WIDTH - _RIGHT, _HEIGHT - 5, x_title, "end", "title"))
+        return [*body, _text(0, 11, y_title, kind="title")]
 
 
 def histogram(
@@ -128,7 +133,7 @@ def heatmap(
     most: float = 1.0,
 ) -> Markup:
     """Cells of values from -most (orange) over 0 to most (blue), in hundredths."""
-    left = 14 + _CHAR * min(max(map(len, rows)), _LONGEST)
+    left = 8 + _CHAR * min(max(map(len, rows)), _LONGEST)
     top = 16 + _CHAR * _TURN * min(max(map(len, columns)), _LONGEST)
     right = 16 + _CHAR * 0.5 * min(len(columns[-1]), _LONGEST)
     body = []
@@ -141,7 +146,8 @@ def heatmap(
         body.append(_text(left - 6, y + 15, _short(name), "end"))
         for j, value in enumerate(row):
             body.append(_cell(left + j * _CELL, y, value, most, f"{name}, {columns[j]}"))
-    return _svg(title, left + len(columns) * _CELL + right, top + len(rows) * _CELL + 4, body, "wide")
+    width, height = left + len(columns) * _CELL + right, top + len(rows) * _CELL + 4
+    return Markup('<div class="scroll">{}</div>').format(_svg(title, width, height, body, "wide"))
 
 
 def _cell(x: float, y: float, value: float | None, most: float, where: str) -> Markup:
@@ -149,7 +155,8 @@ def _cell(x: float, y: float, value: float | None, most: float, where: str) -> M
         return _text(x + _CELL / 2, y + 15, "-", "middle", "cell")
     shade = min(abs(value) / most, 1.0) if most else 0.0
     drawn = Markup(
-        '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{}" height="{}" fill-opacity="{:.2f}"><title>{}</title></rect>'
+        '<rect class="shade {}" x="{:.1f}" y="{:.1f}" width="{}" height="{}" fill-opacity="{:.2f}">'
+        "<title>{}</title></rect>"
     )
     color = "less" if value < 0 else "bar"
     box = drawn.format(color, x, y, _CELL - 1, _CELL - 1, shade, f"{where}: {number(value)}")
@@ -181,9 +188,9 @@ def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") 
 
 def _rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
     told = Markup("<title>{}</title>").format(title) if title else ""
-    return Markup(
-        '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>'
-    ).format(kind, x, y, width, height, told)
+    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>').format(
+        kind, x, y, width, height, told
+    )
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
@@ -193,5 +200,5 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 
 def _svg(title: str, width: float, height: float, body: Sequence[Markup], kind: str = "chart") -> Markup:
-    head = Markup('<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
-    return head.format(kind, width, height, title) + Markup("").join(body) + Markup("</svg>")
+    head = Markup('<svg class="{}" width="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
+    return head.format(kind, width * _ZOOM, width, height, title) + Markup("").join(body) + Markup("</svg>")

@@ -59,8 +59,8 @@ def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores) -> Columns:
     values = {name: name for name in (SCORE, "num_prompt_tokens", LENGTH)}
     values |= {f"rewards.{name}": f"rewards.{quote(name)}" for name in names}
     some = scan(sampled(scores.parts))
-    gated = con.execute(f"SELECT count(gating) FROM ({some}) WHERE gating.{quote(names[0])} IS NOT NULL")
-    if gated.fetchall()[0][0]:
+    gated = con.execute(f"SELECT count(gating.{quote(names[0])}) FROM ({some})").fetchall()
+    if gated[0][0]:
         values |= {f"gating.{name}": f"gating.{quote(name)}" for name in names}
     return Columns(values, _parts_of_score(scores.metadata, names), _groups(con, scores))
 
@@ -69,14 +69,16 @@ def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[s
     """Rewards times their coefficients, as armo_ray.schema.coefficients has them; and a penalty for length."""
     if metadata.get("ensemble") in ("min", "mean-std"):
         return {}
-    fixed, transform = metadata.get("fixed_weights"), metadata.get("reward_transform_matrix")
+    fixed, transform = metadata.get("fixed_weights"), metadata.get("reward_transform_matrix") or []
     factors = metadata.get("objective_factors") or [1.0] * len(names)
     found = {}
     for i, name in enumerate(names):
         weight = (
             repr(float(fixed[i]))
             if fixed is not None
-            else " + ".join(f"{w!r} * gating.{quote(n)}" for n, w in zip(names, transform[i], strict=True) if w)
+            else " + ".join(
+                f"{w!r} * gating.{quote(n)}" for n, w in zip(names, transform[i], strict=True) if w
+            )
             or "0"
         )
         found[name] = f"rewards.{quote(name)} * {float(factors[i])!r} * ({weight})"

@@ -6,7 +6,18 @@ from typing import Any
 from markupsafe import Markup
 
 from armo_ray.report.charts import bar, curve, histogram
-from armo_ray.report.words import figure, grid, heading, join, number, paragraph, percent, signed, table
+from armo_ray.report.words import (
+    facts,
+    figure,
+    grid,
+    heading,
+    join,
+    number,
+    paragraph,
+    percent,
+    signed,
+    table,
+)
 
 _MOST_ROWS = 30
 
@@ -16,10 +27,13 @@ def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
     if not several:
         return paragraph(f"Each of the {number(found['prompts'])} prompts has one scored candidate.")
     within = found["sd_within"]
-    facts = [
+    told = [
         ("prompts", number(found["prompts"])),
         ("with several candidates", number(several)),
-        ("two best are tied", f"{number(found['tied_for_best'])} ({percent(found['tied_for_best'] / several)})"),
+        (
+            "two best are tied",
+            f"{number(found['tied_for_best'])} ({percent(found['tied_for_best'] / several)})",
+        ),
         ("all are equal", f"{number(found['all_equal'])} ({percent(found['all_equal'] / several)})"),
         ("deviation within a prompt", number(within)),
         ("share of all variance", percent(within**2 / deviation**2 if deviation else None)),
@@ -46,7 +60,7 @@ def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
             f"little."
         )
         drawn.append(figure(curve("Best of n", points, ("n", "mean score of the best")), caption))
-    return join(table(("what", "value"), facts, words=1), grid(*drawn))
+    return join(facts(told), grid(*drawn))
 
 
 def pairs(found: Mapping[str, Any]) -> Markup:
@@ -65,7 +79,8 @@ def pairs(found: Mapping[str, Any]) -> Markup:
     )
     columns = sorted(found["columns"].items(), key=lambda entry: -entry[1]["accuracy"])
     rows = [
-        (name, percent(row["accuracy"]), bar(row["accuracy"], 1.0), number(row["ties"])) for name, row in columns
+        (name, percent(row["accuracy"]), bar(row["accuracy"], 1.0), number(row["ties"]))
+        for name, row in columns
     ]
     lengths = [
         (_ratio(row), number(row["pairs"]), percent(row["accuracy"]), bar(row["accuracy"], 1.0))
@@ -79,8 +94,8 @@ def pairs(found: Mapping[str, Any]) -> Markup:
         heading("By the chosen answer's length"),
         table(("chosen's tokens to rejected's", "pairs", "chosen scores higher", ""), lengths),
         paragraph(
-            f"Chosen is the longer one in {percent(found['chosen_is_longer'])} of the pairs. A model that is right only "
-            f"where it is longer counts words."
+            f"Chosen is the longer one in {percent(found['chosen_is_longer'])} of the pairs. A model that is "
+            f"right only where it is longer counts words."
         ),
     ]
     for name, values in found["groups"].items():
@@ -101,32 +116,43 @@ def pairs(found: Mapping[str, Any]) -> Markup:
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    return f"{row['from']:g} times and more" if row["to"] is None else f"{row['from']:g} to {row['to']:g} times"
+    return (
+        f"{row['from']:g} times and more" if row["to"] is None else f"{row['from']:g} to {row['to']:g} times"
+    )
 
 
 def _value(value: str | None) -> str:
     return "(none)" if value is None else value or "(empty)"
 
 
-def groups(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+def groups(found: Mapping[str, Sequence[Mapping[str, Any]]], mean: float) -> Markup:
     body = []
     for name, values in found.items():
         shown = values[:_MOST_ROWS]
-        means = [row["mean_score"] for row in shown]
-        low, high = min(*means, 0.0), max(*means, 0.0)
+        most = max(abs(row["mean_score"] - mean) for row in shown)
         rows = [
             (
                 _value(row["value"]),
                 number(row["candidates"]),
                 number(row["mean_score"]),
-                bar(row["mean_score"], high, low),
+                signed(row["mean_score"] - mean),
+                bar(row["mean_score"] - mean, most, -most),
                 number(row["sd_score"]),
                 percent(row["best_of_prompt"] / row["candidates"]),
                 number(row["mean_response_tokens"]),
             )
             for row in shown
         ]
-        head = (name, "candidates", "mean score", "", "sd", "best of its prompt", "mean tokens")
+        head = (
+            name,
+            "candidates",
+            "mean score",
+            "less that of all",
+            "",
+            "sd",
+            "best of its prompt",
+            "mean tokens",
+        )
         body += [heading(f"By {name}"), table(head, rows), _left_out(values)]
     body.append(
         paragraph(

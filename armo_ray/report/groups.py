@@ -61,12 +61,12 @@ def _group(columns: Columns, value: str | None, count: int, squares: float, *mea
     }
 
 
-def length_bins(
-    con: duckdb.DuckDBPyConnection, columns: Columns, lengths: Histogram
-) -> list[dict[str, Any]]:
+def length_bins(con: duckdb.DuckDBPyConnection, columns: Columns, lengths: Histogram) -> list[dict[str, Any]]:
     """Candidates in bins of about as many, by their response's tokens: mean length, mean score and its deviation."""
     length, score = columns.alias(LENGTH), columns.alias(SCORE)
-    ends = sorted({round(lengths.quantile(i / _LENGTH_BINS)) for i in range(1, _LENGTH_BINS)} - {round(lengths.high)})
+    ends = sorted(
+        {round(lengths.quantile(i / _LENGTH_BINS)) for i in range(1, _LENGTH_BINS)} - {round(lengths.high)}
+    )
     place = "".join(f"WHEN {length} <= {end} THEN {i} " for i, end in enumerate(ends))
     case = f"CASE {place}ELSE {len(ends)} END"
     rows = con.execute(

@@ -81,7 +81,7 @@ def equal(low: float, high: float, whole: bool = False) -> Floats:
     """The edges of equal bins that hold all from low to high; of whole numbers, each bin holds as many of them."""
     if whole:
         width = max(1, int(np.ceil((high - low + 1) / _DRAWN)))
-        return np.arange(low - 0.5, high + width, width, np.float64)
+        return np.asarray(np.arange(low - 0.5, high + width, width), np.float64)
     edges = np.linspace(low, high, _DRAWN + 1)
     edges[0] = np.nextafter(low, -np.inf)  # a bin holds its upper edge, not its lower one
     return edges

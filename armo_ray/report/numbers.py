@@ -77,9 +77,7 @@ def _inputs(found: Committed) -> list[dict[str, Any]]:
     return [{"source": source, "candidates": count} for source, count in most]
 
 
-def _scored(
-    con: duckdb.DuckDBPyConnection, scores: Scores, options: ReportOptions
-) -> dict[str, Any]:
+def _scored(con: duckdb.DuckDBPyConnection, scores: Scores, options: ReportOptions) -> dict[str, Any]:
     columns = find_columns(con, scores)
     con.execute(f"CREATE OR REPLACE TEMP VIEW candidates AS {columns.view(scores.parts)}")
     summary = summarize(con, columns, scores)

@@ -6,16 +6,16 @@ from typing import Any
 from markupsafe import Markup
 
 from armo_ray.report.charts import histogram
-from armo_ray.report.words import figure, heading, join, number, paragraph, percent, table
+from armo_ray.report.words import facts, figure, heading, join, number, paragraph, percent, table
 
-_POLICY = ("max_length", "truncate", "special_tokens", "family", "unit_rows", "keep_text", "partition_by")
+_POLICY = ("max_length", "truncate", "special_tokens", "unit_rows", "partition_by")
 
 
 def overview(found: Mapping[str, Any]) -> Markup:
     totals, model = found["totals"], found["model"]
     identity = found["runs"][0].get("identity", {})
     rejected, scored = sum(totals["rejected"].values()), found["scored"]
-    facts = [
+    told = [
         ("candidates scored", number(totals["scored"])),
         ("rejected", f"{number(rejected)} ({percent(rejected / max(totals['candidates'], 1))})"),
         ("prompts", number(scored["prompts"]["prompts"]) if scored else "-"),
@@ -24,7 +24,7 @@ def overview(found: Mapping[str, Any]) -> Markup:
         ("units", number(totals["units"])),
     ]
     cards = Markup("").join(
-        Markup('<div class="card"><b>{}</b><span>{}</span></div>').format(value, name) for name, value in facts
+        Markup('<div class="card"><b>{}</b><span>{}</span></div>').format(value, name) for name, value in told
     )
     rows = [("output", ", ".join(found["outputs"]))]
     rows += [
@@ -41,10 +41,12 @@ def overview(found: Mapping[str, Any]) -> Markup:
     inputs = [(row["source"], number(row["candidates"])) for row in found["inputs"]]
     more = totals["shards"] - len(inputs)
     return join(
-        Markup("") if found["complete"] else _warning("This output is not complete: the page tells what is committed."),
+        Markup("")
+        if found["complete"]
+        else _warning("This output is not complete: the page tells what is committed."),
         Markup("") if scored else _warning("No candidate was scored."),
         Markup('<div class="cards">{}</div>').format(cards),
-        table(("what", "value"), rows, words=2),
+        facts(rows),
         heading("Shards with the most candidates"),
         table(("shard", "candidates"), inputs),
         paragraph(f"{number(more)} more shards.") if more > 0 else Markup(""),
@@ -67,7 +69,9 @@ def _made(made: Mapping[str, Any]) -> str:
 
 
 def rejected(rows: Sequence[Mapping[str, Any]], candidates: int) -> Markup:
-    told = [(row["reason"], number(row["rejects"]), percent(row["rejects"] / max(candidates, 1))) for row in rows]
+    told = [
+        (row["reason"], number(row["rejects"]), percent(row["rejects"] / max(candidates, 1))) for row in rows
+    ]
     body = [table(("reason", "rejects", "of all candidates"), told)]
     for row in rows:
         for example in row["examples"]:
@@ -75,7 +79,7 @@ def rejected(rows: Sequence[Mapping[str, Any]], candidates: int) -> Markup:
             if example["candidate"] is not None:
                 where += f" candidate {example['candidate']}"
             body.append(
-                Markup('<details><summary>{}</summary><p>{}</p><pre>{}</pre></details>').format(
+                Markup("<details><summary>{}</summary><p>{}</p><pre>{}</pre></details>").format(
                     where, example["detail"], example["raw"] or "(the row is with an earlier reject of it)"
                 )
             )
@@ -113,24 +117,25 @@ def _example(row: Mapping[str, Any]) -> Markup:
 def speed(found: Mapping[str, Any]) -> Markup:
     total = sum(found["seconds"].values()) or 1.0
     cost = found["cost_usd"]
-    facts = [
+    told = [
         ("from, to", f"{found['first']} to {found['last']}"),
         ("at work", f"{number(found['active_seconds'])} s"),
         ("candidates a second", number(found["candidates_per_second"])),
         ("tokens a second", number(found["tokens_per_second"])),
-        ("tokens that went through the model", f"{number(found['computed_tokens'])} of {number(found['tokens'])}"),
+        (
+            "tokens that went through the model",
+            f"{number(found['computed_tokens'])} of {number(found['tokens'])}",
+        ),
         ("replicas", number(found["replicas"])),
         ("model at work, of their time", percent(found["busy"])),
         ("hours of replicas", number(found["replica_hours"])),
         ("hours of GPUs", f"{number(found['gpu_hours'])}, at {number(found['gpus_per_replica'])} a replica"),
         ("cost", "give --price" if cost is None else f"{cost:,.2f} USD"),
     ]
-    steps = [
-        (step, number(seconds), percent(seconds / total)) for step, seconds in found["seconds"].items()
-    ]
+    steps = [(step, number(seconds), percent(seconds / total)) for step, seconds in found["seconds"].items()]
     units = [
         (
-            unit["unit"][:12],
+            unit["unit"][16:],  # the rest is the shard's
             f"{unit['source']} rows {unit['first_row']}+{unit['num_rows']}",
             number(unit["scored"]),
             number(unit["num_tokens"]),
@@ -140,7 +145,7 @@ def speed(found: Mapping[str, Any]) -> Markup:
         for unit in found["slowest_units"]
     ]
     return join(
-        table(("what", "value"), facts, words=2),
+        facts(told),
         _throughput(found["throughput"], found["active_seconds"]),
         heading("Seconds of all workers, by step"),
         table(("step", "seconds", "share"), steps),
@@ -152,12 +157,16 @@ def speed(found: Mapping[str, Any]) -> Markup:
 def _throughput(bins: Sequence[Mapping[str, float]], active: float) -> Markup:
     if not bins:
         return Markup("")
-    scale, unit = (3600, "hours") if active > 3 * 3600 else (60, "minutes") if active > 180 else (1, "seconds")
+    scale, unit = (
+        (3600, "hours") if active > 3 * 3600 else (60, "minutes") if active > 180 else (1, "seconds")
+    )
     edges = [row["from_seconds"] / scale for row in bins] + [active / scale]
     counts = [row["tokens_per_second"] for row in bins]
-    drawn = histogram("Throughput over time", {"edges": edges, "counts": counts}, f"{unit} at work", "tokens/s")
+    drawn = histogram(
+        "Throughput over time", {"edges": edges, "counts": counts}, f"{unit} at work", "tokens/s"
+    )
     return figure(
         drawn,
-        "Tokens a second over the time at work, counted when a unit is committed. A falling line is "
+        "Tokens a second over the time at work, counted when a unit is committed. Falling bars are "
         "a starved or shrinking pool; pauses between runs are left out.",
     )

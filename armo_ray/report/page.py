@@ -29,7 +29,9 @@ _PAGE = Markup("""<!DOCTYPE html>
 </body>
 </html>
 """)
-_SECTION = Markup('<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>')
+_SECTION = Markup(
+    '<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>'
+)
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -43,7 +45,7 @@ def page(found: Mapping[str, Any]) -> str:
             title=outputs,
             about=f"Scores of {model}" if model else "Nothing was scored yet",
             # the style sheet is this package's own: nothing of it comes from data
-            style=Markup(files(__package__).joinpath("page.css").read_text("utf-8")),  # noqa: S704
+            style=Markup(files(__package__).joinpath("page.css").read_text("utf-8")),
             contents=Markup("").join(
                 Markup('<li><a href="#{}">{}</a></li>').format(name, title) for title, name in names.items()
             ),
@@ -71,10 +73,10 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
             "What drives the score": values.makeup(scored["influence"], columns) if several else nothing,
             "Gating": values.gating(scored["groups"]),
             "Correlation": values.correlation(scored["correlation"]) if several else nothing,
-            "Length": values.length(scored["length"], mean),
+            "Length": values.length(scored["length"]),
             "Within prompts": contrasts.prompts(scored["prompts"], deviation),
             "Chosen and rejected": contrasts.pairs(scored["pairs"]) if scored["pairs"] else nothing,
-            "Groups": contrasts.groups(scored["groups"]) if scored["groups"] else nothing,
+            "Groups": contrasts.groups(scored["groups"], mean) if scored["groups"] else nothing,
             "Examples": overview.examples(scored["examples"]),
         }
     if found["rejects"]:

@@ -54,7 +54,7 @@ def speed(
 
 def _timeline(began: Any, ended: Any) -> tuple[Any, float]:
     """Seconds in which some unit was at work, up to a moment: what lies between two runs does not count."""
-    edges = [(0.0, float(began.min()))]
+    edges = [(0.0, float(began.min()))]  # seconds, at a moment
     for start, end in sorted(zip(began.tolist(), ended.tolist(), strict=True)):
         spent, last = edges[-1]
         if start > last + _GAP_S:
@@ -62,9 +62,8 @@ def _timeline(began: Any, ended: Any) -> tuple[Any, float]:
             last = start
         if end > last:
             edges.append((spent + end - last, end))
-    spent = [a for a, _ in edges]
-    moments = [b for _, b in edges]
-    return lambda at: np.interp(at, moments, spent), spent[-1]
+    seconds, moments = zip(*edges, strict=True)
+    return lambda at: np.interp(at, moments, seconds), seconds[-1]
 
 
 def _throughput(at: Any, tokens: Any, active: float) -> list[dict[str, float]]:
@@ -84,7 +83,7 @@ def _slowest(timed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The units with the most seconds of work; waiting is none."""
 
     def work(record: Mapping[str, Any]) -> float:
-        return sum(value for step, value in record["seconds"].items() if step != "wait")
+        return sum(float(value) for step, value in record["seconds"].items() if step != "wait")
 
     keys = ("unit", "source", "first_row", "num_rows", "scored", "num_tokens", "seconds")
     return [

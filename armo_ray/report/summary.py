@@ -53,7 +53,8 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
     bounds = sample_bounds(con, columns, scores)
     moved = [columns.alias(name) for name in columns.values if name not in columns.gates]
     moved += [f"p{i}" for i in range(len(columns.parts))]
-    center = con.execute(f"SELECT {', '.join(f'avg({m})' for m in moved)} FROM ({columns.view(sampled(scores.parts))})").fetchall()[0]
+    averages = ", ".join(f"avg({m})" for m in moved)
+    center = con.execute(f"SELECT {averages} FROM ({columns.view(sampled(scores.parts))})").fetchall()[0]
     pairs = [(i, j) for i in range(len(moved)) for j in range(i + 1) if _wanted(columns, i, j)]
     # about the means of a sample, so that sums of products lose no digits
     centered = ", ".join(f"{m} - {c!r} AS d{i}" for i, (m, c) in enumerate(zip(moved, center, strict=True)))

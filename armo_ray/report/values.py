@@ -23,9 +23,7 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
             "How many candidates have each score; the line is the median." + _beside(score["histogram"]),
         ),
         figure(
-            histogram(
-                "Response lengths", length["histogram"], "tokens", mark=length["quantiles"]["0.5"]
-            ),
+            histogram("Response lengths", length["histogram"], "tokens", mark=length["quantiles"]["0.5"]),
             "How long the responses are, in tokens." + _beside(length["histogram"]),
         ),
     )
@@ -44,8 +42,12 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
     shown = [name for name in columns if not name.startswith("gating.")]
     levels = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
     rows = [
-        (_plain(name), number(columns[name]["mean"]), number(columns[name]["sd"]))
-        + tuple(number(columns[name]["quantiles"][level]) for level in levels)
+        (
+            _plain(name),
+            number(columns[name]["mean"]),
+            number(columns[name]["sd"]),
+            *(_level(name, columns[name]["quantiles"][level]) for level in levels),
+        )
         for name in shown
     ]
     head = ("column", "mean", "sd", *(f"{100 * float(level):g} %" for level in levels))
@@ -57,6 +59,10 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
         heading("Quantiles"),
         table(head, rows),
     )
+
+
+def _level(name: str, value: float) -> str:
+    return number(round(value)) if name.startswith("num_") else number(value)
 
 
 def _beside(bins: Mapping[str, Any]) -> str:
@@ -95,8 +101,8 @@ def makeup(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping
     ]
     head += ["mean gate", ""] if gates else []
     told = (
-        "The score is the sum of these parts, each a reward times its weight. The share of variance tells which of them "
-        "make scores differ, and adds up to 100 %; the mean tells what they add to every score. A negative share "
+        "The score is the sum of these parts, each a reward times its weight. The share of variance tells which of "
+        "them make scores differ, and adds up to 100 %; the mean tells what they add to every score. A negative share "
         "narrows the scores."
     )
     if gates:
@@ -104,10 +110,12 @@ def makeup(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping
     return join(table(head, rows), paragraph(told))
 
 
-def length(found: Mapping[str, Any], mean_score: float) -> Markup:
+def length(found: Mapping[str, Any]) -> Markup:
     own = found["columns"]["score"]
     points = [(row["mean_tokens"], row["mean_score"]) for row in found["bins"]]
-    bars = [(row["mean_score"] - row["sd_score"], row["mean_score"] + row["sd_score"]) for row in found["bins"]]
+    bars = [
+        (row["mean_score"] - row["sd_score"], row["mean_score"] + row["sd_score"]) for row in found["bins"]
+    ]
     slope = own["slope"]
     drawn = curve(
         "Score by response length",
@@ -142,10 +150,15 @@ def _slopes(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
     return join(
         table(head, rows),
         paragraph(
-            "A reward that rises with length whatever is said rewards verbosity. The slope is of least squares over all "
-            "candidates, in the reward's own units and in its standard deviations."
+            "A reward that rises with length whatever is said rewards verbosity. The slope is of least squares over "
+            "all candidates, in the reward's own units and in its standard deviations."
         ),
     )
+
+
+def _differ(gates: Sequence[Mapping[str, float]]) -> bool:
+    """Whether some mean gate differs by a hundredth: each prompt may have candidates in all groups."""
+    return any(max(row[o] for row in gates) - min(row[o] for row in gates) >= 0.01 for o in gates[0])
 
 
 def gating(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
@@ -153,7 +166,7 @@ def gating(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     body = []
     for name, rows in groups.items():
         shown = sorted(rows, key=lambda row: -row["candidates"])[:24]
-        if name == "role" or not shown[0]["gating"]:
+        if not _differ([row["gating"] for row in shown]):
             continue
         objectives = sorted(shown[0]["gating"], key=lambda o: -max(row["gating"][o] for row in shown))[:MOST]
         values = [[row["gating"][o] for row in shown] for o in objectives]

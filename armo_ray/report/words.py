@@ -1,5 +1,6 @@
 """Numbers as text, and the HTML that all sections are made of. Whatever is no Markup is escaped."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,7 +31,10 @@ def signed(value: float | None) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> Markup:
     """The first `words` columns are text, the others numbers."""
-    heads = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in head)
+    heads = Markup("").join(
+        Markup('<th scope="col" class="{}">{}</th>').format("" if i < words else "n", name)
+        for i, name in enumerate(head)
+    )
     body = Markup("").join(
         Markup("<tr>{}</tr>").format(Markup("").join(_cell(i, cell, words) for i, cell in enumerate(row)))
         for row in rows
@@ -39,12 +43,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) ->
     return Markup(whole).format(heads, body)
 
 
+def facts(rows: Iterable[tuple[str, str]]) -> Markup:
+    """Names and what they are."""
+    lines = (Markup("<dt>{}</dt><dd>{}</dd>").format(name, _breakable(value)) for name, value in rows)
+    return Markup('<dl class="facts">{}</dl>').format(Markup("").join(lines))
+
+
+def _breakable(text: Any) -> Markup:
+    """Text that may go on in a new line within names and paths."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/=])", str(text)))
+
+
 def _cell(place: int, cell: Any, words: int) -> Markup:
     kind = "bars" if isinstance(cell, Markup) and cell.startswith("<svg") else "" if place < words else "n"
     if cell == "" and place >= words:
         kind = "bars"
     tag = '<th scope="row" class="{}">{}</th>' if place == 0 else '<td class="{}">{}</td>'
-    return Markup(tag).format(kind, cell)
+    return Markup(tag).format(kind, cell if isinstance(cell, Markup) or place >= words else _breakable(cell))
 
 
 def figure(drawn: Markup, caption: str) -> Markup:
