@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "cluster": {"progress"},
     "evaluation": {"errors"},
     "curation": BASE | {"agreement", "cluster", "evaluation", "storage", "text"},
+    "report": BASE | {"curation", "evaluation", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
     | {"cluster", "preflight"}
@@ -48,6 +49,7 @@ MAY_IMPORT = {
         "preflight",
         "bench",
         "curation",
+        "report",
     },
 }
 ONLY_IN = {
@@ -55,7 +57,7 @@ ONLY_IN = {
     "ray": {"cluster", "pipeline", "replicas", "isolation"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},
-    "duckdb": {"curation"},
+    "duckdb": {"curation", "report"},
     "rensa": {"curation"},
 }
 
@@ -110,6 +112,10 @@ WITHOUT = {
     ),
     "evaluate-help": (
         "from armo_ray.cli import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: pass",
+        HEAVY | {"pyarrow", "duckdb", "numpy"},
+    ),
+    "report-help": (
+        "from armo_ray.cli import main\ntry: main(['report', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "config-error": (

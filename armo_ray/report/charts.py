@@ -11,15 +11,14 @@ from armo_ray.report.words import number
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 216, 46, 12, 26, 38
 _CELL, _CHAR = 22, 6.1  # pixels; of a letter's width at 11
 _LONGEST = 40  # letters of a label
-_ZOOM = 1.25  # where there is room
 _TURN = 0.87  # sine of 60 degrees
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two values."""
+def ticks(low: float, high: float, most: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers between two values, at least so far apart."""
     if not high > low:
         return [low]
-    raw = (high - low) / most
+    raw = max((high - low) / most, least)
     power = 10.0 ** floor(log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     return [i * step for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
@@ -47,13 +46,13 @@ class _Frame:
         share = (value - self.low_y) / (self.high_y - self.low_y)
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
 
-    def axes(self, x_title: str, y_title: str) -> list[Markup]:
+    def axes(self, x_title: str, y_title: str, least: float = 0.0) -> list[Markup]:
         body = []
         for value in ticks(self.low_y, self.high_y, 4):
             y = self.y(value)
             body.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
             body.append(_text(_LEFT - 6, y + 4, _tick(value), "end"))
-        for value in ticks(self.low_x, self.high_x):
+        for value in ticks(self.low_x, self.high_x, least=least):
             body.append(_text(self.x(value), _HEIGHT - _BOTTOM + 15, _tick(value), "middle"))
         bottom = _HEIGHT - _BOTTOM
         body.append(_line(_LEFT, bottom, _WIDTH - _RIGHT, bottom, "axis"))
@@ -90,7 +89,8 @@ def curve(
     margin = 0.06 * ((max(ys) - min(ys)) or abs(ys[0]) or 1.0)
     spread = [*ys, *(end for interval in bars for end in interval)]
     frame = _Frame((min(xs), max(xs)), (min(spread) - margin, max(spread) + margin))
-    body = frame.axes(*titles)
+    whole = all(x == int(x) for x in xs)
+    body = frame.axes(*titles, least=1.0 if whole else 0.0)
     for (x, _), (low, high) in zip(points, bars, strict=False):
         body.append(_line(frame.x(x), frame.y(low), frame.x(x), frame.y(high), "whisker"))
     if line is not None:
@@ -200,5 +200,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 
 def _svg(title: str, width: float, height: float, body: Sequence[Markup], kind: str = "chart") -> Markup:
-    head = Markup('<svg class="{}" width="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
-    return head.format(kind, width * _ZOOM, width, height, title) + Markup("").join(body) + Markup("</svg>")
+    head = Markup(
+        '<svg class="{0}" style="--width: {1:.0f}" viewBox="0 0 {1:.0f} {2:.0f}" role="img" aria-label="{3}">'
+    )
+    return head.format(kind, width, height, title) + Markup("").join(body) + Markup("</svg>")

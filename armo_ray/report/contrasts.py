@@ -79,11 +79,11 @@ def pairs(found: Mapping[str, Any]) -> Markup:
     )
     columns = sorted(found["columns"].items(), key=lambda entry: -entry[1]["accuracy"])
     rows = [
-        (name, percent(row["accuracy"]), bar(row["accuracy"], 1.0), number(row["ties"]))
+        (name, percent(row["accuracy"]), bar(row["accuracy"] - 0.5, 0.5, -0.5), number(row["ties"]))
         for name, row in columns
     ]
     lengths = [
-        (_ratio(row), number(row["pairs"]), percent(row["accuracy"]), bar(row["accuracy"], 1.0))
+        (_ratio(row), number(row["pairs"]), percent(row["accuracy"]), bar(row["accuracy"] - 0.5, 0.5, -0.5))
         for row in found["length"]
         if row["pairs"]
     ]
@@ -91,6 +91,7 @@ def pairs(found: Mapping[str, Any]) -> Markup:
         drawn,
         heading("One column alone"),
         table(("column", "chosen is larger", "", "ties"), rows),
+        paragraph("Bars begin at 50 %, which chance reaches."),
         heading("By the chosen answer's length"),
         table(("chosen's tokens to rejected's", "pairs", "chosen scores higher", ""), lengths),
         paragraph(
@@ -104,7 +105,7 @@ def pairs(found: Mapping[str, Any]) -> Markup:
                 _value(row["value"]),
                 number(row["pairs"]),
                 percent(row["accuracy"]),
-                bar(row["accuracy"], 1.0),
+                bar(row["accuracy"] - 0.5, 0.5, -0.5),
                 signed(row["mean_margin"]),
                 percent(row["chosen_is_longer"]),
             )

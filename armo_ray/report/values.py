@@ -6,7 +6,18 @@ from typing import Any
 from markupsafe import Markup
 
 from armo_ray.report.charts import bar, curve, heatmap, histogram, small_histogram
-from armo_ray.report.words import figure, grid, heading, join, number, paragraph, percent, signed, table
+from armo_ray.report.words import (
+    breakable,
+    figure,
+    grid,
+    heading,
+    join,
+    number,
+    paragraph,
+    percent,
+    signed,
+    table,
+)
 
 MOST = 40  # objectives that are drawn
 
@@ -30,7 +41,7 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
     rewards = [name for name in columns if name.startswith("rewards.")][:MOST]
     small = Markup("").join(
         Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(
-            _plain(name),
+            breakable(_plain(name)),
             small_histogram(
                 f"{_plain(name)}: median {number(columns[name]['quantiles']['0.5'])}",
                 columns[name]["histogram"],

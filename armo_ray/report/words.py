@@ -45,11 +45,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) ->
 
 def facts(rows: Iterable[tuple[str, str]]) -> Markup:
     """Names and what they are."""
-    lines = (Markup("<dt>{}</dt><dd>{}</dd>").format(name, _breakable(value)) for name, value in rows)
+    lines = (Markup("<dt>{}</dt><dd>{}</dd>").format(name, breakable(value)) for name, value in rows)
     return Markup('<dl class="facts">{}</dl>').format(Markup("").join(lines))
 
 
-def _breakable(text: Any) -> Markup:
+def breakable(text: Any) -> Markup:
     """Text that may go on in a new line within names and paths."""
     return Markup("<wbr>").join(re.split(r"(?<=[_/=])", str(text)))
 
@@ -59,7 +59,7 @@ def _cell(place: int, cell: Any, words: int) -> Markup:
     if cell == "" and place >= words:
         kind = "bars"
     tag = '<th scope="row" class="{}">{}</th>' if place == 0 else '<td class="{}">{}</td>'
-    return Markup(tag).format(kind, cell if isinstance(cell, Markup) or place >= words else _breakable(cell))
+    return Markup(tag).format(kind, cell if isinstance(cell, Markup) or place >= words else breakable(cell))
 
 
 def figure(drawn: Markup, caption: str) -> Markup:
