@@ -1,11 +1,13 @@
 """`armo-ray report`: a page and its numbers about outputs, and whether they drifted."""
 
+import json
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from armo_ray.report.numbers import measure
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.page import page
-from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -20,9 +22,14 @@ def run(options: ReportOptions) -> bool:
     store = Store(place)
     found = measure(options)
     store.write(name, page(found).encode())
-    store.write(name.removesuffix(".html") + ".json", commits.to_json(found))
-    print(f"{store.uri}/{name}")
+    store.write(name.removesuffix(".html") + ".json", _to_json(found))
+    print(f"report: {store.uri}/{name}")
     drifted = found["drift"]["drifted"] if found["drift"] else []
     if drifted:
         logger.error("drifted from %s: %s", options.against, ", ".join(drifted))
     return bool(drifted)
+
+
+def _to_json(found: Mapping[str, Any]) -> bytes:
+    """With rewards in the order of the model, and null for what is no number."""
+    return json.dumps(found, indent=1, default=str, allow_nan=False).encode() + b"\n"

@@ -67,10 +67,9 @@ def length_bins(con: duckdb.DuckDBPyConnection, columns: Columns, lengths: Histo
     ends = sorted(
         {round(lengths.quantile(i / _LENGTH_BINS)) for i in range(1, _LENGTH_BINS)} - {round(lengths.high)}
     )
-    place = "".join(f"WHEN {length} <= {end} THEN {i} " for i, end in enumerate(ends))
-    case = f"CASE {place}ELSE {len(ends)} END"
+    place = " + ".join(f"({length} > {end})::INT" for end in ends) or "0"
     rows = con.execute(
-        f"""SELECT {case} AS bin, min({length}), max({length}), count(*), avg({length}), avg({score}),
+        f"""SELECT {place} AS bin, min({length}), max({length}), count(*), avg({length}), avg({score}),
                 stddev_pop({score}) FROM candidates GROUP BY bin ORDER BY bin"""
     ).fetchall()
     keys = ("from", "to", "candidates", "mean_tokens", "mean_score", "sd_score")
