@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to preference pairs: a virtual environment, a tiny random model, a sample of real preference pairs.
+# From nothing to preference pairs and a report: a virtual environment, a tiny random model, a sample of real pairs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,3 +16,4 @@ armo-ray score jobs/quickstart.toml --model "$out/model" --output "$out/scored"
 armo-ray verify "$out/scored"
 armo-ray mine "$out/scored" --output "$out/pairs" --keep id
 python -m jobs.show "$out/scored" "$out/pairs"
+armo-ray report "$out/scored"

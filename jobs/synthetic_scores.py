@@ -1,7 +1,7 @@
 """Write a complete output of scores with random numbers, to try curation at any size; measure a command on it.
 
 python -m jobs.synthetic_scores DIR --candidates 1000000
-python -m jobs.synthetic_scores --measure mine filter reweigh --candidates 100000 1000000 10000000
+python -m jobs.synthetic_scores --measure mine filter reweigh report --candidates 100000 1000000 10000000
 """
 
 import argparse
@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "mine": ["--strategy", "best-vs-sigma", "--min-margin", "score=0.01", "--test-fraction", "0.05"],
     "filter": ["--where", "score >= q0.5"],
     "reweigh": ["--mask", "helpsteer_verbosity"],
+    "report": [],
 }
 
 
