@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
-            f"armo-ray {args.command}: stopped; " + ("nothing is left" if args.run is _curate else _GO_ON),
+            f"armo-ray {args.command}: stopped; " + ("nothing is left" if args.run in (_curate, _report) else _GO_ON),
             file=sys.stderr,
         )
         return FAILED

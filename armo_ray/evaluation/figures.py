@@ -46,7 +46,8 @@ def figures(found: Mapping[str, Any]) -> dict[str, str]:
 
 def bars(title: str, rows: Sequence[Bar]) -> str:
     """Horizontal bars from 0 to 100 %."""
-    body = []
+    bottom = _TOP + len(rows) * _ROW
+    body = [_line(_at(x / 4), _TOP, _at(x / 4), bottom, _GREY) for x in range(5)]
     for i, bar in enumerate(rows):
         y = _TOP + i * _ROW
         body.append(_text(_LEFT - 6, y + 13, bar.label, "end"))
@@ -56,8 +57,6 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
         if bar.mark is not None:
             body.append(_line(_at(bar.mark), y + 1, _at(bar.mark), y + _ROW - 2, _ORANGE))
         body.append(_text(_LEFT + _WIDTH + 8, y + 13, f"{100 * bar.value:.1f}"))
-    bottom = _TOP + len(rows) * _ROW
-    body += [_line(_at(x / 4), _TOP, _at(x / 4), bottom, _GREY) for x in range(5)]
     body += [_text(_at(x / 4), bottom + 16, str(25 * x), "middle") for x in range(5)]
     return _svg(title, _LEFT + _WIDTH + 60, bottom + 30, body)
 

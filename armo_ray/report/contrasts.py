@@ -1,4 +1,4 @@
-"""Sections that compare: within prompts, chosen with rejected, groups, an older output."""
+"""Sections that compare: within prompts, chosen with rejected, groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -167,39 +167,3 @@ def groups(found: Mapping[str, Sequence[Mapping[str, Any]]], mean: float) -> Mar
 def _left_out(values: Sequence[Any]) -> Markup:
     more = len(values) - _MOST_ROWS
     return paragraph(f"{number(more)} more are in report.json.") if more > 0 else Markup("")
-
-
-def drift(found: Mapping[str, Any]) -> Markup:
-    head = ("column", "PSI", "", "KS", "", "5 %", "median", "95 %", "")
-    columns = sorted(found["columns"].items(), key=lambda entry: -entry[1]["psi"])
-    most = (max((r["psi"] for _, r in columns), default=0), max((r["ks"] for _, r in columns), default=0))
-    rows = [
-        (
-            name,
-            number(row["psi"]),
-            bar(row["psi"], max(most[0], found["max_psi"])),
-            number(row["ks"]),
-            bar(row["ks"], max(most[1], found["max_ks"])),
-            *(signed(shift["shift"]) for shift in row["quantiles"].values()),
-            "drifted" if row["drifted"] else "",
-        )
-        for name, row in columns
-    ]
-    names = found["drifted"]
-    verdict = f"Drifted: {', '.join(names)}." if names else "Nothing drifted."
-    kind = "warning" if names else "fine"
-    body = [Markup('<p class="{}">Against {}: {}</p>').format(kind, found["against"], verdict)]
-    if rows:
-        body += [table(head, rows), paragraph(_how(found))]
-    return join(*body)
-
-
-def _how(found: Mapping[str, Any]) -> str:
-    return (
-        f"The population stability index (PSI) compares how many candidates fall between the older output's deciles: "
-        f"below 0.1 is steady, above 0.25 has changed. Kolmogorov-Smirnov (KS) is the largest distance between the "
-        f"two distributions. The last columns tell how far quantiles moved. A column has drifted where PSI is over "
-        f"{number(max(found['max_psi'], found['chance_psi']))} or KS over "
-        f"{number(max(found['max_ks'], found['chance_ks']))}: the limits asked for, or what chance reaches once in "
-        f"1,000 times with {number(found['prompts']['older'])} and {number(found['prompts']['now'])} prompts."
-    )

@@ -109,7 +109,8 @@ def fixed_bounds(low: float, high: float) -> Bounds:
 
 def counted(sql: str, bounds: Bounds) -> str:
     """SQL of three aggregates that `histogram_of` reads."""
-    return f"histogram({sql}, {[*bounds.all.tolist()]}::DOUBLE[]), min({sql}), max({sql})"
+    ends = ", ".join(f"{bound:.16e}" for bound in bounds.all.tolist())  # with an exponent: DOUBLE, no DECIMAL
+    return f"histogram({sql}, [{ends}]), min({sql}), max({sql})"
 
 
 def histogram_of(row: Sequence[Any], bounds: Bounds) -> Histogram:

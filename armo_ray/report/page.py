@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from armo_ray.report import contrasts, overview, values
+from armo_ray.report import contrasts, overview, shifts, values
 
 _PAGE = Markup("""<!DOCTYPE html>
 <html lang="en">
@@ -63,7 +63,7 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
     nothing = Markup("")
     scored, made = found["scored"], {"Overview": overview.overview(found)}
     if found["drift"]:
-        made["Drift"] = contrasts.drift(found["drift"])
+        made["Drift"] = shifts.drift(found["drift"])
     if scored:
         columns = scored["columns"]
         mean, deviation = columns["score"]["mean"], columns["score"]["sd"]
