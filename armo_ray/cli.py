@@ -2,11 +2,12 @@
 
 import argparse
 import importlib
+import json
 import logging
 import sys
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from armo_ray.curation.options import (
     ReweighOptions,
 )
 from armo_ray.errors import ConfigError
+from armo_ray.estimate.options import PlanOptions
 from armo_ray.families import FAMILIES
 from armo_ray.progress import OutOfTime, limited, stop_on_sigterm
 
@@ -81,12 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"armo-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     score = commands.add_parser("score", help="score shards into partitioned Parquet", epilog=_EXIT_STATUS)
-    score.add_argument(
-        "config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it"
+    _add_score(score, _score)
+    plan = commands.add_parser(
+        "plan", help="what score would do, how long it would take and cost; takes its options"
     )
-    for name, field in ScoreConfig.model_fields.items():
-        _add_option(score, name, field, several=name in ("model", "revision"))
-    score.set_defaults(run=_score, parser=score)
+    _add_score(plan, _plan)
+    for name, field in PlanOptions.model_fields.items():
+        _add_option(plan, name, field)
+    plan.add_argument("--json", action="store_true", help="print one JSON object for each model instead")
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
     verify = commands.add_parser("verify", help="check a finished output against its manifest")
@@ -104,6 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(bench)
     bench.set_defaults(run=execute, parser=bench)
     return parser
+
+
+def _add_score(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it"
+    )
+    for name, field in ScoreConfig.model_fields.items():
+        _add_option(parser, name, field, several=name in ("model", "revision"))
+    parser.set_defaults(run=run, parser=parser)
 
 
 def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) -> None:
@@ -162,6 +175,18 @@ def _score(args: argparse.Namespace) -> int:
             _summarize(totals, config)
             statuses.append(_judge(judged, config))
     return max(statuses)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    options = load_options(PlanOptions, None, _given(args, PlanOptions))
+    configs = load_configs(args.config, _given(args, ScoreConfig), **_reading(args.config))
+    from armo_ray.estimate.estimate import estimate
+    from armo_ray.estimate.show import lines
+
+    for config in configs:
+        told = estimate(config, options)
+        print(json.dumps(told) if args.json else "\n".join(lines(told)), flush=True)
+    return COMPLETE
 
 
 def _given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:

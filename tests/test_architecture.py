@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
+    "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
     "progress": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
@@ -35,7 +36,18 @@ MAY_IMPORT = {
     | {"cluster"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
-    | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench", "curation"},
+    | {
+        "storage",
+        "text",
+        "engine",
+        "plan",
+        "stages",
+        "progress",
+        "pipeline",
+        "bench",
+        "curation",
+        "estimate",
+    },
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},

@@ -1,0 +1,83 @@
+"""What the input and a sample of it are like."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from armo_ray.estimate.figures import Figure, exact
+from armo_ray.estimate.sample import Sample
+from armo_ray.storage.units import Span
+
+Told = dict[str, Any]
+
+
+def describe_input(spans: Sequence[Span]) -> Told:
+    units = [unit for span in spans if span.error is None for unit in span.units]
+    parquet = sum(span.shard.is_parquet for span in spans)
+    return {
+        "shards": len(spans),
+        "parquet_shards": parquet,
+        "unreadable_shards": sum(span.error is not None for span in spans),
+        "bytes": sum(span.shard.size for span in spans),
+        "parquet_units": len(units),
+        "parquet_rows": sum(unit.num_rows for unit in units),
+        "parquet_candidates": sum(unit.candidates for unit in units),
+    }
+
+
+def describe_sample(sample: Sample) -> Told:
+    counts = {
+        name: sum(int(s.counts[name].sum()) for s in sample.strata)
+        for name in ("rows", "candidates", "tokens")
+    }
+    complete = all(stratum.complete for stratum in sample.strata)
+    return {"places": sum(map(len, sample.runs)), **counts, "complete": complete, "footers": sample.exact}
+
+
+def duplicates(sample: Sample, rows_to_do: float) -> Told:
+    """The share of the sampled rows whose prompt another one has too, and in how many other rows of all that are to
+    do a prompt occurs, by the pairs of equal prompts in different runs (Poisson's interval)."""
+    runs = [run.prompts for runs in sample.runs for run in runs]
+    together = Counter[str]()
+    for run in runs:
+        together.update(run)
+    rows = together.total()
+    if not rows:
+        return {"repeated": None, "others": None}
+    repeated = sum(n for n in together.values() if n > 1) / rows
+    near = sum(n * (n - 1) for run in runs for n in run.values()) / rows
+    pairs = rows**2 - sum(run.total() ** 2 for run in runs)
+    equal = sum(n**2 for n in together.values()) - sum(n**2 for run in runs for n in run.values())
+    if all(s.complete for s in sample.strata) or not pairs:
+        return {"repeated": repeated, "others": exact(near + equal / rows)}
+    # an ordered pair is counted twice: that many independent ones are half
+    bounds = (equal, max(equal - 2.8 * math.sqrt(equal), 0.0), equal + 2.8 * math.sqrt(equal) + 6.0)
+    return {"repeated": repeated, "others": Figure(*(near + x / pairs * rows_to_do for x in bounds))}
+
+
+def lengths(found: Sequence[int], weights: Sequence[float], max_length: int) -> Told:
+    """Mean, quantiles and histogram of the tokens of conversations, in bins that double and break at max_length."""
+    if not found:
+        return {"mean": None, "quantiles": {}, "longest": None, "histogram": []}
+    order = np.argsort(found, kind="stable")
+    values, mass = np.asarray(found)[order], np.asarray(weights)[order]
+    below = np.cumsum(mass) / mass.sum()
+    at = {q: int(values[np.searchsorted(below, q - 1e-9)]) for q in (0.5, 0.9, 0.99)}
+    edges = [1 << k for k in range(4, 40) if 1 << k < max_length]
+    edges = [1, *edges, max_length + 1, *(max_length * (1 << k) + 1 for k in range(1, 5))]
+    edges = sorted({*edges, max(int(values[-1]) + 1, edges[-1] + 1)})
+    counts, _ = np.histogram(values, edges, weights=mass)
+    bins = [
+        {"from": a, "to": b - 1, "share": float(n / mass.sum())}
+        for a, b, n in zip(edges, edges[1:], counts, strict=False)
+    ]
+    filled = [k for k, one in enumerate(bins) if one["share"]]
+    return {
+        "mean": float(np.average(values, weights=mass)),
+        "quantiles": at,
+        "longest": int(values[-1]),
+        "histogram": bins[filled[0] : filled[-1] + 1],
+    }
