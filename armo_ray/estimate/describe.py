@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from armo_ray.estimate.figures import Figure, exact
+from armo_ray.estimate.figures import Figure, Z, exact
 from armo_ray.estimate.sample import Sample
 from armo_ray.storage.units import Span
 
@@ -39,23 +40,31 @@ def describe_sample(sample: Sample) -> Told:
 
 def duplicates(sample: Sample, rows_to_do: float) -> Told:
     """The share of the sampled rows whose prompt another one has too, and in how many other rows of all that are to
-    do a prompt occurs, by the pairs of equal prompts in different runs (Poisson's interval)."""
+    do a row's prompt is: those of its own run, and as many as the pairs of rows of different runs let expect. That two
+    runs share prompts is one event of a Poisson process, however many they share."""
     runs = [run.prompts for runs in sample.runs for run in runs]
-    together = Counter[str]()
-    for run in runs:
-        together.update(run)
-    rows = together.total()
+    places: dict[str, list[int]] = {}
+    for k, run in enumerate(runs):
+        for prompt in run:
+            places.setdefault(prompt, []).append(k)
+    rows = sum(run.total() for run in runs)
     if not rows:
         return {"repeated": None, "others": None}
-    repeated = sum(n for n in together.values() if n > 1) / rows
+    shared: Counter[tuple[int, int]] = Counter()
+    for prompt, those in places.items():
+        for a, b in combinations(those, 2):
+            shared[a, b] += runs[a][prompt] * runs[b][prompt]
+    alone = sum(runs[those[0]][prompt] == 1 for prompt, those in places.items() if len(those) == 1)
     near = sum(n * (n - 1) for run in runs for n in run.values()) / rows
-    pairs = rows**2 - sum(run.total() ** 2 for run in runs)
-    equal = sum(n**2 for n in together.values()) - sum(n**2 for run in runs for n in run.values())
+    pairs = (rows**2 - sum(run.total() ** 2 for run in runs)) / 2
+    equal, error = shared.total(), math.sqrt(sum(n**2 for n in shared.values()))
     if all(s.complete for s in sample.strata) or not pairs:
-        return {"repeated": repeated, "others": exact(near + equal / rows)}
-    # an ordered pair is counted twice: that many independent ones are half
-    bounds = (equal, max(equal - 2.8 * math.sqrt(equal), 0.0), equal + 2.8 * math.sqrt(equal) + 6.0)
-    return {"repeated": repeated, "others": Figure(*(near + x / pairs * rows_to_do for x in bounds))}
+        return {"repeated": 1 - alone / rows, "others": exact(near + 2 * equal / rows)}
+    bounds = (equal, max(equal - Z * error, 0.0), equal + Z * error + 3.0)  # of no event 3 may be expected
+    return {
+        "repeated": 1 - alone / rows,
+        "others": Figure(*(near + n / pairs * rows_to_do for n in bounds)),
+    }
 
 
 def lengths(found: Sequence[int], weights: Sequence[float], max_length: int) -> Told:

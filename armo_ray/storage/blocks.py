@@ -1,9 +1,9 @@
 """Runs of consecutive rows from all over an input, for estimates: few bytes are read, and every row is as likely.
 
-What is left to do is cut into blocks of about 64 KiB: rows of Parquet units, or the lines of a JSONL shard that
-begin in a range of its bytes; of a quarter of that where they are compressed. Of each kind of file some blocks are drawn, one in each of as many equal stretches of
-the input, always the same ones. A compressed shard cannot be entered in its middle: its blocks are read from its
-first megabytes.
+What is left to do is cut into blocks: rows of Parquet units, or the lines of a JSONL shard that begin in a range of
+64 KiB, and where it is compressed of 16 KiB. Of each kind of file some blocks are drawn, one in each of as many equal
+stretches of the input, always the same ones. A compressed shard cannot be entered in its middle: its blocks are read
+from its first megabytes.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ _FEWEST = 4  # blocks of one kind of file, so that their spread can be told
 @dataclass(frozen=True)
 class Block:
     """Rows [start, start + size) of a unit of a Parquet shard; or the lines of a JSONL shard that begin in that
-    range of its bytes, of a compressed one in `pieces` parts."""
+    range of its bytes. Of a compressed one, `pieces` such ranges of its beginning."""
 
     shard: Shard
     unit: Unit | None
@@ -99,8 +99,9 @@ def _draw(kind: str, wholes: list[Block], count: int, rng: np.random.Generator) 
     drawn = []
     for k in rng.integers(edges[:-1], edges[1:]).tolist():
         i = int(np.searchsorted(ends, k, side="right"))
-        start = (k - int(ends[i] - blocks[i])) * steps[i]
-        drawn.append(replace(wholes[i], start=start, size=min(steps[i], wholes[i].size - start)))
+        at, size, n = k - int(ends[i] - blocks[i]), wholes[i].size, int(blocks[i])
+        start, stop = at * size // n, (at + 1) * size // n  # of equal sizes: all are as likely
+        drawn.append(replace(wholes[i], start=start, size=stop - start))
     complete = len(drawn) == ends[-1]
     if kind not in (".parquet", ".jsonl"):
         drawn = _beginnings(drawn)
@@ -109,11 +110,9 @@ def _draw(kind: str, wholes: list[Block], count: int, rng: np.random.Generator) 
 
 def _beginnings(drawn: list[Block]) -> list[Block]:
     """As many pieces of the beginning of each compressed shard as blocks of it were drawn."""
+    sizes = {block.shard: block.size for block in drawn}
     pieces = Counter(block.shard for block in drawn)
-    return [
-        Block(shard, None, 0, min(shard.size, max(_PREFIX_BYTES, n * _ZIPPED_BYTES)), n)
-        for shard, n in pieces.items()
-    ]
+    return [Block(shard, None, 0, size, pieces[shard]) for shard, size in sizes.items()]
 
 
 def read_blocks(drawn: Sequence[Block], columns: Sequence[str]) -> list[Run]:
@@ -177,13 +176,14 @@ def _lines(source: Source, block: Block) -> bytes:
 
 
 def _compressed(source: Source, block: Block) -> list[Run]:
-    """Pieces of the beginning of a shard, spread evenly over what was decoded."""
-    text = _decoded(source, block)
-    step, size = len(text) / block.pieces, block.size / block.pieces
-    part = min(1.0, _ZIPPED_BYTES / size)  # of a step that is read
-    starts = [int(k * step) for k in range(block.pieces)]
-    stops = [int((k + part) * step) for k in range(block.pieces)]
-    return [_run(_begun(text, a, b), part * size) for a, b in zip(starts, stops, strict=True)]
+    """Pieces of the beginning of a shard, one anywhere in each of as many stretches of what was decoded: at its very
+    beginning a line would begin for sure."""
+    size = min(block.shard.size, max(_PREFIX_BYTES, block.pieces * block.size))
+    text = _decoded(source, size)
+    step, part = len(text) / block.pieces, min(1.0, block.pieces * block.size / size)
+    shifts = (1 - part) * np.random.default_rng(int(block.shard.hash, 16)).random(block.pieces)
+    bounds = [(round((k + u) * step), round((k + u + part) * step)) for k, u in enumerate(shifts.tolist())]
+    return [_run(_begun(text, start, stop), part * size / block.pieces) for start, stop in bounds]
 
 
 def _begun(text: bytes, start: int, stop: int) -> bytes:
@@ -192,16 +192,16 @@ def _begun(text: bytes, start: int, stop: int) -> bytes:
     return text[first:end]
 
 
-def _decoded(source: Source, block: Block) -> bytes:
-    """The lines of the beginning of a compressed shard that are whole."""
-    whole = block.size == block.shard.size
-    codec = CODECS[block.shard.uri[block.shard.uri.rindex(".") :]]
-    stream = pa.CompressedInputStream(pa.BufferReader(source.read(block.size)), codec)
+def _decoded(source: Source, size: int) -> bytes:
+    """The lines of the first bytes of a compressed shard that are whole."""
+    stream = pa.CompressedInputStream(
+        pa.BufferReader(source.read(size)), CODECS[source.uri[source.uri.rindex(".") :]]
+    )
     pieces: list[bytes] = []
     try:
         pieces.extend(islice(chunks(stream), UNIT_BYTES >> 20))
     except DAMAGE:
-        if whole:
+        if size == source.size:
             raise
     text = b"".join(pieces)
-    return text if whole else text[: text.rfind(b"\n") + 1]
+    return text if size == source.size else text[: text.rfind(b"\n") + 1]
