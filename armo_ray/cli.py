@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check a finished output against its manifest")
     verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
     verify.set_defaults(run=_verify, parser=verify)
+    _add_explain(
+        commands.add_parser("explain", help="trace one row: its tokens, and what its score is made of")
+    )
     tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
@@ -117,6 +120,16 @@ def _add_score(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     for name, field in ScoreConfig.model_fields.items():
         _add_option(parser, name, field, several=name in ("model", "revision"))
     parser.set_defaults(run=run, parser=parser)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="directory or URI that score wrote, complete or not")
+    parser.add_argument("row", metavar="ROW_ID", help="as in the column row_id, or highest, lowest or random")
+    parser.add_argument("--model", help="where the model's tokenizer is now; default: where the run had it")
+    parser.add_argument(
+        "--all-tokens", action="store_true", help="list every token, not those around the marks"
+    )
+    parser.set_defaults(run=_explain, parser=parser)
 
 
 def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) -> None:
@@ -262,6 +275,14 @@ def _verify(args: argparse.Namespace) -> int:
     found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
     print(f"{args.output}: {told}: {found}")
     return FAILED if faults else COMPLETE
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from armo_ray.explain.find import find
+    from armo_ray.explain.show import lines
+
+    print("\n".join(lines(find(args.output, args.row), args.model, args.all_tokens)))
+    return COMPLETE
 
 
 def _tiny_model(args: argparse.Namespace) -> int:

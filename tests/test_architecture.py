@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
+    "explain": BASE | {"storage", "text", "engine"},
     "progress": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},

@@ -37,7 +37,7 @@ def cost(
     for replicas in dict.fromkeys((low, high)):
         rounds = math.ceil(units / replicas) / units  # the last round may leave replicas idle
         walls[replicas] = Figure(*(hours * rounds + load for hours in model))
-    paid = Figure(*(hours * (gpus or 1.0) + min(high, units) * load * (gpus or 1.0) for hours in model))
+    paid = Figure(*((hours + min(high, units) * load) * (gpus or 1.0) for hours in model))
     return {
         "gpus_per_replica": gpus,
         "gpu_hours" if gpus else "replica_hours": paid,

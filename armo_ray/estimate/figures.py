@@ -29,12 +29,12 @@ class Figure(NamedTuple):
         """The standard error as a part of the value."""
         return (self.high - self.low) / (2 * Z * self.value) if self.value else 0.0
 
-    def times(self, factor: float, spread: float = 0.0, plus: float = 0.0) -> "Figure":
-        """This by a factor known up to `spread`, the standard deviation of its logarithm; and an exact sum."""
+    def times(self, factor: float, spread: float = 0.0) -> "Figure":
+        """This by a factor that is known up to `spread`, the standard deviation of its logarithm."""
         if not spread:
-            return Figure(*(x * factor + plus for x in self))
+            return Figure(*(x * factor for x in self))
         value, width = self.value * factor, math.exp(Z * math.hypot(self.relative, spread))
-        return Figure(value + plus, value / width + plus, value * width + plus)
+        return Figure(value, value / width, value * width)
 
     def minus(self, done: float) -> "Figure":
         """What is left of a total."""
