@@ -37,18 +37,8 @@ MAY_IMPORT = {
     | {"cluster"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
-    | {
-        "storage",
-        "text",
-        "engine",
-        "plan",
-        "stages",
-        "progress",
-        "pipeline",
-        "bench",
-        "curation",
-        "estimate",
-    },
+    | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench", "curation"}
+    | {"estimate", "explain"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},

@@ -99,6 +99,7 @@ def test_a_plan_of_a_small_input_is_what_the_run_then_does(tiny_model: Path, tmp
     manifest = score_locally(tiny_model, tmp_path / "in", tmp_path / "out", **options)
     totals, todo = manifest["totals"], told["to_do"]
     assert told["sample"]["complete"]
+    assert todo["counted"] == "all"
     assert todo["rows"] == (131,) * 3
     assert todo["candidates"] == (totals["candidates"],) * 3 == (262,) * 3
     assert todo["tokens"] == (totals["num_tokens"],) * 3
@@ -132,8 +133,9 @@ def test_the_intervals_of_a_sample_hold_what_is_true_of_the_whole(
     assert todo["tokens"].high < 1.5 * todo["tokens"].low
     assert holds(todo["rows"], 1200)
     assert holds(todo["candidates"], 2400)
+    assert todo["counted"] == ("footers" if kind == "parquet" else "sample")
     if kind == "parquet":
-        assert todo["candidates"] == (2400,) * 3  # the footers say so
+        assert todo["candidates"] == (2400,) * 3
     else:
         assert todo["candidates"].low < todo["candidates"].high
     assert planned(tiny_model, tmp_path / "in", tmp_path / "out", {"sample": 10})["to_do"] == todo

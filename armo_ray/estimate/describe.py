@@ -35,7 +35,7 @@ def describe_sample(sample: Sample) -> Told:
         for name in ("rows", "candidates", "tokens")
     }
     complete = all(stratum.complete for stratum in sample.strata)
-    return {"places": sum(map(len, sample.runs)), **counts, "complete": complete, "footers": sample.exact}
+    return {"places": sum(map(len, sample.runs)), **counts, "complete": complete}
 
 
 def duplicates(sample: Sample, rows_to_do: float) -> Told:

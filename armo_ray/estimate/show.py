@@ -26,14 +26,8 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     if not todo["shards"]:
         yield _line("to do", "nothing")
         return
-    how = (
-        "from the footers"
-        if told["sample"]["footers"] and todo["candidates"].low == todo["candidates"].high
-        else ""
-    )
-    yield _line(
-        "to do", f"{number(todo['rows'])} rows, {number(todo['candidates'])} candidates{how and ', ' + how}"
-    )
+    how = {"footers": "from the footers", "all": "counted", "sample": "as the sample tells"}[todo["counted"]]
+    yield _line("to do", f"{number(todo['rows'])} rows, {number(todo['candidates'])} candidates, {how}")
     read = "all of it" if sample["complete"] else f"{sample['places']} places of it"
     yield _line(
         "sample",

@@ -16,8 +16,10 @@ _DONE = ("num_rows", "candidates", "num_tokens", "computed_tokens")
 
 
 class Work(NamedTuple):
-    """Units, rows, candidates and tokens of what is to do."""
+    """Units, rows, candidates and tokens of what is to do. `counted` tells where the rows and candidates are from:
+    "footers" of Parquet, the "sample", or "all" rows, which were read."""
 
+    counted: str
     units: Figure
     rows: Figure
     candidates: Figure
@@ -29,16 +31,16 @@ def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
     """What is to do of the spans that are left, from their footers and a sample of them."""
     done = _done(left, job, store)
     rows, candidates = total(sample.strata, "rows"), total(sample.strata, "candidates")
-    footers = [unit for span in left for unit in span.units if span.error is None]
-    if all(span.units for span in left):  # Parquet, or not readable
-        rows = exact(sum(unit.num_rows for unit in footers))
-        if sample.exact:
-            candidates = exact(sum(unit.candidates for unit in footers))
-    candidates = candidates.minus(done["candidates"])
+    counted = "all" if all(stratum.complete for stratum in sample.strata) else "sample"
+    if sample.exact and all(span.shard.is_parquet for span in left):
+        units = [unit for span in left for unit in span.units]
+        rows = exact(sum(unit.num_rows for unit in units))
+        candidates, counted = exact(sum(unit.candidates for unit in units)), "footers"
     return Work(
+        counted=counted,
         units=_units(left, sample, job),
         rows=rows.minus(done["num_rows"]),
-        candidates=candidates,
+        candidates=candidates.minus(done["candidates"]),
         tokens=total(sample.strata, "tokens").minus(done["num_tokens"]),
         computed=total(sample.strata, "computed").minus(done["computed_tokens"]),
     )

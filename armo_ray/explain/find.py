@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +111,9 @@ def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str,
 
 def _pick(store: Store, committed: set[str], asked: str) -> str:
     """The id of the row with the highest or lowest score; or of some row of a unit that has any."""
-    choose: Callable[[Scored], tuple[float, str]]
-    choose = {"highest": max, "lowest": min, "random": random.choice}[asked]
+
+    def choose(rows: Scored) -> tuple[float, str]:
+        return random.choice(rows) if asked == "random" else max(rows) if asked == "highest" else min(rows)
 
     def of_unit(unit: str) -> Scored:
         (record,) = commits.read_commits(store, [unit])
