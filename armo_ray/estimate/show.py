@@ -50,23 +50,16 @@ def _line(label: str, text: str) -> str:
 
 def _input(found: dict[str, Any]) -> str:
     shards = f"{found['shards']:,} shard{'s' * (found['shards'] != 1)}, {short(found['bytes'])}B"
-    if found["parquet_shards"]:
-        whose = (
-            ""
-            if found["parquet_shards"] == found["shards"]
-            else f" in {found['parquet_shards']:,} of Parquet"
-        )
+    if parquet := found["parquet_shards"]:
+        whose = "" if parquet == found["shards"] else f" in {parquet:,} of Parquet"
         shards += f": {found['parquet_rows']:,} rows, {found['parquet_candidates']:,} candidates{whose}"
     unreadable = found["unreadable_shards"]
     return shards + (f"; {unreadable:,} cannot be read, and will be rejected" if unreadable else "")
 
 
 def _units(told: dict[str, Any]) -> str:
-    done, others = (
-        told["committed"]["units"],
-        told["committed"]["units_of_output"] - told["committed"]["units"],
-    )
-    of_others = f" (and {others:,} of other shards)" if others else ""
+    done, of_all = told["committed"]["units"], told["committed"]["units_of_output"]
+    of_others = f" (and {of_all - done:,} of other shards)" if of_all > done else ""
     return f"{done:,} units committed{of_others}, {number(told['to_do']['units'])} to do"
 
 

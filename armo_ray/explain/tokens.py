@@ -21,7 +21,7 @@ from armo_ray.storage.units import Unit, cut
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout
 from armo_ray.text.tokenization import Encoder
-from armo_ray.text.tokenized import Ids, Tokenized
+from armo_ray.text.tokenized import Ids
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Trace:
     num_before: int  # tokens before the answer
     marks: dict[int, str]  # positions that are read, and what for
     num_tokens: tuple[int, int]  # of prompt and response, as a run counts them
-    flags: list[str]
     comparisons: int
 
 
@@ -64,13 +63,8 @@ def trace(found: Found, model: str | None) -> Trace:
         num_before=len(prompt),
         marks=_marks(whole, chat),
         num_tokens=(done.num_prompt_tokens[place], done.num_response_tokens[place]),
-        flags=done.flags[place],
-        comparisons=_comparisons(done, place),
+        comparisons=sum(place in both for both in done.contests),
     )
-
-
-def _comparisons(done: Tokenized, place: int) -> int:
-    return sum(place in both for both in done.contests)
 
 
 def _candidates(found: Found) -> tuple[list[Candidate], str]:
