@@ -32,12 +32,25 @@ MAY_IMPORT = {
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
     "cluster": {"progress"},
-    "curation": BASE | {"cluster", "storage", "text"},
+    "evaluation": {"errors"},
+    "curation": BASE | {"agreement", "cluster", "evaluation", "storage", "text"},
+    "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster"}
+    | {"cluster", "preflight"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
-    | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench", "curation"}
+    | {
+        "storage",
+        "text",
+        "engine",
+        "plan",
+        "stages",
+        "progress",
+        "pipeline",
+        "preflight",
+        "bench",
+        "curation",
+    }
     | {"estimate", "explain"},
 }
 ONLY_IN = {
@@ -96,6 +109,10 @@ WITHOUT = {
     ),
     "mine-help": (
         "from armo_ray.cli import main\ntry: main(['mine', '--help'])\nexcept SystemExit: pass",
+        HEAVY | {"pyarrow", "duckdb", "numpy"},
+    ),
+    "evaluate-help": (
+        "from armo_ray.cli import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "config-error": (
