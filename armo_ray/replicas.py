@@ -104,6 +104,8 @@ class Replica(Scorer):
 
             torch.set_num_threads(max(1, ((os.cpu_count() or 1) - 1) // pool.high))  # and one to read
         super().__init__(job, pool.device)
+        if self.peak_flops is not None:
+            self.peak_flops *= min(pool.gpus or 1.0, 1.0)  # its share of a GPU that several have
         gc.freeze()  # the modules and weights stay: collecting a unit's garbage need not visit them
 
 
