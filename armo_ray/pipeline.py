@@ -24,7 +24,7 @@ from armo_ray.config import ScoreConfig, load_config
 from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.progress import Progress
-from armo_ray.replicas import Pool, Replica, pool_of
+from armo_ray.replicas import Pool, Replica, pool_of, replicas_up
 from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock
 from armo_ray.storage.store import Store
@@ -70,13 +70,14 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
         pool = pool_of(config)
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)
-        with Progress(size, began) as progress:
+        tags = {"output": store.uri, "model": job.model}
+        with Progress(size, began, tags, replicas_up) as progress:
             while left:
                 for record in _records(job, spread(left), pool):
                     progress.update(record)
                 left = commits.to_do(store, left, job.fingerprint)
                 for span in left:
-                    progress.update(isolate(span, job, pool))
+                    progress.update(isolate(span, job, pool), isolated=True)
                 if left:
                     left = commits.to_do(store, left, job.fingerprint)
 

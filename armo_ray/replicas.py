@@ -95,6 +95,18 @@ def _told(nodes: Sequence[float]) -> str:
     return " + ".join(f"{have:g}" for have in nodes if have) or "no"
 
 
+def replicas_up() -> tuple[int, int]:
+    """The replicas of this driver that are loaded, and how often one was lost and loaded again.
+
+    Ray has no public way to ask that without its dashboard.
+    """
+    from ray._private.state import actors
+
+    found = actors(job_id=ray.JobID.from_hex(ray.get_runtime_context().get_job_id())).values()
+    pool = [actor for actor in found if "Replica" in actor["ActorClassName"]]
+    return sum(actor["State"] == "ALIVE" for actor in pool), sum(int(actor["NumRestarts"]) for actor in pool)
+
+
 class Replica(Scorer):
     """A scorer that takes its share of a machine without GPUs."""
 

@@ -27,19 +27,21 @@ MAY_IMPORT = {
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "progress": BASE,
+    "interrupts": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
-    "cluster": {"progress"},
+    "cluster": {"interrupts"},
     "curation": BASE | {"cluster", "storage", "text"},
     "pipeline": BASE
     | {"cluster"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
-    | {"storage", "text", "engine", "plan", "stages", "progress", "pipeline", "bench", "curation"},
+    | {"storage", "text", "engine", "plan", "stages", "interrupts", "pipeline", "bench", "curation"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
-    "ray": {"cluster", "pipeline", "replicas", "isolation"},
+    "ray": {"cluster", "pipeline", "progress", "replicas", "isolation"},
+    "rich": {"progress"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},
     "duckdb": {"curation"},
@@ -80,7 +82,7 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "ray", "transformers", "pandas"}
+HEAVY = {"torch", "ray", "transformers", "pandas", "rich"}
 WITHOUT = {
     "import": ("import armo_ray, armo_ray.engine", HEAVY | {"pyarrow", "pydantic", "numpy"}),
     "help": (

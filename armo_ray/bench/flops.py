@@ -8,7 +8,7 @@ import numpy as np
 from armo_ray.engine.flops import Shape, flops, shape_of
 from armo_ray.engine.packing import Ids, make_packs
 
-__all__ = ["Shape", "Work", "flops", "floor", "packed", "shape_of", "whole"]
+__all__ = ["Shape", "Work", "floor", "flops", "packed", "shape_of", "whole"]
 
 
 class Work(NamedTuple):
