@@ -17,6 +17,7 @@ from armo_ray.progress.words import UNKNOWN, clock, number, percent, times
 
 _DRAWN_PER_S = 4
 _MOST_REASONS = 4
+_NAME, _VALUE = 12, 10  # characters of a number's name and of the number
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def shown(draw: Callable[[], RenderableType]) -> Iterator[None]:
         console=console,
         refresh_per_second=_DRAWN_PER_S,
         transient=True,
-        redirect_stdout=False,  # somebody's pipe, perhaps
+        redirect_stdout=sys.stdout.isatty(),  # Ray writes there too; else it is somebody's pipe
     )
     direct = sys.stderr
     handlers = [
@@ -51,33 +52,50 @@ def render(counts: Counts, now: float) -> RenderableType:
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
-    waiting = counts.started is None
-    told = "waiting for the first unit" if waiting else f"{counts.done:4.0%}  ETA {clock(counts.eta_s(now))}"
-    bar.add_row(ProgressBar(total=1.0, completed=counts.done, pulse=waiting), told)
-    figures = {
-        "units": f"{counts.units}",
-        "scored": f"{counts.scored}",
-        "candidates/s": number(counts.rate(counts.scored, now)),
-        "tokens/s": number(counts.rate(counts.num_tokens, now)),
-        "computed/s": number(counts.rate(counts.computed_tokens, now)),
-        "sharing": times(counts.sharing),
-        "pack fill": percent(counts.pack_fill),
-        "MFU": percent(counts.mfu),
-        "idle": percent(counts.idle),
-        "replicas": UNKNOWN if counts.replicas is None else f"{counts.replicas}",
-        "retries": f"{counts.retries}",
-        "rejected": f"{counts.all_rejected}",
-    }
-    cells = [Text.assemble((f"{name} ", "dim"), value) for name, value in figures.items()]
-    lines: list[RenderableType] = [bar, Columns(cells, equal=True, padding=(0, 2))]
+    if counts.started is None:
+        bar.add_row(ProgressBar(pulse=True), f"waiting for the first unit, {_replicas(counts)} replicas up")
+        return bar
+    bar.add_row(
+        ProgressBar(total=1.0, completed=counts.done), f"{counts.done:4.0%}  ETA {clock(counts.eta_s(now))}"
+    )
+    # of one width, whatever they say: nothing jumps
+    cells = [
+        Text.assemble((f"{name:<{_NAME}}", "dim"), f"{value:>{_VALUE}}")
+        for name, value in _figures(counts, now).items()
+    ]
+    lines: list[RenderableType] = [bar, Columns(cells, padding=(0, 3))]
     if counts.rejected:
         lines.append(Text(f"rejected: {_reasons(counts)}", style="yellow", overflow="ellipsis", no_wrap=True))
     return Group(*lines)
 
 
+def _figures(counts: Counts, now: float) -> dict[str, str]:
+    def rate(count: int) -> str:
+        return number(counts.rate(count, now), grouped=True)
+
+    return {
+        "units": f"{counts.units:,}",
+        "scored": f"{counts.scored:,}",
+        "rejected": f"{counts.all_rejected:,}",
+        "candidates/s": rate(counts.scored),
+        "tokens/s": rate(counts.num_tokens),
+        "computed/s": rate(counts.computed_tokens),
+        "sharing": times(counts.sharing),
+        "pack fill": percent(counts.pack_fill),
+        "MFU": percent(counts.mfu),
+        "idle": percent(counts.idle),
+        "replicas": _replicas(counts),
+        "retries": f"{counts.retries:,}",
+    }
+
+
+def _replicas(counts: Counts) -> str:
+    return UNKNOWN if counts.replicas is None else f"{counts.replicas}"
+
+
 def _reasons(counts: Counts) -> str:
     """The most frequent reasons of rejects, and what the others sum up to."""
     ranked = sorted(counts.rejected.items(), key=lambda entry: (-entry[1], entry[0]))
-    told = [f"{count} {reason}" for reason, count in ranked[:_MOST_REASONS]]
+    told = [f"{count:,} {reason}" for reason, count in ranked[:_MOST_REASONS]]
     rest = sum(count for _, count in ranked[_MOST_REASONS:])
-    return ", ".join(told + ([f"{rest} of other reasons"] if rest else []))
+    return ", ".join(told + ([f"{rest:,} of other reasons"] if rest else []))

@@ -28,11 +28,13 @@ def line(counts: Counts, now: float) -> str:
     return "progress " + " ".join(f"{name}={value}" for name, value in words.items())
 
 
-def number(value: float | None) -> str:
-    """Three digits at least: 0.52, 34.1, 12345."""
+def number(value: float | None, grouped: bool = False) -> str:
+    """Three digits at least: 0.523, 34.1, 12345, and grouped 12,345."""
     if value is None:
         return UNKNOWN
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    if value < 100:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if grouped else f"{value:.0f}"
 
 
 def percent(value: float | None) -> str:
