@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "families": set(),
     "config": {"errors", "families"},
     "schema": set(),
+    "markdown": set(),
     "agreement": set(),
     "chat": {"errors", "families"},
     "": BASE | {"text", "engine", "pipeline"},
@@ -31,9 +32,10 @@ MAY_IMPORT = {
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
     "cluster": {"interrupts"},
-    "curation": BASE | {"cluster", "storage", "text"},
+    "curation": BASE | {"cluster", "markdown", "storage", "text"},
+    "report": BASE | {"markdown", "plan", "storage"},
     "pipeline": BASE
-    | {"cluster"}
+    | {"cluster", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
     | {"storage", "text", "engine", "plan", "stages", "interrupts", "pipeline", "bench", "curation"},

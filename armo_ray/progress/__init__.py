@@ -57,7 +57,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.outlets.close()
-        if self.counts.units:
+        if self.terminal and self.counts.units:
             self._log()
 
     def update(self, record: Mapping[str, Any], isolated: bool = False) -> None:

@@ -47,6 +47,18 @@ class Counts:
         )
 
     @property
+    def totals(self) -> dict[str, Any]:
+        """Sums as storage.commits has them of records, but for shards."""
+        return {
+            "units": self.units,
+            "candidates": self.scored + self.all_rejected,
+            "scored": self.scored,
+            "num_tokens": self.num_tokens,
+            "computed_tokens": self.computed_tokens,
+            "rejected": dict(self.rejected),
+        }
+
+    @property
     def all_rejected(self) -> int:
         return sum(self.rejected.values())
 

@@ -10,7 +10,8 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def every(seconds: float, what: str, act: Callable[[], None]) -> Iterator[None]:
-    """Do something at once, and again and again, in a thread of its own, until the body is left.
+    """Do something again and again while the body runs, in a thread of its own: at its start, every so many seconds,
+    and at its end.
 
     What fails is told once and tried again the next time.
     """
@@ -19,14 +20,16 @@ def every(seconds: float, what: str, act: Callable[[], None]) -> Iterator[None]:
     def repeat() -> None:
         told = False
         while True:
+            last = ended.is_set()
             try:
                 act()
             except Exception as error:  # whatever it is, the work is worth more
                 if not told:
                     logger.warning("%s failed, the run goes on: %s", what, error)
                 told = True
-            if ended.wait(seconds):
+            if last:
                 return
+            ended.wait(seconds)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

@@ -53,7 +53,7 @@ def render(counts: Counts, now: float) -> RenderableType:
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
     if counts.started is None:
-        bar.add_row(ProgressBar(pulse=True), f"waiting for the first unit, {_replicas(counts)} replicas up")
+        bar.add_row(ProgressBar(pulse=True), f"waiting for the first unit, replicas up: {_replicas(counts)}")
         return bar
     bar.add_row(
         ProgressBar(total=1.0, completed=counts.done), f"{counts.done:4.0%}  ETA {clock(counts.eta_s(now))}"

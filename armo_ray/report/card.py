@@ -4,9 +4,8 @@ The driver writes it, now and then while a run goes on and at its end. A card th
 lost its first comment, stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -14,16 +13,16 @@ from armo_ray import __version__
 from armo_ray.markdown import CARD, front_matter, table
 from armo_ray.plan import Job
 from armo_ray.schema import REJECTS, footer
-from armo_ray.storage.commits import now
-from armo_ray.storage.parts import REJECTS as REJECTS_FOLDER
-from armo_ray.storage.parts import SCORES
+from armo_ray.storage import commits, parts
 from armo_ray.storage.store import Store
 
 MARK = "<!-- armo-ray writes this file; delete this line to keep it as you edit it -->"
-LLAMA3 = "https://www.llama.com/llama3/license/"
+_SUMS = ("units", "candidates", "scored", "num_tokens", "computed_tokens")
+_TOTALLED = ("source", "first_row", "rejected", *_SUMS[1:])
+_LLAMA3 = "https://www.llama.com/llama3/license/"
 # of models whose card names one; nothing is guessed of others
 _LICENCES = {
-    "RLHFlow/ArmoRM-Llama3-8B-v0.1": f"[Meta Llama 3 Community License]({LLAMA3}) (`llama3` on its model card)"
+    "RLHFlow/ArmoRM-Llama3-8B-v0.1": f"[Meta Llama 3 Community License]({_LLAMA3}) (`llama3` on its model card)"
 }
 _LONGER = {
     "none": "rejected as `too_long`",
@@ -52,53 +51,84 @@ _MEANING = {
 }
 
 
-@dataclass(frozen=True)
-class Facts:
+class Card:
+    """The card of an output while a run writes it.
+
+    Args:
+        inputs: of this run.
+        earlier: units that were committed before it.
+        planned: units that it has to commit, where that can be told before the shards are read.
+    """
+
+    def __init__(
+        self, store: Store, job: Job, inputs: Sequence[str], earlier: Iterable[str] = (), planned: int | None = None
+    ) -> None:
+        self.store = store
+        self.job = job
+        self.inputs = inputs
+        self.earlier = earlier
+        self.planned = planned
+        self.before: dict[str, Any] | None = None  # totals of the earlier units, read when they are wanted
+
+    def in_progress(self, own: Mapping[str, Any], done: float) -> None:
+        """Write how far the run is: the totals of what it committed, and the fraction of its input that is."""
+        if self.before is None:
+            self.before = commits.totals(commits.read_commits(self.store, self.earlier, _TOTALLED))
+        totals = {name: self.before[name] + own[name] for name in _SUMS}
+        reasons = {*self.before["rejected"], *own["rejected"]}
+        totals["rejected"] = {r: sum(t["rejected"].get(r, 0) for t in (self.before, own)) for r in reasons}
+        of = "" if self.planned is None else f" of {self.before['units'] + self.planned}"
+        self._write(totals, f"In progress: {done:.0%} of the input, {totals['units']}{of} units committed.")
+
+    def complete(self, totals: Mapping[str, Any]) -> None:
+        """Write the totals of all commits."""
+        self._write(totals, "Complete.")
+
+    def _write(self, totals: Mapping[str, Any], state: str) -> None:
+        try:
+            if MARK not in self.store.read(CARD).decode():
+                return
+        except FileNotFoundError:
+            pass
+        text = render(self.job, Facts(self.store.uri, self.inputs, totals, state))
+        self.store.write(CARD, text.encode())
+
+
+class Facts(NamedTuple):
     """What a card tells besides the job."""
 
-    inputs: Sequence[str]  # of the last run
-    counts: Mapping[str, Any]  # as commits.totals has them
+    uri: str
+    inputs: Sequence[str]
+    totals: Mapping[str, Any]  # as commits.totals has them; shards may be missing
     state: str
-
-
-def write(store: Store, job: Job, facts: Facts) -> bool:
-    """Write the card; False where one is there that somebody edited."""
-    try:
-        found = store.read(CARD).decode()
-    except FileNotFoundError:
-        found = MARK
-    if MARK not in found:
-        return False
-    store.write(CARD, render(job, facts).encode())
-    return True
 
 
 def render(job: Job, facts: Facts) -> str:
     """The text of a card."""
-    counts, model = facts.counts, footer(job.scores)["model"]
+    totals, model = facts.totals, footer(job.scores)["model"]
     configs = {}
-    if counts["scored"]:
-        configs["scores"] = {"train": f"{SCORES}/**/*.parquet"}
-    if counts["rejected"]:
-        configs["rejects"] = {"train": f"{REJECTS_FOLDER}/*.parquet"}
+    if totals["scored"]:
+        configs["scores"] = {"train": f"{parts.SCORES}/**/*.parquet"}
+    if totals["rejected"]:
+        configs["rejects"] = {"train": f"{parts.REJECTS}/*.parquet"}
     lines = [
-        *front_matter(configs, ("armo-ray", "reward-model"), counts["scored"]),
+        *front_matter(configs, ("armo-ray", "reward-model"), totals["scored"]),
         MARK,
         f"# Scores by {model.rstrip('/').rpartition('/')[2]}",
         "",
-        f"{facts.state} One row per answer, scored by armo-ray {__version__}; as of {now()}.",
+        f"{facts.state} One row per answer, scored by armo-ray {__version__}. As of {commits.now()}.",
         "",
         "## Source",
         "",
         *(f"- `{uri}`" for uri in facts.inputs),
         "",
-        f"Layout `{job.layout.kind}`: " + ", ".join(f"{k} from `{v}`" for k, v in job.layout.columns.items()),
+        f"Layout {job.layout.kind}: " + ", ".join(f"{k} from `{v}`" for k, v in job.layout.columns.items()),
         "",
         *_model(job),
-        *_counts(counts),
+        *_counts(totals),
         *_columns(job),
         *_licence(model),
-        *_loading(job, configs),
+        *_loading(facts.uri),
     ]
     return "\n".join(lines)
 
@@ -118,23 +148,30 @@ def _model(job: Job) -> list[str]:
     return ["## Model", "", *table(("", ""), rows), ""]
 
 
-def _counts(counts: Mapping[str, Any]) -> list[str]:
-    names = {"units": "units of work", "shards": "shards", "candidates": "candidates", "scored": "scored"}
-    rows = [(told, f"{counts[name]:,}") for name, told in names.items() if name in counts]
-    rows.append(("tokens, each conversation whole", f"{counts['num_tokens']:,}"))
-    rows += [(f"rejected: `{reason}`", f"{n:,}") for reason, n in sorted(counts["rejected"].items())]
+def _counts(totals: Mapping[str, Any]) -> list[str]:
+    names = {"shards": "shards", "units": "units of work", "candidates": "candidates", "scored": "scored"}
+    rows = [(told, f"{totals[name]:,}") for name, told in names.items() if name in totals]
+    rows.append(("tokens, each conversation whole", f"{totals['num_tokens']:,}"))
+    rows += [(f"rejected: `{reason}`", f"{n:,}") for reason, n in sorted(totals["rejected"].items())]
     return ["## Counts", "", *table(("", ""), rows), ""]
 
 
 def _columns(job: Job) -> list[str]:
-    directories = [name for name in job.partition_by if name in job.scores.names]
-    rows = [(f"`{f.name}`", kind(f.type), _meaning(f.name, job)) for f in job.scores]
-    text = ["## Columns", "", *table(("column", "type", "meaning"), rows), ""]
-    if rewards := job.scores.field("rewards").type:
-        text += ["Rewards: " + ", ".join(f"`{rewards.field(i).name}`" for i in range(rewards.num_fields)), ""]
-    text += ["Directories such as `date=.../` on the way to a part are columns too.", ""] * bool(directories)
-    rejects = [(f"`{f.name}`", kind(f.type), _MEANING[f.name]) for f in REJECTS]
-    return [*text, "Of rejects:", "", *table(("column", "type", "meaning"), rejects), ""]
+    rewards = job.scores.field("rewards").type
+    return [
+        "## Columns",
+        "",
+        *table(("column", "type", "meaning"), [(f"`{f.name}`", kind(f.type), _meaning(f.name, job)) for f in job.scores]),
+        "",
+        "Rewards: " + ", ".join(f"`{rewards.field(i).name}`" for i in range(rewards.num_fields)),
+        "",
+        "Directories `NAME=VALUE` on the way to a part are columns for readers of hive partitions.",
+        "",
+        "Of rejects:",
+        "",
+        *table(("column", "type", "meaning"), [(f"`{f.name}`", kind(f.type), _MEANING[f.name]) for f in REJECTS]),
+        "",
+    ]
 
 
 def _meaning(name: str, job: Job) -> str:
@@ -159,25 +196,25 @@ def _licence(model: str) -> list[str]:
     ]
 
 
-def _loading(job: Job, configs: Mapping[str, Any]) -> list[str]:
-    names = ", ".join(f'"{name}"' for name in configs)
+def _loading(uri: str) -> list[str]:
+    remote = f'"parquet", data_files=f"{{OUT}}/{parts.SCORES}/**/*.parquet"'
     return [
         "## Loading",
         "",
         "```python",
-        f'OUT = "{job.output}"',
+        f'OUT = "{uri}"',
         "",
         "import datasets",
-        f'scores = datasets.load_dataset(OUT, "scores", split="train")  # of {names or "none yet"}',
+        f'scores = datasets.load_dataset({remote if "://" in uri else "OUT"}, split="train")',
         "",
         "import duckdb",
-        f"path = f\"{{OUT}}/{SCORES}/**/*.parquet\"",
-        'best = duckdb.sql(f"FROM read_parquet(\'{path}\', hive_partitioning = true) ORDER BY score DESC")',
+        f"files = f\"read_parquet('{{OUT}}/{parts.SCORES}/**/*.parquet', hive_partitioning = true)\"",
+        'best = duckdb.sql(f"FROM {files} ORDER BY score DESC LIMIT 10")',
         "",
         "import ray.data",
-        f'ds = ray.data.read_parquet(f"{{OUT}}/{SCORES}")',
+        f'ds = ray.data.read_parquet(f"{{OUT}}/{parts.SCORES}")',
         "```",
         "",
-        "Parts that `_SUCCESS` or a record in `_commits/` names are whole; while a run goes on, others may not be.",
+        "While a run goes on, only the parts that a record in `_commits/` names are there to stay.",
         "",
     ]
