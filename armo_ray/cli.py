@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import logging
 import sys
 import time
@@ -14,13 +15,15 @@ from pydantic.fields import FieldInfo
 
 from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
-from armo_ray.config import Options, ScoreConfig, load_configs, load_options
+from armo_ray.config import Options, ScoreConfig, load_config, load_configs, load_options
 from armo_ray.curation.options import (
-    CurationOptions,
+    CompareOptions,
+    EvaluateOptions,
     FilterOptions,
     LabelOptions,
     MineOptions,
     ReweighOptions,
+    ScoresOptions,
 )
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
@@ -33,12 +36,14 @@ _EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same com
 2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
 5 stopped by --max-runtime, run the same command to go on"""
 
-# Commands that make datasets from scores: the module curation.<name> has run(options).
-_CURATION: dict[str, tuple[type[CurationOptions], str]] = {
+# Commands that read scores: the module curation.<name> has run(options).
+_CURATION: dict[str, tuple[type[ScoresOptions], str]] = {
     "mine": (MineOptions, "preference pairs from scores"),
     "label": (LabelOptions, "labels for distillation, reward models, SFT and GRPO"),
     "filter": (FilterOptions, "the part of scores that passes some rules"),
     "reweigh": (ReweighOptions, "other scores from the stored rewards and gates"),
+    "evaluate": (EvaluateOptions, "how often scores are right: benchmarks, and labelled pairs of your own"),
+    "compare": (CompareOptions, "how two outputs over the same rows differ"),
 }
 
 _GO_ON = "what is committed stays, run it again to go on"
@@ -69,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
-            f"armo-ray {args.command}: stopped; "
-            + ("nothing is left" if args.command in _CURATION else _GO_ON),
+            f"armo-ray {args.command}: stopped; " + ("nothing is left" if args.run is _curate else _GO_ON),
             file=sys.stderr,
         )
         return FAILED
@@ -89,9 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score, parser=score)
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
-    verify = commands.add_parser("verify", help="check a finished output against its manifest")
-    verify.add_argument("output", metavar="OUT", help="directory or URI that score wrote")
-    verify.set_defaults(run=_verify, parser=verify)
+    _add_scoring(commands.choices["evaluate"])
+    _add_verify(commands.add_parser("verify", help="check a finished output, or a model on this machine"))
     tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
@@ -106,12 +109,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) -> None:
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", nargs="?", help="directory or URI that score wrote")
+    parser.add_argument("--model", help="checkpoint to try out instead: a directory, its URI, or a hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--dtype", default="bfloat16", help="type of the backbone (default: bfloat16)")
+    parser.add_argument("--family", choices=FAMILIES, help="kind of model; default: what its tensors tell")
+    parser.add_argument("--device", help="as torch names it; default: cuda where there is one")
+    parser.add_argument("--record", metavar="FILE", help="write the model's values there, for --against")
+    parser.add_argument("--against", metavar="FILE", help="compare with values that --record wrote")
+    parser.set_defaults(run=_verify, parser=parser)
+
+
+def _add_curation(parser: argparse.ArgumentParser, kind: type[ScoresOptions]) -> None:
     parser.add_argument(
         "words",
-        nargs="+",
+        nargs="*" if kind is EvaluateOptions else "+",
         metavar="OUT",
-        help="complete outputs of armo-ray score, of one model; before them, options as a TOML file",
+        help="complete outputs of armo-ray score; before them, options as a TOML file",
     )
     for name, field in kind.model_fields.items():
         if name != "scores":
@@ -119,7 +134,21 @@ def _add_curation(parser: argparse.ArgumentParser, kind: type[CurationOptions]) 
     parser.set_defaults(run=_curate, parser=parser)
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo, several: bool = False) -> None:
+def _add_scoring(evaluate: argparse.ArgumentParser) -> None:
+    """The options of score, of which evaluate takes all but its output."""
+    group = evaluate.add_argument_group(
+        "to score first",
+        "with --input and --model instead of OUT; OUTPUT then holds the scores too, and is resumed",
+    )
+    for name, field in ScoreConfig.model_fields.items():
+        if name not in EvaluateOptions.model_fields:
+            _add_option(group, name, field)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_option(
+    parser: argparse._ActionsContainer, name: str, field: FieldInfo, several: bool = False
+) -> None:
     """A flag for a field of the configuration; its value is checked there."""
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
     kind = field.annotation
@@ -147,8 +176,12 @@ def _help(field: FieldInfo) -> str:
 
 
 def _score(args: argparse.Namespace) -> int:
-    given = _given(args, ScoreConfig)
-    began, configs = time.monotonic(), load_configs(args.config, given, **_reading(args.config))
+    began, given = time.monotonic(), _given(args, ScoreConfig)
+    return _score_all(load_configs(args.config, given, **_reading(args.config)), began)
+
+
+def _score_all(configs: Sequence[ScoreConfig], began: float) -> int:
+    """Score with each configuration, all of which are checked first."""
     from armo_ray.plan import prepare
 
     stop_on_sigterm()
@@ -162,6 +195,29 @@ def _score(args: argparse.Namespace) -> int:
             _summarize(totals, config)
             statuses.append(_judge(judged, config))
     return max(statuses)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    """The tables of an output, or of the one that the options of score describe."""
+    began, given = time.monotonic(), _given(args, ScoreConfig)
+    output = given.pop("output", None)
+    if not given:
+        return _curate(args)
+    if args.words:
+        raise ConfigError(
+            f"{args.words[0]}: give outputs of armo-ray score, or --input and --model, not both"
+        )
+    if output is None:
+        raise ConfigError("--output: missing, the scores and tables need a place")
+    options = load_options(
+        EvaluateOptions, None, {**_given(args, EvaluateOptions), "scores": f"{output}/scored"}
+    )
+    from armo_ray.curation import benchmark_files, evaluate
+
+    evaluate.check(options, str(given.get("model")))
+    status = _score_all([load_config(None, benchmark_files.scoring(options, given, output))], began)
+    evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
+    return status
 
 
 def _given(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
@@ -228,6 +284,12 @@ def _judge(totals: Mapping[str, Any], config: ScoreConfig) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if (args.output is None) == (args.model is None):
+        raise ConfigError("give an output to check, or --model to try out a model")
+    if args.model is not None:
+        return _verify_model(args)
+    if args.revision or args.family or args.device or args.record or args.against:
+        raise ConfigError("--revision, --family, --device, --record and --against go with --model")
     from armo_ray.storage.verify import verify_output
 
     counts, faults = verify_output(args.output)
@@ -237,6 +299,19 @@ def _verify(args: argparse.Namespace) -> int:
     found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
     print(f"{args.output}: {told}: {found}")
     return FAILED if faults else COMPLETE
+
+
+def _verify_model(args: argparse.Namespace) -> int:
+    from armo_ray.preflight.verify import read_record, report, verify_model
+
+    against = None if args.against is None else read_record(args.against)
+    checks, record = verify_model(args.model, args.revision, args.dtype, args.device, args.family, against)
+    print(report(checks))
+    if args.record is not None and record:
+        Path(args.record).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    failed = sum(not check.passed for check in checks)
+    print(f"{args.model}: {f'{failed} checks failed' if failed else 'fit to score with'}")
+    return FAILED if failed else COMPLETE
 
 
 def _tiny_model(args: argparse.Namespace) -> int:

@@ -55,6 +55,8 @@ class ScoreConfig(BaseModel):
     """Type of the backbone; heads are always float32."""
     min_agreement: float = Field(0.98, ge=-1, le=1)
     """With fp8: stop when its scores of a sample rank less like those of bfloat16 (Spearman)."""
+    verify: bool = False
+    """Check the model on a replica first, as armo-ray verify --model does, and stop where it fails."""
     max_length: int | None = Field(None, ge=1)
     """Longest conversation in tokens; default: what tokenizer, family and the model's positions all allow."""
     truncate: Literal["none", "left", "middle"] = "none"

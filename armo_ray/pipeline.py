@@ -21,8 +21,10 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from armo_ray.cluster import RETRIES, connected, remote_arguments
 from armo_ray.config import ScoreConfig, load_config
+from armo_ray.errors import ConfigError
 from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
+from armo_ray.preflight import verify as preflight
 from armo_ray.progress import Progress, every
 from armo_ray.replicas import Pool, Replica, pool_of, replicas_up
 from armo_ray.report.card import Card
@@ -75,16 +77,19 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
     with connected():
         pool = pool_of(config)
+        if config.verify:
+            _check_model(job, pool)
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
         card = Card(store, job, config.input, commits.list_commits(store), planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
-
-        def draft() -> None:
-            card.in_progress(progress.counts.totals, progress.counts.done)
-
-        with every(_CARD_EVERY_S, "writing the dataset card", draft), progress:
+        drafted = every(
+            _CARD_EVERY_S,
+            "writing the dataset card",
+            lambda: card.in_progress(progress.counts.totals, progress.counts.done),
+        )
+        with drafted, progress:
             while left:
                 for record in _records(job, spread(left), pool):
                     progress.update(record)
@@ -93,6 +98,15 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
                     progress.update(isolate(span, job, pool), isolated=True)
                 if left:
                     left = commits.to_do(store, left, job.fingerprint)
+
+
+def _check_model(job: Job, pool: Pool) -> None:
+    """Try the model out where a replica of it would be; raises ConfigError where it is not fit to score with."""
+    task: Any = ray.remote(**pool.resources)(preflight.verify_model)
+    checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device, job.family.name))
+    logger.info("the model on a replica:\n%s", preflight.report(checks))
+    if failed := [check for check in checks if not check.passed]:
+        raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")
 
 
 def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreement: float) -> None:

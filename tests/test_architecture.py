@@ -32,13 +32,26 @@ MAY_IMPORT = {
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
     "cluster": {"interrupts"},
-    "curation": BASE | {"cluster", "markdown", "storage", "text"},
+    "evaluation": {"errors"},
+    "curation": BASE | {"agreement", "cluster", "evaluation", "markdown", "storage", "text"},
     "report": BASE | {"markdown", "plan", "storage"},
+    "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "report"}
+    | {"cluster", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
-    | {"storage", "text", "engine", "plan", "stages", "interrupts", "pipeline", "bench", "curation"},
+    | {
+        "storage",
+        "text",
+        "engine",
+        "plan",
+        "stages",
+        "interrupts",
+        "pipeline",
+        "preflight",
+        "bench",
+        "curation",
+    },
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
@@ -97,6 +110,10 @@ WITHOUT = {
     ),
     "mine-help": (
         "from armo_ray.cli import main\ntry: main(['mine', '--help'])\nexcept SystemExit: pass",
+        HEAVY | {"pyarrow", "duckdb", "numpy"},
+    ),
+    "evaluate-help": (
+        "from armo_ray.cli import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "config-error": (

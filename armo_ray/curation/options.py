@@ -1,4 +1,4 @@
-"""The options of the commands that make datasets from scores, one frozen model each."""
+"""The options of the commands that read scores, one frozen model each."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -23,8 +23,8 @@ def _named(value: Any) -> Any:
     return {name: number for name, _, number in pairs}
 
 
-class CurationOptions(BaseModel):
-    """What every such command takes."""
+class ScoresOptions(BaseModel):
+    """What every command that reads scores takes."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
@@ -32,27 +32,32 @@ class CurationOptions(BaseModel):
 
     scores: Names = Field(min_length=1)
     """Complete outputs of armo-ray score, all of one model."""
-    output: Name
-    """Directory or URI of the new dataset; nothing may be there yet."""
-    format: Literal["parquet", "jsonl"] = "parquet"
-    """Of the files that are written."""
-    engine: Literal["duckdb", "ray"] = "duckdb"
-    """This machine alone, or the same tasks on a Ray cluster; the rows are the same."""
     memory: Size = "2GB"
     """What DuckDB may hold in memory before it spills to disk; with ray, in each task."""
     threads: int | None = Field(None, ge=1)
     """Threads of DuckDB; default: one per core, with ray one in each task."""
     spill: Name | None = None
     """Directory for what does not fit in memory; default: the system's for temporary files."""
-    task_rows: int = Field(250_000, ge=1)
-    """Candidates that a task works on at once; fewer need less memory."""
 
-    @field_validator("scores", "output")
+    @field_validator("scores", "output", check_fields=False)
     @classmethod
     def _public(cls, value: Any) -> Any:
-        for uri in (value,) if isinstance(value, str) else value:
+        for uri in (value,) if isinstance(value, str) else value or ():
             check_uri(uri)
         return value
+
+
+class CurationOptions(ScoresOptions):
+    """What every command that makes a dataset takes."""
+
+    output: Name
+    """Directory or URI of the new dataset; nothing may be there yet."""
+    format: Literal["parquet", "jsonl"] = "parquet"
+    """Of the files that are written."""
+    engine: Literal["duckdb", "ray"] = "duckdb"
+    """This machine alone, or the same tasks on a Ray cluster; the rows are the same."""
+    task_rows: int = Field(250_000, ge=1)
+    """Candidates that a task works on at once; fewer need less memory."""
 
 
 class MineOptions(CurationOptions):
@@ -170,3 +175,40 @@ class LabelOptions(CurationOptions):
     """Share of the prompts, by a hash of each, whose rows go to the split test."""
     seed: int = 0
     """Of that hash."""
+
+
+class EvaluateOptions(ScoresOptions):
+    """How often scores are right where the right answer is known."""
+
+    benchmark: Literal[
+        "labelled", "rewardbench", "rewardbench-2", "rm-bench", "m-rewardbench", "rag-rewardbench", "llmbar"
+    ] = "labelled"
+    """Whose rules make the table; labelled is any set with chosen and rejected answers."""
+    by: Names = ()
+    """With labelled: columns of the scores whose values are the subsets."""
+    output: Name | None = None
+    """Directory or URI for evaluation.json and the figures; nothing may be there yet."""
+    bootstrap: int = Field(1000, ge=100)
+    """Samples that the intervals are made of; they hold 95 % of them."""
+    seed: int = 0
+    """Of those samples."""
+    published: Name | None = None
+    """Model whose published results are put beside; default: the one that the scores are of."""
+
+
+class CompareOptions(ScoresOptions):
+    """How two outputs over the same rows differ."""
+
+    scores: tuple[Name, Name]
+    """Two complete outputs of armo-ray score; the second is compared with the first."""
+    output: Name | None = None
+    """Directory or URI for comparison.json; nothing may be there yet."""
+    movers: int = Field(5, ge=0)
+    """Candidates whose rank moves most that are shown, with their text."""
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _two(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError("expected two outputs")
+        return value

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.curation.expressions import name_of, quote
-from armo_ray.curation.options import CurationOptions
+from armo_ray.curation.options import ScoresOptions
 from armo_ray.errors import ConfigError
 from armo_ray.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.opened import Opened, readable
-from armo_ray.storage.parts import NULL, SCORES, hive_values
+from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
@@ -43,6 +43,7 @@ class Scores:
     outputs: tuple[str, ...]
     runs: tuple[Mapping[str, Any], ...]  # the _run.json of each output
     parts: tuple[Part, ...]  # in the order of the outputs and their manifests
+    rejects: tuple[Part, ...]
     metadata: Mapping[str, Any]  # of a footer: model, dtype, reward_transform_matrix, ...
     reward_names: tuple[str, ...]
 
@@ -68,11 +69,13 @@ def open_scores(uris: Iterable[str]) -> Scores:
     the first.
     """
     stores = {store.uri: store for store in map(Store, uris)}
-    runs, parts = [], []
+    runs, parts, rejects = [], [], []
     metadata: list[dict[str, Any]] = []
     schema = pa.schema([])
     for i, store in enumerate(stores.values()):
-        run, found = _manifest(store, i)
+        run, manifest = _manifest(store)
+        found = _parts(store, manifest, i, SCORES)
+        rejects += _parts(store, manifest, i, REJECTS)
         if not found:
             raise ConfigError(f"{store.uri}: no candidate was scored there")
         schema = _schema(found[0])
@@ -85,12 +88,13 @@ def open_scores(uris: Iterable[str]) -> Scores:
         outputs=tuple(stores),
         runs=tuple(runs),
         parts=tuple(parts),
+        rejects=tuple(rejects),
         metadata=metadata[0],
         reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
     )
 
 
-def _manifest(store: Store, output: int) -> tuple[dict[str, Any], list[Part]]:
+def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         run, manifest = store.read_json(commits.RUN), store.read_json(commits.SUCCESS)
     except OSError as error:
@@ -102,11 +106,15 @@ def _manifest(store: Store, output: int) -> tuple[dict[str, Any], list[Part]]:
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
             f"Run the same armo-ray score command again until it ends with status 0 or 3"
         )
+    return run, manifest
+
+
+def _parts(store: Store, manifest: Mapping[str, Any], output: int, folder: str) -> list[Part]:
     root = store.uri.rstrip("/")
-    return run, [
+    return [
         Part(f"{root}/{p['path']}", p["rows"], output, _directories(p["path"]))
         for p in manifest["parts"]
-        if p["path"].startswith(f"{SCORES}/")
+        if p["path"].startswith(f"{folder}/")
     ]
 
 
@@ -171,7 +179,7 @@ def columns_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]
 
 
 @contextmanager
-def database(options: CurationOptions) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(options: ScoresOptions) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB of bounded memory that reads any storage. Its errors become RuntimeErrors."""
     if options.spill is not None and not Path(options.spill).is_dir():
         raise ConfigError(f"spill {options.spill}: no such directory")

@@ -1,5 +1,7 @@
 """What depends on the device: copies to it, its clock, its memory."""
 
+import gc
+import os
 import time
 from typing import Any
 
@@ -46,3 +48,14 @@ def free_bytes(device: torch.device) -> int:
     """Memory that tensors can still take on a CUDA device: free, or held by torch's allocator for reuse."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def room_for(size: int, device: torch.device) -> bool:
+    """Whether this many bytes of weights, and as much again in part for work, fit on a device now."""
+    gc.collect()  # modules refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free = free_bytes(device)
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return size * 1.2 < free

@@ -4,6 +4,7 @@ The driver writes it, now and then while a run goes on and at its end. A card th
 lost its first comment, stays as it is.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,7 +62,12 @@ class Card:
     """
 
     def __init__(
-        self, store: Store, job: Job, inputs: Sequence[str], earlier: Iterable[str] = (), planned: int | None = None
+        self,
+        store: Store,
+        job: Job,
+        inputs: Sequence[str],
+        earlier: Iterable[str] = (),
+        planned: int | None = None,
     ) -> None:
         self.store = store
         self.job = job
@@ -161,7 +167,10 @@ def _columns(job: Job) -> list[str]:
     return [
         "## Columns",
         "",
-        *table(("column", "type", "meaning"), [(f"`{f.name}`", kind(f.type), _meaning(f.name, job)) for f in job.scores]),
+        *table(
+            ("column", "type", "meaning"),
+            [(f"`{f.name}`", kind(f.type), _meaning(f.name, job)) for f in job.scores],
+        ),
         "",
         "Rewards: " + ", ".join(f"`{rewards.field(i).name}`" for i in range(rewards.num_fields)),
         "",
@@ -169,7 +178,9 @@ def _columns(job: Job) -> list[str]:
         "",
         "Of rejects:",
         "",
-        *table(("column", "type", "meaning"), [(f"`{f.name}`", kind(f.type), _MEANING[f.name]) for f in REJECTS]),
+        *table(
+            ("column", "type", "meaning"), [(f"`{f.name}`", kind(f.type), _MEANING[f.name]) for f in REJECTS]
+        ),
         "",
     ]
 
@@ -197,15 +208,16 @@ def _licence(model: str) -> list[str]:
 
 
 def _loading(uri: str) -> list[str]:
-    remote = f'"parquet", data_files=f"{{OUT}}/{parts.SCORES}/**/*.parquet"'
+    # datasets reads the card of a directory, but none of an object store
+    given = f'"parquet", data_files=f"{{OUT}}/{parts.SCORES}/**/*.parquet"' if "://" in uri else "OUT"
     return [
         "## Loading",
         "",
         "```python",
-        f'OUT = "{uri}"',
+        f"OUT = {json.dumps(uri)}",
         "",
         "import datasets",
-        f'scores = datasets.load_dataset({remote if "://" in uri else "OUT"}, split="train")',
+        f'scores = datasets.load_dataset({given}, split="train")',
         "",
         "import duckdb",
         f"files = f\"read_parquet('{{OUT}}/{parts.SCORES}/**/*.parquet', hive_partitioning = true)\"",

@@ -1,0 +1,75 @@
+"""`armo-ray evaluate`: how often the scores of labelled rows are right, by the rules of a benchmark."""
+
+from typing import Any
+
+from armo_ray.curation.calibration import fit_temperature
+from armo_ray.curation.judged import read_items
+from armo_ray.curation.options import EvaluateOptions
+from armo_ray.curation.output import clear, new_output
+from armo_ray.curation.scores import Scores, open_scores
+from armo_ray.errors import ConfigError
+from armo_ray.evaluation.benchmarks import BENCHMARKS
+from armo_ray.evaluation.figures import figures
+from armo_ray.evaluation.items import Items
+from armo_ray.evaluation.judge import judge
+from armo_ray.evaluation.measures import differences, reliability
+from armo_ray.evaluation.published import against, find_published
+from armo_ray.evaluation.tables import evaluation
+from armo_ray.storage import commits
+from armo_ray.storage.store import Store
+
+REPORT = "evaluation.json"
+
+
+def run(options: EvaluateOptions, replace: bool = False) -> None:
+    """Print the tables of an evaluation and, with an output, write its numbers and figures. Raises ConfigError.
+
+    replace: delete what the output holds, tables of these scores when they were fewer.
+    """
+    scores = open_scores(options.scores)
+    entry = check(options, scores.metadata["model"])
+    if options.output is None:
+        print(evaluation(_evaluate(options, scores, entry)))
+        return
+    if replace:
+        clear(Store(options.output))
+    with new_output(options.output) as store:
+        found = _evaluate(options, scores, entry)
+        print(evaluation(found))
+        for name, text in figures(found).items():
+            store.write(name, text.encode())
+        store.write(REPORT, commits.to_json(found))
+
+
+def check(options: EvaluateOptions, model: str) -> dict[str, Any] | None:
+    """The published results of a model. Raises ConfigError where the options contradict each other."""
+    if options.benchmark != "labelled" and options.by:
+        raise ConfigError(
+            f"--by: {options.benchmark} has its own subsets; leave it out, or --benchmark labelled"
+        )
+    return find_published(options.benchmark, model, options.published)
+
+
+def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | None) -> dict[str, Any]:
+    benchmark = BENCHMARKS[options.benchmark]
+    needs, takes = (options.by, ()) if options.by else (benchmark.needs, benchmark.takes)
+    items = read_items(scores, options, needs, takes, strict=options.benchmark != "labelled")
+    found = judge(items, benchmark, options.bootstrap, options.seed)
+    sections = {name: row["accuracy"] for name, row in found["sections"].items()}
+    return {
+        "benchmark": options.benchmark,
+        "scores": list(scores.outputs),
+        "model": scores.metadata,
+        **found,
+        "calibration": _calibration(items),
+        "published": None if entry is None else against(entry, sections),
+    }
+
+
+def _calibration(items: Items) -> dict[str, Any]:
+    margin = differences(items)[:, 0]
+    try:
+        temperature = fit_temperature(margin)
+    except ConfigError as error:
+        return {"reason": str(error).removesuffix("; give --temperature")}
+    return {"temperature": temperature, **reliability(margin, temperature)}

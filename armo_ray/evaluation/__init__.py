@@ -1,0 +1,1 @@
+"""How well scores tell better answers from worse: rules of known benchmarks, measures, tables, figures. No files."""

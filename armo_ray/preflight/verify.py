@@ -1,0 +1,132 @@
+"""The pre-flight of a model: files, template, tokens, then scores in every way that the engine has."""
+
+import json
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from armo_ray.chat import Chat
+from armo_ray.engine.checkpoint import Checkpoint, inspect, resolve
+from armo_ray.errors import ConfigError
+from armo_ray.preflight.conversations import CONVERSATIONS, Sequences, encode
+from armo_ray.preflight.files import Check, check_head, check_released, check_tokens
+from armo_ray.storage.filesystem import is_remote
+from armo_ray.storage.models import local_model
+from armo_ray.text.tokenization import Encoder
+
+
+def verify_model(
+    model: str,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    family: str | None = None,
+    against: dict[str, Any] | None = None,
+) -> tuple[list[Check], dict[str, Any]]:
+    """Check a model on this machine.
+
+    Args:
+        model, revision: a directory, its URI, or a hub id. One of the released model's name has published values.
+        dtype, device: as RewardModel.load takes them.
+        family: a name in armo_ray.families; by default what the checkpoint's tensors tell.
+        against: what an earlier check recorded.
+
+    Returns:
+        The checks up to the first kind that failed, and a record for later ones: empty where nothing was scored.
+
+    Raises ConfigError where there is no such model, dtype or device.
+    """
+    path, found = local_model(model, revision)
+    directory, _ = resolve(path, None if is_remote(model) else found)
+    try:
+        checkpoint = inspect(str(directory), family=family)
+        chat = Chat.load(checkpoint.path, checkpoint.family)
+    except ConfigError as error:
+        return [Check("files and template", False, str(error))], {}
+    checks = [
+        Check(
+            "files and template",
+            True,
+            f"family {checkpoint.family.name}, fingerprint {checkpoint.fingerprint}",
+        )
+    ]
+    checks += check_head(checkpoint)
+    sequences = encode(Encoder(chat, int(checkpoint.config["max_position_embeddings"])))
+    checks += check_tokens(chat, sequences)
+    published = json.loads(files("armo_ray.preflight").joinpath("published.json").read_text("utf-8"))
+    released = _is_released(checkpoint, model, published)
+    if released:
+        checks += check_released(checkpoint, chat, published)
+    if not all(check.passed for check in checks):
+        return checks, {}
+    scored, record = _run(checkpoint, sequences, dtype, device)
+    expected = [("published values", published)] if released else []
+    expected += [("recorded values", against)] if against is not None else []
+    return checks + scored + _compared(expected, record), record
+
+
+def _compared(expected: list[tuple[str, dict[str, Any]]], record: dict[str, Any]) -> list[Check]:
+    from armo_ray.preflight.numbers import check_expected
+
+    own = {tuple(entry["place"]): entry["values"] for entry in record["values"]}
+    exact = record["dtype"] == "float32"
+    return [check_expected(label, values, own, exact) for label, values in expected]
+
+
+def _is_released(checkpoint: Checkpoint, name: str, published: dict[str, Any]) -> bool:
+    """By the name that it was asked for, or that its config gives."""
+    released = published["model"].rpartition("/")[2]
+    names = (name.rstrip("/"), str(checkpoint.config.get("_name_or_path", "")).strip())
+    return any(given.rpartition("/")[2] == released for given in names)
+
+
+def _run(
+    checkpoint: Checkpoint, sequences: Sequences, dtype: str, device: str | None
+) -> tuple[list[Check], dict[str, Any]]:
+    """Score the conversations, also in float32 where that fits; the record holds the most exact results."""
+    from armo_ray.engine import RewardModel
+    from armo_ray.engine.device import room_for
+    from armo_ray.preflight.numbers import check_scores, check_ways, coefficients, named_values, score_alone
+
+    path, family = str(checkpoint.path), checkpoint.family.name
+    model = RewardModel.load(path, dtype=dtype, device=device, family=family)
+    checks, ways = check_scores(model, checkpoint, sequences)
+    found, used, at = ways["alone"], dtype, model.device
+    weights = coefficients(model.score(sequences.ids), checkpoint)
+    del model  # both at once may not fit
+    size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    exact = None
+    if dtype == "float32":
+        exact = found
+    elif room_for(size, at):
+        model = RewardModel.load(path, dtype="float32", device=device, family=family)
+        plain = model.with_options(share_prompts=False)
+        found = exact = score_alone(plain, sequences.ids)
+        weights, used = coefficients(plain.score(sequences.ids), checkpoint), "float32"
+    else:
+        checks.append(Check("float32", True, f"not tried: {size / 1e9:.0f} GB do not fit beside what runs"))
+    checks += check_ways(ways, exact, dtype)
+    values = named_values(found, weights, checkpoint.reward_names)
+    entries = [{"place": p, "values": v} for p, v in zip(sequences.places, values, strict=True)]
+    return checks, {"fingerprint": checkpoint.fingerprint, "dtype": used, "values": entries}
+
+
+def report(checks: list[Check]) -> str:
+    """A line for every check."""
+    return "\n".join(f"{'ok  ' if c.passed else 'FAIL'}  {c.name}: {c.detail}" for c in checks)
+
+
+def read_record(file: str) -> dict[str, Any]:
+    """What an earlier check recorded. Raises ConfigError where a file holds no such thing."""
+    try:
+        content = json.loads(Path(file).read_text("utf-8"))
+        known = all(entry["place"][0] < len(CONVERSATIONS) for entry in content["values"])
+    except OSError as error:
+        raise ConfigError(f"--against {file}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--against {file}: not a file that --record wrote: {error!r}") from error
+    if not known:
+        raise ConfigError(f"--against {file}: it is of another version, which tries other conversations")
+    found: dict[str, Any] = content
+    return found
