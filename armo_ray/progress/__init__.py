@@ -19,7 +19,7 @@ __all__ = ["Counts", "Progress", "every"]
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 30.0
-_TELL_EVERY_S = 5.0
+_TELL_EVERY_S = 2.0  # takes 0.4 ms
 
 
 class Progress:

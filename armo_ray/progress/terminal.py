@@ -15,7 +15,7 @@ from rich.text import Text
 from armo_ray.progress.counts import Counts
 from armo_ray.progress.words import UNKNOWN, clock, number, percent, times
 
-_DRAWN_PER_S = 4
+_DRAWN_PER_S = 2  # takes 4 ms
 _MOST_REASONS = 4
 _NAME, _VALUE = 12, 10  # characters of a number's name and of the number
 

@@ -192,8 +192,8 @@ def _meaning(name: str, job: Job) -> str:
 def kind(of: pa.DataType) -> str:
     """The name of a type; of the rewards' struct not all of its names."""
     if pa.types.is_struct(of) and of.num_fields and len({field.type for field in of}) == 1:
-        return f"struct of {of.num_fields} {of.field(0).type}"
-    return str(of)
+        return f"struct of {of.num_fields} {kind(of.field(0).type)}"
+    return "float32" if pa.types.is_float32(of) else str(of)
 
 
 def _licence(model: str) -> list[str]:
