@@ -79,8 +79,8 @@ class Progress:
         return replace(self.counts, replicas=up, restarts=lost)
 
     def _outlets(self) -> Iterator[AbstractContextManager[None]]:
+        yield every(_TELL_EVERY_S, "exporting metrics", self._tell)  # ends last, and tells of the end
         yield every(_TELL_EVERY_S, "counting replicas", self._look)
-        yield every(_TELL_EVERY_S, "exporting metrics", self._tell)
         if self.terminal:
             from armo_ray.progress import terminal
 
