@@ -61,11 +61,11 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
             store.delete(commits.SUCCESS)
             _execute(store, job, left, config)
         records = commits.finish(store)
-    totals = commits.totals(records)
-    try:
-        Card(store, job, config.input).complete(totals)
-    except (OSError, RuntimeError) as error:
-        logger.warning("the dataset card is not written: %s", error)
+        totals = commits.totals(records)
+        try:
+            Card(store, job, config.input).complete(totals)
+        except (OSError, RuntimeError) as error:
+            logger.warning("the dataset card is not written: %s", error)
     touched = {span.shard.uri for span in left}
     done = [record for record in records if not touched or record["source"] in touched]
     return totals, commits.totals(done)
