@@ -28,7 +28,7 @@ from armo_ray.curation.options import (
 from armo_ray.errors import ConfigError
 from armo_ray.estimate.options import PlanOptions
 from armo_ray.families import FAMILIES
-from armo_ray.progress import OutOfTime, limited, stop_on_sigterm
+from armo_ray.interrupts import OutOfTime, limited, stop_on_sigterm
 
 COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, OUT_OF_TIME = 0, 1, 2, 3, 5
 

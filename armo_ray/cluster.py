@@ -13,7 +13,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from armo_ray.progress import stop_on_sigterm
+from armo_ray.interrupts import stop_on_sigterm
 
 # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
 RETRIES = 2

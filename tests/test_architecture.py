@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "families": set(),
     "config": {"errors", "families"},
     "schema": set(),
+    "markdown": set(),
     "agreement": set(),
     "chat": {"errors", "families"},
     "": BASE | {"text", "engine", "pipeline"},
@@ -29,14 +30,16 @@ MAY_IMPORT = {
     "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
     "explain": BASE | {"storage", "text", "engine"},
     "progress": BASE,
+    "interrupts": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
-    "cluster": {"progress"},
+    "cluster": {"interrupts"},
     "evaluation": {"errors"},
-    "curation": BASE | {"agreement", "cluster", "evaluation", "storage", "text"},
+    "curation": BASE | {"agreement", "cluster", "evaluation", "markdown", "storage", "text"},
+    "report": BASE | {"markdown", "plan", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "preflight"}
+    | {"cluster", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
     | {
@@ -45,7 +48,7 @@ MAY_IMPORT = {
         "engine",
         "plan",
         "stages",
-        "progress",
+        "interrupts",
         "pipeline",
         "preflight",
         "bench",
@@ -55,7 +58,8 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
-    "ray": {"cluster", "pipeline", "replicas", "isolation"},
+    "ray": {"cluster", "pipeline", "progress", "replicas", "isolation"},
+    "rich": {"progress"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},
     "duckdb": {"curation"},
@@ -96,7 +100,7 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "ray", "transformers", "pandas"}
+HEAVY = {"torch", "ray", "transformers", "pandas", "rich"}
 WITHOUT = {
     "import": ("import armo_ray, armo_ray.engine", HEAVY | {"pyarrow", "pydantic", "numpy"}),
     "help": (
