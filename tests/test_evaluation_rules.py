@@ -43,7 +43,7 @@ def lists(low: int, high: int) -> st.SearchStrategy[list[float]]:
 
 def accuracies(name: str, items: Items) -> dict[str, float]:
     benchmark = BENCHMARKS[name]
-    found = benchmark.credits(items, items.values[:, 0], benchmark.labels(items))
+    found = benchmark.subsets(benchmark.credits(items, items.values[:, 0], benchmark.labels(items)))
     return {subset: float(credit.mean()) for subset, credit in found.items()}
 
 
@@ -135,6 +135,13 @@ def test_rm_bench_is_a_matrix_of_three_styles_in_four_domains(rows: Rows) -> Non
     sections = BENCHMARKS["rm-bench"].sections(found, {})
     assert sections["Overall"] == pytest.approx(np.mean(list(expected.values())))
     assert {name: sections[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_styles_of_an_item_of_rm_bench_are_resampled_together() -> None:
+    rows: Rows = [([won] * 3, [0.5] * 3) for won in (0.0, 1.0) for _ in range(10)]  # all nine alike
+    found = judge(items_of(rows, domain=["chat"] * 20), BENCHMARKS["rm-bench"], 1000, 0)
+    for key in ("low", "high"):  # as wide as that of any style, not narrower by the root of three
+        assert found["sections"]["chat"][key] == pytest.approx(found["subsets"]["chat hard"][key])
 
 
 def test_the_published_subsets_of_armorm_give_its_published_sections() -> None:

@@ -81,7 +81,9 @@ def reliability(title: str, points: Sequence[tuple[float, float, int]]) -> str:
         )
     body += [_text(place(x / 10, 0)[0], _TOP + side + 16, f"{10 * x} %", "middle") for x in range(5, 11)]
     body += [_text(left - 6, place(0.5, y / 4)[1] + 4, f"{25 * y} %", "end") for y in range(5)]
-    body.append(_text(left + side / 2, _TOP + side + 34, "confidence; the circle grows with its pairs", "middle"))
+    body.append(
+        _text(left + side / 2, _TOP + side + 34, "confidence; the circle grows with its pairs", "middle")
+    )
     return _svg(title, left + side + 40, _TOP + side + 44, body)
 
 
