@@ -1,4 +1,7 @@
-"""Scores of labelled rows as items: what `armo-ray evaluate` judges. Held in memory, about 150 bytes a candidate, thrice that while they are read."""
+"""Scores of labelled rows as items: what `armo-ray evaluate` judges.
+
+Held in memory, about 150 bytes a candidate, and thrice that while they are read.
+"""
 
 import json
 import logging
