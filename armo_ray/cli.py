@@ -238,6 +238,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     """The tables of an output, or of the one that the options of score describe."""
     began, given = time.monotonic(), _given(args, ScoreConfig)
     output = given.pop("output", None)
+    if not given and not args.words:
+        raise ConfigError("give outputs of armo-ray score; or --input, --model and --output, to score first")
     if not given:
         return _curate(args)
     if args.words:

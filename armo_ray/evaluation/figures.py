@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from armo_ray.evaluation.tables import length_label
+from armo_ray.evaluation.tables import SHOWN, length_label
 
 _FONT = 'font-family="sans-serif" font-size="12"'
 _BLUE, _PALE, _ORANGE, _GREY, _BLACK = "#3b6ea8", "#8fb3d9", "#d9822b", "#dddddd", "#222222"
@@ -26,6 +26,7 @@ def figures(found: Mapping[str, Any]) -> dict[str, str]:
     accuracy = [
         Bar(name, row["accuracy"], row["low"], row["high"], row["longest"])
         for kind in ("sections", "subsets")
+        if kind == "sections" or len(found[kind]) <= SHOWN
         for name, row in found[kind].items()
     ]
     length = [Bar(length_label(r), r["accuracy"]) for r in found["length"] if r["pairs"]]
