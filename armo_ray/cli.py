@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
-from armo_ray.config import Options, ScoreConfig, load_config, load_configs, load_options
+from armo_ray.config import Options, ScoreConfig, load_configs, load_options
 from armo_ray.curation.options import (
     CompareOptions,
     EvaluateOptions,
@@ -254,7 +254,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from armo_ray.curation import benchmark_files, evaluate
 
     evaluate.check(options, str(given.get("model")))
-    status = _score_all([load_config(None, benchmark_files.scoring(options, given, output))], began)
+    status = _score_all([benchmark_files.scoring(options, given, output)], began)
     evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
     return status
 
