@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from armo_ray import __version__
 from armo_ray.bench.arguments import add_arguments, execute
-from armo_ray.config import Options, ScoreConfig, load_config, load_configs, load_options
+from armo_ray.config import Options, ScoreConfig, load_configs, load_options
 from armo_ray.curation.options import (
     CompareOptions,
     EvaluateOptions,
@@ -26,8 +26,9 @@ from armo_ray.curation.options import (
     ScoresOptions,
 )
 from armo_ray.errors import ConfigError
+from armo_ray.estimate.options import PlanOptions
 from armo_ray.families import FAMILIES
-from armo_ray.progress import OutOfTime, limited, stop_on_sigterm
+from armo_ray.interrupts import OutOfTime, limited, stop_on_sigterm
 from armo_ray.report.options import ReportOptions
 
 COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, DRIFTED, OUT_OF_TIME = range(6)
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUT_OF_TIME
     except KeyboardInterrupt:
         print(
-            f"armo-ray {args.command}: stopped; " + ("nothing is left" if args.run in (_curate, _report) else _GO_ON),
+            f"armo-ray {args.command}: stopped; "
+            + ("nothing is left" if args.run in (_curate, _report) else _GO_ON),
             file=sys.stderr,
         )
         return FAILED
@@ -89,12 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"armo-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     score = commands.add_parser("score", help="score shards into partitioned Parquet", epilog=_EXIT_STATUS)
-    score.add_argument(
-        "config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it"
+    _add_score(score, _score)
+    plan = commands.add_parser(
+        "plan", help="what score would do, how long it would take and cost; takes its options"
     )
-    for name, field in ScoreConfig.model_fields.items():
-        _add_option(score, name, field, several=name in ("model", "revision"))
-    score.set_defaults(run=_score, parser=score)
+    _add_score(plan, _plan)
+    for name, field in PlanOptions.model_fields.items():
+        _add_option(plan, name, field)
+    plan.add_argument("--json", action="store_true", help="print one JSON object for each model instead")
     for name, (kind, told) in _CURATION.items():
         _add_curation(commands.add_parser(name, help=told), kind)
     _add_scoring(commands.choices["evaluate"])
@@ -104,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_curation(report, ReportOptions, "outputs of armo-ray score")
     report.set_defaults(run=_report)
     _add_verify(commands.add_parser("verify", help="check a finished output, or a model on this machine"))
+    _add_explain(
+        commands.add_parser("explain", help="trace one row: its tokens, and what its score is made of")
+    )
     tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
@@ -116,6 +123,25 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(bench)
     bench.set_defaults(run=execute, parser=bench)
     return parser
+
+
+def _add_score(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it"
+    )
+    for name, field in ScoreConfig.model_fields.items():
+        _add_option(parser, name, field, several=name in ("model", "revision"))
+    parser.set_defaults(run=run, parser=parser)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="directory or URI that score wrote, complete or not")
+    parser.add_argument("row", metavar="ROW_ID", help="as in the column row_id, or highest, lowest or random")
+    parser.add_argument("--model", help="where the model's tokenizer is now; default: where the run had it")
+    parser.add_argument(
+        "--all-tokens", action="store_true", help="list every token, not those around the marks"
+    )
+    parser.set_defaults(run=_explain, parser=parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -210,10 +236,24 @@ def _score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     return max(statuses)
 
 
+def _plan(args: argparse.Namespace) -> int:
+    options = load_options(PlanOptions, None, _given(args, PlanOptions))
+    configs = load_configs(args.config, _given(args, ScoreConfig), **_reading(args.config))
+    from armo_ray.estimate.estimate import estimate
+    from armo_ray.estimate.show import lines
+
+    for config in configs:
+        told = estimate(config, options)
+        print(json.dumps(told) if args.json else "\n".join(lines(told)), flush=True)
+    return COMPLETE
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     """The tables of an output, or of the one that the options of score describe."""
     began, given = time.monotonic(), _given(args, ScoreConfig)
     output = given.pop("output", None)
+    if not given and not args.words:
+        raise ConfigError("give outputs of armo-ray score; or --input, --model and --output, to score first")
     if not given:
         return _curate(args)
     if args.words:
@@ -228,7 +268,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from armo_ray.curation import benchmark_files, evaluate
 
     evaluate.check(options, str(given.get("model")))
-    status = _score_all([load_config(None, benchmark_files.scoring(options, given, output))], began)
+    status = _score_all([benchmark_files.scoring(options, given, output)], began)
     evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
     return status
 
@@ -325,6 +365,14 @@ def _verify(args: argparse.Namespace) -> int:
     found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
     print(f"{args.output}: {told}: {found}")
     return FAILED if faults else COMPLETE
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from armo_ray.explain.find import find
+    from armo_ray.explain.show import lines
+
+    print("\n".join(lines(find(args.output, args.row), args.model, args.all_tokens)))
+    return COMPLETE
 
 
 def _verify_model(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from armo_ray.progress import stop_on_sigterm
+from armo_ray.interrupts import stop_on_sigterm
 
 # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
 RETRIES = 2
@@ -27,7 +27,10 @@ def connected() -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         # without an address Ray would join any cluster that it finds on the machine
         address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        except Exception as error:  # a bare one where its processes do not come up in time
+            raise RuntimeError(f"Ray did not start, or cannot be reached at {address}: {error}") from error
         stop_on_sigterm()  # ray.init takes the signal for itself
     try:
         yield

@@ -25,8 +25,9 @@ from armo_ray.errors import ConfigError
 from armo_ray.isolation import isolate
 from armo_ray.plan import Job, prepare_dataset
 from armo_ray.preflight import verify as preflight
-from armo_ray.progress import Progress
-from armo_ray.replicas import Pool, Replica, pool_of
+from armo_ray.progress import Progress, every
+from armo_ray.replicas import Pool, Replica, pool_of, replicas_up
+from armo_ray.report.card import Card
 from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock
 from armo_ray.storage.store import Store
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 _WRITE_CPUS = 0.25
 # Units queued at a replica, so that the next is there when one ends.
 _IN_FLIGHT = 4
+_CARD_EVERY_S = 30.0
 # Blocks that may fail before a run does: those of a poison row, and those that waited at the replica it killed.
 _MOST_ERRORED = 32
 
@@ -59,9 +61,14 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
             store.delete(commits.SUCCESS)
             _execute(store, job, left, config)
         records = commits.finish(store)
+        totals = commits.totals(records)
+        try:
+            Card(store, job, config.input).complete(totals)
+        except (OSError, RuntimeError) as error:
+            logger.warning("the dataset card is not written: %s", error)
     touched = {span.shard.uri for span in left}
     done = [record for record in records if not touched or record["source"] in touched]
-    return commits.totals(records), commits.totals(done)
+    return totals, commits.totals(done)
 
 
 def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> None:
@@ -74,13 +81,21 @@ def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> N
             _check_model(job, pool)
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)
-        with Progress(size, began) as progress:
+        planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
+        card = Card(store, job, config.input, commits.list_commits(store), planned)
+        progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
+        drafted = every(
+            _CARD_EVERY_S,
+            "writing the dataset card",
+            lambda: card.in_progress(progress.counts.totals, progress.counts.done),
+        )
+        with drafted, progress:
             while left:
                 for record in _records(job, spread(left), pool):
                     progress.update(record)
                 left = commits.to_do(store, left, job.fingerprint)
                 for span in left:
-                    progress.update(isolate(span, job, pool))
+                    progress.update(isolate(span, job, pool), isolated=True)
                 if left:
                     left = commits.to_do(store, left, job.fingerprint)
 

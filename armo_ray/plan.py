@@ -63,8 +63,11 @@ class Job:
         return list(dict.fromkeys((*self.layout.columns.values(), *self.carried.values())))
 
 
-def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
-    """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet."""
+def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
+    """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet.
+
+    Without `write` all is checked alike, and nothing is created.
+    """
     model = _model(config)
     store = Store(config.output)
     found = find_shards(config.input, each=config.days == 1)
@@ -76,7 +79,7 @@ def prepare(config: ScoreConfig) -> tuple[Job, list[Span]]:
     layout, carried = _layout(shards, config, columns)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
-    run = commits.open_run(store, _identity(config, model, layout, columns), details)
+    run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     job = _job(config, model, layout, columns, carried)
     return job, cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)

@@ -95,6 +95,18 @@ def _told(nodes: Sequence[float]) -> str:
     return " + ".join(f"{have:g}" for have in nodes if have) or "no"
 
 
+def replicas_up() -> tuple[int, int]:
+    """The replicas of this driver that are loaded, and how often one was lost and loaded again.
+
+    Ray has no public way to ask that without its dashboard.
+    """
+    from ray._private.state import actors
+
+    found = actors(job_id=ray.JobID.from_hex(ray.get_runtime_context().get_job_id())).values()
+    pool = [actor for actor in found if "Replica" in actor["ActorClassName"]]
+    return sum(actor["State"] == "ALIVE" for actor in pool), sum(int(actor["NumRestarts"]) for actor in pool)
+
+
 class Replica(Scorer):
     """A scorer that takes its share of a machine without GPUs."""
 
@@ -104,6 +116,8 @@ class Replica(Scorer):
 
             torch.set_num_threads(max(1, ((os.cpu_count() or 1) - 1) // pool.high))  # and one to read
         super().__init__(job, pool.device)
+        if self.peak_flops is not None:
+            self.peak_flops *= min(pool.gpus or 1.0, 1.0)  # its share of a GPU that several have
         gc.freeze()  # the modules and weights stay: collecting a unit's garbage need not visit them
 
 

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "families": set(),
     "config": {"errors", "families"},
     "schema": set(),
+    "markdown": set(),
     "agreement": set(),
     "chat": {"errors", "families"},
     "": BASE | {"text", "engine", "pipeline"},
@@ -26,16 +27,19 @@ MAY_IMPORT = {
     "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
+    "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
+    "explain": BASE | {"storage", "text", "engine"},
     "progress": BASE,
+    "interrupts": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
     "isolation": BASE | {"storage", "plan", "replicas"},
-    "cluster": {"progress"},
+    "cluster": {"interrupts"},
     "evaluation": {"errors"},
-    "curation": BASE | {"agreement", "cluster", "evaluation", "storage", "text"},
-    "report": BASE | {"curation", "evaluation", "storage"},
+    "curation": BASE | {"agreement", "cluster", "evaluation", "markdown", "storage", "text"},
+    "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "preflight"}
+    | {"cluster", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "cli": BASE
     | {
@@ -44,17 +48,19 @@ MAY_IMPORT = {
         "engine",
         "plan",
         "stages",
-        "progress",
+        "interrupts",
         "pipeline",
         "preflight",
         "bench",
         "curation",
         "report",
-    },
+    }
+    | {"estimate", "explain"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
-    "ray": {"cluster", "pipeline", "replicas", "isolation"},
+    "ray": {"cluster", "pipeline", "progress", "replicas", "isolation"},
+    "rich": {"progress"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},
     "duckdb": {"curation", "report"},
@@ -95,7 +101,7 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "ray", "transformers", "pandas"}
+HEAVY = {"torch", "ray", "transformers", "pandas", "rich"}
 WITHOUT = {
     "import": ("import armo_ray, armo_ray.engine", HEAVY | {"pyarrow", "pydantic", "numpy"}),
     "help": (

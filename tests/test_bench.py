@@ -158,6 +158,23 @@ def test_the_shape_is_read_off_the_layers(model: RewardModel) -> None:
     assert shape == (2, 64 * (64 + 32 + 32 + 64 + 3 * 128), 64 * 64, 4, 16)
 
 
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_engine_counts_while_it_scores_what_is_counted_here(
+    share: bool, fixed: bool, model: RewardModel
+) -> None:
+    vocabulary = VOCABULARY._replace(pattern=tuple(model.pattern.tolist()))
+    groups = workloads.synthetic("pairs", vocabulary, 8, 3, length_scale=0.2)
+    sequences = workloads.sequences_of(groups)
+    reads = [model.head.positions(ids) for ids in sequences]
+    budget = max(map(len, sequences)) + 100
+    found = model.with_options(token_budget=budget, share_prompts=share, fixed_packs=fixed).score(groups)
+    work = flops.packed(flops.shape_of(model.backbone), sequences, reads, budget, share, needed_rows=True)
+    assert (found.packed_tokens, found.flops) == work
+    assert found.pack_capacity == found.num_packs * budget
+    assert found.computed_tokens == (found.pack_capacity if fixed else found.packed_tokens)
+
+
 def test_the_same_seed_gives_the_same_workload() -> None:
     a, b, c = (workloads.synthetic("pairs", VOCABULARY, 10, seed) for seed in (3, 3, 4))
     for (prompt, answers), (other, others) in zip(a, b, strict=True):

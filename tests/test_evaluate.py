@@ -293,14 +293,16 @@ def test_llmbar_from_files_to_tables_on_ray_with_a_model_that_is_verified_first(
     ("options", "message"),
     [
         (["out", "--model", "m"], "out: give outputs of armo-ray score, or --input and --model"),
+        ([], "give outputs of armo-ray score; or --input, --model and --output"),
         (["--model", "m"], "--output: missing"),
         (["--model", "m", "--output", "x"], "input"),
         (["--input", str(SAMPLE), "--output", "x"], "model"),
         (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--benchmark", "rm-bench"], "no column domain"),
+        (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--benchmark", "rewardbench"], "not a subset"),
         (["--input", "none.json", "--model", "m", "--output", "x"], "input none.json: no file there"),
         (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--published", "y"], "published y: no results"),
     ],
-    ids=["both", "no-output", "no-input", "no-model", "no-column", "no-file", "published"],
+    ids=["both", "nothing", "no-output", "no-input", "no-model", "no-column", "benchmark", "no-file", "published"],
 )  # fmt: skip
 def test_what_cannot_be_scored_first_is_refused(
     options: list[str],

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from armo_ray.curation.calibration import fit_temperature
 from armo_ray.errors import ConfigError
 from armo_ray.evaluation.benchmarks import BENCHMARKS, rewardbench
+from armo_ray.evaluation.figures import figures
 from armo_ray.evaluation.items import Items
 from armo_ray.evaluation.judge import judge
 from armo_ray.evaluation.measures import agreement_of, by_length, margins, reliability, resampled
 from armo_ray.evaluation.published import against, find_published, published
 from armo_ray.evaluation.subsets import DOMAINS, PRIOR_SETS, REWARDBENCH
+from armo_ray.evaluation.tables import evaluation
 
 NAN = float("nan")
 score = st.one_of(st.integers(-3, 3).map(float), st.just(NAN))  # few values: many ties
@@ -43,7 +45,7 @@ def lists(low: int, high: int) -> st.SearchStrategy[list[float]]:
 
 def accuracies(name: str, items: Items) -> dict[str, float]:
     benchmark = BENCHMARKS[name]
-    found = benchmark.credits(items, items.values[:, 0], benchmark.labels(items))
+    found = benchmark.subsets(benchmark.credits(items, items.values[:, 0], benchmark.labels(items)))
     return {subset: float(credit.mean()) for subset, credit in found.items()}
 
 
@@ -137,6 +139,13 @@ def test_rm_bench_is_a_matrix_of_three_styles_in_four_domains(rows: Rows) -> Non
     assert {name: sections[name] for name in expected} == pytest.approx(expected)
 
 
+def test_the_styles_of_an_item_of_rm_bench_are_resampled_together() -> None:
+    rows: Rows = [([won] * 3, [0.5] * 3) for won in (0.0, 1.0) for _ in range(10)]  # all nine alike
+    found = judge(items_of(rows, domain=["chat"] * 20), BENCHMARKS["rm-bench"], 1000, 0)
+    for key in ("low", "high"):  # as wide as that of any style, not narrower by the root of three
+        assert found["sections"]["chat"][key] == pytest.approx(found["subsets"]["chat hard"][key])
+
+
 def test_the_published_subsets_of_armorm_give_its_published_sections() -> None:
     found = find_published("rewardbench", "/models/ArmoRM-Llama3-8B-v0.1", None)
     assert found is not None
@@ -196,6 +205,18 @@ def test_m_rewardbench_is_the_mean_over_languages_other_than_english() -> None:
     assert overall == {"deu_Latn": 1, "arb_Arab": 0, "eng_Latn": 1, "Overall": 0.5, "deu_Latn Safety": 1}
 
 
+def test_of_very_many_subsets_a_terminal_and_a_figure_show_the_sections_alone() -> None:
+    rows: Rows = [([1.0], [0.0])] * 61
+    for count in (60, 61):
+        labels = [f"subset {i}" for i in range(count)]
+        found = judge(items_of(rows[:count], subset=labels), BENCHMARKS["labelled"], 100, 0)
+        whole = {**found, "calibration": {"reason": "none"}, "published": None}
+        for told in (evaluation(whole), figures(whole)["accuracy.svg"]):
+            assert "Mean of subsets" in told
+            assert ("subset 7" in told) == (count == 60)
+    assert "61 subsets are not shown: with --output they are in evaluation.json" in evaluation(whole)
+
+
 def test_columns_are_judged_by_the_same_rule_and_compared_with_each_other() -> None:
     rows: Rows = [([2.0], [1.0]), ([3.0], [1.0]), ([0.0], [1.0]), ([1.0], [1.0])]
     found = judge(items_of(rows), BENCHMARKS["labelled"], 100, 0)
@@ -246,13 +267,13 @@ def test_resampled_means_scatter_as_means_of_samples_do() -> None:
     ("name", "rows", "columns", "message"),
     [
         ("rewardbench", [([1.0], [0.0, 0.0])], {"subset": ["math-prm"]}, "shard.jsonl row 0: 1 chosen and 2 rejected"),
-        ("rewardbench", [([1.0], [0.0])], {"subset": ["maths"]}, "no subset: maths; expected alpacaeval-easy"),
-        ("rewardbench-2", [([1.0], [0.0])], {"subset": ["Maths"], "id": ["1"]}, "no domain: maths"),
+        ("rewardbench", [([1.0], [0.0])], {"subset": ["maths"]}, "benchmark: maths; expected alpacaeval-easy"),
+        ("rewardbench-2", [([1.0], [0.0])], {"subset": ["Maths"], "id": ["1"]}, "not a domain of this benchmark"),
         ("rewardbench-2", [([1.0, 1.0], [0.0])], {"subset": ["Math"], "id": ["1"]}, "2 chosen and 1 rejected"),
         ("rewardbench-2", [([1.0], [0.0])], {"subset": ["Ties"], "id": ["ref:1"]}, "tied:1 is missing"),
         ("rewardbench-2", [([1.0], [0.0])], {"subset": ["Ties"], "id": ["1"]}, "id 1: expected one ref:N"),
         ("rm-bench", [([1.0, 1.0, 1.0], [0.0])], {"domain": ["chat"]}, "RM-Bench has three of each"),
-        ("rm-bench", [([1.0] * 3, [0.0] * 3)], {"domain": ["chess"]}, "no domain: chess"),
+        ("rm-bench", [([1.0] * 3, [0.0] * 3)], {"domain": ["chess"]}, "not a domain of this benchmark: chess"),
         ("m-rewardbench", [([1.0], [0.0])], {"subset": ["math-prm"]}, "no language: score with --keep language"),
         ("llmbar", [([1.0], [0.0])], {"subset": [None]}, "row 0: subset is null"),
     ],

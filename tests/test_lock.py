@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from armo_ray.errors import ConfigError
-from armo_ray.progress import stop_on_sigterm
+from armo_ray.interrupts import stop_on_sigterm
 from armo_ray.storage import lock
 from armo_ray.storage.commits import to_json
 from armo_ray.storage.store import Store

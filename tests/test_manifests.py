@@ -27,12 +27,14 @@ from ray.scripts.scripts import cli as ray_cli
 import armo_ray
 from armo_ray.cli import MISUSED, _parser
 from armo_ray.config import ScoreConfig, load_config
+from armo_ray.progress.metrics import SERIES, TAGS
 from tests import kuberay
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 FILES = ["Dockerfile", "constraints.txt", "nightly.yaml", "ray-up.yaml", "rayjob.yaml", "slurm.sh"]
-TEXTS = {name: (CLUSTER / name).read_text("utf-8") for name in FILES}
+MONITORING = ["grafana.json", "podmonitor.yaml"]
+TEXTS = {name: (CLUSTER / name).read_text("utf-8") for name in FILES + MONITORING}
 RUNS = ["nightly.yaml", "ray-up.yaml", "rayjob.yaml", "slurm.sh"]  # those that start the job
 KUBERNETES = ["nightly.yaml", "rayjob.yaml"]
 LINES = [line for line in TEXTS["constraints.txt"].splitlines() if not line.startswith("#")]
@@ -96,7 +98,7 @@ def containers(name: str) -> Iterator[dict[str, Any]]:
 
 
 def test_every_file_is_known_here() -> None:
-    assert sorted(path.name for path in CLUSTER.iterdir()) == FILES
+    assert sorted(path.name for path in CLUSTER.iterdir()) == sorted(FILES + MONITORING)
 
 
 # Kubernetes
@@ -344,17 +346,22 @@ def test_nothing_listens_to_everyone_and_nothing_goes_without_a_token(name: str)
 
 
 @pytest.mark.parametrize("name", KUBERNETES)
-def test_kubernetes_submits_on_the_loopback_and_lets_only_the_operator_in(name: str) -> None:
+def test_kubernetes_submits_on_the_loopback_and_lets_in_the_operator_and_prometheus(name: str) -> None:
     spec = job(name)
     assert spec["submissionMode"] == "SidecarMode"
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     policy = spec["rayClusterSpec"]["networkPolicy"]
     assert policy["mode"] == "DenyAllIngress"
     assert policy.keys() == {"mode", "head"}
-    (rule,) = policy["head"]["ingressRules"]
-    assert rule["ports"] == [{"protocol": "TCP", "port": 8265}]
-    (peer,) = rule["from"]
-    assert peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
+    doors = {}
+    for rule in policy["head"]["ingressRules"]:
+        (port,), (peer,) = rule["ports"], rule["from"]
+        assert port["protocol"] == "TCP"
+        doors[port["port"]] = peer["podSelector"]["matchLabels"]
+    assert doors == {
+        8265: {"app.kubernetes.io/name": "kuberay-operator"},
+        8080: {"app.kubernetes.io/name": "prometheus"},
+    }
 
 
 def test_the_launcher_keeps_the_dashboard_on_the_loopback() -> None:
@@ -375,7 +382,7 @@ SECRETS = [
 ]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILES + MONITORING)
 def test_secrets_are_named_and_never_told(name: str) -> None:
     for pattern in SECRETS:
         assert re.search(pattern, TEXTS[name]) is None
@@ -392,6 +399,70 @@ def test_variables_that_hold_secrets_come_from_a_secret(name: str) -> None:
     held = [v for c in containers(name) for v in c["env"] if SECRET_NAME.search(v["name"])]
     assert held
     assert all("value" not in variable and "secretKeyRef" in variable["valueFrom"] for variable in held)
+
+
+# Metrics
+
+
+def test_prometheus_reads_the_port_that_kuberay_names_of_the_head() -> None:
+    monitor = manifest("podmonitor.yaml")
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert monitor["spec"] == {
+        "selector": {"matchLabels": {"ray.io/node-type": "head"}},
+        "podMetricsEndpoints": [{"port": "metrics"}],
+    }
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(TEXTS["grafana.json"])
+    return found
+
+
+@pytest.mark.parametrize("panel", dashboard()["panels"], ids=lambda panel: panel["title"])
+def test_a_panel_asks_for_what_the_code_exports(panel: dict[str, Any]) -> None:
+    assert panel["type"] in ("stat", "timeseries")
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    assert [target["refId"] for target in panel["targets"]] == list("ABC"[: len(panel["targets"])])
+    for target in panel["targets"]:
+        asked = set(re.findall(r"ray_\w+", target["expr"]))
+        assert asked
+        assert asked <= SERIES.keys()
+        tags = {*TAGS, *(SERIES[name].tag for name in asked)}
+        grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
+        assert {tag.strip() for tags_of in grouped for tag in tags_of.split(",")} <= tags
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= tags
+        counters = {name for name in asked if SERIES[name].counter}
+        assert (
+            counters == set(re.findall(r"(?:rate|increase)\((\w+)", target["expr"]))
+            or panel["type"] == "stat"
+        )
+
+
+def test_the_dashboard_shows_every_metric_and_its_panels_do_not_overlap() -> None:
+    found = dashboard()
+    assert found["schemaVersion"] >= 39
+    asked = {
+        name for p in found["panels"] for t in p["targets"] for name in re.findall(r"ray_\w+", t["expr"])
+    }
+    assert asked == SERIES.keys()
+    taken: set[tuple[int, int]] = set()
+    for panel in found["panels"]:
+        at = panel["gridPos"]
+        assert 0 <= at["x"] < at["x"] + at["w"] <= 24
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken
+        taken |= cells
+    assert len({panel["id"] for panel in found["panels"]}) == len(found["panels"])
+
+
+def test_the_dashboard_defines_the_variables_that_it_uses() -> None:
+    variables = {v["name"]: v for v in dashboard()["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard()["panels"])))
+    assert used - {"__rate_interval"} == variables.keys()
+    assert variables["datasource"]["type"] == "datasource"
+    (name, label) = re.findall(r"label_values\((\w+), (\w+)\)", variables["output"]["query"]["query"])[0]
+    assert name in SERIES
+    assert label in TAGS
 
 
 # Slurm

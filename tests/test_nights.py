@@ -44,7 +44,7 @@ def test_days_that_are_all_without_shards_are_refused(tiny_model: Path, tmp_path
 WAITING_ON_RAY = """
 import time
 import ray
-from armo_ray.progress import OutOfTime, limited
+from armo_ray.interrupts import OutOfTime, limited
 
 ray.init("local", include_dashboard=False, log_to_driver=False)
 ref = ray.remote(lambda: time.sleep(100)).remote()

@@ -195,6 +195,17 @@ def test_added_shards_alone_are_scored_and_a_finished_run_does_nothing(
     assert commits_of(tmp_path / "out") == both
 
 
+def test_a_card_that_cannot_be_written_costs_the_run_nothing(
+    local_ray: None, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out" / "README.md").mkdir(parents=True)
+    assert score_on_ray(tiny_model, SAMPLE, tmp_path / "out")["totals"]["scored"] == 260
+    assert verify_output(str(tmp_path / "out"))[1] == []
+    warned = [entry.getMessage() for entry in caplog.records if "card" in entry.getMessage()]
+    assert len(warned) == 2  # while it went on, and at its end
+    assert all("README.md" in text for text in warned)
+
+
 def start(model: Path, inputs: Path | str, output: Path | str, *options: str) -> subprocess.Popen[str]:
     return runs.start(model, inputs, output, "--unit-rows", "10", *options)
 
@@ -210,12 +221,16 @@ def test_a_run_killed_twice_computes_no_unit_again_and_ends_as_an_undisturbed_on
         wait_for_commits(process, out, len(seen) + more)
         kill_run(process)
         assert not (out / "_SUCCESS").exists()
+        assert "In progress: " in (out / "README.md").read_text()
         now = commits_of(out)
         assert {name: now[name] for name in seen} == seen, "a committed unit was computed again"
         seen = now
     finish(start(tiny_model, SAMPLE, out))
     final = commits_of(out)
     assert {name: final[name] for name in seen} == seen, "a committed unit was computed again"
+    card = (out / "README.md").read_text()
+    assert "Complete. " in card
+    assert "| scored | 260 |" in card
     assert_same_scores(scores_of(out), scores_of(tmp_path / "undisturbed"))
     assert verify_output(str(out))[1] == []
 
@@ -263,6 +278,7 @@ def test_a_run_from_s3_to_s3_scores_as_one_on_a_disk(s3: str, tiny_model: Path, 
     finish(start(tiny_model, f"{s3}/in/", f"{s3}/out", "--keep", "id"))
     assert verify_output(f"{s3}/out") == ({"units": 26, "candidates": 260, "scored": 260, "rejected": 0}, [])
     score_locally(tiny_model, SAMPLE, tmp_path / "out", unit_rows=10)
+    assert b"| scored | 260 |" in store.read("out/README.md")
     store.fs.get(f"{store.root}/out/scores", str(tmp_path / "fetched" / "scores"), recursive=True)
     fetched = [(row["source_row"], row["candidate"], row["score"]) for row in rows_of(tmp_path / "fetched")]
     local = [(row["source_row"], row["candidate"], row["score"]) for row in rows_of(tmp_path / "out")]

@@ -1,6 +1,7 @@
 """Rows that kill or fail the process that works on them cost themselves alone."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     (tmp_path / "fragile" / "sitecustomize.py").write_text(FRAGILE)
     options = ("--unit-rows", "20", "--keep-text")
     run = start(tiny_model, shard, out, *options, PYTHONPATH=f"{tmp_path}/fragile:{ROOT}")
-    finish(run, 3)  # more than one in a hundred
+    told = finish(run, 3)  # more than one in a hundred
+    assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
     assert [(row, reason) for row, _, reason in rejects_of(out)] == [(i, "poison") for i in poison]
     rejects = rows_of(out, "rejects")
     assert [json.loads(row["raw"])["chosen"] for row in rejects] == list(poison.values())

@@ -237,7 +237,7 @@ def test_rejects_and_times_are_told(pairs: tuple[Any, dict[str, Any]], scored_pa
     replica = sum(r["seconds"][step] for r in records for step in ("wait", "pack", "model"))
     loads = sum({r["load_seconds"] for r in records})
     assert speed["replica_hours"] == pytest.approx((replica + loads) / 3600)
-    assert speed["cost_usd"] == pytest.approx(2 * speed["gpu_hours"])
+    assert speed["cost_usd"] == pytest.approx(2 * speed["paid_hours"])
     assert len(speed["slowest_units"]) == min(5, len(records))
 
 

@@ -1,54 +1,19 @@
-"""Floating-point operations of the decoder: 2 a linear parameter and token, 4 a query's head dimension and key.
-
-Embeddings, norms, activations and the head are left out: together they are less than 0.1 % of an 8B model.
-"""
+"""The work of conversations, one by one and packed: tokens that go through the decoder, and their operations."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from armo_ray.engine.packing import Ids, Index, make_packs
+from armo_ray.engine.flops import Shape, flops, shape_of
+from armo_ray.engine.packing import Ids, make_packs
 
-
-class Shape(NamedTuple):
-    """What of a decoder its operations depend on; parameters are those of one layer's linears."""
-
-    layers: int
-    linear: int
-    keys: int  # of `linear`, the projections to keys and values
-    heads: int
-    head_dim: int
+__all__ = ["Shape", "Work", "floor", "flops", "packed", "shape_of", "whole"]
 
 
 class Work(NamedTuple):
     tokens: int  # that go through the backbone, padding left out
     flops: int
-
-
-def shape_of(backbone: Any) -> Shape:
-    """The shape of a decoder of equal layers."""
-    layer, config = backbone.layers[0], backbone.config
-    linears = {n: m.weight.numel() for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
-    keys = sum(size for name, size in linears.items() if name.endswith(("k_proj", "v_proj")))
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(len(backbone.layers), sum(linears.values()), keys, config.num_attention_heads, head_dim)
-
-
-def flops(shape: Shape, positions: Index, needed: Index | None = None) -> int:
-    """Operations of tokens at these positions of their conversations.
-
-    Args:
-        needed: positions whose last hidden state is read; the last layer then computes the others' keys only.
-    """
-    tokens, context = len(positions), int(positions.sum()) + len(positions)
-    attention = 4 * shape.heads * shape.head_dim
-    layer = 2 * shape.linear * tokens + attention * context
-    if needed is None:
-        return shape.layers * layer
-    reading = 2 * (shape.linear - shape.keys) * len(needed) + attention * (int(needed.sum()) + len(needed))
-    return (shape.layers - 1) * layer + 2 * shape.keys * tokens + reading
 
 
 def whole(shape: Shape, sequences: Sequence[Ids]) -> Work:

@@ -5,57 +5,96 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
+from armo_ray.config import ScoreConfig, load_config
 from armo_ray.curation.options import EvaluateOptions
 from armo_ray.errors import ConfigError
 from armo_ray.evaluation.benchmarks import BENCHMARKS
+from armo_ray.evaluation.items import Items
 from armo_ray.storage import readers
 from armo_ray.storage.filesystem import open_filesystem, read_text, uri_of
 from armo_ray.storage.retries import patiently
-from armo_ray.storage.shards import DAMAGE, find_shards
+from armo_ray.storage.shards import DAMAGE, Shard, find_shards, open_shard
 from armo_ray.storage.store import Store
+from armo_ray.text.conversations import candidates_of
+from armo_ray.text.layouts import detect
 
 _SAMPLE_ROWS = 100
 
 
-def scoring(options: EvaluateOptions, given: Mapping[str, Any], output: str) -> dict[str, Any]:
-    """Settings of the run that scores a benchmark into OUTPUT/scored.
+def scoring(options: EvaluateOptions, given: Mapping[str, Any], output: str) -> ScoreConfig:
+    """The run that scores a benchmark into OUTPUT/scored, and keeps the columns that make its table.
 
-    JSON arrays become OUTPUT/rows/*.jsonl first. The columns that make the table are kept.
+    JSON arrays become OUTPUT/rows/*.jsonl first.
 
     Args:
         given: settings of armo-ray score, input among them.
 
-    Raises ConfigError where a file is not of the benchmark.
+    Raises ConfigError where settings are wrong, or the first rows are not of the benchmark.
     """
     given = {**given, "output": f"{output}/scored"}
-    if not given.get("input"):
-        return given  # and is refused as such
-    inputs = lined(given["input"], Store(f"{output}/rows"))
+    load_config(None, given)  # before anything is read or written
+    given["input"] = lined(given["input"], Store(f"{output}/rows"))
     benchmark = BENCHMARKS[options.benchmark]
-    have, where = _columns(inputs)
+    rows, shard = _first_rows(given["input"])
+    have = {name: None for row in rows for name in row} | dict(shard.partitions)
     needs = options.by or benchmark.needs
     if missing := [name for name in needs if name not in have]:
         raise ConfigError(
-            f"{where}: no column {missing[0]}, which {options.benchmark} needs; it has {', '.join(sorted(have))}"
+            f"{shard.uri}: no column {missing[0]}, which {options.benchmark} needs; it has {', '.join(have)}"
         )
+    used = [*needs, *(name for name in benchmark.takes if name in have and not options.by)]
     keep = list(given.get("keep") or ())
-    named = {text.partition("=")[0] for text in keep}
-    taken = [name for name in benchmark.takes if name in have and not options.by]
-    keep += [name for name in (*needs, *taken) if name not in named]
-    return {**given, "input": inputs, "keep": keep}
+    named = {text.partition("=")[0] for text in keep} | dict(shard.partitions).keys()
+    config = load_config(None, {**given, "keep": [*keep, *(name for name in used if name not in named)]})
+    _check(rows, shard, config, options.benchmark, used)
+    return config
 
 
-def _columns(inputs: Sequence[str]) -> tuple[set[str], str]:
-    """The columns that the first shard with rows has, and its URI."""
+def _first_rows(inputs: Sequence[str]) -> tuple[list[dict[str, Any]], Shard]:
+    """Rows of the first shard that has any."""
     shards = find_shards(inputs)
     for shard in shards:
         try:
-            names, _, _ = readers.sample(shard, _SAMPLE_ROWS)
+            if rows := _head(shard):
+                return rows, shard
         except DAMAGE as error:
             raise ConfigError(f"{shard.uri}: cannot be read: {error}") from error
-        if names:
-            return set(names), shard.uri
     raise ConfigError(f"{shards[0].uri}: no rows")
+
+
+def _head(shard: Shard) -> list[dict[str, Any]]:
+    if not shard.is_parquet:
+        return readers.sample(shard, _SAMPLE_ROWS)[2]
+    with open_shard(shard) as stream:
+        batch = next(pq.ParquetFile(stream).iter_batches(_SAMPLE_ROWS), None)
+        rows: list[dict[str, Any]] = [] if batch is None else batch.to_pylist()
+        return rows
+
+
+def _check(
+    rows: Sequence[Mapping[str, Any]], shard: Shard, config: ScoreConfig, benchmark: str, used: Sequence[str]
+) -> None:
+    """Refuse files of another benchmark before they are scored: as its rules would afterwards."""
+    layout = detect({name for row in rows for name in row}, config.layout, config.column)
+    roles = [[c.role for c in candidates_of(row, layout)] for row in rows]
+    if any(role not in ("chosen", "rejected") for row in roles for role in row):
+        return  # rows that cannot be read: told with the others once all are
+    full = [dict(shard.partitions) | dict(row) for row in rows]
+    sizes = [len(row) for row in roles]
+    BENCHMARKS[benchmark].labels(
+        Items(
+            names=("score",),
+            values=np.full((sum(sizes), 1), np.nan, np.float32),
+            tokens=np.full(sum(sizes), np.nan),
+            item=np.repeat(np.arange(len(rows)), sizes),
+            correct=np.array([role == "chosen" for row in roles for role in row], bool),
+            columns={name: tuple(row.get(config.keep.get(name, name)) for row in full) for name in used},
+            where=tuple(f"{shard.uri} row {i}" for i in range(len(rows))),
+        )
+    )
 
 
 def lined(inputs: Sequence[str], store: Store) -> list[str]:

@@ -43,7 +43,8 @@ def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str
         if not both:
             raise ConfigError(
                 f"{first.outputs[0]} and {second.outputs[0]} have no row in common: rows are the same where source, "
-                f"source_row and candidate are"
+                f"source_row and candidate are; sources are {_a_source(con, 'old')} there and "
+                f"{_a_source(con, 'new')} here, and so on"
             )
         columns = {}
         for name in ("score", *names):
@@ -66,6 +67,10 @@ def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str
 
 def _count(con: duckdb.DuckDBPyConnection, relation: str) -> int:
     return int(con.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
+
+
+def _a_source(con: duckdb.DuckDBPyConnection, relation: str) -> str:
+    return str(con.execute(f"SELECT min(source) FROM {relation}").fetchall()[0][0])
 
 
 def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: list[str]) -> None:

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 
 from armo_ray import __version__
 from armo_ray.curation.options import CurationOptions
-from armo_ray.curation.output import CARD, encode
+from armo_ray.curation.output import encode
 from armo_ray.curation.scores import Scores
 from armo_ray.curation.tasks import engine
 from armo_ray.errors import ConfigError
+from armo_ray.markdown import CARD, front_matter
 from armo_ray.schema import METADATA_KEY, footer, recomputed
 from armo_ray.storage import commits
 from armo_ray.storage.parts import REJECTS, SCORES, hive_values, write_table
@@ -172,8 +173,7 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
 
 def finish(store: Store, options: CurationOptions, title: str, told: Sequence[str]) -> None:
     """Write a card for people, and the manifest: from then on the output is whole."""
-    files = f"  data_files: {SCORES}/**/*.{options.format}"
-    front = ["---", "configs:", "- config_name: default", files, "tags:", "- armo-ray", "---"]
+    front = front_matter({"default": {"train": f"{SCORES}/**/*.{options.format}"}}, ["armo-ray"])
     given = commits.to_json(options.model_dump(mode="json", exclude_defaults=True)).decode()
     lines = [*front, f"# {title}", "", *told, "", "```json", given.strip(), "```"]
     lines += [f"armo-ray {__version__}, {commits.now()}", ""]

@@ -1,19 +1,24 @@
-"""Scores of labelled rows as items: what `armo-ray evaluate` judges. Held in memory, about 100 bytes a candidate."""
+"""Scores of labelled rows as items: what `armo-ray evaluate` judges.
+
+Held in memory, about 150 bytes a candidate, and thrice that while they are read.
+"""
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from armo_ray.curation.expressions import quote
 from armo_ray.curation.options import ScoresOptions
 from armo_ray.curation.scores import Scores, database, literal, scan
 from armo_ray.errors import ConfigError
-from armo_ray.evaluation.items import Floats, Items
+from armo_ray.evaluation.items import Floats, Index, Items
 from armo_ray.schema import vectors
 from armo_ray.storage.opened import readable
 from armo_ray.storage.parts import hive_values
@@ -21,7 +26,8 @@ from armo_ray.storage.parts import hive_values
 logger = logging.getLogger(__name__)
 
 _ROLES = ("chosen", "rejected")
-_READ = ("source", "source_row", "candidate", "role", "score", "rewards", "num_response_tokens")
+_KEYS = ("source", "source_row", "candidate", "role")
+_READ = (*_KEYS, "score", "rewards", "num_response_tokens")
 _UNREAD = ("unreadable_shard", "malformed_row")
 
 
@@ -29,13 +35,10 @@ _UNREAD = ("unreadable_shard", "malformed_row")
 class _Candidates:
     """Rows of scores, or of rejects, in no order, (N,)."""
 
-    source: list[str]
-    row: list[int]
-    candidate: list[int]
-    correct: list[bool]
+    keys: pa.Table  # of _KEYS
     values: Floats  # (N, V)
     tokens: Floats
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, list[str | None]]
 
 
 def read_items(
@@ -67,28 +70,28 @@ def read_items(
         rejected = con.sql(f"FROM read_parquet([{files}])").to_arrow_table() if files else None
     found = [_of_scores(scored, columns)]
     if rejected is not None:
-        found.append(_of_rejects(_whole(rejected, strict), scores, columns, found[0].values.shape[1]))
+        found.append(_of_rejects(_whole(rejected, strict), scores, columns, found[0]))
     return _items(found, ("score", *scores.reward_names), columns)
 
 
 def _of_scores(table: pa.Table, columns: Sequence[str]) -> _Candidates:
-    roles = table["role"].to_pylist()
-    if others := set(roles) - set(_ROLES):
-        at = next(i for i, role in enumerate(roles) if role in others)
+    if others := table.filter(~pc.field("role").isin(_ROLES)).slice(0, 1).to_pylist():
         raise ConfigError(
-            f"{table['source'][at]} row {table['source_row'][at]}: its role is {roles[at]}: only rows with chosen and "
-            f"rejected answers can be evaluated"
+            f"{others[0]['source']} row {others[0]['source_row']}: its role is {others[0]['role']}: only rows with "
+            f"chosen and rejected answers can be evaluated"
         )
     score = table["score"].to_numpy().astype(np.float32)
     return _Candidates(
-        table["source"].to_pylist(),
-        table["source_row"].to_pylist(),
-        table["candidate"].to_pylist(),
-        [role == "chosen" for role in roles],
+        table.select(_KEYS),
         np.concatenate((score[:, None], vectors(table)), axis=1),
         table["num_response_tokens"].to_numpy().astype(np.float64),
-        {name: table[name].to_pylist() for name in columns},
+        {name: _texts(v for chunk in table[name].chunks for v in chunk.to_pylist()) for name in columns},
     )
+
+
+def _texts(values: Iterable[Any]) -> list[str | None]:
+    """Of few distinct values, each held once."""
+    return [None if value is None else sys.intern(str(value)) for value in values]
 
 
 def _whole(rejects: pa.Table, strict: bool) -> list[dict[str, Any]]:
@@ -106,50 +109,51 @@ def _whole(rejects: pa.Table, strict: bool) -> list[dict[str, Any]]:
 
 
 def _of_rejects(
-    rows: list[dict[str, Any]], scores: Scores, columns: Sequence[str], width: int
+    rows: list[dict[str, Any]], scores: Scores, columns: Sequence[str], scored: _Candidates
 ) -> _Candidates:
     """Without scores; their columns are those of the rows as they were read."""
     kept = {name: column for run in scores.runs for name, column in run["identity"]["keep"].items()}
-    raw = {(r["source"], r["source_row"]): json.loads(r["raw"]) for r in rows if r["raw"] is not None}
-    read = [dict(hive_values(r["source"])) | raw.get((r["source"], r["source_row"]), {}) for r in rows]
+    read: dict[tuple[str, int], dict[str, Any]] = {}  # what is carried of each row
+    for r in rows:
+        key = (r["source"], r["source_row"])
+        if r["raw"] is not None or key not in read:
+            found = dict(hive_values(r["source"])) | json.loads(r["raw"] or "{}")
+            read[key] = {name: found.get(kept.get(name, name)) for name in columns}
+    carried = [read[r["source"], r["source_row"]] for r in rows]
     return _Candidates(
-        [r["source"] for r in rows],
-        [r["source_row"] for r in rows],
-        [r["candidate"] for r in rows],
-        [r["role"] == "chosen" for r in rows],
-        np.full((len(rows), width), np.nan, np.float32),
+        pa.Table.from_pylist(rows, scored.keys.schema),
+        np.full((len(rows), scored.values.shape[1]), np.nan, np.float32),
         np.full(len(rows), np.nan),
-        {name: [found.get(kept.get(name, name)) for found in read] for name in columns},
+        {name: _texts(found.get(name) for found in carried) for name in columns},
     )
 
 
 def _items(parts: Sequence[_Candidates], names: tuple[str, ...], columns: Sequence[str]) -> Items:
-    source = np.array([s for part in parts for s in part.source])
-    row = np.array([r for part in parts for r in part.row], np.int64)
-    candidate = np.array([c for part in parts for c in part.candidate], np.int64)
-    order = np.lexsort((candidate, row, source))
-    source, row = source[order], row[order]
-    first = np.r_[True, (source[1:] != source[:-1]) | (row[1:] != row[:-1])]
-    starts = np.flatnonzero(first)
-    carried = _carried(parts, columns, order, starts)
+    keys = pa.concat_tables([part.keys for part in parts])
+    order = pc.sort_indices(keys, [(name, "ascending") for name in _KEYS[:3]]).to_numpy()
+    source = keys["source"].combine_chunks().dictionary_encode()
+    shards, codes = source.dictionary.to_pylist(), source.indices.to_numpy()[order]
+    row = keys["source_row"].to_numpy()[order]
+    first = np.r_[True, (codes[1:] != codes[:-1]) | (row[1:] != row[:-1])]
+    item = np.cumsum(first) - 1
     return Items(
         names,
         np.concatenate([part.values for part in parts])[order],
         np.concatenate([part.tokens for part in parts])[order],
-        np.cumsum(first) - 1,
-        np.array([c for part in parts for c in part.correct], bool)[order],
-        carried,
-        tuple(f"{s} row {r}" for s, r in zip(source[starts], row[starts].tolist(), strict=True)),
+        item,
+        pc.equal(keys["role"], "chosen").to_numpy()[order],
+        {name: _carried([v for part in parts for v in part.columns[name]], order, item) for name in columns},
+        tuple(
+            f"{shards[c]} row {r}" for c, r in zip(codes[first].tolist(), row[first].tolist(), strict=True)
+        ),
     )
 
 
-def _carried(
-    parts: Sequence[_Candidates], columns: Sequence[str], order: Any, starts: Any
-) -> Mapping[str, tuple[Any, ...]]:
+def _carried(values: list[str | None], order: Index, item: Index) -> tuple[str | None, ...]:
     """The first value of each item that is not null: of rejects alone those that were written down have one."""
-    found = {}
-    for name in columns:
-        values = np.array([None, *(v for part in parts for v in part.columns[name])], object)[1:][order]
-        groups = np.split(values, starts[1:])
-        found[name] = tuple(next((v for v in group if v is not None), None) for group in groups)
-    return found
+    ordered = np.array(values, object)[order]
+    known = np.flatnonzero(pc.is_valid(pa.array(ordered, pa.string())))
+    items, first = np.unique(item[known], return_index=True)
+    found = np.full(item[-1] + 1, None, object)
+    found[items] = ordered[known[first]]
+    return tuple(found)

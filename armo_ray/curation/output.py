@@ -15,11 +15,12 @@ from armo_ray import __version__
 from armo_ray.curation.options import CurationOptions
 from armo_ray.curation.scores import Scores
 from armo_ray.errors import ConfigError
+from armo_ray.markdown import CARD, front_matter, table
 from armo_ray.storage import commits
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
-DATA, CARD = "data", "README.md"
+DATA = "data"
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,12 @@ def finish(store: Store, made: Made) -> None:
 
 def _card(made: Made) -> str:
     splits = list(dict.fromkeys(part["path"].split("/")[1] for part in made.parts))
-    files = [f"  - split: {split}\n    path: {DATA}/{split}/*.{made.options.format}" for split in splits]
-    front = [
-        "---",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        *files,
-        "tags:",
-        "- armo-ray",
-        "---",
-    ]
+    files = {split: f"{DATA}/{split}/*.{made.options.format}" for split in splits}
     model = made.scores.metadata
     given = made.options.model_dump(mode="json", exclude_defaults=True)
     return "\n".join(
         [
-            *front,
+            *front_matter({"default": files}, ["armo-ray"]),
             f"# Made by `armo-ray {made.command}`",
             "",
             made.about,
@@ -130,19 +121,9 @@ def _card(made: Made) -> str:
             f"fingerprint {model['model_fingerprint']}",
             f"- armo-ray {__version__}, {commits.now()}",
             "",
-            *_table("option", given),
+            *table(("option", ""), given.items()),
             "",
-            *_table("count", made.counts),
+            *table(("count", ""), made.counts.items()),
             "",
         ]
     )
-
-
-def _table(title: str, values: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {name} | {_cell(value)} |" for name, value in values.items()]
-    return [f"| {title} | |", "|---|---|", *rows]
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -6,6 +6,7 @@ Everything that can be wrong with a model and seen from its files is found here,
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,8 +102,10 @@ def _rows(matrix: Array) -> list[list[float]]:
     return [[float(x) for x in row] for row in matrix]
 
 
-def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
-    """The local directory of a model and its revision: a directory as it is, else a snapshot from the hub."""
+def resolve(
+    model: str, revision: str | None = None, files: Sequence[str] = HUB_FILES
+) -> tuple[Path, str | None]:
+    """The local directory of a model and its revision: a directory as it is, else these files of it from the hub."""
     if Path(model).is_dir():
         if revision is not None:
             raise ConfigError(f"--revision {revision}: {model} is a local directory, which has no revisions")
@@ -112,7 +115,7 @@ def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
 
     try:
-        path = Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except Exception as error:
         raise ConfigError(
             f"model {model}: no such directory, and the hub gave none: {error!s:.200}"

@@ -35,7 +35,7 @@ def hidden_rows(backbone: PreTrainedModel, pack: Pack, rows: Index, options: Opt
     ids, positions = (to_device(x, devices[0]) for x in (pack.input_ids, pack.position_ids))
     at = to_device(rows, devices[-1])
     plans = {device: Plan.of(pack, device) for device in dict.fromkeys(devices)}
-    if type(model.layers[0]).__name__ not in LLAMA_LIKE:
+    if not is_llama_like(backbone):
         plan = plans[devices[0]]
         output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, plan=plan)
         return output.last_hidden_state[0].index_select(0, at)  # type: ignore[no-any-return]
@@ -55,6 +55,12 @@ def hidden_rows(backbone: PreTrainedModel, pack: Pack, rows: Index, options: Opt
     else:
         hidden = hidden.index_select(0, at)
     return _norm(model.norm, fused, hidden)
+
+
+def is_llama_like(backbone: PreTrainedModel) -> bool:
+    """Whether its layers are run from here, the last one on the rows that are read."""
+    layers: Any = backbone.layers
+    return type(layers[0]).__name__ in LLAMA_LIKE
 
 
 def layer_devices(backbone: PreTrainedModel) -> list[torch.device]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from armo_ray.engine.blocks import in_blocks
 from armo_ray.engine.packing import Ids
+from armo_ray.engine.positions import read_positions
 from armo_ray.families import Family
 
 Tensor = torch.Tensor
@@ -45,22 +45,7 @@ class Head:
 
     def positions(self, ids: Ids) -> list[int]:
         """The positions that are read of a conversation; none where it lacks what marks them."""
-        last = len(ids) - 1
-        if self.family.reads == "last":
-            return [last]
-        if self.family.reads == "before_zero":
-            zeros = np.flatnonzero(ids == 0)
-            return [int(zeros[0] - 1) % len(ids)] if len(zeros) else [last]
-        starts = occurrences(ids, self.pattern)
-        if self.family.reads == "headers":
-            return [start + len(self.pattern) - 1 for start in starts]
-        return [starts[-1], last] if starts else []
-
-
-def occurrences(ids: Ids, pattern: Ids) -> list[int]:
-    """Where `pattern` starts in `ids`."""
-    starts = np.flatnonzero(ids[: max(0, len(ids) - len(pattern) + 1)] == pattern[0])
-    return [s for s in starts.tolist() if np.array_equal(ids[s : s + len(pattern)], pattern)]
+        return read_positions(ids, self.family, self.pattern)
 
 
 def armorm(tensors: Tensors, temperature: float) -> Compute:

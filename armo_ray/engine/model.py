@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from armo_ray.chat import Chat
 from armo_ray.engine.backbone import DTYPES, load_backbone
 from armo_ray.engine.checkpoint import inspect
-from armo_ray.engine.decoder import hidden_rows, layer_devices
+from armo_ray.engine.decoder import hidden_rows, is_llama_like, layer_devices
 from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, to_device
+from armo_ray.engine.flops import flops, peak_flops, shape_of
 from armo_ray.engine.heads import Head, HeadOutput
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
@@ -49,6 +50,9 @@ class Scores(NamedTuple):
     num_packs: int
     model_seconds: float  # of the device, from the start to the end of each forward pass
     steps: tuple[Floats, ...] = ()  # C arrays, what a process reward model says of each step; else none
+    packed_tokens: int = 0  # that went through the backbone, without padding
+    pack_capacity: int = 0  # tokens that the packs had room for
+    flops: int = 0  # of the packed tokens
 
 
 class RewardModel:
@@ -65,6 +69,7 @@ class RewardModel:
         self.reward_names = head.names
         self.options = options
         self.device = layer_devices(backbone)[-1]  # of the head
+        self.shape = shape_of(backbone)
 
     @classmethod
     def load(
@@ -150,7 +155,7 @@ class RewardModel:
         order: list[Index] = []
         outputs: list[HeadOutput] = []
         watch = Stopwatch(self.device)
-        computed = 0
+        computed = packed = capacity = operations = 0
         left = np.arange(len(sequences))
         while len(left):
             for pack in self._packs(left, sequences, reads):  # built while the pack before runs
@@ -162,10 +167,18 @@ class RewardModel:
                 order.append(left[pack.sequences])
                 outputs.append(output)
                 computed += len(pack.input_ids)
+                packed += pack.num_tokens
+                capacity += max(self.options.token_budget, len(pack.input_ids))
+                operations += self._flops(pack)
             left = np.setdiff1d(left, np.concatenate([left[:0], *order]))
         score, rewards, gating, steps = self._collect(order, outputs, reads)
         total = sum(map(len, sequences))
-        return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds(), steps)
+        work = (packed, capacity, operations)
+        return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds(), steps, *work)
+
+    def peak_flops(self, dtype: str) -> float | None:
+        """Operations a second that its devices can do in a type of the backbone, where that is known."""
+        return peak_flops(set(layer_devices(self.backbone)), dtype)
 
     def _read(self, i: int, ids: Ids) -> list[int]:
         positions = self.head.positions(ids)
@@ -180,6 +193,11 @@ class RewardModel:
         o = self.options
         ids, read = [sequences[i] for i in chosen], [reads[i] for i in chosen]
         return make_packs(ids, read, o.token_budget, o.share_prompts, o.fixed_packs)
+
+    def _flops(self, pack: Pack) -> int:
+        few = self.options.needed_rows and is_llama_like(self.backbone)
+        needed = pack.position_ids[np.unique(pack.read_index)] if few else None
+        return flops(self.shape, pack.position_ids[: pack.num_tokens], needed)
 
     def _forward(self, pack: Pack) -> HeadOutput | None:
         """The scores of a pack; None, and half the token budget from now on, where memory ran out."""

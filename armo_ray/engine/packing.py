@@ -34,6 +34,7 @@ class Pack:
     sequences: Index  # (C,) which of the caller's sequences are read in this pack
     read_index: Index  # (cu_read[-1],) the tokens of the pack that are read
     cu_read: Index  # (C + 1,) those of sequence c are read_index[cu_read[c]:cu_read[c + 1]]
+    num_tokens: int  # of the T, those that are not filler; they come first
 
 
 @dataclass
@@ -219,4 +220,5 @@ def _build(
         sequences=np.array(read, np.int64),
         read_index=np.concatenate([np.empty(0, np.int64), *rows]),
         cu_read=np.cumsum([0, *map(len, rows)]),
+        num_tokens=offset,
     )

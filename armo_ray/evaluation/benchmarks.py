@@ -21,7 +21,9 @@ from armo_ray.evaluation.subsets import (
 )
 
 Accuracies = Mapping[str, Any]  # by subset: a number, or an array of resampled ones
-Credits = dict[str, Floats]  # by subset, one for each of its items
+Credits = dict[
+    str, Floats
+]  # by label, one or, of several styles, some for each of its items: (N,), (N, styles)
 
 OVERALL = "Overall"
 
@@ -37,10 +39,19 @@ class Benchmark:
     labels: Callable[[Items], list[str]]  # of the items (G,); raises ConfigError where they are not of it
     credits: Callable[[Items, Floats, list[str]], Credits]  # of one value per candidate, and the labels
     sections: Callable[[Accuracies, Mapping[str, int]], dict[str, Any]]  # also takes the items of each subset
+    styles: tuple[str, ...] = ()  # of an item: each makes a subset of every label
+
+    def subsets(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What was found by label, by subset: of several styles the last axis holds each."""
+        if not self.styles:
+            return dict(found)
+        return {
+            f"{label} {s}": value[..., i] for label, value in found.items() for i, s in enumerate(self.styles)
+        }
 
 
 def grouped(credit: Floats, labels: list[str]) -> Credits:
-    """Credits (G,) by label, in the order in which labels are first seen."""
+    """Credits (G, ...) by label, in the order in which labels are first seen."""
     array = np.array(labels)
     return {label: credit[array == label] for label in dict.fromkeys(labels)}
 
@@ -168,8 +179,7 @@ def _rm_bench_labels(items: Items) -> list[str]:
 
 
 def _rm_bench_credits(items: Items, values: Floats, labels: list[str]) -> Credits:
-    by_style = {s: grouped(c, labels) for s, c in rules.easy_normal_hard(items, values).items()}
-    return {f"{label} {style}": by_style[style][label] for label in dict.fromkeys(labels) for style in STYLES}
+    return grouped(rules.easy_normal_hard(items, values), labels)
 
 
 def rm_bench(accuracy: Accuracies, _: Mapping[str, int]) -> dict[str, Any]:
@@ -216,7 +226,7 @@ BENCHMARKS = {
     "rewardbench-2": Benchmark(
         ("subset", "id"), (), _rewardbench_2_labels, _rewardbench_2_credits, rewardbench_2
     ),
-    "rm-bench": Benchmark(("domain",), (), _rm_bench_labels, _rm_bench_credits, rm_bench),
+    "rm-bench": Benchmark(("domain",), (), _rm_bench_labels, _rm_bench_credits, rm_bench, STYLES),
     "m-rewardbench": Benchmark(("subset",), ("language",), _m_rewardbench_labels, _pairwise, m_rewardbench),
     "rag-rewardbench": Benchmark((), ("subset",), _rag_labels, _pairwise, labelled),
     "llmbar": Benchmark(("subset",), (), _llmbar_labels, _pairwise, llmbar),

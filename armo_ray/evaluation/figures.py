@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from armo_ray.evaluation.tables import length_label
+from armo_ray.evaluation.tables import SHOWN, length_label
 
 _FONT = 'font-family="sans-serif" font-size="12"'
-_BLUE, _ORANGE, _GREY = "#3b6ea8", "#d9822b", "#bbbbbb"
+_BLUE, _PALE, _ORANGE, _GREY, _BLACK = "#3b6ea8", "#8fb3d9", "#d9822b", "#dddddd", "#222222"
 _LEFT, _WIDTH, _ROW, _TOP = 250, 400, 20, 40
 
 
@@ -26,6 +26,7 @@ def figures(found: Mapping[str, Any]) -> dict[str, str]:
     accuracy = [
         Bar(name, row["accuracy"], row["low"], row["high"], row["longest"])
         for kind in ("sections", "subsets")
+        if kind == "sections" or len(found[kind]) <= SHOWN
         for name, row in found[kind].items()
     ]
     length = [Bar(length_label(r), r["accuracy"]) for r in found["length"] if r["pairs"]]
@@ -48,22 +49,22 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
     """Horizontal bars from 0 to 100 %."""
     bottom = _TOP + len(rows) * _ROW
     body = [_line(_at(x / 4), _TOP, _at(x / 4), bottom, _GREY) for x in range(5)]
+    body += [_text(_at(x / 4), bottom + 16, f"{25 * x} %", "middle") for x in range(5)]
     for i, bar in enumerate(rows):
         y = _TOP + i * _ROW
         body.append(_text(_LEFT - 6, y + 13, bar.label, "end"))
-        body.append(_rect(_LEFT, y + 2, bar.value * _WIDTH, _ROW - 5, _BLUE))
+        body.append(_rect(_LEFT, y + 2, bar.value * _WIDTH, _ROW - 5, _PALE))
         if bar.low is not None and bar.high is not None:
-            body.append(_line(_at(bar.low), y + 9, _at(bar.high), y + 9, "black"))
+            body.append(_line(_at(bar.low), y + 9.5, _at(bar.high), y + 9.5, _BLACK))
         if bar.mark is not None:
-            body.append(_line(_at(bar.mark), y + 1, _at(bar.mark), y + _ROW - 2, _ORANGE))
-        body.append(_text(_LEFT + _WIDTH + 8, y + 13, f"{100 * bar.value:.1f}"))
-    body += [_text(_at(x / 4), bottom + 16, str(25 * x), "middle") for x in range(5)]
+            body.append(_rect(_at(bar.mark) - 1.5, y, 3, _ROW - 1, _ORANGE))
+        body.append(_text(_LEFT + _WIDTH + 12, y + 13, f"{100 * bar.value:.1f}"))
     return _svg(title, _LEFT + _WIDTH + 60, bottom + 30, body)
 
 
 def reliability(title: str, points: Sequence[tuple[float, float, int]]) -> str:
     """Points of confidence (0.5 to 1), accuracy (0 to 1) and their number of pairs, beside the ideal line."""
-    side, left = 300, 50
+    side, left = 300, 60
     most = max(pairs for _, _, pairs in points)
 
     def place(confidence: float, accuracy: float) -> tuple[float, float]:
@@ -71,17 +72,20 @@ def reliability(title: str, points: Sequence[tuple[float, float, int]]) -> str:
 
     body = [
         _line(*place(0.5, 0.5), *place(1, 1), _GREY),
-        _line(*place(0.5, 0), *place(1, 0), "black"),
-        _line(*place(0.5, 0), *place(0.5, 1), "black"),
+        _line(*place(0.5, 0), *place(1, 0), _BLACK),
+        _line(*place(0.5, 0), *place(0.5, 1), _BLACK),
     ]
     for confidence, accuracy, pairs in points:
         x, y = place(confidence, accuracy)
         body.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 + 7 * (pairs / most) ** 0.5:.1f}" fill="{_BLUE}"/>'
         )
-    body += [_text(place(x / 10, 0)[0], _TOP + side + 16, str(10 * x), "middle") for x in range(5, 11)]
-    body += [_text(left - 6, place(0.5, y / 4)[1] + 4, str(25 * y), "end") for y in range(5)]
-    return _svg(title, left + side + 40, _TOP + side + 30, body)
+    body += [_text(place(x / 10, 0)[0], _TOP + side + 16, f"{10 * x} %", "middle") for x in range(5, 11)]
+    body += [_text(left - 6, place(0.5, y / 4)[1] + 4, f"{25 * y} %", "end") for y in range(5)]
+    body.append(
+        _text(left + side / 2, _TOP + side + 34, "confidence; the circle grows with its pairs", "middle")
+    )
+    return _svg(title, left + side + 40, _TOP + side + 44, body)
 
 
 def heatmap(title: str, names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
@@ -122,7 +126,7 @@ def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
 
 def _line(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
     return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" stroke-width="1.5"/>'
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" stroke-width="1.2"/>'
     )
 
 

@@ -86,4 +86,6 @@ class Items:
 def check_names(found: Iterable[str], known: Iterable[str], what: str) -> None:
     """Raises ConfigError that names what a benchmark does not have."""
     if unknown := sorted(set(found) - set(known)):
-        raise ConfigError(f"no {what}: {', '.join(unknown[:5])}; expected {', '.join(known)}")
+        raise ConfigError(
+            f"not a {what} of this benchmark: {', '.join(unknown[:5])}; expected {', '.join(known)}"
+        )

@@ -1,5 +1,6 @@
 """From items to the numbers of an evaluation: those of the benchmark's authors, and what they leave out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,29 +32,19 @@ def judge(items: Items, benchmark: Benchmark, samples: int, seed: int) -> dict[s
     Raises ConfigError where items are not of the benchmark.
     """
     labels = benchmark.labels(items)
-    values = np.concatenate((items.values, items.tokens[:, None]), axis=1).astype(np.float64)
-    by_column = [benchmark.credits(items, column, labels) for column in values.T]
-    counts = {name: len(credit) for name, credit in by_column[0].items()}
-    means = [{name: float(c.mean()) for name, c in found.items()} for found in by_column]
-    sections = [
-        {name: float(value) for name, value in benchmark.sections(mean, counts).items()} for mean in means
-    ]
+    columns = (*items.values.T, items.tokens)
+    worth = [benchmark.credits(items, column.astype(np.float64), labels) for column in columns]
+    by_subset = [benchmark.subsets(credit) for credit in worth]
+    counts = {name: len(credit) for name, credit in by_subset[0].items()}
+    means = [{name: float(credit.mean()) for name, credit in found.items()} for found in by_subset]
+    sections = [benchmark.sections(mean, counts) for mean in means]
     generator = np.random.default_rng(seed)
-    drawn = {name: resampled(credit, samples, generator) for name, credit in by_column[0].items()}
-    drawn_sections = benchmark.sections(drawn, counts)
-    subset_rows = {
-        name: {"items": counts[name], **_row(means[0][name], drawn[name], means[-1][name])} for name in counts
-    }
-    section_rows = {
-        name: _row(value, drawn_sections[name], sections[-1][name])
-        for name, value in sections[0].items()
-        if np.isfinite(value)
-    }
-    difference = differences(items)
+    drawn = benchmark.subsets({k: resampled(credit, samples, generator) for k, credit in worth[0].items()})
+    section_rows = _rows(sections, benchmark.sections(drawn, counts))
     return {
         "items": len(items),
         "unscored": int(items.unscored.sum()),
-        "subsets": subset_rows,
+        "subsets": {name: {"items": counts[name], **row} for name, row in _rows(means, drawn).items()},
         "sections": section_rows,
         "missing_sections": [name for name in sections[0] if name not in section_rows],
         "pairs": margins(items, labels),
@@ -61,13 +52,21 @@ def judge(items: Items, benchmark: Benchmark, samples: int, seed: int) -> dict[s
         "objectives": {
             name: _alone(sections[i], means[i], counts) for i, name in enumerate(items.names) if i > 0
         },
-        "agreement": {"names": list(items.names), "matrix": agreement_of(difference).round(6).tolist()},
+        "agreement": {
+            "names": list(items.names),
+            "matrix": agreement_of(differences(items)).round(6).tolist(),
+        },
     }
 
 
-def _row(accuracy: float, drawn: Any, longest: float) -> dict[str, float]:
-    low, high = interval(drawn)
-    return {"accuracy": accuracy, "low": low, "high": high, "longest": longest}
+def _rows(by_column: list[dict[str, float]], drawn: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What is known of the first column, beside the last, of lengths."""
+    found = {}
+    for name, accuracy in by_column[0].items():
+        if np.isfinite(accuracy):
+            low, high = interval(drawn[name])
+            found[name] = {"accuracy": accuracy, "low": low, "high": high, "longest": by_column[-1][name]}
+    return found
 
 
 def _alone(sections: dict[str, float], means: dict[str, float], counts: dict[str, int]) -> float:

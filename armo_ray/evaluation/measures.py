@@ -89,8 +89,8 @@ def agreement_of(difference: Floats) -> Floats:
 
 
 def resampled(credit: Floats, samples: int, generator: np.random.Generator) -> Floats:
-    """Means of `samples` bootstrap samples of credits (N,), which have few distinct values: (samples,)."""
-    levels, counts = np.unique(credit, return_counts=True)
+    """Means of `samples` bootstrap samples of credits (N, ...), which have few distinct values: (samples, ...)."""
+    levels, counts = np.unique(credit, axis=0, return_counts=True)
     drawn = generator.multinomial(len(credit), counts / len(credit), samples)
     return np.asarray(drawn @ levels / len(credit), np.float64)
 

@@ -31,18 +31,14 @@ def matrix(items: Items, values: Floats) -> Floats:
     return np.asarray(correct > values[~items.correct].reshape(-1, 1, 3), np.float64)
 
 
-def easy_normal_hard(items: Items, values: Floats) -> dict[str, Floats]:
-    """Credits (G,) by style: answers are concise, detailed, and detailed in Markdown. (RM-Bench)
+def easy_normal_hard(items: Items, values: Floats) -> Floats:
+    """Three credits of an item, (G, 3): answers are concise, detailed, and detailed in Markdown. (RM-Bench)
 
     Hard: the wrong answer is the more elaborate one; normal: both are alike; easy: the correct answer is.
     """
     won = matrix(items, values)
     lower, diagonal, upper = np.tril_indices(3, -1), np.diag_indices(3), np.triu_indices(3, 1)
-    return {
-        "easy": won[:, lower[0], lower[1]].mean(axis=1),
-        "normal": won[:, diagonal[0], diagonal[1]].mean(axis=1),
-        "hard": won[:, upper[0], upper[1]].mean(axis=1),
-    }
+    return np.stack([won[:, i, j].mean(axis=1) for i, j in (lower, diagonal, upper)], axis=1)
 
 
 def ties(items: Items, values: Floats, ref: Index, tied: Index) -> Floats:

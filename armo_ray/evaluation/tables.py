@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+SHOWN = 60  # subsets at most: M-RewardBench has 552, of which its sections tell enough
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; the first to the left, the others to the right."""
@@ -28,7 +30,7 @@ def evaluation(found: Mapping[str, Any]) -> str:
     """All tables of an evaluation, under headings."""
     parts = [
         _accuracies(found),
-        _pairs(found["pairs"]),
+        _pairs(found["pairs"]) if len(found["pairs"]) <= SHOWN else "",
         _length(found["length"]),
         _objectives(found),
         _calibration(found["calibration"]),
@@ -40,9 +42,14 @@ def evaluation(found: Mapping[str, Any]) -> str:
 
 def _accuracies(found: Mapping[str, Any]) -> str:
     head = ["accuracy, %", "items", "score", "95 % interval", "always longest"]
-    rows = [_accuracy(name, str(row["items"]), row) for name, row in found["subsets"].items()]
+    subsets = found["subsets"] if len(found["subsets"]) <= SHOWN else {}
+    rows = [_accuracy(name, str(row["items"]), row) for name, row in subsets.items()]
     rows += [_accuracy(name, "", row) for name, row in found["sections"].items()]
     told = [table(head, rows)]
+    if len(subsets) < len(found["subsets"]):
+        told.append(
+            f"{len(found['subsets'])} subsets are not shown: with --output they are in evaluation.json"
+        )
     if found["unscored"]:
         told.append(
             f"{found['unscored']} of {found['items']} items hold answers without a score: they are wrong"

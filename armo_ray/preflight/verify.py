@@ -44,18 +44,10 @@ def verify_model(
         chat = Chat.load(checkpoint.path, checkpoint.family)
     except ConfigError as error:
         return [Check("files and template", False, str(error))], {}
-    checks = [
-        Check(
-            "files and template",
-            True,
-            f"family {checkpoint.family.name}, fingerprint {checkpoint.fingerprint}",
-        )
-    ]
-    checks += check_head(checkpoint)
     sequences = encode(Encoder(chat, int(checkpoint.config["max_position_embeddings"])))
-    checks += check_tokens(chat, sequences)
     published = json.loads(files("armo_ray.preflight").joinpath("published.json").read_text("utf-8"))
     released = _is_released(checkpoint, model, published)
+    checks = _check_files(checkpoint, chat, sequences)
     if released:
         checks += check_released(checkpoint, chat, published)
     if not all(check.passed for check in checks):
@@ -64,6 +56,12 @@ def verify_model(
     expected = [("published values", published)] if released else []
     expected += [("recorded values", against)] if against is not None else []
     return checks + scored + _compared(expected, record), record
+
+
+def _check_files(checkpoint: Checkpoint, chat: Chat, sequences: Sequences) -> list[Check]:
+    told = f"family {checkpoint.family.name}, fingerprint {checkpoint.fingerprint}"
+    found = Check("files and template", True, told)
+    return [found, *check_head(checkpoint), *check_tokens(chat, sequences)]
 
 
 def _compared(expected: list[tuple[str, dict[str, Any]]], record: dict[str, Any]) -> list[Check]:

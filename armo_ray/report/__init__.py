@@ -1,1 +1,1 @@
-"""What people look at: the report of an output, its drift against an older one."""
+"""What people read of an output: its card, the report and the drift of its numbers."""

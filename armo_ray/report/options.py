@@ -20,7 +20,7 @@ class ReportOptions(ScoresOptions):
     max_ks: Finite = Field(0.2, gt=0, le=1)
     """Kolmogorov-Smirnov distance above which it has; half a deviation's shift gives 0.2, and an index of 0.25."""
     price: Finite | None = Field(None, ge=0)
-    """USD for an hour of a GPU: tell what the run cost."""
+    """USD for an hour of one GPU, or of one replica without GPUs: tell what the run cost."""
     examples: int = Field(5, ge=0, le=50)
     """Candidates with the highest and with the lowest scores that are shown, and rejects of each reason."""
 

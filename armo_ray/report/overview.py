@@ -128,8 +128,9 @@ def speed(found: Mapping[str, Any]) -> Markup:
         ),
         ("replicas", number(found["replicas"])),
         ("model at work, of their time", percent(found["busy"])),
+        ("model FLOPs utilization", percent(found["mfu"])),
         ("hours of replicas", number(found["replica_hours"])),
-        ("hours of GPUs", f"{number(found['gpu_hours'])}, at {number(found['gpus_per_replica'])} a replica"),
+        ("hours that cost", f"{number(found['paid_hours'])}, of GPUs, or of replicas without any"),
         ("cost", "give --price" if cost is None else f"{cost:,.2f} USD"),
     ]
     steps = [(step, number(seconds), percent(seconds / total)) for step, seconds in found["seconds"].items()]

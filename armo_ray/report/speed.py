@@ -29,6 +29,7 @@ def speed(
     }
     loads = {record["load_seconds"] for record in timed}  # of a replica, the same in all of its units
     hours = (sum(seconds.get(step, 0.0) for step in ("wait", "pack", "model")) + sum(loads)) / 3600
+    # of replicas without GPUs their own hours are paid
     gpus = max((run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs)
     times, active = _timeline(began, ended)
     total = {key: sum(record[key] for record in timed) for key in ("num_tokens", "computed_tokens", "scored")}
@@ -42,14 +43,23 @@ def speed(
         "computed_tokens": total["computed_tokens"],
         "replicas": len(loads),
         "seconds": seconds,
+        "mfu": _utilization(timed),
         "busy": seconds.get("model", 0.0) / max(hours * 3600, 1e-9),
         "replica_hours": hours,
         "gpus_per_replica": gpus,
-        "gpu_hours": hours * gpus,
+        "paid_hours": hours * gpus,
         "cost_usd": None if price is None else hours * gpus * price,
         "throughput": _throughput(times(ended), tokens, active),
         "slowest_units": _slowest(timed),
     }
+
+
+def _utilization(timed: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the floating-point operations that the devices could do while the model ran; None where one is unknown."""
+    if not all(record.get("peak_flops") for record in timed):
+        return None
+    possible = sum(record["peak_flops"] * record["seconds"]["model"] for record in timed)
+    return float(sum(record["flops"] for record in timed) / possible) if possible else None
 
 
 def _timeline(began: Any, ended: Any) -> tuple[Any, float]:

@@ -81,7 +81,7 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started:
     rows: list[Row] = []
     candidates: list[Candidate] = []
     for number, row in done.rows:
-        found = _candidates(row, job)
+        found = row_candidates(row, job)
         numbers += [number] * len(found)
         rows += [row] * len(found)
         candidates += found
@@ -102,7 +102,7 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started:
     return pa.table({"header": header.to_array(), **columns})
 
 
-def _candidates(row: Row, job: Job) -> list[Candidate]:
+def row_candidates(row: Row, job: Job) -> list[Candidate]:
     """The candidates of a row; a row whose kept values are not of their columns' types is malformed."""
     if isinstance(row, BadRow):
         return [Candidate(None, None, [], "", row.reason, row.detail)]

@@ -41,6 +41,7 @@ class Scorer:
         if not np.isfinite(probe.score).all():
             raise RuntimeError(f"{job.model}: the model returns {probe.score} for a probe: damaged weights")
         self.load_seconds = time.perf_counter() - started
+        self.peak_flops = self.model.peak_flops(job.dtype)
         self.ended: float | None = None  # the unit before
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -49,6 +50,8 @@ class Scorer:
         header.began, header.load_seconds = time.time(), self.load_seconds
         found = self.model.score(conversations(table))
         header.computed_tokens, header.num_packs = found.computed_tokens, found.num_packs
+        header.packed_tokens, header.pack_capacity = found.packed_tokens, found.pack_capacity
+        header.flops, header.peak_flops = found.flops, self.peak_flops
         header.token_budget = self.model.options.token_budget
         header.seconds["wait"] = started - (self.ended or started)
         self.ended = time.perf_counter()

@@ -34,6 +34,10 @@ class Header:
     num_tokens: int = 0
     computed_tokens: int = 0
     num_packs: int = 0
+    packed_tokens: int = 0  # computed ones without padding
+    pack_capacity: int = 0  # tokens that the packs had room for
+    flops: int = 0  # of the packed tokens
+    peak_flops: float | None = None  # that the replica's devices can do in a second, where that is known
     token_budget: int = 0  # of the replica: the one asked for, or less where memory was short
     load_seconds: float = 0.0  # that the replica took to load the model, the same in all its units
     began: float = 0.0  # when its scoring began, seconds since 1970

@@ -35,8 +35,10 @@ _COUNTED = (
 )
 
 
-def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `_run.json`, written now where the output is new.
+def open_run(
+    store: Store, identity: Mapping[str, Any], details: Mapping[str, Any], write: bool = True
+) -> dict[str, Any]:
+    """The content of `_run.json`, written now where the output is new; without `write`, what would be written.
 
     Raises ConfigError where the output belongs to a run of another identity, or cannot be written.
     """
@@ -49,7 +51,8 @@ def open_run(store: Store, identity: Mapping[str, Any], details: Mapping[str, An
                 raise ConfigError(
                     f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output"
                 )
-            found = content if store.create(RUN, to_json(content)) else store.read_json(RUN)
+            created = not write or store.create(RUN, to_json(content))
+            found = content if created else store.read_json(RUN)
     except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
     if found is None:
@@ -133,6 +136,11 @@ def to_do(store: Store, spans: list[Span], fingerprint: str) -> list[Span]:
         store.delete(f"{COMMITS}/{unit}.json")
         store.delete(f"{REJECTS}/part-{unit}.parquet")
         committed.remove(unit)
+    return left_of(store, spans, fingerprint, committed)
+
+
+def left_of(store: Store, spans: list[Span], fingerprint: str, committed: set[str]) -> list[Span]:
+    """The spans, or the parts of them, that are not among the units committed; nothing is written."""
     left, partly = remaining(spans, fingerprint, committed)
 
     def is_done(span: Span) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from armo_ray.storage.retries import explain, patiently
 from armo_ray.storage.shards import version_of
 
 SUFFIXES = (".safetensors", ".json", ".jinja")  # nothing that could run code when it is loaded
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CACHE = Path(HF_HOME) / "armo-ray"
 _RANGE_BYTES = 16 << 20
 
@@ -107,3 +109,18 @@ def read_range(fs: Any, path: str, start: int, stop: int) -> bytes:
         return content
 
     return patiently(f"reading {fs.unstrip_protocol(path)}", attempt)
+
+
+def copy_tokenizer(model: str, to: Path) -> None:
+    """Copy what tells the tokens of a remote model, and none of its weights. Raises ConfigError where there is none."""
+    fs, root = open_filesystem(model)
+    for name in TOKENIZER_FILES:
+        try:
+            content: bytes = patiently(
+                f"reading {model}/{name}", partial(fs.cat_file, f"{root.rstrip('/')}/{name}")
+            )
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"model {model}: {name} cannot be read: {explain(error)}") from error
+        (to / name).write_bytes(content)

@@ -13,7 +13,7 @@ from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit, unit_id
 
 _CHUNK = 1 << 20
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
+CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class BadRow(NamedTuple):
@@ -86,7 +86,7 @@ def _read_run(
             size = max(1, min(1024, *(unit.num_rows for unit in units), 1024))  # no more than a unit at once
             batches = file.iter_batches(batch_size=size, row_groups=groups, columns=columns)
         for batch in batches:
-            rows = _to_rows(batch)
+            rows = to_rows(batch)
             for done in waiting:
                 start = done.unit.skip_rows + len(done.rows) - at
                 stop = min(done.unit.skip_rows + done.unit.num_rows - at, len(rows))
@@ -106,7 +106,7 @@ def _read_run(
             yield done
 
 
-def _to_rows(batch: pa.RecordBatch) -> list[Row]:
+def to_rows(batch: pa.RecordBatch) -> list[Row]:
     """The rows of a batch; one with a value that Python cannot hold, as text that is no UTF-8, is bad alone."""
     try:
         rows: list[Row] = batch.to_pylist()
@@ -114,7 +114,7 @@ def _to_rows(batch: pa.RecordBatch) -> list[Row]:
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
             return [BadRow("malformed_row", f"{type(error).__name__}: {error}")]
-        return [row for i in range(batch.num_rows) for row in _to_rows(batch.slice(i, 1))]
+        return [row for i in range(batch.num_rows) for row in to_rows(batch.slice(i, 1))]
 
 
 def _read_jsonl(
@@ -142,7 +142,7 @@ def _read_jsonl(
                 yield unit(last=False)
                 position = here
             ordinal, candidates, size, rows, first = ordinal + 1, 0, 0, [], number
-        row = line if isinstance(line, BadRow) else _parse(line)
+        row = line if isinstance(line, BadRow) else parse(line)
         rows.append((number, row))
         candidates += count(row)
         size += 0 if isinstance(line, BadRow) else len(line)
@@ -150,7 +150,7 @@ def _read_jsonl(
         yield unit(last=True)
 
 
-def _parse(line: bytes) -> Row:
+def parse(line: bytes) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -174,12 +174,12 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
     held = 0
     too_long = BadRow("malformed_row", f"a line of more than {UNIT_BYTES} bytes")
     with open_shard(shard) as source:
-        codec = next((c for suffix, c in _CODECS.items() if shard.uri.endswith(suffix)), None)
+        codec = next((c for suffix, c in CODECS.items() if shard.uri.endswith(suffix)), None)
         stream = pa.PythonFile(source)
         if codec and shard.size:
             stream = pa.CompressedInputStream(stream, codec)
         try:
-            for chunk in _chunks(stream):
+            for chunk in chunks(stream):
                 before, share = at, (source.tell() - at) / len(chunk)
                 *ends, rest = chunk.split(b"\n")
                 passed = 0
@@ -207,7 +207,7 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
         yield number, line, at
 
 
-def _chunks(stream: Any) -> Iterator[bytes]:
+def chunks(stream: Any) -> Iterator[bytes]:
     """The content piece by piece; of a compressed file that breaks off, all that comes before the break.
 
     Arrow raises in the middle of a read, when it has already written into the buffer what it decoded.
@@ -233,7 +233,7 @@ def read_rows(shard: Shard, unit: Unit, columns: Sequence[str], numbers: set[int
     found: dict[int, Row] = {}
     for number, line, _ in _lines(shard):
         if number in numbers:
-            found[number] = line if isinstance(line, BadRow) else _parse(line)
+            found[number] = line if isinstance(line, BadRow) else parse(line)
         if number >= max(numbers):
             break
     return found
@@ -247,7 +247,7 @@ def sample(shard: Shard, num_rows: int) -> tuple[list[str], pa.Schema | None, li
         return schema.names, schema, []
     rows: list[dict[str, Any]] = []
     for seen, (_, line, _) in enumerate(_lines(shard)):
-        row = line if isinstance(line, BadRow) else _parse(line)
+        row = line if isinstance(line, BadRow) else parse(line)
         if isinstance(row, dict):
             rows.append(row)
         if len(rows) == num_rows or seen == 10 * num_rows:

@@ -36,6 +36,7 @@ class Unit:
     group_stop: int = 0
     skip_rows: int = 0  # rows of the first row group that belong to the units before
     last: bool = False  # of its shard
+    candidates: int = 0  # of a Parquet shard, as its footer tells
     source_bytes: int = 0  # about how much of the shard's bytes it stands for
 
 
@@ -98,7 +99,7 @@ def _cut_parquet(
 ) -> list[Unit]:
     units: list[Unit] = []
     first_row = 0
-    for start, stop, skip, num_rows in _ranges(footer, unit_rows, candidate_columns):
+    for start, stop, skip, num_rows, candidates in _ranges(footer, unit_rows, candidate_columns):
         unit = Unit(
             id=unit_id(shard, fingerprint, f"{start}-{stop}+{skip}:{num_rows}"),
             ordinal=len(units),
@@ -107,6 +108,7 @@ def _cut_parquet(
             group_start=start,
             group_stop=stop,
             skip_rows=skip,
+            candidates=candidates,
             source_bytes=shard.size * num_rows // footer.num_rows,
         )
         units.append(unit)
@@ -118,8 +120,8 @@ def _cut_parquet(
 
 def _ranges(
     footer: pq.FileMetaData, unit_rows: int, candidate_columns: Mapping[str, bool]
-) -> Iterator[tuple[int, int, int, int]]:
-    """First and last row group, rows to skip and rows of each unit.
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """First and last row group, rows to skip, rows and candidates of each unit.
 
     Row groups are joined up to a unit's size; one larger than a unit is cut by rows.
     """
@@ -128,18 +130,19 @@ def _ranges(
         group = footer.row_group(i)
         n, nbytes = _weigh(group, candidate_columns)
         if rows and (candidates + n > unit_rows or size + nbytes > UNIT_BYTES):
-            yield start, i, 0, rows
+            yield start, i, 0, rows, candidates
             start, rows, candidates, size = i, 0, 0, 0
         pieces = max(-(-n // unit_rows), -(-nbytes // UNIT_BYTES))
         if pieces > 1:
             step = -(-group.num_rows // pieces)
             for skip in range(0, group.num_rows, step):
-                yield i, i + 1, skip, min(step, group.num_rows - skip)
+                piece = min(step, group.num_rows - skip)
+                yield i, i + 1, skip, piece, n * (skip + piece) // group.num_rows - n * skip // group.num_rows
             start = i + 1
         else:
             rows, candidates, size = rows + group.num_rows, candidates + n, size + nbytes
     if rows:
-        yield start, footer.num_row_groups, 0, rows
+        yield start, footer.num_row_groups, 0, rows, candidates
 
 
 def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) -> tuple[int, int]:

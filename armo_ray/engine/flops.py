@@ -1,0 +1,77 @@
+"""Floating-point operations of the decoder: 2 a linear parameter and token, 4 a query's head dimension and key.
+
+Embeddings, norms, activations and the head are left out: together they are less than 0.1 % of an 8B model.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from armo_ray.engine.fp8 import Fp8Linear
+from armo_ray.engine.packing import Index
+
+# Dense 16-bit and float8 rates by the names that CUDA gives, operations a second, as NVIDIA's data sheets have
+# them (half of what is told "with sparsity"). A slice of a GPU has another name, and so no known peak.
+_PEAKS = {
+    "NVIDIA A100-SXM4-40GB": (312e12, None),
+    "NVIDIA A100-SXM4-80GB": (312e12, None),
+    "NVIDIA A100-PCIE-40GB": (312e12, None),
+    "NVIDIA A100 80GB PCIe": (312e12, None),
+    "NVIDIA H100 80GB HBM3": (989e12, 1979e12),
+    "NVIDIA H100 PCIe": (756e12, 1513e12),
+    "NVIDIA H200": (989e12, 1979e12),
+    "NVIDIA L4": (121e12, 242e12),
+    "NVIDIA L40S": (362e12, 733e12),
+}
+
+
+class Shape(NamedTuple):
+    """What of a decoder its operations depend on; parameters are those of one layer's linears."""
+
+    layers: int
+    linear: int
+    keys: int  # of `linear`, the projections to keys and values
+    heads: int
+    head_dim: int
+
+
+def shape_of(backbone: Any) -> Shape:
+    """The shape of a decoder of equal layers."""
+    layer, config = backbone.layers[0], backbone.config
+    linears = {
+        name: module.weight.numel()
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear | Fp8Linear)
+    }
+    keys = sum(size for name, size in linears.items() if name.endswith(("k_proj", "v_proj")))
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(len(backbone.layers), sum(linears.values()), keys, config.num_attention_heads, head_dim)
+
+
+def flops(shape: Shape, positions: Index, needed: Index | None = None) -> int:
+    """Operations of tokens at these positions of their conversations.
+
+    Args:
+        needed: positions whose last hidden state is read; the last layer then computes the others' keys only.
+    """
+    tokens, context = len(positions), int(positions.sum()) + len(positions)
+    attention = 4 * shape.heads * shape.head_dim
+    layer = 2 * shape.linear * tokens + attention * context
+    if needed is None:
+        return shape.layers * layer
+    reading = 2 * (shape.linear - shape.keys) * len(needed) + attention * (int(needed.sum()) + len(needed))
+    return (shape.layers - 1) * layer + 2 * shape.keys * tokens + reading
+
+
+def peak_flops(devices: Iterable[torch.device], dtype: str) -> float | None:
+    """The most operations a second of all devices in a type of the backbone; None where one's is not known."""
+    peaks = [peak_of(torch.cuda.get_device_name(d), dtype) if d.type == "cuda" else None for d in devices]
+    known = [peak for peak in peaks if peak is not None]
+    return sum(known) if len(known) == len(peaks) else None
+
+
+def peak_of(name: str, dtype: str) -> float | None:
+    """The same of one GPU, by the name that CUDA gives."""
+    half, fp8 = _PEAKS.get(name, (None, None))
+    return {"bfloat16": half, "float16": half, "fp8": fp8}.get(dtype)

@@ -1,0 +1,1 @@
+"""What a run will take, told before it starts: from footers, a sample of the input and earlier commit records."""

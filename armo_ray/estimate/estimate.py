@@ -1,0 +1,59 @@
+"""armo-ray plan: what a run would do and take, as numbers with their 95 % intervals. Nothing is written."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from armo_ray.config import ScoreConfig
+from armo_ray.estimate.cost import cost, token_budget
+from armo_ray.estimate.describe import describe_input, describe_sample, duplicates, lengths
+from armo_ray.estimate.figures import ratio, share
+from armo_ray.estimate.options import PlanOptions
+from armo_ray.estimate.sample import take
+from armo_ray.estimate.throughput import throughput
+from armo_ray.estimate.work import work
+from armo_ray.plan import prepare
+from armo_ray.schema import REJECT_REASONS
+from armo_ray.storage import commits
+from armo_ray.storage.store import Store
+from armo_ray.storage.units import Span, superseded
+
+
+def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
+    """What `armo-ray score` would do with this configuration, by names; a Figure is [value, low, high].
+
+    Raises ConfigError where the run itself would be refused.
+    """
+    started = time.monotonic()
+    job, spans = prepare(config, write=False)
+    store = Store(job.output)
+    committed = commits.list_commits(store)
+    committed -= superseded(spans, committed)
+    left = commits.left_of(store, spans, job.fingerprint, committed)
+    rate = throughput(options, job, committed)
+    sample = take(left, job, options.sample, token_budget(config))
+    todo = work(left, sample, job, store)
+    return {
+        "model": {"path": job.model, "revision": job.revision, "family": job.family.name, "dtype": job.dtype},
+        "max_length": job.max_length,
+        "truncate": job.truncate,
+        "output": store.uri,
+        "input": describe_input(spans),
+        "committed": {"units": len(_committed(spans, committed)), "units_of_output": len(committed)},
+        "to_do": {"shards": len(left), **todo._asdict()},
+        "sample": describe_sample(sample) | {"seconds": round(time.monotonic() - started, 3)},
+        "rejects": {
+            name: share(sample.strata, name, "candidates") for name in (*REJECT_REASONS, "truncated")
+        },
+        "deduplication_ratio": ratio(sample.strata, "tokens", "computed"),
+        "prompts": duplicates(sample, todo.rows.value),
+        "lengths": lengths(*sample.lengths, job.max_length),
+        "throughput": rate and rate._asdict(),
+        "cost": cost(config, todo, rate, options.price),
+    }
+
+
+def _committed(spans: Sequence[Span], committed: set[str]) -> set[str]:
+    """The units of these spans among those of the output."""
+    shards = {span.shard.hash for span in spans}
+    return {unit for unit in committed if unit[:16] in shards}

@@ -1,0 +1,104 @@
+"""Figures of a whole from a sample of runs, with their 95 % intervals.
+
+Runs are of unequal sizes, so totals are ratio estimates, one a stratum: what was counted for each row, or byte,
+that was read, times all of them. Their variance is that of the residuals from this ratio between runs, since rows of
+one run are alike (Cochran, Sampling Techniques, 6.4); it is nothing where all was read.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Z = 1.96
+
+
+class Figure(NamedTuple):
+    """A value and its 95 % interval, which is the value alone where that is exact."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def relative(self) -> float:
+        """The standard error as a part of the value."""
+        return (self.high - self.low) / (2 * Z * self.value) if self.value else 0.0
+
+    def times(self, factor: float, spread: float = 0.0) -> "Figure":
+        """This by a factor that is known up to `spread`, the standard deviation of its logarithm."""
+        if not spread:
+            return Figure(*(x * factor for x in self))
+        value, width = self.value * factor, math.exp(Z * math.hypot(self.relative, spread))
+        return Figure(value, value / width, value * width)
+
+    def minus(self, done: float) -> "Figure":
+        """What is left of a total."""
+        return Figure(*(max(x - done, 0.0) for x in self))
+
+
+def exact(value: float) -> Figure:
+    return Figure(value, value, value)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted in the n runs of a stratum: sizes (n,), and each count (n,)."""
+
+    kind: str
+    total: float  # of the sizes of all runs that there are
+    complete: bool  # whether all of them were read
+    sizes: Floats
+    counts: Mapping[str, Floats]
+
+    @property
+    def scale(self) -> float:
+        """How many candidates each sampled one stands for."""
+        return 1.0 if self.complete else self.total / max(float(self.sizes.sum()), 1e-9)
+
+
+def total(strata: Sequence[Counted], name: str) -> Figure:
+    """How many there are of what was counted."""
+    value, error = _estimate([(s, s.counts[name]) for s in strata])
+    counted = sum(float(s.counts[name].sum()) for s in strata)
+    return Figure(value, max(value - Z * error, counted), value + Z * error) if error else exact(value)
+
+
+def ratio(strata: Sequence[Counted], name: str, by: str) -> Figure | None:
+    """One count by another; None where there is nothing of the other."""
+    above, below = (_estimate([(s, s.counts[n]) for s in strata])[0] for n in (name, by))
+    if not below:
+        return None
+    value = above / below
+    error = _estimate([(s, s.counts[name] - value * s.counts[by]) for s in strata])[1] / below
+    return Figure(value, value - Z * error, value + Z * error) if error else exact(value)
+
+
+def share(strata: Sequence[Counted], name: str, of: str) -> Figure:
+    """One count as a part of another, by Wilson's interval for as many independent ones as would tell as much."""
+    found = ratio(strata, name, of)
+    if found is None or all(s.complete for s in strata):
+        return found or exact(0.0)
+    value, n = found.value, sum(float(s.counts[of].sum()) for s in strata)
+    variance = ((found.high - found.low) / (2 * Z)) ** 2
+    n = min(n, value * (1 - value) / variance) if variance else n
+    middle = (value + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(value * (1 - value) / n + Z**2 / (4 * n**2))
+    return Figure(value, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def _estimate(values: Sequence[tuple[Counted, Floats]]) -> tuple[float, float]:
+    """A total and its standard error."""
+    value = variance = 0.0
+    for stratum, counts in values:
+        value += stratum.scale * float(counts.sum())
+        n, read = len(stratum.sizes), float(stratum.sizes.sum())
+        if not stratum.complete and n > 1:
+            residuals = counts - counts.sum() / read * stratum.sizes
+            unread = max(1 - read / stratum.total, 0.0)
+            variance += stratum.scale**2 * unread * n / (n - 1) * float((residuals**2).sum())
+    return value, math.sqrt(variance)

@@ -1,0 +1,28 @@
+"""The options of `armo-ray plan` besides those of `armo-ray score`."""
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from armo_ray.config import Name
+
+
+class PlanOptions(BaseModel):
+    """How fast replicas are, what they cost, and how much of the input is looked at."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    tokens_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Tokens that a replica computes in a second, each shared prefix counted once; default: as measured."""
+    previous: Name | None = None
+    """Earlier output whose commit records tell how fast replicas are; default: this output's own, if it has any."""
+    price: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """USD for an hour of one GPU, or of one replica without GPUs."""
+    sample: int = Field(64, ge=8)
+    """Places of the input to read: about 64 KiB of rows at each."""
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> "PlanOptions":
+        if self.previous is not None and self.tokens_per_second is not None:
+            raise ValueError("previous and tokens-per-second both tell how fast replicas are: give one")
+        return self

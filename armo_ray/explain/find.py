@@ -1,0 +1,132 @@
+"""Finding one row of an output, by commits alone: an output need not be complete."""
+
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from armo_ray.errors import ConfigError
+from armo_ray.schema import footer
+from armo_ray.storage import commits
+from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.parts import REJECTS, SCORES
+from armo_ray.storage.retries import explain
+from armo_ray.storage.store import Store
+
+Scored = list[tuple[float, str]]  # scores and row ids
+
+PICKS = ("highest", "lowest", "random")
+_ROW_ID = re.compile(r"([0-9a-f]{16}):(\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row of scores, a table of one row with its metadata; or, where there is none, its rejects."""
+
+    run: Mapping[str, Any]  # _run.json
+    record: Mapping[str, Any]  # of the unit's commit
+    row: int
+    candidate: int | None
+    scores: pa.Table | None
+    rejects: list[dict[str, Any]]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the footer of the scores says of the model."""
+        return {} if self.scores is None else footer(self.scores.schema)
+
+
+def find(uri: str, asked: str) -> Found:
+    """The row of this id, or one of PICKS. Reads the parts of one unit; of highest and lowest, the scores of all.
+
+    Raises ConfigError where there is no such output or row.
+    """
+    store = Store(uri)
+    try:
+        run = store.read_json(commits.RUN)
+        committed = commits.list_commits(store)
+    except OSError as error:
+        raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
+    if run is None:
+        raise ConfigError(f"{store.uri}: no {commits.RUN}: not an output of armo-ray score")
+    row_id = _pick(store, committed, asked) if asked in PICKS else asked
+    if not (parts := _ROW_ID.fullmatch(row_id)):
+        raise ConfigError(f"row {row_id}: expected SHARD:ROW:CANDIDATE as in row_id, or {', '.join(PICKS)}")
+    shard, row, candidate = parts[1], int(parts[2]), None if parts[3] is None else int(parts[3])
+    record = _unit_of(store, {unit for unit in committed if unit.startswith(shard)}, shard, row)
+    tables = [_only(t, row, candidate) for t in _tables(store, record, SCORES)]
+    scores = next((t.slice(0, 1) for t in tables if t.num_rows), None)
+    rejects = [r for t in _tables(store, record, REJECTS) for r in _rejects(t, row, candidate)]
+    if scores is None and not rejects:
+        raise ConfigError(
+            f"row {row_id}: not among those of {record['source']} that are committed to {store.uri}: the run has not "
+            f"come to it yet, or there is no such row or candidate"
+        )
+    return Found(run, record, row, candidate, scores, rejects)
+
+
+def _unit_of(store: Store, units: set[str], shard: str, row: int) -> dict[str, Any]:
+    """The commit record of the unit that a row belongs to: line numbers may have gaps, so it is the last before it."""
+    if not units:
+        raise ConfigError(
+            f"row {shard}:{row}: nothing is committed to {store.uri} of a shard with this hash: the run has not come "
+            f"to it yet, or it is of another output"
+        )
+    records = [r for r in commits.read_commits(store, units) if r["first_row"] <= row]
+    if not records:
+        raise ConfigError(f"row {shard}:{row}: the unit that holds it is not committed to {store.uri} yet")
+    return records[-1]
+
+
+def _tables(
+    store: Store, record: Mapping[str, Any], folder: str, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    for part in record["parts"]:
+        if part["path"].startswith(f"{folder}/"):
+            try:
+                yield pq.ParquetFile(pa.BufferReader(store.read(part["path"]))).read(columns)
+            except (OSError, pa.ArrowException) as error:
+                raise RuntimeError(
+                    f"{store.uri}/{part['path']}: cannot be read: {error}. Check it with armo-ray verify"
+                ) from error
+
+
+def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:
+    mask = pc.equal(table["source_row"], row)
+    return table.filter(mask if candidate is None else pc.and_(mask, pc.equal(table["candidate"], candidate)))
+
+
+def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str, Any]]:
+    """The rejects of a row, or of one of its candidates, with the row's text, which only the first has."""
+    found: list[dict[str, Any]] = table.filter(pc.equal(table["source_row"], row)).to_pylist()
+    raw = next((r["raw"] for r in found if r["raw"] is not None), None)
+    those = [r for r in found if candidate is None or r["candidate"] in (None, candidate)]
+    return [r | {"raw": raw} for r in those]
+
+
+def _pick(store: Store, committed: set[str], asked: str) -> str:
+    """The id of the row with the highest or lowest score; or of some row of a unit that has any."""
+
+    def choose(rows: Scored) -> tuple[float, str]:
+        return random.choice(rows) if asked == "random" else max(rows) if asked == "highest" else min(rows)
+
+    def of_unit(unit: str) -> Scored:
+        (record,) = commits.read_commits(store, [unit])
+        columns = ["score", "row_id"]
+        tables = [t.to_pylist() for t in _tables(store, record, SCORES, columns)]
+        rows = [(row["score"], row["row_id"]) for table in tables for row in table]
+        return [choose(rows)] if rows else []
+
+    units = sorted(committed)
+    if asked == "random":
+        some = next(filter(None, map(of_unit, random.sample(units, len(units)))), [])
+    else:
+        some = [row for rows in in_parallel(of_unit, units) for row in rows]
+    if not some:
+        raise ConfigError(f"{store.uri}: no candidate is scored there yet")
+    return choose(some)[1]

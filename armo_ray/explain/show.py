@@ -1,0 +1,137 @@
+"""A row's trace as text for people."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from armo_ray.errors import ConfigError
+from armo_ray.explain.find import Found
+from armo_ray.explain.tokens import Trace, trace
+from armo_ray.schema import coefficients, footer, recomputed, vectors
+
+_BAR = 24
+_AROUND = 6  # tokens shown on either side of one that is read
+_TEXT = 300  # characters shown of a message
+_TOLERANCE = 1e-4
+
+ADVICE = {
+    "unreadable_shard": "put a whole file in its place: the next run scores it",
+    "malformed_row": "mend the row in a new shard, or name its columns with --layout and --column",
+    "empty_prompt": "an answer to nothing has no score: give it a prompt in a new shard, or leave the row out",
+    "empty_response": "an empty answer has no score: leave it out, or put it into a new shard with a text",
+    "no_answer_turn": "end the conversation with the assistant's turn that is to be scored, in a new shard",
+    "too_long": "score into a new output with a larger --max-length, or with --truncate left or middle",
+    "non_finite_score": "score into a new output with --dtype bfloat16 or float32, which overflow less",
+    "poison": "it killed or failed its worker twice: try it alone, with a smaller --token-budget or --max-length",
+}
+
+
+def lines(found: Found, model: str | None, all_tokens: bool) -> Iterator[str]:
+    """All that is known of a row, line by line."""
+    if found.scores is None:
+        yield from _rejected(found)
+        return
+    (row,) = found.scores.drop_columns(["rewards", "gating"]).to_pylist()
+    yield f"row        {row['row_id']}: {row['role']}, candidate {row['candidate']} of row {row['source_row']}"
+    yield f"source     {row['source']}"
+    about = footer(found.scores.schema)
+    yield f"model      {about['model']} ({about['model_family']}, {about['dtype']})"
+    yield f"prompt     {row['prompt_id']}"
+    yield f"flags      {', '.join(row['flags']) or 'none'}"
+    yield ""
+    try:
+        yield from _tokens(trace(found, model), row, all_tokens)
+    except ConfigError as error:
+        yield f"tokens     not told: {error}. With --model DIR a tokenizer is read from elsewhere"
+    yield ""
+    yield from _steps(row)
+    yield from _sum(found.scores)
+
+
+def _rejected(found: Found) -> Iterator[str]:
+    for reject in found.rejects:
+        which = "the whole row" if reject["candidate"] is None else f"candidate {reject['candidate']}"
+        yield f"rejected   {which} of row {reject['source_row']} of {reject['source']}"
+        yield f"reason     {reject['reason']}: {reject['detail']}"
+        yield f"what to do {ADVICE[reject['reason']]}"
+    raw = found.rejects[0]["raw"]
+    yield "row        " + ("was not read" if raw is None else repr(_short(raw, 4 * _TEXT)))
+
+
+def _short(text: str, size: int = _TEXT) -> str:
+    half = size // 2
+    return (
+        text if len(text) <= size else f"{text[:half]} [...{len(text) - 2 * half:,} more...] {text[-half:]}"
+    )
+
+
+def _tokens(found: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator[str]:
+    for message in [*found.candidate.prompt, {"role": "answer", "content": found.candidate.answer}]:
+        yield f"{message['role']:<10} {_short(message['content'])!r}"
+    stored = (row["num_prompt_tokens"], row["num_response_tokens"])
+    same = "as stored" if found.num_tokens == stored else f"but {stored[0]:,} and {stored[1]:,} are stored"
+    prompt, response = found.num_tokens
+    yield f"text       {found.text_from}"
+    yield f"tokens     {prompt:,} of the prompt and {response:,} of the answer, {same}"
+    if found.comparisons:
+        yield f"compared   {found.comparisons} times with another answer to its prompt; the first time it was A:"
+    marks = dict(found.marks)
+    first = f"{'the answer begins' if found.comparisons == 0 else 'the comparison begins'}"
+    marks[found.num_before] = "; ".join(filter(None, (first, marks.get(found.num_before))))
+    yield from _listed(found, marks, all_tokens)
+
+
+def _listed(found: Trace, marks: Mapping[int, str], all_tokens: bool) -> Iterator[str]:
+    """The tokens around those that are marked, and at both ends; or all of them."""
+    size = len(found.ids)
+    near = {at + k for at in (0, *marks, size - 1) for k in range(-_AROUND, _AROUND + 1)}
+    shown = range(size) if all_tokens else sorted(at for at in near if 0 <= at < size)
+    before = -1
+    for at in shown:
+        if at > before + 1:
+            yield f"{'':>7} {'':>8}  ... {at - before - 1:,} more"
+        told = f"   <- {marks[at]}" if at in marks else ""
+        yield f"{at:>7} {found.ids[at]:>8}  {found.pieces[at]}{told}"
+        before = at
+
+
+def _steps(row: Mapping[str, Any]) -> Iterator[str]:
+    if steps := row.get("step_scores"):
+        for k, value in enumerate(steps, 1):
+            yield f"step {k:<4} {value:>10.4f}  {'#' * round(_BAR * value)}"
+        yield ""
+
+
+def _sum(scores: pa.Table) -> Iterator[str]:
+    """What the score is made of, the largest contribution first."""
+    about, (values,) = footer(scores.schema), vectors(scores).astype(np.float64)
+    names = [field.name for field in scores.schema.field("rewards").type]
+    stored, again = float(scores["score"][0].as_py()), float(recomputed(scores)[0])
+    width = max(len("objective"), *map(len, names))
+    if about.get("ensemble") in ("min", "mean-std"):
+        risk = f" with risk {about['risk']:g}" if about["ensemble"] == "mean-std" else ""
+        yield f"{'model':<{width}} {'reward':>10}"
+        yield from (f"{name:<{width}} {value:>10.4f}" for name, value in zip(names, values, strict=True))
+        yield f"their {about['ensemble']}{risk} is {again:.6f}{_compare(again, stored)}"
+        return
+    weights = coefficients(scores)[0].astype(np.float64)
+    gates = vectors(scores, "gating")[0] if scores["gating"].null_count == 0 else [None] * len(names)
+    entries = sorted(zip(values * weights, names, values, gates, weights, strict=True), key=lambda e: -e[0])
+    most = max(abs(entry[0]) for entry in entries) or 1.0
+    yield f"{'objective':<{width}} {'reward':>10} {'gate':>8} {'coefficient':>12} {'contribution':>13}"
+    for product, name, value, gate, weight in entries:
+        told = "none" if gate is None else f"{gate:.4f}"
+        bar = ("#" if product > 0 else "-") * round(_BAR * abs(product) / most)
+        yield f"{name:<{width}} {value:>10.4f} {told:>8} {weight:>12.4f} {product:>13.6f}  {bar}".rstrip()
+    if penalty := about.get("length_penalty"):
+        count = scores["num_response_tokens"][0].as_py()
+        yield f"{f'{count:,} tokens, each less {penalty:g}':<{width + 33}} {-penalty * count:>13.6f}"
+    yield f"{'score':<{width + 33}} {again:>13.6f}{_compare(again, stored)}"
+
+
+def _compare(again: float, stored: float) -> str:
+    if np.isclose(again, stored, rtol=_TOLERANCE, atol=_TOLERANCE):
+        return "  as stored"
+    return f"  but {stored:.6f} is stored: check the output with armo-ray verify"

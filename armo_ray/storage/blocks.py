@@ -1,0 +1,207 @@
+"""Runs of consecutive rows from all over an input, for estimates: few bytes are read, and every row is as likely.
+
+What is left to do is cut into blocks: rows of Parquet units, or the lines of a JSONL shard that begin in a range of
+64 KiB, and where it is compressed of 16 KiB. Of each kind of file some blocks are drawn, one in each of as many equal
+stretches of the input, always the same ones. A compressed shard cannot be entered in its middle: its blocks are read
+from its first megabytes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.storage.filesystem import Source, in_parallel
+from armo_ray.storage.readers import CODECS, BadRow, Row, chunks, parse, to_rows
+from armo_ray.storage.shards import DAMAGE, SUFFIXES, Shard, open_shard
+from armo_ray.storage.units import UNIT_BYTES, Span, Unit
+
+_BLOCK_BYTES = 64 << 10
+_ZIPPED_BYTES = 16 << 10  # of files that are compressed, Parquet too, which hold about as much text
+_BLOCK_CANDIDATES = 128  # at most: columns that compress well are much text
+_PREFIX_BYTES = 1 << 20  # of a compressed shard; zstd holds back up to 128 KiB of what was read
+_REACH_BYTES = 16 << 20  # rows further into a row group than this cost too much to reach
+_FEWEST = 4  # blocks of one kind of file, so that their spread can be told
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [start, start + size) of a unit of a Parquet shard; or the lines of a JSONL shard that begin in that
+    range of its bytes. Of a compressed one, `pieces` such ranges of its beginning."""
+
+    shard: Shard
+    unit: Unit | None
+    start: int
+    size: int
+    pieces: int = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rows of a block, or of a piece of one, which stand for `size` rows of Parquet or bytes of JSONL."""
+
+    rows: list[Row]
+    size: float
+    exact: bool = True  # whether the footer tells how many candidates such rows hold
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """What there is of shards of one kind. `total` of all its blocks is in the unit of `Run.size`."""
+
+    kind: str
+    total: float
+    complete: bool  # all blocks are drawn
+    drawn: list[Block]
+
+
+def draw(spans: Sequence[Span], count: int, seed: int = 0) -> list[Stratum]:
+    """About `count` blocks of what is to do, by kind of file, of each as many as its bytes ask for."""
+    readable = [span for span in spans if span.error is None]
+    size = sum(map(_bytes_of, readable))
+    strata = []
+    for kind in SUFFIXES:
+        those = [span for span in readable if span.shard.uri.endswith(kind)]
+        if wholes := [block for span in those for block in _wholes(span)]:
+            share = max(_FEWEST, round(count * sum(map(_bytes_of, those)) / max(size, 1)))
+            strata.append(_draw(kind, wholes, share, np.random.default_rng(seed)))
+    return strata
+
+
+def _bytes_of(span: Span) -> int:
+    return sum(unit.source_bytes for unit in span.units) if span.shard.is_parquet else span.shard.size
+
+
+def _wholes(span: Span) -> list[Block]:
+    if span.shard.is_parquet:
+        return [Block(span.shard, unit, 0, unit.num_rows) for unit in span.units if unit.num_rows]
+    return [Block(span.shard, None, 0, span.shard.size)] if span.shard.size else []
+
+
+def _step(whole: Block, kind: str) -> int:
+    """How much of a unit or shard is one block."""
+    if whole.unit is None:
+        return _BLOCK_BYTES if kind == ".jsonl" else _ZIPPED_BYTES
+    row_bytes = whole.unit.source_bytes // whole.unit.num_rows
+    row_candidates = whole.unit.candidates // whole.unit.num_rows
+    return max(1, min(_ZIPPED_BYTES // max(row_bytes, 1), _BLOCK_CANDIDATES // max(row_candidates, 1)))
+
+
+def _draw(kind: str, wholes: list[Block], count: int, rng: np.random.Generator) -> Stratum:
+    steps = [_step(whole, kind) for whole in wholes]
+    blocks = np.array([-(-whole.size // step) for whole, step in zip(wholes, steps, strict=True)])
+    ends = np.cumsum(blocks)
+    edges = np.linspace(0, ends[-1], min(count, int(ends[-1])) + 1).astype(np.int64)
+    drawn = []
+    for k in rng.integers(edges[:-1], edges[1:]).tolist():
+        i = int(np.searchsorted(ends, k, side="right"))
+        at, size, n = k - int(ends[i] - blocks[i]), wholes[i].size, int(blocks[i])
+        start, stop = at * size // n, (at + 1) * size // n  # of equal sizes: all are as likely
+        drawn.append(replace(wholes[i], start=start, size=stop - start))
+    complete = len(drawn) == ends[-1]
+    if kind not in (".parquet", ".jsonl"):
+        drawn = _beginnings(drawn)
+    return Stratum(kind, float(sum(whole.size for whole in wholes)), complete, drawn)
+
+
+def _beginnings(drawn: list[Block]) -> list[Block]:
+    """As many pieces of the beginning of each compressed shard as blocks of it were drawn."""
+    sizes = {block.shard: block.size for block in drawn}
+    pieces = Counter(block.shard for block in drawn)
+    return [Block(shard, None, 0, size, pieces[shard]) for shard, size in sizes.items()]
+
+
+def read_blocks(drawn: Sequence[Block], columns: Sequence[str]) -> list[Run]:
+    """The rows of the blocks; of Parquet only these columns."""
+
+    def read(block: Block) -> list[Run]:
+        with open_shard(block.shard) as source:
+            try:
+                if block.unit is not None:
+                    return [_parquet(source, block, block.unit, columns)]
+                if block.shard.uri.endswith(".jsonl"):
+                    return [_run(_lines(source, block), block.size)]
+                return _compressed(source, block)
+            except DAMAGE as error:
+                source.raise_failure()
+                return [Run([BadRow("unreadable_shard", f"{type(error).__name__}: {error}")], block.size)]
+
+    return [run for runs in in_parallel(read, drawn) for run in runs]
+
+
+def _parquet(source: Source, block: Block, unit: Unit, columns: Sequence[str]) -> Run:
+    file = pq.ParquetFile(source, buffer_size=1 << 20)
+    groups = list(range(unit.group_start, unit.group_stop))
+    at = unit.skip_rows + block.start
+    while at >= (group := file.metadata.row_group(groups[0])).num_rows:
+        at -= group.num_rows
+        groups.pop(0)
+    reach = group.num_rows * _REACH_BYTES // max(group.total_byte_size, 1)
+    if at + block.size > max(reach, block.size):
+        at %= max(reach - block.size, 1)
+    present = [name for name in columns if name in file.schema_arrow.names]
+    if not present:
+        return Run([{}] * block.size, block.size)
+    leaves = [file.schema.column(i) for i in range(len(file.schema))]
+    exact = all(leaf.max_repetition_level < 2 for leaf in leaves if leaf.path.split(".")[0] in present)
+    rows: list[Row] = []
+    for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=present):
+        rows += to_rows(batch.slice(at, block.size - len(rows)))
+        at = max(at - batch.num_rows, 0)
+        if len(rows) == block.size:
+            break
+    return Run(rows, block.size, exact)
+
+
+def _run(lines: bytes, size: float) -> Run:
+    return Run([parse(line) for line in lines.split(b"\n") if line.strip()], size)
+
+
+def _lines(source: Source, block: Block) -> bytes:
+    """The lines that begin in a range of bytes."""
+    before = max(block.start - 1, 0)  # where one line ends the next begins
+    source.seek(before)
+    content = source.read(block.start + block.size - before)
+    if block.start:
+        content = content.partition(b"\n")[2]
+    while content and not content.endswith(b"\n") and len(content) < UNIT_BYTES:
+        if not (more := source.read(_BLOCK_BYTES)):
+            break
+        content += more[: more.find(b"\n") + 1 or len(more)]
+    return content
+
+
+def _compressed(source: Source, block: Block) -> list[Run]:
+    """Pieces of the beginning of a shard, one anywhere in each of as many stretches of what was decoded: at its very
+    beginning a line would begin for sure."""
+    size = min(block.shard.size, max(_PREFIX_BYTES, block.pieces * block.size))
+    text = _decoded(source, size)
+    step, part = len(text) / block.pieces, min(1.0, block.pieces * block.size / size)
+    shifts = (1 - part) * np.random.default_rng(int(block.shard.hash, 16)).random(block.pieces)
+    bounds = [(round((k + u) * step), round((k + u + part) * step)) for k, u in enumerate(shifts.tolist())]
+    return [_run(_begun(text, start, stop), part * size / block.pieces) for start, stop in bounds]
+
+
+def _begun(text: bytes, start: int, stop: int) -> bytes:
+    """The lines that begin in [start, stop)."""
+    first, end = (text.find(b"\n", at - 1) + 1 or len(text) if at else 0 for at in (start, stop))
+    return text[first:end]
+
+
+def _decoded(source: Source, size: int) -> bytes:
+    """The lines of the first bytes of a compressed shard that are whole."""
+    stream = pa.CompressedInputStream(
+        pa.BufferReader(source.read(size)), CODECS[source.uri[source.uri.rindex(".") :]]
+    )
+    pieces: list[bytes] = []
+    try:
+        pieces.extend(islice(chunks(stream), UNIT_BYTES >> 20))
+    except DAMAGE:
+        if size == source.size:
+            raise
+    text = b"".join(pieces)
+    return text if size == source.size else text[: text.rfind(b"\n") + 1]
