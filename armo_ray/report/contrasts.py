@@ -99,21 +99,23 @@ def pairs(found: Mapping[str, Any]) -> Markup:
             f"right only where it is longer counts words."
         ),
     ]
-    for name, values in found["groups"].items():
-        told = [
-            (
-                _value(row["value"]),
-                number(row["pairs"]),
-                percent(row["accuracy"]),
-                bar(row["accuracy"] - 0.5, 0.5, -0.5),
-                signed(row["mean_margin"]),
-                percent(row["chosen_is_longer"]),
-            )
-            for row in values[:_MOST_ROWS]
-        ]
-        head = (name, "pairs", "chosen scores higher", "", "mean margin", "chosen is longer")
-        body += [heading(f"By {name}"), table(head, told), _left_out(values)]
-    return join(*body)
+    return join(*body, *(_pairs_by(name, values) for name, values in found["groups"].items()))
+
+
+def _pairs_by(name: str, values: Sequence[Mapping[str, Any]]) -> Markup:
+    rows = [
+        (
+            _value(row["value"]),
+            number(row["pairs"]),
+            percent(row["accuracy"]),
+            bar(row["accuracy"] - 0.5, 0.5, -0.5),
+            signed(row["mean_margin"]),
+            percent(row["chosen_is_longer"]),
+        )
+        for row in values[:_MOST_ROWS]
+    ]
+    head = (name, "pairs", "chosen scores higher", "", "mean margin", "chosen is longer")
+    return join(heading(f"By {name}"), table(head, rows), _left_out(values))
 
 
 def _ratio(row: Mapping[str, Any]) -> str:

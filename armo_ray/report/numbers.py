@@ -1,4 +1,21 @@
-"""All numbers of a report, as report.json holds them."""
+"""All numbers of a report, as report.json holds them.
+
+    version, made_at, armo_ray   of this file's keys; when and by which armo_ray it was made
+    outputs, complete, runs      what was read; whether all of it is whole; the _run.json of each
+    model, inputs, totals        the footer of the scores; the largest shards; sums over the commit records
+    speed                        times, replicas, cost, throughput, slowest units; null without times
+    rejects                      by reason: rejects, examples
+    scored                       null where nothing was:
+      columns                    score, lengths, rewards.NAME, gating.NAME: mean, sd, min, max, quantiles, histogram
+      correlation                names and matrix, Pearson's
+      influence                  parts of the score: mean, mean_absolute, share_of_variance
+      length                     columns: slope for 100 tokens, intercept, correlation; bins: mean score by length
+      prompts, groups, pairs     within prompts; by kept columns and directories; chosen against rejected, or null
+      examples                   highest and lowest
+    drift                        against, limits, drifted, columns: psi, ks, quantiles; null without --against
+
+What is no number, such as the correlation of a constant, is null. A histogram's bin holds its upper edge.
+"""
 
 from typing import Any
 

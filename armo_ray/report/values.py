@@ -50,6 +50,17 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
         )
         for name in rewards
     )
+    return join(
+        large,
+        heading("Each reward"),
+        paragraph("The same for every reward of the model, each on an axis of its own."),
+        Markup('<div class="small">{}</div>').format(small),
+        heading("Quantiles"),
+        _quantiles(columns),
+    )
+
+
+def _quantiles(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
     shown = [name for name in columns if not name.startswith("gating.")]
     levels = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
     rows = [
@@ -62,14 +73,7 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
         for name in shown
     ]
     head = ("column", "mean", "sd", *(f"{100 * float(level):g} %" for level in levels))
-    return join(
-        large,
-        heading("Each reward"),
-        paragraph("The same for every reward of the model, each on an axis of its own."),
-        Markup('<div class="small">{}</div>').format(small),
-        heading("Quantiles"),
-        table(head, rows),
-    )
+    return table(head, rows)
 
 
 def _level(name: str, value: float) -> str:
