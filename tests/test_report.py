@@ -282,6 +282,13 @@ def test_what_moved_gives_status_4_and_is_named(
     report(moved, tmp_path / "report", "--against", str(rollouts), "--max-psi", "9", "--max-ks", "1")
 
 
+def test_an_older_output_may_carry_other_columns(rollouts: Path, tmp_path: Path) -> None:
+    older = with_columns(rollouts, tmp_path / "older", team=lambda i: "a")
+    drift = report(rollouts, tmp_path / "report", "--against", str(older))["drift"]
+    assert drift["drifted"] == []
+    assert set(report(older, tmp_path / "report", "--against", str(rollouts))["drift"]) == set(drift)
+
+
 def test_a_few_prompts_do_not_drift_by_chance(rollouts: Path, tmp_path: Path) -> None:
     """Two halves of one output: the index of so few is over its usual limit."""
     halves = []

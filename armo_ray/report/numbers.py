@@ -17,6 +17,7 @@
 What is no number, such as the correlation of a constant, is null. A histogram's bin holds its upper edge.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -128,7 +129,7 @@ def _drift(
     told = {"against": older.outputs[0], "max_psi": options.max_psi, "max_ks": options.max_ks}
     if not scores.parts:
         return {**told, "prompts": None, "columns": {}, "drifted": ["nothing was scored"]}
-    columns = find_columns(con, older)
+    columns = replace(find_columns(con, older), groups={})  # the two may carry different ones
     bounds = sample_bounds(con, columns, older)
     found = [histograms(con, columns, one, bounds) for one in (older, scores)]
     prompts = [_prompts(con, one) for one in (older, scores)]

@@ -29,8 +29,9 @@ def speed(
     }
     loads = {record["load_seconds"] for record in timed}  # of a replica, the same in all of its units
     hours = (sum(seconds.get(step, 0.0) for step in ("wait", "pack", "model")) + sum(loads)) / 3600
-    # of replicas without GPUs their own hours are paid
-    gpus = max((run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs)
+    gpus = max(
+        (run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs
+    )  # without, replicas are paid
     times, active = _timeline(began, ended)
     total = {key: sum(record[key] for record in timed) for key in ("num_tokens", "computed_tokens", "scored")}
     return {
