@@ -41,21 +41,10 @@ MAY_IMPORT = {
     "pipeline": BASE
     | {"cluster", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
+    "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
-    | {
-        "storage",
-        "text",
-        "engine",
-        "plan",
-        "stages",
-        "interrupts",
-        "pipeline",
-        "preflight",
-        "bench",
-        "curation",
-        "report",
-    }
-    | {"estimate", "explain"},
+    | {"parser", "bench", "curation", "estimate", "explain", "interrupts"}
+    | {"engine", "pipeline", "plan", "preflight", "report", "storage"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},

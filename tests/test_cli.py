@@ -1,5 +1,6 @@
 """The command line: what it accepts, what it refuses, and how soon."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -166,3 +167,12 @@ def test_a_runtime_that_is_none_is_refused() -> None:
     for wrong in ("soon", 0, "-5s", "nan", "inf"):
         with pytest.raises(ConfigError, match="max-runtime"):
             load_config(None, {"input": ["i"], "output": "o", "model": "m", "max_runtime": wrong})
+
+
+def test_a_reader_that_leaves_early_ends_a_command_without_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "armo_ray.cli", "tiny-model", str(tmp_path / "model")]
+    read, write = os.pipe()
+    os.close(read)
+    found = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (found.returncode, found.stderr) == (1, "")

@@ -25,8 +25,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
 import armo_ray
-from armo_ray.cli import MISUSED, _parser
+from armo_ray.cli import MISUSED
 from armo_ray.config import ScoreConfig, load_config
+from armo_ray.parser import build_parser
 from armo_ray.progress.metrics import SERIES, TAGS
 from tests import kuberay
 
@@ -79,7 +80,7 @@ def entrypoints(name: str) -> list[list[str]]:
 
 
 def arguments(words: list[str]) -> ScoreConfig:
-    args = _parser().parse_args(["score", *words])
+    args = build_parser().parse_args(["score", *words])
     return load_config(args.config, {k: v for k, v in vars(args).items() if k in ScoreConfig.model_fields})
 
 

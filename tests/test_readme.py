@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 import armo_ray
-from armo_ray.cli import _parser
+from armo_ray.parser import build_parser
 from armo_ray.schema import CANDIDATE_FIELDS, REJECT_REASONS
 from armo_ray.text.layouts import ALIASES
 from tests.local import score_locally
@@ -33,7 +33,7 @@ COMMANDS = [
 def test_every_command_is_one_that_exists(command: str) -> None:
     words = shlex.split(command)
     if words[0] == "armo-ray":
-        _parser().parse_args(words[1:])
+        build_parser().parse_args(words[1:])
     elif words[:3] == ["ray", "job", "submit"]:
         module = words[words.index("-m") + 1]
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
@@ -45,7 +45,7 @@ def test_every_command_is_one_that_exists(command: str) -> None:
 
 
 def test_every_option_is_one_that_exists() -> None:
-    parser: Any = _parser()
+    parser: Any = build_parser()
     commands = parser._subparsers._group_actions[0].choices.values()
     options = {option for command in commands for option in command._option_string_actions}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)) - {"--working-dir"}
