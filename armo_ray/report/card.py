@@ -92,7 +92,7 @@ class Card:
 
     def _write(self, totals: Mapping[str, Any], state: str) -> None:
         try:
-            if MARK not in self.store.read(CARD).decode():
+            if MARK.encode() not in self.store.read(CARD):
                 return
         except FileNotFoundError:
             pass
