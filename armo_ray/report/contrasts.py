@@ -22,11 +22,10 @@ from armo_ray.report.words import (
 _MOST_ROWS = 30
 
 
-def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
+def prompts(found: Mapping[str, Any]) -> Markup:
     several = found["with_several"]
     if not several:
         return paragraph(f"Each of the {number(found['prompts'])} prompts has one scored candidate.")
-    within = found["sd_within"]
     told = [
         ("prompts", number(found["prompts"])),
         ("with several candidates", number(several)),
@@ -35,8 +34,8 @@ def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
             f"{number(found['tied_for_best'])} ({percent(found['tied_for_best'] / several)})",
         ),
         ("all are equal", f"{number(found['all_equal'])} ({percent(found['all_equal'] / several)})"),
-        ("deviation within a prompt", number(within)),
-        ("share of all variance", percent(within**2 / deviation**2 if deviation else None)),
+        ("deviation within a prompt", number(found["sd_within"])),
+        ("share of all variance", percent(found["share_of_variance"])),
         ("mean distance of best and worst", number(found["mean_range"])),
     ]
     ranges, best = found["ranges"], found["best_of_n"]
