@@ -18,6 +18,8 @@ import pytest
 from armo_ray import coefficients, vectors
 from armo_ray.cli import main
 from armo_ray.engine.tiny_families import write_family
+from armo_ray.progress import Counts
+from armo_ray.report.speed import speed
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 from tests.local import read_table, rows_as_written, rows_of, score_locally
@@ -242,14 +244,27 @@ def test_rejects_and_times_are_told(pairs: tuple[Any, dict[str, Any]], scored_pa
     assert (reason["reason"], reason["rejects"]) == ("malformed_row", 1)
     assert "broken" in reason["examples"][0]["raw"]
     store = Store(str(scored_pairs))
-    records = commits.read_commits(store, commits.list_commits(store))
-    speed = numbers["speed"]
-    assert speed["tokens"] == sum(r["num_tokens"] for r in records)
+    records = commits.read_commits(store)
+    times = numbers["speed"]
+    assert times["tokens"] == sum(r["num_tokens"] for r in records)
     replica = sum(r["seconds"][step] for r in records for step in ("wait", "pack", "model"))
     loads = sum({r["load_seconds"] for r in records})
-    assert speed["replica_hours"] == pytest.approx((replica + loads) / 3600)
-    assert speed["cost_usd"] == pytest.approx(2 * speed["paid_hours"])
-    assert len(speed["slowest_units"]) == min(5, len(records))
+    assert times["replica_hours"] == pytest.approx((replica + loads) / 3600)
+    assert times["cost_usd"] == pytest.approx(2 * times["paid_hours"])
+    assert len(times["slowest_units"]) == min(5, len(records))
+
+
+def test_the_use_of_the_devices_is_the_one_that_the_run_told(scored_pairs: Path) -> None:
+    store = Store(str(scored_pairs))
+    records = commits.read_commits(store)
+    records = [{**record, "flops": 10**9, "peak_flops": 1e12, "source_bytes": 1} for record in records]
+    counts = Counts(0)
+    for record in records:
+        counts = counts.plus(record, 0.0)
+    told = speed(records, [{}], None)
+    assert told is not None
+    assert 0 < told["mfu"] == pytest.approx(counts.mfu)
+    assert speed([{**records[0], "peak_flops": None}], [{}], None)["mfu"] is None  # type: ignore[index]
 
 
 def shifted(output: Path, copy: Path, by: float) -> Path:
@@ -365,7 +380,7 @@ def test_a_single_row_has_a_report(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_scores_that_are_all_zero_have_a_report(rollouts: Path, tmp_path: Path) -> None:
-    output = with_columns(rollouts, tmp_path / "zero", drop=("score",), score=np.float32(0))
+    output = with_columns(rollouts, tmp_path / "zero", score=np.float32(0))
     found = report(output, tmp_path / "report", "--against", str(output))["scored"]
     assert (found["columns"]["score"]["mean"], found["prompts"]["share_of_variance"]) == (0, None)
     told = found["columns"]["score"]["histogram"]

@@ -55,8 +55,8 @@ def prompts(found: Mapping[str, Any]) -> Markup:
         points = list(zip(best["n"], best["mean_score"], strict=True))
         caption = (
             f"Mean score of the best of n candidates of a prompt, over all ways to draw them, of the "
-            f"{number(best['prompts'])} prompts with {best['n'][-1]} and more. Where it flattens, more candidates add "
-            f"little."
+            f"{number(best['prompts'])} prompts with {best['n'][-1]} to {best['most_candidates']} candidates. Where "
+            f"it flattens, more candidates add little."
         )
         drawn.append(figure(curve("Best of n", points, ("n", "mean score of the best")), caption))
     return join(facts(told), grid(*drawn))

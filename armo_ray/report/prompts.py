@@ -71,7 +71,8 @@ def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> dict[st
     """The mean score of the best of n candidates, over all draws of n without return from those of a prompt.
 
     Of m scores in rising order the i-th is the best of n in C(i - 1, n - 1) of the C(m, n) draws. n goes as far as
-    at least half of the prompts with several candidates have so many; the curve is of those prompts.
+    at least half of the prompts with several candidates have so many; the curve is of those prompts, but for those
+    with more than `most_candidates`.
     """
     some = {m: count for m, count in sizes.items() if 1 < m <= _MOST_CANDIDATES}
     if not some:
@@ -91,7 +92,12 @@ def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> dict[st
         sum(total * comb(i - 1, n - 1) / comb(m, n) for m, i, total in rows) / prompts
         for n in range(1, most + 1)
     ]
-    return {"prompts": prompts, "n": list(range(1, most + 1)), "mean_score": means}
+    return {
+        "prompts": prompts,
+        "n": list(range(1, most + 1)),
+        "mean_score": means,
+        "most_candidates": _MOST_CANDIDATES,
+    }
 
 
 def _winners(con: duckdb.DuckDBPyConnection, i: int) -> dict[str | None, int]:
