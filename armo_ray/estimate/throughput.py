@@ -17,7 +17,7 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 _RECORDS = 1000  # read of an output: its spread between units is known well enough by then
-_TOLD = ("source", "first_row", "computed_tokens", "seconds", "load_seconds")
+_TOLD = ("computed_tokens", "seconds", "load_seconds")
 _BUSY = ("wait", "pack", "model")  # what a replica's time goes into
 
 
