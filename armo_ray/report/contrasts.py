@@ -167,4 +167,4 @@ def groups(found: Mapping[str, Sequence[Mapping[str, Any]]], mean: float) -> Mar
 
 def _left_out(values: Sequence[Any]) -> Markup:
     more = len(values) - _MOST_ROWS
-    return paragraph(f"{number(more)} more are in report.json.") if more > 0 else Markup("")
+    return paragraph(f"{number(more)} more are in the JSON file.") if more > 0 else Markup("")

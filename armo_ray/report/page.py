@@ -25,7 +25,7 @@ _PAGE = Markup("""<!DOCTYPE html>
 <main>
 {sections}
 </main>
-<footer>Made {made_at} by armo-ray {version}. The same numbers, and more of them, are in report.json.</footer>
+<footer>Made {made_at} by armo-ray {version}. The JSON file beside this page has more numbers.</footer>
 </body>
 </html>
 """)

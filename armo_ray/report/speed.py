@@ -29,9 +29,8 @@ def speed(
     }
     loads = {record["load_seconds"] for record in timed}  # of a replica, the same in all of its units
     hours = (sum(map(_spent, timed)) + sum(loads)) / 3600
-    gpus = max(
-        (run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs
-    )  # without, replicas are paid
+    # without any, replicas are paid
+    gpus = max((run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs)
     times, active = _timeline(began, ended)
     total = {key: sum(record[key] for record in timed) for key in ("num_tokens", "computed_tokens", "scored")}
     return {
