@@ -54,6 +54,7 @@ def open_output(uri: str, keep_text: bool, layout: dict[str, str]) -> tuple[Stor
     rng = np.random.default_rng(0)
     metadata = {
         "model": "synthetic",
+        "model_family": "armorm",
         "model_revision": None,
         "model_fingerprint": "synthetic",
         "dtype": "float32",

@@ -52,10 +52,11 @@ def score_synthetically(
 
 
 def with_columns(output: Path, copy: Path, **columns: Any) -> Path:
-    """A copy of an output with more columns, each of one value or of a function of the row's place in its part."""
+    """A copy of an output with new columns, each of one value or of a function of the row's place in its part."""
     shutil.copytree(output, copy)
     for part in (copy / "scores").rglob("*.parquet"):
         table = pq.read_table(part, partitioning=None)
+        table = table.drop_columns([name for name in columns if name in table.column_names])
         for name, value in columns.items():
             values = [value(i) if callable(value) else value for i in range(table.num_rows)]
             table = table.append_column(name, pa.array(values))

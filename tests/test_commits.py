@@ -216,7 +216,7 @@ def test_records_are_read_in_the_order_of_the_input(store: Store) -> None:
     for unit, source, first in [("u1", "/b", 0), ("u2", "/a", 10), ("u3", "/a", 9)]:
         commit(store, record(unit, source=source, first_row=first))
     assert list_commits(store) == {"u1", "u2", "u3"}
-    assert [r["unit"] for r in read_commits(store, list_commits(store))] == ["u3", "u2", "u1"]
+    assert [r["unit"] for r in read_commits(store)] == ["u3", "u2", "u1"]
 
 
 def test_files_that_are_no_records_are_no_commits(store: Store) -> None:
@@ -242,9 +242,7 @@ def test_a_run_that_stopped_anywhere_goes_on_with_the_units_that_are_missing(
     assert (len(before), len(after)) == (stop, 10 - stop)
     assert list_commits(store) == {*before, *after}
     assert to_do(store, spans, F) == []
-    rows = sorted(
-        (r["source"], r["first_row"], r["num_rows"]) for r in read_commits(store, list_commits(store))
-    )
+    rows = sorted((r["source"], r["first_row"], r["num_rows"]) for r in read_commits(store))
     assert [n for _, _, n in rows] == [10] * 8 + [3, 0]
 
 

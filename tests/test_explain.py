@@ -25,6 +25,7 @@ from armo_ray.storage.store import Store
 from tests.local import rows_of, score_locally
 from tests.reference import GATE_PATTERN, load_head
 from tests.runs import SAMPLE
+from tests.synthetic_outputs import score_synthetically
 from tests.test_architecture import modules_after
 
 pytest_plugins = ("tests.s3_server",)
@@ -301,6 +302,16 @@ def test_reweighed_scores_are_explained_by_their_new_formula(
     assert re.search(rf"tokens, each less 0.01 +-{penalty:.6f}$", text, re.M)
     assert sum(product for _, _, product in after.values()) - penalty == pytest.approx(row["score"], abs=5e-5)
     assert listed(text)
+
+
+def test_scores_that_no_model_made_are_explained_but_for_their_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = score_synthetically(tmp_path / "out", write_pairs(tmp_path / "in.jsonl", PAIRS))
+    row = max(rows_of(output), key=lambda row: row["score"])
+    text = explained(capsys, output, "highest")
+    assert "tokens     not told: the output says nothing of a tokenizer" in text
+    assert score_told(text) == pytest.approx(row["score"], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mean", "min", "mean-std"])

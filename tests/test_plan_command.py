@@ -24,6 +24,7 @@ from armo_ray.text.tokenization import Encoder
 from jobs.synthetic import write_shards
 from tests.local import score_locally
 from tests.runs import SAMPLE
+from tests.synthetic_outputs import score_synthetically
 from tests.test_architecture import modules_after
 
 Told = dict[str, Any]
@@ -297,6 +298,15 @@ def test_how_fast_replicas_are_is_measured_stated_or_asked_for(
     assert "nothing says how fast a replica is. Give --previous OUT" in text
     assert "260 candidates" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_scores_that_no_model_made_tell_nothing_of_how_fast_replicas_are(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    previous = score_synthetically(tmp_path / "previous", SAMPLE)
+    command = ["plan", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
+    assert main([*command, "--dtype", "float32", "--previous", str(previous)]) == 2
+    assert "no unit of it has computed anything" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ import pytest
 from armo_ray import coefficients, vectors
 from armo_ray.cli import main
 from armo_ray.engine.tiny_families import write_family
+from armo_ray.progress import Counts
+from armo_ray.report.speed import speed
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 from tests.local import read_table, rows_as_written, rows_of, score_locally
@@ -44,12 +46,12 @@ def pairs(scored_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.fixture(scope="module")
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts with 2 to 6 answers, in several parts; some answers come twice and so are tied."""
+    """Prompts with 1 to 6 answers, in several parts; some answers come twice and so are tied."""
     folder = tmp_path_factory.mktemp("rollouts")
     rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
     answers = [row["chosen"] for row in rows]
     made = [
-        {"prompt": row["prompt"], "responses": [answers[(7 * i + k // 2) % 130] for k in range(2 + i % 5)]}
+        {"prompt": row["prompt"], "responses": [answers[(7 * i + k // 2) % 130] for k in range(1 + i % 6)]}
         for i, row in enumerate(rows)
     ]
     for i in range(4):
@@ -188,6 +190,9 @@ def test_the_best_of_n_is_the_mean_over_all_draws(rollouts: Path, told: Path) ->
         assert mean == pytest.approx(plain, abs=1e-6)
     within = sum(np.var(s) * len(s) for s in several) / sum(map(len, several))
     assert found["sd_within"] == pytest.approx(within**0.5, rel=1e-5)
+    inside, everything = [np.var(s) * len(s) for s in scores.values()], np.concatenate([*scores.values()])
+    expected = sum(inside) / len(everything) / np.var(everything)
+    assert found["share_of_variance"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_generator_is_best_where_none_scores_as_high(rollouts: Path, told: Path) -> None:
@@ -202,6 +207,14 @@ def test_a_generator_is_best_where_none_scores_as_high(rollouts: Path, told: Pat
             won[ranked[-1][1]] += 1
     values = numbers["scored"]["groups"]["generator"]
     assert {value["value"]: value["best_of_prompt"] for value in values} == won
+
+
+def test_nobody_wins_what_a_candidate_without_a_value_is_best_in(rollouts: Path, tmp_path: Path) -> None:
+    output = with_columns(rollouts, tmp_path / "some", team=lambda i: [None, "None", "b"][i % 3])
+    values = report(output, tmp_path / "report")["scored"]["groups"]
+    teams = {"alpha": None, "beta": "None", "gamma": "b"}
+    won = {teams[v["value"]]: v["best_of_prompt"] for v in values["generator"]}
+    assert {v["value"]: v["best_of_prompt"] for v in values["team"]} == won
 
 
 def test_a_list_that_a_row_carries_has_an_entry_for_each_of_its_candidates(
@@ -231,14 +244,27 @@ def test_rejects_and_times_are_told(pairs: tuple[Any, dict[str, Any]], scored_pa
     assert (reason["reason"], reason["rejects"]) == ("malformed_row", 1)
     assert "broken" in reason["examples"][0]["raw"]
     store = Store(str(scored_pairs))
-    records = commits.read_commits(store, commits.list_commits(store))
-    speed = numbers["speed"]
-    assert speed["tokens"] == sum(r["num_tokens"] for r in records)
+    records = commits.read_commits(store)
+    times = numbers["speed"]
+    assert times["tokens"] == sum(r["num_tokens"] for r in records)
     replica = sum(r["seconds"][step] for r in records for step in ("wait", "pack", "model"))
     loads = sum({r["load_seconds"] for r in records})
-    assert speed["replica_hours"] == pytest.approx((replica + loads) / 3600)
-    assert speed["cost_usd"] == pytest.approx(2 * speed["paid_hours"])
-    assert len(speed["slowest_units"]) == min(5, len(records))
+    assert times["replica_hours"] == pytest.approx((replica + loads) / 3600)
+    assert times["cost_usd"] == pytest.approx(2 * times["paid_hours"])
+    assert len(times["slowest_units"]) == min(5, len(records))
+
+
+def test_the_use_of_the_devices_is_the_one_that_the_run_told(scored_pairs: Path) -> None:
+    store = Store(str(scored_pairs))
+    records = commits.read_commits(store)
+    records = [{**record, "flops": 10**9, "peak_flops": 1e12, "source_bytes": 1} for record in records]
+    counts = Counts(0)
+    for record in records:
+        counts = counts.plus(record, 0.0)
+    told = speed(records, [{}], None)
+    assert told is not None
+    assert 0 < told["mfu"] == pytest.approx(counts.mfu)
+    assert speed([{**records[0], "peak_flops": None}], [{}], None)["mfu"] is None  # type: ignore[index]
 
 
 def shifted(output: Path, copy: Path, by: float) -> Path:
@@ -351,6 +377,25 @@ def test_a_single_row_has_a_report(tiny_model: Path, tmp_path: Path) -> None:
     assert set(column["quantiles"].values()) == {score}
     assert numbers["scored"]["prompts"]["best_of_n"] is None
     assert numbers["scored"]["pairs"] is None
+
+
+def test_scores_that_are_all_zero_have_a_report(rollouts: Path, tmp_path: Path) -> None:
+    output = with_columns(rollouts, tmp_path / "zero", score=np.float32(0))
+    found = report(output, tmp_path / "report", "--against", str(output))["scored"]
+    assert (found["columns"]["score"]["mean"], found["prompts"]["share_of_variance"]) == (0, None)
+    told = found["columns"]["score"]["histogram"]
+    assert max(told["counts"]) == len(rows_of(output))
+    assert told["edges"][0] < 0 < told["edges"][-1]
+
+
+def test_pairs_are_told_however_many_columns_there_are_to_group_by(
+    scored_pairs: Path, tmp_path: Path
+) -> None:
+    more = {f"c{k}": lambda i: str(i % 2) for k in range(8)}
+    output = with_columns(scored_pairs, tmp_path / "more", **more)
+    found = report(output, tmp_path / "report")["scored"]
+    assert "role" not in found["groups"]
+    assert found["pairs"]["pairs"] > 0
 
 
 @pytest.mark.parametrize("family", ["classifier", "urm", "prm-mistral", "pairwise"])

@@ -77,7 +77,7 @@ def _runs(store: Store) -> Iterator[tuple[Mapping[str, Any], ...]]:
     """The commit records of an output, in runs of not too many rows."""
     run: list[Mapping[str, Any]] = []
     rows = 0
-    for record in commits.read_commits(store, commits.list_commits(store)):
+    for record in commits.read_commits(store):
         if run and rows + record["scored"] > _TASK_ROWS:
             yield tuple(run)
             run, rows = [], 0

@@ -94,7 +94,7 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
     found: list[dict[Any, Mapping[str, Any]]] = []
     for scores in outputs:
         store = Store(scores.outputs[0])
-        records = commits.read_commits(store, commits.list_commits(store))
+        records = commits.read_commits(store)
         found.append({(r["source"], r["first_row"], r["num_rows"], r["identity"]): r for r in records})
     for scores, units in zip(outputs[1:], found[1:], strict=True):
         differs = sorted(units.keys() ^ found[0].keys())

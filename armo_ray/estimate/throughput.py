@@ -17,7 +17,6 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 _RECORDS = 1000  # read of an output: its spread between units is known well enough by then
-_TOLD = ("source", "first_row", "computed_tokens", "seconds", "load_seconds")
 _BUSY = ("wait", "pack", "model")  # what a replica's time goes into
 
 
@@ -67,7 +66,7 @@ def _compare(uri: str, run: Mapping[str, Any], job: Job) -> None:
 def measured(store: Store, units: set[str]) -> Throughput | None:
     """What the commit records of some units tell, a thousand of them at most; None where nothing was computed."""
     names = sorted(units)  # by hashes: in no order of time or length
-    records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1], _TOLD)
+    records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1])
     records = [record for record in records if record["computed_tokens"]]
     if not records:
         return None

@@ -49,7 +49,7 @@ def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
 def _done(left: Sequence[Span], job: Job, store: Store) -> dict[str, int]:
     """What is committed of JSONL shards that are not done: the sample is of the whole of these."""
     units = [unit_id(s.shard, job.fingerprint, str(ordinal)) for s in left for ordinal in s.done]
-    records = commits.read_commits(store, units, (*_DONE, "source", "first_row"))
+    records = commits.read_commits(store, units, _DONE)
     return {name: sum(record[name] for record in records) for name in _DONE}
 
 

@@ -42,7 +42,7 @@ class Found:
 
 
 def find(uri: str, asked: str) -> Found:
-    """The row of this id, or one of PICKS. Reads the parts of one unit; of highest and lowest, the scores of all.
+    """The row of this id, or one of PICKS. Reads the parts of one unit; for highest and lowest, those of all.
 
     Raises ConfigError where there is no such output or row.
     """

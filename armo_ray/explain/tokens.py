@@ -43,8 +43,11 @@ def trace(found: Found, model: str | None) -> Trace:
 
     Raises ConfigError where its text or the model's tokenizer is not what it was, or not there.
     """
+    identity = found.run["identity"]
+    if "chat_fingerprint" not in identity:
+        raise ConfigError("the output says nothing of a tokenizer: no model made its scores")
     candidates, where = _candidates(found)
-    chat, identity = _chat(found, model), found.run["identity"]
+    chat = _chat(found, model)
     encoder = Encoder(chat, identity["max_length"], identity["truncate"], identity["special_tokens"])
     done = encoder.encode(candidates)
     (at,) = [k for k, candidate in enumerate(candidates) if candidate.index == found.candidate]

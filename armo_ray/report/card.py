@@ -19,7 +19,7 @@ from armo_ray.storage.store import Store
 
 MARK = "<!-- armo-ray writes this file; delete this line to keep it as you edit it -->"
 _SUMS = ("units", "candidates", "scored", "num_tokens", "computed_tokens")
-_TOTALLED = ("source", "first_row", "rejected", *_SUMS[1:])
+_TOTALLED = ("rejected", *_SUMS[1:])
 _LLAMA3 = "https://www.llama.com/llama3/license/"
 # of models whose card names one; nothing is guessed of others
 _LICENCES = {
@@ -92,7 +92,7 @@ class Card:
 
     def _write(self, totals: Mapping[str, Any], state: str) -> None:
         try:
-            if MARK not in self.store.read(CARD).decode():
+            if MARK.encode() not in self.store.read(CARD):
                 return
         except FileNotFoundError:
             pass

@@ -22,11 +22,10 @@ from armo_ray.report.words import (
 _MOST_ROWS = 30
 
 
-def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
+def prompts(found: Mapping[str, Any]) -> Markup:
     several = found["with_several"]
     if not several:
         return paragraph(f"Each of the {number(found['prompts'])} prompts has one scored candidate.")
-    within = found["sd_within"]
     told = [
         ("prompts", number(found["prompts"])),
         ("with several candidates", number(several)),
@@ -35,8 +34,8 @@ def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
             f"{number(found['tied_for_best'])} ({percent(found['tied_for_best'] / several)})",
         ),
         ("all are equal", f"{number(found['all_equal'])} ({percent(found['all_equal'] / several)})"),
-        ("deviation within a prompt", number(within)),
-        ("share of all variance", percent(within**2 / deviation**2 if deviation else None)),
+        ("deviation within a prompt", number(found["sd_within"])),
+        ("share of all variance", percent(found["share_of_variance"])),
         ("mean distance of best and worst", number(found["mean_range"])),
     ]
     ranges, best = found["ranges"], found["best_of_n"]
@@ -56,8 +55,8 @@ def prompts(found: Mapping[str, Any], deviation: float) -> Markup:
         points = list(zip(best["n"], best["mean_score"], strict=True))
         caption = (
             f"Mean score of the best of n candidates of a prompt, over all ways to draw them, of the "
-            f"{number(best['prompts'])} prompts with {best['n'][-1]} and more. Where it flattens, more candidates add "
-            f"little."
+            f"{number(best['prompts'])} prompts with {best['n'][-1]} to {best['most_candidates']} candidates. Where "
+            f"it flattens, more candidates add little."
         )
         drawn.append(figure(curve("Best of n", points, ("n", "mean score of the best")), caption))
     return join(facts(told), grid(*drawn))
@@ -168,4 +167,4 @@ def groups(found: Mapping[str, Sequence[Mapping[str, Any]]], mean: float) -> Mar
 
 def _left_out(values: Sequence[Any]) -> Markup:
     more = len(values) - _MOST_ROWS
-    return paragraph(f"{number(more)} more are in report.json.") if more > 0 else Markup("")
+    return paragraph(f"{number(more)} more are in the JSON file.") if more > 0 else Markup("")

@@ -82,6 +82,8 @@ def equal(low: float, high: float, whole: bool = False) -> Floats:
     if whole:
         width = max(1, int(np.ceil((high - low + 1) / _DRAWN)))
         return np.asarray(np.arange(low - 0.5, high + width, width), np.float64)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, _DRAWN + 1)
     edges[0] = np.nextafter(low, -np.inf)  # a bin holds its upper edge, not its lower one
     return edges

@@ -106,7 +106,7 @@ def _scored(con: duckdb.DuckDBPyConnection, scores: Scores, options: ReportOptio
     by_value = by_group(con, columns, groups)
     for name, rows in by_value.items():
         for row in rows:
-            row["best_of_prompt"] = prompts["best"][name].get(str(row["value"]), 0)
+            row["best_of_prompt"] = prompts["best"][name].get(row["value"], 0)
     return {
         "columns": values,
         "correlation": correlations(summary),
@@ -117,7 +117,7 @@ def _scored(con: duckdb.DuckDBPyConnection, scores: Scores, options: ReportOptio
         },
         "prompts": {name: value for name, value in prompts.items() if name != "best"},
         "groups": by_value,
-        "pairs": by_pair(con, columns, groups, deviation) if "role" in groups else None,
+        "pairs": by_pair(con, columns, groups, deviation) if summary.distinct["role"] > 1 else None,
         "examples": extremes(con, columns, scores, options.examples),
     }
 

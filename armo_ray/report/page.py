@@ -25,7 +25,7 @@ _PAGE = Markup("""<!DOCTYPE html>
 <main>
 {sections}
 </main>
-<footer>Made {made_at} by armo-ray {version}. The same numbers, and more of them, are in report.json.</footer>
+<footer>Made {made_at} by armo-ray {version}. The JSON file beside this page has more numbers.</footer>
 </body>
 </html>
 """)
@@ -66,7 +66,6 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
         made["Drift"] = shifts.drift(found["drift"])
     if scored:
         columns = scored["columns"]
-        mean, deviation = columns["score"]["mean"], columns["score"]["sd"]
         several = len([name for name in columns if name.startswith("rewards.")]) > 1
         made |= {
             "Distributions": values.distributions(columns),
@@ -74,9 +73,11 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
             "Gating": values.gating(scored["groups"]),
             "Correlation": values.correlation(scored["correlation"]) if several else nothing,
             "Length": values.length(scored["length"]),
-            "Within prompts": contrasts.prompts(scored["prompts"], deviation),
+            "Within prompts": contrasts.prompts(scored["prompts"]),
             "Chosen and rejected": contrasts.pairs(scored["pairs"]) if scored["pairs"] else nothing,
-            "Groups": contrasts.groups(scored["groups"], mean) if scored["groups"] else nothing,
+            "Groups": contrasts.groups(scored["groups"], columns["score"]["mean"])
+            if scored["groups"]
+            else nothing,
             "Examples": overview.examples(scored["examples"]),
         }
     if found["rejects"]:

@@ -10,6 +10,9 @@ from armo_ray.evaluation.measures import LENGTH_RATIOS
 from armo_ray.report.columns import LENGTH, SCORE, Columns
 from armo_ray.report.histograms import counted, fixed_bounds, histogram_of
 
+_JOINED = """candidates c JOIN candidates r ON c.source_row = r.source_row AND c.source = r.source
+    WHERE c.role = 'chosen' AND r.role = 'rejected'"""
+
 
 def by_pair(
     con: duckdb.DuckDBPyConnection, columns: Columns, groups: Sequence[str], deviation: float
@@ -40,10 +43,6 @@ def by_pair(
         "length": _by_length(con),
         "groups": {name: _by_group(con, i) for i, name in enumerate(groups)},
     }
-
-
-_JOINED = """candidates c JOIN candidates r ON c.source_row = r.source_row AND c.source = r.source
-    WHERE c.role = 'chosen' AND r.role = 'rejected'"""
 
 
 def _compare(

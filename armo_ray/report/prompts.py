@@ -20,10 +20,11 @@ def by_prompt(
     """Leaves the temporary tables `narrow`, a row a candidate, and `prompts`, a row a prompt."""
     places = [f"g{list(columns.groups).index(name)}" for name in groups]
     _gather(con, columns, places, rows)
-    count, several, tied, equal, within, total = con.execute(
+    count, several, tied, equal, within, whole, total = con.execute(
         """SELECT count(*), count(*) FILTER (m > 1), count(*) FILTER (m > 1 AND s[m] = s[m - 1]),
                 count(*) FILTER (m > 1 AND s[m] = s[1]),
-                sum(m * variance) FILTER (m > 1) / sum(m) FILTER (m > 1), avg(s[m] - s[1]) FILTER (m > 1)
+                sum(m * variance) FILTER (m > 1) / sum(m) FILTER (m > 1), sum(m * variance) / sum(m),
+                avg(s[m] - s[1]) FILTER (m > 1)
             FROM prompts"""
     ).fetchall()[0]
     sizes = con.execute("SELECT m, count(*) FROM prompts GROUP BY m ORDER BY m").fetchall()
@@ -34,6 +35,7 @@ def by_prompt(
         "tied_for_best": tied,
         "all_equal": equal,
         "sd_within": None if within is None else within**0.5,
+        "share_of_variance": whole / deviation**2 if deviation else None,
         "mean_range": total,
         "ranges": _ranges(con, deviation) if several else None,
         "best_of_n": _best_of_n(con, dict(sizes)),
@@ -47,7 +49,7 @@ def _gather(con: duckdb.DuckDBPyConnection, columns: Columns, places: Sequence[s
         f"""CREATE OR REPLACE TEMP TABLE narrow AS
             SELECT hash(prompt_id) AS p, {columns.alias(SCORE)}::FLOAT AS s, __part, __row{kept} FROM candidates"""
     )
-    winners = "".join(f", arg_max({place}, s) AS w{i}" for i, place in enumerate(places))
+    winners = "".join(f", arg_max_null({place}, s) AS w{i}" for i, place in enumerate(places))
     slices = rows // _SLICE_ROWS + 1
     for k in range(slices):
         target = "INSERT INTO prompts" if k else "CREATE OR REPLACE TEMP TABLE prompts AS"
@@ -69,7 +71,8 @@ def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> dict[st
     """The mean score of the best of n candidates, over all draws of n without return from those of a prompt.
 
     Of m scores in rising order the i-th is the best of n in C(i - 1, n - 1) of the C(m, n) draws. n goes as far as
-    at least half of the prompts with several candidates have so many; the curve is of those prompts.
+    at least half of the prompts with several candidates have so many; the curve is of those prompts, but for those
+    with more than `most_candidates`.
     """
     some = {m: count for m, count in sizes.items() if 1 < m <= _MOST_CANDIDATES}
     if not some:
@@ -89,10 +92,15 @@ def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> dict[st
         sum(total * comb(i - 1, n - 1) / comb(m, n) for m, i, total in rows) / prompts
         for n in range(1, most + 1)
     ]
-    return {"prompts": prompts, "n": list(range(1, most + 1)), "mean_score": means}
+    return {
+        "prompts": prompts,
+        "n": list(range(1, most + 1)),
+        "mean_score": means,
+        "most_candidates": _MOST_CANDIDATES,
+    }
 
 
-def _winners(con: duckdb.DuckDBPyConnection, i: int) -> dict[str, int]:
+def _winners(con: duckdb.DuckDBPyConnection, i: int) -> dict[str | None, int]:
     """Prompts whose one best candidate has each value; ties are nobody's."""
     rows = con.execute(f"SELECT w{i}, count(*) FROM prompts WHERE m > 1 AND s[m] > s[m - 1] GROUP BY w{i}")
-    return {str(value): count for value, count in rows.fetchall() if value is not None}
+    return dict(rows.fetchall())

@@ -28,10 +28,9 @@ def speed(
         step: sum(record["seconds"].get(step, 0.0) for record in timed) for step in timed[0]["seconds"]
     }
     loads = {record["load_seconds"] for record in timed}  # of a replica, the same in all of its units
-    hours = (sum(seconds.get(step, 0.0) for step in ("wait", "pack", "model")) + sum(loads)) / 3600
-    gpus = max(
-        (run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs
-    )  # without, replicas are paid
+    hours = (sum(map(_spent, timed)) + sum(loads)) / 3600
+    # without any, replicas are paid
+    gpus = max((run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs)
     times, active = _timeline(began, ended)
     total = {key: sum(record[key] for record in timed) for key in ("num_tokens", "computed_tokens", "scored")}
     return {
@@ -55,11 +54,17 @@ def speed(
     }
 
 
+def _spent(record: Mapping[str, Any]) -> float:
+    """Seconds of a replica's time."""
+    return sum(float(record["seconds"].get(step, 0.0)) for step in ("wait", "pack", "model"))
+
+
 def _utilization(timed: Sequence[Mapping[str, Any]]) -> float | None:
-    """Of the floating-point operations that the devices could do while the model ran; None where one is unknown."""
+    """Of the floating-point operations that the devices could do in the replicas' time, as progress tells it; None
+    where one is unknown."""
     if not all(record.get("peak_flops") for record in timed):
         return None
-    possible = sum(record["peak_flops"] * record["seconds"]["model"] for record in timed)
+    possible = sum(record["peak_flops"] * _spent(record) for record in timed)
     return float(sum(record["flops"] for record in timed) / possible) if possible else None
 
 

@@ -21,10 +21,8 @@ from armo_ray.storage.units import Span, remaining, superseded, unit_id
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
 _COUNTED = (
     "unit",
-    "source",
     "ordinal",
     "last",
-    "first_row",
     "num_rows",
     "parts",
     "candidates",
@@ -94,14 +92,16 @@ def list_commits(store: Store) -> set[str]:
 
 
 def read_commits(
-    store: Store, units: Iterable[str], names: Sequence[str] | None = None
+    store: Store, units: Iterable[str] | None = None, names: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The records of some units, or those of their values that `names` lists, sorted by shard and row."""
+    """The records of some units, or of all, sorted by shard and row; of them those values that `names` lists."""
+    units = list_commits(store) if units is None else units
+    kept = names and ("source", "first_row", *names)
 
     def read(unit: str) -> dict[str, Any]:
         record = json.loads(store.read(f"{COMMITS}/{unit}.json"), object_pairs_hook=_interned)
         record["source"] = sys.intern(record["source"])
-        return {name: record[name] for name in names or record}
+        return {name: record[name] for name in kept or record}
 
     records: list[dict[str, Any]] = in_parallel(read, sorted(units))
     return sorted(records, key=lambda r: (r["source"], r["first_row"]))
@@ -170,7 +170,7 @@ def finish(store: Store) -> list[dict[str, Any]]:
 
     Raises RuntimeError where a shard of an earlier run, with another input, is not done.
     """
-    records = read_commits(store, list_commits(store), _COUNTED)
+    records = read_commits(store, names=_COUNTED)
     if half := unfinished(records):
         raise RuntimeError(
             f"{store.uri}: {len(half)} shards of an earlier run are not done, the first is {half[0]}. "

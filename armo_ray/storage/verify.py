@@ -27,7 +27,7 @@ def verify_output(uri: str) -> tuple[dict[str, int], list[str]]:
     if store.read_json(commits.RUN) is None:
         raise ConfigError(f"{uri}: no {commits.RUN}: not an output of armo-ray score")
     manifest = store.read_json(commits.SUCCESS)
-    records = commits.read_commits(store, commits.list_commits(store))
+    records = commits.read_commits(store)
     faults = _against_manifest(records, manifest) + _overlaps(records) + _strays(store, records)
     faults += [f"{source}: not all of its units are committed" for source in commits.unfinished(records)]
     for found in in_parallel(lambda record: _check_unit(store, record), records):
