@@ -15,6 +15,8 @@ from ray.exceptions import RayError
 
 from armo_ray.interrupts import stop_on_sigterm
 
+logger = logging.getLogger(__name__)
+
 # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
 RETRIES = 2
 
@@ -27,6 +29,7 @@ def connected() -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         # without an address Ray would join any cluster that it finds on the machine
         address = os.environ.get("RAY_ADDRESS") or "local"
+        logger.info("starting Ray" if address == "local" else f"joining the Ray cluster at {address}")
         try:
             ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:  # a bare one where its processes do not come up in time

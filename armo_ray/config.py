@@ -284,12 +284,14 @@ def _checked(kind: type[Options], values: Mapping[str, Any], file: str | None) -
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        told = "; ".join(f"{_option(fault['loc'])}: {_say(fault, kind)}" for fault in error.errors())
+        told = "; ".join(_fault(fault, kind) for fault in error.errors())
         raise ConfigError(told if file is None else f"{told} (config {file} and flags)") from None
 
 
-def _option(location: tuple[Any, ...]) -> str:
-    return ".".join(str(part).replace("_", "-") for part in location)
+def _fault(fault: Any, kind: type[BaseModel]) -> str:
+    where = ".".join(str(part).replace("_", "-") for part in fault["loc"])
+    # without a place it is of several options, which it names
+    return f"{where}: {_say(fault, kind)}" if where else str(fault["ctx"]["error"])
 
 
 def _say(fault: Any, kind: type[BaseModel]) -> str:

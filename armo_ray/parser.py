@@ -90,7 +90,9 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="directory or URI that score wrote, complete or not")
-    parser.add_argument("row", metavar="ROW_ID", help="as in the column row_id, or highest, lowest or random")
+    parser.add_argument(
+        "row", metavar="ROW_ID", help="as in the column row_id, or highest, lowest, random or rejected"
+    )
     parser.add_argument("--model", help="where the model's tokenizer is now; default: where the run had it")
     parser.add_argument(
         "--all-tokens", action="store_true", help="list every token, not those around the marks"

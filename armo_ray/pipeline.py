@@ -10,7 +10,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -59,7 +59,12 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
         logger.info("%d of %d shards have units to do", len(left), len(spans))
         if left:
             store.delete(commits.SUCCESS)
-            _execute(store, job, left, config)
+            try:
+                _execute(store, job, left, config)
+            except BaseException:
+                with suppress(Exception):  # why the run stopped is what is to be told
+                    Card(store, job, config.input).stopped()
+                raise
         records = commits.finish(store)
         totals = commits.totals(records)
         try:

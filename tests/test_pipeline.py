@@ -258,6 +258,8 @@ def test_a_signal_stops_the_run_cleanly_and_leaves_it_resumable(
     while any(Path(f"/proc/{pid}").exists() for pid in started):
         assert time.monotonic() < deadline, "processes outlive the run"
         time.sleep(0.1)
+    committed = len(list((tmp_path / "out" / "_commits").iterdir()))
+    assert f"Not complete: {committed} units were committed" in (tmp_path / "out" / "README.md").read_text()
     score_locally(tiny_model, SAMPLE, tmp_path / "out", unit_rows=10)
     assert len(scores_of(tmp_path / "out")) == 260
 

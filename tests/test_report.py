@@ -361,7 +361,11 @@ def test_an_output_without_scores_has_a_report_and_drifted_from_any(
     told = {row["reason"]: row["rejects"] for row in numbers["rejects"]}
     assert told == ({} if kept == "nothing" else {"too_long": 2, "malformed_row": 1})
     page = (tmp_path / "report" / "report.html").read_text("utf-8")
-    assert "No candidate was scored" in page
+    assert ("No candidate was scored yet." if kept == "nothing" else "Every candidate was rejected.") in page
+    assert str(tiny_model) in page
+    for reject in (example for row in numbers["rejects"] for example in row["examples"]):
+        assert main(["explain", str(tmp_path / "out"), reject["row_id"]]) == 0
+    assert main(["explain", str(tmp_path / "out"), "rejected"]) == (2 if kept == "nothing" else 0)
     against = ("--against", str(rollouts))
     assert report(tmp_path / "out", tmp_path / "report", *against, status=4)["drift"]["columns"] == {}
     assert main(["report", str(rollouts), "--against", str(tmp_path / "out")]) == 2

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from armo_ray.estimate.figures import Figure, Z, exact
-from armo_ray.estimate.sample import Sample
+from armo_ray.estimate.sample import LONGEST, Sample
 from armo_ray.storage.units import Span
 
 Told = dict[str, Any]
@@ -70,7 +70,7 @@ def duplicates(sample: Sample, rows_to_do: float) -> Told:
 def lengths(found: Sequence[int], weights: Sequence[float], max_length: int) -> Told:
     """Mean, quantiles and histogram of the tokens of conversations, in bins that double and break at max_length."""
     if not found:
-        return {"mean": None, "quantiles": {}, "longest": None, "histogram": []}
+        return {"mean": None, "quantiles": {}, "longest": None, "is_bound": False, "histogram": []}
     order = np.argsort(found, kind="stable")
     values, mass = np.asarray(found)[order], np.asarray(weights)[order]
     below = np.cumsum(mass) / mass.sum()
@@ -88,5 +88,6 @@ def lengths(found: Sequence[int], weights: Sequence[float], max_length: int) -> 
         "mean": float(np.average(values, weights=mass)),
         "quantiles": at,
         "longest": int(values[-1]),
+        "is_bound": bool(values[-1] >= LONGEST * max_length),  # the longest, and so the mean, are more
         "histogram": bins[filled[0] : filled[-1] + 1],
     }

@@ -18,7 +18,7 @@ from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.tokenization import Encoder
 
-_LONGEST = 16  # times max_length: longer conversations are not measured
+LONGEST = 16  # times max_length: longer conversations are not measured
 
 COUNTS = ("rows", "candidates", "conversations", "tokens", "computed", "truncated", *REJECT_REASONS)
 
@@ -81,7 +81,7 @@ class _Reader:
     def unbounded(self) -> Encoder:
         """Tells the tokens of conversations that are too long."""
         special = "plain" if self.encoder.plain else "reference"
-        return Encoder(self.encoder.chat, _LONGEST * self.job.max_length, "none", special)
+        return Encoder(self.encoder.chat, LONGEST * self.job.max_length, "none", special)
 
     def measure(self, run: Run) -> Measured:
         candidates: list[Candidate] = []

@@ -77,7 +77,7 @@ def _prompts(found: dict[str, Any]) -> str:
         return "none to compare"
     return (
         f"{100 * found['repeated']:.1f} % of the sampled rows have another's prompt; of all rows to do, "
-        f"a row's prompt is in {number(found['others'])} others"
+        f"{number(found['others'])} others have a row's prompt, on average"
     )
 
 
@@ -86,7 +86,11 @@ def _lengths(told: dict[str, Any]) -> Iterator[str]:
     if found["mean"] is None:
         return
     quantiles = ", ".join(f"{100 * q:.0f} % up to {n:,}" for q, n in found["quantiles"].items())
-    yield _line("lengths", f"mean {found['mean']:,.0f} tokens, {quantiles}, longest {found['longest']:,}")
+    more = "at least " if found["is_bound"] else ""
+    yield _line(
+        "lengths",
+        f"mean {more}{found['mean']:,.0f} tokens, {quantiles}, longest {more}{found['longest']:,}",
+    )
     most = max(one["share"] for one in found["histogram"])
     fate = "rejected" if told["truncate"] == "none" else "truncated"
     for one in found["histogram"]:
@@ -106,9 +110,10 @@ def _cost(told: dict[str, Any]) -> Iterator[str]:
         yield _line("time", _NO_RATE)
         return
     spread = "" if rate["spread"] is None else f", give or take {100 * rate['spread']:.0f} % between units"
+    load = f", {rate['load_seconds']:.0f} s to load the model" if rate["load_seconds"] else ""
     units = f"{rate['units']:,} units of {rate['source']}" if rate["units"] else rate["source"]
     yield _line(
-        "throughput", f"{rate['tokens_per_second']:,.0f} computed tokens/s a replica{spread} ({units})"
+        "throughput", f"{rate['tokens_per_second']:,.0f} computed tokens/s a replica{spread} ({units}){load}"
     )
     gpus = cost["gpus_per_replica"]
     paid = cost["gpu_hours"] if gpus else cost["replica_hours"]

@@ -17,6 +17,7 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 _RECORDS = 1000  # read of an output: its spread between units is known well enough by then
+_FEW, _LEAST_SPREAD = 10, 0.1  # of so few units, from one stretch of time, little can be told
 _BUSY = ("wait", "pack", "model")  # what a replica's time goes into
 
 
@@ -76,4 +77,6 @@ def measured(store: Store, units: set[str]) -> Throughput | None:
     logs = np.log(tokens / seconds / rate)
     spread = math.sqrt(np.average((logs - np.average(logs, weights=seconds)) ** 2, weights=seconds))
     load = float(np.mean([record["load_seconds"] for record in records]))
+    if 1 < len(records) < _FEW:
+        spread = max(spread, _LEAST_SPREAD)
     return Throughput(float(rate), spread if len(records) > 1 else None, load, len(records), store.uri)

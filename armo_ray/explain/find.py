@@ -16,11 +16,12 @@ from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS, SCORES
 from armo_ray.storage.retries import explain
+from armo_ray.storage.shards import row_id
 from armo_ray.storage.store import Store
 
 Scored = list[tuple[float, str]]  # scores and row ids
 
-PICKS = ("highest", "lowest", "random")
+PICKS = ("highest", "lowest", "random", "rejected")
 _ROW_ID = re.compile(r"([0-9a-f]{16}):(\d+)(?::(\d+))?")
 
 
@@ -110,7 +111,9 @@ def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str,
 
 
 def _pick(store: Store, committed: set[str], asked: str) -> str:
-    """The id of the row with the highest or lowest score; or of some row of a unit that has any."""
+    """The id of the row with the highest or lowest score; or of some row, or reject, of a unit that has any."""
+    if asked == "rejected":
+        return _some_reject(store, committed)
 
     def choose(rows: Scored) -> tuple[float, str]:
         return random.choice(rows) if asked == "random" else max(rows) if asked == "highest" else min(rows)
@@ -130,3 +133,13 @@ def _pick(store: Store, committed: set[str], asked: str) -> str:
     if not some:
         raise ConfigError(f"{store.uri}: no candidate is scored there yet")
     return choose(some)[1]
+
+
+def _some_reject(store: Store, committed: set[str]) -> str:
+    for unit in random.sample(sorted(committed), len(committed)):
+        (record,) = commits.read_commits(store, [unit])
+        for table in _tables(store, record, REJECTS, ["source", "source_row", "candidate"]):
+            ids = [row_id(r["source"], r["source_row"], r["candidate"]) for r in table.to_pylist()]
+            if found := [one for one in ids if one is not None]:
+                return random.choice(found)
+    raise ConfigError(f"{store.uri}: no row of a shard was rejected there")

@@ -86,6 +86,12 @@ class Card:
         of = "" if self.planned is None else f" of {self.before['units'] + self.planned}"
         self._write(totals, f"In progress: {done:.0%} of the input, {totals['units']}{of} units committed.")
 
+    def stopped(self) -> None:
+        """Write what is committed now: more than the run counted, where units were committed as it stopped."""
+        if records := commits.read_commits(self.store, names=_TOTALLED):
+            state = f"Not complete: {len(records)} units were committed when the run stopped."
+            self._write(commits.totals(records), state)
+
     def complete(self, totals: Mapping[str, Any]) -> None:
         """Write the totals of all commits."""
         self._write(totals, "Complete.")

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from armo_ray.report.words import number
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 216, 46, 12, 26, 38
-_CELL, _CHAR = 22, 6.1  # pixels; of a letter's width at 11
+_CELL, _CHAR = 22, 6.6  # pixels; of a letter's width at 11
 _LONGEST = 40  # letters of a label
 _TURN = 0.87  # sine of 60 degrees
 
@@ -132,7 +132,7 @@ def heatmap(
     values: Sequence[Sequence[float | None]],
     most: float = 1.0,
 ) -> Markup:
-    """Cells of values from -most (orange) over 0 to most (blue), in hundredths."""
+    """Cells of values from -most (orange) over 0 to most (blue), times 100."""
     left = 8 + _CHAR * min(max(map(len, rows)), _LONGEST)
     top = 16 + _CHAR * _TURN * min(max(map(len, columns)), _LONGEST)
     right = 16 + _CHAR * 0.5 * min(len(columns[-1]), _LONGEST)

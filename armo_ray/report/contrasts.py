@@ -72,7 +72,7 @@ def pairs(found: Mapping[str, Any]) -> Markup:
             "pairs",
             margins["quantiles"]["0.5"],
         ),
-        f"Of {number(found['pairs'])} pairs of one row, chosen scores higher in {percent(found['accuracy'])}; "
+        f"In {percent(found['accuracy'])} of {number(found['pairs'])} pairs chosen scores higher; "
         f"{number(found['ties'])} are tied; the mean margin is {number(found['mean_margin'])}. To the right of 0 the "
         f"model agrees with the label.",
     )
@@ -149,7 +149,7 @@ def groups(found: Mapping[str, Sequence[Mapping[str, Any]]], mean: float) -> Mar
             name,
             "candidates",
             "mean score",
-            "less that of all",
+            "difference from the mean of all",
             "",
             "sd",
             "best of its prompt",

@@ -8,6 +8,7 @@ import duckdb
 
 from armo_ray.curation.scores import Part, Scores, scan
 from armo_ray.report.columns import Columns
+from armo_ray.storage.shards import row_id
 
 _MOST_CHARS = 700  # of a text
 _TOP = 4  # parts of a score that are told
@@ -79,6 +80,7 @@ def _reject(con: duckdb.DuckDBPyConnection, part: Part, row: int) -> dict[str, A
         f"SELECT {', '.join(names)} FROM ({scan([part], numbered=True)}) WHERE __row = {row}"
     ).fetchall()[0]
     found = dict(zip(names, read, strict=True))
+    found["row_id"] = row_id(found["source"], found["source_row"], found["candidate"])
     found["detail"] = short(found["detail"] or "")
     found["raw"] = None if found["raw"] is None else short(_plain(found["raw"]))
     return found

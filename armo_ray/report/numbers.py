@@ -17,6 +17,7 @@
 What is no number, such as the correlation of a constant, is null. A histogram's bin holds its upper edge.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +62,7 @@ def measure(options: ReportOptions) -> dict[str, Any]:
         "armo_ray": __version__,
         "outputs": scores.outputs,
         "complete": found.complete,
-        "model": scores.metadata,
+        "model": scores.metadata or _model(scores.runs[0]),
         "runs": scores.runs,
         "inputs": _inputs(found),
         "totals": commits.totals(found.records),
@@ -76,6 +77,14 @@ def measure(options: ReportOptions) -> dict[str, Any]:
         if older is not None:
             told["drift"] = _drift(con, found.scores, older.scores, options)
     return told
+
+
+def _model(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the _run.json of an output without scores says of its model."""
+    identity, config = run.get("identity", {}), run.get("config", {})
+    told = {"model": config.get("model"), "model_revision": config.get("revision")}
+    told |= {"model_family": identity.get("family"), "dtype": identity.get("dtype")}
+    return told | {"model_fingerprint": identity.get("model_fingerprint")}
 
 
 def _check_older(found: Committed, older: Committed) -> None:

@@ -16,9 +16,10 @@ class ReportOptions(ScoresOptions):
     against: Name | None = None
     """An older output of the same model: tell how far the numbers moved away from it."""
     max_psi: Finite = Field(0.25, gt=0)
-    """Population stability index, over the older output's deciles, above which a column has drifted."""
+    """Population stability index, over the older output's deciles, above which a column has drifted, if it is more
+    than chance reaches once in 1,000 times with so few prompts."""
     max_ks: Finite = Field(0.2, gt=0, le=1)
-    """Kolmogorov-Smirnov distance above which it has; half a deviation's shift gives 0.2, and an index of 0.25."""
+    """Kolmogorov-Smirnov distance above which it has, likewise: a shift of half a deviation gives 0.2."""
     price: Finite | None = Field(None, ge=0)
     """USD for an hour of one GPU, or of one replica without GPUs: tell what the run cost."""
     examples: int = Field(5, ge=0, le=50)

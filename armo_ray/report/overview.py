@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from armo_ray.report.charts import histogram
-from armo_ray.report.words import facts, figure, heading, join, number, paragraph, percent, table
+from armo_ray.report.words import date, facts, figure, heading, join, number, paragraph, percent, table
 
 _POLICY = ("max_length", "truncate", "special_tokens", "unit_rows", "partition_by")
 
@@ -20,7 +20,7 @@ def overview(found: Mapping[str, Any]) -> Markup:
         ("rejected", f"{number(rejected)} ({percent(rejected / max(totals['candidates'], 1))})"),
         ("prompts", number(scored["prompts"]["prompts"]) if scored else "-"),
         ("mean score", number(scored["columns"]["score"]["mean"]) if scored else "-"),
-        ("tokens", number(totals["num_tokens"])),
+        ("tokens, each conversation whole", number(totals["num_tokens"])),
         ("units", number(totals["units"])),
     ]
     cards = Markup("").join(
@@ -35,7 +35,7 @@ def overview(found: Mapping[str, Any]) -> Markup:
     rows += [(name.replace("_", " "), _told(identity[name])) for name in _POLICY if identity.get(name)]
     layout = identity.get("layout") or {}
     rows += [("layout", ", ".join(f"{part} = {column}" for part, column in layout.items()))] if layout else []
-    rows += [("begun", run["created_at"]) for run in found["runs"] if "created_at" in run]
+    rows += [("begun", date(run["created_at"])) for run in found["runs"] if "created_at" in run]
     rows += [("made by", _made(run["made_by"])) for run in found["runs"] if "made_by" in run]
     rows += [("versions", _told(run["versions"])) for run in found["runs"][:1] if "versions" in run]
     inputs = [(row["source"], number(row["candidates"])) for row in found["inputs"]]
@@ -44,11 +44,13 @@ def overview(found: Mapping[str, Any]) -> Markup:
         Markup("")
         if found["complete"]
         else _warning("This output is not complete: the page tells what is committed."),
-        Markup("") if scored else _warning("No candidate was scored."),
+        Markup("")
+        if scored
+        else _warning("Every candidate was rejected." if rejected else "No candidate was scored yet."),
         Markup('<div class="cards">{}</div>').format(cards),
         facts(rows),
-        heading("Shards with the most candidates"),
-        table(("shard", "candidates"), inputs),
+        heading("Shards with the most candidates") if inputs else Markup(""),
+        table(("shard", "candidates"), inputs) if inputs else Markup(""),
         paragraph(f"{number(more)} more shards.") if more > 0 else Markup(""),
     )
 
@@ -79,11 +81,18 @@ def rejected(rows: Sequence[Mapping[str, Any]], candidates: int) -> Markup:
             if example["candidate"] is not None:
                 where += f" candidate {example['candidate']}"
             body.append(
-                Markup("<details><summary>{}</summary><p>{}</p><pre>{}</pre></details>").format(
-                    where, example["detail"], example["raw"] or "(the row is with an earlier reject of it)"
+                Markup("<details><summary>{}: {}</summary><pre>{}</pre>{}</details>").format(
+                    where,
+                    example["detail"],
+                    example["raw"] or "(the row is with an earlier reject of it)",
+                    _trace(example["row_id"]),
                 )
             )
     return join(*body)
+
+
+def _trace(row_id: str | None) -> Markup:
+    return Markup("") if row_id is None else Markup("<p>armo-ray explain OUT {}</p>").format(row_id)
 
 
 def examples(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
@@ -102,13 +111,14 @@ def _example(row: Mapping[str, Any]) -> Markup:
         Markup("<dt>{}</dt><dd>{}</dd>").format(name, text)
         for name, text in (
             ("where", f"{row['source']} row {row['source_row']} candidate {row['candidate']}{groups}{flags}"),
-            ("top of its score", parts),
+            ("largest parts of the score", parts),
             ("prompt", row["prompt"]),
             ("response", row["response"]),
+            ("all of its parts", f"armo-ray explain OUT {row['row_id']}"),
         )
         if text
     ]
-    head = Markup('<article class="example"><h4><b>{}</b> {}, {} tokens</h4>').format(
+    head = Markup('<article class="example"><h4><b>{}</b> role {}, {} tokens</h4>').format(
         number(row["score"]), row["role"], number(row["num_response_tokens"])
     )
     return head + Markup("<dl>{}</dl></article>").format(Markup("").join(texts))
@@ -118,8 +128,8 @@ def speed(found: Mapping[str, Any]) -> Markup:
     total = sum(found["seconds"].values()) or 1.0
     cost = found["cost_usd"]
     told = [
-        ("from, to", f"{found['first']} to {found['last']}"),
-        ("at work", f"{number(found['active_seconds'])} s"),
+        ("from, to", f"{date(found['first'])} to {date(found['last'])}"),
+        ("first unit's start to the last commit, less pauses", f"{number(found['active_seconds'])} s"),
         ("candidates a second", number(found["candidates_per_second"])),
         ("tokens a second", number(found["tokens_per_second"])),
         (
@@ -127,10 +137,10 @@ def speed(found: Mapping[str, Any]) -> Markup:
             f"{number(found['computed_tokens'])} of {number(found['tokens'])}",
         ),
         ("replicas", number(found["replicas"])),
-        ("model at work, of their time", percent(found["busy"])),
+        ("share of the replicas' time in the model", percent(found["busy"])),
         ("model FLOPs utilization", percent(found["mfu"])),
         ("hours of replicas", number(found["replica_hours"])),
-        ("hours that cost", f"{number(found['paid_hours'])}, of GPUs, or of replicas without any"),
+        ("billed hours", f"{number(found['paid_hours'])}, of GPUs, or of replicas without any"),
         ("cost", "give --price" if cost is None else f"{cost:,.2f} USD"),
     ]
     steps = [(step, number(seconds), percent(seconds / total)) for step, seconds in found["seconds"].items()]
@@ -151,7 +161,7 @@ def speed(found: Mapping[str, Any]) -> Markup:
         heading("Seconds of all workers, by step"),
         table(("step", "seconds", "share"), steps),
         heading("Units with the most work"),
-        table(("unit", "shard", "candidates", "tokens", "seconds", "tokens/s"), units, words=2),
+        table(("unit", "shard", "scored", "tokens", "seconds", "tokens/s"), units, words=2),
     )
 
 

@@ -40,10 +40,13 @@ def page(found: Mapping[str, Any]) -> str:
     names = {title: title.lower().replace(" ", "-") for title in sections}
     outputs = ", ".join(uri.rstrip("/").rsplit("/", 1)[-1] for uri in found["outputs"])
     model = found["model"].get("model")
+    scored = (
+        "Scores of" if found["scored"] else "No scores yet of" if not found["complete"] else "No scores of"
+    )
     return str(
         _PAGE.format(
             title=outputs,
-            about=f"Scores of {model}" if model else "Nothing was scored yet",
+            about=f"{scored} {model}",
             # the style sheet is this package's own: nothing of it comes from data
             style=Markup(files(__package__).joinpath("page.css").read_text("utf-8")),
             contents=Markup("").join(

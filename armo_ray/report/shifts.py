@@ -28,9 +28,9 @@ def drift(found: Mapping[str, Any]) -> Markup:
         for name, row in columns
     ]
     names = found["drifted"]
-    verdict = f"Drifted: {', '.join(names)}." if names else "Nothing drifted."
+    verdict = f"drifted are {', '.join(names)}." if names else "nothing drifted."
     kind = "warning" if names else "fine"
-    body = [Markup('<p class="{}">Against {}: {}</p>').format(kind, found["against"], verdict)]
+    body = [Markup('<p class="{}">Compared with {}: {}</p>').format(kind, found["against"], verdict)]
     if rows:
         body.append(table(head, rows[:_MOST_MOVED]))
         if len(rows) > _MOST_MOVED:

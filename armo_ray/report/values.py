@@ -91,7 +91,7 @@ def correlation(found: Mapping[str, Any]) -> Markup:
     values = [[found["matrix"][i][j] for j in at] for i in at]
     return figure(
         heatmap("Correlation between the columns", names, names, values),
-        "Pearson's correlation over all candidates, in hundredths: blue rises together, orange moves apart. "
+        "Pearson's correlation over all candidates, times 100: blue rises together, orange moves apart. "
         "Rewards that nearly always rise together say the same thing twice.",
     )
 
@@ -102,7 +102,7 @@ def makeup(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping
     most = max((abs(row["share_of_variance"] or 0) for row in found.values()), default=0.0)
     low = min((row["share_of_variance"] or 0 for row in found.values()), default=0.0)
     gates = {_plain(name): row["mean"] for name, row in columns.items() if name.startswith("gating.")}
-    head = ["part of the score", "share of its variance", "", "mean", "mean size"]
+    head = ["part of the score", "share of its variance", "", "mean", "mean absolute value"]
     rows = [
         [
             name,
@@ -193,7 +193,7 @@ def gating(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
             max(max(row) for row in values),
         )
         caption = (
-            f"The mean gate of each reward, in hundredths, by {name}"
+            f"The mean gate of each reward, times 100, by {name}"
             f"{', the 24 values with the most candidates' if len(rows) > 24 else ''}. The gate depends on the "
             f"prompt alone: columns differ where the prompts do."
         )

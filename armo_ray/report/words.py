@@ -11,6 +11,8 @@ def number(value: Any) -> str:
     """Four digits of a fraction, all of a whole number."""
     if value is None:
         return "-"
+    if abs(value) < 1e-15:  # the edge of a bin next to 0
+        return "0"
     if isinstance(value, int) or (abs(value) < 1e15 and value == int(value)):
         return f"{int(value):,}"
     size = abs(value)
@@ -21,7 +23,12 @@ def number(value: Any) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f} %".replace("-0.0 ", "0.0 ")
+
+
+def date(text: str) -> str:
+    """A time as commits.now() tells it, to the second."""
+    return f"{text[:19].replace('T', ' ')} UTC"
 
 
 def signed(value: float | None) -> str:

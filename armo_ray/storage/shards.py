@@ -37,11 +37,23 @@ class Shard:
     @property
     def hash(self) -> str:
         """16 hex digits of the URI, which every unit id of the shard begins with."""
-        return hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
+        return hash_of(self.uri)
 
     @property
     def is_parquet(self) -> bool:
         return self.uri.endswith(".parquet")
+
+
+def hash_of(uri: str) -> str:
+    """16 hex digits of a shard's URI."""
+    return hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()
+
+
+def row_id(uri: str, row: int | None, candidate: int | None) -> str | None:
+    """What `armo-ray explain` finds a candidate, or a whole row, by; None of a whole shard."""
+    if row is None:
+        return None
+    return ":".join(str(part) for part in (hash_of(uri), row, candidate) if part is not None)
 
 
 def find_shards(inputs: Iterable[str], each: bool = True) -> list[Shard]:
