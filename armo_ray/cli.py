@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(
             f"armo-ray {args.command}: stopped; "
-            + ("nothing is left" if args.run in (_curate, _report) else _GO_ON),
+            + (_GO_ON if run in (_score, _evaluate) else "nothing is left"),
             file=sys.stderr,
         )
         return FAILED
