@@ -126,7 +126,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 is not compared with bfloat16 for the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
-    logger.info("model family %s: rewards %s%s", name, ", ".join(names), mean)
+    told = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
+    logger.info("model family %s: rewards %s%s", name, told, mean)
 
 
 def _job(

@@ -50,7 +50,8 @@ def pool_of(config: ScoreConfig) -> Pool:
         _wait_for(low, gpus, config.wait)
     if not gpus and config.dtype != "float32":
         logger.warning("%s on CPUs is slow and rounds; --dtype float32 is exact", config.dtype)
-    logger.info("scoring on %s replicas, %g GPUs each", low if low == high else f"{low} to {high}", gpus)
+    count = "1 replica" if high == 1 else f"{high} replicas" if low == high else f"{low} to {high} replicas"
+    logger.info("scoring on %s, %g GPUs each", count, gpus)
     device = ",".join(f"cuda:{i}" for i in range(max(1, int(gpus)))) if gpus else "cpu"
     return Pool(gpus, low, high, config.device or device)
 

@@ -601,3 +601,16 @@ def test_a_browser_shows_the_page_without_errors_and_within_its_width(told: Path
     count = (told / "report.html").read_text("utf-8").count("<section")
     assert seen == {str(w): f"0 too wide, 0 too small, {count} sections" for w in (1280, 390)}
     assert "CONSOLE" not in done.stderr
+
+
+def test_two_outputs_are_told_apart_and_pairs_stay_within_each(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "?"} for i in range(40)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for output, count in zip(outputs, (7, 100), strict=True):
+        score_locally(tiny_model, tmp_path / "in.jsonl", output, unit_rows=count)
+    assert main(["report", *map(str, outputs), "--output", str(tmp_path / "report")]) == 0
+    scored = json.loads((tmp_path / "report" / "report.json").read_text())["scored"]
+    assert scored["pairs"]["pairs"] == 80
+    found = {row["value"]: row["candidates"] for row in scored["groups"]["output"]}
+    assert found == {str(output): 80 for output in outputs}

@@ -163,12 +163,14 @@ def check_models(outputs: Sequence[str], metadata: Sequence[Mapping[str, Any]]) 
 def scan(parts: Iterable[Part], numbered: bool = False) -> str:
     """SQL that selects the rows of some parts, hive directories as columns of text.
 
-    If numbered, also __part and __row: the place of a row's part among the parts, and of the row in it.
+    If numbered, also __part, __row and __output: the places of a row's part among the parts, of the row in it, and of
+    its output among the outputs.
     """
     selects, first = [], 0
-    for (_, directories), group in groupby(parts, key=lambda part: (part.output, part.directories)):
+    for (output, directories), group in groupby(parts, key=lambda part: (part.output, part.directories)):
         files = [literal(readable(part.uri)) for part in group]
-        place = f", file_index + {first} AS __part, file_row_number AS __row" if numbered else ""
+        numbers = f", file_index + {first} AS __part, file_row_number AS __row, {output} AS __output"
+        place = numbers if numbered else ""
         values = "".join(
             f", nullif(url_decode(split_part(split_part(__file, '/', -{k}), '=', 2)), '{NULL}') AS {quote(name)}"
             for k, name in enumerate(reversed(directories), 2)  # the last of the path is the file

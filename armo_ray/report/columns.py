@@ -1,8 +1,8 @@
 """The columns of scores that a report is about, as SQL.
 
 The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `parts` of the score
-p0, p1, ... (DOUBLE), `groups` g0, g1, ... (VARCHAR), beside prompt_id, source, source_row, candidate, role, __part
-and __row.
+p0, p1, ... (DOUBLE), `groups` g0, g1, ... (VARCHAR), beside prompt_id, source, source_row, candidate, role, __part,
+__row and __output.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from armo_ray.curation.expressions import quote
-from armo_ray.curation.scores import Part, Scores, columns_of, scan
+from armo_ray.curation.scores import Part, Scores, columns_of, literal, scan
 from armo_ray.schema import RESERVED
 
 SCORE, LENGTH = "score", "num_response_tokens"
@@ -44,7 +44,7 @@ class Columns:
         made = [f"({sql})::DOUBLE AS v{i}" for i, sql in enumerate(self.values.values())]
         made += [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.parts.values())]
         made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(self.groups.values())]
-        fixed = "prompt_id, source, source_row, candidate, role, __part, __row"
+        fixed = "prompt_id, source, source_row, candidate, role, __part, __row, __output"
         return f"SELECT {', '.join(made)}, {fixed} FROM ({scan(parts, numbered=True)})"
 
 
@@ -90,6 +90,9 @@ def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[s
 def _groups(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
     """A list that a row carries has an entry for each candidate."""
     found = {"role": "role"}
+    if len(scores.outputs) > 1:
+        names = "".join(f"WHEN {i} THEN {literal(uri)} " for i, uri in enumerate(scores.outputs))
+        found["output"] = f"CASE __output {names}END"
     for name, kind in columns_of(con, scores).items():
         plain = name.strip('"').replace('""', '"')
         if plain in RESERVED or name.startswith(("rewards.", "gating.")):

@@ -11,6 +11,7 @@ from armo_ray.report.columns import LENGTH, SCORE, Columns
 from armo_ray.report.histograms import counted, fixed_bounds, histogram_of
 
 _JOINED = """candidates c JOIN candidates r ON c.source_row = r.source_row AND c.source = r.source
+    AND c.__output = r.__output
     WHERE c.role = 'chosen' AND r.role = 'rejected'"""
 
 
