@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
@@ -27,8 +28,8 @@ def percent(value: float | None) -> str:
 
 
 def date(text: str) -> str:
-    """A time as commits.now() tells it, to the second."""
-    return f"{text[:19].replace('T', ' ')} UTC"
+    """A time of any zone as UTC, to the second."""
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def signed(value: float | None) -> str:
