@@ -29,10 +29,11 @@ def table(scores: Scores) -> Any:
 
 def check_scores(
     model: RewardModel, checkpoint: Checkpoint, sequences: Sequences
-) -> tuple[list[Check], dict[str, Any]]:
+) -> tuple[list[Check], dict[str, Any], Scores]:
     """Score the conversations in every way that the engine has.
 
-    Returns checks, and the results (C, 1 + K) by the way they were made; "alone" is one at a time.
+    Returns checks, and the results (C, 1 + K) by the way they were made; "alone" is one at a time; and the
+    scores of one pass over all.
     """
     plain, ids = model.with_options(share_prompts=False), sequences.ids
     shared = model.score(ids)
@@ -52,7 +53,7 @@ def check_scores(
         "the same bits in any company" if same else f"differ by {np.abs(first - second).max():.2g} by company"
     )
     checks.append(Check("fixed packs", True, f"with --fixed-packs scores are {told}"))
-    return checks, ways
+    return checks, ways, shared
 
 
 def _finite(ways: Mapping[str, Any]) -> Check:

@@ -89,9 +89,9 @@ def _run(
 
     path, family = str(checkpoint.path), checkpoint.family.name
     model = RewardModel.load(path, dtype=dtype, device=device, family=family)
-    checks, ways = check_scores(model, checkpoint, sequences)
+    checks, ways, shared = check_scores(model, checkpoint, sequences)
     found, used, at = ways["alone"], dtype, model.device
-    weights = coefficients(model.score(sequences.ids), checkpoint)
+    weights = coefficients(shared, checkpoint)
     del model  # both at once may not fit
     size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     exact = None

@@ -62,7 +62,7 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 def _quantiles(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
     shown = [name for name in columns if not name.startswith("gating.")]
-    levels = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
+    levels = list(columns["score"]["quantiles"])
     rows = [
         (
             _plain(name),

@@ -11,7 +11,7 @@ from armo_ray.plan import Job
 from armo_ray.schema import STEP_SCORES
 from armo_ray.stages.unit_table import NO_SHARD, Header, reject_table, to_raw, unnest
 from armo_ray.storage import commits, parts, readers
-from armo_ray.storage.shards import Shard
+from armo_ray.storage.shards import Shard, row_id
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Unit
 
@@ -84,7 +84,7 @@ def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.
     finite = np.isfinite(score) & np.isfinite(rewards).all(axis=1) & np.isfinite(gating).all(axis=1)
     keys = zip(rows["source_row"].to_pylist(), rows["candidate"].to_pylist(), strict=True)
     arrays: dict[str, Any] = {name: rows[name] for name in rows.column_names} | {
-        "row_id": pa.array([f"{shard.hash}:{row}:{candidate}" for row, candidate in keys], pa.string()),
+        "row_id": pa.array([row_id(shard.uri, row, candidate) for row, candidate in keys], pa.string()),
         "source": pa.repeat(pa.scalar(shard.uri), len(score)),
         "score": pa.array(score),
         "rewards": _struct(rewards, vector),
