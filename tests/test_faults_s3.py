@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,10 @@ from tests.runs import SAMPLE
 pytest_plugins = ("tests.s3_server",)
 
 F = "fingerprint"
-ROWS = [{"i": i, "text": os.urandom(300).hex(), "other": os.urandom(300).hex()} for i in range(1500)]
+SEEDED = random.Random(0)
+ROWS = [
+    {"i": i, "text": SEEDED.randbytes(300).hex(), "other": SEEDED.randbytes(300).hex()} for i in range(1500)
+]
 FAULTS = [name for name in REFUSED if name != "hidden"] + [RESET, LOST, TRUNCATED, SLOW]
 
 
@@ -134,7 +138,9 @@ def test_a_storage_that_stays_away_in_mid_read_is_one_clear_error_and_no_damaged
 
 def test_what_is_damaged_in_the_storage_itself_is_still_told_as_damaged(s3: str, faulty: FaultProxy) -> None:
     whole = parquet_of(ROWS, row_group_size=100)
-    spoiled = whole[:60_000] + os.urandom(5_000) + whole[65_000:]
+    text = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0).column(1)
+    at = text.data_page_offset - 5_000  # the end of the texts
+    spoiled = whole[:at] + random.Random(1).randbytes(5_000) + whole[at + 5_000 :]
     Store(s3).write("x.parquet", spoiled)
     Store(s3).write("y.jsonl.gz", gzip.compress(lines_of(ROWS))[:-1000])
     faulty.chances = {(EVERY, "slowdown"): 0.2, ("get", TRUNCATED): 0.2}
