@@ -380,6 +380,7 @@ def test_a_single_row_has_a_report(tiny_model: Path, tmp_path: Path) -> None:
     assert column["mean"] == pytest.approx(score)
     assert set(column["quantiles"].values()) == {score}
     assert numbers["scored"]["prompts"]["best_of_n"] is None
+    assert "Correlation" not in (tmp_path / "report" / "report.html").read_text("utf-8")
     assert numbers["scored"]["pairs"] is None
 
 
@@ -417,6 +418,8 @@ def test_every_family_has_a_report(family: str, tmp_path: Path) -> None:
     means = sum(row["mean"] for row in found["influence"].values())
     assert means == pytest.approx(found["columns"]["score"]["mean"], abs=1e-5)
     assert found["pairs"]["pairs"] == 6
+    page = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert ("Each reward" not in page) == (len(rewards) == 1) == (family in ("classifier", "pairwise"))
 
 
 @pytest.mark.parametrize(

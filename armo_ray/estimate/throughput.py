@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 _RECORDS = 1000  # read of an output: its spread between units is known well enough by then
 _FEW, _LEAST_SPREAD = 10, 0.1  # of so few units, from one stretch of time, little can be told
-_BUSY = ("wait", "pack", "model")  # what a replica's time goes into
 
 
 class Throughput(NamedTuple):
@@ -72,7 +71,7 @@ def measured(store: Store, units: set[str]) -> Throughput | None:
     if not records:
         return None
     tokens = np.array([record["computed_tokens"] for record in records], np.float64)
-    seconds = np.array([sum(record["seconds"][name] for name in _BUSY) for record in records])
+    seconds = np.array([commits.replica_seconds(record) for record in records])
     rate = tokens.sum() / seconds.sum()
     logs = np.log(tokens / seconds / rate)
     spread = math.sqrt(np.average((logs - np.average(logs, weights=seconds)) ** 2, weights=seconds))

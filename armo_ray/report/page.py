@@ -29,6 +29,7 @@ _PAGE = Markup("""<!DOCTYPE html>
 </body>
 </html>
 """)
+_ENOUGH = 10  # candidates: of fewer, what goes together tells nothing
 _SECTION = Markup(
     '<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>'
 )
@@ -61,6 +62,13 @@ def page(found: Mapping[str, Any]) -> str:
     )
 
 
+def _told_once(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the only reward of a model where it is the score itself."""
+    rewards = [name for name in columns if name.startswith("rewards.")]
+    twice = len(rewards) == 1 and columns[rewards[0]] == columns["score"]
+    return {name: own for name, own in columns.items() if not (twice and name in rewards)}
+
+
 def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
     """By title, in their order; an empty one is left out."""
     nothing = Markup("")
@@ -68,14 +76,15 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
     if found["drift"]:
         made["Drift"] = shifts.drift(found["drift"])
     if scored:
-        columns = scored["columns"]
-        several = len([name for name in columns if name.startswith("rewards.")]) > 1
+        columns = _told_once(scored["columns"])
+        rewards = [name for name in columns if name.startswith("rewards.")]
+        several = len(rewards) > 1 and found["totals"]["scored"] >= _ENOUGH
         made |= {
             "Distributions": values.distributions(columns),
             "What drives the score": values.makeup(scored["influence"], columns) if several else nothing,
             "Gating": values.gating(scored["groups"]),
             "Correlation": values.correlation(scored["correlation"]) if several else nothing,
-            "Length": values.length(scored["length"]),
+            "Length": values.length(scored["length"], columns),
             "Within prompts": contrasts.prompts(scored["prompts"]),
             "Chosen and rejected": contrasts.pairs(scored["pairs"]) if scored["pairs"] else nothing,
             "Groups": contrasts.groups(scored["groups"], columns["score"]["mean"])

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from armo_ray.storage.commits import replica_seconds
+
 _BINS = 40
 _SLOWEST = 5
 _GAP_S = 60.0  # without a unit at work: the run was not running
@@ -28,7 +30,7 @@ def speed(
         step: sum(record["seconds"].get(step, 0.0) for record in timed) for step in timed[0]["seconds"]
     }
     loads = {record["load_seconds"] for record in timed}  # of a replica, the same in all of its units
-    hours = (sum(map(_spent, timed)) + sum(loads)) / 3600
+    hours = (sum(map(replica_seconds, timed)) + sum(loads)) / 3600
     # without any, replicas are paid
     gpus = max((run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs)
     times, active = _timeline(began, ended)
@@ -54,17 +56,12 @@ def speed(
     }
 
 
-def _spent(record: Mapping[str, Any]) -> float:
-    """Seconds of a replica's time."""
-    return sum(float(record["seconds"].get(step, 0.0)) for step in ("wait", "pack", "model"))
-
-
 def _utilization(timed: Sequence[Mapping[str, Any]]) -> float | None:
     """Of the floating-point operations that the devices could do in the replicas' time, as progress tells it; None
     where one is unknown."""
     if not all(record.get("peak_flops") for record in timed):
         return None
-    possible = sum(record["peak_flops"] * _spent(record) for record in timed)
+    possible = sum(record["peak_flops"] * replica_seconds(record) for record in timed)
     return float(sum(record["flops"] for record in timed) / possible) if possible else None
 
 

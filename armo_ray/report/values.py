@@ -1,6 +1,6 @@
 """Sections about the numbers: distributions, correlation, what the score is made of, length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -50,14 +50,12 @@ def distributions(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
         )
         for name in rewards
     )
-    return join(
-        large,
+    each = join(
         heading("Each reward"),
         paragraph("The same for every reward of the model, each on an axis of its own."),
         Markup('<div class="small">{}</div>').format(small),
-        heading("Quantiles"),
-        _quantiles(columns),
     )
+    return join(large, each if rewards else Markup(""), heading("Quantiles"), _quantiles(columns))
 
 
 def _quantiles(columns: Mapping[str, Mapping[str, Any]]) -> Markup:
@@ -125,7 +123,8 @@ def makeup(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping
     return join(table(head, rows), paragraph(told))
 
 
-def length(found: Mapping[str, Any]) -> Markup:
+def length(found: Mapping[str, Any], columns: Collection[str]) -> Markup:
+    """Score against length, and the slopes of the columns that are told of."""
     own = found["columns"]["score"]
     points = [(row["mean_tokens"], row["mean_score"]) for row in found["bins"]]
     bars = [
@@ -145,7 +144,9 @@ def length(found: Mapping[str, Any]) -> Markup:
             f" The straight line is fitted to all candidates: {signed(slope)} for 100 tokens more, "
             f"correlation {number(own['correlation'])}."
         )
-    return join(figure(drawn, told), _slopes(found["columns"]))
+    return join(
+        figure(drawn, told), _slopes({name: own for name, own in found["columns"].items() if name in columns})
+    )
 
 
 def _slopes(columns: Mapping[str, Mapping[str, Any]]) -> Markup:

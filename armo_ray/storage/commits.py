@@ -206,5 +206,10 @@ def to_json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True, default=str).encode() + b"\n"
 
 
+def replica_seconds(record: Mapping[str, Any]) -> float:
+    """The seconds of a replica's time that a unit took, waiting for it included."""
+    return sum(float(record["seconds"].get(step, 0.0)) for step in ("wait", "pack", "model"))
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
