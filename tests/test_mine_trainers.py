@@ -10,8 +10,11 @@ from armo_ray.cli import main
 from tests.synthetic_outputs import score_synthetically
 
 SAMPLE = Path(__file__).parents[1] / "jobs" / "samples" / "llmbar.jsonl"
-# TRL's imports and its own defaults warn
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(600)]
+# TRL's own default
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.timeout(600),
+]
 
 
 @pytest.fixture(scope="module")
