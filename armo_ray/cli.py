@@ -212,8 +212,8 @@ def _verify(args: argparse.Namespace) -> int:
         raise ConfigError("give an output to check, or --model to try out a model")
     if args.model is not None:
         return _verify_model(args)
-    if args.revision or args.family or args.device or args.record or args.against:
-        raise ConfigError("--revision, --family, --device, --record and --against go with --model")
+    if args.revision or args.family or args.dtype or args.device or args.record or args.against:
+        raise ConfigError("--revision, --family, --dtype, --device, --record and --against go with --model")
     from armo_ray.storage.verify import verify_output
 
     counts, faults = verify_output(args.output)
@@ -237,7 +237,10 @@ def _verify_model(args: argparse.Namespace) -> int:
     from armo_ray.preflight.verify import read_record, report, verify_model
 
     against = None if args.against is None else read_record(args.against)
-    checks, record = verify_model(args.model, args.revision, args.dtype, args.device, args.family, against)
+    if args.record is not None and not Path(args.record).parent.is_dir():
+        raise ConfigError(f"--record {args.record}: no such directory")
+    dtype = args.dtype or "bfloat16"
+    checks, record = verify_model(args.model, args.revision, dtype, args.device, args.family, against)
     print(report(checks))
     if args.record is not None and record:
         Path(args.record).write_text(json.dumps(record, indent=1) + "\n", "utf-8")

@@ -103,7 +103,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", nargs="?", help="directory or URI that score wrote")
     parser.add_argument("--model", help="checkpoint to try out instead: a directory, its URI, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--dtype", default="bfloat16", help="type of the backbone (default: bfloat16)")
+    parser.add_argument("--dtype", help="type of the backbone (default: bfloat16)")
     parser.add_argument("--family", choices=FAMILIES, help="kind of model; default: what its tensors tell")
     parser.add_argument("--device", help="as torch names it; default: cuda where there is one")
     parser.add_argument("--record", metavar="FILE", help="write the model's values there, for --against")

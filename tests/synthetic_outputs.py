@@ -51,7 +51,7 @@ def score_synthetically(
     return Path(output)
 
 
-def with_columns(output: Path, copy: Path, **columns: Any) -> Path:
+def with_columns(output: Path, copy: Path, /, **columns: Any) -> Path:
     """A copy of an output with new columns, each of one value or of a function of the row's place in its part."""
     shutil.copytree(output, copy)
     for part in (copy / "scores").rglob("*.parquet"):

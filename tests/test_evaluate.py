@@ -205,6 +205,26 @@ def test_what_was_rejected_counts_as_wrong(tiny_model: Path, tmp_path: Path) -> 
     assert found["subsets"]["x z"]["accuracy"] == right_of_two(tmp_path / "o") / 2
 
 
+def test_rows_that_a_filter_left_one_side_of_are_told_and_left_out(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    score_locally(tiny_model, SAMPLE, tmp_path / "o", keep=["subset"])
+    command = ["filter", str(tmp_path / "o"), "--output", str(tmp_path / "f"), "--where", "score > q0.5"]
+    assert main(command) == 0
+    rows: dict[int, list[float]] = {}
+    for row in rows_of(tmp_path / "f"):
+        rows.setdefault(row["source_row"], []).append(row["score"])
+    whole = [found[0] > found[1] for found in rows.values() if len(found) == 2]
+    found = evaluated(tmp_path / "f")
+    assert (found["items"], found["unscored"]) == (len(whole), 0)
+    assert found["sections"]["Overall"]["accuracy"] == pytest.approx(np.mean(whole))
+    assert f"{len(rows) - len(whole)} of {len(rows)} rows lack a chosen or a rejected answer" in caplog.text
+    alone = ["filter", str(tmp_path / "o"), "--output", str(tmp_path / "c"), "--where", "role = 'chosen'"]
+    assert main(alone) == 0
+    assert main(["evaluate", str(tmp_path / "c")]) == 2
+    assert main(["evaluate", str(tmp_path / "f"), "--benchmark", "rag-rewardbench"]) == 2
+
+
 def right_of_two(output: Path) -> int:
     whole = [row["score"] for row in rows_of(output) if row["source_row"] == 2]
     return int(whole[0] > whole[1])
@@ -315,3 +335,26 @@ def test_what_cannot_be_scored_first_is_refused(
     assert main(["evaluate", *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x" / "scored").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a", "response": "b"}\n', "a.jsonl: its rows are rollouts: only rows with chosen"),
+        ("a.json", "[]", "a.json: no rows"),
+    ],
+    ids=["rollouts", "empty-array"],
+)  # fmt: skip
+def test_files_without_labels_are_refused_before_they_are_scored(
+    name: str,
+    content: str,
+    message: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / name).write_text(content)
+    command = ["evaluate", "--input", str(tmp_path / name), "--model", str(tiny_model)]
+    assert main([*command, "--output", str(tmp_path / "x"), "--gpus-per-replica", "0"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

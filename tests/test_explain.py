@@ -222,7 +222,13 @@ def test_a_reject_tells_why_and_what_to_do(
     assert "too_long: " in text
     assert "candidate 0" not in text
     assert "word word" in text  # its row, which only the first reject holds
+    assert ADVICE["too_long"] in text
     assert "score " in explained(capsys, tmp_path / "out", f"{shard}:1:1")
+    options = {"max_length": 60, "truncate": "left"}
+    rows = [{"prompt": "a", "chosen": "word " * 900, "rejected": "d"}]
+    score_locally(tiny_model, write_pairs(tmp_path / "long.jsonl", rows), tmp_path / "cut", **options)
+    text = explained(capsys, tmp_path / "cut", "rejected")
+    assert "with a larger --max-length: what can be cut is not enough" in text
 
 
 def test_there_is_advice_for_every_reason() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from armo_ray.estimate.describe import lengths
 from armo_ray.estimate.estimate import estimate
 from armo_ray.estimate.figures import Counted, Figure, share, total
 from armo_ray.estimate.options import PlanOptions
+from armo_ray.estimate.show import lines
 from armo_ray.families import FAMILIES
 from armo_ray.text.tokenization import Encoder
 from jobs.synthetic import write_shards
@@ -184,17 +186,35 @@ def test_what_is_too_long_is_told_with_its_lengths(tiny_model: Path, tmp_path: P
     cut = planned(tiny_model, tmp_path / "in.jsonl", tmp_path / "out", truncate="left", **options)
     assert (cut["rejects"]["too_long"].value, cut["rejects"]["truncated"].value) == (0, 2 / 6)
     assert cut["lengths"] == told["lengths"]
+    said = list(lines(cut))
+    assert any(line.startswith("rejects     none; 33 % are truncated and scored") for line in said)
+    assert any("truncated, or rejected where nothing can be cut" in line for line in said)
     assert cut["to_do"]["tokens"].value == sum(min(n, options["max_length"]) for n in lengths_)
 
 
 def test_quantiles_and_bins_are_those_of_the_lengths() -> None:
-    told = lengths([10, 20, 30, 40, 5000], [1, 1, 1, 1, 1], 1000)
+    told = lengths([10, 20, 30, 40, 5000], [1, 1, 1, 1, 1], 1000, 16_000)
+    assert not told["is_bound"]
     assert told["quantiles"] == {0.5: 30, 0.9: 5000, 0.99: 5000}
     filled = {(b["from"], b["to"]): b["share"] for b in told["histogram"] if b["share"]}
     assert filled == pytest.approx({(1, 15): 0.2, (16, 31): 0.4, (32, 63): 0.2, (4001, 8000): 0.2})
     assert all(
         a["to"] + 1 == b["from"] for a, b in zip(told["histogram"], told["histogram"][1:], strict=False)
     )
+
+
+def test_of_comparisons_that_fit_into_no_pack_no_length_is_made_up(tmp_path: Path) -> None:
+    write_family(tmp_path / "model", "pairwise")
+    rows = [{"prompt": "word " * n, "responses": ["yes", "no"]} for n in (5, 5, 700)]
+    write_lines(tmp_path / "in.jsonl", rows)
+    options = {"max_length": 100, "family": "pairwise"}
+    told = planned(tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "out", **options)
+    assert told["rejects"]["too_long"].value == 2 / 6
+    said = "\n".join(lines(told))
+    assert re.search(
+        r"mean at least \d+ tokens, 50 % up to \d+, 90 % beyond 100, .*longest at least 101", said
+    )
+    assert re.search(r"101 -    more  \d+\.\d\d %  #+  longer than 100: rejected", said)
 
 
 def test_prompts_that_recur_are_counted_and_estimated(tiny_model: Path, tmp_path: Path) -> None:

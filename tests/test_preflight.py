@@ -127,6 +127,31 @@ def test_a_model_of_the_released_name_must_be_the_released_one(tiny_model: Path,
     assert "released with [128009, 128006, 78191, 128007, 271]" in told
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [{"place": [], "values": {"score": 1}}],
+        [{"place": [0]}],
+        [{"place": [0, 0], "values": {"score": "x"}}],
+    ],
+    ids=["none", "no-place", "no-values", "text"],
+)
+def test_a_record_that_is_none_is_refused_before_anything_is_scored(
+    values: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "values.json"
+    record.write_text(json.dumps({"dtype": "float32", "values": values}))
+    assert main(["verify", "--model", "m", "--against", str(record)]) == 2
+    assert "not a file that --record wrote" in capsys.readouterr().err
+
+
+def test_a_record_of_a_model_with_other_rewards_is_told_as_such() -> None:
+    expected = {"values": [{"place": [0, 0], "values": {"score": 1.0, "honesty": 0.5}}]}
+    found = check_expected("recorded", expected, {(0, 0): {"score": 1.0}}, exact=True)
+    assert (found.passed, found.detail) == (False, "they are of a model with other rewards, such as honesty")
+
+
 def test_published_values_are_held_against_their_own_tolerance() -> None:
     own = {(0, 0): {"score": 0.5, "a": 0.1}}
     expected: dict[str, Any] = {"values": [{"place": [0, 0], "tolerance": 0.01, "values": {"score": 0.508}}]}
@@ -172,10 +197,12 @@ def test_a_sound_model_of_every_family_is_fit_to_score_with(
         (["out", "--model", "m"], "give an output to check, or --model"),
         (["--model", "m", "--against", "/none.json"], "--against /none.json: cannot be read"),
         (["--model", "m", "--against", str(SAMPLE)], "not a file that --record wrote"),
+        (["--model", "m", "--record", "/none/x.json"], "--record /none/x.json: no such directory"),
+        (["out", "--dtype", "float32"], "go with --model"),
         (["--model", "/none"], "model /none: no such directory"),
         (["out", "--against", "f"], "go with --model"),
     ],
-    ids=["nothing", "both", "no-file", "no-record", "no-model", "of-a-model"],
+    ids=["nothing", "both", "no-file", "no-record", "no-place", "dtype", "no-model", "of-a-model"],
 )
 def test_misuse_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", *arguments]) == 2

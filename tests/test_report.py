@@ -226,6 +226,23 @@ def test_a_list_that_a_row_carries_has_an_entry_for_each_of_its_candidates(
     assert {value["value"]: value["candidates"] for value in values} == expected
 
 
+def test_a_list_that_is_the_rows_own_is_no_group(rollouts: Path, scored_pairs: Path, tmp_path: Path) -> None:
+    output = with_columns(rollouts, tmp_path / "tags", tags=lambda i: ["a", "b"][: 1 + i % 2])
+    assert "tags" not in report(output, tmp_path / "report")["scored"]["groups"]
+    output = with_columns(scored_pairs, tmp_path / "pairs", tags=lambda i: ["a", "b"])
+    assert "tags" not in report(output, tmp_path / "of-pairs")["scored"]["groups"]
+
+
+def test_a_column_to_group_by_may_have_any_name_and_size(rollouts: Path, tmp_path: Path) -> None:
+    names = ("group", "order", "end", "SELECT", 'a "b".c', "output")
+    for name in names:
+        output = with_columns(rollouts, tmp_path / f"named {name}", **{name: lambda i: GENERATORS[i % 2]})
+        found = report(output, tmp_path / f"report {name}")["scored"]["groups"][name]
+        assert {row["value"] for row in found} == {*GENERATORS[:2]}
+    output = with_columns(rollouts, tmp_path / "bytes", label=lambda i: np.uint8(i % 2))
+    assert len(report(output, tmp_path / "of-bytes")["scored"]["groups"]["label"]) == 2
+
+
 def test_examples_are_the_highest_and_the_lowest_with_their_text(rollouts: Path, told: Path) -> None:
     found = numbers_of(told)["scored"]["examples"]
     rows = sorted(rows_of(rollouts), key=lambda row: row["score"])
@@ -419,6 +436,7 @@ def test_every_family_has_a_report(family: str, tmp_path: Path) -> None:
     assert means == pytest.approx(found["columns"]["score"]["mean"], abs=1e-5)
     assert found["pairs"]["pairs"] == 6
     page = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert "depends on the prompt alone" not in page  # as ArmoRM's does
     assert ("Each reward" not in page) == (len(rewards) == 1) == (family in ("classifier", "pairwise"))
 
 
@@ -617,3 +635,7 @@ def test_two_outputs_are_told_apart_and_pairs_stay_within_each(tiny_model: Path,
     assert scored["pairs"]["pairs"] == 80
     found = {row["value"]: row["candidates"] for row in scored["groups"]["output"]}
     assert found == {str(output): 80 for output in outputs}
+    of_data = [with_columns(output, tmp_path / f"{output.name}-2", output="x") for output in outputs]
+    assert main(["report", *map(str, of_data), "--output", str(tmp_path / "again")]) == 0
+    scored = json.loads((tmp_path / "again" / "report.json").read_text())["scored"]
+    assert {row["value"] for row in scored["groups"]["output"]} == set(map(str, of_data))

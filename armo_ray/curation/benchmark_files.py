@@ -79,6 +79,10 @@ def _check(
 ) -> None:
     """Refuse files of another benchmark before they are scored: as its rules would afterwards."""
     layout = detect({name for row in rows for name in row}, config.layout, config.column)
+    if layout.kind != "preference":
+        raise ConfigError(
+            f"{shard.uri}: its rows are {layout.kind}: only rows with chosen and rejected answers can be evaluated"
+        )
     roles = [[c.role for c in candidates_of(row, layout)] for row in rows]
     if any(role not in ("chosen", "rejected") for row in roles for role in row):
         return  # rows that cannot be read: told with the others once all are
@@ -134,6 +138,8 @@ def rows_of(file: str) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{file}: not valid JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{file}: expected a JSON array of objects")
+    if not rows:
+        raise ConfigError(f"{file}: no rows")
     for i, row in enumerate(rows):
         yield _llmbar(row, file, i) if "output_1" in row else row
 

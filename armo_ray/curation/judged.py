@@ -53,7 +53,8 @@ def read_items(
     Args:
         needs: names of columns of the scores that every item carries.
         takes: of those that it carries where the scores have them.
-        strict: refuse rows that could not be read; else they are told and left out.
+        strict: refuse rows that could not be read, and keep those without a counterpart for the rules of the
+            benchmark to refuse; else both are told and left out.
 
     Raises ConfigError where a column is missing, or a row has no chosen and rejected answers.
     """
@@ -71,7 +72,18 @@ def read_items(
     found = [_of_scores(scored, columns)]
     if rejected is not None:
         found.append(_of_rejects(_whole(rejected, strict), scores, columns, found[0]))
-    return _items(found, ("score", *scores.reward_names), columns)
+    items = _items(found, ("score", *scores.reward_names), columns)
+    return items if strict else _comparable(items)
+
+
+def _comparable(items: Items) -> Items:
+    """Without the rows that have no other answer to compare with, as where scores were filtered."""
+    found = items.comparable()
+    if left := len(items) - len(found):
+        logger.warning("%d of %d rows lack a chosen or a rejected answer and are left out", left, len(items))
+    if not len(found):
+        raise ConfigError(f"{items.where[0]}: no row has both a chosen and a rejected answer")
+    return found
 
 
 def _of_scores(table: pa.Table, columns: Sequence[str]) -> _Candidates:

@@ -185,15 +185,20 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
 
 def columns_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
     """The types of the columns that all of the scores have, and of their fields, by their names in expressions."""
+    return {name_of(*path): kind for path, kind in paths_of(con, scores).items()}
+
+
+def paths_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[tuple[str, ...], str]:
+    """The same by their paths: a column, or a struct column and its field."""
     some = {(part.output, part.directories): part for part in scores.parts}.values()
     everywhere = set.intersection(*(set(con.sql(scan([part])).columns) for part in some))
     found = con.sql(scan(some))
-    types = {}
+    types: dict[tuple[str, ...], str] = {}
     for name, kind in zip(found.columns, found.types, strict=True):
         if name in everywhere:
-            types[name_of(name)] = str(kind)
+            types[name,] = str(kind)
             if kind.id == "struct":
-                types |= {name_of(name, field): str(inner) for field, inner in kind.children}
+                types |= {(name, field): str(inner) for field, inner in kind.children}
     return types
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from armo_ray.estimate.figures import Figure, Z, exact
-from armo_ray.estimate.sample import LONGEST, Sample
+from armo_ray.estimate.sample import Sample
 from armo_ray.storage.units import Span
 
 Told = dict[str, Any]
@@ -67,8 +67,11 @@ def duplicates(sample: Sample, rows_to_do: float) -> Told:
     }
 
 
-def lengths(found: Sequence[int], weights: Sequence[float], max_length: int) -> Told:
-    """Mean, quantiles and histogram of the tokens of conversations, in bins that double and break at max_length."""
+def lengths(found: Sequence[int], weights: Sequence[float], max_length: int, measured: int) -> Told:
+    """Mean, quantiles and histogram of the tokens of conversations, in bins that double and break at max_length.
+
+    measured: a length of so many tokens stands for as many or more.
+    """
     if not found:
         return {"mean": None, "quantiles": {}, "longest": None, "is_bound": False, "histogram": []}
     order = np.argsort(found, kind="stable")
@@ -88,6 +91,6 @@ def lengths(found: Sequence[int], weights: Sequence[float], max_length: int) -> 
         "mean": float(np.average(values, weights=mass)),
         "quantiles": at,
         "longest": int(values[-1]),
-        "is_bound": bool(values[-1] >= LONGEST * max_length),  # the longest, and so the mean, are more
+        "is_bound": bool(values[-1] >= measured),  # the longest, and so the mean, are more
         "histogram": bins[filled[0] : filled[-1] + 1],
     }

@@ -9,7 +9,7 @@ from armo_ray.estimate.cost import cost, token_budget
 from armo_ray.estimate.describe import describe_input, describe_sample, duplicates, lengths
 from armo_ray.estimate.figures import ratio, share
 from armo_ray.estimate.options import PlanOptions
-from armo_ray.estimate.sample import take
+from armo_ray.estimate.sample import measured_to, take
 from armo_ray.estimate.throughput import throughput
 from armo_ray.estimate.work import work
 from armo_ray.plan import prepare
@@ -47,7 +47,7 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
         },
         "deduplication_ratio": ratio(sample.strata, "tokens", "computed"),
         "prompts": duplicates(sample, todo.rows.value),
-        "lengths": lengths(*sample.lengths, job.max_length),
+        "lengths": lengths(*sample.lengths, job.max_length, measured_to(job)),
         "throughput": rate and rate._asdict(),
         "cost": cost(config, todo, rate, options.price),
     }

@@ -18,7 +18,7 @@ from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.tokenization import Encoder
 
-LONGEST = 16  # times max_length: longer conversations are not measured
+_LONGEST = 16  # times max_length: longer conversations are not measured
 
 COUNTS = ("rows", "candidates", "conversations", "tokens", "computed", "truncated", *REJECT_REASONS)
 
@@ -57,6 +57,15 @@ class Sample:
         return lengths, weights
 
 
+def measured_to(job: Job) -> int:
+    """The tokens from which on the length of a conversation is not measured, and told as this."""
+    if (
+        job.family.text == "pairs"
+    ):  # answers are compared with others: of those that fit into none nothing is known
+        return job.max_length + 1
+    return _LONGEST * job.max_length
+
+
 def take(spans: Sequence[Span], job: Job, places: int, token_budget: int) -> Sample:
     """Read about so many places of the spans."""
     reader = _Reader(job, token_budget)
@@ -81,7 +90,7 @@ class _Reader:
     def unbounded(self) -> Encoder:
         """Tells the tokens of conversations that are too long."""
         special = "plain" if self.encoder.plain else "reference"
-        return Encoder(self.encoder.chat, LONGEST * self.job.max_length, "none", special)
+        return Encoder(self.encoder.chat, measured_to(self.job), "none", special)
 
     def measure(self, run: Run) -> Measured:
         candidates: list[Candidate] = []
@@ -112,8 +121,8 @@ class _Reader:
 
     def _lengths(self, candidates: list[Candidate]) -> list[int]:
         """The tokens of conversations that are longer than they may be; of the very longest a bound."""
-        if self.job.family.text == "pairs":  # which are compared with others: of these alone nothing is told
-            return [self.job.max_length + 1] * len(candidates)
+        if self.job.family.text == "pairs":
+            return [measured_to(self.job)] * len(candidates)
         found = self.unbounded.encode(candidates)
         beyond = [self.unbounded.max_length] * len(found.rejects)
         return [len(prompt) + len(ids) for prompt, (ids,) in found.sequences()] + beyond

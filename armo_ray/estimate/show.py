@@ -64,12 +64,13 @@ def _units(told: dict[str, Any]) -> str:
 
 
 def _rejects(told: dict[str, Any]) -> str:
-    found = {name: figure for name, figure in told["rejects"].items() if figure.value}
+    found = {name: figure for name, figure in told["rejects"].items() if figure.value and name != "truncated"}
     named = [f"{percent(figure)} {name}" for name, figure in found.items()]
     long = told["rejects"]["too_long"]
     if not long.value and long.high:
         named.append(f"too_long at most {100 * long.high:.2g} %")
-    return ", ".join(named) or "none"
+    cut = told["rejects"]["truncated"]
+    return (", ".join(named) or "none") + (f"; {percent(cut)} are truncated and scored" if cut.value else "")
 
 
 def _prompts(found: dict[str, Any]) -> str:
@@ -85,18 +86,23 @@ def _lengths(told: dict[str, Any]) -> Iterator[str]:
     found = told["lengths"]
     if found["mean"] is None:
         return
-    quantiles = ", ".join(f"{100 * q:.0f} % up to {n:,}" for q, n in found["quantiles"].items())
-    more = "at least " if found["is_bound"] else ""
+    bound = found["longest"] if found["is_bound"] else None  # what is that long may be longer
+    quantiles = ", ".join(
+        f"{100 * q:.0f} % {f'beyond {n - 1:,}' if n == bound else f'up to {n:,}'}"
+        for q, n in found["quantiles"].items()
+    )
+    more = "at least " if bound else ""
     yield _line(
         "lengths",
         f"mean {more}{found['mean']:,.0f} tokens, {quantiles}, longest {more}{found['longest']:,}",
     )
     most = max(one["share"] for one in found["histogram"])
-    fate = "rejected" if told["truncate"] == "none" else "truncated"
+    fate = "rejected" if told["truncate"] == "none" else "truncated, or rejected where nothing can be cut"
     for one in found["histogram"]:
         bar = "#" * round(_BAR * one["share"] / most) or ("." if one["share"] else "")
         over = f"  longer than {told['max_length']:,}: {fate}" if one["from"] > told["max_length"] else ""
-        yield f"{one['from']:>10,} - {one['to']:>7,} {100 * one['share']:6.2f} %  {bar}{over}"
+        to = f"{one['to']:,}" if bound is None or one["to"] < bound else "more"
+        yield f"{one['from']:>10,} - {to:>7} {100 * one['share']:6.2f} %  {bar}{over}"
 
 
 def _ratio(told: dict[str, Any]) -> str:

@@ -202,6 +202,7 @@ def llmbar(accuracy: Accuracies, _: Mapping[str, int]) -> dict[str, Any]:
 
 def _rag_labels(items: Items) -> list[str]:
     """The column subset, else the names of the files: helpful.jsonl, harmless.jsonl, ..."""
+    items.check("RAG-RewardBench", lambda correct, wrong: bool(correct and wrong), "some of each in a row")
     if "subset" in items.columns:
         return items.texts("subset")
     return [where.rpartition(" row ")[0].rpartition("/")[2].partition(".")[0] for where in items.where]

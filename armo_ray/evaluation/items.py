@@ -1,8 +1,9 @@
 """Labelled rows: answers that are known to be correct, or preferred, and answers that are not."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,20 @@ class Items:
     def unscored(self) -> Flags:
         """Items of which a candidate has no score, (G,)."""
         return np.isin(np.arange(len(self)), self.item[np.isnan(self.values[:, 0])])
+
+    def comparable(self) -> "Items":
+        """The items with a correct answer and one that is not."""
+        whole = self.counts.min(axis=1) > 0
+        own = whole[self.item]
+        return replace(
+            self,
+            values=self.values[own],
+            tokens=self.tokens[own],
+            item=(np.cumsum(whole) - 1)[self.item[own]],
+            correct=self.correct[own],
+            columns={name: tuple(compress(column, whole)) for name, column in self.columns.items()},
+            where=tuple(compress(self.where, whole)),
+        )
 
     def texts(self, column: str) -> list[str]:
         """A column of the items; raises ConfigError where one is null."""

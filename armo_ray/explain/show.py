@@ -44,7 +44,7 @@ def lines(found: Found, model: str | None, all_tokens: bool) -> Iterator[str]:
     try:
         yield from _tokens(trace(found, model), row, all_tokens)
     except ConfigError as error:
-        yield f"tokens     not told: {error}. With --model DIR a tokenizer is read from elsewhere"
+        yield f"tokens     not told: {error}"
     yield ""
     yield from _steps(row)
     yield from _sum(found.scores)
@@ -55,9 +55,15 @@ def _rejected(found: Found) -> Iterator[str]:
         which = "the whole row" if reject["candidate"] is None else f"candidate {reject['candidate']}"
         yield f"rejected   {which} of row {reject['source_row']} of {reject['source']}"
         yield f"reason     {reject['reason']}: {reject['detail']}"
-        yield f"what to do {ADVICE[reject['reason']]}"
+        yield f"what to do {_advice(found, reject['reason'])}"
     raw = found.rejects[0]["raw"]
     yield "row        " + ("was not read" if raw is None else repr(_short(raw, 4 * _TEXT)))
+
+
+def _advice(found: Found, reason: str) -> str:
+    if reason == "too_long" and found.run["identity"]["truncate"] != "none":
+        return "score into a new output with a larger --max-length: what can be cut is not enough"
+    return ADVICE[reason]
 
 
 def _short(text: str, size: int = _TEXT) -> str:

@@ -47,7 +47,12 @@ def trace(found: Found, model: str | None) -> Trace:
     if "chat_fingerprint" not in identity:
         raise ConfigError("the output says nothing of a tokenizer: no model made its scores")
     candidates, where = _candidates(found)
-    chat = _chat(found, model)
+    try:
+        chat = _chat(found, model)
+    except ConfigError as error:
+        if model is not None:
+            raise
+        raise ConfigError(f"{error}. With --model DIR a tokenizer is read from elsewhere") from error
     encoder = Encoder(chat, identity["max_length"], identity["truncate"], identity["special_tokens"])
     done = encoder.encode(candidates)
     (at,) = [k for k, candidate in enumerate(candidates) if candidate.index == found.candidate]

@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from armo_ray.chat import Chat
 from armo_ray.engine.checkpoint import Checkpoint, inspect, resolve
 from armo_ray.errors import ConfigError
@@ -14,6 +16,18 @@ from armo_ray.preflight.files import Check, check_head, check_released, check_to
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.text.tokenization import Encoder
+
+
+class _Entry(BaseModel):
+    place: list[int] = Field(min_length=1)
+    values: dict[str, float] = Field(min_length=1)
+
+
+class _Record(BaseModel):
+    """What one run of the pre-flight leaves for another."""
+
+    dtype: str
+    values: list[_Entry] = Field(min_length=1)
 
 
 def verify_model(
@@ -118,13 +132,12 @@ def report(checks: list[Check]) -> str:
 def read_record(file: str) -> dict[str, Any]:
     """What an earlier check recorded. Raises ConfigError where a file holds no such thing."""
     try:
-        content = json.loads(Path(file).read_text("utf-8"))
-        known = all(entry["place"][0] < len(CONVERSATIONS) for entry in content["values"])
+        content = Path(file).read_text("utf-8")
+        record = _Record.model_validate_json(content)
     except OSError as error:
         raise ConfigError(f"--against {file}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--against {file}: not a file that --record wrote: {error!r}") from error
-    if not known:
+    except ValueError as error:
+        raise ConfigError(f"--against {file}: not a file that --record wrote: {error}") from error
+    if any(entry.place[0] >= len(CONVERSATIONS) for entry in record.values):
         raise ConfigError(f"--against {file}: it is of another version, which tries other conversations")
-    found: dict[str, Any] = content
-    return found
+    return record.model_dump()

@@ -12,11 +12,12 @@ from typing import Any
 import duckdb
 
 from armo_ray.curation.expressions import quote
-from armo_ray.curation.scores import Part, Scores, columns_of, literal, scan
+from armo_ray.curation.scores import Part, Scores, literal, paths_of, scan
 from armo_ray.schema import RESERVED
 
 SCORE, LENGTH = "score", "num_response_tokens"
-_WHOLE = ("VARCHAR", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DATE")
+_SIZES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
+_WHOLE = ("VARCHAR", "BOOLEAN", "DATE", *_SIZES, *(f"U{size}" for size in _SIZES))
 _SAMPLED_PARTS = 32
 
 
@@ -88,17 +89,26 @@ def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[s
 
 
 def _groups(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
-    """A list that a row carries has an entry for each candidate."""
+    """Kept columns of few types; a list that a row carries where it has an entry for each candidate."""
     found = {"role": "role"}
     if len(scores.outputs) > 1:
         names = "".join(f"WHEN {i} THEN {literal(uri)} " for i, uri in enumerate(scores.outputs))
         found["output"] = f"CASE __output {names}END"
-    for name, kind in columns_of(con, scores).items():
-        plain = name.strip('"').replace('""', '"')
-        if plain in RESERVED or name.startswith(("rewards.", "gating.")):
+    for path, kind in paths_of(con, scores).items():
+        if path[0] in RESERVED:
             continue
+        sql, name = ".".join(map(quote, path)), ".".join(path)
+        name = f"{name} (column)" if name in found else name
         if kind in _WHOLE:
-            found[plain] = name
-        elif kind.removesuffix("[]") in _WHOLE:
-            found[plain] = f"{name}[candidate + 1]"
+            found[name] = sql
+        elif kind.removesuffix("[]") in _WHOLE and _is_of_candidates(con, scores, sql):
+            found[name] = f"{sql}[candidate + 1]"
     return found
+
+
+def _is_of_candidates(con: duckdb.DuckDBPyConnection, scores: Scores, sql: str) -> bool:
+    """Whether a list has an entry for each candidate of its row: only rows with a list of responses carry such."""
+    if not all("responses" in run["identity"]["layout"] for run in scores.runs):
+        return False
+    rows = con.execute(f"SELECT bool_and(len({sql}) > candidate) FROM ({scan(sampled(scores.parts))})")
+    return bool(rows.fetchall()[0][0])

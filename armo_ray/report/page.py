@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from armo_ray.families import FAMILIES
 from armo_ray.report import contrasts, overview, shifts, values
 
 _PAGE = Markup("""<!DOCTYPE html>
@@ -78,11 +79,13 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
     if scored:
         columns = _told_once(scored["columns"])
         rewards = [name for name in columns if name.startswith("rewards.")]
+        family = FAMILIES.get(found["model"].get("model_family"))
+        of_prompt = family is not None and family.reads == "gate"
         several = len(rewards) > 1 and found["totals"]["scored"] >= _ENOUGH
         made |= {
             "Distributions": values.distributions(columns),
             "What drives the score": values.makeup(scored["influence"], columns) if several else nothing,
-            "Gating": values.gating(scored["groups"]),
+            "Gating": values.gating(scored["groups"], of_prompt),
             "Correlation": values.correlation(scored["correlation"]) if several else nothing,
             "Length": values.length(scored["length"], columns),
             "Within prompts": contrasts.prompts(scored["prompts"]),

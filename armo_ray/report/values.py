@@ -119,7 +119,7 @@ def makeup(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping
         "narrows the scores."
     )
     if gates:
-        told += " The gate is how much the model looks at a reward, given the prompt."
+        told += " The gate is how much the model looks at a reward."
     return join(table(head, rows), paragraph(told))
 
 
@@ -177,8 +177,8 @@ def _differ(gates: Sequence[Mapping[str, float]]) -> bool:
     return any(max(row[o] for row in gates) - min(row[o] for row in gates) >= 0.01 for o in gates[0])
 
 
-def gating(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
-    """Mean gates by the values of each group."""
+def gating(groups: Mapping[str, Sequence[Mapping[str, Any]]], of_prompt: bool) -> Markup:
+    """Mean gates by the values of each group; `of_prompt`: they depend on nothing else."""
     body = []
     for name, rows in groups.items():
         shown = sorted(rows, key=lambda row: -row["candidates"])[:24]
@@ -195,8 +195,8 @@ def gating(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
         )
         caption = (
             f"The mean gate of each reward, times 100, by {name}"
-            f"{', the 24 values with the most candidates' if len(rows) > 24 else ''}. The gate depends on the "
-            f"prompt alone: columns differ where the prompts do."
+            f"{', the 24 values with the most candidates' if len(rows) > 24 else ''}."
+            f"{' The gate depends on the prompt alone: columns differ where the prompts do.' if of_prompt else ''}"
         )
         body.append(figure(drawn, caption))
     return join(*body)
