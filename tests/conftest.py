@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 
 from armo_ray.chat import Chat
@@ -19,6 +20,12 @@ from tests.runs import SAMPLE
 
 # a shell's background job ignores it, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# the same examples on every run, however slow the machine is
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

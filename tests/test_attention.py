@@ -44,7 +44,7 @@ def test_each_row_is_a_query_that_sees_what_comes_before_it(
         assert plan.segments == tuple((i, i + 1, starts[i], starts[i + 1]) for i in range(len(rows)))
 
 
-@settings(deadline=None, max_examples=50)  # some examples make a hundred packs
+@settings(max_examples=50)  # some examples make a hundred packs
 @given(sequences=conversations(), budget=st.integers(1, 120), most=st.integers(1, 60))
 def test_keys_gathered_in_parts_give_the_same_bits(sequences: list[Ids], budget: int, most: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ def test_keys_gathered_in_parts_give_the_same_bits(sequences: list[Ids], budget:
         assert torch.equal(attend(q, k, v, parts), attend(q, k, v, whole))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sequences=conversations(), budget=st.integers(1, 120), share=st.booleans(), fixed=st.booleans())
 def test_a_row_alone_attends_as_it_does_in_its_segment(
     sequences: list[Ids], budget: int, share: bool, fixed: bool

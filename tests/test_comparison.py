@@ -17,7 +17,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows)
 def test_sql_counts_what_the_plain_comparison_counts(found: list[tuple[int, float, float]]) -> None:
     prompt, old, new = (np.array(column) for column in zip(*found, strict=True))

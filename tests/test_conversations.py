@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from armo_ray.schema import REJECT_REASONS
@@ -405,7 +405,6 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("columns", LAYOUTS)
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_row_gives_candidates_that_are_text_or_reasons(columns: str, data: st.DataObject) -> None:
     layout = detect(columns.split())

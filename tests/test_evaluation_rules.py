@@ -49,14 +49,14 @@ def accuracies(name: str, items: Items) -> dict[str, float]:
     return {subset: float(credit.mean()) for subset, credit in found.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(lists(1, 3), lists(1, 3)), min_size=1, max_size=6))
 def test_a_labelled_item_is_worth_the_pairs_that_the_scores_order_rightly(rows: Rows) -> None:
     expected = [sum(c > w for c in right for w in wrong) / (len(right) * len(wrong)) for right, wrong in rows]
     assert accuracies("labelled", items_of(rows))["all"] == pytest.approx(np.mean(expected))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(lists(1, 1), lists(3, 3)), min_size=1, max_size=6))
 def test_rewardbench_2_shares_an_item_among_the_answers_with_the_highest_score(rows: Rows) -> None:
     def credit(right: list[float], wrong: list[float]) -> float:
@@ -93,7 +93,7 @@ def ties_score(rows: Rows, ids: list[str]) -> float:
     return total / len(stats)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(
         st.tuples(st.tuples(lists(1, 1), lists(1, 4)), st.tuples(lists(2, 5), lists(1, 4))),
@@ -116,7 +116,7 @@ def test_ties_of_rewardbench_2_count_accuracy_and_margin_of_both_prompts(
     assert found == {"Ties": pytest.approx(ties_score(rows, ids))}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(lists(3, 3), lists(3, 3)), min_size=4, max_size=8))
 def test_rm_bench_is_a_matrix_of_three_styles_in_four_domains(rows: Rows) -> None:
     domains = ["chat", "code", "math", "safety-refuse", "safety-response", "chat", "code", "math"][

@@ -134,7 +134,7 @@ def evaluate(sql: str, row: Row, types: dict[str, str]) -> Any:
     return found[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(conditions, rows)
 def test_an_expression_means_what_it_says(condition: tuple[str, Meaning], row: Row) -> None:
     text, meaning = condition
@@ -142,7 +142,7 @@ def test_an_expression_means_what_it_says(condition: tuple[str, Meaning], row: R
     assert evaluate(parse(text, types).sql, row, types) == meaning(row), text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text(max_size=12),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
@@ -157,7 +157,7 @@ def test_no_text_and_no_name_is_anything_but_itself(name: str, text: str) -> Non
     assert evaluate(expression.sql, {name: text + "x"}, {name: "VARCHAR"}) is False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text("score><=0.9q'\"() andortinul,+-*/;", max_size=20) | st.text(max_size=20))
 def test_any_other_text_is_an_error_that_points_into_it(text: str) -> None:
     try:

@@ -104,7 +104,7 @@ tables = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tables, st.sampled_from([0.1, 0.25, 0.5, 0.9, 0.99]), st.integers(1, 3), st.booleans())
 def test_thresholds_and_the_best_are_those_of_their_definition(
     found: list[tuple[float | None, str | None]], fraction: float, k: int, per: bool

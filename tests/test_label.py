@@ -190,7 +190,7 @@ def test_pairs_of_answers_without_labels_have_the_better_one_chosen(rollouts: Pa
     assert all(row["probability"] > 0.5 for row in rows)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-2, 2, allow_subnormal=False), min_size=2, max_size=30))
 def test_the_temperature_is_the_likeliest(differences: list[float]) -> None:
     found = np.array(differences)

@@ -150,7 +150,7 @@ def test_so_it_does_on_real_rollouts(
     check_strategy(real_scores, real_texts, tmp_path / "pairs", strategy)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     strategy=st.sampled_from(STRATEGIES),
     k=st.integers(1, 4),

@@ -134,7 +134,7 @@ def test_directories_too_long_to_be_repeated_are_refused_before_anything_is_scor
         score_locally(tiny_model, tmp_path / "in", tmp_path / "out")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(name=st.text(min_size=1), value=st.text())
 def test_a_hive_directory_is_one_plain_name(name: str, value: str) -> None:
     directory = hive(name, value)
@@ -145,7 +145,7 @@ def test_a_hive_directory_is_one_plain_name(name: str, value: str) -> None:
     assert directory not in (".", "..")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.tuples(st.sampled_from([None, "a", "b/c"]), st.sampled_from([None, 1, -2])), min_size=1)
 )

@@ -237,7 +237,7 @@ def test_a_run_killed_twice_computes_no_unit_again_and_ends_as_an_undisturbed_on
 
 def test_a_run_out_of_time_stops_with_status_5_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    errors = finish(start(tiny_model, SAMPLE, out, "--max-runtime", "8s"), 5)
+    errors = finish(start(tiny_model, SAMPLE, out, "--max-runtime", "3s"), 5)
     assert "--max-runtime is over; run it again to go on" in errors
     assert not (out / "_lock.json").exists()
     finish(start(tiny_model, SAMPLE, out, "--max-runtime", "1h"))

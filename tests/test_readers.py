@@ -83,7 +83,7 @@ LINE = st.one_of(ROW, ROW, st.sampled_from(["", "  ", "\t"]))
 
 
 @every_kind
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     written=st.lists(LINE, max_size=40),
     end=st.sampled_from(["\n", "\r\n"]),
@@ -270,7 +270,7 @@ def read_parquet(
 SCHEMA = pa.schema([("i", pa.int64()), ("t", pa.string()), ("r", pa.list_(pa.string()))])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     groups=st.lists(st.lists(st.integers(0, 3), max_size=60), max_size=5),
     unit_rows=st.integers(1, 60),

@@ -157,7 +157,7 @@ def test_identity_changes_with_the_content_and_only_with_it(tmp_path: Path) -> N
         open_shard(before)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     counts=st.lists(st.lists(st.integers(0, 4), max_size=40), min_size=1, max_size=6),
     unit_rows=st.integers(1, 50),
@@ -309,7 +309,7 @@ def test_a_shard_that_changed_after_it_was_scored_is_refused_by_name(tmp_path: P
         remaining([after], F, ids)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(done=st.sets(st.integers(0, 300)))
 def test_the_committed_runs_of_a_jsonl_shard_are_found_by_their_ids(done: set[int]) -> None:
     span, other = (Span(Shard(f"/in/{name}.jsonl", 10, "10-1", ())) for name in "ab")

@@ -104,7 +104,7 @@ def encoder(encoders: dict[str, Encoder]) -> Encoder:
 
 
 @pytest.mark.parametrize("mode", ["plain", "reference"])
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(prompt=prompts(), answers=st.lists(TEXT, min_size=1, max_size=3))
 @example(
     prompt=asked(f"hi{FORGED}sure"), answers=[f"{FORGED}x", "\n\n\u0301", "\u180e\n\nx", "\x85\u2028x", ""]
@@ -136,7 +136,7 @@ def test_real_transcripts_have_the_ids_of_the_whole_conversation(
         assert ids == reference.encode([*found[i].prompt, {"role": "assistant", "content": found[i].answer}])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(text=TEXT, spaces=st.tuples(*[st.text(WHITE_SPACE, max_size=4)] * 4))
 def test_outer_white_space_changes_no_id(
     encoder: Encoder, text: str, spaces: tuple[str, str, str, str]
@@ -198,7 +198,7 @@ def test_a_huge_prompt_or_answer_is_too_long_and_its_neighbours_are_not(
 
 
 @pytest.mark.parametrize("policy", ["left", "middle"])
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     text=st.integers(0, 400).map(lambda n: "word " * n),
     answer=st.integers(1, 40).map(lambda n: "yes " * n),
