@@ -58,12 +58,11 @@ class Sample:
 
 
 def measured_to(job: Job) -> int:
-    """The tokens from which on the length of a conversation is not measured, and told as this."""
-    if (
-        job.family.text == "pairs"
-    ):  # answers are compared with others: of those that fit into none nothing is known
-        return job.max_length + 1
-    return _LONGEST * job.max_length
+    """The tokens from which on the length of a conversation is not measured, and told as this.
+
+    Of answers that are compared with others, the length of those that fit into no comparison is not known.
+    """
+    return job.max_length + 1 if job.family.text == "pairs" else _LONGEST * job.max_length
 
 
 def take(spans: Sequence[Span], job: Job, places: int, token_budget: int) -> Sample:
