@@ -217,18 +217,21 @@ def test_a_reject_tells_why_and_what_to_do(
     assert "empty_response: the answer is empty" in text
     assert ADVICE["empty_response"] in text
     assert '"rejected": "b"' in text
+    assert score_told(explained(capsys, tmp_path / "out", f"{shard}:1")) == pytest.approx(
+        rows_of(tmp_path / "out")[0]["score"], abs=1e-6
+    )
     assert "malformed_row: no column" in explained(capsys, tmp_path / "out", f"{shard}:2")
     text = explained(capsys, tmp_path / "out", f"{shard}:3:1")
     assert "too_long: " in text
     assert "candidate 0" not in text
     assert "word word" in text  # its row, which only the first reject holds
-    assert ADVICE["too_long"] in text
+    assert f"{ADVICE['too_long']}, or with --truncate left or middle" in text
     assert "score " in explained(capsys, tmp_path / "out", f"{shard}:1:1")
     options = {"max_length": 60, "truncate": "left"}
     rows = [{"prompt": "a", "chosen": "word " * 900, "rejected": "d"}]
     score_locally(tiny_model, write_pairs(tmp_path / "long.jsonl", rows), tmp_path / "cut", **options)
     text = explained(capsys, tmp_path / "cut", "rejected")
-    assert "with a larger --max-length: what can be cut is not enough" in text
+    assert "what can be cut is not enough" in text
 
 
 def test_there_is_advice_for_every_reason() -> None:
@@ -337,6 +340,15 @@ def test_an_ensemble_is_explained_by_the_scores_of_its_models(
     assert score_told(text) == pytest.approx(row["score"], abs=1e-6)
     for name, reward in row["rewards"].items():
         assert re.search(rf"^{name} +{reward:.4f}", text, re.M)
+    if kind != "mean":
+        penalized = ["--output", str(tmp_path / "less"), "--length-penalty", "0.01"]
+        assert main(["reweigh", str(tmp_path / "both"), *penalized]) == 0
+        less = rows_of(tmp_path / "less")[0]
+        off = 0.01 * less["num_response_tokens"]
+        capsys.readouterr()
+        text = explained(capsys, tmp_path / "less", less["row_id"])
+        told = rf"is {row['score']:.6f}, less {off:.6f} for its length: {less['score']:.6f}  as stored"
+        assert re.search(told, text), text
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from armo_ray.estimate.describe import lengths
 from armo_ray.estimate.estimate import estimate
 from armo_ray.estimate.figures import Counted, Figure, share, total
 from armo_ray.estimate.options import PlanOptions
-from armo_ray.estimate.show import lines
+from armo_ray.estimate.show import lines, short
 from armo_ray.families import FAMILIES
 from armo_ray.text.tokenization import Encoder
 from jobs.synthetic import write_shards
@@ -215,6 +215,13 @@ def test_of_comparisons_that_fit_into_no_pack_no_length_is_made_up(tmp_path: Pat
         r"mean at least \d+ tokens, 50 % up to \d+, 90 % beyond 100, .*longest at least 101", said
     )
     assert re.search(r"101 -    more  \d+\.\d\d %  #+  longer than 100: rejected", said)
+
+
+def test_numbers_are_told_in_three_digits_up_to_the_next_unit() -> None:
+    told = [
+        short(x) for x in (0.0, 0.25, 99.97, 999.7, 12_345, 99_999.7, 123_456, 999_900, 999_999_999, 2.5e12)
+    ]
+    assert told == ["0", "0.25", "100", "1,000", "12,345", "100 k", "123 k", "1 M", "1 G", "2.5 T"]
 
 
 def test_prompts_that_recur_are_counted_and_estimated(tiny_model: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from armo_ray.cli import main
 from armo_ray.engine.tiny_families import write_family
 from armo_ray.families import FAMILIES
 from armo_ray.preflight.files import Check
-from armo_ray.preflight.numbers import check_expected
+from armo_ray.preflight.numbers import check_expected, check_ways
 from armo_ray.preflight.verify import verify_model
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +147,26 @@ def test_a_record_that_is_none_is_refused_before_anything_is_scored(
     assert "not a file that --record wrote" in capsys.readouterr().err
 
 
+def test_rounding_is_let_pass_by_the_size_of_the_scores_and_noise_is_not() -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.normal(10, 5, (50, 3))
+    rounded = {name: exact * (1 + rng.uniform(-(2**-8), 2**-8, exact.shape)) for name in ("alone", "packed")}
+    for known in (exact, None):
+        assert all(check.passed for check in check_ways(rounded, known, "bfloat16"))
+    noise = {name: rng.normal(5, 30, exact.shape) for name in ("alone", "packed")}
+    assert [check.passed for check in check_ways(noise, exact, "bfloat16")] == [False, False]
+    assert [check.passed for check in check_ways(noise, None, "bfloat16")] == [True, False]
+
+
+def test_what_names_the_released_model_in_its_config_alone_may_differ_from_it(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["_name_or_path"] = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
+    (copy / "config.json").write_text(json.dumps(config))
+    found = {check.name: check for check in verify_model(str(copy), dtype="float32", device="cpu")[0]}
+    assert found["published values"].passed
+    assert "not the released model's" in found["published values"].detail
+
+
 def test_a_record_of_a_model_with_other_rewards_is_told_as_such() -> None:
     expected = {"values": [{"place": [0, 0], "values": {"score": 1.0, "honesty": 0.5}}]}
     found = check_expected("recorded", expected, {(0, 0): {"score": 1.0}}, exact=True)
@@ -159,6 +180,10 @@ def test_published_values_are_held_against_their_own_tolerance() -> None:
     expected["values"][0]["values"] = {"score": 0.508, "a": 0.12}
     found = check_expected("published", expected, own, exact=True)
     assert (found.passed, "2 values, 1 too far off" in found.detail) == (False, True)
+    expected["values"] = [{"place": [9, 0], "values": {"a": 0.1}}, {"place": [0, 0], "values": {"a": 0.1}}]
+    assert (
+        "(conversation 9, a: None for 0.1)" in check_expected("published", expected, own, exact=True).detail
+    )
     expected["values"][0]["values"] = {"b": 0.12}
     assert not check_expected("published", expected, own, exact=True).passed
 

@@ -154,7 +154,8 @@ def duration(hours: Figure) -> str:
 
 def short(value: float) -> str:
     """About three digits, with k, M, G or T."""
-    if value < 100_000:
-        return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
+    if value < 99_999.5:
+        return f"{value:,.0f}" if value >= 99.95 or value == int(value) else f"{value:.3g}"
+    value = float(f"{value:.3g}")  # first: 999,999 is 1 M
     size, unit = next((s, u) for s, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s)
-    return f"{value / size:.3g} {unit}"
+    return f"{value / size:g} {unit}"

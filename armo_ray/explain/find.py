@@ -62,6 +62,8 @@ def find(uri: str, asked: str) -> Found:
     record = _unit_of(store, {unit for unit in committed if unit.startswith(shard)}, shard, row)
     tables = [_only(t, row, candidate) for t in _tables(store, record, SCORES)]
     scores = next((t.slice(0, 1) for t in tables if t.num_rows), None)
+    if scores is not None:
+        candidate = scores["candidate"][0].as_py()
     rejects = [r for t in _tables(store, record, REJECTS) for r in _rejects(t, row, candidate)]
     if scores is None and not rejects:
         raise ConfigError(

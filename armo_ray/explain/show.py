@@ -9,6 +9,7 @@ import pyarrow as pa
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.explain.tokens import Trace, trace
+from armo_ray.families import FAMILIES
 from armo_ray.schema import coefficients, footer, recomputed, vectors
 
 _BAR = 24
@@ -22,7 +23,7 @@ ADVICE = {
     "empty_prompt": "an answer to nothing has no score: give it a prompt in a new shard, or leave the row out",
     "empty_response": "an empty answer has no score: leave it out, or put it into a new shard with a text",
     "no_answer_turn": "end the conversation with the assistant's turn that is to be scored, in a new shard",
-    "too_long": "score into a new output with a larger --max-length, or with --truncate left or middle",
+    "too_long": "score into a new output with a larger --max-length, if the model has one",
     "non_finite_score": "score into a new output with --dtype bfloat16 or float32, which overflow less",
     "poison": "it killed or failed its worker twice: try it alone, with a smaller --token-budget or --max-length",
 }
@@ -61,9 +62,14 @@ def _rejected(found: Found) -> Iterator[str]:
 
 
 def _advice(found: Found, reason: str) -> str:
-    if reason == "too_long" and found.run["identity"]["truncate"] != "none":
-        return "score into a new output with a larger --max-length: what can be cut is not enough"
-    return ADVICE[reason]
+    identity, advice = found.run["identity"], ADVICE[reason]
+    if reason != "too_long":
+        return advice
+    if FAMILIES[identity["family"]].text != "answer":
+        return f"{advice}; what the family {identity['family']} reads cannot be cut"
+    if identity["truncate"] != "none":
+        return f"{advice}: what can be cut is not enough"
+    return f"{advice}, or with --truncate left or middle"
 
 
 def _short(text: str, size: int = _TEXT) -> str:
@@ -120,7 +126,9 @@ def _sum(scores: pa.Table) -> Iterator[str]:
         risk = f" with risk {about['risk']:g}" if about["ensemble"] == "mean-std" else ""
         yield f"{'model':<{width}} {'reward':>10}"
         yield from (f"{name:<{width}} {value:>10.4f}" for name, value in zip(names, values, strict=True))
-        yield f"their {about['ensemble']}{risk} is {again:.6f}{_compare(again, stored)}"
+        penalty = (about.get("length_penalty") or 0.0) * scores["num_response_tokens"][0].as_py()
+        less = f", less {penalty:.6f} for its length: {again:.6f}" if penalty else ""
+        yield f"their {about['ensemble']}{risk} is {again + penalty:.6f}{less}{_compare(again, stored)}"
         return
     weights = coefficients(scores)[0].astype(np.float64)
     gates = vectors(scores, "gating")[0] if scores["gating"].null_count == 0 else [None] * len(names)

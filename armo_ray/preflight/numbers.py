@@ -82,19 +82,27 @@ def _gates(scores: Scores, prompts: Sequence[int]) -> Check:
 
 
 def check_ways(ways: Mapping[str, Any], exact: Any | None, dtype: str) -> list[Check]:
-    """Whether no way of scoring is further from float32 than one conversation at a time."""
+    """Whether no way of scoring is further from float32 than one conversation at a time, nor any beyond rounding."""
     checks = []
     alone = ways["alone"]
+    limit = _FACTOR * ROUNDED * _scale(alone if exact is None else exact)
     noise = float(np.abs(alone - exact).max()) if exact is not None else None
     for name, found in ways.items():
         off = float(np.abs(found - (alone if noise is None else exact)).max())
         apart = float(np.abs(found - alone).max())
-        allowed = SAME if dtype == "float32" else max(_FACTOR * (noise or ROUNDED), SAME)
+        allowed = SAME if dtype == "float32" else limit
+        if noise is not None:
+            allowed = min(max(_FACTOR * noise, SAME), limit)
         told = f"largest difference from alone {apart:.2e}" + (
             f", from float32 {off:.2e}" if noise is not None else ""
         )
         checks.append(Check(f"scored {name}", off <= allowed, f"{told}, allowed {allowed:.1e}"))
     return checks
+
+
+def _scale(values: Any) -> float:
+    """What rounding is relative to; values below 1 are sums of larger ones."""
+    return max(1.0, float(np.abs(values).max()))
 
 
 def named_values(found: Any, weights: Any, names: Sequence[str]) -> list[dict[str, float]]:
@@ -119,11 +127,10 @@ def check_expected(
     failed = count = 0
     for entry in expected["values"]:
         here = own.get(tuple(entry["place"]), {})
-        allowed = entry.get("tolerance", ELSEWHERE if both else ROUNDED)
         for label, value in entry["values"].items():
-            off = abs(here.get(label, np.nan) - value)
+            off = abs(here.get(label, np.inf) - value)
             count += 1
-            failed += not off <= allowed
+            failed += not off <= entry.get("tolerance", (ELSEWHERE if both else ROUNDED) * _scale(value))
             if not off <= largest:
                 largest = off
                 worst = f" (conversation {entry['place'][0]}, {label}: {here.get(label)} for {value})"

@@ -20,9 +20,10 @@ def overview(found: Mapping[str, Any]) -> Markup:
         ("rejected", f"{number(rejected)} ({percent(rejected / max(totals['candidates'], 1))})"),
         ("prompts", number(scored["prompts"]["prompts"]) if scored else "-"),
         ("mean score", number(scored["columns"]["score"]["mean"]) if scored else "-"),
-        ("tokens, each conversation whole", number(totals["num_tokens"])),
         ("units", number(totals["units"])),
     ]
+    if found["speed"]:
+        told.append(("tokens, each conversation whole", number(found["speed"]["tokens"])))
     cards = Markup("").join(
         Markup('<div class="card"><b>{}</b><span>{}</span></div>').format(value, name) for name, value in told
     )

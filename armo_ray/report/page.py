@@ -84,7 +84,9 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
         several = len(rewards) > 1 and found["totals"]["scored"] >= _ENOUGH
         made |= {
             "Distributions": values.distributions(columns),
-            "What drives the score": values.makeup(scored["influence"], columns) if several else nothing,
+            "What drives the score": values.makeup(scored["influence"], columns)
+            if several and scored["influence"]  # the least of several is no sum
+            else nothing,
             "Gating": values.gating(scored["groups"], of_prompt),
             "Correlation": values.correlation(scored["correlation"]) if several else nothing,
             "Length": values.length(scored["length"], columns),

@@ -16,12 +16,12 @@ _GAP_S = 60.0  # without a unit at work: the run was not running
 def speed(
     records: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], price: float | None
 ) -> dict[str, Any] | None:
-    """None where no unit tells its seconds, as of an output that was not made by a model.
+    """None of an output that was not made by a model, as by armo-ray filter, or whose units tell no seconds.
 
     The hours of a replica are those in which it loaded the model, packed, ran it and waited between units.
     """
     timed = [record for record in records if record.get("seconds") and "began" in record]
-    if not timed:
+    if not timed or any("made_by" in run for run in runs):  # whose records are still those of its origin
         return None
     began = np.array([record["began"] for record in timed])
     ended = np.array([datetime.fromisoformat(record["committed_at"]).timestamp() for record in timed])

@@ -63,7 +63,10 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
     selects += [f"sum(d{i} * d{j})" for i, j in pairs]
     selects += [f"avg({columns.alias(name)})" for name in columns.gates]
     selects += [f"avg(abs(p{i}))" for i in range(len(columns.parts))]
-    selects += [f"approx_count_distinct(g{i})" for i in range(len(columns.groups))]
+    selects += [  # two values may be counted as one
+        f"greatest(approx_count_distinct(g{i}), if(min(g{i}) <> max(g{i}), 2, 0))"
+        for i in range(len(columns.groups))
+    ]
     sql = f"SELECT {', '.join(selects)} FROM (SELECT *, {centered} FROM candidates)"
     read = iter(con.execute(sql).fetchall()[0])
 

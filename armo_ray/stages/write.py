@@ -52,7 +52,7 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
         "peak_flops": header.peak_flops,
         "token_budget": header.token_budget,
         "began": round(header.began, 3),
-        "load_seconds": round(header.load_seconds, 3),
+        "load_seconds": header.load_seconds,  # all digits: it tells replicas apart
         "seconds": {name: round(value, 4) for name, value in header.seconds.items()},
         "run_fingerprint": job.fingerprint,
         "parts": written,
