@@ -152,10 +152,10 @@ def test_rounding_is_let_pass_by_the_size_of_the_scores_and_noise_is_not() -> No
     exact = rng.normal(10, 5, (50, 3))
     rounded = {name: exact * (1 + rng.uniform(-(2**-8), 2**-8, exact.shape)) for name in ("alone", "packed")}
     for known in (exact, None):
-        assert all(check.passed for check in check_ways(rounded, known, "bfloat16"))
+        assert all(check.passed for check in check_ways(rounded, known))
     noise = {name: rng.normal(5, 30, exact.shape) for name in ("alone", "packed")}
-    assert [check.passed for check in check_ways(noise, exact, "bfloat16")] == [False, False]
-    assert [check.passed for check in check_ways(noise, None, "bfloat16")] == [True, False]
+    assert [check.passed for check in check_ways(noise, exact)] == [False, False]
+    assert [check.passed for check in check_ways(noise, None)] == [True, False]
 
 
 def test_what_names_the_released_model_in_its_config_alone_may_differ_from_it(copy: Path) -> None:

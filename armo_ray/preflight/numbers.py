@@ -81,18 +81,17 @@ def _gates(scores: Scores, prompts: Sequence[int]) -> Check:
     return Check("gates", equal, "a prompt has one" if equal else "differ between the answers of a prompt")
 
 
-def check_ways(ways: Mapping[str, Any], exact: Any | None, dtype: str) -> list[Check]:
+def check_ways(ways: Mapping[str, Any], exact: Any | None) -> list[Check]:
     """Whether no way of scoring is further from float32 than one conversation at a time, nor any beyond rounding."""
     checks = []
     alone = ways["alone"]
-    limit = _FACTOR * ROUNDED * _scale(alone if exact is None else exact)
+    allowed = _FACTOR * ROUNDED * _scale(alone if exact is None else exact)
     noise = float(np.abs(alone - exact).max()) if exact is not None else None
+    if noise is not None:  # none at all where float32 is what was asked for
+        allowed = min(max(_FACTOR * noise, SAME), allowed)
     for name, found in ways.items():
         off = float(np.abs(found - (alone if noise is None else exact)).max())
         apart = float(np.abs(found - alone).max())
-        allowed = SAME if dtype == "float32" else limit
-        if noise is not None:
-            allowed = min(max(_FACTOR * noise, SAME), limit)
         told = f"largest difference from alone {apart:.2e}" + (
             f", from float32 {off:.2e}" if noise is not None else ""
         )

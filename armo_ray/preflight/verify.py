@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from armo_ray.chat import Chat
 from armo_ray.engine.checkpoint import Checkpoint, inspect, resolve
@@ -60,17 +60,14 @@ def verify_model(
         return [Check("files and template", False, str(error))], {}
     sequences = encode(Encoder(chat, int(checkpoint.config["max_position_embeddings"])))
     published = json.loads(files("armo_ray.preflight").joinpath("published.json").read_text("utf-8"))
-    checks, released = _check_files(checkpoint, chat, sequences), published["model"].rpartition("/")[2]
-    named = model.rstrip("/").rpartition("/")[2] == released
+    checks, named = _check_files(checkpoint, chat, sequences), _last(model) == _last(published["model"])
     if named:
         checks += check_released(checkpoint, chat, published)
     if not all(check.passed for check in checks):
         return checks, {}
     scored, record = _run(checkpoint, sequences, dtype, device)
-    if named:
-        scored.append(_compared("published values", published, record))
-    elif str(checkpoint.config.get("_name_or_path", "")).strip().rpartition("/")[2] == released:
-        scored.append(_noted(_compared("published values", published, record)))
+    if named or _last(checkpoint.config.get("_name_or_path", "")) == _last(published["model"]):
+        scored.append(_published(named, _compared("published values", published, record)))
     if against is not None:
         scored.append(_compared("recorded values", against, record))
     return checks + scored, record
@@ -90,9 +87,15 @@ def _compared(label: str, expected: dict[str, Any], record: dict[str, Any]) -> C
     return check_expected(label, expected, own, exact)
 
 
-def _noted(check: Check) -> Check:
-    """Of a model that names the released one in its config alone, as what was made from that does: it may differ."""
-    return check if check.passed else Check(check.name, True, f"not the released model's: {check.detail}")
+def _last(name: Any) -> str:
+    return str(name).strip().rstrip("/").rpartition("/")[2]
+
+
+def _published(named: bool, check: Check) -> Check:
+    """A model that names the released one in its config alone, as what was made from that does, may differ."""
+    if named or check.passed:
+        return check
+    return Check(check.name, True, f"not the released model's: {check.detail}")
 
 
 def _run(
@@ -120,7 +123,7 @@ def _run(
         weights, used = coefficients(plain.score(sequences.ids), checkpoint), "float32"
     else:
         checks.append(Check("float32", True, f"not tried: {size / 1e9:.0f} GB do not fit beside what runs"))
-    checks += check_ways(ways, exact, dtype)
+    checks += check_ways(ways, exact)
     values = named_values(found, weights, checkpoint.reward_names)
     entries = [{"place": p, "values": v} for p, v in zip(sequences.places, values, strict=True)]
     return checks, {"fingerprint": checkpoint.fingerprint, "dtype": used, "values": entries}
@@ -134,12 +137,13 @@ def report(checks: list[Check]) -> str:
 def read_record(file: str) -> dict[str, Any]:
     """What an earlier check recorded. Raises ConfigError where a file holds no such thing."""
     try:
-        content = Path(file).read_text("utf-8")
-        record = _Record.model_validate_json(content)
+        record = _Record.model_validate_json(Path(file).read_bytes())
     except OSError as error:
         raise ConfigError(f"--against {file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"--against {file}: not a file that --record wrote: {error}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        told = ": ".join((".".join(map(str, fault["loc"])), fault["msg"])).removeprefix(": ")
+        raise ConfigError(f"--against {file}: not a file that --record wrote: {told}") from error
     if any(entry.place[0] >= len(CONVERSATIONS) for entry in record.values):
         raise ConfigError(f"--against {file}: it is of another version, which tries other conversations")
     return record.model_dump()

@@ -54,8 +54,8 @@ def sampled(parts: Sequence[Part]) -> list[Part]:
     return list(parts[:: max(1, len(parts) // _SAMPLED_PARTS)])
 
 
-def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores) -> Columns:
-    """The columns of outputs that hold at least one score."""
+def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores, grouped: bool = True) -> Columns:
+    """The columns of outputs that hold at least one score; where not `grouped`, none to group by."""
     names = scores.reward_names
     values = {name: name for name in (SCORE, "num_prompt_tokens", LENGTH)}
     values |= {f"rewards.{name}": f"rewards.{quote(name)}" for name in names}
@@ -63,7 +63,7 @@ def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores) -> Columns:
     gated = con.execute(f"SELECT count(gating.{quote(names[0])}) FROM ({some})").fetchall()
     if gated[0][0]:
         values |= {f"gating.{name}": f"gating.{quote(name)}" for name in names}
-    return Columns(values, _parts_of_score(scores.metadata, names), _groups(con, scores))
+    return Columns(values, _parts_of_score(scores.metadata, names), _groups(con, scores) if grouped else {})
 
 
 def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,6 @@ What is no number, such as the correlation of a constant, is null. A histogram's
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -138,7 +137,7 @@ def _drift(
     told = {"against": older.outputs[0], "max_psi": options.max_psi, "max_ks": options.max_ks}
     if not scores.parts:
         return {**told, "prompts": None, "columns": {}, "drifted": ["nothing was scored"]}
-    columns = replace(find_columns(con, older), groups={})  # the two may carry different ones
+    columns = find_columns(con, older, grouped=False)  # the two may carry different ones
     bounds = sample_bounds(con, columns, older)
     found = [histograms(con, columns, one, bounds) for one in (older, scores)]
     prompts = [_prompts(con, one) for one in (older, scores)]
