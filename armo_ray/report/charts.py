@@ -53,7 +53,9 @@ class _Frame:
             body.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
             body.append(_text(_LEFT - 6, y + 4, _tick(value), "end"))
         for value in ticks(self.low_x, self.high_x, least=least):
-            body.append(_text(self.x(value), _HEIGHT - _BOTTOM + 15, _tick(value), "middle"))
+            text = _tick(value)
+            x = min(self.x(value), _WIDTH - _CHAR * len(text) / 2)  # the last may lie at the edge
+            body.append(_text(x, _HEIGHT - _BOTTOM + 15, text, "middle"))
         bottom = _HEIGHT - _BOTTOM
         body.append(_line(_LEFT, bottom, _WIDTH - _RIGHT, bottom, "axis"))
         body.append(_text(_WIDTH - _RIGHT, _HEIGHT - 5, x_title, "end", "title"))
