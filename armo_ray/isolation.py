@@ -12,6 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from armo_ray.plan import Job
 from armo_ray.replicas import Pool, isolated
+from armo_ray.storage.shards import check_unchanged
 from armo_ray.storage.units import Span
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,10 @@ class _Worker:
         try:
             return ray.get(getattr(self.actor, method).remote(*arguments))
         except RayTaskError as error:
-            if isinstance(error.cause, OSError):
-                raise RuntimeError(str(error)) from None  # no row is to blame
+            if isinstance(
+                error.cause, OSError
+            ):  # a shard that changed, or a disk that is full: no row is to blame
+                raise RuntimeError(str(error.cause)) from None
             raise
         except RayError:
             self.actor = isolated(*self.task)
@@ -53,8 +56,10 @@ class _Worker:
 def isolate(span: Span, job: Job, pool: Pool) -> dict[str, Any]:
     """Commit the first unit of a span that is to be done, its poison rejected; returns the commit record.
 
-    Raises RayError where reading the unit kills the actor, and RuntimeError where too many of its rows do.
+    Raises RayError where reading the unit kills the actor, RuntimeError where too many of its rows do, and OSError
+    where its shard is no longer the file that was planned.
     """
+    check_unchanged(span.shard)
     worker = _Worker(span, job, pool)
     poison = _poison(worker, worker.call("count"), span)
     record: dict[str, Any] = worker.call("finish", poison)

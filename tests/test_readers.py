@@ -156,7 +156,7 @@ def test_a_line_longer_than_a_unit_is_a_bad_row_without_its_text(tmp_path: Path,
     (tmp_path / "x.jsonl.zst").write_bytes(zstd(content))
     rows = rows_of(read(tmp_path / "x.jsonl.zst"))
     assert rows[0] == (0, {"a": 1})
-    assert rows[1] == (1, BadRow("malformed_row", f"a line of more than {UNIT_BYTES} bytes"))
+    assert rows[1] == (1, BadRow("malformed_row", "a line of more than 64 MiB"))
     assert rows[2:] == ([(2, {})] if end == b"\n{}\n" else [])
 
 

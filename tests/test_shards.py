@@ -121,6 +121,89 @@ def test_a_symbolic_link_to_a_shard_is_found_as_the_shard_it_names(tmp_path: Pat
         assert stream.read() == blob.read_bytes()
 
 
+def linked(tree: Path, **links: str) -> Path:
+    """A directory `in` with symbolic links, by name, to paths relative to it; `__` in a name is a slash."""
+    for name, target in links.items():
+        path = tree / "in" / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(path.parent / target)
+    return tree / "in"
+
+
+def test_directories_behind_links_are_read_once_and_loops_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "in" / "a" / "x.jsonl")
+    write(tmp_path / "store" / "deep" / "y.jsonl")
+    links = {"a__up": "..", "b": "../store", "c": "../store/deep", "d": "a", "e__self": "../e"}
+    linked(tmp_path, **links)
+    (tmp_path / "store" / "back").symlink_to(tmp_path / "in")
+    with caplog.at_level("INFO"):
+        assert found_in(tmp_path, "in") == ["in/a/x.jsonl", "in/b/deep/y.jsonl"]
+    assert caplog.messages == [
+        f"input {tmp_path}/in: 2 shards; passed over: 5 links to directories already read"
+    ]
+
+
+def test_a_glob_reads_links_by_the_names_that_it_matches(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "v3" / "x.jsonl")
+    linked(tmp_path, latest="v3", v3__up="..")
+    assert found_in(tmp_path, "in/lat*/*.jsonl") == ["in/latest/x.jsonl"]
+    assert found_in(tmp_path, "in/**/*.jsonl") == ["in/v3/x.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "inputs", [["in"], ["in/*.jsonl"], ["in/a.jsonl", "in/z.jsonl"], ["in/a.jsonl", "in"]]
+)
+def test_a_file_under_several_names_is_one_shard_by_its_own_name(tmp_path: Path, inputs: list[str]) -> None:
+    write(tmp_path / "in" / "z.jsonl")
+    linked(tmp_path, **{"a.jsonl": "z.jsonl"})
+    assert found_in(tmp_path, *inputs) == found_in(tmp_path, *reversed(inputs)) == ["in/z.jsonl"]
+
+
+def test_of_links_to_a_file_elsewhere_the_first_is_kept(tmp_path: Path) -> None:
+    write(tmp_path / "x.jsonl")
+    linked(tmp_path, **{"b.jsonl": "../x.jsonl", "c.jsonl": "../x.jsonl"})
+    assert found_in(tmp_path, "in") == ["in/b.jsonl"]
+    assert found_in(tmp_path, "in", "x.jsonl") == ["x.jsonl"]
+
+
+def test_a_hard_link_is_a_shard_of_its_own_as_a_copy_is(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.jsonl")
+    (tmp_path / "in" / "b.jsonl").hardlink_to(tmp_path / "in" / "a.jsonl")
+    assert found_in(tmp_path, "in") == ["in/a.jsonl", "in/b.jsonl"]
+
+
+def test_what_is_passed_over_is_counted_by_kind_in_one_line(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tree / "lost.jsonl").symlink_to(tree / "nowhere.jsonl")
+    (tree / "ring.jsonl").symlink_to(tree / "ring.jsonl")
+    (tree / "again.jsonl").symlink_to(tree / "z.jsonl")
+    with caplog.at_level("INFO"):
+        found_in(tree, "")
+    assert caplog.messages == [
+        f"input {tree}/: 5 shards; passed over: 2 broken links, 5 hidden names, 1 link to a shard already read, "
+        "4 other files (.bz2, .json, .txt, no suffix)"
+    ]
+    caplog.clear()
+    with pytest.raises(ConfigError, match="no .parquet"):
+        found_in(tree, "lost.jsonl")
+    assert "1 broken link" in caplog.text
+
+
+def test_shards_of_one_name_in_several_directories_share_no_id(tmp_path: Path) -> None:
+    tables = [pa.table({"c": ["x"] * 250})]
+    for name in ("a", "b", "b/a"):
+        (tmp_path / name).mkdir()
+        write_groups(tmp_path / name / "part-0.parquet", tables)
+        os.utime(tmp_path / name / "part-0.parquet", (1000, 1000))
+    spans = cut(find_shards([str(tmp_path)]), F, 100, {})
+    ids = [unit.id for span in spans for unit in span.units]
+    assert len(ids) == 9
+    assert len(set(ids)) == 9
+
+
 @pytest.mark.parametrize(
     ("folders", "partitions"),
     [

@@ -215,6 +215,13 @@ def test_shards_are_found_on_s3(shards_on_s3: str, pattern: str, names: str) -> 
     assert found == [shard for shard in find_shards([shards_on_s3]) if shard in found]
 
 
+def test_what_is_passed_over_on_s3_is_counted(shards_on_s3: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        find_shards([shards_on_s3])
+    told = f"input {shards_on_s3}: 3 shards; passed over: 3 hidden names, 1 other file (.txt)"
+    assert told in caplog.messages
+
+
 def test_partitions_are_read_from_the_keys_of_s3_objects(shards_on_s3: str) -> None:
     assert [shard.partitions for shard in find_shards([shards_on_s3])] == [
         (("date", "2026-11-20"), ("lang", "a/b")),

@@ -1,15 +1,17 @@
 """The text of scored candidates, read again from the shards that they came from."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from armo_ray.curation.scores import Scores
 from armo_ray.errors import ConfigError
 from armo_ray.schema import TEXT_FIELDS
-from armo_ray.storage import commits
+from armo_ray.storage import commits, content
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.readers import BadRow, Row, read_units
 from armo_ray.storage.retries import explain
@@ -28,6 +30,14 @@ TEXT = pa.schema(
     ]
 )
 _UNIT_ROWS = 2048
+_OTHERWISE = (
+    "{uri}: {output} was scored from it in another state or layout than other scores, and its text is needed: leave "
+    "one of them out, or score again with --keep-text"
+)
+_UNLIKE = (
+    "{uri}: the text of its candidates is needed, but the shard {state}. Put it back as it was, or score it again "
+    "with --keep-text"
+)
 
 
 @dataclass(frozen=True)
@@ -39,37 +49,55 @@ class Source:
     scored: int  # candidates
 
 
+class _Scored(NamedTuple):
+    """What one output holds of a shard."""
+
+    output: str
+    identity: str
+    layout: Layout
+    columns: list[str]  # that were read
+    records: list[dict[str, Any]]  # of its commits, `content.FIELDS`
+
+
 def find_sources(scores: Scores) -> dict[str, Source]:
     """The shards of all scores by their URIs.
 
-    Raises ConfigError where one is gone or changed since it was scored, or was scored in two states or layouts:
-    then its text is not what was scored.
+    Raises ConfigError where one is gone or its content changed since it was scored, or was scored in two states or
+    layouts: then its text is not what was scored.
     """
-    known: dict[str, tuple[str, Layout]] = {}
-    scored: dict[str, int] = {}
+    taken: dict[str, list[_Scored]] = {}
+    scored: Counter[str] = Counter()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        kind, columns = _layout(run["identity"]["layout"])
-        store = Store(output)
-        for record in commits.read_commits(store):
-            if record["scored"]:
-                uri, found_as = record["source"], (record["identity"], Layout(kind, columns))
-                if known.setdefault(uri, found_as) != found_as:
-                    raise ConfigError(
-                        f"{uri}: {output} was scored from it in another state or layout than other scores, and its "
-                        f"text is needed: leave one of them out, or score again with --keep-text"
-                    )
-                scored[uri] = scored.get(uri, 0) + record["scored"]
-    found: list[Shard | None] = in_parallel(_stat, known)
-    sources = {}
-    for (uri, (identity, layout)), shard in zip(known.items(), found, strict=True):
-        if shard is None or shard.identity != identity:
-            state = "is gone" if shard is None else f"changed since (was {identity}, is {shard.identity})"
-            raise ConfigError(
-                f"{uri}: the text of its candidates is needed, but the shard {state}. Put it back as it was, "
-                f"or score it again with --keep-text"
-            )
-        sources[uri] = Source(shard, layout, scored[uri])
-    return sources
+        layout, columns = Layout(*_layout(run["identity"]["layout"])), content.columns_read(run)
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for record in commits.read_commits(Store(output)):
+            kept = {name: record.get(name) for name in content.FIELDS}
+            groups.setdefault((record["source"], record["identity"]), []).append(kept)
+            scored[record["source"]] += record["scored"]
+        for (uri, identity), records in groups.items():
+            taken.setdefault(uri, []).append(_Scored(output, identity, layout, columns, records))
+    taken = {uri: those for uri, those in taken.items() if scored[uri]}
+    found: list[Shard] = in_parallel(lambda uri: _as_scored(uri, taken[uri]), taken)
+    return {
+        uri: Source(shard, taken[uri][0].layout, scored[uri]) for uri, shard in zip(taken, found, strict=True)
+    }
+
+
+def _as_scored(uri: str, taken: list[_Scored]) -> Shard:
+    """The shard as it is now, if it holds what every output has scored of it."""
+    for other in taken[1:]:
+        if other.layout != taken[0].layout:
+            raise ConfigError(_OTHERWISE.format(uri=uri, output=other.output))
+    shard = _stat(uri)
+    if shard is None:
+        raise ConfigError(_UNLIKE.format(uri=uri, state="is gone"))
+    for one in taken:
+        if not content.is_unchanged(shard, one.records, one.columns):
+            if others := [other.output for other in taken if other.identity != one.identity]:
+                raise ConfigError(_OTHERWISE.format(uri=uri, output=others[0]))
+            state = f"changed since (was {one.identity}, is {shard.identity})"
+            raise ConfigError(_UNLIKE.format(uri=uri, state=state))
+    return shard
 
 
 def _layout(recorded: Mapping[str, str]) -> tuple[str, dict[str, str]]:

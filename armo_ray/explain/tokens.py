@@ -12,6 +12,7 @@ from armo_ray.engine.positions import read_positions
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.families import FAMILIES
+from armo_ray.storage.content import columns_read, is_unchanged
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer
 from armo_ray.storage.readers import BadRow, read_rows
@@ -91,7 +92,7 @@ def _read_again(found: Found) -> list[Candidate]:
     layout = Layout(recorded["kind"], {part: column for part, column in recorded.items() if part != "kind"})
     try:
         shard = stat_shard(uri)
-        if shard is None or shard.identity != found.record["identity"]:
+        if shard is None or not is_unchanged(shard, [found.record], columns_read(found.run)):
             raise ConfigError(f"{uri} is gone, or changed since it was scored: put it back as it was")
         (span,) = cut([shard], "", found.run["identity"]["unit_rows"], layout.candidate_columns)
         ranges = [u for u in span.units if u.first_row <= found.row < u.first_row + u.num_rows]

@@ -1,6 +1,8 @@
 """A unit that failed in the graph, row by row: what a process of its own can do and be killed by."""
 
 import time
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from armo_ray.plan import Job
@@ -17,7 +19,11 @@ class Isolated:
 
     def __init__(self, span: Span, job: Job, scorer: Scorer) -> None:
         self.span, self.job, self.scorer = span, job, scorer
-        self.unit = next(units_of(span, job))
+
+    @cached_property
+    def unit(self) -> UnitRows:
+        """Its rows: what reading them raises is raised by a method, not while the process is made."""
+        return next(units_of(self.span, self.job))
 
     def count(self) -> int:
         """The number of its rows."""
@@ -36,7 +42,7 @@ class Isolated:
         return write_and_commit(self._score(rows), self.job)
 
     def _score(self, rows: list[tuple[int, Row]]) -> Any:
-        unit = UnitRows(self.unit.unit, rows)
+        unit = replace(self.unit, rows=rows)
         return self.scorer(
             tokenized(unit, self.span.shard, load_encoder(self.job), self.job, time.perf_counter())
         )

@@ -98,7 +98,7 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started:
     }
     num_tokens = sum(len(tokens.prompts[g]) for g in tokens.group) + sum(map(len, tokens.responses))
     seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
-    header = Header(shard, done.unit, len(candidates), seconds, num_tokens)
+    header = Header(shard, done.unit, len(candidates), seconds, num_tokens, content=done.content)
     return pa.table({"header": header.to_array(), **columns})
 
 

@@ -41,6 +41,7 @@ class Header:
     token_budget: int = 0  # of the replica: the one asked for, or less where memory was short
     load_seconds: float = 0.0  # that the replica took to load the model, the same in all its units
     began: float = 0.0  # when its scoring began, seconds since 1970
+    content: str | None = None  # a digest of what its rows were read from
 
     def to_array(self) -> pa.Array:
         return pa.array([pickle.dumps(self)])

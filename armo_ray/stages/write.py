@@ -36,6 +36,7 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
         "unit": unit.id,
         "source": shard.uri,
         "identity": shard.identity,
+        "content": header.content,
         "ordinal": unit.ordinal,
         "first_row": unit.first_row,
         "num_rows": unit.num_rows,

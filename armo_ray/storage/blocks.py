@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.storage.filesystem import Source, in_parallel
-from armo_ray.storage.readers import CODECS, BadRow, Row, chunks, parse, to_rows
-from armo_ray.storage.shards import DAMAGE, SUFFIXES, Shard, open_shard
+from armo_ray.storage.readers import CODECS, BadRow, Row, chunks, parse, texts, to_rows
+from armo_ray.storage.shards import DAMAGE, SUFFIXES, Shard, check_read, open_shard
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit
 
 _BLOCK_BYTES = 64 << 10
@@ -122,13 +122,17 @@ def read_blocks(drawn: Sequence[Block], columns: Sequence[str]) -> list[Run]:
         with open_shard(block.shard) as source:
             try:
                 if block.unit is not None:
-                    return [_parquet(source, block, block.unit, columns)]
-                if block.shard.uri.endswith(".jsonl"):
-                    return [_run(_lines(source, block), block.size)]
-                return _compressed(source, block)
+                    found = [_parquet(source, block, block.unit, columns)]
+                elif block.shard.uri.endswith(".jsonl"):
+                    found = [_run(_lines(source, block), block.size)]
+                else:
+                    found = _compressed(source, block)
             except DAMAGE as error:
                 source.raise_failure()
-                return [Run([BadRow("unreadable_shard", f"{type(error).__name__}: {error}")], block.size)]
+                bad = BadRow("unreadable_shard", f"{type(error).__name__}: {error}")
+                found = [Run([bad], block.size)]
+        check_read(block.shard)
+        return found
 
     return [run for runs in in_parallel(read, drawn) for run in runs]
 
@@ -158,7 +162,7 @@ def _parquet(source: Source, block: Block, unit: Unit, columns: Sequence[str]) -
 
 
 def _run(lines: bytes, size: float) -> Run:
-    return Run([parse(line) for line in lines.split(b"\n") if line.strip()], size)
+    return Run([parse(lines[start:stop]) for start, stop in texts(lines, 0, len(lines))], size)
 
 
 def _lines(source: Source, block: Block) -> bytes:
@@ -168,11 +172,13 @@ def _lines(source: Source, block: Block) -> bytes:
     content = source.read(block.start + block.size - before)
     if block.start:
         content = content.partition(b"\n")[2]
-    while content and not content.endswith(b"\n") and len(content) < UNIT_BYTES:
+    pieces, size = [content], len(content)
+    while size and not pieces[-1].endswith(b"\n") and size < UNIT_BYTES:
         if not (more := source.read(_BLOCK_BYTES)):
             break
-        content += more[: more.find(b"\n") + 1 or len(more)]
-    return content
+        pieces.append(more[: more.find(b"\n") + 1 or len(more)])
+        size += len(pieces[-1])
+    return b"".join(pieces)
 
 
 def _compressed(source: Source, block: Block) -> list[Run]:

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from fsspec import filesystem, get_filesystem_class
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from armo_ray.config import check_uri
@@ -100,6 +100,11 @@ class Source:
         def attempt() -> bytes:
             self.stream.seek(at)
             content: bytes = self.stream.read(wanted)
+            if len(content) != wanted and isinstance(self.stream, LocalFileOpener):
+                raise OSError(
+                    f"{self.uri} changed while it was read: it is shorter than its {self.size} bytes. When it is whole, "
+                    f"run the same command again"
+                )
             if len(content) != wanted:
                 raise ConnectionError(f"{len(content)} bytes came of {wanted} from {at} on")
             return content

@@ -1,6 +1,8 @@
 """Reading the rows of units, each shard once from start to end, in bounded memory."""
 
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -8,11 +10,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armo_ray.storage import digest
 from armo_ray.storage.filesystem import Source
-from armo_ray.storage.shards import DAMAGE, Shard, open_shard
+from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit, unit_id
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 1 << 20
+_NOT_BLANK = re.compile(rb"\S")
+_MOST_ROWS = 16  # times the candidates of a unit: rows without candidates must not gather without end
+_MOST_LEVELS = 200  # of nested JSON: Python's own limit moves with the code that is running
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -29,10 +37,14 @@ Row = dict[str, Any] | BadRow
 
 @dataclass
 class UnitRows:
-    """The rows of a unit with their numbers in the shard (0-based; line numbers in a JSONL shard)."""
+    """The rows of a unit with their numbers in the shard (0-based; line numbers in a JSONL shard).
+
+    `content` is a digest of what they were read from, of shards whose identity holds a modification time.
+    """
 
     unit: Unit
     rows: list[tuple[int, Row]] = field(default_factory=list)
+    content: str | None = None
 
 
 def read_units(
@@ -45,11 +57,14 @@ def read_units(
         count: how many candidates a row holds; a run of JSONL lines ends when it reaches `unit_rows`.
     """
     if span.error is not None:
-        yield UnitRows(span.units[0], [(0, BadRow("unreadable_shard", span.error))])
+        units = iter([UnitRows(span.units[0], [(0, BadRow("unreadable_shard", span.error))])])
     elif span.shard.is_parquet:
-        yield from _read_parquet(span, columns)
+        units = _read_parquet(span, columns)
     else:
-        yield from _read_jsonl(span, count, unit_rows, fingerprint)
+        units = _read_jsonl(span, count, unit_rows, fingerprint)
+    for unit in units:
+        check_read(span.shard)  # after its rows were read, and before damage that was found is told as such
+        yield unit
 
 
 def _read_parquet(span: Span, columns: Sequence[str]) -> Iterator[UnitRows]:
@@ -57,7 +72,7 @@ def _read_parquet(span: Span, columns: Sequence[str]) -> Iterator[UnitRows]:
         file = pq.ParquetFile(source)
         present = [name for name in columns if name in file.schema_arrow.names]
         for units in _consecutive(span.units):
-            yield from _read_run(source, file, units, present)
+            yield from _read_run(span.shard, source, file, units, present)
 
 
 def _consecutive(units: Sequence[Unit]) -> list[list[Unit]]:
@@ -72,12 +87,15 @@ def _consecutive(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def _read_run(
-    source: Source, file: pq.ParquetFile, units: list[Unit], columns: list[str]
+    shard: Shard, source: Source, file: pq.ParquetFile, units: list[Unit], columns: list[str]
 ) -> Iterator[UnitRows]:
     groups = list(range(units[0].group_start, units[0].group_stop))
     at = 0  # rows of the row groups before the next batch
     waiting = [UnitRows(unit) for unit in units]
     try:
+        if shard.is_timed:
+            content = digest.of_row_groups(source, file, groups, columns)
+            waiting = [UnitRows(unit, content=content) for unit in units]
         if not columns:  # such rows have none of the columns; they are still rows
             batches: Iterator[pa.RecordBatch] = iter(())
             for done in waiting:
@@ -120,8 +138,10 @@ def to_rows(batch: pa.RecordBatch) -> list[Row]:
 def _read_jsonl(
     span: Span, count: Callable[[Row], int], unit_rows: int, fingerprint: str
 ) -> Iterator[UnitRows]:
-    ordinal = candidates = size = first = position = 0
+    ordinal = candidates = size = position = here = 0
     rows: list[tuple[int, Row]] = []
+    content = digest.LineDigest(0)
+    first = 0
 
     def unit(last: bool) -> UnitRows:
         where = Unit(
@@ -132,47 +152,66 @@ def _read_jsonl(
             last=last,
             source_bytes=here - position,
         )
-        return UnitRows(where, rows)
+        return UnitRows(where, rows, content.hex if span.shard.is_timed else None)
 
-    here = 0
-    for number, line, here in _lines(span.shard):
+    for number, line, here in read_lines(span.shard):
         # a full unit is held until there is a line after it: only then is it not the shard's last
-        if candidates >= unit_rows or size >= UNIT_BYTES:
+        if candidates >= unit_rows or size >= UNIT_BYTES or len(rows) >= _MOST_ROWS * unit_rows:
             if ordinal not in span.done:
                 yield unit(last=False)
                 position = here
             ordinal, candidates, size, rows, first = ordinal + 1, 0, 0, [], number
+            content = digest.LineDigest(first)
         row = line if isinstance(line, BadRow) else parse(line)
         rows.append((number, row))
         candidates += count(row)
-        size += 0 if isinstance(line, BadRow) else len(line)
+        if isinstance(line, bytes):
+            size += len(line)
+        if span.shard.is_timed:
+            content.add(number, text_of(line))
     if ordinal not in span.done:
         yield unit(last=True)
 
 
+def text_of(line: bytes | BadRow) -> bytes:
+    """What a digest holds of a line: of one that is not read, why."""
+    return line.detail.encode() if isinstance(line, BadRow) else line
+
+
 def parse(line: bytes) -> Row:
+    """The object that a line of JSON holds."""
     try:
         row = json.loads(line)
+        told = "" if isinstance(row, dict) else f"expected a JSON object, found {type(row).__name__}"
+        if line.count(b"[") + line.count(b"{") > _MOST_LEVELS and _is_deep(row):
+            told = f"not valid JSON: nested more than {_MOST_LEVELS} levels deep"
     except (ValueError, RecursionError) as error:
-        return BadRow("malformed_row", f"not valid JSON: {error}", line.decode("utf-8", "replace"))
-    if not isinstance(row, dict):
-        return BadRow(
-            "malformed_row",
-            f"expected a JSON object, found {type(row).__name__}",
-            line.decode("utf-8", "replace"),
-        )
-    return row
+        told = f"not valid JSON: {error}"
+    return BadRow("malformed_row", told, line.decode("utf-8", "replace")) if told else row
 
 
-def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested deeper than is read."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, bytes | BadRow, int]]:
     """Lines that hold anything, with their numbers and the bytes of the shard read so far.
 
-    A shard that breaks off ends with a BadRow.
+    A shard that breaks off ends with a BadRow. With a `limit`, in bytes after decompression, no more is read.
     """
-    number = at = 0
+    number = at = held = done = 0
     pending: list[bytes] = []
-    held = 0
-    too_long = BadRow("malformed_row", f"a line of more than {UNIT_BYTES} bytes")
     with open_shard(shard) as source:
         codec = next((c for suffix, c in CODECS.items() if shard.uri.endswith(suffix)), None)
         stream = pa.PythonFile(source)
@@ -181,29 +220,45 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | BadRow, int]]:
         try:
             for chunk in chunks(stream):
                 before, share = at, (source.tell() - at) / len(chunk)
-                *ends, rest = chunk.split(b"\n")
-                passed = 0
-                for end in ends:
-                    passed += len(end) + 1
-                    at = before + int(passed * share)
-                    if held > UNIT_BYTES:
-                        yield number, too_long, at
-                    elif line := b"".join([*pending, end]).strip():
-                        yield number, line, at
-                    pending, held = [], 0
-                    number += 1
+                first, last = chunk.find(b"\n"), chunk.rfind(b"\n")
+                if first >= 0:
+                    at = before + int((first + 1) * share)
+                    yield from _held(number, [*pending, chunk[:first]], held + first, at)
+                    pending, held, number, seen = [], 0, number + 1, first + 1
+                    for start, stop in texts(chunk, first + 1, last):
+                        number += chunk.count(b"\n", seen, seen := start)
+                        at = before + int((stop + 1) * share)
+                        yield number, chunk[start:stop].rstrip(), at
+                    number += chunk.count(b"\n", seen, last + 1)
                 at = before + int(len(chunk) * share)
-                held += len(rest)
-                if held <= UNIT_BYTES:
-                    pending.append(rest)
+                held += len(chunk) - last - 1
+                pending = [*pending, chunk[last + 1 :]] if held <= UNIT_BYTES else []
+                done += len(chunk)
+                if limit is not None and done >= limit:
+                    logger.warning("%s: only its first %d MiB are looked at", shard.uri, done >> 20)
+                    return
         except (OSError, EOFError, pa.ArrowException) as error:
             source.raise_failure()
             detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
             yield number, BadRow("unreadable_shard", detail), at
             return
-    if held > UNIT_BYTES:
-        yield number, too_long, at
-    elif line := b"".join(pending).strip():
+    yield from _held(number, pending, held, at)
+
+
+def texts(content: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Where the lines between two places begin and end, without white space before them. Blank ones cost little."""
+    while start < stop and (match := _NOT_BLANK.search(content, start, stop)):
+        start = match.start()
+        end = content.find(b"\n", start, stop)
+        yield start, end if end >= 0 else stop
+        start = end + 1 if end >= 0 else stop
+
+
+def _held(number: int, pieces: list[bytes], size: int, at: int) -> Iterator[tuple[int, bytes | BadRow, int]]:
+    """A line that was read piece by piece, unless it is blank."""
+    if size > UNIT_BYTES:
+        yield number, BadRow("malformed_row", f"a line of more than {UNIT_BYTES >> 20} MiB"), at
+    elif line := b"".join(pieces).strip():
         yield number, line, at
 
 
@@ -227,29 +282,36 @@ def chunks(stream: Any) -> Iterator[bytes]:
 
 def read_rows(shard: Shard, unit: Unit, columns: Sequence[str], numbers: set[int]) -> dict[int, Row]:
     """Some rows of a unit again, by number: for the rare ones that failed after their text was let go."""
+    found: dict[int, Row] = {}
     if shard.is_parquet:
         units = _read_parquet(Span(shard, (unit,)), columns)
-        return {number: row for done in units for number, row in done.rows if number in numbers}
-    found: dict[int, Row] = {}
-    for number, line, _ in _lines(shard):
-        if number in numbers:
-            found[number] = line if isinstance(line, BadRow) else parse(line)
-        if number >= max(numbers):
-            break
+        found = {number: row for done in units for number, row in done.rows if number in numbers}
+    else:
+        for number, line, _ in read_lines(shard):
+            if number in numbers:
+                found[number] = line if isinstance(line, BadRow) else parse(line)
+            if number >= max(numbers):
+                break
+    check_read(shard)
     return found
 
 
 def sample(shard: Shard, num_rows: int) -> tuple[list[str], pa.Schema | None, list[dict[str, Any]]]:
-    """The column names of a shard, its Arrow schema if it is Parquet, and its first rows if it is JSONL."""
+    """The column names of a shard, its Arrow schema if it is Parquet, and its first rows if it is JSONL.
+
+    No more than 64 MiB of text are looked at.
+    """
     if shard.is_parquet:
         with open_shard(shard) as stream:
             schema = pq.ParquetFile(stream).schema_arrow
+        check_read(shard)
         return schema.names, schema, []
     rows: list[dict[str, Any]] = []
-    for seen, (_, line, _) in enumerate(_lines(shard)):
+    for seen, (_, line, _) in enumerate(read_lines(shard, UNIT_BYTES)):
         row = line if isinstance(line, BadRow) else parse(line)
         if isinstance(row, dict):
             rows.append(row)
         if len(rows) == num_rows or seen == 10 * num_rows:
             break
+    check_read(shard)
     return list(dict.fromkeys(name for row in rows for name in row)), None, rows

@@ -2,18 +2,16 @@
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import S3, Source, open_filesystem, speaks, uri_of
+from armo_ray.storage.filesystem import S3, Source, is_remote, open_filesystem, speaks, uri_of
+from armo_ray.storage.listing import BROKEN, READ, File, Listing, list_files
 from armo_ray.storage.retries import explain, patiently
 
 logger = logging.getLogger(__name__)
@@ -22,22 +20,29 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _VERSION_KEYS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
 # read ahead: lines come one after the other, but what lies behind a column of a Parquet file is seldom wanted
 _AHEAD_BYTES, _PARQUET_AHEAD_BYTES = 4 << 20, 64 << 10
+_RUN_AGAIN = "What was read of it is not committed. When it is whole, run the same command again"
 DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)  # what a file that is not whole raises
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One input file. `identity` changes whenever its content does."""
+    """One input file. `identity` names its units, and changes whenever its content does."""
 
     uri: str
     size: int  # bytes
     identity: str
     partitions: tuple[tuple[str, str], ...]  # hive directories on the way to it
+    stamp: str | None = None  # what its identity would be now, where only its modification time has changed
 
     @property
     def hash(self) -> str:
         """16 hex digits of the URI, which every unit id of the shard begins with."""
         return hash_of(self.uri)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its identity holds a modification time, which may change when its content does not."""
+        return not is_remote(self.uri)
 
     @property
     def is_parquet(self) -> bool:
@@ -57,77 +62,47 @@ def row_id(uri: str, row: int | None, candidate: int | None) -> str | None:
 
 
 def find_shards(inputs: Iterable[str], each: bool = True) -> list[Shard]:
-    """The shards under files, directories and globs, one for a URI, sorted by it.
+    """The shards under files, directories and globs, sorted by URI. A file under several names is one shard.
 
     Raises ConfigError where an input, or without `each` all of them, matches nothing, or names a file of another
     kind.
     """
-    found: dict[str, Shard] = {}
-    empty = []
-    for uri in inputs:
-        shards = _find(uri)
-        empty += [] if shards else [uri]
-        found |= {shard.uri: shard for shard in shards}
-    if empty and (each or not found):
+    listings = {uri: _list(uri) for uri in inputs}
+    kept: dict[str, tuple[File, str]] = {}
+    for fs, listing in listings.values():
+        for file in listing.files:
+            real = uri_of(fs, file.real)
+            if real not in kept or file.rank < kept[real][0].rank:
+                kept[real] = file, uri_of(fs, file.path)
+    names = {file.path for file, _ in kept.values()}
+    for uri, (_, listing) in listings.items():
+        listing.passed_over[READ] += sum(file.path not in names for file in listing.files)
+        _tell(uri, listing)
+    empty = [uri for uri, (_, listing) in listings.items() if not listing.files]
+    if empty and (each or not kept):
         raise ConfigError(f"input {empty[0]}: no {', '.join(SUFFIXES)} file there")
     for uri in empty:
         logger.warning("input %s: no shard there", uri)
-    return [found[uri] for uri in sorted(found)]
+    return sorted((_shard(uri, file.info) for file, uri in kept.values()), key=lambda shard: shard.uri)
 
 
-def _find(uri: str) -> list[Shard]:
+def _list(uri: str) -> tuple[Any, Listing]:
     fs, path = open_filesystem(uri)
     try:
-        entries = patiently(f"listing {uri}", lambda: _entries(fs, path))
+        listing = patiently(f"listing {uri}", lambda: list_files(fs, path, SUFFIXES))
     except OSError as error:
         raise ConfigError(f"input {uri}: cannot be listed: {explain(error)}") from error
-    if path in entries and not path.endswith(SUFFIXES):
+    if listing.is_file and not listing.files:
         raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(SUFFIXES)}")
-    base = re.split(r"[*?[]", path)[0].removesuffix("/")
-    shards = []
-    for name, listed in entries.items():
-        if not name.endswith(SUFFIXES) or _hidden(name[len(base) :]):
-            continue
-        info = fs.info(name) if listed.get("islink") else listed  # a link is listed as itself
-        if info["type"] == "file":
-            shards.append(_shard(uri_of(fs, name), info))
-    return shards
+    return fs, listing
 
 
-def _entries(fs: Any, path: str) -> dict[str, Any]:
-    """What a listing says of the files that a path, directory or glob names.
-
-    A glob is matched here, against one listing of all that begins like it: fsspec's own asks for one directory
-    after the other, and takes one that cannot be listed for empty.
-    """
-    try:
-        info = fs.info(path)
-    except FileNotFoundError:
-        info = {"type": None}
-    if info["type"] == "file":
-        return {path: info}
-    if info["type"] is not None or not any(c in path for c in "*?["):
-        return _below(fs, path)
-    folder, _, begin = re.split(r"[*?[]", path)[0].rpartition("/")
-    matches = re.compile(glob_translate(path)).match
-    listed = _below(fs, folder, **({"prefix": begin} if begin and speaks(fs, S3) else {}))
-    return {name: entry for name, entry in listed.items() if matches(name)}
-
-
-def _below(fs: Any, path: str, **options: str) -> dict[str, Any]:
-    """All files below a directory, none where there is no such directory."""
-    if isinstance(fs, LocalFileSystem):
-        options["on_error"] = "raise"
-    try:
-        found: dict[str, Any] = fs.find(path, detail=True, **options)
-    except FileNotFoundError:
-        return {}
-    return found
-
-
-def _hidden(below: str) -> bool:
-    """Whether a name that follows what the input spells out begins with _ or a dot."""
-    return any(part.startswith(("_", ".")) for part in below.split("/")[1:])
+def _tell(uri: str, listing: Listing) -> None:
+    """One line on what of an input is passed over, if anything is."""
+    if told := listing.told():
+        level = logging.WARNING if listing.passed_over[BROKEN] else logging.INFO
+        count = len(listing.files) - listing.passed_over[READ]
+        logger.log(level, "input %s: %d shard%s; passed over: %s", uri, count, "s" * (count != 1), told)
 
 
 def _shard(uri: str, info: Mapping[str, Any]) -> Shard:
@@ -167,8 +142,36 @@ def open_shard(shard: Shard) -> Source:
         return stream, getattr(stream, "details", None) or fs.info(path)
 
     stream, info = patiently(f"opening {shard.uri}", attempt)
-    found = _shard(shard.uri, info)
-    if found.identity != shard.identity:
+    try:
+        _check(shard, info)
+    except OSError:
         stream.close()
-        raise OSError(f"{shard.uri} changed while it was read: {found.identity}, planned as {shard.identity}")
+        raise
     return Source(stream, shard.uri, shard.size)
+
+
+def check_unchanged(shard: Shard) -> None:
+    """Raise OSError where a shard is no longer the file that was planned."""
+    fs, path = open_filesystem(shard.uri)
+    try:
+        info = patiently(f"looking up {shard.uri}", lambda: fs.info(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{shard.uri} was deleted while it was read. {_RUN_AGAIN}") from None
+    _check(shard, info)
+
+
+def check_read(shard: Shard) -> None:
+    """Raise OSError where what was read of a shard since it was opened may be of another file.
+
+    S3 needs no second look: each of its ranges is asked for by the ETag that the shard was opened with.
+    """
+    if not speaks(open_filesystem(shard.uri)[0], S3):
+        check_unchanged(shard)
+
+
+def _check(shard: Shard, info: Mapping[str, Any]) -> None:
+    now, before = _shard(shard.uri, info).identity, shard.stamp or shard.identity
+    if now != before:
+        raise OSError(
+            f"{shard.uri} changed while it was read: it was {before}, and is {now} (bytes-version). {_RUN_AGAIN}"
+        )

@@ -1,0 +1,149 @@
+"""Whether a shard that has another modification time holds what was scored of it.
+
+A file that is copied back byte for byte is the same shard: commit records hold a digest of what their rows were read
+from, and those of the shard as it is now are compared with them. Records of versions before digests hold none: then
+the shard counts as changed.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from armo_ray.storage import commits, digest
+from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.readers import read_lines, text_of
+from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
+from armo_ray.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+# what of a commit record is needed here
+FIELDS = ("source", "identity", "first_row", "num_rows", "last", "content")
+
+
+def columns_read(run: Mapping[str, Any]) -> list[str]:
+    """The input columns that a run reads, of the content of its `_run.json`."""
+    layout, keep = run["identity"]["layout"], run["identity"].get("keep", {})
+    return [column for part, column in layout.items() if part != "kind"] + list(keep.values())
+
+
+def settled(store: Store, shards: Sequence[Shard], committed: Iterable[str]) -> list[Shard]:
+    """The shards, in their order; under the identity that it is committed by, each of which only the time differs.
+
+    Such a shard keeps the identity of now as its `stamp`: its units are named as before, and it is opened as it is.
+    All others, those that did change among them, are returned as they are.
+
+    Args:
+        store: an output.
+        shards: as they are found now.
+        committed: the ids of units that are committed to the output; of each shard's only one record is read where
+            its identity is still the same, and all of them where it is not.
+
+    Raises OSError or RuntimeError where a record or a shard cannot be read.
+    """
+    units: dict[str, list[str]] = {}
+    for unit in sorted(committed):
+        units.setdefault(unit[:16], []).append(unit)
+    asked = [(shard, units[shard.hash]) for shard in shards if shard.is_timed and shard.hash in units]
+    run = store.read_json(commits.RUN) if asked else None
+    if run is None:
+        return list(shards)
+    columns = columns_read(run)
+    found: list[Shard] = in_parallel(lambda pair: _settle(store, pair[0], pair[1], columns), asked)
+    same = {shard.uri: shard for shard in found if shard.stamp is not None}
+    if same:
+        logger.info(
+            "%d shard%s only in modification time from what was scored, and %s done again",
+            len(same),
+            "s differ" if len(same) > 1 else " differs",
+            "are not" if len(same) > 1 else "is not",
+        )
+    return [same.get(shard.uri, shard) for shard in shards]
+
+
+def _settle(store: Store, shard: Shard, units: list[str], columns: Sequence[str]) -> Shard:
+    (first,) = commits.read_commits(store, units[:1])
+    if first["identity"] == shard.identity or not _could_be(shard, [first]):
+        return shard
+    records = commits.read_commits(store, units)
+    same = same_content(shard, records, columns)
+    return replace(shard, identity=first["identity"], stamp=shard.identity) if same else shard
+
+
+def _could_be(shard: Shard, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether identities and sizes leave it to the digests to tell."""
+    identities = {str(record["identity"]) for record in records}
+    return (
+        shard.is_timed
+        and len(identities) == 1
+        and identities.pop().partition("-")[0] == str(shard.size)
+        and all(record.get("content") for record in records)
+    )
+
+
+def is_unchanged(shard: Shard, records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bool:
+    """Whether a shard is the one that all records are of: by its identity or, where that differs, by content."""
+    return all(record["identity"] == shard.identity for record in records) or same_content(
+        shard, records, columns
+    )
+
+
+def same_content(shard: Shard, records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bool:
+    """Whether all that was committed of a shard is what the shard holds now, by reading it.
+
+    Args:
+        shard: as it is now.
+        records: commit records of it, made under one other identity.
+        columns: those that were read, of a Parquet shard.
+
+    Raises OSError where the shard changes meanwhile, and what the storage raises.
+    """
+    if not records or not _could_be(shard, records):
+        return False
+    ordered = sorted(records, key=lambda record: (record["first_row"], record["num_rows"]))
+    digests = _of_row_groups(shard, ordered, columns) if shard.is_parquet else _of_lines(shard, ordered)
+    same = all(found == record["content"] for found, record in zip(digests, ordered, strict=True))
+    check_read(shard)
+    return same
+
+
+def _of_row_groups(
+    shard: Shard, records: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> Iterator[str | None]:
+    """The digest of each unit now, None where its rows are no row groups' any more; each row group is read once."""
+    with open_shard(shard) as source:
+        try:
+            file = pq.ParquetFile(source)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            starts = [0, *accumulate(sizes)]
+            before: tuple[list[int], str] = ([], "")
+            for record in records:
+                start, stop = record["first_row"], record["first_row"] + record["num_rows"]
+                if stop > starts[-1] or record["last"] != (stop == starts[-1]):
+                    yield None
+                    continue
+                groups = [i for i, at in enumerate(starts[:-1]) if at < stop and at + sizes[i] > start]
+                if before[0] != groups or not groups:
+                    before = groups, digest.of_row_groups(source, file, groups, columns)
+                yield before[1]
+        except DAMAGE:
+            source.raise_failure()
+            yield from (None for _ in records)
+
+
+def _of_lines(shard: Shard, records: Sequence[Mapping[str, Any]]) -> Iterator[str | None]:
+    """The digest of each unit now, None where its lines are not all there, or are followed by more than they were."""
+    lines = read_lines(shard)
+    line = next(lines, None)
+    for record in records:
+        while line is not None and line[0] < record["first_row"]:
+            line = next(lines, None)
+        found, left = digest.LineDigest(record["first_row"]), record["num_rows"]
+        while line is not None and left:
+            found.add(line[0], text_of(line[1]))
+            line, left = next(lines, None), left - 1
+        yield found.hex if not left and record["last"] == (line is None) else None
