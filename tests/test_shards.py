@@ -187,7 +187,7 @@ def test_what_is_passed_over_is_counted_by_kind_in_one_line(
         "4 other files (.bz2, .json, .txt, no suffix)"
     ]
     caplog.clear()
-    with pytest.raises(ConfigError, match="no .parquet"):
+    with pytest.raises(ConfigError, match=r"no \.parquet"):
         found_in(tree, "lost.jsonl")
     assert "1 broken link" in caplog.text
 

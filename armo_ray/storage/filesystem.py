@@ -102,8 +102,8 @@ class Source:
             content: bytes = self.stream.read(wanted)
             if len(content) != wanted and isinstance(self.stream, LocalFileOpener):
                 raise OSError(
-                    f"{self.uri} changed while it was read: it is shorter than its {self.size} bytes. When it is whole, "
-                    f"run the same command again"
+                    f"{self.uri} changed while it was read: it is shorter than its {self.size} bytes. When it is "
+                    f"whole, run the same command again"
                 )
             if len(content) != wanted:
                 raise ConnectionError(f"{len(content)} bytes came of {wanted} from {at} on")
