@@ -83,8 +83,8 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     job = _job(config, model, layout, columns, carried)
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
-    found = resume.standing(store, spans, job.fingerprint)
-    resume.resolve(found, store, shards, config.redo, config.forget)
+    standing = resume.standing(store, spans, job.fingerprint)
+    resume.resolve(standing, store, shards, config.redo, config.forget)
     return job, spans
 
 

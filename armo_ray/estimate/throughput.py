@@ -63,7 +63,7 @@ def _compare(uri: str, run: Mapping[str, Any], job: Job) -> None:
         )
 
 
-def measured(store: Store, units: set[str]) -> Throughput | None:
+def measured(store: Store, units: Set[str]) -> Throughput | None:
     """What the commit records of some units tell, a thousand of them at most; None where nothing was computed."""
     names = sorted(units)  # by hashes: in no order of time or length
     records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1])
