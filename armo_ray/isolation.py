@@ -33,9 +33,7 @@ class _Worker:
         try:
             return ray.get(getattr(self.actor, method).remote(*arguments))
         except RayTaskError as error:
-            if isinstance(
-                error.cause, OSError
-            ):  # a shard that changed, or a disk that is full: no row is to blame
+            if isinstance(error.cause, OSError):  # a shard that changed, a full disk: no row is to blame
                 raise RuntimeError(str(error.cause)) from None
             raise
         except RayError:
