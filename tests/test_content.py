@@ -22,7 +22,7 @@ from armo_ray.storage import commits, resume
 from armo_ray.storage.content import settled
 from armo_ray.storage.shards import Shard, find_shards
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import Span, cut
+from armo_ray.storage.units import cut
 from armo_ray.storage.verify import verify_output
 from tests.local import config_for, score_locally, scores_of
 from tests.test_readers import zstd
@@ -52,16 +52,15 @@ def write(path: Path, rows: list[dict[str, Any]], seconds: int, blank: int = 5) 
 
 def found_now(config: ScoreConfig) -> tuple[Store, list[Shard], Job]:
     """The shards of a run that goes on, as `settled` gives them."""
-    job, spans = prepare(config)
+    job, _ = prepare(config.model_copy(update={"redo": tuple(config.input)}), write=False)
     store = Store(job.output)
-    shards = settled(store, [span.shard for span in spans], commits.list_commits(store))
-    return store, shards, job
+    return store, settled(store, find_shards(config.input), commits.list_commits(store)), job
 
 
-def left_of(config: ScoreConfig) -> tuple[Job, list[Span]]:
+def standing(config: ScoreConfig) -> tuple[Job, resume.Standing]:
     store, shards, job = found_now(config)
     spans = cut(shards, job.fingerprint, job.unit_rows, job.layout.candidate_columns)
-    return job, resume.to_do(store, spans, job.fingerprint)
+    return job, resume.standing(store, spans, job.fingerprint)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +86,7 @@ def test_a_touched_shard_is_done_and_keeps_its_identity(
         (find_shards([str(tmp_path / "y.jsonl")])[0].identity, None),
     ]
     assert len([line for line in caplog.messages if "1 shard differs only in modification time" in line]) == 1
-    assert left_of(config)[1] == []
+    assert (standing(config)[1].left, standing(config)[1].changed) == ([], {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +100,8 @@ def test_the_rest_of_a_touched_shard_is_scored_under_its_first_identity(
     scorer = Scorer(job, "cpu")
     write_and_commit(scorer(next(read_and_tokenize(span, job))), job)
     write(path, ROWS, 2000)
-    job, (rest,) = left_of(config)
+    job, found = standing(config)
+    (rest,) = found.left
     for table in read_and_tokenize(rest, job):
         write_and_commit(scorer(table), job)
     commits.finish(Store(job.output))
@@ -133,10 +133,8 @@ def test_a_shard_of_the_same_size_with_another_row_did_change(
     write(path, change(ROWS), 2000)
     assert path.stat().st_size == size
     config = config_for(tiny_model, path, out, unit_rows=8, keep=["id"])
-    store, shards, job = found_now(config)
-    assert shards == find_shards([str(path)])
-    spans = cut(shards, job.fingerprint, job.unit_rows, job.layout.candidate_columns)
-    assert list(resume.standing(store, spans, job.fingerprint).changed) == [str(path)]
+    assert found_now(config)[1] == find_shards([str(path)])
+    assert list(standing(config)[1].changed) == [str(path)]
 
 
 def test_lines_with_other_numbers_are_other_rows(tiny_model: Path, tmp_path: Path) -> None:
@@ -160,7 +158,7 @@ def test_columns_that_are_not_read_do_not_count(tiny_model: Path, tmp_path: Path
     path, out = write(tmp_path / "x.parquet", ROWS, 1000), tmp_path / "out"
     score_locally(tiny_model, path, out)
     write(path, [row | {"unread": "y"} for row in ROWS], 2000)
-    assert left_of(config_for(tiny_model, path, out))[1] == []
+    assert standing(config_for(tiny_model, path, out))[1].left == []
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
