@@ -211,18 +211,39 @@ def _verify(args: argparse.Namespace) -> int:
     if (args.output is None) == (args.model is None):
         raise ConfigError("give an output to check, or --model to try out a model")
     if args.model is not None:
+        if args.repair:
+            raise ConfigError("--repair goes with an output")
         return _verify_model(args)
     if args.revision or args.family or args.dtype or args.device or args.record or args.against:
         raise ConfigError("--revision, --family, --dtype, --device, --record and --against go with --model")
-    from armo_ray.storage.verify import verify_output
+    if args.repair:
+        return _repair(args.output)
+    from armo_ray.storage.origins import tell_states
+    from armo_ray.storage.store import Store
+    from armo_ray.storage.verify import counts_of, examine
 
-    counts, faults = verify_output(args.output)
-    for fault in faults:
-        print(fault)
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
-    print(f"{args.output}: {told}: {found}")
-    return FAILED if faults else COMPLETE
+    found = examine(Store(args.output))
+    tell_states(found.records, found.run)
+    for fault in found.faults:
+        print(fault.told)
+    count = len(found.faults)
+    told = ", ".join(f"{count} {name}" for name, count in counts_of(found).items())
+    mend = "; --repair mends what can be mended" if any(not fault.undone for fault in found.faults) else ""
+    state = f"{count} fault{'s' * (count > 1)}{mend}" if count else "whole"
+    print(f"{args.output}: {told}: {state}")
+    return FAILED if count else COMPLETE
+
+
+def _repair(output: str) -> int:
+    from armo_ray.storage.repair import repair_output
+
+    found = repair_output(output)
+    for line in (*found.done, *found.left):
+        print(line)
+    left = f", {len(found.left)} faults are left" if found.left else ""
+    state = "complete" if found.complete else "not complete: run the same armo-ray score command again"
+    print(f"{output}: {len(found.done)} repairs{left}; {state}")
+    return FAILED if found.left else COMPLETE
 
 
 def _explain(args: argparse.Namespace) -> int:

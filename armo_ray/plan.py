@@ -3,8 +3,6 @@
 Imports neither torch nor ray.
 """
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -134,8 +132,7 @@ def _job(
     config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
 ) -> Job:
     checkpoint = model.checkpoint
-    identity = json.dumps(_identity(config, model, layout, columns), sort_keys=True)
-    fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    fingerprint = commits.fingerprint_of(_identity(config, model, layout, columns))
     metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,

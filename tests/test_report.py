@@ -24,7 +24,7 @@ from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 from tests.local import read_table, rows_as_written, rows_of, score_locally
 from tests.runs import SAMPLE
-from tests.synthetic_outputs import score_synthetically, with_columns
+from tests.synthetic_outputs import commit_again, score_synthetically, with_columns
 
 pytest_plugins = ("tests.s3_server",)
 
@@ -292,7 +292,7 @@ def shifted(output: Path, copy: Path, by: float) -> Path:
         place = table.schema.get_field_index("score")
         more = pa.array(table["score"].to_numpy() + np.float32(by))
         pq.write_table(table.set_column(place, table.schema.field(place), more), part)
-    return copy
+    return commit_again(copy)
 
 
 def test_an_output_has_not_drifted_from_itself(told: Path) -> None:

@@ -30,6 +30,7 @@ pytest_plugins = ("tests.s3_server",)
 F = "fingerprint"
 RECORD = {
     "source": "/in/a.jsonl",
+    "identity": "9-1",
     "first_row": 0,
     "num_rows": 1,
     "ordinal": 0,

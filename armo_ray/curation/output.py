@@ -17,6 +17,7 @@ from armo_ray.curation.scores import Scores
 from armo_ray.errors import ConfigError
 from armo_ray.markdown import CARD, front_matter, table
 from armo_ray.storage import commits
+from armo_ray.storage.parts import put
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
@@ -68,18 +69,15 @@ def clear(store: Store) -> None:
 
 
 def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str) -> dict[str, Any]:
-    """Write rows as part `number` of a split; `kind` is parquet or jsonl. Returns path, rows and bytes."""
-    name = f"{DATA}/{split}/part-{number:05d}.{kind}"
-    content = encode(table, kind)
-    store.write(name, content)
-    return {"path": name, "rows": table.num_rows, "bytes": len(content)}
+    """Write rows as part `number` of a split; `kind` is parquet or jsonl. Returns path, rows, bytes and digest."""
+    return put(store, f"{DATA}/{split}/part-{number:05d}.{kind}", encode(table, kind), table.num_rows)
 
 
 def encode(table: pa.Table, kind: str) -> bytes:
     """The content of a file of rows; `kind` is parquet or jsonl."""
     sink = io.BytesIO()
     if kind == "parquet":
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     else:
         for batch in table.to_batches(max_chunksize=1024):
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())
@@ -101,7 +99,7 @@ def finish(store: Store, made: Made) -> None:
         "version": __version__,
         "finished_at": commits.now(),
     }
-    store.write(commits.SUCCESS, commits.to_json(manifest))
+    store.write(commits.SUCCESS, commits.sealed(manifest))
 
 
 def _card(made: Made) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.commits import now, to_json
+from armo_ray.storage.commits import now, repair_advice, to_json
+from armo_ray.storage.records import OWNER, DamagedError, parse
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,17 @@ def _renewed(owner: dict[str, Any]) -> bytes:
 
 
 def _is_ours(store: Store, owner: dict[str, Any]) -> bool:
-    return bool((store.read_json(LOCK) or {}).get("run") == owner["run"])
+    return bool((read_owner(store) or {}).get("run") == owner["run"])
+
+
+def read_owner(store: Store) -> dict[str, Any] | None:
+    """What the lock says of the run that has the output, None where it is free. Raises DamagedError."""
+    try:
+        return parse(store.read(LOCK), OWNER)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedError(f"{store.path(LOCK)}: damaged: {error}. {repair_advice(store)}") from error
 
 
 def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:
@@ -70,13 +81,13 @@ def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             store.write(LOCK, _renewed(owner))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, DamagedError) as error:
             logger.warning("%s: cannot be renewed: %s", store.path(LOCK), error)
 
 
 def _taken_over(store: Store, owner: dict[str, Any]) -> bool:
     """Whether the lock of a run that is gone is now ours; raises ConfigError where the run that has it is alive."""
-    first = store.read_json(LOCK)
+    first = read_owner(store)
     if first is None:
         return False
     if _is_gone(first):
@@ -85,14 +96,14 @@ def _taken_over(store: Store, owner: dict[str, Any]) -> bool:
         logger.info("%s: held by %s: waiting %g s for a sign of it", store.path(LOCK), _told(first), STALE_S)
         for _ in range(int(STALE_S / _LOOK_S)):
             time.sleep(_LOOK_S)
-            found = store.read_json(LOCK)
+            found = read_owner(store)
             if found is None:
                 return False
             if found != first:
                 raise ConfigError(
                     f"output {store.uri} is being written by another run: {_told(found)}. Wait for its end, or stop it"
                 )
-    if store.read_json(LOCK) != first:
+    if read_owner(store) != first:
         return False
     store.write(LOCK, _renewed(owner))
     time.sleep(_LOOK_S)  # of several that came to this point the last one stays

@@ -27,6 +27,9 @@ class Store:
             raise ConfigError(f"output {self.uri}: outputs go to a local path, s3://, gs:// or az://")
 
     def path(self, name: str) -> str:
+        """Where a file of this name is. Raises ConfigError where that would not be below the root."""
+        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise ConfigError(f"{self.uri}: {name!r} is not the name of a file in it")
         return f"{self.root}/{name}"
 
     def write(self, name: str, content: bytes) -> None:
