@@ -8,11 +8,16 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from armo_ray.storage import commits, lock, verify
-from armo_ray.storage.origins import THERE, find_states
+from armo_ray.storage.origins import CHANGED, GONE, THERE, UNKNOWN, find_states
 from armo_ray.storage.records import DamagedError, unit_of
 from armo_ray.storage.store import Store
 from armo_ray.storage.verify import Examined, Fault
 
+_ADVICE = {
+    GONE: "put it back as it was and repair again, or let armo-ray score --forget it",
+    CHANGED: "put it back as it was and repair again, or let armo-ray score --redo it",
+    UNKNOWN: "repair again when its storage can be reached",
+}
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # as Store names what it has not renamed yet
 
 
@@ -63,8 +68,7 @@ def _divide(found: Examined) -> tuple[Mapping[str, str], list[Fault]]:
     drop: dict[str, str] = {}
     for fault in faults:
         if shards := [lost[unit[:16]] for unit in fault.units if unit[:16] in lost]:
-            advice = f"not scored again, for {shards[0]}: put it back as it was, and repair again"
-            left.append(Fault(f"{fault.told}: {advice}"))
+            left.append(Fault(f"{fault.told}: not scored again, for {shards[0]}"))
         else:
             drop |= dict.fromkeys(fault.units, fault.told)
     return drop, left + [Fault(line) for line in away]
@@ -74,7 +78,7 @@ def _lost_shards(found: Examined, hashes: set[str]) -> tuple[dict[str, str], lis
     """Of shards by their hashes, those that are not as they were; and the storages that cannot tell."""
     states, away = find_states(r for r in found.records if r["unit"][:16] in hashes)
     lost = {
-        record["unit"][:16]: f"{record['source']} is {state}"
+        record["unit"][:16]: f"{record['source']} is {state}: {_ADVICE[state]}"
         for record in found.records
         if (state := states.get(record["source"], THERE)) != THERE
     }
