@@ -94,9 +94,9 @@ def find_manifest(store: Store, run: Mapping[str, Any] | None = None) -> dict[st
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DamagedError(f"{store.path(SUCCESS)}: damaged: {error}. {repair_advice(store)}") from error
+        raise DamagedError(f"{store.uri}/{SUCCESS}: damaged: {error}. {repair_advice(store)}") from error
     if run is not None and manifest.get("run_fingerprint") not in (None, _fingerprint(run)):
-        raise DamagedError(f"{store.path(SUCCESS)}: is of another run. {repair_advice(store)}")
+        raise DamagedError(f"{store.uri}/{SUCCESS}: is of another run. {repair_advice(store)}")
     return manifest
 
 
@@ -105,7 +105,7 @@ def check_manifest(store: Store, manifest: Mapping[str, Any], records: Iterable[
     listed = {part["path"]: part for part in manifest["parts"]}
     if listed != {part["path"]: part for record in records for part in record["parts"]}:
         raise DamagedError(
-            f"{store.path(SUCCESS)}: lists other parts than the commits do: armo-ray verify {store.uri} names them"
+            f"{store.uri}/{SUCCESS}: lists other parts than the commits do: armo-ray verify {store.uri} names them"
         )
 
 
@@ -115,7 +115,7 @@ def repair_advice(store: Store) -> str:
 
 def _damaged_run(store: Store, told: str) -> DamagedError:
     advice = "Restore it from a copy, or use a new output"
-    return DamagedError(f"{store.path(RUN)}: damaged: {told}. {advice}")
+    return DamagedError(f"{store.uri}/{RUN}: damaged: {told}. {advice}")
 
 
 def _fingerprint(run: Mapping[str, Any]) -> str:
@@ -171,7 +171,7 @@ def read_commits(
     def read(unit: str) -> dict[str, Any]:
         record = read_record(store, unit)
         if run is not None and is_foreign(record, run, fingerprint):
-            raise DamagedError(f"{store.path(_name(unit))}: is of another run. {repair_advice(store)}")
+            raise DamagedError(f"{store.uri}/{_name(unit)}: is of another run. {repair_advice(store)}")
         return {name: record[name] for name in kept or record}
 
     records: list[dict[str, Any]] = in_parallel(read, sorted(units))
@@ -183,7 +183,7 @@ def read_record(store: Store, unit: str) -> dict[str, Any]:
     try:
         return checked.parse_record(store.read(_name(unit)), unit)
     except ValueError as error:
-        raise DamagedError(f"{store.path(_name(unit))}: damaged: {error}. {repair_advice(store)}") from error
+        raise DamagedError(f"{store.uri}/{_name(unit)}: damaged: {error}. {repair_advice(store)}") from error
 
 
 def is_foreign(record: Mapping[str, Any], run: Mapping[str, Any], fingerprint: str | None) -> bool:

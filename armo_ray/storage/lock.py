@@ -70,7 +70,7 @@ def read_owner(store: Store) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DamagedError(f"{store.path(LOCK)}: damaged: {error}. {repair_advice(store)}") from error
+        raise DamagedError(f"{store.uri}/{LOCK}: damaged: {error}. {repair_advice(store)}") from error
 
 
 def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:

@@ -61,7 +61,9 @@ def _divide(found: Examined) -> tuple[Mapping[str, str], list[Fault]]:
     faults = [fault for fault in found.faults if fault.units]
     mended = {commits.SUCCESS, lock.LOCK}
     left = [f for f in found.faults if not (f.units or f.stray or f.undone or f.file in mended)]
-    if found.run is not None and "made_by" in found.run:
+    if found.run is None:
+        return {}, left + [Fault(f"{fault.told}: left, for {commits.RUN} is not whole") for fault in faults]
+    if "made_by" in found.run:
         advice = f"make the output again with armo-ray {found.run['made_by'].get('command')}"
         return {}, left + [Fault(f"{fault.told}: {advice}") for fault in faults]
     lost, away = _lost_shards(found, {unit[:16] for fault in faults for unit in fault.units})

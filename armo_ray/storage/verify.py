@@ -64,6 +64,12 @@ def examine(store: Store) -> Examined:
     """Read all of an output. Raises ConfigError where there is none."""
     run, faults = _run(store)
     records, damaged = _records(store, run)
+    if run is not None and damaged and not records:  # it is not the commits that are out of place
+        unbound = _records(store, None)
+        if unbound[0]:
+            told = f"{store.uri}/{commits.RUN}: is of another run than all {len(unbound[0])} commits"
+            faults.append(Fault(f"{told}: restore it from a copy, or use a new output", file=commits.RUN))
+            run, (records, damaged) = None, unbound
     faults += damaged + _lock(store) + _manifest(store, run, records)
     for source, units in groupby(records, key=lambda r: str(r["source"])):
         faults += _chain(source, list(units))
