@@ -21,9 +21,7 @@ from armo_ray.storage.store import Store
 Scored = list[tuple[float, str]]  # scores and row ids
 
 PICKS = ("highest", "lowest", "random", "rejected")
-_NEEDED = tuple(
-    f"identity.{name}" for name in ("family", "layout", "keep_text", "unit_rows", "chat_fingerprint")
-)
+_NEEDED = ("identity.layout", "identity.keep_text")
 _ROW_ID = re.compile(r"([0-9a-f]{16}):(\d+)(?::(\d+))?")
 
 

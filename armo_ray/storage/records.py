@@ -179,7 +179,9 @@ def _is_totals(value: Any) -> bool:
 def _is_identity(value: Any) -> bool:
     kinds = {"layout": _each(_is_text, "kind"), "keep_text": _is_bool, "dtype": _is_text, "family": _is_text}
     kinds |= {"unit_rows": _is_count, "chat_fingerprint": _is_text}
-    return isinstance(value, dict) and all(is_right(value[n]) for n, is_right in kinds.items() if n in value)
+    if not isinstance(value, dict) or ("chat_fingerprint" in value and kinds.keys() - value.keys()):
+        return False
+    return all(is_right(value[name]) for name, is_right in kinds.items() if name in value)
 
 
 def _is_schema(value: Any) -> bool:
