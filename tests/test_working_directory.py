@@ -44,6 +44,8 @@ def test_a_run_takes_no_module_from_the_working_directory(folder: Path, tiny_mod
 def test_a_job_takes_none_beside_the_package_that_it_runs(folder: Path, tiny_model: Path) -> None:
     for package in ("armo_ray", "jobs"):  # as in a checkout, or where `ray job submit` puts one
         (folder / package).symlink_to(ROOT / package)
-    done = run(folder, "jobs.score", "--model", str(tiny_model), "--output", "hf://none", path=folder / "none")
+    done = run(
+        folder, "jobs.score", "--model", str(tiny_model), "--output", "hf://none", path=folder / "none"
+    )
     assert done.returncode == 2, done.stderr
     assert "outputs go to a local path" in done.stderr
