@@ -109,14 +109,23 @@ def _model(config: ScoreConfig) -> _Model:
         checkpoint = replace(checkpoint, revision=revision)
     chat = Chat.load(checkpoint.path, checkpoint.family)
     _check_family(config, checkpoint)
-    size, rows = chat.tokenizer.get_vocab_size(), int(checkpoint.config["vocab_size"])
+    size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, its model {rows}")
-    positions = int(checkpoint.config["max_position_embeddings"])
+    positions = _whole(checkpoint, "max_position_embeddings")
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
     known = (chat.model_max_length, checkpoint.family.max_length, positions)
     return _Model(checkpoint, chat, config.max_length or min(limit for limit in known if limit))
+
+
+def _whole(checkpoint: Checkpoint, name: str) -> int:
+    value = checkpoint.config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"{checkpoint.path}/config.json: {name} is {value!r:.100}, not a positive whole number"
+        )
+    return value
 
 
 def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
