@@ -24,7 +24,7 @@ RETRIES = 2
 _HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # what holds this package
 
 
-class _OwnJob(JobConfig):  # type: ignore[misc]
+class _OwnJob(JobConfig):
     """A job whose workers look for modules where any Python process does.
 
     Ray would have them look in the driver's working directory first, where a profile.py of the user's takes the
@@ -51,10 +51,11 @@ def connected() -> Iterator[bool]:
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         logger.info("starting Ray" if address == "local" else f"joining the Ray cluster at {address}")
+        own_job: dict[str, Any] = {"job_config": _OwnJob()} if address == "local" else {}
         try:
             ray.init(
                 address,
-                job_config=_OwnJob() if address == "local" else None,
+                **own_job,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
