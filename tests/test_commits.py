@@ -173,6 +173,16 @@ def test_a_unit_committed_again_alike_keeps_its_first_record(store: Store) -> No
     assert json.loads(before).items() >= record().items()
 
 
+def test_of_two_writers_of_other_bytes_the_record_tells_those_that_are_there(store: Store) -> None:
+    """On another device the same rows may round to other bits."""
+    unit = "0" * 31 + "9"
+    first, second = (write_scores(store, unit, pa.table({"score": [x] * 8}), [], []) for x in (0.1, 0.2))
+    commit(store, record(unit, parts=first))
+    commit(store, record(unit, parts=second))
+    (found,) = read_commits(store)
+    assert first != second == found["parts"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

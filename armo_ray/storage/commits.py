@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from armo_ray.errors import ConfigError
+from armo_ray.storage import parts
 from armo_ray.storage import records as checked
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.records import DamagedError
@@ -197,20 +198,37 @@ def _name(unit: str) -> str:
     return f"{COMMITS}/{unit}.json"
 
 
+def find_record(store: Store, unit: str) -> dict[str, Any] | None:
+    """The record of a unit, None where it is not committed. Raises DamagedError."""
+    try:
+        return read_record(store, unit)
+    except FileNotFoundError:
+        return None
+
+
 def commit(store: Store, record: Mapping[str, Any]) -> None:
     """Write the record of a unit whose parts are written.
 
     Another worker may have committed the same unit: that is fine where it counted the same, and an error
-    where it did not.
+    where it did not. Where both wrote the parts, the record is made to tell what is there: on another device
+    the same rows may round to other bits.
     """
     name = _name(record["unit"])
     if store.create(name, sealed({**record, "committed_at": now()})):
         return
     found = read_record(store, record["unit"])
+    check_same(store, found, record)
+    if found["parts"] != record["parts"]:
+        there = [parts.as_written(store, part) for part in found["parts"]]
+        store.write(name, sealed({**found, "parts": there}))
+
+
+def check_same(store: Store, found: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raises RuntimeError where two records of a unit do not count the same."""
     for key in ("source", "first_row", "num_rows", "candidates", "scored", "rejected"):
         if found.get(key) != record[key]:
             raise RuntimeError(
-                f"{store.path(name)}: another run committed {key} {found.get(key)}, not {record[key]}"
+                f"{store.path(_name(record['unit']))}: another run committed {key} {found.get(key)}, not {record[key]}"
             )
 
 

@@ -97,6 +97,12 @@ def put(store: Store, name: str, content: bytes, rows: int) -> dict[str, Any]:
     return {"path": name, "rows": rows, "bytes": len(content), "digest": digest_of(content)}
 
 
+def as_written(store: Store, part: Mapping[str, Any]) -> dict[str, Any]:
+    """What `put` returned of a part whose file was last written by this or another worker."""
+    content = store.read(part["path"])
+    return {**part, "bytes": len(content), "digest": digest_of(content)}
+
+
 def write_table(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
     """Write rows as one part of Parquet; returns what `put` does."""
     sink = io.BytesIO()
