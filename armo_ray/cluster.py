@@ -22,13 +22,16 @@ RETRIES = 2
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """Ray as it is, or started and stopped here. An error of a task becomes a RuntimeError."""
+def connected() -> Iterator[bool]:
+    """Ray as it is, or started and stopped here. Yields whether its nodes may be other machines than this.
+
+    An error of a task becomes a RuntimeError.
+    """
     own = not ray.is_initialized()
+    # without an address Ray would join any cluster that it finds on the machine
+    address = os.environ.get("RAY_ADDRESS") or "local"
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
-        # without an address Ray would join any cluster that it finds on the machine
-        address = os.environ.get("RAY_ADDRESS") or "local"
         logger.info("starting Ray" if address == "local" else f"joining the Ray cluster at {address}")
         try:
             ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -36,7 +39,7 @@ def connected() -> Iterator[None]:
             raise RuntimeError(f"Ray did not start, or cannot be reached at {address}: {error}") from error
         stop_on_sigterm()  # ray.init takes the signal for itself
     try:
-        yield
+        yield not own or address != "local"
     except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
         raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
     finally:

@@ -19,6 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
+from armo_ray import places
 from armo_ray.cluster import RETRIES, connected, remote_arguments
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
@@ -29,7 +30,7 @@ from armo_ray.progress import Progress, every
 from armo_ray.replicas import Pool, Replica, pool_of, replicas_up
 from armo_ray.report.card import Card
 from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
-from armo_ray.storage import commits, lock
+from armo_ray.storage import commits, lock, resume
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, spread
 
@@ -44,9 +45,9 @@ _MOST_ERRORED = 32
 
 
 def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Do what is not committed yet of the spans.
+    """Do what is not committed yet of the spans, the units of the whole input.
 
-    Returns the totals of the whole output, and of the shards that had something left to do: all, if none had.
+    Returns the totals of the whole output, and of the shards of this input, whenever they were scored.
 
     Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
 
@@ -54,55 +55,81 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
     a task failed for good.
     """
     store = Store(job.output)
+    shards = [span.shard for span in spans]
     with lock.held(store):
-        left = commits.to_do(store, spans, job.fingerprint)
-        logger.info("%d of %d shards have units to do", len(left), len(spans))
-        if left:
-            store.delete(commits.SUCCESS)
+        found = resume.standing(store, spans, job.fingerprint)
+        found = resume.resolve(found, store, shards, config.redo, config.forget)
+        logger.info("%d of %d shards have units to do", len(found.left), len(spans))
+        if found.left:
             try:
-                _execute(store, job, left, config)
+                _execute(store, job, spans, found, config)
             except BaseException:
                 with suppress(Exception):  # why the run stopped is what is to be told
                     Card(store, job, config.input).stopped()
                 raise
+        elif found.dropped:
+            _begin(store, found)
         records = commits.finish(store)
         totals = commits.totals(records)
         try:
             Card(store, job, config.input).complete(totals)
         except Exception as error:  # whatever it is, the scores are there
             logger.warning("the dataset card is not written: %s", error)
-    touched = {span.shard.uri for span in left}
-    done = [record for record in records if not touched or record["source"] in touched]
-    return totals, commits.totals(done)
+    uris = {shard.uri for shard in shards}
+    return totals, commits.totals(record for record in records if record["source"] in uris)
 
 
-def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> None:
-    """Commit every unit of the spans: through the graph, and those that it could not do one by one."""
-    began = time.time()
+def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, config: ScoreConfig) -> None:
+    """Commit every unit of the spans that is to be done. Nothing is deleted before the first is dispatched."""
+    began, left = time.time(), found.left
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
-    with connected():
+    with connected() as joined:
+        if joined:
+            places.probe(store, job, [span.shard for span in left])
         pool = pool_of(config)
         if config.verify:
             _check_model(job, pool)
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
-        card = Card(store, job, config.input, commits.list_commits(store), planned)
+        card = Card(store, job, config.input, found.committed, planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
         drafted = every(
             _CARD_EVERY_S,
             "writing the dataset card",
             lambda: card.in_progress(progress.counts.totals, progress.counts.done),
         )
+        _begin(store, found)
         with drafted, progress:
-            while left:
-                for record in _records(job, spread(left), pool):
-                    progress.update(record)
-                left = commits.to_do(store, left, job.fingerprint)
-                for span in left:
-                    progress.update(isolate(span, job, pool), isolated=True)
-                if left:
-                    left = commits.to_do(store, left, job.fingerprint)
+            _commit_all(store, job, spans, left, pool, progress)
+
+
+def _begin(store: Store, found: resume.Standing) -> None:
+    """Take away what the run makes untrue: the manifest, and commits that are to be dropped."""
+    store.delete(commits.SUCCESS)
+    resume.drop(store, found.dropped)
+
+
+def _commit_all(
+    store: Store, job: Job, spans: list[Span], left: list[Span], pool: Pool, progress: Progress
+) -> None:
+    """Commit what is left of the spans: through the graph, and units that it could not do one by one.
+
+    Raises RuntimeError where a commit that a worker reported is not in the output that the driver sees.
+    """
+    shards = {span.shard for span in left}
+    spans = [span for span in spans if span.shard in shards]
+    while left:
+        for record in _records(job, spread(left), pool):
+            places.see(store, record)
+            progress.update(record)
+        left = resume.to_do(store, spans, job.fingerprint)
+        for span in left:
+            record = isolate(span, job, pool)
+            places.see(store, record)
+            progress.update(record, isolated=True)
+        if left:
+            left = resume.to_do(store, spans, job.fingerprint)
 
 
 def _check_model(job: Job, pool: Pool) -> None:

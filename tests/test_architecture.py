@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "progress": BASE,
     "interrupts": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
+    "places": BASE | {"storage", "plan"},
     "isolation": BASE | {"storage", "plan", "replicas"},
     "cluster": {"interrupts"},
     "evaluation": {"errors"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "preflight", "report"}
+    | {"cluster", "places", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
@@ -48,7 +49,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
-    "ray": {"cluster", "pipeline", "progress", "replicas", "isolation"},
+    "ray": {"cluster", "places", "pipeline", "progress", "replicas", "isolation"},
     "rich": {"progress"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},
