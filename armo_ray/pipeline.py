@@ -19,7 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from armo_ray import places
+from armo_ray import passes, places
 from armo_ray.cluster import RETRIES, connected, remote_arguments
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
@@ -60,23 +60,39 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
         found = resume.standing(store, spans, job.fingerprint)
         found = resume.resolve(found, store, shards, config.redo, config.forget)
         logger.info("%d of %d shards have units to do", len(found.left), len(spans))
-        if found.left:
-            try:
+        try:
+            if found.left:
                 _execute(store, job, spans, found, config)
-            except BaseException:
-                with suppress(Exception):  # why the run stopped is what is to be told
-                    Card(store, job, config.input).stopped()
-                raise
-        elif found.dropped:
-            _begin(store, found)
-        records = commits.finish(store)
+            elif found.dropped:
+                passes.begin(store, found)
+            records = commits.finish(store)
+        except BaseException:
+            with suppress(Exception):  # why the run stopped is what is to be told
+                Card(store, job, config.input).stopped()
+            raise
         totals = commits.totals(records)
         try:
             Card(store, job, config.input).complete(totals)
         except Exception as error:  # whatever it is, the scores are there
             logger.warning("the dataset card is not written: %s", error)
     uris = {shard.uri for shard in shards}
+    _tell_vanished(resume.vanished(records, uris, config.input), job)
     return totals, commits.totals(record for record in records if record["source"] in uris)
+
+
+def _tell_vanished(gone: list[str], job: Job) -> None:
+    if gone:
+        text = (
+            "is in the scores" if job.keep_text else "cannot be read again (--keep-text would have kept it)"
+        )
+        logger.warning(
+            "%d shards that were scored are no longer in the input, the first is %s: their rows stay in %s, their "
+            "text %s; --forget SHARD drops what was scored of one",
+            len(gone),
+            gone[0],
+            job.output,
+            text,
+        )
 
 
 def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, config: ScoreConfig) -> None:
@@ -99,37 +115,20 @@ def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, 
             "writing the dataset card",
             lambda: card.in_progress(progress.counts.totals, progress.counts.done),
         )
-        _begin(store, found)
-        with drafted, progress:
-            _commit_all(store, job, spans, left, pool, progress)
 
+        def work(left: list[Span]) -> Iterator[dict[str, Any]]:
+            for record in _records(job, spread(left), pool):
+                progress.update(record)
+                yield record
 
-def _begin(store: Store, found: resume.Standing) -> None:
-    """Take away what the run makes untrue: the manifest, and commits that are to be dropped."""
-    store.delete(commits.SUCCESS)
-    resume.drop(store, found.dropped)
-
-
-def _commit_all(
-    store: Store, job: Job, spans: list[Span], left: list[Span], pool: Pool, progress: Progress
-) -> None:
-    """Commit what is left of the spans: through the graph, and units that it could not do one by one.
-
-    Raises RuntimeError where a commit that a worker reported is not in the output that the driver sees.
-    """
-    shards = {span.shard for span in left}
-    spans = [span for span in spans if span.shard in shards]
-    while left:
-        for record in _records(job, spread(left), pool):
-            places.see(store, record)
-            progress.update(record)
-        left = resume.to_do(store, spans, job.fingerprint)
-        for span in left:
+        def work_alone(span: Span) -> dict[str, Any]:
             record = isolate(span, job, pool)
-            places.see(store, record)
             progress.update(record, isolated=True)
-        if left:
-            left = resume.to_do(store, spans, job.fingerprint)
+            return record
+
+        passes.begin(store, found)
+        with drafted, progress:
+            passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
 
 
 def _check_model(job: Job, pool: Pool) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from armo_ray.errors import ConfigError
 from armo_ray.plan import Job
-from armo_ray.storage.commits import COMMITS, list_commits
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import SUFFIXES
 from armo_ray.storage.shards import Shard, stat_shard
@@ -27,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_FOLDERS = 64  # of the input that are looked for on every node, a shard in each
 _PROBE_S = 60.0
-# of a directory on NFS a client may believe for so long that a new file is not there
-_UNSEEN_S = 60.0
 _ADVICE = "Use a URI such as s3://, or a directory that all nodes mount"
 
 
@@ -88,21 +85,3 @@ def _judge(host: str, task: Any, seconds: float) -> None:
         return
     if missing:
         raise ConfigError(f"{missing[0]}: not the same place on node {host} as here. {_ADVICE}")
-
-
-def see(store: Store, record: Mapping[str, Any]) -> None:
-    """Raise RuntimeError where a unit that a worker says it committed is not in the output, as seen from here.
-
-    Looks on a disk only: an object store is the same everywhere.
-    """
-    path = store.path(f"{COMMITS}/{record['unit']}.json")
-    if not store.local or os.path.exists(path):
-        return
-    deadline = time.monotonic() + _UNSEEN_S
-    while record["unit"] not in list_commits(store):
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"{record['host']} committed unit {record['unit']}, but {path} is not there as seen from here: the "
-                f"output is not the same place on every node. {_ADVICE}"
-            )
-        time.sleep(0.5)

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "progress": BASE,
     "interrupts": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
+    "passes": {"storage"},
     "places": BASE | {"storage", "plan"},
     "isolation": BASE | {"storage", "plan", "replicas"},
     "cluster": {"interrupts"},
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "places", "preflight", "report"}
+    | {"cluster", "passes", "places", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE

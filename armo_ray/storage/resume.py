@@ -3,9 +3,10 @@
 Whole spans go in, so that every commit of a shard can be told from those of what it held before.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
@@ -81,6 +82,13 @@ def resolve(
         )
     units = frozenset().union(*found.changed.values(), _committed_of(store, found.committed, forget))
     return replace(found, committed=found.committed - units, changed={}, dropped=found.dropped | units)
+
+
+def vanished(records: Iterable[Mapping[str, Any]], uris: Set[str], inputs: Iterable[str]) -> list[str]:
+    """The shards of commit records that are below or match an input, but are not among the URIs found there."""
+    patterns = [pattern for uri in inputs for pattern in (uri, f"{uri.rstrip('/')}/*")]
+    sources = {str(record["source"]) for record in records}
+    return sorted(uri for uri in sources - uris if _matches(uri, patterns))
 
 
 def drop(store: Store, units: Iterable[str]) -> None:
