@@ -4,6 +4,7 @@ Imports neither torch nor ray.
 """
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from armo_ray.engine.checkpoint import Checkpoint, inspect
 from armo_ray.errors import ConfigError
 from armo_ray.families import Family
 from armo_ray.schema import SCHEMA_VERSION, scores_schema
-from armo_ray.storage import commits, parts, readers, resume
+from armo_ray.storage import commits, lock, parts, readers, resume
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards
@@ -78,7 +79,8 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     layout, carried = _layout(shards, config, columns)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
-    run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
+    with lock.held(store) if write else nullcontext():  # a dataset may be made there
+        run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     job = _job(config, model, layout, columns, carried)
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)

@@ -28,7 +28,7 @@ def run(options: CompareOptions) -> None:
     if options.output is None:
         print(_told(_compare(options, first, second)))
         return
-    with new_output(options.output) as store:
+    with new_output(options.output, "compare") as store:
         found = _compare(options, first, second)
         print(_told(found))
         store.write(REPORT, commits.to_json(found))

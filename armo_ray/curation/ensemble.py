@@ -52,10 +52,10 @@ def run(options: ReweighOptions) -> None:
         raise ConfigError(
             "--ensemble: give the outputs of several models, as `armo-ray score --model A B` writes them"
         )
-    units = _paired(outputs)
-    members = _members(options, outputs)
-    formula = _formula(options, outputs, members)
-    with new_output(options.output) as store:
+    with new_output(options.output, "reweigh", options.engine) as store:
+        units = _paired(outputs)
+        members = _members(options, outputs)
+        formula = _formula(options, outputs, members)
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
         fingerprint = derived.begin(outputs[0], store, made, identity)

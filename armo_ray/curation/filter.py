@@ -43,7 +43,7 @@ def run(options: FilterOptions) -> None:
     if not options.where and options.top_k is None:
         raise ConfigError("nothing to filter by: give --where or --top-k")
     scores = open_scores(options.scores)
-    with new_output(options.output) as store, database(options) as con:
+    with new_output(options.output, "filter", options.engine) as store, database(options) as con:
         rules = parse_rules(options, columns_of(con, scores))
         selection = select(con, scores, rules)
         told = table_of(options, selection.patterns)

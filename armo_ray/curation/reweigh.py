@@ -34,7 +34,7 @@ def run(options: ReweighOptions) -> None:
         return
     scores = open_scores(options.scores)
     formula = formula_of(options, scores)
-    with new_output(options.output) as store:
+    with new_output(options.output, "reweigh", options.engine) as store:
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
         fingerprint = derived.begin(scores, store, {**made, "scores": scores.outputs}, identity)

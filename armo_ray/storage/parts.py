@@ -14,6 +14,7 @@ from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
 
 SCORES, REJECTS = "scores", "rejects"
+DATA = "data"  # of a dataset that is no output of scores
 _LONGEST_NAME, _LONGEST_PATH, _LONGEST_ROOT = 255, 384, 192
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
