@@ -1,8 +1,6 @@
 """Mending an output: what is damaged goes, so that `armo-ray score` does it again."""
 
 import os
-import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
@@ -18,7 +16,6 @@ _ADVICE = {
     CHANGED: "put it back as it was and repair again, or let armo-ray score --redo it",
     UNKNOWN: "repair again when its storage can be reached",
 }
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # as Store names what it has not renamed yet
 
 
 class Repaired(NamedTuple):
@@ -104,27 +101,16 @@ def _mend(store: Store, found: Examined, drop: Mapping[str, str], whole: bool) -
 
 
 def _sweep(store: Store, found: Examined, drop: Mapping[str, str]) -> Iterator[str]:
-    """Delete the parts that no commit names, and what stopped writers left."""
+    """Delete the parts that no commit names."""
     records = [record for record in found.records if record["unit"] not in drop]
     unread = commits.list_commits(store) - {record["unit"] for record in records}
     for name in verify.stray_parts(store, records):
         if _is_inside(store, name) and unit_of(name) not in unread:
             store.delete(name)
             yield f"{name}: deleted: no commit names it"
-    for path in store.find("") if store.local else ():
-        name = path.removeprefix(f"{store.root}/")
-        if _TEMPORARY.fullmatch(os.path.basename(name)) and _is_inside(store, name) and _is_stale(path):
-            store.delete(name)
-            yield f"{name}: deleted: its writer stopped"
 
 
 def _is_inside(store: Store, name: str) -> bool:
     """Whether no link leads from the output to a folder elsewhere."""
     folder, root = (os.path.realpath(path) for path in (os.path.dirname(store.path(name)), store.root))
     return not store.local or folder == root or folder.startswith(f"{root}/")
-
-
-def _is_stale(path: str) -> bool:
-    with suppress(FileNotFoundError):
-        return time.time() - os.lstat(path).st_mtime > lock.STALE_S
-    return False
