@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
 from armo_ray.interrupts import stop_on_sigterm
 
@@ -19,6 +21,22 @@ logger = logging.getLogger(__name__)
 
 # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
 RETRIES = 2
+_HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # what holds this package
+
+
+class _OwnJob(JobConfig):
+    """A job whose workers look for modules where any Python process does.
+
+    Ray would have them look in the driver's working directory first, where a profile.py of the user's takes the
+    place of Python's own. They still do where this package lies there, or beside the script that runs.
+    """
+
+    def __init__(self) -> None:
+        places = {os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))}
+        super().__init__(_py_driver_sys_path=sorted(places.intersection([_HOME])))
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # asked by ray.init alone, which then adds neither directory
 
 
 @contextmanager
@@ -33,8 +51,15 @@ def connected() -> Iterator[bool]:
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
         logger.info("starting Ray" if address == "local" else f"joining the Ray cluster at {address}")
+        own_job: dict[str, Any] = {"job_config": _OwnJob()} if address == "local" else {}
         try:
-            ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address,
+                **own_job,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
         except Exception as error:  # a bare one where its processes do not come up in time
             raise RuntimeError(f"Ray did not start, or cannot be reached at {address}: {error}") from error
         stop_on_sigterm()  # ray.init takes the signal for itself

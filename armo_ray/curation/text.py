@@ -70,7 +70,7 @@ def find_sources(scores: Scores) -> dict[str, Source]:
     for output, run in zip(scores.outputs, scores.runs, strict=True):
         layout, columns = Layout(*_layout(run["identity"]["layout"])), content.columns_read(run)
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for record in commits.read_commits(Store(output)):
+        for record in commits.read_commits(Store(output), run=run):
             kept = {name: record.get(name) for name in content.FIELDS}
             groups.setdefault((record["source"], record["identity"]), []).append(kept)
             scored[record["source"]] += record["scored"]

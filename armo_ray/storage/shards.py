@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import S3, Source, is_remote, open_filesystem, speaks, uri_of
+from armo_ray.storage.filesystem import S3, Source, check_input, is_remote, open_filesystem, speaks, uri_of
 from armo_ray.storage.listing import BROKEN, READ, File, Listing, list_files
 from armo_ray.storage.retries import explain, patiently
 
@@ -87,6 +87,7 @@ def find_shards(inputs: Iterable[str], each: bool = True) -> list[Shard]:
 
 
 def _list(uri: str) -> tuple[Any, Listing]:
+    check_input(uri)
     fs, path = open_filesystem(uri)
     try:
         listing = patiently(f"listing {uri}", lambda: list_files(fs, path, SUFFIXES))
