@@ -27,11 +27,14 @@ HEAD_PATIENCE_S = 30.0  # a head that is restarted is waited for; half of what R
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """Ray as it is, or started and stopped here. Failed tasks, and Ray that goes away, are a RuntimeError."""
+def connected() -> Iterator[bool]:
+    """Ray as it is, or started and stopped here. Yields whether its nodes may be other machines than this.
+
+    A failed task, and Ray that goes away, become a RuntimeError.
+    """
     if ray.is_initialized():
         with _task_errors():
-            yield
+            yield True
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
     # without an address Ray would join any cluster that it finds on the machine
@@ -40,7 +43,7 @@ def connected() -> Iterator[None]:
     stop_on_sigterm()  # ray.init takes the signal for itself
     try:
         with _task_errors(), watched(_endpoints(address), _advice(address)):
-            yield
+            yield address != LOCAL
     finally:
         if not isinstance(sys.exception(), Lost):  # it could hang: what is left is for Ray's hook at the exit
             ray.shutdown()
@@ -70,7 +73,7 @@ def _start(address: str) -> None:
 def _wait_for_head(address: str) -> None:
     """Raises OSError where nothing listens at the address; Ray itself would ask for a quarter of an hour."""
     host, _, port = address.rpartition(":")
-    if port.isdigit():  # not "local" or "auto"
+    if port.isdigit() and "://" not in address:  # not "local" or "auto"
         head = Endpoint("the head", host.strip("[]"), int(port), HEAD_PATIENCE_S)
         until = time.monotonic() + head.patience
         while not answers(head):
@@ -81,6 +84,8 @@ def _wait_for_head(address: str) -> None:
 
 def _endpoints(address: str) -> list[Endpoint]:
     """The two processes without which Ray ends a driver: the raylet of its node in 15 s, the head in 60 s."""
+    if "://" in address:  # a client of a driver elsewhere
+        return []
     whose = "that was started here" if address == LOCAL else f"cluster at {address}"
     own = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == own)

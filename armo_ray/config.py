@@ -1,6 +1,7 @@
 """The one configuration object: a TOML file, overridden by flags, checked before any work."""
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +28,28 @@ Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Names = Annotated[
     tuple[Name, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
+_SUBMITTED = "/runtime_resources/working_dir_files/"  # where Ray unpacks --working-dir, and deletes it again
+
+
+def _absolute(uri: str) -> str:
+    """A local path from the root on: a worker's working directory is another one."""
+    check_uri(uri)
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def _lasting(path: str) -> str:
+    if _SUBMITTED in path:
+        raise ValueError(
+            "a relative path in a submitted job: Ray deletes its working directory; give a URI or /path"
+        )
+    return path
+
+
+Place = Annotated[Name, AfterValidator(_absolute)]  # a URI, or an absolute path
+Places = Annotated[
+    tuple[Place, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+NewPlace = Annotated[Place, AfterValidator(_lasting)]  # that is written to
 Options = TypeVar("Options", bound=BaseModel)
 PARTS = ("prompt", "system", "chosen", "rejected", "responses", "response", "messages")
 
@@ -37,9 +61,9 @@ class ScoreConfig(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
-    input: Names = Field(min_length=1)
+    input: Places = Field(min_length=1)
     """Shards to score: files, directories or globs of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
-    output: Name
+    output: NewPlace
     """Directory or URI of the output; an earlier run there is resumed."""
     model: Name
     """Checkpoint: a directory, its URI, or a hub id; several score in turn, each into OUTPUT/NAME[@REVISION]."""
@@ -91,6 +115,10 @@ class ScoreConfig(BaseModel):
     """Devices of a replica, as torch names them; default: its GPUs, or cpu."""
     wait: float = Field(10, ge=0)
     """Minutes to wait for a cluster to have the GPUs of the first MIN replicas."""
+    redo: Places = ()
+    """Shards of the input, URIs or globs: drop what was scored of those that changed since, and score them anew."""
+    forget: Places = ()
+    """Shards no longer in the input, URIs or globs: drop what was scored of them."""
     max_reject_fraction: float = Field(0.01, ge=0, le=1)
     """Exit with status 3 when more than this fraction of candidates, or of shards, was rejected."""
 
@@ -132,11 +160,10 @@ class ScoreConfig(BaseModel):
         pairs = [str(entry).partition("=")[::2] for entry in value]
         return {name: column or name for name, column in pairs}
 
-    @field_validator("input", "output", "model")
+    @field_validator("model")
     @classmethod
-    def _public(cls, value: Any) -> Any:
-        for uri in (value,) if isinstance(value, str) else value:
-            check_uri(uri)
+    def _public(cls, value: str) -> str:
+        check_uri(value)
         return value
 
     @field_validator("column")

@@ -19,6 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
+from armo_ray import passes, places
 from armo_ray.cluster import RETRIES, connected, remote_arguments
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
@@ -29,7 +30,7 @@ from armo_ray.progress import Progress, every
 from armo_ray.replicas import Pool, Replica, pool_of, replicas_up
 from armo_ray.report.card import Card
 from armo_ray.stages import candidate_rows, fp8, read_and_tokenize, tokenize_rows, write_and_commit
-from armo_ray.storage import commits, lock
+from armo_ray.storage import commits, lock, resume
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, spread
 
@@ -44,9 +45,9 @@ _MOST_ERRORED = 32
 
 
 def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Do what is not committed yet of the spans.
+    """Do what is not committed yet of the spans, the units of the whole input.
 
-    Returns the totals of the whole output, and of the shards that had something left to do: all, if none had.
+    Returns the totals of the whole output, and of the shards of this input, whenever they were scored.
 
     Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
 
@@ -54,55 +55,80 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
     a task failed for good.
     """
     store = Store(job.output)
+    shards = [span.shard for span in spans]
     with lock.held(store):
-        left = commits.to_do(store, spans, job.fingerprint)
-        logger.info("%d of %d shards have units to do", len(left), len(spans))
-        if left:
-            store.delete(commits.SUCCESS)
-            try:
-                _execute(store, job, left, config)
-            except BaseException:
-                with suppress(Exception):  # why the run stopped is what is to be told
-                    Card(store, job, config.input).stopped()
-                raise
-        records = commits.finish(store)
+        found = resume.standing(store, spans, job.fingerprint)
+        found = resume.resolve(found, store, shards, config.redo, config.forget)
+        logger.info("%d of %d shards have units to do", len(found.left), len(spans))
+        try:
+            if found.left:
+                _execute(store, job, spans, found, config)
+            elif found.dropped:
+                passes.begin(store, found)
+            records = commits.finish(store)
+        except BaseException:
+            with suppress(Exception):  # why the run stopped is what is to be told
+                Card(store, job, config.input).stopped()
+            raise
         totals = commits.totals(records)
         try:
             Card(store, job, config.input).complete(totals)
         except Exception as error:  # whatever it is, the scores are there
             logger.warning("the dataset card is not written: %s", error)
-    touched = {span.shard.uri for span in left}
-    done = [record for record in records if not touched or record["source"] in touched]
-    return totals, commits.totals(done)
+    uris = {shard.uri for shard in shards}
+    _tell_vanished(resume.vanished(records, uris, config.input), job)
+    return totals, commits.totals(record for record in records if record["source"] in uris)
 
 
-def _execute(store: Store, job: Job, left: list[Span], config: ScoreConfig) -> None:
-    """Commit every unit of the spans: through the graph, and those that it could not do one by one."""
-    began = time.time()
+def _tell_vanished(gone: list[str], job: Job) -> None:
+    if gone:
+        text = (
+            "is in the scores" if job.keep_text else "cannot be read again (--keep-text would have kept it)"
+        )
+        logger.warning(
+            "%d shards that were scored are no longer in the input, the first is %s: their rows stay in %s, their "
+            "text %s; --forget SHARD drops what was scored of one",
+            len(gone),
+            gone[0],
+            job.output,
+            text,
+        )
+
+
+def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, config: ScoreConfig) -> None:
+    """Commit every unit of the spans that is to be done. Nothing is deleted before the first is dispatched."""
+    began, left = time.time(), found.left
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
-    with connected():
+    with connected() as joined:
+        if joined:
+            places.probe(store, job, [span.shard for span in left])
         pool = pool_of(config)
         if config.verify:
             _check_model(job, pool)
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
-        card = Card(store, job, config.input, commits.list_commits(store), planned)
+        card = Card(store, job, config.input, found.committed, planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
         drafted = every(
             _CARD_EVERY_S,
             "writing the dataset card",
             lambda: card.in_progress(progress.counts.totals, progress.counts.done),
         )
+
+        def work(left: list[Span]) -> Iterator[dict[str, Any]]:
+            for record in _records(job, spread(left), pool):
+                progress.update(record)
+                yield record
+
+        def work_alone(span: Span) -> dict[str, Any]:
+            record = isolate(span, job, pool)
+            progress.update(record, isolated=True)
+            return record
+
+        passes.begin(store, found)
         with drafted, progress:
-            while left:
-                for record in _records(job, spread(left), pool):
-                    progress.update(record)
-                left = commits.to_do(store, left, job.fingerprint)
-                for span in left:
-                    progress.update(isolate(span, job, pool), isolated=True)
-                if left:
-                    left = commits.to_do(store, left, job.fingerprint)
+            passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
 
 
 def _check_model(job: Job, pool: Pool) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from armo_ray.config import load_config
 from armo_ray.plan import prepare
-from armo_ray.storage import commits
+from armo_ray.storage import commits, resume
 from armo_ray.storage.store import Store
 from jobs.scale import measure
 
@@ -49,7 +49,7 @@ def plan(folder: str, model: str) -> dict[str, Any]:
     tenth = len(units) // 10
     _commit(store, job.fingerprint, units[tenth:])
     started = time.perf_counter()
-    left = commits.to_do(store, spans, job.fingerprint)
+    left = resume.to_do(store, spans, job.fingerprint)
     seconds["resume"] = time.perf_counter() - started
     assert sum(len(span.units) for span in left) == tenth
     _commit(store, job.fingerprint, units[:tenth])

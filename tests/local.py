@@ -12,7 +12,7 @@ from armo_ray.config import ScoreConfig
 from armo_ray.curation.scores import open_scores
 from armo_ray.plan import prepare
 from armo_ray.stages import Scorer, read_and_tokenize, write_and_commit
-from armo_ray.storage import commits
+from armo_ray.storage import commits, resume
 from armo_ray.storage.store import Store
 
 PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'  # a shard of one row
@@ -27,15 +27,19 @@ def config_for(model: Path | str, inputs: Any, output: Path | str, **options: An
 
 def score_locally(model: Path | str, inputs: Any, output: Path | str, **options: Any) -> dict[str, Any]:
     """Score what is not committed yet; returns the manifest."""
-    job, spans = prepare(config_for(model, inputs, output, **options))
+    config = config_for(model, inputs, output, **options)
+    job, spans = prepare(config)
     key = (job.model, job.dtype, job.token_budget)
     if key not in _SCORERS:
         _SCORERS[key] = Scorer(job, "cpu")
     store = Store(job.output)
-    for span in commits.to_do(store, spans, job.fingerprint):
+    found = resume.standing(store, spans, job.fingerprint)
+    found = resume.resolve(found, store, [span.shard for span in spans], config.redo, config.forget)
+    resume.drop(store, found.dropped)
+    for span in found.left:
         for table in read_and_tokenize(span, job):
             write_and_commit(_SCORERS[key](table), job)
-    assert commits.to_do(store, spans, job.fingerprint) == []
+    assert resume.to_do(store, spans, job.fingerprint) == []
     commits.finish(store)
     return store.read_json(commits.SUCCESS) or {}
 

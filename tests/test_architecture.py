@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "progress": BASE,
     "interrupts": BASE,
     "replicas": BASE | {"storage", "plan", "stages"},
+    "passes": {"storage"},
+    "places": BASE | {"storage", "plan"},
     "isolation": BASE | {"storage", "plan", "replicas"},
     "watch": set(),
     "cluster": {"interrupts", "watch"},
@@ -40,7 +42,7 @@ MAY_IMPORT = {
     "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "preflight", "report"}
+    | {"cluster", "passes", "places", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
@@ -49,7 +51,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
-    "ray": {"cluster", "pipeline", "progress", "replicas", "isolation"},
+    "ray": {"cluster", "places", "pipeline", "progress", "replicas", "isolation"},
     "rich": {"progress"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "bench"},

@@ -22,10 +22,10 @@ from armo_ray.storage.commits import (
     list_commits,
     open_run,
     read_commits,
-    to_do,
 )
 from armo_ray.storage.parts import write_scores
 from armo_ray.storage.readers import BadRow, Row, UnitRows, read_units
+from armo_ray.storage.resume import to_do
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut

@@ -21,8 +21,9 @@ from s3fs.errors import translate_boto_error
 from armo_ray.cli import main
 from armo_ray.storage import readers, retries, shards
 from armo_ray.storage import store as stores
-from armo_ray.storage.commits import commit, finish, list_commits, open_run, to_do
+from armo_ray.storage.commits import commit, finish, list_commits, open_run
 from armo_ray.storage.readers import Row, read_units
+from armo_ray.storage.resume import to_do
 from armo_ray.storage.retries import is_transient
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store

@@ -1,7 +1,6 @@
 """Shards are found once and in order; units hold every row once, under ids that nothing else moves."""
 
 import os
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.shards import Shard, find_shards, open_shard
-from armo_ray.storage.units import UNIT_BYTES, Span, Unit, cut, remaining, spread, unit_id
+from armo_ray.storage.units import UNIT_BYTES, Span, Unit, cut, spread
 
 F = "fingerprint"
 NAMES = [
@@ -280,42 +279,6 @@ def test_a_parquet_shard_that_cannot_be_opened_is_one_unit_with_an_error(tmp_pat
     assert [(unit.num_rows, unit.last) for unit in bad.units] == [(0, True)]
     assert good.error is None
     assert [unit.num_rows for unit in good.units] == [100]
-
-
-def test_committed_units_are_left_out(tmp_path: Path) -> None:
-    for name in "ab":
-        write_groups(tmp_path / f"{name}.parquet", [pa.table({"c": ["x"] * 100})] * 3)
-    a, b = cut(find_shards([str(tmp_path)]), F, 100, {})
-    assert remaining([a, b], F, set()) == ([a, b], [])
-    committed = {a.units[1].id, *(unit.id for unit in b.units), "0" * 32}  # and one of a shard not asked for
-    assert remaining([a, b], F, committed) == ([replace(a, units=(a.units[0], a.units[2]))], [])
-
-
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_a_shard_that_changed_after_it_was_scored_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"x.{kind}"
-
-    def plan(rows: int, seconds: int) -> Span:
-        if kind == "parquet":
-            write_groups(path, [pa.table({"c": ["x"] * rows})])
-        else:
-            write(path, b"{}\n" * rows)
-        os.utime(path, (seconds, seconds))
-        return span_of(path, 2)
-
-    before, after = plan(4, 1000), plan(6, 2000)
-    ids = {unit.id for unit in before.units} or {unit_id(before.shard, F, "0")}
-    with pytest.raises(ConfigError, match=f"{path} changed after it was scored"):
-        remaining([after], F, ids)
-
-
-@settings(max_examples=50)
-@given(done=st.sets(st.integers(0, 300)))
-def test_the_committed_runs_of_a_jsonl_shard_are_found_by_their_ids(done: set[int]) -> None:
-    span, other = (Span(Shard(f"/in/{name}.jsonl", 10, "10-1", ())) for name in "ab")
-    left, partly = remaining([span, other], F, {unit_id(span.shard, F, str(n)) for n in done})
-    assert partly == ([replace(span, done=frozenset(done))] if done else [])
-    assert left == ([other] if done else [span, other])
 
 
 @given(groups=st.lists(st.integers(1, 5), max_size=40))

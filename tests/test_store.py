@@ -17,10 +17,11 @@ from s3fs import S3FileSystem
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage import readers, shards
-from armo_ray.storage.commits import RUN, SUCCESS, commit, finish, list_commits, open_run, to_do
+from armo_ray.storage.commits import RUN, SUCCESS, commit, finish, list_commits, open_run
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import write_scores
 from armo_ray.storage.readers import Row, read_rows, read_units, sample
+from armo_ray.storage.resume import to_do
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut

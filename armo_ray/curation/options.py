@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
-from armo_ray.config import Name, Names, check_uri
+from armo_ray.config import Name, Names, NewPlace, Place, Places
 
 Size = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", strip_whitespace=True)]
 
@@ -30,27 +30,20 @@ class ScoresOptions(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
-    scores: Names = Field(min_length=1)
+    scores: Places = Field(min_length=1)
     """Complete outputs of armo-ray score, all of one model."""
     memory: Size = "2GB"
     """What DuckDB may hold in memory before it spills to disk; with ray, in each task."""
     threads: int | None = Field(None, ge=1)
     """Threads of DuckDB; default: one per core, with ray one in each task."""
-    spill: Name | None = None
+    spill: Place | None = None
     """Directory for what does not fit in memory; default: the system's for temporary files."""
-
-    @field_validator("scores", "output", check_fields=False)
-    @classmethod
-    def _public(cls, value: Any) -> Any:
-        for uri in (value,) if isinstance(value, str) else value or ():
-            check_uri(uri)
-        return value
 
 
 class CurationOptions(ScoresOptions):
     """What every command that makes a dataset takes."""
 
-    output: Name
+    output: NewPlace
     """Directory or URI of the new dataset; nothing may be there yet."""
     format: Literal["parquet", "jsonl"] = "parquet"
     """Of the files that are written."""
@@ -87,7 +80,7 @@ class MineOptions(CurationOptions):
     """Pairs of a prompt that are kept: those with the largest margin of value."""
     near_duplicates: Finite | None = Field(None, gt=0, le=1)
     """Keep one of prompts whose runs of 3 words and signs are, by MinHash, at least this similar (Jaccard)."""
-    decontaminate: Names = ()
+    decontaminate: Places = ()
     """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)
     """Words of such an n-gram; shorter texts of a benchmark count as one, of fewer than 5 only as a whole prompt."""
@@ -138,7 +131,7 @@ class ReweighOptions(CurationOptions):
     """OBJECTIVE=FACTOR: multiplies the weight that the model gives a reward."""
     mask: Names = ()
     """Objectives whose rewards are left out."""
-    transform: Name | None = None
+    transform: Place | None = None
     """JSON file with another reward_transform_matrix; its rows are the input objectives."""
     length_penalty: float | None = Field(None, allow_inf_nan=False)
     """Taken from the score for every token of the response."""
@@ -186,7 +179,7 @@ class EvaluateOptions(ScoresOptions):
     """Whose rules make the table; labelled is any set with chosen and rejected answers."""
     by: Names = ()
     """With labelled: columns of the scores whose values are the subsets."""
-    output: Name | None = None
+    output: NewPlace | None = None
     """Directory or URI for evaluation.json and the figures; nothing may be there yet."""
     bootstrap: int = Field(1000, ge=100)
     """Samples that the intervals are made of; they hold 95 % of them."""
@@ -199,9 +192,9 @@ class EvaluateOptions(ScoresOptions):
 class CompareOptions(ScoresOptions):
     """How two outputs over the same rows differ."""
 
-    scores: tuple[Name, Name]
+    scores: tuple[Place, Place]
     """Two complete outputs of armo-ray score; the second is compared with the first."""
-    output: Name | None = None
+    output: NewPlace | None = None
     """Directory or URI for comparison.json; nothing may be there yet."""
     movers: int = Field(5, ge=0)
     """Candidates whose rank moves most that are shown, with their text."""

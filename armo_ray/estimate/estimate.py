@@ -14,9 +14,9 @@ from armo_ray.estimate.throughput import throughput
 from armo_ray.estimate.work import work
 from armo_ray.plan import prepare
 from armo_ray.schema import REJECT_REASONS
-from armo_ray.storage import commits
+from armo_ray.storage import resume
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import Span, superseded
+from armo_ray.storage.units import Span
 
 
 def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     started = time.monotonic()
     job, spans = prepare(config, write=False)
     store = Store(job.output)
-    committed = commits.list_commits(store)
-    committed -= superseded(spans, committed)
-    left = commits.left_of(store, spans, job.fingerprint, committed)
+    shards = [span.shard for span in spans]
+    found = resume.standing(store, spans, job.fingerprint)
+    left, committed = found.left, resume.resolve(found, store, shards, config.redo, config.forget).committed
     rate = throughput(options, job, committed)
     sample = take(left, job, options.sample, token_budget(config))
     todo = work(left, sample, job, store)
@@ -53,7 +53,7 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     }
 
 
-def _committed(spans: Sequence[Span], committed: set[str]) -> set[str]:
+def _committed(spans: Sequence[Span], committed: frozenset[str]) -> set[str]:
     """The units of these spans among those of the output."""
     shards = {span.shard.hash for span in spans}
     return {unit for unit in committed if unit[:16] in shards}

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from armo_ray.config import Name
+from armo_ray.config import Place
 
 
 class PlanOptions(BaseModel):
@@ -14,7 +14,7 @@ class PlanOptions(BaseModel):
 
     tokens_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Tokens that a replica computes in a second, each shared prefix counted once; default: as measured."""
-    previous: Name | None = None
+    previous: Place | None = None
     """Earlier output whose commit records tell how fast replicas are; default: this output's own, if it has any."""
     price: float | None = Field(None, ge=0, allow_inf_nan=False)
     """USD for an hour of one GPU, or of one replica without GPUs."""

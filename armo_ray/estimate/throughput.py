@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Throughput(NamedTuple):
     source: str
 
 
-def throughput(options: PlanOptions, job: Job, committed: set[str]) -> Throughput | None:
+def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughput | None:
     """By the options; None where neither they nor the output tell. Raises ConfigError where a previous one does not."""
     if options.tokens_per_second is not None:
         return Throughput(options.tokens_per_second, None, 0.0, 0, "as stated")
@@ -63,7 +63,7 @@ def _compare(uri: str, run: Mapping[str, Any], job: Job) -> None:
         )
 
 
-def measured(store: Store, units: set[str]) -> Throughput | None:
+def measured(store: Store, units: Set[str]) -> Throughput | None:
     """What the commit records of some units tell, a thousand of them at most; None where nothing was computed."""
     names = sorted(units)  # by hashes: in no order of time or length
     records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1])

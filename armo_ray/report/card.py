@@ -88,6 +88,8 @@ class Card:
 
     def stopped(self) -> None:
         """Write what is committed now: more than the run counted, where units were committed as it stopped."""
+        if self.store.read_json(commits.SUCCESS) is not None:
+            return  # stopped before it began: the output is as whole as it was
         if records := commits.read_commits(self.store, names=_TOTALLED):
             state = f"Not complete: {len(records)} units were committed when the run stopped."
             self._write(commits.totals(records), state)

@@ -2,18 +2,18 @@
 
 from pydantic import Field, model_validator
 
-from armo_ray.config import Name, Names
+from armo_ray.config import NewPlace, Place, Places
 from armo_ray.curation.options import Finite, ScoresOptions
 
 
 class ReportOptions(ScoresOptions):
     """A page and its numbers about outputs, complete or not."""
 
-    scores: Names = Field(min_length=1)
+    scores: Places = Field(min_length=1)
     """Outputs of armo-ray score, all of one model; of one that is not complete, what is committed."""
-    output: Name | None = None
+    output: NewPlace | None = None
     """Directory or URI for report.html and report.json, or the .html file; default: the output itself."""
-    against: Name | None = None
+    against: Place | None = None
     """An older output of the same model: tell how far the numbers moved away from it."""
     max_psi: Finite = Field(0.25, gt=0)
     """Population stability index, over the older output's deciles, above which a column has drifted, if it is more

@@ -1,5 +1,6 @@
 """Scores become parts and a commit record: the third step, on a CPU."""
 
+import socket
 import time
 from typing import Any
 
@@ -17,7 +18,7 @@ from armo_ray.storage.units import Unit
 
 
 def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
-    """Write the parts of a scored unit, then its commit record, which is returned."""
+    """Write the parts of a scored unit, then its commit record; returns it, with the bytes read and the host."""
     started = time.perf_counter()
     header = Header.of(table)
     shard, unit = header.shard, header.unit
@@ -58,7 +59,7 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
         "parts": written,
     }
     commits.commit(store, record)
-    return {**record, "source_bytes": unit.source_bytes}
+    return {**record, "source_bytes": unit.source_bytes, "host": socket.gethostname()}
 
 
 def candidate_rows(table: pa.Table, job: Job) -> pa.Table:

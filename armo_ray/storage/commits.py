@@ -13,10 +13,8 @@ from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.parts import REJECTS
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import Span, remaining, superseded, unit_id
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
 _COUNTED = (
@@ -129,32 +127,6 @@ def commit(store: Store, record: Mapping[str, Any]) -> None:
             )
 
 
-def to_do(store: Store, spans: list[Span], fingerprint: str) -> list[Span]:
-    """The spans, or the parts of them, that are not committed; `_commits/` is listed once."""
-    committed = list_commits(store)
-    for unit in superseded(spans, committed):
-        store.delete(f"{COMMITS}/{unit}.json")
-        store.delete(f"{REJECTS}/part-{unit}.parquet")
-        committed.remove(unit)
-    return left_of(store, spans, fingerprint, committed)
-
-
-def left_of(store: Store, spans: list[Span], fingerprint: str, committed: set[str]) -> list[Span]:
-    """The spans, or the parts of them, that are not among the units committed; nothing is written."""
-    left, partly = remaining(spans, fingerprint, committed)
-
-    def is_done(span: Span) -> bool:
-        """A JSONL shard is done when its runs are committed up to one that says it is the last."""
-        ordinal = max(span.done)
-        if span.done != frozenset(range(ordinal + 1)):
-            return False
-        record = store.read_json(f"{COMMITS}/{unit_id(span.shard, fingerprint, str(ordinal))}.json") or {}
-        return bool(record.get("last"))
-
-    done: list[bool] = in_parallel(is_done, partly)
-    return left + [span for span, finished in zip(partly, done, strict=True) if not finished]
-
-
 def unfinished(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Shards that have some of their units committed, but not all. Takes records sorted by shard and row."""
     found = []
@@ -173,8 +145,8 @@ def finish(store: Store) -> list[dict[str, Any]]:
     records = read_commits(store, names=_COUNTED)
     if half := unfinished(records):
         raise RuntimeError(
-            f"{store.uri}: {len(half)} shards of an earlier run are not done, the first is {half[0]}. "
-            f"Run again with them in the input"
+            f"{store.uri}: {len(half)} shards of an earlier run are not done, the first is {half[0]}. Run again with "
+            f"them in the input, or drop what is committed of them with --forget {half[0]}"
         )
     manifest = {
         "totals": totals(records),

@@ -20,7 +20,7 @@ from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 
 UNIT_BYTES = 64 << 20
 _UNITS_A_TASK = 8  # opening a shard and its footer again costs little beside eight units
-_UNREADABLE = "-unreadable"  # ends the id of a unit that stands for a whole shard and holds no scores
+UNREADABLE = "-unreadable"  # ends the id of a unit that stands for a whole shard and holds no scores
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def cut(
                 footer = pq.ParquetFile(source).metadata
         except DAMAGE as error:
             source.raise_failure()
-            name = unit_id(shard, fingerprint, "unreadable") + _UNREADABLE
+            name = unit_id(shard, fingerprint, "unreadable") + UNREADABLE
             unit = Unit(name, 0, last=True, source_bytes=shard.size)
             return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
         return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
@@ -174,54 +174,3 @@ def spread(spans: list[Span]) -> list[Span]:
             runs[-1].append(unit)
         pieces += [replace(span, units=tuple(run)) for run in runs]
     return pieces
-
-
-def superseded(spans: list[Span], committed: set[str]) -> set[str]:
-    """Commits of shards that could not be read, and that have been replaced since."""
-    planned = {unit.id for span in spans for unit in span.units}
-    shards = {span.shard.hash for span in spans}
-    return {c for c in committed - planned if c.endswith(_UNREADABLE) and c[:16] in shards}
-
-
-def remaining(spans: list[Span], fingerprint: str, committed: set[str]) -> tuple[list[Span], list[Span]]:
-    """What is left to do, and the JSONL spans whose end only their last commit record can tell.
-
-    Raises ConfigError where a shard has commits that are none of its units: it changed after it was scored.
-    """
-    commits_of: dict[str, set[str]] = {}
-    for unit in committed:
-        commits_of.setdefault(unit[:16], set()).add(unit)
-    left, partly = [], []
-    for span in spans:
-        commits = commits_of.get(span.shard.hash, set())
-        if not commits:
-            left.append(span)
-            continue
-        if span.units:
-            planned = {unit.id for unit in span.units}
-            known = planned & commits
-            todo = replace(span, units=tuple(unit for unit in span.units if unit.id not in commits))
-            if todo.units:
-                left.append(todo)
-        else:
-            ordinals = _ordinals(span.shard, fingerprint, commits)
-            known = set(ordinals.values())
-            partly.append(replace(span, done=frozenset(ordinals)))
-        if len(known) < len(commits):
-            raise ConfigError(
-                f"{span.shard.uri} changed after it was scored into this output. Write new rows to new shards, "
-                f"or score it into a new output"
-            )
-    return left, partly
-
-
-def _ordinals(shard: Shard, fingerprint: str, commits: set[str]) -> dict[int, str]:
-    """Which runs of a JSONL shard are committed. Runs are committed about in order, so few are tried."""
-    found: dict[int, str] = {}
-    ordinal = 0
-    while len(found) < len(commits) and ordinal < 2 * len(commits) + 1000:
-        unit = unit_id(shard, fingerprint, str(ordinal))
-        if unit in commits:
-            found[ordinal] = unit
-        ordinal += 1
-    return found
