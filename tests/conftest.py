@@ -6,10 +6,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
+import gzip
+import json
 import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
@@ -96,6 +100,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = SAMPLE.read_text("utf-8").splitlines(keepends=True) * 2
     for i in range(13):
         (folder / f"{i:02}.jsonl").write_text("".join(lines[20 * i : 20 * i + 20]), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's rows in a Parquet shard of many row groups, JSON lines, and both kinds of compressed ones."""
+    folder = tmp_path_factory.mktemp("formats")
+    lines = SAMPLE.read_bytes().splitlines(keepends=True)
+    table = pa.Table.from_pylist([json.loads(line) for line in lines[:70]])
+    pq.write_table(table, folder / "a.parquet", row_group_size=4)
+    (folder / "b.jsonl").write_bytes(b"".join(lines[70:100]))
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[100:115])))
+    (folder / "d.jsonl.zst").write_bytes(pa.compress(b"".join(lines[115:]), "zstd", asbytes=True))
     return folder
 
 

@@ -211,13 +211,13 @@ def start(model: Path, inputs: Path | str, output: Path | str, *options: str) ->
 
 
 def test_a_run_killed_twice_computes_no_unit_again_and_ends_as_an_undisturbed_one(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, formats: Path, tmp_path: Path
 ) -> None:
-    score_locally(tiny_model, SAMPLE, tmp_path / "undisturbed", unit_rows=10)
+    score_locally(tiny_model, formats, tmp_path / "undisturbed", unit_rows=10)
     out = tmp_path / "out"
     seen: dict[str, bytes] = {}
     for more in (1, 3):
-        process = start(tiny_model, SAMPLE, out)
+        process = start(tiny_model, formats, out)
         wait_for_commits(process, out, len(seen) + more)
         kill_run(process)
         assert not (out / "_SUCCESS").exists()
@@ -225,7 +225,7 @@ def test_a_run_killed_twice_computes_no_unit_again_and_ends_as_an_undisturbed_on
         now = commits_of(out)
         assert {name: now[name] for name in seen} == seen, "a committed unit was computed again"
         seen = now
-    finish(start(tiny_model, SAMPLE, out))
+    finish(start(tiny_model, formats, out))
     final = commits_of(out)
     assert {name: final[name] for name in seen} == seen, "a committed unit was computed again"
     card = (out / "README.md").read_text()
@@ -235,19 +235,21 @@ def test_a_run_killed_twice_computes_no_unit_again_and_ends_as_an_undisturbed_on
     assert verify_output(str(out))[1] == []
 
 
-def test_a_run_out_of_time_stops_with_status_5_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_out_of_time_stops_with_status_5_and_goes_on(
+    tiny_model: Path, formats: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    errors = finish(start(tiny_model, SAMPLE, out, "--max-runtime", "3s"), 5)
+    errors = finish(start(tiny_model, formats, out, "--max-runtime", "3s"), 5)
     assert "--max-runtime is over; run it again to go on" in errors
     assert not (out / "_lock.json").exists()
-    finish(start(tiny_model, SAMPLE, out, "--max-runtime", "1h"))
+    finish(start(tiny_model, formats, out, "--max-runtime", "1h"))
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_stops_the_run_cleanly_and_leaves_it_resumable(
-    name: str, tiny_model: Path, tmp_path: Path
+    name: str, tiny_model: Path, formats: Path, tmp_path: Path
 ) -> None:
-    process = start(tiny_model, SAMPLE, tmp_path / "out")
+    process = start(tiny_model, formats, tmp_path / "out")
     wait_for_commits(process, tmp_path / "out", 2)
     started = descendants(process.pid)
     process.send_signal(getattr(signal, name))
@@ -260,7 +262,7 @@ def test_a_signal_stops_the_run_cleanly_and_leaves_it_resumable(
         time.sleep(0.1)
     committed = len(list((tmp_path / "out" / "_commits").iterdir()))
     assert f"Not complete: {committed} units were committed" in (tmp_path / "out" / "README.md").read_text()
-    score_locally(tiny_model, SAMPLE, tmp_path / "out", unit_rows=10)
+    score_locally(tiny_model, formats, tmp_path / "out", unit_rows=10)
     assert len(scores_of(tmp_path / "out")) == 260
 
 
