@@ -73,7 +73,3 @@ def test_the_identity_of_the_score_holds_as_it_is_told(tiny_model: Path, tmp_pat
     names = {"armo_ray": armo_ray, "numpy": numpy, "pyarrow": pyarrow}
     exec(example.replace("OUT/scores/", f"{tmp_path}/scores/"), names)
     assert names["table"].num_rows == 260
-
-
-def test_it_stays_short() -> None:
-    assert README.count("\n") < 250
