@@ -127,7 +127,8 @@ def test_faults_at_random_change_nothing(
     record_property: Callable[[str, object], None],
 ) -> None:
     wanted = request.config.getoption("--soak-faults")
-    rng = random.Random(request.config.getoption("--soak-seed"))
+    seed = request.config.getoption("--soak-seed")
+    rng = random.Random(seed)
     write_inputs(tmp_path / "in")
     score_locally(tiny_model, tmp_path / "in", tmp_path / "undisturbed", unit_rows=8)
     expected = found_in(tmp_path / "undisturbed")
@@ -137,8 +138,9 @@ def test_faults_at_random_change_nothing(
     with ExitStack() as stack:
         cluster = started_cluster(stack)
         while faults.total() < wanted:
-            root = (f"{tmp_path}", s3)[runs % 2]
-            place = Place(f"{root}/in", f"{root}/out-{runs}", cluster if runs % 4 > 1 else None)
+            turn = (seed + runs) % 4
+            root = (f"{tmp_path}", s3)[turn % 2]
+            place = Place(f"{root}/in", f"{root}/out-{runs}", cluster if turn > 1 else None)
             runs += 1
             faulty.chances = {(EVERY, fault): 0.01 for fault in BROKEN}
             while not attempt(tiny_model, place, faulty, rng, faults, wanted):
