@@ -1,6 +1,15 @@
 """Score conversations with reward models on a Ray cluster. Importing this imports nothing heavy."""
 
-from typing import TYPE_CHECKING, Any
+import sys
+
+_PROGRAMS = ("armo_ray.cli", "armo_ray.bench", "jobs.score", "jobs.mine", "jobs.bench")
+
+# `python -m` looks in the working directory first, where a random.py of the user's would take the place of Python's
+# own. This package is found now, so the directory may come last.
+if "-m" in sys.orig_argv and set(_PROGRAMS).intersection(sys.orig_argv) and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))
+
+from typing import TYPE_CHECKING, Any  # noqa: E402 - it looks for modules of Python's own
 
 if TYPE_CHECKING:
     from armo_ray.engine.model import RewardModel

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES, Family
+from armo_ray.template import render
 
 Messages = list[dict[str, str]]
 
@@ -70,33 +71,25 @@ class Chat:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (path / name).exists():
                 raise ConfigError(f"{path}: no {name}: save the tokenizer in the fast format")
-        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        if hasattr(tokenizer.model, "_resize_cache"):
-            tokenizer.model._resize_cache(_CACHED_WORDS)
-        options = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+        tokenizer = _tokenizer(path / "tokenizer.json")
+        options = _options(path / "tokenizer_config.json")
         template = _template(path, options)
-        special = {k: _text(v) for k, v in options.items() if k.endswith("_token") and v}
+        special = {k: _text(path, k, v) for k, v in options.items() if k.endswith("_token") and v}
         limit = options.get("model_max_length")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float))):
+            raise ConfigError(
+                f"{path}/tokenizer_config.json: model_max_length is {limit!r:.100}, not a number"
+            )
         limit = int(limit) if limit and limit < 1e9 else None
         digest = hashlib.blake2b((path / "tokenizer.json").read_bytes(), digest_size=16)
         digest.update(json.dumps([template, special], sort_keys=True).encode())
         return _checked(cls(tokenizer, template, family, special, limit, digest.hexdigest()), path)
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
-        """The template's text. Raises jinja2.TemplateError where the template refuses the messages."""
-        # 0.8 s to import; processes that only read configuration never come here
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        names: dict[str, Any] = dict(self.special_tokens)
-        rendered: Any = render_jinja_template(
-            conversations=[messages],
-            chat_template=self.template,
-            add_generation_prompt=add_generation_prompt,
-            **names,
-        )
-        text = str(rendered[0][0])
+        """The template's text. Raises jinja2.TemplateError where the template fails, refuses the messages, or does
+        more than the limits of `armo_ray.template`."""
+        names = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
+        text = render(self.template, messages, names)
         if self.family.bos:
             return self.bos + text
         return text.removeprefix(self.special_tokens.get("bos_token", ""))
@@ -122,19 +115,52 @@ class Chat:
         return ids
 
 
+def _tokenizer(file: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # of no class of its own
+        raise ConfigError(f"{file}: not a tokenizer: {error!s:.300}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if hasattr(tokenizer.model, "_resize_cache"):
+        tokenizer.model._resize_cache(_CACHED_WORDS)
+    return tokenizer
+
+
+def _options(file: Path) -> dict[str, Any]:
+    try:
+        options = json.loads(_read(file))
+    except ValueError as error:
+        raise ConfigError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{file}: expected a JSON object")
+    return options
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as text: {error}") from error
+
+
 def _template(path: Path, options: dict[str, Any]) -> str:
     if (path / "chat_template.jinja").exists():
-        return (path / "chat_template.jinja").read_text("utf-8")
-    template = options.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if not isinstance(template, str):
+        return _read(path / "chat_template.jinja")
+    found = options.get("chat_template")
+    if isinstance(found, list):  # several named ones
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = named[-1].get("template") if named else None
+    if not isinstance(found, str):
         raise ConfigError(f"{path}: no chat template in chat_template.jinja or tokenizer_config.json")
-    return template
+    return found
 
 
-def _text(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+def _text(path: Path, name: str, token: Any) -> str:
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise ConfigError(f"{path}/tokenizer_config.json: {name} is {token!r:.100}, not a text")
+    return text
 
 
 def _checked(draft: Chat, path: Path) -> Chat:

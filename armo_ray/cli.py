@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from armo_ray import watch
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     run = _COMMANDS.get(args.command, _curate)
     watch.command = f"armo-ray {args.command}"
+    stop_on_sigterm()
     try:
         status = run(args)
         sys.stdout.flush()
@@ -83,7 +85,6 @@ def _score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     """Score with each configuration, all of which are checked first."""
     from armo_ray.plan import prepare
 
-    stop_on_sigterm()
     prepared = [(*prepare(config), config) for config in configs]
     from armo_ray import pipeline
 
@@ -126,10 +127,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         EvaluateOptions, None, {**_given(args, EvaluateOptions), "scores": f"{output}/scored"}
     )
     from armo_ray.curation import benchmark_files, evaluate
+    from armo_ray.storage import lock
+    from armo_ray.storage.store import Store
 
     evaluate.check(options, str(given.get("model")))
-    status = _score_all([benchmark_files.scoring(options, given, output)], began)
-    evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
+    with lock.held(Store(output)):
+        status = _score_all([benchmark_files.scoring(options, given, output)], began)
+        evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
     return status
 
 
@@ -155,7 +159,6 @@ def _curate(args: argparse.Namespace) -> int:
     kind, _ = CURATION[args.command]
     options = _of_words(args, kind)
     command = importlib.import_module(f"armo_ray.curation.{args.command}")
-    stop_on_sigterm()
     command.run(options)
     return COMPLETE
 
@@ -164,7 +167,6 @@ def _report(args: argparse.Namespace) -> int:
     options = _of_words(args, ReportOptions)
     from armo_ray.report import command
 
-    stop_on_sigterm()
     return DRIFTED if command.run(options) else COMPLETE
 
 
@@ -213,18 +215,39 @@ def _verify(args: argparse.Namespace) -> int:
     if (args.output is None) == (args.model is None):
         raise ConfigError("give an output to check, or --model to try out a model")
     if args.model is not None:
+        if args.repair:
+            raise ConfigError("--repair goes with an output")
         return _verify_model(args)
     if args.revision or args.family or args.dtype or args.device or args.record or args.against:
         raise ConfigError("--revision, --family, --dtype, --device, --record and --against go with --model")
-    from armo_ray.storage.verify import verify_output
+    if args.repair:
+        return _repair(args.output)
+    from armo_ray.storage.origins import tell_states
+    from armo_ray.storage.store import Store
+    from armo_ray.storage.verify import counts_of, examine
 
-    counts, faults = verify_output(args.output)
-    for fault in faults:
-        print(fault)
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    found = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "whole"
-    print(f"{args.output}: {told}: {found}")
-    return FAILED if faults else COMPLETE
+    found = examine(Store(args.output))
+    tell_states(found.records, found.run)
+    for fault in found.faults:
+        print(fault.told)
+    count = len(found.faults)
+    told = ", ".join(f"{count} {name}" for name, count in counts_of(found).items())
+    mend = "; --repair mends what can be mended" if any(not fault.undone for fault in found.faults) else ""
+    state = f"{count} fault{'s' * (count > 1)}{mend}" if count else "whole"
+    print(f"{args.output}: {told}: {state}")
+    return FAILED if count else COMPLETE
+
+
+def _repair(output: str) -> int:
+    from armo_ray.storage.repair import repair_output
+
+    found = repair_output(output)
+    for line in (*found.done, *found.left):
+        print(line)
+    left = f", {len(found.left)} faults are left" if found.left else ""
+    state = "complete" if found.complete else "not complete: run the same armo-ray score command again"
+    print(f"{output}: {len(found.done)} repairs{left}; {state}")
+    return FAILED if found.left else COMPLETE
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -255,9 +278,17 @@ def _tiny_model(args: argparse.Namespace) -> int:
     from armo_ray.engine.tiny_families import write_family
 
     directory = Path(args.directory)
+    filled = f"{directory} exists and is not an empty directory"
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory} exists and is not an empty directory")
-    write_family(directory, args.family, args.backbone, args.seed)
+        raise ConfigError(filled)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as beside:
+        whole = Path(beside) / "model"
+        write_family(whole, args.family, args.backbone, args.seed)
+        try:
+            whole.rename(directory)
+        except OSError as error:  # another command was faster
+            raise ConfigError(filled) from error
     print(f"{args.directory}: a random model of the family {args.family}, 2 layers; its scores mean nothing")
     return COMPLETE
 

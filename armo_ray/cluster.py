@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
 from armo_ray.interrupts import stop_on_sigterm
 from armo_ray.watch import Endpoint, Lost, answers, watched
@@ -24,6 +25,22 @@ logger = logging.getLogger(__name__)
 RETRIES = 2
 LOCAL = "local"
 HEAD_PATIENCE_S = 30.0  # a head that is restarted is waited for; half of what Ray itself waits
+_HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # what holds this package
+
+
+class _OwnJob(JobConfig):
+    """A job whose workers look for modules where any Python process does.
+
+    Ray would have them look in the driver's working directory first, where a profile.py of the user's takes the
+    place of Python's own. They still do where this package lies there, or beside the script that runs.
+    """
+
+    def __init__(self) -> None:
+        places = {os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))}
+        super().__init__(_py_driver_sys_path=sorted(places.intersection([_HOME])))
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # asked by ray.init alone, which then adds neither directory
 
 
 @contextmanager
@@ -61,9 +78,16 @@ def _start(address: str) -> None:
     """Raises RuntimeError where Ray does not start, or the cluster cannot be joined."""
     local = address == LOCAL
     logger.info("starting Ray" if local else f"joining the Ray cluster at {address}")
+    own_job: dict[str, Any] = {"job_config": _OwnJob()} if local else {}
     try:
         _wait_for_head(address)
-        ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address,
+            **own_job,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     except Exception as error:  # a bare one where its processes do not come up in time
         what = "Ray did not start" if local else f"the Ray cluster at {address} cannot be joined"
         why = str(error).strip().rstrip(".")

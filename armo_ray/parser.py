@@ -101,6 +101,11 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", nargs="?", help="directory or URI that score wrote")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="delete what is damaged in OUT, so that the same armo-ray score command does it again",
+    )
     parser.add_argument("--model", help="checkpoint to try out instead: a directory, its URI, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--dtype", help="type of the backbone (default: bfloat16)")

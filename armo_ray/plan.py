@@ -3,9 +3,8 @@
 Imports neither torch nor ray.
 """
 
-import hashlib
-import json
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -14,12 +13,13 @@ import pyarrow as pa
 
 from armo_ray import __version__
 from armo_ray.chat import Chat
+from armo_ray.columns import carried_columns, carried_types
 from armo_ray.config import ScoreConfig
 from armo_ray.engine.checkpoint import Checkpoint, inspect
 from armo_ray.errors import ConfigError
 from armo_ray.families import Family
-from armo_ray.schema import RESERVED, SCHEMA_VERSION, scores_schema
-from armo_ray.storage import commits, parts, readers, resume
+from armo_ray.schema import SCHEMA_VERSION, scores_schema
+from armo_ray.storage import commits, lock, parts, readers, resume
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards
@@ -75,11 +75,12 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
     parts.check_directories(store, shards)
-    columns = _carried_columns(config, shards)
+    columns = carried_columns(config.keep, config.partition_by, shards)
     layout, carried = _layout(shards, config, columns)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
-    run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
+    with lock.held(store) if write else nullcontext():  # a dataset may be made there
+        run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     job = _job(config, model, layout, columns, carried)
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
@@ -91,8 +92,8 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
 def prepare_dataset(config: ScoreConfig, schema: pa.Schema) -> Job:
     """A job for rows of this schema that are read and written by somebody else; input and output are not used."""
     layout = detect(schema.names, config.layout, config.column)
-    columns = dict(config.keep)
-    carried = _carried_types(columns, "the dataset", schema.names, schema, [])
+    columns = carried_columns(config.keep, (), [])
+    carried = carried_types(columns, "the dataset", schema.names, schema, [])
     return _job(config, _model(config), layout, columns, carried)
 
 
@@ -111,14 +112,23 @@ def _model(config: ScoreConfig) -> _Model:
         checkpoint = replace(checkpoint, revision=revision)
     chat = Chat.load(checkpoint.path, checkpoint.family)
     _check_family(config, checkpoint)
-    size, rows = chat.tokenizer.get_vocab_size(), int(checkpoint.config["vocab_size"])
+    size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, its model {rows}")
-    positions = int(checkpoint.config["max_position_embeddings"])
+    positions = _whole(checkpoint, "max_position_embeddings")
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
     known = (chat.model_max_length, checkpoint.family.max_length, positions)
     return _Model(checkpoint, chat, config.max_length or min(limit for limit in known if limit))
+
+
+def _whole(checkpoint: Checkpoint, name: str) -> int:
+    value = checkpoint.config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"{checkpoint.path}/config.json: {name} is {value!r:.100}, not a positive whole number"
+        )
+    return value
 
 
 def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
@@ -137,8 +147,7 @@ def _job(
     config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
 ) -> Job:
     checkpoint = model.checkpoint
-    identity = json.dumps(_identity(config, model, layout, columns), sort_keys=True)
-    fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    fingerprint = commits.fingerprint_of(_identity(config, model, layout, columns))
     metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,
@@ -207,7 +216,7 @@ def _layout(shards: list[Shard], config: ScoreConfig, columns: dict[str, str]) -
         if names:
             logger.info("layout told from %s", shard.uri)
             layout = detect(names, config.layout, config.column)
-            carried = _carried_types(columns, shard.uri, names, schema, rows)
+            carried = carried_types(columns, shard.uri, names, schema, rows)
             nested = [f.name for f in carried if f.name in config.partition_by and pa.types.is_nested(f.type)]
             if nested:
                 raise ConfigError(
@@ -216,52 +225,6 @@ def _layout(shards: list[Shard], config: ScoreConfig, columns: dict[str, str]) -
             return layout, carried
     told = f"; {len(failures)} cannot be read, the first: {failures[0]}" if failures else ""
     raise ConfigError(f"input: none of {len(shards)} shards has a row to tell the layout from{told}")
-
-
-def _carried_columns(config: ScoreConfig, shards: list[Shard]) -> dict[str, str]:
-    """Kept columns, and those to partition by that nothing else provides."""
-    if wrong := RESERVED.intersection(config.partition_by) - {"role"}:
-        raise ConfigError(f"partition-by: {min(wrong)}: of the scores' own columns only role can be used")
-    directories = [{name for name, _ in shard.partitions} for shard in shards]
-    everywhere, somewhere = set.intersection(*directories), set.union(*directories)
-    if mixed := sorted((somewhere - everywhere).intersection(config.partition_by)):
-        raise ConfigError(f"partition-by: {mixed[0]} is a directory of some shards of the input only")
-    if twice := sorted(somewhere.intersection(config.keep)):
-        raise ConfigError(f"keep: {twice[0]} is a directory of the input, and of the scores, already")
-    own = [name for name in config.partition_by if name not in {"role", *everywhere}]
-    return {name: name for name in own} | dict(config.keep)
-
-
-def _carried_types(
-    carried: dict[str, str],
-    source: str,
-    names: list[str],
-    schema: pa.Schema | None,
-    rows: list[dict[str, Any]],
-) -> pa.Schema:
-    fields = []
-    for name, column in carried.items():
-        if column not in names:
-            raise ConfigError(
-                f"keep or partition-by: no column {column} in {source}; it has {', '.join(names)}"
-            )
-        if name in RESERVED:
-            raise ConfigError(
-                f"keep: {name} is a column of the scores already; rename it: --keep input_{name}={column}"
-            )
-        if schema is not None:
-            fields.append(pa.field(name, schema.field(column).type))
-            continue
-        try:
-            found = pa.array([row.get(column) for row in rows]).type
-        except pa.ArrowException as error:
-            raise ConfigError(f"keep: column {column} of {source} has no one type: {error}") from error
-        if pa.types.is_null(found):
-            raise ConfigError(
-                f"keep: column {column} is null in the first {len(rows)} rows of {source}: its type cannot be told"
-            )
-        fields.append(pa.field(name, found))
-    return pa.schema(fields)
 
 
 def _versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ import psutil
 import pyarrow as pa
 
 from armo_ray.engine.recognize import ARMORM_OBJECTIVES
-from armo_ray.schema import MESSAGES, coefficients, scores_schema
+from armo_ray.schema import MESSAGES, footer, scores_schema
 from armo_ray.storage import commits, parts
 from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
@@ -78,8 +78,10 @@ def scored(columns: dict[str, Any], schema: pa.Schema, rewards: Vectors, gating:
     columns |= {"flags": pa.array([[]] * rows, pa.list_(pa.string()))}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in schema]
     table = pa.table(arrays, schema=schema)
-    score = (rewards * coefficients(table)).sum(axis=1)
-    return table.set_column(schema.get_field_index("score"), schema.field("score"), pa.array(score))
+    # in float64: equal rewards and gates make equal scores in any row, whatever the processor's order of sums
+    weights = gating @ np.array(footer(schema)["reward_transform_matrix"]).T
+    score = pa.array((rewards * weights).sum(axis=1), pa.float32())
+    return table.set_column(schema.get_field_index("score"), schema.field("score"), score)
 
 
 def _struct(values: Vectors) -> pa.StructArray:

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from armo_ray.schema import MESSAGES
 from armo_ray.storage import commits
 from armo_ray.storage.readers import BadRow, read_units, sample
+from armo_ray.storage.records import digest_of
 from armo_ray.storage.shards import find_shards
+from armo_ray.storage.store import Store
 from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import detect
@@ -61,7 +63,23 @@ def with_columns(output: Path, copy: Path, /, **columns: Any) -> Path:
             values = [value(i) if callable(value) else value for i in range(table.num_rows)]
             table = table.append_column(name, pa.array(values))
         pq.write_table(table, part)
-    return copy
+    return commit_again(copy)
+
+
+def commit_again(output: Path) -> Path:
+    """Have the commits and the manifest of an output name its parts as they are now."""
+    store = Store(str(output))
+    for record in commits.read_commits(store):
+        parts = [{**part, **_measured(store, part["path"])} for part in record["parts"]]
+        store.write(f"{commits.COMMITS}/{record['unit']}.json", commits.sealed({**record, "parts": parts}))
+    if store.read_json(commits.SUCCESS):
+        commits.finish(store)
+    return output
+
+
+def _measured(store: Store, path: str) -> dict[str, Any]:
+    content = store.read(path)
+    return {"bytes": len(content), "digest": digest_of(content)}
 
 
 def _rng(seed: int, prompt: Any, answer: str) -> np.random.Generator:

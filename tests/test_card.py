@@ -179,7 +179,7 @@ def test_an_output_with_a_card_is_whole_and_no_card_is_read_as_input(output: Pat
 
 
 def test_records_of_a_version_before_are_counted(output: Path, tiny_model: Path, tmp_path: Path) -> None:
-    new = {"packed_tokens", "pack_capacity", "flops", "peak_flops"}
+    new = {"packed_tokens", "pack_capacity", "flops", "peak_flops", "checksum"}
     store, old = Store(str(output)), Store(str(tmp_path / "old"))
     for unit in commits.list_commits(store):
         record = store.read_json(f"_commits/{unit}.json") or {}

@@ -31,6 +31,7 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
 
 F = "fingerprint"
+U1, U2, U3 = ("0" * 31 + digit for digit in "123")
 IDENTITY = {"model_fingerprint": "abc", "dtype": "bfloat16", "keep": {"id": "id"}, "max_length": 4096}
 
 
@@ -45,10 +46,11 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "out"))
 
 
-def record(unit: str = "u1", **changes: Any) -> dict[str, Any]:
+def record(unit: str = U1, **changes: Any) -> dict[str, Any]:
     return {
         "unit": unit,
         "source": "/in/a.jsonl",
+        "identity": "100-1",
         "first_row": 0,
         "num_rows": 5,
         "ordinal": 0,
@@ -59,6 +61,8 @@ def record(unit: str = "u1", **changes: Any) -> dict[str, Any]:
         "num_tokens": 100,
         "computed_tokens": 80,
         "seconds": {"read": 0.1},
+        "began": 1.5,
+        "load_seconds": 0.5,
         "parts": [{"path": f"scores/part-{unit}.parquet", "rows": 8, "bytes": 1000}],
         **changes,
     }
@@ -163,10 +167,20 @@ def test_of_runs_that_begin_one_output_together_all_find_the_same(store: Store) 
 
 def test_a_unit_committed_again_alike_keeps_its_first_record(store: Store) -> None:
     commit(store, record())
-    before = store.read(f"{COMMITS}/u1.json")
+    before = store.read(f"{COMMITS}/{U1}.json")
     commit(store, record(seconds={"read": 9.9}))  # another worker took longer for the same unit
-    assert store.read(f"{COMMITS}/u1.json") == before
+    assert store.read(f"{COMMITS}/{U1}.json") == before
     assert json.loads(before).items() >= record().items()
+
+
+def test_of_two_writers_of_other_bytes_the_record_tells_those_that_are_there(store: Store) -> None:
+    """On another device the same rows may round to other bits."""
+    unit = "0" * 31 + "9"
+    first, second = (write_scores(store, unit, pa.table({"score": [x] * 8}), [], []) for x in (0.1, 0.2))
+    commit(store, record(unit, parts=first))
+    commit(store, record(unit, parts=second))
+    (found,) = read_commits(store)
+    assert first != second == found["parts"]
 
 
 @pytest.mark.parametrize(
@@ -183,9 +197,9 @@ def test_a_unit_committed_again_alike_keeps_its_first_record(store: Store) -> No
 def test_a_unit_committed_again_with_other_counts_is_an_error(store: Store, changes: dict[str, Any]) -> None:
     commit(store, record())
     (key,) = changes
-    with pytest.raises(RuntimeError, match=f"u1.json: another run committed {key} "):
+    with pytest.raises(RuntimeError, match=f"{U1}.json: another run committed {key} "):
         commit(store, record(**changes))
-    assert (store.read_json(f"{COMMITS}/u1.json") or {}).items() >= record().items()
+    assert (store.read_json(f"{COMMITS}/{U1}.json") or {}).items() >= record().items()
 
 
 def create_all(uri: str, names: list[str], writer: int) -> list[str]:
@@ -206,24 +220,24 @@ def test_of_several_processes_that_commit_a_unit_exactly_one_wins(store: Store) 
 def test_threads_that_commit_alike_agree_and_one_that_does_not_fails(store: Store) -> None:
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda n: commit(store, record(seconds={"read": n})), range(12)))
-        outcomes = [pool.submit(commit, store, record("u2", scored=n)) for n in range(6)]
+        outcomes = [pool.submit(commit, store, record(U2, scored=n)) for n in range(6)]
     failed = [error for error in (outcome.exception() for outcome in outcomes) if error is not None]
     assert [type(error) for error in failed] == [RuntimeError] * 5
-    assert list_commits(store) == {"u1", "u2"}
+    assert list_commits(store) == {U1, U2}
 
 
 def test_records_are_read_in_the_order_of_the_input(store: Store) -> None:
-    for unit, source, first in [("u1", "/b", 0), ("u2", "/a", 10), ("u3", "/a", 9)]:
+    for unit, source, first in [(U1, "/b.jsonl", 0), (U2, "/a.jsonl", 10), (U3, "/a.jsonl", 9)]:
         commit(store, record(unit, source=source, first_row=first))
-    assert list_commits(store) == {"u1", "u2", "u3"}
-    assert [r["unit"] for r in read_commits(store)] == ["u3", "u2", "u1"]
+    assert list_commits(store) == {U1, U2, U3}
+    assert [r["unit"] for r in read_commits(store)] == [U3, U2, U1]
 
 
 def test_files_that_are_no_records_are_no_commits(store: Store) -> None:
     commit(store, record())
     store.write(f"{COMMITS}/note.txt", b"")
-    store.write(f"{COMMITS}/.u2.json.0123", b"")  # what a killed writer leaves
-    assert list_commits(store) == {"u1"}
+    store.write(f"{COMMITS}/.{U2}.json.0123", b"")  # what a killed writer leaves
+    assert list_commits(store) == {U1}
 
 
 def test_nothing_is_left_to_do_when_all_units_are_committed(store: Store, spans: list[Span]) -> None:
@@ -280,8 +294,8 @@ def test_the_manifest_has_totals_and_parts_of_the_commits_and_of_nothing_else(st
     open_run(store, IDENTITY, {})
     orphan = pa.table({"row": [1, 2, 3]})
     write_scores(store, "0" * 32, orphan, [], [])  # a task that was killed before its commit
-    commit(store, record("u2", source="/in/b.jsonl", rejected={"too_long": 1, "poison": 1}))
-    commit(store, record("u1"))
+    commit(store, record(U2, source="/in/b.jsonl", rejected={"too_long": 1, "poison": 1}))
+    commit(store, record(U1))
     manifest = finished(store)
     assert manifest == store.read_json(SUCCESS)
     assert manifest["totals"] == {
@@ -293,7 +307,7 @@ def test_the_manifest_has_totals_and_parts_of_the_commits_and_of_nothing_else(st
         "shards": 2,
         "rejected": {"too_long": 3, "poison": 1},
     }
-    assert manifest["parts"] == [*record("u1")["parts"], *record("u2")["parts"]]
+    assert manifest["parts"] == [*record(U1)["parts"], *record(U2)["parts"]]
 
 
 def test_a_part_without_its_commit_is_written_again_under_its_name(store: Store, spans: list[Span]) -> None:

@@ -240,9 +240,18 @@ def test_a_run_is_opened_committed_and_finished_through_faults(s3: str, faulty: 
     faulty.chances = {(EVERY, f): 0.05 for f in FAULTS}
     run = open_run(store, {"model": "a"}, {})
     assert open_run(store, {"model": "a"}, {}) == run
-    base = {"first_row": 0, "num_rows": 1, "ordinal": 0, "last": True, "candidates": 1, "scored": 1}
+    base = {
+        "identity": "1-1",
+        "first_row": 0,
+        "num_rows": 1,
+        "ordinal": 0,
+        "last": True,
+        "candidates": 1,
+        "scored": 1,
+    }
     records = [
-        base | {"unit": f"{k:032x}", "source": f"s3://in/{k}", "rejected": {}, "parts": []} for k in range(12)
+        base | {"unit": f"{k:032x}", "source": f"s3://in/{k}.jsonl", "rejected": {}, "parts": []}
+        for k in range(12)
     ]
     for record in records:
         for _ in range(2):  # as two tasks would that do the same unit

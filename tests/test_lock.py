@@ -15,7 +15,7 @@ import pytest
 from armo_ray.errors import ConfigError
 from armo_ray.interrupts import stop_on_sigterm
 from armo_ray.storage import lock
-from armo_ray.storage.commits import to_json
+from armo_ray.storage.commits import now, to_json
 from armo_ray.storage.store import Store
 
 pytest_plugins = ["tests.s3_server"]
@@ -108,8 +108,14 @@ def test_of_many_runs_that_find_a_dead_one_s_lock_one_goes_on(
     monkeypatch.setattr(lock, "STALE_S", 1e-9)
 
     def goes_on(run: int) -> bool:
-        owner = {**lock._whereabouts(), "run": str(run), "pid": os.getpid(), "since": "now"}
-        return lock._taken_over(store, owner)
+        owner = {
+            **lock._whereabouts(),
+            "run": str(run),
+            "pid": os.getpid(),
+            "since": "now",
+            "command": "score",
+        }
+        return lock._taken_over(store, owner) is not None
 
     for _ in range(3):
         left_by(store, **OF_THE_DEAD)
@@ -124,3 +130,96 @@ def test_a_process_of_another_container_on_this_host_is_not_taken_for_a_dead_one
     began = time.monotonic()
     with lock.held(store):
         assert time.monotonic() - began >= 1  # it waited for a sign
+
+
+def test_the_lock_of_a_live_process_of_this_machine_is_told_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STALE_S", 1e9)
+    monkeypatch.setattr(lock, "RENEW_S", 1e9)  # no sign of life is to be waited for
+    with (
+        lock.held(store, "mine"),
+        pytest.raises(ConfigError, match=rf"process {os.getpid()} on .*armo-ray mine"),
+        lock.held(store, "label"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("ended", ["reused", "zombie"])
+def test_a_process_that_has_ended_is_told_from_one_that_has_its_id_now(
+    ended: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STALE_S", 1e9)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        owner = {"pid": process.pid} if ended == "zombie" else {"pid": os.getpid(), "began": "1"}
+        left_by(store, **OF_THE_DEAD | owner | {"renewed": now()})
+        with lock.held(store):
+            pass
+
+
+def test_a_live_process_that_renews_its_lock_no_more_is_waited_for_only_so_long(store: Store) -> None:
+    began = lock._beginning_of(os.getpid())
+    left_by(
+        store, **OF_THE_DEAD | {"pid": os.getpid(), "began": began, "renewed": "2026-01-01T00:00:00+00:00"}
+    )
+    started = time.monotonic()
+    with lock.held(store):
+        assert time.monotonic() - started >= 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"run": "a',
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"run": "a", "host": "b", "since": "c", "pid": "1"}',
+    ],
+    ids=["empty", "truncated", "object", "list", "null", "binary", "kinds"],
+)
+def test_a_damaged_lock_is_told_at_once_and_stays(content: bytes, store: Store) -> None:
+    store.write(lock.LOCK, content)
+    with pytest.raises(ConfigError, match=r"_lock.json: damaged: .* Delete that file"), lock.held(store):
+        pass
+    assert store.read(lock.LOCK) == content
+
+
+def test_a_lock_that_is_damaged_meanwhile_stops_nobody(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with lock.held(store):
+        store.write(lock.LOCK, b"{}")
+        time.sleep(0.3)
+    assert store.read(lock.LOCK) == b"{}"
+
+
+def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match="cannot be written"),
+        lock.held(Store(str(tmp_path / "file" / "out"))),
+    ):
+        pass
+    with pytest.raises(ConfigError, match="cannot be written"), lock.held(Store(str(tmp_path / "file"))):
+        pass
+
+
+def test_what_killed_writers_left_is_deleted_and_what_live_ones_may_be_writing_is_not(tmp_path: Path) -> None:
+    store, end = Store(str(tmp_path)), "." + "0123456789abcdef" * 2
+    theirs = [
+        "scores/day=1/.part-1.parquet",
+        "rejects/.part-1.parquet",
+        "_commits/.1.json",
+        "data/train/.part-1.jsonl",
+    ]
+    nested = ["pairs/data/.part-1.parquet", ".report.html", ".old.html"]
+    for name in theirs + nested:
+        store.write(name + end, b"half")
+    store.write("scores/.hidden", b"")
+    os.utime(tmp_path / f".old.html{end}", (0, 0))
+    with lock.held(store):
+        left = {path.removeprefix(f"{store.root}/") for path in store.find("")} - {lock.LOCK}
+    assert left == {*(name + end for name in nested[:2]), "scores/.hidden"}

@@ -9,6 +9,7 @@ import pytest
 from armo_ray.cli import main
 from armo_ray.curation.mine import run
 from armo_ray.curation.options import MineOptions
+from armo_ray.curation.output import names_in
 from armo_ray.storage.store import Store
 from tests.synthetic_outputs import score_synthetically
 
@@ -39,4 +40,4 @@ def test_a_run_that_fails_leaves_nothing_in_an_object_store(s3: str, tmp_path: P
     options = MineOptions.model_validate({"scores": [f"{s3}/a", f"{s3}/b"], "output": f"{s3}/pairs"})
     with pytest.raises(RuntimeError, match="scored twice"):
         run(options)
-    assert Store(f"{s3}/pairs").find("") == []
+    assert names_in(Store(f"{s3}/pairs")) == []

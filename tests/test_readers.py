@@ -306,6 +306,34 @@ def test_a_row_group_larger_than_a_batch_is_cut_where_it_was_planned(tmp_path: P
     assert read_parquet(path, 1500, ["i"], {1, 3}) == [units[1], units[3]]
 
 
+BIG = "lorem ipsum " * 25_000
+REPEATED: dict[str, tuple[Any, Callable[[Any], str]]] = {
+    "text": (BIG, lambda value: value),
+    "list": (["short", BIG], lambda value: value[1]),
+    "messages": ([{"role": "user", "content": BIG}], lambda value: value[0]["content"]),
+    "map": (pa.scalar([("a", BIG)], pa.map_(pa.string(), pa.string())), lambda value: value[0][1]),
+}
+
+
+@pytest.mark.parametrize(("value", "text"), REPEATED.values(), ids=REPEATED.keys())
+def test_a_text_that_a_dictionary_holds_once_weighs_in_every_row(
+    value: Any, text: Callable[[Any], str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    texts = pa.array([value] * 600, getattr(value, "type", None))
+    pq.write_table(pa.table({"p": texts, "r": [["a", "b"]] * 600}), path)
+    (span,) = cut([shard_at(path)], F, 2048, {"r": True})
+    sizes, rows = [], 0
+    for unit in read_units(span, ["p"], lambda row: 2, 2048, F):
+        texts = [text(row["p"]) for _, row in unit.rows if isinstance(row, dict)]
+        sizes.append(sum(map(len, texts)))
+        assert [number for number, _ in unit.rows] == list(range(rows, rows + len(unit.rows)))
+        rows += len(unit.rows)
+    assert rows == 600
+    assert UNIT_BYTES / 2 < max(sizes) <= UNIT_BYTES
+    assert sum(unit.candidates for unit in span.units) == 1200
+
+
 @pytest.mark.parametrize(
     ("columns", "row"),
     [

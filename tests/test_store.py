@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import resource
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
@@ -31,6 +34,7 @@ pytest_plugins = ("tests.s3_server",)
 F = "fingerprint"
 RECORD = {
     "source": "/in/a.jsonl",
+    "identity": "9-1",
     "first_row": 0,
     "num_rows": 1,
     "ordinal": 0,
@@ -87,6 +91,36 @@ def test_a_file_is_created_only_where_there_is_none(store: Store, first: bytes) 
     assert all_files(store) == ["a/b.json"]
     store.delete("a/b.json")
     assert store.create("a/b.json", b"second") is True
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("a", b"before")
+    (tmp_path / "folder" / "in").mkdir(parents=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # as a disk that is full
+    try:
+        for attempt in (store.write, store.create):
+            with pytest.raises(OSError, match="too large"):
+                attempt("a", bytes(1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(OSError, match="directory"):
+        store.write("folder", b"where a directory is")
+    assert all_files(store) == ["a"]
+    assert store.read("a") == b"before"
+
+
+def test_a_writer_that_is_killed_leaves_what_the_next_sweep_deletes(tmp_path: Path) -> None:
+    code = "import sys\nfrom armo_ray.storage.store import Store\nwhile True:\n"
+    code += "    Store(sys.argv[1]).write('scores/day=1/a.parquet', bytes(1 << 25))"
+    while not list(tmp_path.rglob(".a.parquet.*")):
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as process:
+            while not list(tmp_path.rglob(".a.parquet.*")):
+                assert process.poll() is None
+            process.kill()
+    Store(str(tmp_path)).sweep(["scores"])
+    assert all_files(Store(str(tmp_path))) in ([], ["scores/day=1/a.parquet"])
 
 
 def test_of_many_writers_of_one_name_exactly_one_wins(store: Store) -> None:

@@ -120,7 +120,14 @@ def read_candidates(plan: Plan, number: int) -> int:
 def write_work(plan: Plan, name: str, rows: pa.Table) -> None:
     """Leave sorted rows for other tasks."""
     sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="lz4", row_group_size=_GROUP_ROWS, use_dictionary=["source"])
+    pq.write_table(
+        rows,
+        sink,
+        compression="lz4",
+        row_group_size=_GROUP_ROWS,
+        use_dictionary=["source"],
+        write_page_checksum=True,
+    )
     Store(plan.work).write(f"{name}.parquet", sink.getvalue())
 
 

@@ -28,7 +28,7 @@ def run(options: CompareOptions) -> None:
     if options.output is None:
         print(_told(_compare(options, first, second)))
         return
-    with new_output(options.output) as store:
+    with new_output(options.output, "compare") as store:
         found = _compare(options, first, second)
         print(_told(found))
         store.write(REPORT, commits.to_json(found))
@@ -110,13 +110,14 @@ def _with_text(movers: list[dict[str, Any]], scores: Scores) -> list[dict[str, A
         logger.warning("without text: %s", error)
         return [{**mover, "prompt": None, "response": None} for mover in movers]
     texts = {}
-    for uri in {mover["source"] for mover in movers}:
+    for uri in {mover["source"] for mover in movers} & sources.keys():
         for read in read_text(sources[uri], {m["source_row"] for m in movers if m["source"] == uri}):
             for row in read.to_pylist():
                 texts[uri, row["source_row"], row["candidate"]] = (row["prompt"], row["response"])
     found = []
     for mover in movers:
-        prompt, response = texts[mover["source"], mover["source_row"], mover["candidate"]]
+        key = (mover["source"], mover["source_row"], mover["candidate"])
+        prompt, response = texts.get(key, (None, None))
         found.append({**mover, "prompt": prompt, "response": response})
     return found
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from armo_ray import __version__
 from armo_ray.curation.options import CurationOptions
@@ -24,7 +23,15 @@ from armo_ray.errors import ConfigError
 from armo_ray.markdown import CARD, front_matter
 from armo_ray.schema import METADATA_KEY, footer, recomputed
 from armo_ray.storage import commits
-from armo_ray.storage.parts import REJECTS, SCORES, hive_values, write_table
+from armo_ray.storage.parts import (
+    REJECTS,
+    SCORES,
+    hive_values,
+    put,
+    read_content,
+    read_part,
+    write_table,
+)
 from armo_ray.storage.store import Store
 
 _TASK_ROWS = 1 << 17
@@ -36,6 +43,7 @@ class Change:
 
     kept: Mapping[str, bytes] | None = None  # by part, the rows to keep as packed bits; None keeps all
     made_by: Mapping[str, Any] = field(default_factory=dict)  # replaces metadata; scores are made anew by it
+    fingerprint: str = ""  # of the new output, as `begin` returned it
     format: str = "parquet"
 
 
@@ -53,8 +61,8 @@ def rewrite(scores: Scores, store: Store, options: CurationOptions, change: Chan
     """Write the units of all scores with a change, and their commit records."""
     tasks: list[Task] = []
     units: set[str] = set()
-    for output in scores.outputs:
-        for records in _runs(Store(output)):
+    for output, run in zip(scores.outputs, scores.runs, strict=True):
+        for records in _runs(Store(output), run):
             if twice := units & {record["unit"] for record in records}:
                 raise ConfigError(
                     f"{output}: unit {min(twice)} is in another of the outputs too: leave one out"
@@ -73,11 +81,11 @@ def rewrite(scores: Scores, store: Store, options: CurationOptions, change: Chan
         run_tasks(_rewrite, tasks)
 
 
-def _runs(store: Store) -> Iterator[tuple[Mapping[str, Any], ...]]:
+def _runs(store: Store, of: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], ...]]:
     """The commit records of an output, in runs of not too many rows."""
     run: list[Mapping[str, Any]] = []
     rows = 0
-    for record in commits.read_commits(store):
+    for record in commits.read_commits(store, run=of):
         if run and rows + record["scored"] > _TASK_ROWS:
             yield tuple(run)
             run, rows = [], 0
@@ -97,9 +105,8 @@ def _rewrite(task: Task) -> None:
                 table = _changed(table, task.change, f"{source.uri}/{part['path']}")
                 written += [_write(store, part["path"], table, task.change.format)] if table.num_rows else []
             elif task.change.kept is None:
-                store.write(part["path"], source.read(part["path"]))
-                written.append(part)
-        commits.commit(store, record_of(record, written))
+                written.append(copy_part(source, store, part))
+        commits.commit(store, record_of(record, written, task.change.fingerprint))
 
 
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any]:
@@ -107,23 +114,12 @@ def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any
         return write_table(store, path, table)
     for name, value in hive_values(path):  # columns that are directories are columns of the lines
         table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
-    path = f"{path.removesuffix('parquet')}{kind}"
-    content = encode(table, kind)
-    store.write(path, content)
-    return {"path": path, "rows": table.num_rows, "bytes": len(content)}
+    return put(store, f"{path.removesuffix('parquet')}{kind}", encode(table, kind), table.num_rows)
 
 
-def read_part(store: Store, part: Mapping[str, Any]) -> pa.Table:
-    advice = "Check it with armo-ray verify"
-    content = pa.BufferReader(store.read(part["path"]))
-    try:
-        table = pq.ParquetFile(content).read(use_threads=False)  # small parts: a third of the time of threads
-    except pa.ArrowException as error:
-        raise RuntimeError(f"{store.uri}/{part['path']}: cannot be read: {error}. {advice}") from error
-    if table.num_rows != part["rows"]:
-        told = f"{table.num_rows} rows, its commit says {part['rows']}"
-        raise RuntimeError(f"{store.uri}/{part['path']}: {told}. {advice}")
-    return table
+def copy_part(source: Store, store: Store, part: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a part as it is in another output."""
+    return put(store, part["path"], read_content(source, part), part["rows"])
 
 
 def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
@@ -141,18 +137,20 @@ def rescored(table: pa.Table, made_by: Mapping[str, Any]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.array(recomputed(table)))
 
 
-def record_of(record: Mapping[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record of a unit whose parts are other ones: rows that were not kept count as never read."""
+def record_of(record: Mapping[str, Any], parts: list[dict[str, Any]], fingerprint: str) -> dict[str, Any]:
+    """The record of a unit of a new output: rows that were not kept count as never read."""
     scored = sum(part["rows"] for part in parts if part["path"].startswith(f"{SCORES}/"))
     rejected = record["rejected"] if any(p["path"].startswith(f"{REJECTS}/") for p in parts) else {}
     candidates = scored + sum(rejected.values())
-    return {**record, "parts": parts, "scored": scored, "rejected": rejected, "candidates": candidates}
+    counts = {"scored": scored, "rejected": rejected, "candidates": candidates}
+    return {**record, **counts, "parts": parts, "run_fingerprint": fingerprint}
 
 
-def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """Write what the output is: the run that scored it, what it was made by, and what is new in its identity.
 
-    Raises ConfigError where the outputs that it is made of were scored in different ways.
+    Returns the output's fingerprint. Raises ConfigError where the outputs that it is made of were scored in
+    different ways.
     """
     first, *others = scores.runs
     for output, other in zip(scores.outputs[1:], others, strict=True):
@@ -167,8 +165,10 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
                 f"{output} was scored otherwise than {scores.outputs[0]} ({told}): take one at a time"
             )
     details = {name: value for name, value in first.items() if name not in ("identity", "created_at")}
+    whole = {**first["identity"], **identity}
     if made["options"]["format"] == "parquet":
-        commits.open_run(store, {**first["identity"], **identity}, {**details, "made_by": made})
+        commits.open_run(store, whole, {**details, "made_by": made})
+    return commits.fingerprint_of(whole)
 
 
 def finish(store: Store, options: CurationOptions, title: str, told: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from armo_ray.curation.scores import Part, Scores, database, open_scores, scan
 from armo_ray.curation.tasks import engine
 from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
-from armo_ray.storage.parts import SCORES, write_table
+from armo_ray.storage.parts import SCORES, read_part, write_table
 from armo_ray.storage.store import Store
 
 _TASK_UNITS = 64
@@ -42,6 +42,7 @@ class Task:
     units: tuple[tuple[Mapping[str, Any], ...], ...]
     output: str
     formula: Mapping[str, Any]
+    fingerprint: str  # of the output
 
 
 def run(options: ReweighOptions) -> None:
@@ -51,14 +52,15 @@ def run(options: ReweighOptions) -> None:
         raise ConfigError(
             "--ensemble: give the outputs of several models, as `armo-ray score --model A B` writes them"
         )
-    units = _paired(outputs)
-    members = _members(options, outputs)
-    formula = _formula(options, outputs, members)
-    with new_output(options.output) as store:
+    with new_output(options.output, "reweigh", options.engine) as store:
+        units = _paired(outputs)
+        members = _members(options, outputs)
+        formula = _formula(options, outputs, members)
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
-        derived.begin(outputs[0], store, made, {"model_fingerprint": formula["model_fingerprint"]})
+        identity = {"model_fingerprint": formula["model_fingerprint"]}
+        fingerprint = derived.begin(outputs[0], store, made, identity)
         tasks = [
-            Task(members, tuple(units[i : i + _TASK_UNITS]), store.uri, formula)
+            Task(members, tuple(units[i : i + _TASK_UNITS]), store.uri, formula, fingerprint)
             for i in range(0, len(units), _TASK_UNITS)
         ]
         with engine(options) as run_tasks:
@@ -94,7 +96,7 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
     found: list[dict[Any, Mapping[str, Any]]] = []
     for scores in outputs:
         store = Store(scores.outputs[0])
-        records = commits.read_commits(store)
+        records = commits.read_commits(store, run=scores.runs[0])
         found.append({(r["source"], r["first_row"], r["num_rows"], r["identity"]): r for r in records})
     for scores, units in zip(outputs[1:], found[1:], strict=True):
         differs = sorted(units.keys() ^ found[0].keys())
@@ -157,16 +159,15 @@ def _combine(task: Task) -> tuple[int, list[Part]]:
         for part in records[0]["parts"]:
             source = Store(task.members[0].output)
             if not part["path"].startswith(f"{SCORES}/"):
-                store.write(part["path"], source.read(part["path"]))
-                written.append(part)
+                written.append(derived.copy_part(source, store, part))
                 continue
-            table = derived.read_part(source, part)
+            table = read_part(source, part)
             found = _combined(table, others, task)
             missing += table.num_rows - found.num_rows
             if found.num_rows:
                 written.append(write_table(store, part["path"], found))
                 parts.append(Part(f"{store.uri}/{part['path']}", found.num_rows, 0, ()))
-        commits.commit(store, derived.record_of(records[0], written))
+        commits.commit(store, derived.record_of(records[0], written, task.fingerprint))
     return missing, parts
 
 
@@ -175,7 +176,7 @@ def _scores_of(member: Member, record: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for part in record["parts"]:
         if part["path"].startswith(f"{SCORES}/"):
-            table = derived.read_part(Store(member.output), part)
+            table = read_part(Store(member.output), part)
             values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
             found |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
     return found

@@ -5,7 +5,7 @@ from typing import Any
 from armo_ray.curation.calibration import fit_temperature
 from armo_ray.curation.judged import read_items
 from armo_ray.curation.options import EvaluateOptions
-from armo_ray.curation.output import clear, new_output
+from armo_ray.curation.output import delete, names_in, new_output, written
 from armo_ray.curation.scores import Scores, open_scores
 from armo_ray.errors import ConfigError
 from armo_ray.evaluation.benchmarks import BENCHMARKS
@@ -16,7 +16,6 @@ from armo_ray.evaluation.measures import differences, reliability
 from armo_ray.evaluation.published import against, find_published
 from armo_ray.evaluation.tables import evaluation
 from armo_ray.storage import commits
-from armo_ray.storage.store import Store
 
 REPORT = "evaluation.json"
 
@@ -24,18 +23,17 @@ REPORT = "evaluation.json"
 def run(options: EvaluateOptions, replace: bool = False) -> None:
     """Print the tables of an evaluation and, with an output, write its numbers and figures. Raises ConfigError.
 
-    replace: delete what the output holds, tables of these scores when they were fewer.
+    replace: the output may hold tables, of these scores when they were fewer; they are deleted once the new are known.
     """
     scores = open_scores(options.scores)
     entry = check(options, scores.metadata["model"])
     if options.output is None:
         print(evaluation(_evaluate(options, scores, entry)))
         return
-    if replace:
-        clear(Store(options.output))
-    with new_output(options.output) as store:
+    with new_output(options.output, "evaluate", replace=replace) as store:
         found = _evaluate(options, scores, entry)
         print(evaluation(found))
+        delete(store, written(names_in(store)))
         for name, text in figures(found).items():
             store.write(name, text.encode())
         store.write(REPORT, commits.to_json(found))

@@ -43,7 +43,7 @@ def run(options: FilterOptions) -> None:
     if not options.where and options.top_k is None:
         raise ConfigError("nothing to filter by: give --where or --top-k")
     scores = open_scores(options.scores)
-    with new_output(options.output) as store, database(options) as con:
+    with new_output(options.output, "filter", options.engine) as store, database(options) as con:
         rules = parse_rules(options, columns_of(con, scores))
         selection = select(con, scores, rules)
         told = table_of(options, selection.patterns)
@@ -51,9 +51,10 @@ def run(options: FilterOptions) -> None:
         if not selection.patterns.get(0):
             raise ConfigError(f"none of {scores.rows} rows passes")
         made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
-        derived.begin(scores, store, made, {})
+        fingerprint = derived.begin(scores, store, made, {})
         packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
-        derived.rewrite(scores, store, options, derived.Change(kept=packed, format=options.format))
+        change = derived.Change(kept=packed, format=options.format, fingerprint=fingerprint)
+        derived.rewrite(scores, store, options, change)
         store.write("rules.json", commits.to_json({"rules": told, "thresholds": selection.thresholds}))
         about = [f"{selection.patterns[0]} of {scores.rows} rows of {', '.join(scores.outputs)}.", ""]
         derived.finish(store, options, "Scores that passed a filter", [*about, *_table(told)])

@@ -13,7 +13,7 @@ from armo_ray.curation.expressions import Expression, advice, name_of, parse, qu
 from armo_ray.curation.labels import OUTPUT, Calibration, label_bucket, write_bucket
 from armo_ray.curation.options import LabelOptions
 from armo_ray.curation.output import Made, finish, new_output
-from armo_ray.curation.scores import columns_of, database, literal, open_scores, scan
+from armo_ray.curation.scores import Scores, columns_of, database, literal, open_scores, scan
 from armo_ray.curation.tasks import Run, engine, per_task, work_folder
 from armo_ray.curation.text import find_sources
 from armo_ray.errors import ConfigError
@@ -36,28 +36,34 @@ def run(options: LabelOptions) -> None:
     check(options)
     scores = open_scores(options.scores)
     labels = formulas(options, scores.reward_names)
+    with new_output(options.output, "label", options.engine) as store:
+        select, moments, fitted = _measure(options, scores)
+        calibration = Calibration(labels, moments, fitted["temperature"])
+        sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
+        groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
+        shards = in_runs(sources, lambda source: source.scored, options.task_rows)
+        with work_folder(options) as work, engine(options) as run_tasks:
+            plan = Plan(scores, per_task(options), work, select, groups)
+            parts, counts = _label(plan, calibration, run_tasks, shards)
+        details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
+        about = _ABOUT[options.shape].format(scale=options.scale)
+        finish(store, Made("label", about, scores, options, parts, counts, details))
+    logger.info("%s: %s", options.output, ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def _measure(options: LabelOptions, scores: Scores) -> tuple[str, list[Any], Mapping[str, Any]]:
+    """SQL of what labels are made of, mean and deviation of every group, and the temperature and how it was found."""
     with database(options) as con:
         relation = scan(scores.parts)
         types = columns_of(con, scores)
         per = [parse(text, types, None) for text in options.per]
         select = _select(options, types, [parse(text, types) for text in options.where], per)
-        sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
         moments = []
         if options.scale == "standardized" and options.shape == "candidates":
             moments = standardization(con, relation, scores.reward_names, per)
-        fitted: Mapping[str, Any] = {"temperature": options.temperature or 1.0}
         if options.temperature is None and options.shape != "sft":
-            fitted = find_temperature(con, relation)
-    calibration = Calibration(labels, moments, fitted["temperature"])
-    with new_output(options.output) as store, work_folder(options) as work, engine(options) as run_tasks:
-        groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
-        plan = Plan(scores, per_task(options), work, select, groups)
-        shards = in_runs(sources, lambda source: source.scored, options.task_rows)
-        parts, counts = _label(plan, calibration, run_tasks, shards)
-        details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
-        about = _ABOUT[options.shape].format(scale=options.scale)
-        finish(store, Made("label", about, scores, options, parts, counts, details))
-    logger.info("%s: %s", options.output, ", ".join(f"{count} {name}" for name, count in counts.items()))
+            return select, moments, find_temperature(con, relation)
+    return select, moments, {"temperature": options.temperature or 1.0}
 
 
 def check(options: LabelOptions) -> None:

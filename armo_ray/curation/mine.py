@@ -32,13 +32,14 @@ def run(options: MineOptions) -> None:
     """Mine pairs into a new dataset. Raises ConfigError before any work, RuntimeError where it cannot go on."""
     scores = open_scores(options.scores)
     select = select_candidates(scores, options)
-    sources = [] if scores.has_text else list(find_sources(scores).values())
-    benchmark = screen.benchmark_ngrams(options.decontaminate, options.ngram)
-    with new_output(options.output) as store, work_folder(options) as work, engine(options) as run_tasks:
+    with new_output(options.output, "mine", options.engine) as store:
+        sources = [] if scores.has_text else list(find_sources(scores).values())
+        benchmark = screen.benchmark_ngrams(options.decontaminate, options.ngram)
         groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
-        plan = Plan(scores, per_task(options), work, select, groups)
         shards = in_runs(sources, lambda source: source.scored, options.task_rows)
-        parts, counts = _mine(plan, run_tasks, shards, benchmark)
+        with work_folder(options) as work, engine(options) as run_tasks:
+            plan = Plan(scores, per_task(options), work, select, groups)
+            parts, counts = _mine(plan, run_tasks, shards, benchmark)
         about = _ABOUT.format(rank_by=options.rank_by, strategy=options.strategy)
         finish(store, Made("mine", about, scores, options, parts, counts))
     told = ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -34,11 +34,11 @@ def run(options: ReweighOptions) -> None:
         return
     scores = open_scores(options.scores)
     formula = formula_of(options, scores)
-    with new_output(options.output) as store:
+    with new_output(options.output, "reweigh", options.engine) as store:
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
-        derived.begin(scores, store, {**made, "scores": scores.outputs}, identity)
-        derived.rewrite(scores, store, options, derived.Change(made_by=formula))
+        fingerprint = derived.begin(scores, store, {**made, "scores": scores.outputs}, identity)
+        derived.rewrite(scores, store, options, derived.Change(made_by=formula, fingerprint=fingerprint))
         found = compare_with(options, scores, store.uri)
         told = [f"- {name}: {value}" for name, value in found.items()]
         print("\n".join(told))

@@ -25,6 +25,8 @@ from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
+_NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -72,10 +74,10 @@ def literal(text: str) -> str:
 
 
 def open_scores(uris: Iterable[str]) -> Scores:
-    """Read manifests and footers.
+    """Read manifests, commit records and footers.
 
-    Raises ConfigError where an output is none, is not complete, holds no scores, or is of another model than
-    the first.
+    Raises ConfigError where an output is none, is damaged, is not complete, holds no scores, or is of another
+    model than the first.
     """
     listed = []
     for store in {store.uri: store for store in map(Store, uris)}.values():
@@ -107,12 +109,10 @@ def scores_of(outputs: Sequence[Listed]) -> Scores:
 def read_run(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The _run.json of an output, and its manifest if it is complete. Raises ConfigError where it is no output."""
     try:
-        run, manifest = store.read_json(commits.RUN), store.read_json(commits.SUCCESS)
+        run = commits.read_run(store, _NEEDED)
+        return run, commits.find_manifest(store, run)
     except OSError as error:
         raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
-    if run is None:
-        raise ConfigError(f"{store.uri}: no {commits.RUN}: not an output of armo-ray score")
-    return run, manifest
 
 
 def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,6 +122,7 @@ def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
             f"Run the same armo-ray score command again until it ends with status 0 or 3"
         )
+    commits.check_manifest(store, manifest, commits.read_commits(store, names=("parts",), run=run))
     return run, manifest
 
 

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from armo_ray.curation.options import CurationOptions
-from armo_ray.curation.output import clear
+from armo_ray.curation.output import delete, names_in
 from armo_ray.storage.store import Store
 
+_WORK = "_work"
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 Options = TypeVar("Options", bound=CurationOptions)
 
@@ -26,9 +27,9 @@ def work_folder(options: CurationOptions) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as folder:
             yield folder
         return
-    store = Store(f"{options.output.rstrip('/')}/_work")
-    yield store.uri
-    clear(store)
+    store = Store(options.output)
+    yield f"{store.uri}/{_WORK}"
+    delete(store, [name for name in names_in(store) if name.startswith(f"{_WORK}/")])
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def find_sources(scores: Scores) -> dict[str, Source]:
     for output, run in zip(scores.outputs, scores.runs, strict=True):
         kind, columns = _layout(run["identity"]["layout"])
         store = Store(output)
-        for record in commits.read_commits(store):
+        for record in commits.read_commits(store, run=run):
             if record["scored"]:
                 uri, found_as = record["source"], (record["identity"], Layout(kind, columns))
                 if known.setdefault(uri, found_as) != found_as:

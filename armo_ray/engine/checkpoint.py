@@ -134,6 +134,10 @@ def inspect(model: str, revision: str | None = None, family: str | None = None) 
         found = recognize(config, {name: tensor.shape for name, tensor in tensors.items()}, family)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise ConfigError(
+            f"{path}/config.json: a value is of the wrong kind: {type(error).__name__}: {error}"
+        ) from error
     checkpoint = Checkpoint(path, commit, config, tensors, found)
     _check_finite(checkpoint)
     return checkpoint
@@ -161,7 +165,10 @@ def _read_headers(path: Path) -> dict[str, Tensor]:
     for file in files:
         tensors.update(_read_header(file))
     index = path / "model.safetensors.index.json"
-    if index.exists() and (missing := sorted(set(_read_json(index)["weight_map"]) - set(tensors))):
+    named = _read_json(index).get("weight_map") if index.exists() else {}
+    if not isinstance(named, dict):
+        raise ConfigError(f"{index}: no weight_map, which says where each tensor is")
+    if missing := sorted(set(named) - set(tensors)):
         raise ConfigError(f"{index} names tensors that no file holds: {', '.join(missing[:5])}")
     return tensors
 

@@ -17,6 +17,7 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 _RECORDS = 1000  # read of an output: its spread between units is known well enough by then
+_NEEDED = ("identity.family", "identity.dtype", "config.model")
 _FEW, _LEAST_SPREAD = 10, 0.1  # of so few units, from one stretch of time, little can be told
 
 
@@ -43,13 +44,14 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
         return measured(Store(job.output), committed) if committed else None
     store = Store(options.previous)
     try:
-        run = store.read_json(commits.RUN)
-        found = measured(store, commits.list_commits(store))
+        run = commits.read_run(store, _NEEDED)
+        found = measured(store, commits.list_commits(store), run)
     except OSError as error:
         raise ConfigError(f"previous {store.uri}: cannot be read: {explain(error)}") from error
-    if run is None or found is None:
-        what = "not an output of armo-ray score" if run is None else "no unit of it has computed anything"
-        raise ConfigError(f"previous {store.uri}: {what}: give another, or --tokens-per-second")
+    if found is None:
+        raise ConfigError(
+            f"previous {store.uri}: no unit of it has computed anything: give another, or --tokens-per-second"
+        )
     _compare(store.uri, run, job)
     return found
 
@@ -63,11 +65,11 @@ def _compare(uri: str, run: Mapping[str, Any], job: Job) -> None:
         )
 
 
-def measured(store: Store, units: Set[str]) -> Throughput | None:
+def measured(store: Store, units: Set[str], run: Mapping[str, Any] | None = None) -> Throughput | None:
     """What the commit records of some units tell, a thousand of them at most; None where nothing was computed."""
     names = sorted(units)  # by hashes: in no order of time or length
-    records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1])
-    records = [record for record in records if record["computed_tokens"]]
+    records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1], run=run)
+    records = [record for record in records if record["computed_tokens"] and "seconds" in record]
     if not records:
         return None
     tokens = np.array([record["computed_tokens"] for record in records], np.float64)

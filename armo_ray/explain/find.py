@@ -8,13 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 from armo_ray.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.parts import REJECTS, SCORES
+from armo_ray.storage.parts import REJECTS, SCORES, read_part
 from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import row_id
 from armo_ray.storage.store import Store
@@ -22,6 +21,7 @@ from armo_ray.storage.store import Store
 Scored = list[tuple[float, str]]  # scores and row ids
 
 PICKS = ("highest", "lowest", "random", "rejected")
+_NEEDED = ("identity.layout", "identity.keep_text")
 _ROW_ID = re.compile(r"([0-9a-f]{16}):(\d+)(?::(\d+))?")
 
 
@@ -49,17 +49,16 @@ def find(uri: str, asked: str) -> Found:
     """
     store = Store(uri)
     try:
-        run = store.read_json(commits.RUN)
+        run = commits.read_run(store, _NEEDED)
         committed = commits.list_commits(store)
     except OSError as error:
         raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
-    if run is None:
-        raise ConfigError(f"{store.uri}: no {commits.RUN}: not an output of armo-ray score")
-    row_id = _pick(store, committed, asked) if asked in PICKS else asked
+    row_id = _pick(store, run, committed, asked) if asked in PICKS else asked
     if not (parts := _ROW_ID.fullmatch(row_id)):
         raise ConfigError(f"row {row_id}: expected SHARD:ROW:CANDIDATE as in row_id, or {', '.join(PICKS)}")
     shard, row, candidate = parts[1], int(parts[2]), None if parts[3] is None else int(parts[3])
-    record = _unit_of(store, {unit for unit in committed if unit.startswith(shard)}, shard, row)
+    units = {unit for unit in committed if unit.startswith(shard)}
+    record = _unit_of(store, run, units, shard, row)
     tables = [_only(t, row, candidate) for t in _tables(store, record, SCORES)]
     scores = next((t.slice(0, 1) for t in tables if t.num_rows), None)
     if scores is not None:
@@ -73,14 +72,14 @@ def find(uri: str, asked: str) -> Found:
     return Found(run, record, row, candidate, scores, rejects)
 
 
-def _unit_of(store: Store, units: set[str], shard: str, row: int) -> dict[str, Any]:
+def _unit_of(store: Store, run: Mapping[str, Any], units: set[str], shard: str, row: int) -> dict[str, Any]:
     """The commit record of the unit that a row belongs to: line numbers may have gaps, so it is the last before it."""
     if not units:
         raise ConfigError(
             f"row {shard}:{row}: nothing is committed to {store.uri} of a shard with this hash: the run has not come "
             f"to it yet, or it is of another output"
         )
-    records = [r for r in commits.read_commits(store, units) if r["first_row"] <= row]
+    records = [r for r in commits.read_commits(store, units, run=run) if r["first_row"] <= row]
     if not records:
         raise ConfigError(f"row {shard}:{row}: the unit that holds it is not committed to {store.uri} yet")
     return records[-1]
@@ -91,12 +90,7 @@ def _tables(
 ) -> Iterator[pa.Table]:
     for part in record["parts"]:
         if part["path"].startswith(f"{folder}/"):
-            try:
-                yield pq.ParquetFile(pa.BufferReader(store.read(part["path"]))).read(columns)
-            except (OSError, pa.ArrowException) as error:
-                raise RuntimeError(
-                    f"{store.uri}/{part['path']}: cannot be read: {error}. Check it with armo-ray verify"
-                ) from error
+            yield read_part(store, part, columns)
 
 
 def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:
@@ -112,16 +106,16 @@ def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str,
     return [r | {"raw": raw} for r in those]
 
 
-def _pick(store: Store, committed: set[str], asked: str) -> str:
+def _pick(store: Store, run: Mapping[str, Any], committed: set[str], asked: str) -> str:
     """The id of the row with the highest or lowest score; or of some row, or reject, of a unit that has any."""
     if asked == "rejected":
-        return _some_reject(store, committed)
+        return _some_reject(store, run, committed)
 
     def choose(rows: Scored) -> tuple[float, str]:
         return random.choice(rows) if asked == "random" else max(rows) if asked == "highest" else min(rows)
 
     def of_unit(unit: str) -> Scored:
-        (record,) = commits.read_commits(store, [unit])
+        (record,) = commits.read_commits(store, [unit], run=run)
         columns = ["score", "row_id"]
         tables = [t.to_pylist() for t in _tables(store, record, SCORES, columns)]
         rows = [(row["score"], row["row_id"]) for table in tables for row in table]
@@ -137,9 +131,9 @@ def _pick(store: Store, committed: set[str], asked: str) -> str:
     return choose(some)[1]
 
 
-def _some_reject(store: Store, committed: set[str]) -> str:
+def _some_reject(store: Store, run: Mapping[str, Any], committed: set[str]) -> str:
     for unit in random.sample(sorted(committed), len(committed)):
-        (record,) = commits.read_commits(store, [unit])
+        (record,) = commits.read_commits(store, [unit], run=run)
         for table in _tables(store, record, REJECTS, ["source", "source_row", "candidate"]):
             ids = [row_id(r["source"], r["source_row"], r["candidate"]) for r in table.to_pylist()]
             if found := [one for one in ids if one is not None]:

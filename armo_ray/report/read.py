@@ -23,7 +23,7 @@ def open_committed(uris: Iterable[str]) -> Committed:
     listed, records, complete = [], [], True
     for store in {store.uri: store for store in map(Store, uris)}.values():
         run, manifest = read_run(store)
-        found = commits.read_commits(store)
+        found = commits.read_commits(store, run=run)
         listed.append(Listed(store.uri, run, [part for record in found for part in record["parts"]]))
         records += found
         complete &= manifest is not None

@@ -29,11 +29,8 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
             f"{shard.uri} rows {unit.first_row}+{unit.num_rows}: {header.candidates} candidates were read, but "
             f"{scores.num_rows} scored and {rejects.num_rows} rejected"
         )
-    store = Store(job.output)
-    written = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
-    written += parts.write_rejects(store, unit.id, rejects.replace_schema_metadata(job.scores.metadata))
-    header.seconds["write"] = time.perf_counter() - started
-    record = {
+    store, told = Store(job.output), {"source_bytes": unit.source_bytes, "host": socket.gethostname()}
+    record: dict[str, Any] = {
         "unit": unit.id,
         "source": shard.uri,
         "identity": shard.identity,
@@ -54,12 +51,18 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
         "token_budget": header.token_budget,
         "began": round(header.began, 3),
         "load_seconds": header.load_seconds,  # all digits: it tells replicas apart
-        "seconds": {name: round(value, 4) for name, value in header.seconds.items()},
         "run_fingerprint": job.fingerprint,
-        "parts": written,
     }
+    if (found := commits.find_record(store, unit.id)) is not None:  # a replayed task leaves its parts alone
+        commits.check_same(store, found, record)
+        return found | told
+    record["parts"] = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
+    rejects = rejects.replace_schema_metadata(job.scores.metadata)
+    record["parts"] += parts.write_rejects(store, unit.id, rejects)
+    header.seconds["write"] = time.perf_counter() - started
+    record["seconds"] = {name: round(value, 4) for name, value in header.seconds.items()}
     commits.commit(store, record)
-    return {**record, "source_bytes": unit.source_bytes, "host": socket.gethostname()}
+    return record | told
 
 
 def candidate_rows(table: pa.Table, job: Job) -> pa.Table:

@@ -18,10 +18,19 @@ THREADS = 16
 _AT_ONCE = 4_096  # calls that wait for a thread; each costs a kilobyte or more
 S3, GS, AZ = {"s3", "s3a"}, {"gs", "gcs"}, {"az", "abfs", "abfss"}
 _EXTRAS = dict.fromkeys(GS, "gs") | dict.fromkeys(AZ, "az")
+_INPUTS = {"file", "hf"} | S3 | GS | AZ
 
 
 def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
+
+
+def check_input(uri: str) -> None:
+    """Raises ConfigError where input cannot come from such a place: nothing is asked for there."""
+    check_uri(uri)
+    protocol, separator, _ = uri.partition("://")
+    if separator and protocol not in _INPUTS:
+        raise ConfigError(f"input {uri}: input comes from a local path, s3://, gs://, az:// or hf://")
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:

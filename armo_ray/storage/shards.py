@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import S3, Source, open_filesystem, speaks, uri_of
+from armo_ray.storage.filesystem import S3, Source, check_input, open_filesystem, speaks, uri_of
 from armo_ray.storage.retries import explain, patiently
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def find_shards(inputs: Iterable[str], each: bool = True) -> list[Shard]:
 
 
 def _find(uri: str) -> list[Shard]:
+    check_input(uri)
     fs, path = open_filesystem(uri)
     try:
         entries = patiently(f"listing {uri}", lambda: _entries(fs, path))

@@ -2,9 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
+import re
+import time
 import uuid
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -13,6 +18,9 @@ from armo_ray.storage.filesystem import AZ, GS, S3, open_filesystem, speaks, uri
 from armo_ray.storage.retries import answer_of, patiently
 
 PART_BYTES = 16 << 20  # of an upload in parts, which a file of twice as much is
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
+_OLD_S = 600.0  # a temporary file that nobody wrote to for so long is nobody's
+_ATTEMPTS = 5
 
 
 class Store:
@@ -27,6 +35,9 @@ class Store:
             raise ConfigError(f"output {self.uri}: outputs go to a local path, s3://, gs:// or az://")
 
     def path(self, name: str) -> str:
+        """Where a file of this name is. Raises ConfigError where that would not be below the root."""
+        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise ConfigError(f"{self.uri}: {name!r} is not the name of a file in it")
         return f"{self.root}/{name}"
 
     def write(self, name: str, content: bytes) -> None:
@@ -34,32 +45,48 @@ class Store:
         if not self.local:
             self._put(name, content)
             return
-        temporary = self._temporary(name, content)
-        os.replace(temporary, self.path(name))
+        with self._temporary(name, content) as temporary:
+            os.replace(temporary, self.path(name))
 
     def create(self, name: str, content: bytes) -> bool:
         """Create a file unless it exists; False where it does. Of two writers with contents of their own one wins."""
         if not self.local:
             return self._create_remote(name, content)
-        temporary = self._temporary(name, content)
-        try:
-            os.link(temporary, self.path(name))
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
+        with self._temporary(name, content) as temporary:
+            try:
+                os.link(temporary, self.path(name))
+            except FileExistsError:
+                return False
         return True
 
-    def _temporary(self, name: str, content: bytes) -> str:
-        path = self.path(name)
-        directory, base = os.path.split(path)
-        os.makedirs(directory, exist_ok=True)
+    @contextlib.contextmanager
+    def _temporary(self, name: str, content: bytes) -> Iterator[str]:
+        """A file beside a name, on the disk for sure, that is gone at the end."""
+        directory, base = os.path.split(self.path(name))
         temporary = f"{directory}/.{base}.{uuid.uuid4().hex}"
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return temporary
+        try:
+            with _opened(temporary) as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def sweep(self, folders: Sequence[str]) -> None:
+        """Delete the temporary files that killed writers left on a disk.
+
+        Those in `folders`, where nobody else may be writing now; directly in the root, where anybody may write a
+        report, those that are older than ten minutes.
+        """
+        if not self.local:
+            return
+        for folder in folders:
+            for directory, _, names in os.walk(self.path(folder)):
+                _delete_temporaries(directory, names, math.inf)
+        with contextlib.suppress(FileNotFoundError):
+            _delete_temporaries(self.root, os.listdir(self.root), time.time() - _OLD_S)
 
     def _put(self, name: str, content: bytes) -> None:
         sizes = {} if speaks(self.fs, AZ) else {"chunksize": PART_BYTES}  # the Azure package has its own
@@ -131,3 +158,40 @@ class Store:
         """The paths of all files below a folder."""
         found: list[str] = patiently(f"listing {self.uri}/{folder}", lambda: self.fs.find(self.path(folder)))
         return found
+
+
+def final_name(name: str) -> str:
+    """The path of the file that a temporary one is to become; of another file its own."""
+    folder, slash, base = name.rpartition("/")
+    found = _TEMPORARY.fullmatch(base)
+    return f"{folder}{slash}{found[1]}" if found else name
+
+
+def missing_directories(store: Store) -> list[str]:
+    """The directories, the deepest first, that the first file of an output on a disk will make."""
+    root = Path(store.root)
+    return [str(path) for path in (root, *root.parents) if not path.exists()] if store.local else []
+
+
+def remove_empty(directories: Sequence[str]) -> None:
+    """Remove those that hold nothing; given the deepest first, also those that hold nothing but these."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
+def _opened(path: str) -> BinaryIO:
+    """A new file, with its directories: of those another command may delete the empty ones meanwhile."""
+    for _ in range(_ATTEMPTS):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return open(path, "wb")
+    return open(path, "wb")
+
+
+def _delete_temporaries(directory: str, names: Sequence[str], before: float) -> None:
+    """Those last written to before a time."""
+    for name in filter(_TEMPORARY.fullmatch, names):
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(f"{directory}/{name}").st_mtime < before:
+                os.unlink(f"{directory}/{name}")

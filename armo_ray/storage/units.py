@@ -8,18 +8,21 @@ no index, so one task reads a JSONL shard from start to end and cuts it as it go
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.filesystem import Source, in_parallel
 from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 
 UNIT_BYTES = 64 << 20
 _UNITS_A_TASK = 8  # opening a shard and its footer again costs little beside eight units
+_FEW_BITS = 6  # a value: more than 64 texts in a dictionary, which most writers end at 1 MB, are short ones
 UNREADABLE = "-unreadable"  # ends the id of a unit that stands for a whole shard and holds no scores
 
 
@@ -51,6 +54,9 @@ class Span:
     error: str | None = None  # why the shard cannot be read
 
 
+_Range = tuple[int, int, int, int, int]  # first and last row group, rows to skip, rows, candidates
+
+
 def unit_id(shard: Shard, fingerprint: str, where: str) -> str:
     """32 hex digits; the first 16 are the shard's."""
     text = json.dumps([shard.uri, shard.identity, fingerprint, where])
@@ -79,27 +85,22 @@ def cut(
         try:
             with source:
                 footer = pq.ParquetFile(source).metadata
+                pieces = list(_ranges(source, footer, unit_rows, candidate_columns))
         except DAMAGE as error:
             source.raise_failure()
             name = unit_id(shard, fingerprint, "unreadable") + UNREADABLE
             unit = Unit(name, 0, last=True, source_bytes=shard.size)
             return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
-        return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
+        return Span(shard, tuple(_units(shard, footer.num_rows, fingerprint, pieces)))
 
     spans: list[Span] = in_parallel(of, shards)
     return spans
 
 
-def _cut_parquet(
-    shard: Shard,
-    footer: pq.FileMetaData,
-    fingerprint: str,
-    unit_rows: int,
-    candidate_columns: Mapping[str, bool],
-) -> list[Unit]:
+def _units(shard: Shard, total: int, fingerprint: str, pieces: Iterable[_Range]) -> list[Unit]:
     units: list[Unit] = []
     first_row = 0
-    for start, stop, skip, num_rows, candidates in _ranges(footer, unit_rows, candidate_columns):
+    for start, stop, skip, num_rows, candidates in pieces:
         unit = Unit(
             id=unit_id(shard, fingerprint, f"{start}-{stop}+{skip}:{num_rows}"),
             ordinal=len(units),
@@ -109,7 +110,7 @@ def _cut_parquet(
             group_stop=stop,
             skip_rows=skip,
             candidates=candidates,
-            source_bytes=shard.size * num_rows // footer.num_rows,
+            source_bytes=shard.size * num_rows // total,
         )
         units.append(unit)
         first_row += num_rows
@@ -119,9 +120,9 @@ def _cut_parquet(
 
 
 def _ranges(
-    footer: pq.FileMetaData, unit_rows: int, candidate_columns: Mapping[str, bool]
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """First and last row group, rows to skip, rows and candidates of each unit.
+    source: Source, footer: pq.FileMetaData, unit_rows: int, candidate_columns: Mapping[str, bool]
+) -> Iterator[_Range]:
+    """What each unit is of a shard.
 
     Row groups are joined up to a unit's size; one larger than a unit is cut by rows.
     """
@@ -129,6 +130,7 @@ def _ranges(
     for i in range(footer.num_row_groups):
         group = footer.row_group(i)
         n, nbytes = _weigh(group, candidate_columns)
+        nbytes += sum(_repeated_bytes(source, footer, i, k) for k in _repeating(group, unit_rows))
         if rows and (candidates + n > unit_rows or size + nbytes > UNIT_BYTES):
             yield start, i, 0, rows, candidates
             start, rows, candidates, size = i, 0, 0, 0
@@ -146,7 +148,7 @@ def _ranges(
 
 
 def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) -> tuple[int, int]:
-    """About how many candidates a row group holds, and how many bytes its columns decode to."""
+    """About how many candidates a row group holds, and how many bytes its columns decode to, where no text repeats."""
     candidates: dict[str, int] = {}
     size = 0
     for i in range(group.num_columns):
@@ -157,6 +159,40 @@ def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) ->
             listed = candidate_columns[name] or len(nested) == 2  # name.list.element: a list of texts
             candidates[name] = max(candidates.get(name, 0), column.num_values if listed else group.num_rows)
     return sum(candidates.values()) or group.num_rows, size
+
+
+def _repeating(group: pq.RowGroupMetaData, unit_rows: int) -> Iterator[int]:
+    """The columns that may be all of a few long texts: a dictionary that is too large to be repeated in every row of
+    a unit, and a few bits a row that say which of its texts it is."""
+    for k in range(group.num_columns):
+        column = group.column(k)
+        if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+            indices = column.total_compressed_size - (column.data_page_offset - column.dictionary_page_offset)
+            few = 8 * indices < _FEW_BITS * column.num_values
+            if few and min(group.num_rows, unit_rows) * column.total_uncompressed_size > UNIT_BYTES:
+                yield k
+
+
+def _repeated_bytes(source: Source, footer: pq.FileMetaData, group: int, column: int) -> int:
+    """What the texts of a column come to beyond what the footer says, which counts those in a dictionary once."""
+    path = footer.schema.column(column).path
+    try:
+        file = pq.ParquetFile(source, metadata=footer, read_dictionary=[path])
+        chunks = file.read_row_group(group, columns=[path]).column(0).chunks
+    except DAMAGE:  # which costs the units that hold it, once they are read
+        source.raise_failure()
+        return 0
+    total = sum(map(_encoded_bytes, chunks))
+    return max(0, total - int(footer.row_group(group).column(column).total_uncompressed_size))
+
+
+def _encoded_bytes(array: pa.Array) -> int:
+    """The bytes of the dictionary-encoded texts in an array, each counted as often as it occurs."""
+    if pa.types.is_dictionary(array.type):
+        return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
+    if pa.types.is_struct(array.type):
+        return sum(map(_encoded_bytes, array.flatten()))
+    return _encoded_bytes(array.flatten()) if pa.types.is_nested(array.type) else 0
 
 
 def spread(spans: list[Span]) -> list[Span]:

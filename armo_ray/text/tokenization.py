@@ -86,11 +86,13 @@ class Encoder:
                 prompts[i] = prompt
         self._encode_prompts(list(prompts.values()))
         flagged = {i: self._has_special(candidates[i].answer) for i in prompts}
-        answers = {i: self.chat.render_answer(candidates[i].answer) for i in prompts}
+        answers, refused = self._render_answers({i: candidates[i].answer for i in prompts})
         ids = self._encode_answers(answers, flagged)
         for i, candidate in enumerate(candidates):
             if candidate.reason is not None:
                 out.rejects.append((i, candidate.reason, candidate.detail or ""))
+            elif i in refused:
+                out.rejects.append((i, "malformed_row", refused[i]))
             elif (detail := self._unfit(prompts[i], answers[i])) is not None:
                 out.rejects.append((i, *detail))
             else:
@@ -119,6 +121,16 @@ class Encoder:
         told = prompt.text.encode() if prompt.ids is None else prompt.ids.tobytes()
         prompt.id = hashlib.blake2b(told, digest_size=16).hexdigest()
         return prompt
+
+    def _render_answers(self, answers: dict[int, str]) -> tuple[dict[int, str], dict[int, str]]:
+        """The answers as the template writes them, and why it does not write others."""
+        rendered, refused = {}, {}
+        for i, answer in answers.items():
+            try:
+                rendered[i] = self.chat.render_answer(answer)
+            except jinja2.TemplateError as error:
+                refused[i] = f"the chat template refuses the answer: {error}"
+        return rendered, refused
 
     def _render_plain(self, messages: Messages) -> tuple[str, Ids]:
         """Encode a prompt whose messages hold special-token texts, as text.

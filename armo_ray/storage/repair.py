@@ -1,0 +1,130 @@
+"""Mending an output: what is damaged goes, so that `armo-ray score` does it again."""
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+from armo_ray.storage import commits, lock, verify
+from armo_ray.storage.origins import CHANGED, GONE, THERE, UNKNOWN, find_states
+from armo_ray.storage.records import DamagedError, unit_of
+from armo_ray.storage.store import Store
+from armo_ray.storage.verify import Examined, Fault
+
+_ADVICE = {
+    GONE: "put it back as it was and repair again, or let armo-ray score --forget it",
+    CHANGED: "put it back as it was and repair again, or let armo-ray score --redo it",
+    UNKNOWN: "repair again when its storage can be reached",
+}
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # as Store names what it has not renamed yet
+
+
+class Repaired(NamedTuple):
+    """What became of an output."""
+
+    done: list[str]
+    left: list[str]  # faults that only somebody else can mend
+    complete: bool
+
+
+def repair_output(uri: str) -> Repaired:
+    """Take away what is damaged. Raises ConfigError where there is no output, or a run is writing it."""
+    store = Store(uri)
+    with suppress(DamagedError):
+        commits.read_run(store)
+    done = _free(store)
+    with lock.held(store):
+        found = verify.examine(store)
+        drop, left = _divide(found)
+        done += _mend(store, found, drop, whole=not left)
+        if found.run is None and not commits.list_commits(store):
+            store.delete(commits.RUN)
+            done.append(f"{commits.RUN}: deleted: nothing is committed")
+            left = [fault for fault in left if fault.file != commits.RUN]
+        return Repaired(done, [fault.told for fault in left], commits.SUCCESS in store.list_names(""))
+
+
+def _free(store: Store) -> list[str]:
+    """Delete a lock that names nobody: a run that has it stops when it finds it gone."""
+    try:
+        lock.read_owner(store)
+    except DamagedError:
+        store.delete(lock.LOCK)
+        return [f"{lock.LOCK}: deleted: it named no run"]
+    return []
+
+
+def _divide(found: Examined) -> tuple[Mapping[str, str], list[Fault]]:
+    """The units to score again, and why; and the faults that nothing can be done about."""
+    faults = [fault for fault in found.faults if fault.units]
+    mended = {commits.SUCCESS, lock.LOCK}
+    left = [f for f in found.faults if not (f.units or f.stray or f.undone or f.file in mended)]
+    if found.run is None:
+        return {}, left + [Fault(f"{fault.told}: left, for {commits.RUN} is not whole") for fault in faults]
+    if "made_by" in found.run:
+        advice = f"make the output again with armo-ray {found.run['made_by'].get('command')}"
+        return {}, left + [Fault(f"{fault.told}: {advice}") for fault in faults]
+    lost, away = _lost_shards(found, {unit[:16] for fault in faults for unit in fault.units})
+    drop: dict[str, str] = {}
+    for fault in faults:
+        if shards := [lost[unit[:16]] for unit in fault.units if unit[:16] in lost]:
+            left.append(Fault(f"{fault.told}: not scored again, for {shards[0]}"))
+        else:
+            drop |= dict.fromkeys(fault.units, fault.told)
+    return drop, left + [Fault(line) for line in away]
+
+
+def _lost_shards(found: Examined, hashes: set[str]) -> tuple[dict[str, str], list[str]]:
+    """Of shards by their hashes, those that are not as they were; and the storages that cannot tell."""
+    states, away = find_states(r for r in found.records if r["unit"][:16] in hashes)
+    lost = {
+        record["unit"][:16]: f"{record['source']} is {state}: {_ADVICE[state]}"
+        for record in found.records
+        if (state := states.get(record["source"], THERE)) != THERE
+    }
+    return lost, away
+
+
+def _mend(store: Store, found: Examined, drop: Mapping[str, str], whole: bool) -> Iterator[str]:
+    """Delete first what says that the output is whole, then commits, last parts; tell what is done."""
+    listed = [fault for fault in found.faults if fault.file == commits.SUCCESS]
+    whole = whole and not drop and not any(fault.undone for fault in found.faults)
+    if drop or (listed and not whole):
+        store.delete(commits.SUCCESS)
+        yield f"{commits.SUCCESS}: deleted: the output is not complete"
+    for unit, told in drop.items():
+        store.delete(f"{commits.COMMITS}/{unit}.json")
+        yield f"unit {unit}: to be scored again: {told}"
+    yield from _sweep(store, found, drop)
+    if listed and whole:
+        commits.finish(store)
+        yield f"{commits.SUCCESS}: written again"
+
+
+def _sweep(store: Store, found: Examined, drop: Mapping[str, str]) -> Iterator[str]:
+    """Delete the parts that no commit names, and what stopped writers left."""
+    records = [record for record in found.records if record["unit"] not in drop]
+    unread = commits.list_commits(store) - {record["unit"] for record in records}
+    for name in verify.stray_parts(store, records):
+        if _is_inside(store, name) and unit_of(name) not in unread:
+            store.delete(name)
+            yield f"{name}: deleted: no commit names it"
+    for path in store.find("") if store.local else ():
+        name = path.removeprefix(f"{store.root}/")
+        if _TEMPORARY.fullmatch(os.path.basename(name)) and _is_inside(store, name) and _is_stale(path):
+            store.delete(name)
+            yield f"{name}: deleted: its writer stopped"
+
+
+def _is_inside(store: Store, name: str) -> bool:
+    """Whether no link leads from the output to a folder elsewhere."""
+    folder, root = (os.path.realpath(path) for path in (os.path.dirname(store.path(name)), store.root))
+    return not store.local or folder == root or folder.startswith(f"{root}/")
+
+
+def _is_stale(path: str) -> bool:
+    with suppress(FileNotFoundError):
+        return time.time() - os.lstat(path).st_mtime > lock.STALE_S
+    return False

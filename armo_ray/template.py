@@ -1,0 +1,229 @@
+"""Chat templates, rendered in bounded time and memory: a template is a program that came with a checkpoint.
+
+Of one conversation a template may take 500,000 steps, and one more for every character of the messages. A step is a
+pass of a loop, a tenth of a call of a macro, or 16 characters that are written, made or given to a filter. A text or
+list in it may have 2 million characters or entries, and 4 more for every character of the messages. What goes beyond
+ends in TemplateError, after a few seconds at most, at the same place on any machine and in any thread.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+_STEPS = 500_000
+_STEP_CHARS = 16
+_MOST_CHARS = 2_000_000
+_MOST_BITS = 1 << 16  # of an integer
+# what makes texts as long as a number says
+_FORMATTING = {"%", "format", "format_map"}
+_FILLING = {
+    "batch",
+    "center",
+    "expandtabs",
+    "indent",
+    "ljust",
+    "rjust",
+    "slice",
+    "tojson",
+    "wordwrap",
+    "zfill",
+}
+_LONG_WIDTH = re.compile(r"\d{6}")
+_COMPARING = {"in", "eq", "==", "equalto", "ne", "!="}
+_REPEATED = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
+_SIZED = (str, bytes, list, tuple, dict, range)
+
+
+@dataclass
+class _Budget:
+    steps: int
+    most: int  # characters of a text, entries of a list
+
+    def spend(self, steps: int) -> None:
+        self.steps -= steps
+        if self.steps < 0:
+            raise jinja2.TemplateError("it takes too many steps: does it loop for ever?")
+
+    def made(self, value: Any) -> Any:
+        """A value that a template made, which must not be too large."""
+        if isinstance(value, (str, bytes, list, tuple, dict)):
+            self.hold(len(value))
+            self.spend(len(value) // _STEP_CHARS)
+        elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise jinja2.TemplateError("it makes a number that is too large")
+        return value
+
+    def hold(self, size: int) -> None:
+        if size > self.most:
+            raise jinja2.TemplateError(f"it makes a text or list that is too large: more than {self.most}")
+
+
+_BUDGET: ContextVar[_Budget | None] = ContextVar("budget", default=None)
+
+
+def _budget() -> _Budget:
+    """What is left of the rendering that goes on; all of it while a template is compiled."""
+    return _BUDGET.get() or _Budget(_STEPS, _MOST_CHARS)
+
+
+def render(template: str, messages: Sequence[Mapping[str, str]], names: Mapping[str, Any]) -> str:
+    """What a template makes of messages. Raises jinja2.TemplateError where it fails, or does too much."""
+    size = sum(len(message["content"]) for message in messages)
+    token = _BUDGET.set(budget := _Budget(_STEPS + size, _MOST_CHARS + 4 * size))
+    pieces: list[str] = []
+    try:
+        given = [dict(message) for message in messages]
+        for piece in _compiled(template).generate(messages=given, tools=None, documents=None, **names):
+            pieces.append(budget.made(piece))
+        budget.hold(sum(map(len, pieces)))
+        return "".join(pieces)
+    except jinja2.TemplateError:
+        raise
+    except Exception as error:  # a template may divide by zero, recurse for ever, ...
+        raise jinja2.TemplateError(f"{type(error).__name__}: {error!s:.200}") from error
+    finally:
+        _BUDGET.reset(token)
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    """A template in the environment that transformers renders it in, watched."""
+    # 0.8 s to import; processes that only read configuration never come here
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _Watched()
+    known: Any = vars(_compile_jinja_template("").environment)
+    vars(environment).update(known)
+    environment.extensions = {name: own.bind(environment) for name, own in known["extensions"].items()}
+    environment.filters = {name: _watched(name, own) for name, own in known["filters"].items()}
+    environment.tests = known["tests"] | {
+        name: _watched(name, own) for name, own in known["tests"].items() if name in _COMPARING
+    }
+    environment.globals = {name: own for name, own in known["globals"].items() if name != "lipsum"}
+    return environment.from_string(template)
+
+
+class _Watched(ImmutableSandboxedEnvironment):
+    """Counts what a template does, and refuses what would make a giant of a few characters."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        parsed: nodes.Template = _Watch().visit(super()._parse(source, name, filename))
+        parsed.set_environment(self)
+        return parsed
+
+    def step(self, steps: int) -> None:
+        _budget().spend(steps)
+
+    def made(self, value: Any) -> Any:
+        return _budget().made(value)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            _check_product(left, right)
+        elif operator == "**":
+            if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MOST_BITS:
+                raise jinja2.TemplateError("it makes a number that is too large")
+        elif operator == "%" and isinstance(left, str):
+            _check_call(operator, [left, right])
+        return self.made(super().call_binop(context, operator, left, right))
+
+    def call(self, context: Any, called: Any, /, *arguments: Any, **named: Any) -> Any:
+        method = getattr(called, "__wrapped__", called)  # str.format, which the sandbox wraps
+        owner = getattr(method, "__self__", None)
+        if owner is self:  # `step` and `made`
+            return called(*arguments)
+        if isinstance(owner, (str, bytes)):
+            _check_call(method.__name__, [owner, *arguments, *named.values()])
+            self.step(len(owner) // _STEP_CHARS)
+        self.step(1)
+        return self.made(super().call(context, called, *arguments, **named))
+
+
+class _Watch(NodeTransformer):
+    """Has a template call the environment on every pass of a body, and with all that it writes or joins."""
+
+    def generic_visit(self, node: nodes.Node, *arguments: Any, **named: Any) -> nodes.Node:
+        super().generic_visit(node, *arguments, **named)
+        if isinstance(node, _REPEATED):
+            written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+            step = _call(
+                "step", nodes.Const((1 if isinstance(node, nodes.For) else 10) + written // _STEP_CHARS)
+            )
+            node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno))
+        elif isinstance(node, nodes.Output):
+            node.nodes = [e if isinstance(e, nodes.TemplateData) else _call("made", e) for e in node.nodes]
+        elif isinstance(node, nodes.Operand) and not isinstance(node.expr, nodes.Const):
+            node.expr = _call("made", node.expr)
+        elif isinstance(node, nodes.Concat) or (
+            isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
+        ):
+            return _call("made", node)
+        return node
+
+
+def _call(method: str, argument: nodes.Expr) -> nodes.Call:
+    return nodes.Call(
+        nodes.EnvironmentAttribute(method), [argument], [], None, None, lineno=argument.lineno or 1
+    )
+
+
+def _watched(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is counted, and refuses what would make a giant."""
+
+    @wraps(own)
+    def run(*arguments: Any, **named: Any) -> Any:
+        budget = _budget()
+        given = [*arguments, *named.values()]
+        _check_call(name, given)
+        budget.spend(1 + sum(len(value) for value in given if isinstance(value, _SIZED)) // _STEP_CHARS)
+        return budget.made(own(*arguments, **named))
+
+    return run
+
+
+def _check_call(name: str, given: Sequence[Any]) -> None:
+    """Refuse a call of a filter or of a text's method whose result would be too large."""
+    hold = _budget().hold
+    texts = [value for value in given if isinstance(value, str)]
+    if name in _FORMATTING and any(map(_LONG_WIDTH.search, texts[:1])):
+        raise jinja2.TemplateError("it formats to a width that is too large")
+    if name in _FORMATTING | _FILLING:  # one number for each of the characters, at the most
+        hold((1 + sum(map(len, texts))) * max(_numbers(given), default=0) // 8)
+    elif name == "replace" and len(texts) > 2:
+        hold(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
+    elif name == "join":
+        joint = max(map(len, texts), default=0)
+        for value in given:
+            if isinstance(value, (list, tuple)):
+                hold(sum(_size(entry) + joint for entry in value))
+
+
+def _size(value: Any) -> int:
+    """About the length of a value as text."""
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return len(value) if isinstance(value, _SIZED) else 1
+
+
+def _numbers(values: Iterable[Any]) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, int):
+            yield abs(value)
+        elif isinstance(value, (list, tuple)):
+            yield from _numbers(value)
+
+
+def _check_product(left: Any, right: Any) -> None:
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, int) and isinstance(other, _SIZED):
+            _budget().hold(len(other) * one)
