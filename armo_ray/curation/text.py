@@ -1,7 +1,7 @@
 """The text of scored candidates, read again from the shards that they came from."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -48,11 +48,11 @@ def find_sources(scores: Scores) -> dict[str, Source]:
     known: dict[str, tuple[str, Layout]] = {}
     scored: dict[str, int] = {}
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        kind, columns = _layout(run["identity"]["layout"])
+        layout = Layout.of_record(run["identity"]["layout"])
         store = Store(output)
         for record in commits.read_commits(store):
             if record["scored"]:
-                uri, found_as = record["source"], (record["identity"], Layout(kind, columns))
+                uri, found_as = record["source"], (record["identity"], layout)
                 if known.setdefault(uri, found_as) != found_as:
                     raise ConfigError(
                         f"{uri}: {output} was scored from it in another state or layout than other scores, and its "
@@ -70,10 +70,6 @@ def find_sources(scores: Scores) -> dict[str, Source]:
             )
         sources[uri] = Source(shard, layout, scored[uri])
     return sources
-
-
-def _layout(recorded: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    return recorded["kind"], {part: column for part, column in recorded.items() if part != "kind"}
 
 
 def _stat(uri: str) -> Shard | None:
@@ -102,7 +98,7 @@ def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else layout.count(row)
 
-    for unit in read_units(span, list(layout.columns.values()), count, _UNIT_ROWS, ""):
+    for unit in read_units(span, layout.sources, count, _UNIT_ROWS, ""):
         if found := [(number, row) for number, row in unit.rows if number in rows]:
             yield _texts(source, found)
 

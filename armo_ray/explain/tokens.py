@@ -87,8 +87,7 @@ def _candidates(found: Found) -> tuple[list[Candidate], str]:
 
 
 def _read_again(found: Found) -> list[Candidate]:
-    uri, recorded = found.record["source"], found.run["identity"]["layout"]
-    layout = Layout(recorded["kind"], {part: column for part, column in recorded.items() if part != "kind"})
+    uri, layout = found.record["source"], Layout.of_record(found.run["identity"]["layout"])
     try:
         shard = stat_shard(uri)
         if shard is None or shard.identity != found.record["identity"]:
@@ -96,7 +95,7 @@ def _read_again(found: Found) -> list[Candidate]:
         (span,) = cut([shard], "", found.run["identity"]["unit_rows"], layout.candidate_columns)
         ranges = [u for u in span.units if u.first_row <= found.row < u.first_row + u.num_rows]
         unit = ranges[0] if ranges else Unit("", 0)
-        row = read_rows(shard, unit, list(layout.columns.values()), {found.row}).get(found.row)
+        row = read_rows(shard, unit, layout.sources, {found.row}).get(found.row)
     except OSError as error:
         raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
     if row is None or isinstance(row, BadRow):

@@ -7,7 +7,7 @@ chats in OpenAI's and ShareGPT's keys.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from armo_ray.chat import Messages
@@ -33,19 +33,25 @@ class Candidate:
     answer: str
     reason: str | None = None
     detail: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 def candidates_of(row: Mapping[str, Any], layout: Layout) -> list[Candidate]:
     """The candidates of a row in their order: chosen before rejected, lists in the order of the list."""
     try:
         parts = parts_of(row, layout)
+        if parts.tools:
+            raise Rejected(
+                "malformed_row", "tools: the schemas of tools are not rendered; --ignore their column"
+            )
     except Rejected as verdict:
         return [_whole_row(*verdict.args)]
     prompt = _prompt(parts.prompt)
-    return [
+    found = [
         _candidate(index, role, prompt, parts.system, value)
         for index, (role, value) in enumerate(parts.answers)
     ]
+    return [replace(one, flags=parts.flags) for one in found] if parts.flags else found
 
 
 def _whole_row(reason: str, detail: str) -> Candidate:
