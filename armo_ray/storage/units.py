@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
@@ -51,6 +53,14 @@ class Span:
     error: str | None = None  # why the shard cannot be read
 
 
+class Footer(NamedTuple):
+    """What a Parquet shard says of itself, or why it cannot be read."""
+
+    metadata: pq.FileMetaData | None
+    schema: pa.Schema | None
+    error: str | None = None
+
+
 def unit_id(shard: Shard, fingerprint: str, where: str) -> str:
     """32 hex digits; the first 16 are the shard's."""
     text = json.dumps([shard.uri, shard.identity, fingerprint, where])
@@ -62,32 +72,45 @@ def cut(
     fingerprint: str,
     unit_rows: int,
     candidate_columns: Mapping[str, bool],
+    footers: Mapping[str, Footer] | None = None,
 ) -> list[Span]:
     """A span per shard, holding all its units; footers are read on a few threads.
 
     Args:
         candidate_columns: the columns that hold candidates, and whether each is a list of them.
+        footers: those that were read already, by the URIs of their shards.
     """
+    known = footers or {}
 
     def of(shard: Shard) -> Span:
         if not shard.is_parquet:
             return Span(shard)
-        try:
-            source = open_shard(shard)
-        except OSError as error:
-            raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
-        try:
-            with source:
-                footer = pq.ParquetFile(source).metadata
-        except DAMAGE as error:
-            source.raise_failure()
+        footer = known.get(shard.uri) or read_footer(shard)
+        if footer.metadata is None:
             name = unit_id(shard, fingerprint, "unreadable") + UNREADABLE
             unit = Unit(name, 0, last=True, source_bytes=shard.size)
-            return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
-        return Span(shard, tuple(_cut_parquet(shard, footer, fingerprint, unit_rows, candidate_columns)))
+            return Span(shard, (unit,), error=footer.error)
+        return Span(
+            shard, tuple(_cut_parquet(shard, footer.metadata, fingerprint, unit_rows, candidate_columns))
+        )
 
     spans: list[Span] = in_parallel(of, shards)
     return spans
+
+
+def read_footer(shard: Shard) -> Footer:
+    """The footer of a Parquet shard. Raises ConfigError where the shard cannot be opened."""
+    try:
+        source = open_shard(shard)
+    except OSError as error:
+        raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
+    try:
+        with source:
+            file = pq.ParquetFile(source)
+            return Footer(file.metadata, file.schema_arrow)
+    except DAMAGE as error:
+        source.raise_failure()
+        return Footer(None, None, f"{type(error).__name__}: {error}")
 
 
 def _cut_parquet(
