@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "text": BASE,
     "engine": BASE - {"config", "schema"},
     "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
-    "plan": BASE | {"storage", "text", "engine"},
+    "survey": BASE | {"storage", "text"},
+    "plan": BASE | {"storage", "text", "engine", "survey"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
     "explain": BASE | {"storage", "text", "engine"},
@@ -45,7 +46,7 @@ MAY_IMPORT = {
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
     | {"parser", "bench", "curation", "estimate", "explain", "interrupts"}
-    | {"engine", "pipeline", "plan", "preflight", "report", "storage"},
+    | {"engine", "pipeline", "plan", "preflight", "report", "storage", "text"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},
