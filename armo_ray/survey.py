@@ -52,7 +52,7 @@ class Survey:
 
     @property
     def found(self) -> Found:
-        return joined(sample.found for sample in self.samples)
+        return joined({id(sample.found): sample.found for sample in self.samples}.values())
 
 
 def survey(shards: Sequence[Shard]) -> Survey:

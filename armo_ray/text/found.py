@@ -84,7 +84,7 @@ def _of_type(path: str, kind: pa.DataType, paths: set[str], depth: int) -> None:
     if depth and pa.types.is_struct(kind):
         for i in range(kind.num_fields):
             _of_type(f"{path}.{kind.field(i).name}", kind.field(i).type, paths, depth - 1)
-    elif depth and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    elif depth and isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
         _of_type(f"{path}[]", kind.value_type, paths, depth - 1)
 
 
