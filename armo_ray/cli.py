@@ -199,7 +199,8 @@ def _judge(totals: Mapping[str, Any], config: ScoreConfig) -> int:
     """The exit status, by the shards of this run."""
     # a lost shard is one reject, whatever it held: it weighs as a shard
     unreadable = totals["rejected"].get("unreadable_shard", 0) / max(totals["shards"], 1)
-    fraction = max(sum(totals["rejected"].values()) / max(totals["candidates"], 1), unreadable)
+    rejected = sum(totals["rejected"].values()) - totals["rejected"].get("skipped", 0)  # as --winner asks for
+    fraction = max(rejected / max(totals["candidates"], 1), unreadable)
     if fraction <= config.max_reject_fraction:
         return COMPLETE
     logger.error(
@@ -274,6 +275,13 @@ def _verify_model(args: argparse.Namespace) -> int:
     return FAILED if failed else COMPLETE
 
 
+def _layouts(args: argparse.Namespace) -> int:
+    from armo_ray.text.show_layouts import lines
+
+    print("\n".join(lines(args.name)))
+    return COMPLETE
+
+
 def _tiny_model(args: argparse.Namespace) -> int:
     from armo_ray.engine.tiny_families import write_family
 
@@ -300,6 +308,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
     "verify": _verify,
     "explain": _explain,
+    "layouts": _layouts,
     "tiny-model": _tiny_model,
     "bench": execute,
 }

@@ -51,7 +51,21 @@ Places = Annotated[
 ]
 NewPlace = Annotated[Place, AfterValidator(_lasting)]  # that is written to
 Options = TypeVar("Options", bound=BaseModel)
-PARTS = ("prompt", "system", "chosen", "rejected", "responses", "response", "messages")
+PARTS = (
+    *(
+        "prompt",
+        "input",
+        "history",
+        "system",
+        "tools",
+        "prefix",
+        "chosen",
+        "rejected",
+        "responses",
+        "response",
+    ),
+    *("steps", "messages", "first", "second", "winner", "first_rating", "second_rating"),
+)
 
 
 class ScoreConfig(BaseModel):
@@ -71,10 +85,14 @@ class ScoreConfig(BaseModel):
     """Branch, tag or commit of a hub id; of a URI, the revision that an earlier run recorded; one a model."""
     family: Name | None = None
     """Family of the model, by its name in the table of models; default: what its tensors tell."""
-    layout: Literal["auto", "preference", "rollouts", "messages"] = "auto"
-    """What a row holds; auto tells it from the columns."""
+    layout: Name = "auto"
+    """What a row holds: auto, preference, rollouts, messages, pairs, or a name that armo-ray layouts lists."""
     column: Mapping[str, Name] = {}
-    """PART=COLUMN: prompt, system, chosen, rejected, responses, response or messages under another name."""
+    """PART=COLUMN: a part under another name, or nested: prompt=question.full_text, responses=outputs[].text."""
+    winner: Mapping[str, Name] = {}
+    """VALUE=first, second, tie or skip: what the values of the column winner mean."""
+    ignore: Names = ()
+    """Columns to leave unread that may hold a part of the conversation."""
     dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
     """Type of the backbone; heads are always float32."""
     min_agreement: float = Field(0.98, ge=-1, le=1)
@@ -151,7 +169,7 @@ class ScoreConfig(BaseModel):
             return value
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
-    @field_validator("column", "keep", mode="before")
+    @field_validator("column", "keep", "winner", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
         """["a", "b=c"] as {"a": "a", "b": "c"}."""
@@ -171,6 +189,13 @@ class ScoreConfig(BaseModel):
     def _parts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         if unknown := sorted(set(value) - set(PARTS)):
             raise ValueError(f"unknown part {', '.join(unknown)}; expected {', '.join(PARTS)}")
+        return value
+
+    @field_validator("winner")
+    @classmethod
+    def _verdicts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        if wrong := sorted(set(value.values()) - {"first", "second", "tie", "skip"}):
+            raise ValueError(f"unknown verdict {wrong[0]}; expected VALUE=first, second, tie or skip")
         return value
 
     @field_validator("gpus_per_replica")

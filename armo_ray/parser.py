@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_explain(
         commands.add_parser("explain", help="trace one row: its tokens, and what its score is made of")
     )
+    layouts = commands.add_parser("layouts", help="the layouts of public data sets, with an example row each")
+    layouts.add_argument("name", metavar="NAME", nargs="?", help="one of them, in full")
     tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
     tiny.add_argument("directory", metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")

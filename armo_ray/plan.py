@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from armo_ray import __version__
+from armo_ray import __version__, survey
 from armo_ray.chat import Chat
 from armo_ray.columns import carried_columns, carried_types
 from armo_ray.config import ScoreConfig
@@ -19,18 +19,18 @@ from armo_ray.engine.checkpoint import Checkpoint, inspect
 from armo_ray.errors import ConfigError
 from armo_ray.families import Family
 from armo_ray.schema import SCHEMA_VERSION, scores_schema
-from armo_ray.storage import commits, lock, parts, readers, resume
+from armo_ray.storage import commits, lock, parts, resume
 from armo_ray.storage.content import settled
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
-from armo_ray.storage.shards import DAMAGE, Shard, find_shards
+from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
+from armo_ray.text.found import Found, of_names, of_schema
 from armo_ray.text.layouts import Layout, detect
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_ROWS = 1000
 _VERSIONED = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 
@@ -57,11 +57,12 @@ class Job:
     carried: dict[str, str]  # name in the scores -> column of the input
     keep_text: bool
     partition_by: tuple[str, ...]
+    unread: tuple[str, ...] = ()  # columns of the input, for people
 
     @property
     def columns(self) -> list[str]:
         """The input columns to read."""
-        return list(dict.fromkeys((*self.layout.columns.values(), *self.carried.values())))
+        return list(dict.fromkeys((*self.layout.sources, *self.carried.values())))
 
 
 def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
@@ -77,18 +78,19 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
     parts.check_directories(store, shards)
     columns = carried_columns(config.keep, config.partition_by, shards)
-    layout, carried = _layout(shards, config, columns)
-    logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
+    seen = survey.survey(shards)
+    layout, unread = _layout(seen, config, model, columns)
+    carried = _types(seen, config, columns)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     with lock.held(store) if write else nullcontext():  # a dataset may be made there
         run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
-    job = _job(config, model, layout, columns, carried)
+    job = replace(_job(config, model, layout, columns, carried), unread=unread)
     try:
-        shards = settled(store, shards, commits.list_commits(store))
+        shards = settled(store, shards, commits.list_commits(store), job.columns)
     except OSError as error:
         raise ConfigError(f"input: cannot be compared with what is committed: {error}") from error
-    spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
+    spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
     standing = resume.standing(store, spans, job.fingerprint)
     resume.resolve(standing, store, shards, config.redo, config.forget)
     return job, spans
@@ -96,10 +98,11 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
 
 def prepare_dataset(config: ScoreConfig, schema: pa.Schema) -> Job:
     """A job for rows of this schema that are read and written by somebody else; input and output are not used."""
-    layout = detect(schema.names, config.layout, config.column)
-    columns = carried_columns(config.keep, (), [])
+    model, columns = _model(config), carried_columns(config.keep, (), [])
+    found = of_schema(schema) if isinstance(schema, pa.Schema) else of_names(schema.names)
+    layout = _detected(found, config, model)
     carried = carried_types(columns, "the dataset", schema.names, schema, [])
-    return _job(config, _model(config), layout, columns, carried)
+    return _job(config, model, layout, columns, carried)
 
 
 class _Model(NamedTuple):
@@ -200,7 +203,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
         "max_length": model.max_length,
         "truncate": config.truncate,
         "special_tokens": config.special_tokens,
-        "layout": {"kind": layout.kind, **layout.columns},
+        "layout": layout.record(),
         "keep": columns,
         "keep_text": config.keep_text,
         "partition_by": list(config.partition_by),
@@ -209,27 +212,33 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
     }
 
 
-def _layout(shards: list[Shard], config: ScoreConfig, columns: dict[str, str]) -> tuple[Layout, pa.Schema]:
-    """The layout, and the types of the carried columns, as the first shard that can be read has them."""
-    failures: list[str] = []
-    for shard in shards:
-        try:
-            names, schema, rows = readers.sample(shard, _SAMPLE_ROWS)
-        except DAMAGE as error:
-            failures.append(f"{shard.uri}: {error}")
-            continue
-        if names:
-            logger.info("layout told from %s", shard.uri)
-            layout = detect(names, config.layout, config.column)
-            carried = carried_types(columns, shard.uri, names, schema, rows)
-            nested = [f.name for f in carried if f.name in config.partition_by and pa.types.is_nested(f.type)]
-            if nested:
-                raise ConfigError(
-                    f"partition-by: {nested[0]} is {carried.field(nested[0]).type}, not one value"
-                )
-            return layout, carried
-    told = f"; {len(failures)} cannot be read, the first: {failures[0]}" if failures else ""
-    raise ConfigError(f"input: none of {len(shards)} shards has a row to tell the layout from{told}")
+def _layout(
+    seen: survey.Survey, config: ScoreConfig, model: _Model, columns: dict[str, str]
+) -> tuple[Layout, tuple[str, ...]]:
+    """The layout that the columns of all shards tell, and the columns that are not read."""
+    layout = _detected(seen.found, config, model)
+    survey.check(seen, layout)
+    unread = survey.unread(seen, layout, columns.values())
+    logger.info("layout %s: %s", layout.title, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
+    logger.info("columns that are not read: %s", ", ".join(unread) or "none")
+    return layout, tuple(unread)
+
+
+def _detected(found: Found, config: ScoreConfig, model: _Model) -> Layout:
+    family = model.checkpoint.family
+    step_end = family.step_end if family.text == "steps" else None
+    return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)
+
+
+def _types(seen: survey.Survey, config: ScoreConfig, columns: dict[str, str]) -> pa.Schema:
+    """The types of the carried columns, as the first shard that can be read has them."""
+    sample = next(sample for sample in seen.samples if sample.found.names)
+    names = sorted(sample.found.names) if sample.schema is None else sample.schema.names
+    carried = carried_types(columns, sample.shard.uri, names, sample.schema, list(sample.rows))
+    nested = [f.name for f in carried if f.name in config.partition_by and pa.types.is_nested(f.type)]
+    if nested:
+        raise ConfigError(f"partition-by: {nested[0]} is {carried.field(nested[0]).type}, not one value")
+    return carried
 
 
 def _versions() -> dict[str, str]:

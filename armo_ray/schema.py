@@ -14,6 +14,8 @@ METADATA_KEY = b"armo_ray"
 REJECT_REASONS = (
     "unreadable_shard",  # the shard, or the rest of it, cannot be read
     "malformed_row",  # not of the layout: wrong types, unknown roles, roles out of order, not text
+    "unread_column",  # a column that may hold a part of the conversation, and that the layout does not read
+    "skipped",  # by --winner VALUE=skip
     "empty_prompt",
     "empty_response",
     "no_answer_turn",  # the conversation does not end with an assistant's turn
@@ -31,7 +33,7 @@ CANDIDATE_FIELDS = (
     pa.field("role", pa.string()),  # chosen, rejected, response
     pa.field("num_prompt_tokens", pa.int32()),
     pa.field("num_response_tokens", pa.int32()),
-    pa.field("flags", pa.list_(pa.string())),  # special_token_text, truncated
+    pa.field("flags", pa.list_(pa.string())),  # special_token_text, truncated, tie
 )
 TEXT_FIELDS = (pa.field("prompt", MESSAGES), pa.field("response", MESSAGES))
 

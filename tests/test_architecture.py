@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "engine": BASE - {"config", "schema"},
     "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
     "columns": {"errors", "schema", "storage"},
-    "plan": BASE | {"columns", "storage", "text", "engine"},
+    "survey": BASE | {"storage", "text"},
+    "plan": BASE | {"columns", "storage", "text", "engine", "survey"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
     "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
     "explain": BASE | {"storage", "text", "engine"},
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
     | {"parser", "bench", "curation", "estimate", "explain", "interrupts", "watch"}
-    | {"engine", "pipeline", "plan", "preflight", "report", "storage"},
+    | {"engine", "pipeline", "plan", "preflight", "report", "storage", "text"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},

@@ -122,14 +122,14 @@ def test_a_truncated_parquet_shard_is_one_reject_and_the_others_are_scored(
     assert (reject["reason"], Path(reject["source"]).name) == ("unreadable_shard", "a.parquet")
 
 
-def test_a_parquet_shard_with_other_columns_is_rejected_row_by_row(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_parquet_shard_with_other_columns_is_refused_before_the_run(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.Table.from_pylist([good(i) for i in range(5)]), tmp_path / "in" / "a.parquet")
     pq.write_table(pa.table({"text": ["x", "y"], "prompt": ["p", "q"]}), tmp_path / "in" / "b.parquet")
-    manifest = score_locally(tiny_model, tmp_path / "in", tmp_path / "out")
-    assert (manifest["totals"]["candidates"], manifest["totals"]["scored"]) == (12, 10)
-    assert manifest["totals"]["rejected"] == {"malformed_row": 2}
-    assert "no column chosen, rejected" in rows_of(tmp_path / "out", "rejects")[0]["detail"]
+    with pytest.raises(ConfigError, match=r"b\.parquet: no column chosen, rejected"):
+        score_locally(tiny_model, tmp_path / "in", tmp_path / "out")
 
 
 def test_an_empty_shard_among_others_is_done_and_holds_nothing(tiny_model: Path, tmp_path: Path) -> None:

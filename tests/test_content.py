@@ -54,7 +54,7 @@ def found_now(config: ScoreConfig) -> tuple[Store, list[Shard], Job]:
     """The shards of a run that goes on, as `settled` gives them."""
     job, _ = prepare(config.model_copy(update={"redo": tuple(config.input)}), write=False)
     store = Store(job.output)
-    return store, settled(store, find_shards(config.input), commits.list_commits(store)), job
+    return store, settled(store, find_shards(config.input), commits.list_commits(store), job.columns), job
 
 
 def standing(config: ScoreConfig) -> tuple[Job, resume.Standing]:
@@ -180,7 +180,7 @@ def test_a_shard_that_is_gone_bad_since_is_changed(kind: str, tiny_model: Path, 
     path, out = write(tmp_path / f"x.{kind}", ROWS, 1000), tmp_path / "out"
     score_locally(tiny_model, path, out)
     path.write_bytes(b"\xff" * path.stat().st_size)
-    assert settled(Store(str(out)), find_shards([str(path)]), commits.list_commits(Store(str(out)))) == (
+    assert settled(Store(str(out)), find_shards([str(path)]), commits.list_commits(Store(str(out))), []) == (
         find_shards([str(path)])
     )
 

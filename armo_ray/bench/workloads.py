@@ -73,15 +73,17 @@ def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length:
     from armo_ray.storage import readers, units
     from armo_ray.storage.shards import find_shards
     from armo_ray.text.conversations import candidates_of
+    from armo_ray.text.found import of_rows, of_schema
     from armo_ray.text.layouts import detect
     from armo_ray.text.tokenization import Encoder
 
     encoder = Encoder(Chat.load(model), max_length)
     groups: list[Group] = []
     for shard in find_shards(inputs):
-        layout = detect(readers.sample(shard, candidates)[0])
+        _, schema, rows = readers.sample(shard, candidates)
+        layout = detect(of_rows(rows) if schema is None else of_schema(schema))
         (span,) = units.cut([shard], "", candidates, layout.candidate_columns)
-        columns = list(layout.columns.values())
+        columns = layout.sources
         for unit in readers.read_units(span, columns, lambda _: 1, candidates, ""):
             rows = [row for _, row in unit.rows if isinstance(row, dict)]
             done = encoder.encode([found for row in rows for found in candidates_of(row, layout)])

@@ -19,7 +19,8 @@ from armo_ray.storage.retries import patiently
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards, open_shard
 from armo_ray.storage.store import Store
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import detect
+from armo_ray.text.found import of_rows
+from armo_ray.text.layouts import LABELLED, detect
 
 _SAMPLE_ROWS = 100
 
@@ -78,8 +79,8 @@ def _check(
     rows: Sequence[Mapping[str, Any]], shard: Shard, config: ScoreConfig, benchmark: str, used: Sequence[str]
 ) -> None:
     """Refuse files of another benchmark before they are scored: as its rules would afterwards."""
-    layout = detect({name for row in rows for name in row}, config.layout, config.column)
-    if layout.kind != "preference":
+    layout = detect(of_rows(rows), config.layout, config.column, config.winner, config.ignore)
+    if layout.kind not in LABELLED:
         raise ConfigError(
             f"{shard.uri}: its rows are {layout.kind}: only rows with chosen and rejected answers can be evaluated"
         )

@@ -59,6 +59,7 @@ def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | 
         "scores": list(scores.outputs),
         "model": scores.metadata,
         **found,
+        "ties": items.ties,
         "calibration": _calibration(items),
         "published": None if entry is None else against(entry, sections),
     }

@@ -6,8 +6,8 @@ Held in memory, about 150 bytes a candidate, and thrice that while they are read
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from armo_ray.storage.parts import hive_values
 
 logger = logging.getLogger(__name__)
 
+_TIED = "coalesce(list_contains(flags, 'tie'), false)"  # of answers of which none is preferred
 _ROLES = ("chosen", "rejected")
 _KEYS = ("source", "source_row", "candidate", "role")
 _READ = (*_KEYS, "score", "rewards", "num_response_tokens")
@@ -66,13 +67,20 @@ def read_items(
             )
         columns = [*needs, *(name for name in takes if name in have)]
         names = ", ".join(quote(name) for name in dict.fromkeys((*_READ, *columns)))
-        scored = con.sql(f"SELECT {names} FROM ({scan(scores.parts)})").to_arrow_table()
+        scored = con.sql(f"SELECT {names} FROM ({scan(scores.parts)}) WHERE NOT {_TIED}").to_arrow_table()
+        tied = con.sql(
+            f"SELECT DISTINCT source, source_row FROM ({scan(scores.parts)}) WHERE {_TIED}"
+        ).fetchall()
         files = ", ".join(literal(readable(part.uri)) for part in scores.rejects)
         rejected = con.sql(f"FROM read_parquet([{files}])").to_arrow_table() if files else None
+    if tied and not scored.num_rows:
+        raise ConfigError(
+            f"{scores.outputs[0]}: of none of its {len(tied)} rows an answer is preferred: all are ties"
+        )
     found = [_of_scores(scored, columns)]
     if rejected is not None:
-        found.append(_of_rejects(_whole(rejected, strict), scores, columns, found[0]))
-    items = _items(found, ("score", *scores.reward_names), columns)
+        found.append(_of_rejects(_whole(rejected, strict, set(tied)), scores, columns, found[0]))
+    items = replace(_items(found, ("score", *scores.reward_names), columns), ties=len(tied))
     return items if strict else _comparable(items)
 
 
@@ -106,9 +114,9 @@ def _texts(values: Iterable[Any]) -> list[str | None]:
     return [None if value is None else sys.intern(str(value)) for value in values]
 
 
-def _whole(rejects: pa.Table, strict: bool) -> list[dict[str, Any]]:
+def _whole(rejects: pa.Table, strict: bool, tied: Set[tuple[str, int]]) -> list[dict[str, Any]]:
     """The rejects that are answers of a row; others stand for rows and shards that could not be read at all."""
-    rows: list[dict[str, Any]] = rejects.to_pylist()
+    rows = [r for r in rejects.to_pylist() if (r["source"], r["source_row"]) not in tied]
     answers = [r for r in rows if r["role"] in _ROLES]
     unread = [r for r in rows if r["role"] not in _ROLES or (strict and r["reason"] in _UNREAD)]
     if unread:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from armo_ray.storage.shards import Shard, stat_shard
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import Layout
+from armo_ray.text.layouts import Layout, columns_read
 
 TEXT = pa.schema(
     [
@@ -68,7 +68,7 @@ def find_sources(scores: Scores) -> dict[str, Source]:
     taken: dict[str, list[_Scored]] = {}
     scored: Counter[str] = Counter()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        layout, columns = Layout(*_layout(run["identity"]["layout"])), content.columns_read(run)
+        layout, columns = Layout.of_record(run["identity"]["layout"]), columns_read(run)
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for record in commits.read_commits(Store(output), run=run):
             kept = {name: record.get(name) for name in content.FIELDS}
@@ -100,10 +100,6 @@ def _as_scored(uri: str, taken: list[_Scored]) -> Shard:
     return shard
 
 
-def _layout(recorded: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    return recorded["kind"], {part: column for part, column in recorded.items() if part != "kind"}
-
-
 def _stat(uri: str) -> Shard | None:
     try:
         return stat_shard(uri)
@@ -130,7 +126,7 @@ def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else layout.count(row)
 
-    for unit in read_units(span, list(layout.columns.values()), count, _UNIT_ROWS, ""):
+    for unit in read_units(span, layout.sources, count, _UNIT_ROWS, ""):
         if found := [(number, row) for number, row in unit.rows if number in rows]:
             yield _texts(source, found)
 

@@ -39,6 +39,11 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
         "truncate": job.truncate,
         "output": store.uri,
         "input": describe_input(spans),
+        "layout": {
+            "name": job.layout.name or job.layout.kind,
+            "read": dict(job.layout.columns),
+            "unread": list(job.unread),
+        },
         "committed": {"units": len(_committed(spans, committed)), "units_of_output": len(committed)},
         "to_do": {"shards": len(left), **todo._asdict()},
         "sample": describe_sample(sample) | {"seconds": round(time.monotonic() - started, 3)},

@@ -21,6 +21,7 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         f"{model['path']} ({model['family']}, {model['dtype']}), at most {told['max_length']:,} tokens",
     )
     yield _line("input", _input(told["input"]))
+    yield _line("layout", _layout(told["layout"]))
     yield _line("output", f"{told['output']}: {_units(told)}")
     todo, sample = told["to_do"], told["sample"]
     if not todo["shards"]:
@@ -55,6 +56,11 @@ def _input(found: dict[str, Any]) -> str:
         shards += f": {found['parquet_rows']:,} rows, {found['parquet_candidates']:,} candidates{whose}"
     unreadable = found["unreadable_shards"]
     return shards + (f"; {unreadable:,} cannot be read, and will be rejected" if unreadable else "")
+
+
+def _layout(found: dict[str, Any]) -> str:
+    read = ", ".join(f"{part}={column}" for part, column in found["read"].items())
+    return f"{found['name']}: {read}; columns that are not read: {', '.join(found['unread']) or 'none'}"
 
 
 def _units(told: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ class Items:
     correct: Flags  # (C,)
     columns: Mapping[str, tuple[Any, ...]]  # (G,) each: subset, id, ...
     where: tuple[str, ...]  # (G,) shard and row
+    ties: int = 0  # rows of which no answer is preferred; they are no items
 
     def __len__(self) -> int:
         return len(self.where)

@@ -54,6 +54,8 @@ def _accuracies(found: Mapping[str, Any]) -> str:
         told.append(
             f"{found['unscored']} of {found['items']} items hold answers without a score: they are wrong"
         )
+    if found.get("ties"):
+        told.append(f"{found['ties']} rows are ties, of which no answer is preferred: they are left out")
     if found["missing_sections"]:
         told.append(f"subsets are missing for: {', '.join(found['missing_sections'])}")
     return "\n".join(told)

@@ -20,6 +20,8 @@ _TOLERANCE = 1e-4
 ADVICE = {
     "unreadable_shard": "put a whole file in its place: the next run scores it",
     "malformed_row": "mend the row in a new shard, or name its columns with --layout and --column",
+    "unread_column": "read the column with --column PART=COLUMN, or set it aside with --ignore, into a new output",
+    "skipped": "--winner sets such rows aside: score into a new output with another meaning of its value",
     "empty_prompt": "an answer to nothing has no score: give it a prompt in a new shard, or leave the row out",
     "empty_response": "an empty answer has no score: leave it out, or put it into a new shard with a text",
     "no_answer_turn": "end the conversation with the assistant's turn that is to be scored, in a new shard",

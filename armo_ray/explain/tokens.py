@@ -12,7 +12,7 @@ from armo_ray.engine.positions import read_positions
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.families import FAMILIES
-from armo_ray.storage.content import columns_read, is_unchanged
+from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer
 from armo_ray.storage.readers import BadRow, read_rows
@@ -20,7 +20,7 @@ from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import stat_shard
 from armo_ray.storage.units import Unit, cut
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.layouts import Layout
+from armo_ray.text.layouts import Layout, columns_read
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Ids
 
@@ -88,8 +88,7 @@ def _candidates(found: Found) -> tuple[list[Candidate], str]:
 
 
 def _read_again(found: Found) -> list[Candidate]:
-    uri, recorded = found.record["source"], found.run["identity"]["layout"]
-    layout = Layout(recorded["kind"], {part: column for part, column in recorded.items() if part != "kind"})
+    uri, layout = found.record["source"], Layout.of_record(found.run["identity"]["layout"])
     try:
         shard = stat_shard(uri)
         if shard is None or not is_unchanged(shard, [found.record], columns_read(found.run)):
@@ -97,7 +96,7 @@ def _read_again(found: Found) -> list[Candidate]:
         (span,) = cut([shard], "", found.run["identity"]["unit_rows"], layout.candidate_columns)
         ranges = [u for u in span.units if u.first_row <= found.row < u.first_row + u.num_rows]
         unit = ranges[0] if ranges else Unit("", 0)
-        row = read_rows(shard, unit, list(layout.columns.values()), {found.row}).get(found.row)
+        row = read_rows(shard, unit, layout.sources, {found.row}).get(found.row)
     except OSError as error:
         raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
     if row is None or isinstance(row, BadRow):

@@ -148,7 +148,7 @@ def _scored_rows(
         "role": [c.role for c in chosen],
         "num_prompt_tokens": tokens.num_prompt_tokens,
         "num_response_tokens": tokens.num_response_tokens,
-        "flags": tokens.flags,
+        "flags": [[*c.flags, *own] for c, own in zip(chosen, tokens.flags, strict=True)],
     }
     fields = list(CANDIDATE_FIELDS)
     for name, column in job.carried.items():

@@ -25,13 +25,9 @@ logger = logging.getLogger(__name__)
 FIELDS = ("source", "identity", "first_row", "num_rows", "last", "content")
 
 
-def columns_read(run: Mapping[str, Any]) -> list[str]:
-    """The input columns that a run reads, of the content of its `_run.json`."""
-    layout, keep = run["identity"]["layout"], run["identity"].get("keep", {})
-    return [column for part, column in layout.items() if part != "kind"] + list(keep.values())
-
-
-def settled(store: Store, shards: Sequence[Shard], committed: Iterable[str]) -> list[Shard]:
+def settled(
+    store: Store, shards: Sequence[Shard], committed: Iterable[str], columns: Sequence[str]
+) -> list[Shard]:
     """The shards, in their order; under the identity that it is committed by, each of which only the time differs.
 
     Such a shard keeps the identity of now as its `stamp`: its units are named as before, and it is opened as it is.
@@ -42,6 +38,7 @@ def settled(store: Store, shards: Sequence[Shard], committed: Iterable[str]) -> 
         shards: as they are found now.
         committed: the ids of units that are committed to the output; of each shard's only one record is read where
             its identity is still the same, and all of them where it is not.
+        columns: those that the run reads of a Parquet shard.
 
     Raises OSError or RuntimeError where a record or a shard cannot be read.
     """
@@ -49,10 +46,6 @@ def settled(store: Store, shards: Sequence[Shard], committed: Iterable[str]) -> 
     for unit in sorted(committed):
         units.setdefault(unit[:16], []).append(unit)
     asked = [(shard, units[shard.hash]) for shard in shards if shard.is_timed and shard.hash in units]
-    run = store.read_json(commits.RUN) if asked else None
-    if run is None:
-        return list(shards)
-    columns = columns_read(run)
     found: list[Shard] = in_parallel(lambda pair: _settle(store, pair[0], pair[1], columns), asked)
     same = {shard.uri: shard for shard in found if shard.stamp is not None}
     if same:

@@ -176,8 +176,12 @@ def _is_totals(value: Any) -> bool:
     return isinstance(value, dict) and _each(_is_count)(value.get("rejected"))
 
 
+def _is_layout(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("kind"))
+
+
 def _is_identity(value: Any) -> bool:
-    kinds = {"layout": _each(_is_text, "kind"), "keep_text": _is_bool, "dtype": _is_text, "family": _is_text}
+    kinds = {"layout": _is_layout, "keep_text": _is_bool, "dtype": _is_text, "family": _is_text}
     kinds |= {"unit_rows": _is_count, "chat_fingerprint": _is_text}
     if not isinstance(value, dict) or ("chat_fingerprint" in value and kinds.keys() - value.keys()):
         return False

@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import Source, in_parallel
+from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 
@@ -57,6 +58,14 @@ class Span:
 _Range = tuple[int, int, int, int, int]  # first and last row group, rows to skip, rows, candidates
 
 
+class Footer(NamedTuple):
+    """What a Parquet shard says of itself, or why it cannot be read."""
+
+    metadata: pq.FileMetaData | None
+    schema: pa.Schema | None
+    error: str | None = None
+
+
 def unit_id(shard: Shard, fingerprint: str, where: str) -> str:
     """32 hex digits; the first 16 are the shard's."""
     text = json.dumps([shard.uri, shard.identity, fingerprint, where])
@@ -68,33 +77,44 @@ def cut(
     fingerprint: str,
     unit_rows: int,
     candidate_columns: Mapping[str, bool],
+    footers: Mapping[str, Footer] | None = None,
 ) -> list[Span]:
     """A span per shard, holding all its units; footers are read on a few threads.
 
     Args:
         candidate_columns: the columns that hold candidates, and whether each is a list of them.
+        footers: those that were read already, by the URIs of their shards.
     """
+    known = footers or {}
 
     def of(shard: Shard) -> Span:
         if not shard.is_parquet:
             return Span(shard)
-        try:
-            source = open_shard(shard)
-        except OSError as error:
-            raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
-        try:
-            with source:
-                footer = pq.ParquetFile(source).metadata
-                pieces = list(_ranges(source, footer, unit_rows, candidate_columns))
-        except DAMAGE as error:
-            source.raise_failure()
+        footer = known.get(shard.uri) or read_footer(shard)
+        if footer.metadata is None:
             name = unit_id(shard, fingerprint, "unreadable") + UNREADABLE
             unit = Unit(name, 0, last=True, source_bytes=shard.size)
-            return Span(shard, (unit,), error=f"{type(error).__name__}: {error}")
-        return Span(shard, tuple(_units(shard, footer.num_rows, fingerprint, pieces)))
+            return Span(shard, (unit,), error=footer.error)
+        pieces = _ranges(shard, footer.metadata, unit_rows, candidate_columns)
+        return Span(shard, tuple(_units(shard, footer.metadata.num_rows, fingerprint, pieces)))
 
     spans: list[Span] = in_parallel(of, shards)
     return spans
+
+
+def read_footer(shard: Shard) -> Footer:
+    """The footer of a Parquet shard. Raises ConfigError where the shard cannot be opened."""
+    try:
+        source = open_shard(shard)
+    except OSError as error:
+        raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
+    try:
+        with source:
+            file = pq.ParquetFile(source)
+            return Footer(file.metadata, file.schema_arrow)
+    except DAMAGE as error:
+        source.raise_failure()
+        return Footer(None, None, f"{type(error).__name__}: {error}")
 
 
 def _units(shard: Shard, total: int, fingerprint: str, pieces: Iterable[_Range]) -> list[Unit]:
@@ -120,7 +140,7 @@ def _units(shard: Shard, total: int, fingerprint: str, pieces: Iterable[_Range])
 
 
 def _ranges(
-    source: Source, footer: pq.FileMetaData, unit_rows: int, candidate_columns: Mapping[str, bool]
+    shard: Shard, footer: pq.FileMetaData, unit_rows: int, candidate_columns: Mapping[str, bool]
 ) -> Iterator[_Range]:
     """What each unit is of a shard.
 
@@ -130,7 +150,7 @@ def _ranges(
     for i in range(footer.num_row_groups):
         group = footer.row_group(i)
         n, nbytes = _weigh(group, candidate_columns)
-        nbytes += sum(_repeated_bytes(source, footer, i, k) for k in _repeating(group, unit_rows))
+        nbytes += sum(_repeated_bytes(shard, footer, i, k) for k in _repeating(group, unit_rows))
         if rows and (candidates + n > unit_rows or size + nbytes > UNIT_BYTES):
             yield start, i, 0, rows, candidates
             start, rows, candidates, size = i, 0, 0, 0
@@ -173,15 +193,16 @@ def _repeating(group: pq.RowGroupMetaData, unit_rows: int) -> Iterator[int]:
                 yield k
 
 
-def _repeated_bytes(source: Source, footer: pq.FileMetaData, group: int, column: int) -> int:
+def _repeated_bytes(shard: Shard, footer: pq.FileMetaData, group: int, column: int) -> int:
     """What the texts of a column come to beyond what the footer says, which counts those in a dictionary once."""
     path = footer.schema.column(column).path
-    try:
-        file = pq.ParquetFile(source, metadata=footer, read_dictionary=[path])
-        chunks = file.read_row_group(group, columns=[path]).column(0).chunks
-    except DAMAGE:  # which costs the units that hold it, once they are read
-        source.raise_failure()
-        return 0
+    with open_shard(shard) as source:
+        try:
+            file = pq.ParquetFile(source, metadata=footer, read_dictionary=[path])
+            chunks = file.read_row_group(group, columns=[path]).column(0).chunks
+        except DAMAGE:  # which costs the units that hold it, once they are read
+            source.raise_failure()
+            return 0
     total = sum(map(_encoded_bytes, chunks))
     return max(0, total - int(footer.row_group(group).column(column).total_uncompressed_size))
 

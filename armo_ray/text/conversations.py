@@ -6,12 +6,13 @@ chats in OpenAI's and ShareGPT's keys.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from armo_ray.chat import Messages
 from armo_ray.text.layouts import Layout
+from armo_ray.text.parts import Rejected, kind_of, parts_of
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -32,26 +33,25 @@ class Candidate:
     answer: str
     reason: str | None = None
     detail: str | None = None
-
-
-class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error
-    """A candidate cannot be scored; args are (reason, detail)."""
+    flags: tuple[str, ...] = ()
 
 
 def candidates_of(row: Mapping[str, Any], layout: Layout) -> list[Candidate]:
     """The candidates of a row in their order: chosen before rejected, lists in the order of the list."""
-    values = {part: row.get(column) for part, column in layout.columns.items()}
-    absent = [name for part, name in layout.columns.items() if part != "system" and name not in row]
-    if absent:
-        has = ", ".join(sorted(row)) or "no columns"
-        detail = f"no column {', '.join(absent)}; the row has {has}"
-        return [_whole_row("malformed_row", detail.encode("utf-8", "backslashreplace").decode())]
     try:
-        entries = [(role, value) for role, part in _PARTS[layout.kind](values) for value in part]
+        parts = parts_of(row, layout)
+        if parts.tools:
+            raise Rejected(
+                "malformed_row", "tools: the schemas of tools are not rendered; --ignore their column"
+            )
     except Rejected as verdict:
         return [_whole_row(*verdict.args)]
-    prompt, system = _prompt(values.get("prompt")), values.get("system")
-    return [_candidate(index, role, prompt, system, value) for index, (role, value) in enumerate(entries)]
+    prompt = _prompt(parts.prompt)
+    found = [
+        _candidate(index, role, prompt, parts.system, value)
+        for index, (role, value) in enumerate(parts.answers)
+    ]
+    return [replace(one, flags=parts.flags) for one in found] if parts.flags else found
 
 
 def _whole_row(reason: str, detail: str) -> Candidate:
@@ -73,39 +73,6 @@ def _candidate(
     return Candidate(index, role, before, answer)
 
 
-def _preference(values: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
-    return [(role, _several(values[role])) for role in ("chosen", "rejected")]
-
-
-def _rollouts(values: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
-    if "response" in values:
-        return [("response", [values["response"]])]
-    responses = values["responses"]
-    if not isinstance(responses, list):
-        raise Rejected("malformed_row", f"responses is {_kind(responses)}, expected a list")
-    if not responses:
-        raise Rejected("empty_response", "the list of responses is empty")
-    return [("response", responses)]
-
-
-def _messages(values: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
-    if not isinstance(values["messages"], list):
-        raise Rejected("malformed_row", f"messages is {_kind(values['messages'])}, expected a list")
-    return [("response", [values["messages"]])]
-
-
-_PARTS: dict[str, Callable[[Mapping[str, Any]], list[tuple[str, list[Any]]]]] = {
-    "preference": _preference,
-    "rollouts": _rollouts,
-    "messages": _messages,
-}
-
-
-def _several(value: Any) -> list[Any]:
-    """One answer, or the answers of a list; a list of messages is one conversation."""
-    return value if isinstance(value, list) and value and not isinstance(value[0], dict) else [value]
-
-
 def _prompt(prompt: Any) -> Messages | Rejected | None:
     """The messages of the prompt column; None where the row has none."""
     try:
@@ -118,7 +85,7 @@ def _prompt(prompt: Any) -> Messages | Rejected | None:
         elif prompt is None:
             return None
         else:
-            raise Rejected("malformed_row", f"prompt is {_kind(prompt)}, expected text or messages")
+            raise Rejected("malformed_row", f"prompt is {kind_of(prompt)}, expected text or messages")
     except Rejected as verdict:
         return verdict
     return messages
@@ -127,7 +94,7 @@ def _prompt(prompt: Any) -> Messages | Rejected | None:
 def _instructed(system: Any, messages: Messages) -> Messages:
     """The messages after the system column's, which they may repeat; no prompt stays no prompt."""
     if system is not None and not isinstance(system, str):
-        raise Rejected("malformed_row", f"system is {_kind(system)}, expected text")
+        raise Rejected("malformed_row", f"system is {kind_of(system)}, expected text")
     first = _message("system", system or "")
     return [first, *messages] if first["content"].strip() and messages and messages[0] != first else messages
 
@@ -147,7 +114,7 @@ def _split(prompt: Messages | None, value: Any) -> tuple[Messages, str]:
     elif isinstance(value, list):
         turns = _conversation(value)
     else:
-        raise Rejected("malformed_row", f"an answer is {_kind(value)}, expected text or messages")
+        raise Rejected("malformed_row", f"an answer is {kind_of(value)}, expected text or messages")
     if not turns:
         raise Rejected("empty_response", "the conversation is empty")
     if turns[-1]["role"] != "assistant":
@@ -175,7 +142,7 @@ def _conversation(value: list[Any]) -> Messages:
 
 def _turn(message: Any) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise Rejected("malformed_row", f"a message is {_kind(message)}, expected role and content")
+        raise Rejected("malformed_row", f"a message is {kind_of(message)}, expected role and content")
     role = message.get("role", message.get("from"))
     role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
     content = message.get("content", message.get("value"))
@@ -184,7 +151,7 @@ def _turn(message: Any) -> dict[str, str]:
     if role not in _ROLES:
         raise Rejected("malformed_row", f"unknown role {role!r}: expected {', '.join(_ROLES)}")
     if not isinstance(content, str):
-        raise Rejected("malformed_row", f"the content of a message is {_kind(content)}, expected text")
+        raise Rejected("malformed_row", f"the content of a message is {kind_of(content)}, expected text")
     return _message(role, content)
 
 
@@ -228,7 +195,3 @@ def _check(prompt: Messages, answer: str) -> None:
                 raise Rejected(
                     "malformed_row", f"not text: lone surrogate at character {error.start}"
                 ) from None
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

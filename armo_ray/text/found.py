@@ -1,0 +1,135 @@
+"""What columns an input has, what is nested in them, and which of them may hold a part of a conversation."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+_DEPTH = 6
+_ELEMENTS = 4  # of a list that are looked at
+_NOTHING = ("", "[]", "{}", "null")  # texts that say that there is nothing
+
+# Columns that hold a part of a conversation in some well-known format, with the part that reads them, "" where
+# none does: such content is not text, or of answers. The formats: Alpaca and LLaMA-Factory (input, history, system,
+# tools, images, videos, audios), Dolly (context), ms-swift (rejected_*, query), OpenAI (functions, tools, developer),
+# TRL (image, images, tools), Hugging Face's chat templates (documents), axolotl (system_prompt), OpenOrca
+# (system_prompt), exports of reasoning models (thinking, reasoning, reasoning_content), retrieval data (passages).
+CARRIERS = {
+    "input": "input",
+    "inputs": "input",
+    "context": "input",
+    "contexts": "input",
+    "passage": "input",
+    "passages": "",
+    "documents": "",
+    "retrieved_documents": "",
+    "history": "history",
+    "chat_history": "history",
+    "conversation_history": "history",
+    "system": "system",
+    "system_prompt": "system",
+    "system_message": "system",
+    "developer": "",
+    "tools": "tools",
+    "functions": "tools",
+    "tool_calls": "",
+    "function_call": "",
+    "image": "",
+    "images": "",
+    "video": "",
+    "videos": "",
+    "audio": "",
+    "audios": "",
+    "attachments": "",
+    "thinking": "",
+    "reasoning": "",
+    "reasoning_content": "",
+    "rejected_response": "rejected",
+    "rejected_messages": "rejected",
+    "rejected_images": "",
+    "rejected_tools": "",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The columns of an input, and the paths of all that is nested in them, as far as it can be told."""
+
+    names: frozenset[str]
+    paths: frozenset[str]  # names among them
+    open_ended: bool = False  # later rows may have more
+
+    def below(self, path: str) -> set[str]:
+        """The fields of the objects at a path."""
+        begin = f"{path}."
+        return {p[len(begin) :].split(".")[0].split("[")[0] for p in self.paths if p.startswith(begin)}
+
+
+def of_names(names: Iterable[str]) -> Found:
+    """Columns of which nothing but the names is known."""
+    found = frozenset(names)
+    return Found(found, found)
+
+
+def of_schema(schema: pa.Schema) -> Found:
+    paths: set[str] = set()
+    for field in schema:
+        _of_type(field.name, field.type, paths, _DEPTH)
+    return Found(frozenset(schema.names), frozenset(paths))
+
+
+def _of_type(path: str, kind: pa.DataType, paths: set[str], depth: int) -> None:
+    paths.add(path)
+    if depth and pa.types.is_struct(kind):
+        for i in range(kind.num_fields):
+            _of_type(f"{path}.{kind.field(i).name}", kind.field(i).type, paths, depth - 1)
+    elif depth and isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        _of_type(f"{path}[]", kind.value_type, paths, depth - 1)
+
+
+def of_rows(rows: Iterable[Mapping[str, Any]]) -> Found:
+    names: set[str] = set()
+    paths: set[str] = set()
+    for row in rows:
+        names.update(row)
+        for name, value in row.items():
+            _of_value(name, value, paths, _DEPTH)
+    return Found(frozenset(names), frozenset(paths), open_ended=True)
+
+
+def _of_value(path: str, value: Any, paths: set[str], depth: int) -> None:
+    paths.add(path)
+    if depth and isinstance(value, dict):
+        for name, entry in value.items():
+            _of_value(f"{path}.{name}", entry, paths, depth - 1)
+    elif depth and isinstance(value, list):
+        paths.add(f"{path}[]")
+        for entry in value[:_ELEMENTS]:
+            _of_value(f"{path}[]", entry, paths, depth - 1)
+
+
+def joined(found: Iterable[Found]) -> Found:
+    every = list(found)
+    return Found(
+        frozenset().union(*(one.names for one in every)),
+        frozenset().union(*(one.paths for one in every)),
+        any(one.open_ended for one in every),
+    )
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing that could belong to a conversation; numbers are no text."""
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return value.strip() in _NOTHING
+    if isinstance(value, bytes):
+        return not value
+    if isinstance(value, dict):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_empty, value))
+    if hasattr(value, "tolist"):
+        return is_empty(value.tolist())
+    return isinstance(value, bool | int | float)

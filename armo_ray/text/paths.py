@@ -1,0 +1,78 @@
+"""Paths into rows: `question.full_text`, `completions[].response`, `score[0]`.
+
+A path begins with a column. A field of an object follows a dot, `[]` stands for all elements of a list, and `[N]`
+for one of them, from 0. A text on the way is decoded as JSON. A column whose own name is the whole path comes first.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d*)\]")
+_ROOT = re.compile(r"[^.\[\]]+")
+ALL = "[]"
+
+
+class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error
+    """A candidate cannot be scored; args are (reason, detail)."""
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for people."""
+    return "null" if value is None else type(value).__name__
+
+
+def root_of(path: str) -> str:
+    """The column that a path begins with; of what is no path, all of it."""
+    return path if steps_of(path) is None else _ROOT.match(path)[0]  # type: ignore[index]
+
+
+@cache
+def steps_of(path: str) -> tuple[str | int, ...] | None:
+    """What follows the column of a path: fields, places in lists, and ALL; None of the name of a column alone."""
+    root = _ROOT.match(path)
+    if root is None or root.end() == len(path):
+        return None
+    steps: list[str | int] = []
+    at = root.end()
+    while at < len(path):
+        if (step := _STEP.match(path, at)) is None:
+            return None
+        steps.append(step[1] if step[1] is not None else int(step[2]) if step[2] else ALL)
+        at = step.end()
+    return tuple(steps)
+
+
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """What a path leads to, None where it ends before. Raises Rejected where it cannot be followed."""
+    if path in row:
+        return row[path]
+    steps = steps_of(path)
+    return None if steps is None else _follow(row.get(root_of(path)), steps, path)
+
+
+def _follow(value: Any, steps: tuple[str | int, ...], path: str) -> Any:
+    for k, step in enumerate(steps):
+        if isinstance(value, str):
+            value = decoded(value, path)
+        if value is None:
+            return None
+        if step == ALL and isinstance(value, list):
+            return [_follow(element, steps[k + 1 :], path) for element in value]
+        if isinstance(step, int) and isinstance(value, list):
+            value = value[step] if step < len(value) else None
+        elif step != ALL and isinstance(value, dict):
+            value = value.get(step)
+        else:
+            raise Rejected("malformed_row", f"{path}: found {kind_of(value)} on the way, before {step}")
+    return value
+
+
+def decoded(text: str, what: str) -> Any:
+    """JSON that a text holds. Raises Rejected where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Rejected("malformed_row", f"{what}: the text is not JSON: {error}") from None

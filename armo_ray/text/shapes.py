@@ -1,0 +1,286 @@
+"""Shapes of rows that no path can tell: each function makes the usual parts of what a named layout reads.
+
+Each takes the values of the layout's parts and returns those of the parts that it makes. Raises Rejected where a row
+is not of the shape.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from armo_ray.text.paths import Rejected, decoded, kind_of
+
+Values = dict[str, Any]
+
+
+def message(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise Rejected("malformed_row", f"{what} is {kind_of(value)}, expected text")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if isinstance(value, str):
+        value = decoded(value, what)
+    if not isinstance(value, list):
+        raise Rejected("malformed_row", f"{what} is {kind_of(value)}, expected a list")
+    return value
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise Rejected("malformed_row", f"{what} is {kind_of(value)}, expected an object")
+    return value
+
+
+_EXTRA_ID = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+def extra_id_turns(values: Values) -> Values:
+    """HelpSteer2's prompts of several turns, which are marked by <extra_id_1>."""
+    prompt = values.get("prompt")
+    if not isinstance(prompt, str) or "<extra_id_1>" not in prompt:
+        return values
+    first, *rest = _EXTRA_ID.split(prompt)
+    roles = {"User": "user", "Assistant": "assistant"}
+    turns = [
+        message(roles[role], said.rstrip("\n")) for role, said in zip(rest[::2], rest[1::2], strict=True)
+    ]
+    return {**values, "prompt": [message("user", first.rstrip("\n")), *turns]}
+
+
+def interleaved(values: Values) -> Values:
+    """JSON lists of what the user said, and of what each of two models answered (LMSYS 55k)."""
+    asked = _list(values["prompt"], "prompt")
+    made: Values = {}
+    for part in ("first", "second"):
+        said = _list(values[part], part)
+        if len(said) != len(asked):
+            raise Rejected(
+                "malformed_row", f"{len(asked)} turns of the user, {len(said)} answers of the {part}"
+            )
+        pairs = zip(asked, said, strict=True)
+        made[part] = [turn for q, a in pairs for turn in (message("user", q), message("assistant", a))]
+    return {**values, **made, "prompt": None}
+
+
+_PAIRED = (("input", "output"), ("human", "assistant"))
+
+
+def turn_pairs(values: Values) -> Values:
+    """Turns as objects that hold what the user and what the assistant said (Capybara, ms-swift)."""
+    turns: list[dict[str, Any]] = []
+    for entry in _list(values["messages"], "conversation"):
+        pair = _object(entry, "a turn")
+        names = next((names for names in _PAIRED if set(names) <= pair.keys()), None)
+        if names is None:
+            raise Rejected("malformed_row", f"a turn has {', '.join(pair)}, expected input and output")
+        turns += [message("user", pair[names[0]]), message("assistant", pair[names[1]])]
+    return {**values, "messages": turns}
+
+
+_OASST_ROLES = {"prompter": "user", "assistant": "assistant"}
+
+
+def tree(values: Values) -> Values:
+    """Every answer of an Open-Assistant tree, as a conversation of its own."""
+    found = list(_paths(_object(values["responses"], "prompt"), []))
+    if not found:
+        raise Rejected("empty_response", "the tree holds no answer")
+    return {**values, "responses": found}
+
+
+def _paths(node: Mapping[str, Any], before: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    waiting = [(node, before)]
+    while waiting:
+        node, before = waiting.pop(0)
+        role = str(node.get("role"))
+        path = [*before, message(_OASST_ROLES.get(role, role), node.get("text"))]
+        if role == "assistant":
+            yield path
+        waiting += [(_object(reply, "a reply"), path) for reply in node.get("replies") or []]
+
+
+_GLAIVE = re.compile(r"(?:^|\n+)(USER|ASSISTANT|FUNCTION RESPONSE): ?")
+_GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
+
+
+def glaive(values: Values) -> Values:
+    """Glaive's chats: a text with USER:, ASSISTANT: and FUNCTION RESPONSE: before each turn."""
+    before, *rest = _GLAIVE.split(_text(values["messages"], "chat"))
+    if before.strip() or not rest:
+        raise Rejected("malformed_row", "chat does not begin with USER:")
+    said = (text.strip().removesuffix("<|endoftext|>").strip() for text in rest[1::2])
+    turns = [message(_GLAIVE_ROLES[name], text) for name, text in zip(rest[::2], said, strict=True)]
+    system = values.get("system")
+    if isinstance(system, str):
+        system = system.strip().removeprefix("SYSTEM:").strip()
+    return {**values, "messages": turns, "system": system}
+
+
+_GUANACO = re.compile(r"### (Human|Assistant): ?")
+_GUANACO_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def guanaco(values: Values) -> Values:
+    """Texts with ### Human: and ### Assistant: before each turn."""
+    before, *rest = _GUANACO.split(_text(values["messages"], "text"))
+    if before.strip() or not rest:
+        raise Rejected("malformed_row", "text does not begin with ### Human:")
+    turns = zip(rest[::2], rest[1::2], strict=True)
+    return {**values, "messages": [message(_GUANACO_ROLES[name], said.strip()) for name, said in turns]}
+
+
+def tldr(values: Values) -> Values:
+    """A post or article to sum up, in the words of TRL's script."""
+    info = _object(values["prompt"], "info")
+    body = info.get("post") or info.get("article")
+    said = _text(body, "info.post and info.article").replace("\n\n", "\n")
+    title = info.get("title") or ""
+    if info.get("post"):
+        prompt = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {title}\n\nPOST: {said}\n\nTL;DR:"
+    else:
+        prompt = f"TITLE: {title}\n\n{said}\n\nTL;DR:"
+    return {**values, "prompt": prompt}
+
+
+def swift_rejected(values: Values) -> Values:
+    """Messages, and another answer instead of their last turn (ms-swift)."""
+    messages, other = _list(values["chosen"], "messages"), values["rejected"]
+    if other is None:
+        raise Rejected("empty_response", "rejected_response is null")
+    turns = other if isinstance(other, list) else [message("assistant", other)]
+    return {**values, "rejected": [*messages[:-1], *turns]}
+
+
+def ranked(values: Values) -> Values:
+    """Answers with ranks, of which the least is preferred (NeMo-RL)."""
+    entries = [_object(entry, "a completion") for entry in _list(values["chosen"], "completions")]
+    ranks: list[Any] = [entry.get("rank") for entry in entries]
+    if len(entries) < 2 or not all(isinstance(rank, int | float) for rank in ranks):
+        raise Rejected("malformed_row", f"the ranks are {ranks!r:.100}, expected two numbers or more")
+    best = min(ranks)
+    chosen = [entry.get("completion") for entry in entries if entry["rank"] == best]
+    others = [entry.get("completion") for entry in entries if entry["rank"] != best]
+    if not others:
+        return {**values, "chosen": [], "rejected": [], "tied": chosen}
+    return {**values, "chosen": chosen, "rejected": others}
+
+
+_CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n?|\Z)", re.DOTALL)
+_LLAMA3 = re.compile(
+    r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n(.*?)(?:<\|eot_id\|>|<\|end_of_text\|>|\Z)", re.DOTALL
+)
+_BARE = re.compile(r"(?:^|\n)(system|user|assistant)\n")
+_MARKS = (
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "[INST]",
+    "<|user|>",
+    "<\uff5cUser\uff5c>",
+)
+_ENDS = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>)\s*\Z")
+
+
+def rendered(values: Values) -> Values:
+    """A prompt as a chat template wrote it, ChatML's or Llama-3's, with or without special tokens, as messages."""
+    prompt = values.get("prompt")
+    made: Values = {"prompt": _unrendered(prompt) if isinstance(prompt, str) else prompt}
+    made |= {part: _ended(values[part]) for part in ("response", "responses") if part in values}
+    return {**values, **made}
+
+
+def _ended(value: Any) -> Any:
+    """Answers without the token that ends a turn."""
+    if isinstance(value, list):
+        return list(map(_ended, value))
+    if not isinstance(value, str):
+        return value
+    text = _ENDS.sub("", value)
+    if mark := next((mark for mark in _MARKS if mark in text), None):
+        raise Rejected("malformed_row", f"the answer holds turns of a chat template: {mark}")
+    return text
+
+
+def _unrendered(text: str) -> Any:
+    for pattern in (_CHATML, _LLAMA3):
+        if turns := [message(role, said.strip()) for role, said in pattern.findall(text)]:
+            left = pattern.sub("", text).replace("<|begin_of_text|>", "").strip()
+            if left:
+                raise Rejected("malformed_row", f"outside the turns of the prompt stands {left!r:.80}")
+            return _asked(turns)
+    if mark := next((mark for mark in _MARKS if mark in text), None):
+        raise Rejected(
+            "malformed_row", f"the prompt was written by an unknown chat template: it holds {mark}"
+        )
+    before, *rest = _BARE.split(f"{text.rstrip()}\n" if text.rstrip().endswith("assistant") else text)
+    if before or not rest:
+        return text
+    turns = [message(role, said.strip()) for role, said in zip(rest[::2], rest[1::2], strict=True)]
+    roles = [turn["role"] for turn in turns if turn["role"] != "system"]
+    if roles[::2] != ["user"] * len(roles[::2]) or roles[1::2] != ["assistant"] * len(roles[1::2]):
+        raise Rejected("malformed_row", f"the turns of the prompt cannot be told apart: {', '.join(roles)}")
+    return _asked(turns)
+
+
+def _asked(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages before the answer, whose header may have been written already."""
+    return turns[:-1] if turns[-1] == message("assistant", "") else turns
+
+
+def prm800k(values: Values) -> Values:
+    """The steps that were chosen, and every path that leaves them by another rated step, as TRL's script has them."""
+    answers: list[list[str]] = []
+    path: list[str] = []
+    for step in _list(values["steps"], "label.steps"):
+        completions, chosen = step.get("completions") or [], step.get("chosen_completion")
+        answers += [[*path, c.get("text")] for k, c in enumerate(completions) if k != chosen]
+        if chosen is not None:
+            path = [*path, completions[chosen].get("text")]
+        elif step.get("human_completion"):
+            human = step["human_completion"]
+            path = [*path, human if isinstance(human, str) else human.get("text")]
+        else:
+            break
+    return {**values, "steps": [*answers, path] if path else answers}
+
+
+_SHEPHERD = "ки"
+_STEP = re.compile(r"step 1\s*:", re.IGNORECASE)
+
+
+def math_shepherd(values: Values) -> Values:
+    """A question and its steps in one text, each step with its mark after it."""
+    text = _text(values["prompt"], "input")
+    first = _STEP.search(text)
+    if first is None:
+        raise Rejected("malformed_row", "input has no Step 1:")
+    steps = [step.strip() for step in text[first.start() :].split(_SHEPHERD)]
+    return {**values, "prompt": text[: first.start()].strip(), "steps": [step for step in steps if step]}
+
+
+def rlhflow_prm(values: Values) -> Values:
+    """A question with its first step, and every other step, in turns of the user; verdicts in the assistant's."""
+    turns = [_object(turn, "a turn") for turn in _list(values["prompt"], "conversations")]
+    said = [_text(turn.get("content", turn.get("value")), "a turn") for turn in turns]
+    if len(said) < 2 or any(verdict not in ("+", "-") for verdict in said[1::2]):
+        raise Rejected("malformed_row", "the assistant's turns are not all + or -")
+    first = _STEP.search(said[0])
+    if first is None:
+        raise Rejected("malformed_row", "the first turn has no Step 1:")
+    steps = [said[0][first.start() :], *said[2::2]]
+    return {**values, "prompt": said[0][: first.start()].strip(), "steps": steps}
+
+
+SHAPES: dict[str, Callable[[Values], Values]] = {
+    function.__name__: function
+    for function in (
+        *(extra_id_turns, interleaved, turn_pairs, tree, glaive, guanaco, tldr, swift_rejected, ranked),
+        *(rendered, prm800k, math_shepherd, rlhflow_prm),
+    )
+}
