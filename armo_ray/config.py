@@ -103,6 +103,8 @@ class ScoreConfig(BaseModel):
     """Candidates in a unit of work, which is committed as a whole."""
     keep: Mapping[str, Name] = {}
     """COLUMN or NAME=COLUMN of the input to carry into the scores."""
+    keep_json: Mapping[str, Name] = {}
+    """COLUMN or NAME=COLUMN to carry as JSON text: values of any types, or of none that Parquet has."""
     keep_text: bool = False
     """Add prompt and response as messages to the scores."""
     partition_by: Names = ()
@@ -151,7 +153,7 @@ class ScoreConfig(BaseModel):
             return value
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
-    @field_validator("column", "keep", mode="before")
+    @field_validator("column", "keep", "keep_json", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
         """["a", "b=c"] as {"a": "a", "b": "c"}."""

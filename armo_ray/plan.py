@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from armo_ray import __version__
+from armo_ray import __version__, kept
 from armo_ray.chat import Chat
 from armo_ray.config import ScoreConfig
 from armo_ray.engine.checkpoint import Checkpoint, inspect
@@ -20,7 +20,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.families import Family
 from armo_ray.schema import RESERVED, SCHEMA_VERSION, scores_schema
 from armo_ray.storage import commits, parts, readers, resume
-from armo_ray.storage.filesystem import is_remote
+from armo_ray.storage.filesystem import in_parallel, is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards
 from armo_ray.storage.store import Store
@@ -30,6 +30,7 @@ from armo_ray.text.layouts import Layout, detect
 logger = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 1000
+_SAMPLED_SHARDS = 16  # of JSONL, whose types nothing but rows can tell
 _VERSIONED = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 
@@ -54,6 +55,7 @@ class Job:
     fingerprint: str
     scores: pa.Schema  # of a part, partition columns included
     carried: dict[str, str]  # name in the scores -> column of the input
+    as_json: tuple[str, ...]  # the names in the scores of those that are kept as JSON text
     keep_text: bool
     partition_by: tuple[str, ...]
 
@@ -76,11 +78,13 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
     parts.check_directories(store, shards)
     columns = _carried_columns(config, shards)
-    layout, carried = _layout(shards, config, columns)
+    layout, seen = _layout(shards, config), _seen(shards) if columns else []
+    carried = _carried_types(columns, config, seen)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
+    kept.check(carried, columns, config.keep_json, seen)
     job = _job(config, model, layout, columns, carried)
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
     standing = resume.standing(store, spans, job.fingerprint)
@@ -91,8 +95,8 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
 def prepare_dataset(config: ScoreConfig, schema: pa.Schema) -> Job:
     """A job for rows of this schema that are read and written by somebody else; input and output are not used."""
     layout = detect(schema.names, config.layout, config.column)
-    columns = dict(config.keep)
-    carried = _carried_types(columns, "the dataset", schema.names, schema, [])
+    columns = dict(config.keep) | dict(config.keep_json)
+    carried = _carried_types(columns, config, [kept.Seen("the dataset", schema.names, schema)])
     return _job(config, _model(config), layout, columns, carried)
 
 
@@ -171,6 +175,7 @@ def _job(
         fingerprint=fingerprint,
         scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata, steps),
         carried=columns,
+        as_json=tuple(config.keep_json),
         keep_text=config.keep_text,
         partition_by=config.partition_by,
     )
@@ -178,7 +183,8 @@ def _job(
 
 def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
     """What must be the same for two runs to share an output: all that rows, columns or units depend on."""
-    return {
+    as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
+    return as_json | {
         "model_fingerprint": model.checkpoint.fingerprint,
         "chat_fingerprint": model.chat.fingerprint,
         "family": model.checkpoint.family.name,
@@ -195,27 +201,35 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
     }
 
 
-def _layout(shards: list[Shard], config: ScoreConfig, columns: dict[str, str]) -> tuple[Layout, pa.Schema]:
-    """The layout, and the types of the carried columns, as the first shard that can be read has them."""
+def _layout(shards: list[Shard], config: ScoreConfig) -> Layout:
+    """The layout, as the first shard that can be read has it."""
     failures: list[str] = []
     for shard in shards:
         try:
-            names, schema, rows = readers.sample(shard, _SAMPLE_ROWS)
+            names, _, _ = readers.sample(shard, _SAMPLE_ROWS)
         except DAMAGE as error:
             failures.append(f"{shard.uri}: {error}")
             continue
         if names:
             logger.info("layout told from %s", shard.uri)
-            layout = detect(names, config.layout, config.column)
-            carried = _carried_types(columns, shard.uri, names, schema, rows)
-            nested = [f.name for f in carried if f.name in config.partition_by and pa.types.is_nested(f.type)]
-            if nested:
-                raise ConfigError(
-                    f"partition-by: {nested[0]} is {carried.field(nested[0]).type}, not one value"
-                )
-            return layout, carried
+            return detect(names, config.layout, config.column)
     told = f"; {len(failures)} cannot be read, the first: {failures[0]}" if failures else ""
     raise ConfigError(f"input: none of {len(shards)} shards has a row to tell the layout from{told}")
+
+
+def _seen(shards: list[Shard]) -> list[kept.Seen]:
+    """The schemas of all Parquet shards, and the first rows of some JSONL shards, of those that can be read."""
+    lined = [shard for shard in shards if not shard.is_parquet]
+    some = lined[:: -(-len(lined) // _SAMPLED_SHARDS)] if lined else []
+
+    def look(shard: Shard) -> list[kept.Seen]:
+        try:
+            return [kept.Seen(shard.uri, *readers.sample(shard, _SAMPLE_ROWS))]
+        except DAMAGE:  # its rows are rejected when it is read
+            return []
+
+    looked = in_parallel(look, [shard for shard in shards if shard.is_parquet or shard in some])
+    return [one for found in looked for one in found if one.names]
 
 
 def _carried_columns(config: ScoreConfig, shards: list[Shard]) -> dict[str, str]:
@@ -226,42 +240,31 @@ def _carried_columns(config: ScoreConfig, shards: list[Shard]) -> dict[str, str]
     everywhere, somewhere = set.intersection(*directories), set.union(*directories)
     if mixed := sorted((somewhere - everywhere).intersection(config.partition_by)):
         raise ConfigError(f"partition-by: {mixed[0]} is a directory of some shards of the input only")
-    if twice := sorted(somewhere.intersection(config.keep)):
+    keep = dict(config.keep) | dict(config.keep_json)
+    if twice := sorted(somewhere.intersection(keep)):
         raise ConfigError(f"keep: {twice[0]} is a directory of the input, and of the scores, already")
     own = [name for name in config.partition_by if name not in {"role", *everywhere}]
-    return {name: name for name in own} | dict(config.keep)
+    return {name: name for name in own} | keep
 
 
-def _carried_types(
-    carried: dict[str, str],
-    source: str,
-    names: list[str],
-    schema: pa.Schema | None,
-    rows: list[dict[str, Any]],
-) -> pa.Schema:
-    fields = []
-    for name, column in carried.items():
-        if column not in names:
-            raise ConfigError(
-                f"keep or partition-by: no column {column} in {source}; it has {', '.join(names)}"
+def _carried_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept.Seen]) -> pa.Schema:
+    if taken := sorted(RESERVED.intersection(columns)):
+        raise ConfigError(
+            f"keep: {taken[0]} is a column of the scores already; rename it: "
+            f"--keep input_{taken[0]}={columns[taken[0]]}"
+        )
+    carried = kept.unify(columns, config.keep_json, seen)
+    nested = [
+        field for field in carried if field.name in config.partition_by and pa.types.is_nested(field.type)
+    ]
+    if nested:
+        raise ConfigError(f"partition-by: {nested[0].name} is {nested[0].type}, not one value")
+    for column in dict.fromkeys(columns.values()):
+        if without := [one.uri for one in seen if column not in one.names]:
+            logger.warning(
+                "kept column %s is null in %d shards without it: %s", column, len(without), without[0]
             )
-        if name in RESERVED:
-            raise ConfigError(
-                f"keep: {name} is a column of the scores already; rename it: --keep input_{name}={column}"
-            )
-        if schema is not None:
-            fields.append(pa.field(name, schema.field(column).type))
-            continue
-        try:
-            found = pa.array([row.get(column) for row in rows]).type
-        except pa.ArrowException as error:
-            raise ConfigError(f"keep: column {column} of {source} has no one type: {error}") from error
-        if pa.types.is_null(found):
-            raise ConfigError(
-                f"keep: column {column} is null in the first {len(rows)} rows of {source}: its type cannot be told"
-            )
-        fields.append(pa.field(name, found))
-    return pa.schema(fields)
+    return carried
 
 
 def _versions() -> dict[str, str]:

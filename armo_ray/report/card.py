@@ -42,7 +42,8 @@ _MEANING = {
     "gating": "the weights of the objectives; null where the model has none",
     "num_prompt_tokens": "tokens before the answer",
     "num_response_tokens": "tokens of the answer",
-    "flags": "`special_token_text`: text that spells a special token; `truncated`",
+    "flags": "`special_token_text`: text that spells a special token; `truncated`; `kept_value_lost:NAME`: the "
+    "column cannot hold what the input has, and is null",
     "step_scores": "what a process reward model says of each step",
     "prompt": "messages before the answer",
     "response": "the answer",
