@@ -126,8 +126,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     from armo_ray.curation import benchmark_files, evaluate
 
     evaluate.check(options, str(given.get("model")))
-    status = _score_all([benchmark_files.scoring(options, given, output)], began)
-    evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
+    config, files = benchmark_files.scoring(options, given, output)
+    with benchmark_files.naming(files):
+        status = _score_all([config], began)
+        evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
     return status
 
 

@@ -239,7 +239,7 @@ _SIGNED = re.compile(r"(?i)[?&](sig|signature|x-amz-\w+|x-goog-\w+|awsaccesskeyi
 
 
 def _read_text(file: str) -> str:
-    return Path(file).read_text("utf-8")
+    return Path(file).read_text("utf-8-sig")
 
 
 def load_config(
