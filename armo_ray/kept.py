@@ -236,8 +236,9 @@ def _numbers(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return _integers(a, b)
     if pa.types.is_floating(a) and pa.types.is_floating(b):
         return max(a, b, key=lambda kind: kind.bit_width)
-    if (pa.types.is_decimal(a) or pa.types.is_decimal(b)) and all(map(_digits, (a, b))):
-        whole, fraction = (max(each) for each in zip(_digits(a), _digits(b), strict=True))
+    ours, theirs = _digits(a), _digits(b)
+    if (pa.types.is_decimal(a) or pa.types.is_decimal(b)) and ours and theirs:
+        whole, fraction = max(ours[0], theirs[0]), max(ours[1], theirs[1])
         if whole + fraction > 76:
             return None
         return (pa.decimal128 if whole + fraction <= 38 else pa.decimal256)(whole + fraction, fraction)
@@ -258,11 +259,11 @@ def _integers(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}.get(width, pa.decimal128(20, 0))
 
 
-def _digits(kind: pa.DataType) -> tuple[int, int]:
-    """Digits of a decimal or an integer before and after the point."""
+def _digits(kind: pa.DataType) -> tuple[int, int] | None:
+    """Digits of a decimal or an integer before and after the point, None of other types."""
     if pa.types.is_decimal(kind):
         return max(kind.precision - kind.scale, 0), max(kind.scale, 0)
-    return (len(str(2**kind.bit_width)), 0) if pa.types.is_integer(kind) else ()
+    return (len(str(2**kind.bit_width)), 0) if pa.types.is_integer(kind) else None
 
 
 def _times(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
@@ -279,7 +280,7 @@ def _times(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 
 
 def _finest(a: pa.DataType, b: pa.DataType) -> str:
-    return max(a.unit, b.unit, key=_UNITS.index)
+    return _UNITS[max(_UNITS.index(a.unit), _UNITS.index(b.unit))]
 
 
 def _texts(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from armo_ray.cli import main
 from armo_ray.errors import ConfigError
 from armo_ray.kept import Seen, unify
 from armo_ray.storage.verify import verify_output
@@ -299,3 +300,40 @@ def test_a_shard_that_is_added_cannot_widen_the_types_of_the_first_run(
     write_parquet(tmp_path / "c.parquet", pa.array([0.5]))
     with pytest.raises(ConfigError, match=r"column x is double in .*c\.parquet, and int64 in the output"):
         score_locally(tiny_model, tmp_path, tmp_path / "out", keep=["x"])
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_every_command_reads_times_with_zones_and_other_kept_types(
+    suffix: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing needs a package that is not installed with us, as DuckDB needs pytz for times with zones."""
+    times = [dt.datetime(2026, 1, day, 12, tzinfo=UTC) for day in (1, 2, 3)]
+    columns: dict[str, pa.Array] = {
+        "at": pa.array(times, pa.timestamp("us", "Asia/Tokyo")),
+        "ats": pa.array([[time] for time in times], pa.list_(pa.timestamp("ns", "UTC"))),
+        "st": pa.array([{"at": time} for time in times], pa.struct([("at", pa.timestamp("ms", "UTC"))])),
+        "wide": pa.array([2**64 - 1, 0, None], pa.decimal128(20, 0)),
+        "uid": pa.array([bytes([i]) * 16 for i in range(3)], pa.uuid()),
+        "took": pa.array([1, 2, None], pa.duration("ns")),
+        "void": pa.nulls(3),
+    }
+    rows = {"prompt": ["a", "a", "b"], "responses": [["c", "dd"], ["e e", "f"], ["g", "h h"]]}
+    pq.write_table(pa.table({**rows, **columns}), tmp_path / "a.parquet")
+    out = tmp_path / "out"
+    score_locally(tiny_model, tmp_path / "a.parquet", out, keep=list(columns), keep_text=suffix == "parquet")
+    assert rejects_of(out) == []
+    kind = ["--format", suffix]
+    for i, command in enumerate(
+        [
+            ["report", "OUT"],
+            ["filter", "OUT", "--where", "score >= q0.1 and at >= '2026-01-02'", "--per", "at", "ats", *kind],
+            ["filter", "OUT", "--where", "wide > 1", "--top-k", "1", "--group", "at", *kind],
+            ["label", "OUT", "--scale", "standardized", "--per", "at", "--keep", *columns, *kind],
+            ["mine", "OUT", "--strategy", "best-worst", "--keep", *columns, *kind],
+            ["compare", "OUT", "OUT"],
+            ["explain", "OUT", "highest"],
+        ]
+    ):
+        given = [str(out) if word == "OUT" else word for word in command]
+        given += ["--output", str(tmp_path / f"o{i}")] if command[0] in ("filter", "label", "mine") else []
+        assert main(given) == 0, capsys.readouterr().err
