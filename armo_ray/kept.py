@@ -19,7 +19,7 @@ Types = dict[pa.DataType, list[str]]  # each with the shards that have it, in th
 
 
 class Seen(NamedTuple):
-    """What one shard says of its columns: its Arrow schema, or if it has none its first rows."""
+    """What one shard, or block, says of its columns: its Arrow schema, or its first rows where that does not tell."""
 
     uri: str
     names: Sequence[str]
@@ -90,13 +90,19 @@ def _unified(column: str, seen: Sequence[Seen]) -> pa.DataType:
 
 def _types_in(column: str, one: Seen) -> list[pa.DataType]:
     try:
-        if one.schema is not None:
+        if one.schema is not None and not (one.rows and is_unclear(one.schema.field(column).type)):
             return [_of_field(one.schema.field(column))]
         return list(dict.fromkeys(json_type(row.get(column)) for row in one.rows))
     except ValueError as error:
         raise ConfigError(
             f"keep: column {column} of {one.uri} holds {error}; keep it as text: --keep-json {column}"
         ) from None
+
+
+def is_unclear(kind: pa.DataType) -> bool:
+    """Whether a type of one block tells nothing of others: null, or objects of Python, as lists of numpy become."""
+    pickled = getattr(kind, "extension_name", "") == "ray.data.arrow_pickled_object"
+    return pickled or bool(pa.types.is_null(kind))
 
 
 def _of_field(field: pa.Field) -> pa.DataType:
@@ -120,9 +126,9 @@ def _of_field(field: pa.Field) -> pa.DataType:
         return pa.bool_()
     if name == "arrow.fixed_shape_tensor" and len(kind.shape) == 1:
         return pa.list_(kind.value_type)
-    if name.startswith("ray.data.arrow_") and hasattr(kind, "scalar_type"):
-        found = kind.scalar_type
-        for _ in range(getattr(kind, "ndim", None) or len(kind.shape)):
+    if name.startswith("ray.data.") and "tensor" in name:
+        found = kind.value_type
+        for _ in kind.shape:
             found = pa.list_(found)
         return found
     raise ValueError(f"values of the extension type {name}")
@@ -147,7 +153,7 @@ def _check_written(column: str, kind: pa.DataType) -> None:
 
 
 def json_type(value: Any) -> pa.DataType:
-    """The type of a value as JSON has it. Raises ValueError where no type holds it."""
+    """The type of a value, of JSON or of Python. Raises ValueError where no type holds it."""
     if value is None:
         return pa.null()
     if isinstance(value, dict):
@@ -162,7 +168,11 @@ def json_type(value: Any) -> pa.DataType:
         if not -(2**63) <= value < 2**64:
             raise ValueError(f"{str(value)[:40]}, an integer of more than 64 bits")
         return pa.int64() if value < 2**63 else pa.uint64()
-    return {bool: pa.bool_(), float: pa.float64()}.get(type(value), pa.string())
+    known = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+    try:
+        return known.get(type(value)) or pa.scalar(value).type
+    except (pa.ArrowException, TypeError) as error:
+        raise ValueError(f"a {type(value).__name__}: {error}") from None
 
 
 def _folded(kinds: Iterable[pa.DataType]) -> pa.DataType | None:

@@ -92,11 +92,11 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     return job, spans
 
 
-def prepare_dataset(config: ScoreConfig, schema: pa.Schema) -> Job:
-    """A job for rows of this schema that are read and written by somebody else; input and output are not used."""
-    layout = detect(schema.names, config.layout, config.column)
+def prepare_dataset(config: ScoreConfig, seen: list[kept.Seen]) -> Job:
+    """A job for rows like these that are read and written by somebody else; input and output are not used."""
+    layout = detect(dict.fromkeys(name for one in seen for name in one.names), config.layout, config.column)
     columns = dict(config.keep) | dict(config.keep_json)
-    carried = _carried_types(columns, config, [kept.Seen("the dataset", schema.names, schema)])
+    carried = _carried_types(columns, config, seen)
     return _job(config, _model(config), layout, columns, carried)
 
 

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "places", "preflight", "report"}
+    | {"cluster", "kept", "places", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE

@@ -141,7 +141,7 @@ def test_rm_bench_by_the_names_of_its_files(tiny_model: Path, tmp_path: Path) ->
     text = texts(7)
     names = ["chat_filtered.json", "code_filtered.jsonl", "math.parquet", "safety-refuse_filtered.json"]
     for name in names:
-        row = {"prompt": next(text)} | {
+        row: dict[str, Any] = {"prompt": next(text)} | {
             kind: [next(text) for _ in range(3)] for kind in ("chosen", "rejected")
         }
         if name.endswith(".json"):
@@ -151,9 +151,9 @@ def test_rm_bench_by_the_names_of_its_files(tiny_model: Path, tmp_path: Path) ->
     files = lined([str(tmp_path / name) for name in names], Store(str(tmp_path / "rows")))
     score_locally(tiny_model, [Path(file) for file in files], tmp_path / "o")
     found = evaluated(tmp_path / "o", "--benchmark", "rm-bench")
-    scores = {Path(r["source"]).name: [] for r in rows_of(tmp_path / "o")}  # type: ignore[var-annotated]
-    for row in rows_of(tmp_path / "o"):
-        scores[Path(row["source"]).name].append(row["score"])
+    scores: dict[str, list[float]] = {}
+    for candidate in rows_of(tmp_path / "o"):
+        scores.setdefault(Path(candidate["source"]).name, []).append(candidate["score"])
     for name, domain in zip(sorted(scores), ("chat", "code", "math", "safety"), strict=True):
         won = np.array(scores[name])[:3, None] > np.array(scores[name])[None, 3:]
         assert found["sections"][domain]["accuracy"] == pytest.approx(won.mean())

@@ -25,8 +25,8 @@ TWINS = {
     ),
     "german": (
         "Die Fähre zu den nördlichen Inseln fährt jeden Morgen um sieben Uhr ab, außer sonntags, und eine "
-        "Rückfahrkarte kostet zwölf Kronen für Erwachsene und fünf für Kinder. Wie viel zahlt eine Familie mit vier Personen für den "
-        "Ausflug?",
+        "Rückfahrkarte kostet zwölf Kronen für Erwachsene und fünf für Kinder. Wie viel zahlt eine Familie mit vier "
+        "Personen für den Ausflug?",
         ("zwölf", "dreizehn"),
         "Erkläre in einfachen Worten, warum Brotteig aufgeht, wenn er eine Stunde lang in einer warmen Küche "
         "steht, und was in einer kalten geschehen würde.",
