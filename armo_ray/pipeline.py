@@ -237,7 +237,7 @@ def _seen(ds: ray.data.Dataset, with_types: bool) -> list[kept.Seen]:
         return [kept.Seen("the dataset", base.names, base)]
     if not with_types:
         return [kept.Seen("the dataset", list(base.names), pa.schema([]))]
-    blocks = ds.limit(_SAMPLE_ROWS).iter_batches(batch_size=None, batch_format="pyarrow")
+    blocks: Any = ds.limit(_SAMPLE_ROWS).iter_batches(batch_size=None, batch_format="pyarrow")
     return [
         kept.Seen("the dataset", b.column_names, b.schema, [kept.plain(row) for row in b.to_pylist()])
         for b in blocks
