@@ -132,7 +132,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     evaluate.check(options, str(given.get("model")))
     with lock.held(Store(output)):
-        status = _score_all([benchmark_files.scoring(options, given, output)], began)
+        config, files = benchmark_files.scoring(options, given, output)
+        with benchmark_files.naming(files):
+            status = _score_all([config], began)
         evaluate.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
     return status
 

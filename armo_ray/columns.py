@@ -4,9 +4,6 @@ Their names are told apart whatever their case, as DuckDB and other readers of t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import pyarrow as pa
 
 from armo_ray.errors import ConfigError
 from armo_ray.schema import RESERVED
@@ -89,32 +86,3 @@ def _check_distinct(directories: Iterable[str], columns: Mapping[str, str]) -> N
 
 def _whatever_case(name: str, other: str) -> str:
     return "" if name == other else f" ({other}: many readers tell no case apart)"
-
-
-def carried_types(
-    carried: Mapping[str, str],
-    source: str,
-    names: Sequence[str],
-    schema: pa.Schema | None,
-    rows: Sequence[Mapping[str, Any]],
-) -> pa.Schema:
-    """The types of carried columns, by the schema of a Parquet shard or the first rows of a JSONL shard."""
-    fields = []
-    for name, column in carried.items():
-        if column not in names:
-            raise ConfigError(
-                f"keep or partition-by: no column {column} in {source}; it has {', '.join(names)}"
-            )
-        if schema is not None:
-            fields.append(pa.field(name, schema.field(column).type))
-            continue
-        try:
-            found = pa.array([row.get(column) for row in rows]).type
-        except pa.ArrowException as error:
-            raise ConfigError(f"keep: column {column} of {source} has no one type: {error}") from error
-        if pa.types.is_null(found):
-            raise ConfigError(
-                f"keep: column {column} is null in the first {len(rows)} rows of {source}: its type cannot be told"
-            )
-        fields.append(pa.field(name, found))
-    return pa.schema(fields)

@@ -121,6 +121,8 @@ class ScoreConfig(BaseModel):
     """Candidates in a unit of work, which is committed as a whole."""
     keep: Mapping[str, Name] = {}
     """COLUMN or NAME=COLUMN of the input to carry into the scores."""
+    keep_json: Mapping[str, Name] = {}
+    """COLUMN or NAME=COLUMN to carry as JSON text: values of any types, or of none that Parquet has."""
     keep_text: bool = False
     """Add prompt and response as messages to the scores."""
     partition_by: Names = ()
@@ -169,7 +171,7 @@ class ScoreConfig(BaseModel):
             return value
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
-    @field_validator("column", "keep", "winner", mode="before")
+    @field_validator("column", "keep", "keep_json", "winner", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
         """["a", "b=c"] as {"a": "a", "b": "c"}."""
@@ -262,7 +264,7 @@ _SIGNED = re.compile(r"(?i)[?&](sig|signature|x-amz-\w+|x-goog-\w+|awsaccesskeyi
 
 
 def _read_text(file: str) -> str:
-    return Path(file).read_text("utf-8")
+    return Path(file).read_text("utf-8-sig")
 
 
 def load_config(

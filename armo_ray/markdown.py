@@ -1,5 +1,6 @@
 """The parts that dataset cards have in common, as the Hugging Face hub and its `datasets` read them."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,10 +8,25 @@ from typing import Any
 CARD = "README.md"
 
 
+Parts = Mapping[
+    str, Mapping[str, Iterable[Mapping[str, Any]]]
+]  # of each split of each configuration: rows, bytes
+
+
 def front_matter(
-    configs: Mapping[str, Mapping[str, str]], tags: Iterable[str], rows: int | None = None
+    configs: Mapping[str, Mapping[str, str]],
+    tags: Iterable[str],
+    rows: int | None = None,
+    state: object = None,
+    parts: Parts | None = None,
 ) -> list[str]:
-    """The head of a card: which files each configuration and split has, the first one by default, tags, size."""
+    """The head of a card: which files each configuration and split has, the first one by default, tags, size.
+
+    Args:
+        state: what is different wherever, and whenever, the data are: `datasets` looks for a dataset in its cache
+            by its folder's name and its card alone.
+        parts: what the splits hold, if that is certain; `datasets` refuses files with more rows or less.
+    """
     lines = ["---"]
     if configs:
         lines.append("configs:")
@@ -20,10 +36,27 @@ def front_matter(
         lines.append("  data_files:")
         for split, path in splits.items():
             lines += [f"  - split: {split}", f"    path: {path}"]
+    lines += _dataset_info(configs, f"state {_hash(state)}", parts or {}) if configs else []
     lines += ["tags:", *(f"- {tag}" for tag in tags)]
     if rows is not None:
         lines += ["size_categories:", f"- {size_category(rows)}"]
     return [*lines, "---"]
+
+
+def _dataset_info(configs: Iterable[str], state: str, parts: Parts) -> list[str]:
+    lines = ["dataset_info:"]
+    for config in configs:
+        lines += [f"- config_name: {config}", f"  description: {state}"]
+        lines += ["  splits:"] if parts.get(config) else []
+        for split, held in parts.get(config, {}).items():
+            sizes = [(part["rows"], part["bytes"]) for part in held]
+            lines += [f"  - name: {split}", f"    num_bytes: {sum(size for _, size in sizes)}"]
+            lines.append(f"    num_examples: {sum(rows for rows, _ in sizes)}")
+    return lines
+
+
+def _hash(value: object) -> str:
+    return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=16).hexdigest()
 
 
 def size_category(rows: int) -> str:

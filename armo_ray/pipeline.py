@@ -19,7 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from armo_ray import passes, places
+from armo_ray import kept, passes, places
 from armo_ray.cluster import RETRIES, connected, remote_arguments
 from armo_ray.config import ScoreConfig, load_config
 from armo_ray.errors import ConfigError
@@ -40,6 +40,7 @@ _WRITE_CPUS = 0.25
 # Units queued at a replica, so that the next is there when one ends.
 _IN_FLIGHT = 4
 _CARD_EVERY_S = 30.0
+_SAMPLE_ROWS = 1000  # of a dataset, that tell types which its schema does not
 # Blocks that may fail before a run does: those of a poison row, and those that waited at the replica it killed.
 _MOST_ERRORED = 32
 
@@ -204,13 +205,17 @@ def score_dataset(
     Returns:
         A dataset of one row per candidate: the columns of the scores but row_id, source and source_row, then
         `reason` and `detail`, null where the candidate was scored. There is no order and no resume: what a
-        run of `armo-ray score` promises beyond this lies in its commits.
+        run of `armo-ray score` promises beyond this lies in its commits. Kept columns have the type of the first
+        rows, tensors as lists. A dataset that has neither rows nor columns comes back as it is.
 
     Raises:
         ConfigError: a wrong option, model or layout.
     """
     config = load_config(None, {"input": ["dataset"], "output": "dataset", "model": model, **options})
-    job = prepare_dataset(config, ds.schema().base_schema)
+    seen = _seen(ds, bool(config.keep))
+    if not seen:
+        return ds
+    job = prepare_dataset(config, seen)
     ds = ds.map_batches(
         partial(_tokenize, job=job), batch_size=rows_per_task, batch_format="pyarrow", num_cpus=1
     )
@@ -218,6 +223,24 @@ def score_dataset(
     return scored.map_batches(
         partial(candidate_rows, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS
     )
+
+
+def _seen(ds: ray.data.Dataset, with_types: bool) -> list[kept.Seen]:
+    """The columns of a dataset and, of its first rows where its schema does not tell them, their types."""
+    schema = ds.schema()
+    if schema is None:
+        return []
+    base = schema.base_schema
+    unclear = not isinstance(base, pa.Schema) or any(map(kept.is_unclear, base.types))
+    if isinstance(base, pa.Schema) and not (with_types and unclear):
+        return [kept.Seen("the dataset", base.names, base)]
+    if not with_types:
+        return [kept.Seen("the dataset", list(base.names), pa.schema([]))]
+    blocks: Any = ds.limit(_SAMPLE_ROWS).iter_batches(batch_size=None, batch_format="pyarrow")
+    return [
+        kept.Seen("the dataset", b.column_names, b.schema, [kept.plain(row) for row in b.to_pylist()])
+        for b in blocks
+    ]
 
 
 @contextmanager
@@ -245,7 +268,7 @@ def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
 
 
 def _tokenize(batch: pa.Table, job: Job) -> pa.Table:
-    return tokenize_rows(batch.to_pylist(), job)
+    return tokenize_rows([kept.plain(row) for row in batch.to_pylist()], job)
 
 
 def _write(batch: pa.Table, job: Job) -> pa.Table:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from armo_ray import __version__, survey
+from armo_ray import __version__, kept, survey
 from armo_ray.chat import Chat
-from armo_ray.columns import carried_columns, carried_types
+from armo_ray.columns import carried_columns
 from armo_ray.config import ScoreConfig
 from armo_ray.engine.checkpoint import Checkpoint, inspect
 from armo_ray.errors import ConfigError
@@ -26,7 +26,7 @@ from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
-from armo_ray.text.found import Found, of_names, of_schema
+from armo_ray.text.found import Found, of_schema
 from armo_ray.text.layouts import Layout, detect
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Job:
     fingerprint: str
     scores: pa.Schema  # of a part, partition columns included
     carried: dict[str, str]  # name in the scores -> column of the input
+    as_json: tuple[str, ...]  # the names in the scores of those that are kept as JSON text
     keep_text: bool
     partition_by: tuple[str, ...]
     unread: tuple[str, ...] = ()  # columns of the input, for people
@@ -77,14 +78,20 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
     parts.check_directories(store, shards)
-    columns = carried_columns(config.keep, config.partition_by, shards)
+    columns = carried_columns(config.keep | config.keep_json, config.partition_by, shards)
     seen = survey.survey(shards)
     layout, unread = _layout(seen, config, model, columns)
-    carried = _types(seen, config, columns)
+    kept_seen = [
+        kept.Seen(one.shard.uri, list(one.found.names), one.schema, one.rows)
+        for one in seen.samples
+        if one.found.names
+    ]
+    carried = _carried_types(columns, config, kept_seen)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     with lock.held(store) if write else nullcontext():  # a dataset may be made there
         run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
+    kept.check(carried, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, carried), unread=unread)
     try:
         shards = settled(store, shards, commits.list_commits(store), job.columns)
@@ -96,12 +103,14 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     return job, spans
 
 
-def prepare_dataset(config: ScoreConfig, schema: pa.Schema) -> Job:
-    """A job for rows of this schema that are read and written by somebody else; input and output are not used."""
-    model, columns = _model(config), carried_columns(config.keep, (), [])
-    found = of_schema(schema) if isinstance(schema, pa.Schema) else of_names(schema.names)
+def prepare_dataset(config: ScoreConfig, seen: list[kept.Seen]) -> Job:
+    """A job for rows like these that are read and written by somebody else; input and output are not used."""
+    model, columns = _model(config), carried_columns(config.keep | config.keep_json, (), [])
+    found = joined(
+        of_schema(one.schema) if one.schema and one.schema.names else of_names(one.names) for one in seen
+    )
     layout = _detected(found, config, model)
-    carried = carried_types(columns, "the dataset", schema.names, schema, [])
+    carried = _carried_types(columns, config, seen)
     return _job(config, model, layout, columns, carried)
 
 
@@ -188,6 +197,7 @@ def _job(
         fingerprint=fingerprint,
         scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata, steps),
         carried=columns,
+        as_json=tuple(config.keep_json),
         keep_text=config.keep_text,
         partition_by=config.partition_by,
     )
@@ -195,7 +205,8 @@ def _job(
 
 def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
     """What must be the same for two runs to share an output: all that rows, columns or units depend on."""
-    return {
+    as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
+    return as_json | {
         "model_fingerprint": model.checkpoint.fingerprint,
         "chat_fingerprint": model.chat.fingerprint,
         "family": model.checkpoint.family.name,
@@ -230,14 +241,18 @@ def _detected(found: Found, config: ScoreConfig, model: _Model) -> Layout:
     return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)
 
 
-def _types(seen: survey.Survey, config: ScoreConfig, columns: dict[str, str]) -> pa.Schema:
-    """The types of the carried columns, as the first shard that can be read has them."""
-    sample = next(sample for sample in seen.samples if sample.found.names)
-    names = sorted(sample.found.names) if sample.schema is None else sample.schema.names
-    carried = carried_types(columns, sample.shard.uri, names, sample.schema, list(sample.rows))
-    nested = [f.name for f in carried if f.name in config.partition_by and pa.types.is_nested(f.type)]
+def _carried_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept.Seen]) -> pa.Schema:
+    carried = kept.unify(columns, config.keep_json, seen)
+    nested = [
+        field for field in carried if field.name in config.partition_by and pa.types.is_nested(field.type)
+    ]
     if nested:
-        raise ConfigError(f"partition-by: {nested[0]} is {carried.field(nested[0]).type}, not one value")
+        raise ConfigError(f"partition-by: {nested[0].name} is {nested[0].type}, not one value")
+    for column in dict.fromkeys(columns.values()):
+        if without := [one.uri for one in seen if column not in one.names]:
+            logger.warning(
+                "kept column %s is null in %d shards without it: %s", column, len(without), without[0]
+            )
     return carried
 
 

@@ -33,7 +33,7 @@ CANDIDATE_FIELDS = (
     pa.field("role", pa.string()),  # chosen, rejected, response
     pa.field("num_prompt_tokens", pa.int32()),
     pa.field("num_response_tokens", pa.int32()),
-    pa.field("flags", pa.list_(pa.string())),  # special_token_text, truncated, tie
+    pa.field("flags", pa.list_(pa.string())),  # special_token_text, truncated, tie, kept_value_lost:NAME
 )
 TEXT_FIELDS = (pa.field("prompt", MESSAGES), pa.field("response", MESSAGES))
 

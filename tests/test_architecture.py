@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "config": {"errors", "families"},
     "schema": set(),
     "markdown": set(),
+    "kept": {"errors"},
     "agreement": set(),
     "template": set(),
     "chat": {"errors", "families", "template"},
@@ -28,8 +29,8 @@ MAY_IMPORT = {
     "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
     "columns": {"errors", "schema", "storage"},
     "survey": BASE | {"storage", "text"},
-    "plan": BASE | {"columns", "storage", "text", "engine", "survey"},
-    "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
+    "plan": BASE | {"columns", "kept", "storage", "text", "engine", "survey"},
+    "stages": BASE | {"agreement", "kept", "storage", "text", "engine", "plan"},
     "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
     "explain": BASE | {"storage", "text", "engine"},
     "progress": BASE,
@@ -45,7 +46,7 @@ MAY_IMPORT = {
     "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
     "preflight": BASE | {"engine", "storage", "text"},
     "pipeline": BASE
-    | {"cluster", "passes", "places", "preflight", "report"}
+    | {"cluster", "kept", "passes", "places", "preflight", "report"}
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE

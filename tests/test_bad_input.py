@@ -142,15 +142,6 @@ def test_an_empty_shard_among_others_is_done_and_holds_nothing(tiny_model: Path,
     assert verify_output(str(tmp_path / "out"))[1] == []
 
 
-def test_a_kept_value_of_another_type_rejects_its_row(tiny_model: Path, tmp_path: Path) -> None:
-    rows = [good(1) | {"id": 1}, good(2) | {"id": "two"}, good(3) | {"id": None}]
-    path = write_jsonl(tmp_path / "b.jsonl", rows)
-    write_jsonl(tmp_path / "a.jsonl", [good(i) | {"id": i} for i in range(3)])
-    score_locally(tiny_model, [tmp_path / "a.jsonl", path], tmp_path / "out", keep=["id"])
-    assert rejects_of(tmp_path / "out") == [(1, 0, "malformed_row"), (1, 1, "malformed_row")]
-    assert [row["id"] for row in rows_of(tmp_path / "out")] == [0, 0, 1, 1, 2, 2, 1, 1, None, None]
-
-
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_non_finite_score_rejects_its_row_with_its_text(suffix: str, tmp_path: Path) -> None:
     model = tmp_path / "model"
@@ -352,28 +343,6 @@ def test_the_row_of_many_rejects_is_kept_once(tiny_model: Path, tmp_path: Path) 
     score_locally(tiny_model, write_jsonl(tmp_path / "a.jsonl", [row, row]), tmp_path / "out")
     raw = [reject["raw"] for reject in rows_of(tmp_path / "out", "rejects")]
     assert [i for i, text in enumerate(raw) if text is not None] == [0, 50]
-
-
-@pytest.mark.parametrize(
-    ("first", "later", "kept"),
-    [
-        (1, 1.5, False),
-        (1, 2**70, False),
-        ({"a": 1}, {"a": 1, "b": 2}, False),
-        ({"a": 1, "b": 2}, {"a": 1}, True),
-        (1.5, 2, True),
-        (1.5, float("nan"), True),
-        (["x"], ["x", None], True),
-    ],
-    ids=["fraction", "huge", "unknown-field", "missing-field", "whole-number", "nan", "null-in-list"],
-)
-def test_a_kept_value_is_kept_as_it_is_or_not_at_all(
-    first: Any, later: Any, kept: bool, tiny_model: Path, tmp_path: Path
-) -> None:
-    write_jsonl(tmp_path / "a.jsonl", [good(1) | {"x": first}])
-    write_jsonl(tmp_path / "b.jsonl", [good(1) | {"x": later}])
-    totals = score_locally(tiny_model, tmp_path, tmp_path / "out", keep=["x"])["totals"]
-    assert totals["rejected"] == ({} if kept else {"malformed_row": 2})
 
 
 def test_another_chat_template_is_another_run(tmp_path: Path) -> None:

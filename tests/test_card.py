@@ -2,12 +2,16 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from armo_ray.cli import main
 from armo_ray.engine.tiny_families import write_family
 from armo_ray.markdown import cell, size_category
 from armo_ray.plan import prepare
@@ -17,7 +21,7 @@ from armo_ray.storage import commits
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.verify import verify_output
-from tests.local import config_for, rows_of, score_locally
+from tests.local import config_for, rows_as_written, rows_of, score_locally
 from tests.runs import SAMPLE
 
 OPTIONS: dict[str, Any] = {"max_length": 700, "keep": {"id": "id", "text": "prompt"}, "unit_rows": 60}
@@ -191,3 +195,123 @@ def test_records_of_a_version_before_are_counted(output: Path, tiny_model: Path,
     totals = commits.totals(commits.finish(old))
     assert totals == commits.totals(commits.finish(store))
     assert f"| scored | {totals['scored']} |" in text_of(tmp_path / "old")
+
+
+def rows_for(start: int, count: int) -> str:
+    rows = [
+        {"prompt": f"Name lake {i}.", "responses": ["Titicaca.", f"Bread and {i}."]}
+        for i in range(start, start + count)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def complete(model: Path, inputs: Path, out: Path, **options: Any) -> None:
+    """Score what is new and write the card, as a run does."""
+    totals = score_locally(model, inputs, out, **options)["totals"]
+    job, _ = prepare(config_for(model, inputs, out, **options))
+    Card(Store(job.output), job, [str(inputs)]).complete(totals)
+
+
+def test_what_is_loaded_by_a_card_is_there_whatever_was_loaded_before(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cache of datasets knows a dataset by the name of its folder and its card alone."""
+    datasets = pytest.importorskip("datasets")
+
+    def load(path: Path, *config: str) -> list[str]:
+        splits = datasets.load_dataset(str(path), *config, cache_dir=str(tmp_path / "cache"))
+        column = "prompt_id" if "prompt_id" in splits["train"].column_names else "row_id"
+        return sorted(value for split in splits.values() for value in split[column])
+
+    def files(path: Path, folder: str = "scores") -> list[str]:
+        return sorted(row["prompt_id"] for row in rows_of(path, folder))
+
+    for night, (start, count) in {"night1": (0, 2), "night2": (10, 4)}.items():
+        (tmp_path / night / "in").mkdir(parents=True)
+        (tmp_path / night / "in" / "a.jsonl").write_text(rows_for(start, count))
+        complete(tiny_model, tmp_path / night / "in", tmp_path / night / "out", keep_text=True)
+        assert load(tmp_path / night / "out") == files(tmp_path / night / "out")
+    grown = tmp_path / "night1"
+    (grown / "in" / "b.jsonl").write_text(rows_for(20, 3) + '{"prompt": ""}\n')
+    complete(tiny_model, grown / "in", grown / "out", keep_text=True)
+    assert load(grown / "out") == files(grown / "out")
+    assert len(load(grown / "out")) == 10
+    assert len(rows_of(grown / "out", "rejects")) == 1
+    rejects = datasets.load_dataset(str(grown / "out"), "rejects", cache_dir=str(tmp_path / "cache"))
+    assert rejects["train"].num_rows == 1
+    for kind in ("parquet", "jsonl"):
+        for night, rows in (("night1", 5), ("night2", 4)):
+            out, made = str(tmp_path / night / "out"), tmp_path / night / kind
+            commands: dict[str, tuple[list[str], int]] = {
+                "mine": (["--strategy", "best-worst", "--test-fraction", "0.3", "--seed", "1"], rows),
+                "label": ([], 2 * rows),
+                "filter": (["--where", "score <= q0.5"], rows),
+            }
+            for command, (options, expected) in commands.items():
+                given = [command, out, "--output", str(made / command), "--format", kind, *options]
+                assert main(given) == 0, capsys.readouterr().err
+                assert (command, night, len(load(made / command))) == (command, night, expected)
+            main(["reweigh", out, "--output", str(made / "reweigh"), "--length-penalty", "0.1"])
+            assert len(load(made / "reweigh")) == 2 * rows
+    (info, _) = front_of(text_of(grown / "out"))["dataset_info"]
+    size = sum(path.stat().st_size for path in (grown / "out" / "scores").rglob("*.parquet"))
+    assert info["splits"] == [{"name": "train", "num_bytes": size, "num_examples": 10}]
+
+
+def test_the_card_of_a_run_that_goes_on_tells_no_sizes_and_another_state_each_time(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text(rows_for(0, 2))
+    for rows in (4, 8):
+        totals = score_locally(tiny_model, tmp_path / "in", tmp_path / "out")["totals"]
+        (tmp_path / "out" / "_SUCCESS").unlink()
+        job, _ = prepare(config_for(tiny_model, tmp_path / "in", tmp_path / "out"))
+        Card(Store(job.output), job, ["in"]).stopped()
+        (info,) = front_of(text_of(tmp_path / "out"))["dataset_info"]
+        assert info.keys() == {"config_name", "description"}
+        loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+        assert loaded["train"].num_rows == rows == totals["scored"]
+        (tmp_path / "in" / "b.jsonl").write_text(rows_for(5, 2))
+        time.sleep(1.1)  # the state is told by the second
+
+
+VALUES = ["a", "", None, "001", "../x", "%2F", "__HIVE_DEFAULT_PARTITION__", "æ/ø"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_directories_are_columns_of_what_the_card_loads(
+    suffix: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": "a", "response": f"b{i}", "cat": value} for i, value in enumerate(VALUES)]
+    path = tmp_path / f"in.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    complete(tiny_model, path, tmp_path / "out", partition_by=["cat"])
+    (example,) = re.findall(r"```python\n(.*?)import duckdb", text_of(tmp_path / "out"), re.DOTALL)
+    names: dict[str, Any] = {"datasets": datasets}
+    exec(example, names)
+    assert names["scores"].num_rows == len(VALUES)
+    found = names["scores"]["cat"]
+    nulls = ("__HIVE_DEFAULT_PARTITION__",)  # pyarrow decodes a name before it looks for null
+    assert sorted(map(str, found)) == sorted(str(None if v in nulls else v) for v in VALUES)
+    assert (
+        main(
+            [
+                "filter",
+                str(tmp_path / "out"),
+                "--output",
+                str(tmp_path / "f"),
+                "--where",
+                f"cat = '{nulls[0]}'",
+            ]
+        )
+        == 0
+    )
+    assert len(rows_of(tmp_path / "f")) == 1
+    read = [row["cat"] for row in rows_as_written(tmp_path / "out")]
+    assert sorted(map(str, read)) == sorted(map(str, VALUES))

@@ -12,6 +12,7 @@ import pytest
 from armo_ray.cli import main
 from armo_ray.config import ScoreConfig, load_config, load_configs
 from armo_ray.errors import ConfigError
+from armo_ray.storage.filesystem import read_text
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = {"input": ["x"], "output": "o", "model": "m"}
@@ -86,6 +87,15 @@ def test_a_bad_config_file_is_named(content: str | None, message: str, tmp_path:
         file.write_text(content)
     with pytest.raises(ConfigError, match=f"{file.name}: {message}"):
         load_config(str(file), {})
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_config_file_may_begin_with_a_byte_order_mark(line_end: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + line_end.join(['input = "a"', "unit_rows = 5", ""]).encode())
+    for read in ({}, {"read": read_text}):  # from a disk, and as from a storage
+        config = load_config(str(file), {"model": "m", "output": "o"}, **read)
+        assert (config.input, config.unit_rows) == ((os.path.abspath("a"),), 5)
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -136,6 +136,54 @@ def test_rm_bench(tiny_model: Path, tmp_path: Path) -> None:
     assert found["sections"]["Overall"]["accuracy"] == pytest.approx(mean)
 
 
+def test_rm_bench_by_the_names_of_its_files(tiny_model: Path, tmp_path: Path) -> None:
+    """RM-Bench publishes a file for each domain too, without a column that tells it."""
+    text = texts(7)
+    names = ["chat_filtered.json", "code_filtered.jsonl", "math.parquet", "safety-refuse_filtered.json"]
+    for name in names:
+        row: dict[str, Any] = {"prompt": next(text)} | {
+            kind: [next(text) for _ in range(3)] for kind in ("chosen", "rejected")
+        }
+        if name.endswith(".json"):
+            (tmp_path / name).write_text(json.dumps([row]))
+        else:
+            write(tmp_path / name, [row])
+    files = lined([str(tmp_path / name) for name in names], Store(str(tmp_path / "rows")))
+    score_locally(tiny_model, [Path(file) for file in files], tmp_path / "o")
+    found = evaluated(tmp_path / "o", "--benchmark", "rm-bench")
+    scores: dict[str, list[float]] = {}
+    for candidate in rows_of(tmp_path / "o"):
+        scores.setdefault(Path(candidate["source"]).name, []).append(candidate["score"])
+    for name, domain in zip(sorted(scores), ("chat", "code", "math", "safety"), strict=True):
+        won = np.array(scores[name])[:3, None] > np.array(scores[name])[None, 3:]
+        assert found["sections"][domain]["accuracy"] == pytest.approx(won.mean())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbf[{"a": 1}, {"a": "\xe2\x80\xa8"}]',
+        b'{"a": 1}\n{"a": "\xe2\x80\xa8"}\n',
+        b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": "\xe2\x80\xa8"}',
+        b'[\n {"a": 1},\n {"a": "\\u2028"}\n]',
+    ],
+    ids=["array-with-bom", "lines", "lines-with-bom", "array-over-lines"],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.JSON"])
+def test_a_json_file_holds_an_array_or_lines_with_a_byte_order_mark_or_without(
+    content: bytes, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    (file,) = lined([str(tmp_path / name)], Store(str(tmp_path / "rows")))
+    assert [json.loads(line) for line in Path(file).read_text().split("\n")[:-1]] == [
+        {"a": 1},
+        {"a": "\u2028"},
+    ]
+    (tmp_path / name).write_bytes(content.rstrip()[:-1])
+    with pytest.raises(ConfigError, match=f"{name}: not valid JSON"):
+        lined([str(tmp_path / name)], Store(str(tmp_path / "rows")))
+
+
 def test_m_rewardbench_by_the_folders_of_its_languages(tiny_model: Path, tmp_path: Path) -> None:
     text = texts(3)
     for language in ("arb_Arab", "deu_Latn"):
@@ -183,7 +231,7 @@ def test_llmbar_as_it_is_published_becomes_labelled_pairs_that_are_written_once(
         {"subset": "natural", "prompt": "a", "chosen": "b", "rejected": "c"},
     ]
     written = [Path(file).stat().st_mtime_ns for file in files]
-    assert lined(inputs, store)[:2] == files
+    assert list(lined(inputs, store))[:2] == files
     assert [Path(file).stat().st_mtime_ns for file in files] == written
     path.write_text(json.dumps([row | {"label": 3}]))
     with pytest.raises(ConfigError, match="row 0: expected input, output_1, output_2 and a label of 1 or 2"):
@@ -342,8 +390,9 @@ def test_what_cannot_be_scored_first_is_refused(
     [
         ("a.jsonl", '{"prompt": "a", "response": "b"}\n', "a.jsonl: its rows are rollouts: only rows with chosen"),
         ("a.json", "[]", "a.json: no rows"),
+        ("b.json", '{"prompt": "a", "response": "b"}', "/b.json: its rows are rollouts: only rows with chosen"),
     ],
-    ids=["rollouts", "empty-array"],
+    ids=["rollouts", "empty-array", "converted"],
 )  # fmt: skip
 def test_files_without_labels_are_refused_before_they_are_scored(
     name: str,
@@ -357,4 +406,4 @@ def test_files_without_labels_are_refused_before_they_are_scored(
     command = ["evaluate", "--input", str(tmp_path / name), "--model", str(tiny_model)]
     assert main([*command, "--output", str(tmp_path / "x"), "--gpus-per-replica", "0"]) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x" / "scored").exists()

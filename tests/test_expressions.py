@@ -237,6 +237,37 @@ def test_what_cannot_be_read_is_told_with_its_place(text: str, message: str, at:
     assert str(caught.value).splitlines()[-1] == f"  {' ' * at}^"
 
 
+QUOTED = {
+    ("chosen-rating",): ("chosen-rating >= 4", 0),
+    ("chosen", "chosen-rating"): ("score > 1 and chosen.chosen-rating >= 4", 14),
+    ("model name",): ("score > 1 and model name = 'm1'", 14),
+    ("meta.score",): ("meta.score > 0.5", 0),
+    ("5star",): ("not 5star > 2", 4),
+    ("in",): ("in > 3", 0),
+    ("a:b",): ("score > 0 or (a:b = 'x')", 14),
+    ('it"s',): ("it\"s = 'x'", 0),
+}
+
+
+@pytest.mark.parametrize("path", QUOTED, ids=".".join)
+def test_a_name_that_needs_quotes_is_told_with_them(path: tuple[str, ...]) -> None:
+    text, at = QUOTED[path]
+    columns = {**COLUMNS, name_of(*path): "VARCHAR"}
+    with pytest.raises(ConfigError) as caught:
+        parse(text, columns)
+    message, _, mark = str(caught.value).rsplit("\n", 2)
+    assert message.endswith(f"; a name like that is quoted: {name_of(*path)}")
+    assert len(mark) - 3 >= at
+    assert parse(f"{name_of(*path)} = 'x'", columns).columns == (name_of(*path),)
+
+
+def test_a_name_that_stands_elsewhere_is_not_told() -> None:
+    columns = {**COLUMNS, name_of("in"): "VARCHAR"}
+    with pytest.raises(ConfigError, match=r"^unknown column nothing") as caught:
+        parse("nothing = 1 and score in (1)", columns)
+    assert "quoted" not in str(caught.value)
+
+
 def test_a_quantile_is_told_as_what_must_be_computed() -> None:
     expression = parse("score * 2 >= q0.9 or helpsteer_helpfulness < q.5", COLUMNS)
     assert [quantile.fraction for quantile in expression.quantiles] == [0.9, 0.5]

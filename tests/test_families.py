@@ -20,6 +20,7 @@ from armo_ray.engine.checkpoint import inspect
 from armo_ray.engine.tiny_families import BACKBONES, write_family
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES
+from armo_ray.kept import Seen
 from armo_ray.plan import prepare, prepare_dataset
 from armo_ray.stages.score import win_rates
 from armo_ray.storage.verify import verify_output
@@ -371,8 +372,9 @@ def test_a_family_bounds_the_length_of_conversations_unless_told_otherwise(
     write_family(tmp_path / "model", family, max_length=known)
     given = {"input": ["in"], "output": "out", "model": str(tmp_path / "model"), "family": family}
     schema = pa.schema({"prompt": pa.string(), "response": pa.string()})
-    assert prepare_dataset(load_config(None, given), schema).max_length == limit
-    assert prepare_dataset(load_config(None, given | {"max_length": known}), schema).max_length == known
+    seen = [Seen("the dataset", schema.names, schema)]
+    assert prepare_dataset(load_config(None, given), seen).max_length == limit
+    assert prepare_dataset(load_config(None, given | {"max_length": known}), seen).max_length == known
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
@@ -153,6 +154,70 @@ def test_a_dataset_of_the_callers_own_gets_the_same_scores(
     scored = {(row["id"], row["role"]): row["score"] for row in found if row["reason"] is None}
     assert len(scored) == 80
     assert max(abs(scored[key] - expected[key]) for key in scored) < 1e-5
+
+
+QUESTIONS = [
+    {"id": i, "prompt": f"Name lake {i}.", "responses": ["Titicaca.", f"Bread and {i}."]} for i in range(2)
+]
+CHAT = [{"role": "user", "content": "Name lake 0."}, {"role": "assistant", "content": "Titicaca."}]
+
+
+def made_by(function: Any, rows: list[Any], batch_format: str) -> Any:
+    return ray.data.from_items(rows).map_batches(function, batch_format=batch_format)
+
+
+def with_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    flat = 3 * batch["id"][:, None] + np.arange(3)
+    return {**batch, "x": flat, "y": np.ones((len(flat), 1, 2), np.float32)}
+
+
+BLOCKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "pandas": (lambda: ray.data.from_pandas(pd.DataFrame(QUESTIONS)), {"id": [0, 0, 1, 1]}),
+    "pandas-batches": (lambda: made_by(lambda df: df, QUESTIONS, "pandas"), {"id": [0, 0, 1, 1]}),
+    "numpy-batches": (
+        lambda: made_by(lambda batch: batch, [{**row, "x": ["a", None]} for row in QUESTIONS], "numpy"),
+        {"id": [0, 0, 1, 1], "x": [["a", None]] * 4},
+    ),
+    "tensors": (
+        lambda: made_by(with_tensors, QUESTIONS, "numpy"),
+        {"x": [[0, 1, 2]] * 2 + [[3, 4, 5]] * 2, "y": [[[1.0, 1.0]]] * 4},
+    ),
+    "null-first-block": (
+        lambda: ray.data.from_pandas(
+            [pd.DataFrame([{**row, "x": x}]) for row, x in zip(QUESTIONS, [None, "late"], strict=True)]
+        ),
+        {"x": [None, None, "late", "late"]},
+    ),
+    "messages": (
+        lambda: made_by(lambda batch: batch, [{"id": 0, "messages": CHAT}], "numpy"),
+        {"id": [0]},
+    ),
+    "filtered-to-empty": (lambda: ray.data.from_items(QUESTIONS).filter(lambda row: False), {"id": []}),
+    "without-columns": (lambda: ray.data.from_items([]), {"id": []}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'expr' instead")  # a filter of plain Python is what people have
+@pytest.mark.parametrize(("blocks", "kept"), BLOCKS.values(), ids=BLOCKS.keys())
+def test_a_dataset_of_any_blocks_is_scored_with_what_it_keeps(
+    blocks: Any, kept: dict[str, Any], local_ray: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    score_locally(tiny_model, tmp_path / "in.jsonl", tmp_path / "out")
+    expected = [row["score"] for row in rows_of(tmp_path / "out")]
+    found = score_dataset(blocks(), str(tiny_model), dtype="float32", keep=list(kept)).take_all()
+    assert [(row["reason"], row["flags"]) for row in found] == [(None, [])] * len(found)
+    for name, values in kept.items():
+        assert sorted(str(row[name]) for row in found) == sorted(map(str, values))
+    assert sorted(row["score"] for row in found) == pytest.approx(sorted(expected[: len(found)]), abs=1e-5)
+
+
+def test_what_a_dataset_cannot_keep_is_refused_with_the_column(local_ray: None, tiny_model: Path) -> None:
+    ds = made_by(
+        lambda batch: {**batch, "x": np.array([1 + 2j] * len(batch["id"]), object)}, QUESTIONS, "numpy"
+    )
+    with pytest.raises(ConfigError, match=r"column x of the dataset holds a complex: .*--keep-json x"):
+        score_dataset(ds, str(tiny_model), dtype="float32", keep=["x"])
 
 
 def test_two_models_score_the_same_rows_each_into_an_output_of_its_own(

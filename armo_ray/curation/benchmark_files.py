@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from armo_ray.text.layouts import LABELLED, detect
 _SAMPLE_ROWS = 100
 
 
-def scoring(options: EvaluateOptions, given: Mapping[str, Any], output: str) -> ScoreConfig:
+def scoring(
+    options: EvaluateOptions, given: Mapping[str, Any], output: str
+) -> tuple[ScoreConfig, dict[str, str]]:
     """The run that scores a benchmark into OUTPUT/scored, and keeps the columns that make its table.
 
-    JSON arrays become OUTPUT/rows/*.jsonl first.
+    JSON files become OUTPUT/rows/*.jsonl first; also returns what `lined` does of them.
 
     Args:
         given: settings of armo-ray score, input among them.
@@ -37,7 +40,24 @@ def scoring(options: EvaluateOptions, given: Mapping[str, Any], output: str) -> 
     """
     given = {**given, "output": f"{output}/scored"}
     load_config(None, given)  # before anything is read or written
-    given["input"] = lined(given["input"], Store(f"{output}/rows"))
+    files = lined(given["input"], Store(f"{output}/rows"))
+    with naming(files):
+        return _scoring(options, {**given, "input": list(files)}), files
+
+
+@contextmanager
+def naming(files: Mapping[str, str]) -> Iterator[None]:
+    """Errors name the files that are the values, where they would name those that are the keys."""
+    try:
+        yield
+    except (ConfigError, RuntimeError) as error:
+        text = str(error)
+        for made, file in files.items():
+            text = text.replace(made, file)
+        raise type(error)(text) from error
+
+
+def _scoring(options: EvaluateOptions, given: Mapping[str, Any]) -> ScoreConfig:
     benchmark = BENCHMARKS[options.benchmark]
     rows, shard = _first_rows(given["input"])
     have = {name: None for row in rows for name in row} | dict(shard.partitions)
@@ -102,18 +122,18 @@ def _check(
     )
 
 
-def lined(inputs: Sequence[str], store: Store) -> list[str]:
-    """The inputs, with rows in the store instead of every JSON array."""
-    found: list[str] = []
+def lined(inputs: Sequence[str], store: Store) -> dict[str, str]:
+    """The inputs, with rows in the store instead of every JSON file, each with what it was made of."""
+    found: dict[str, str] = {}
     for uri in inputs:
-        files = _files(uri) if uri.endswith(".json") else ()
+        files = _files(uri) if uri.lower().endswith(".json") else ()
         for file in files:
             name = f"{len(found):03d}/{'/'.join(file.split('/')[-2:])}l"  # folder and file tell what it is
             content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(file)).encode()
             if not _holds(store, name, content):  # a shard that is written again is another one
                 store.write(name, content)
-            found.append(store.path(name) if store.local else f"{store.uri}/{name}")
-        found += () if files else (uri,)
+            found[store.path(name) if store.local else f"{store.uri}/{name}"] = file
+        found |= {} if files else {uri: uri}
     return found
 
 
@@ -132,17 +152,27 @@ def _holds(store: Store, name: str, content: bytes) -> bool:
 
 
 def rows_of(file: str) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON array; those of LLMBar with their answers by label and the folder's name as subset."""
-    try:
-        rows = json.loads(read_text(file))
-    except ValueError as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}") from error
+    """The rows of a JSON array, or of JSON lines; those of LLMBar with their answers by label and the folder's name
+    as subset."""
+    rows = _parsed(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{file}: expected a JSON array of objects")
+        raise ConfigError(f"{file}: expected a JSON array of objects, or JSON lines")
     if not rows:
         raise ConfigError(f"{file}: no rows")
     for i, row in enumerate(rows):
         yield _llmbar(row, file, i) if "output_1" in row else row
+
+
+def _parsed(file: str) -> Any:
+    text = read_text(file)
+    try:
+        rows = json.loads(text)
+        return [rows] if isinstance(rows, dict) else rows
+    except ValueError as error:
+        try:
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        except ValueError:
+            raise ConfigError(f"{file}: not valid JSON: {error}") from error
 
 
 def _llmbar(row: dict[str, Any], file: str, i: int) -> dict[str, Any]:

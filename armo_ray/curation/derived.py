@@ -172,10 +172,16 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
 
 
 def finish(store: Store, options: CurationOptions, title: str, told: Sequence[str]) -> None:
-    """Write a card for people, and the manifest: from then on the output is whole."""
-    front = front_matter({"default": {"train": f"{SCORES}/**/*.{options.format}"}}, ["armo-ray"])
+    """Write the manifest, from which on the output is whole, and a card for people."""
+    written = [part for record in commits.finish(store) for part in record["parts"]]
+    scores = [part for part in written if part["path"].startswith(f"{SCORES}/")]
+    front = front_matter(
+        {"default": {"train": f"{SCORES}/**/*.{options.format}"}},
+        ["armo-ray"],
+        state=(store.uri, commits.now(), written),
+        parts={"default": {"train": scores}},
+    )
     given = commits.to_json(options.model_dump(mode="json", exclude_defaults=True)).decode()
     lines = [*front, f"# {title}", "", *told, "", "```json", given.strip(), "```"]
     lines += [f"armo-ray {__version__}, {commits.now()}", ""]
     store.write(CARD, "\n".join(lines).encode())
-    commits.finish(store)

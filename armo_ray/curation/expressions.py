@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from armo_ray.curation.tokens import Token, point, tokenize
+from armo_ray.errors import ConfigError
 
 Kind = Literal["truth", "number", "text", "list", "nested"]
 
@@ -62,7 +63,24 @@ def parse(text: str, columns: Mapping[str, str], kind: Kind | None = "truth", pr
         kind: what the expression must be: "truth", "number" for what is computed, or None for anything.
         prefix: the first part of names that SQL does not have.
     """
-    return _Parser(text, columns, prefix).whole(kind)
+    try:
+        return _Parser(text, columns, prefix).whole(kind)
+    except ConfigError as error:
+        message, shown, mark = str(error).rsplit("\n", 2)
+        if quoted := _unquoted(text, len(mark) - len("  ^"), columns):
+            message = f"{message.partition('; ')[0]}; a name like that is quoted: {quoted}"
+        raise ConfigError(f"{message}\n{shown}\n{mark}") from None
+
+
+def _unquoted(text: str, at: int, columns: Iterable[str]) -> str | None:
+    """The column whose name, without the quotes that it needs, is what stands around a place in a text."""
+    found = []
+    for name in columns:
+        bare = ".".join(_path(name))
+        starts = range(max(at - len(bare) + 1, 0), at + 1)
+        if bare != name and any(text.startswith(bare, start) for start in starts):
+            found.append(name)
+    return max(found, key=len, default=None)
 
 
 def name_of(*path: str) -> str:

@@ -27,6 +27,9 @@ CONTAMINATED = "contaminated.jsonl"
 _ABOUT = """Preference pairs: `chosen` has a larger value of `{rank_by}` than `rejected`, by the strategy {strategy}.
 Rows are in the order of `prompt_id`, then of falling margin."""
 
+_COMPARED = """Prompts were compared by words; in Chinese, Japanese, Thai, Lao, Khmer, Burmese and other scripts without
+spaces by characters, of which 2 (Chinese and Japanese) or 3 (others) are as long as a word of an n-gram."""
+
 
 def run(options: MineOptions) -> None:
     """Mine pairs into a new dataset. Raises ConfigError before any work, RuntimeError where it cannot go on."""
@@ -41,6 +44,8 @@ def run(options: MineOptions) -> None:
             plan = Plan(scores, per_task(options), work, select, groups)
             parts, counts = _mine(plan, run_tasks, shards, benchmark)
         about = _ABOUT.format(rank_by=options.rank_by, strategy=options.strategy)
+        if benchmark or options.near_duplicates is not None:
+            about += f"\n\n{_COMPARED}"
         finish(store, Made("mine", about, scores, options, parts, counts))
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     logger.info("%s: %s", options.output, told)

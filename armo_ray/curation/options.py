@@ -79,11 +79,13 @@ class MineOptions(CurationOptions):
     max_pairs: int | None = Field(None, ge=1)
     """Pairs of a prompt that are kept: those with the largest margin of value."""
     near_duplicates: Finite | None = Field(None, gt=0, le=1)
-    """Keep one of prompts whose runs of 3 words and signs are, by MinHash, at least this similar (Jaccard)."""
+    """Keep one of prompts whose runs of 3 words and signs are, by MinHash, at least this similar (Jaccard); where a
+    script has no spaces, as Chinese, Japanese, Thai, Lao, Khmer and Burmese have none, of 3 characters."""
     decontaminate: Places = ()
     """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
     ngram: int = Field(13, ge=1)
-    """Words of such an n-gram; shorter texts of a benchmark count as one, of fewer than 5 only as a whole prompt."""
+    """Words of such an n-gram; shorter texts of a benchmark count as one, of fewer than 5 only as a whole prompt. Where
+    a script has no spaces, 2 characters of Chinese or Japanese, or 3 of others, count as a word."""
     test_fraction: Finite = Field(0, ge=0, lt=1)
     """Share of the prompts, by a hash of each, whose pairs go to the split test."""
     seed: int = 0

@@ -149,7 +149,7 @@ def encode(table: pa.Table, kind: str) -> bytes:
 
 def finish(store: Store, made: Made) -> None:
     """Write the card, then the manifest: from then on the dataset is whole."""
-    store.write(CARD, _card(made).encode())
+    store.write(CARD, _card(store, made).encode())
     manifest = {
         "command": made.command,
         "options": made.options.model_dump(mode="json"),
@@ -164,14 +164,22 @@ def finish(store: Store, made: Made) -> None:
     store.write(commits.SUCCESS, commits.sealed(manifest))
 
 
-def _card(made: Made) -> str:
-    splits = list(dict.fromkeys(part["path"].split("/")[1] for part in made.parts))
+def _card(store: Store, made: Made) -> str:
+    splits: dict[str, list[Mapping[str, Any]]] = {}
+    for part in made.parts:
+        splits.setdefault(part["path"].split("/")[1], []).append(part)
     files = {split: f"{DATA}/{split}/*.{made.options.format}" for split in splits}
     model = made.scores.metadata
     given = made.options.model_dump(mode="json", exclude_defaults=True)
     return "\n".join(
         [
-            *front_matter({"default": files}, ["armo-ray"]),
+            *front_matter(
+                {"default": files},
+                ["armo-ray"],
+                None,
+                (store.uri, commits.now(), made.parts),
+                {"default": splits},
+            ),
             f"# Made by `armo-ray {made.command}`",
             "",
             made.about,

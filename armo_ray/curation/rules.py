@@ -72,7 +72,13 @@ def values_of(
     """What the quantiles are, for not more groups than so many."""
     found = []
     for entry in thresholds:
-        rows = con.execute(f"SELECT * FROM {entry.table} ORDER BY ALL LIMIT {groups}").fetchall()
+        made = con.table(entry.table)
+        # JSON has no decimals and times, and Python's times with zones need a package of their own
+        told = ", ".join(
+            f"{quote(name)}::VARCHAR" if set("([Z") & set(str(kind)) else quote(name)
+            for name, kind in zip(made.columns, made.types, strict=True)
+        )
+        rows = con.execute(f"SELECT {told} FROM {entry.table} ORDER BY ALL LIMIT {groups}").fetchall()
         first = len(rows[0]) - len(entry.names) if rows else 0
         found += [
             {"group": list(row[:first]), **dict(zip(entry.names, row[first:], strict=True))} for row in rows

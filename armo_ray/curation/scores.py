@@ -173,7 +173,7 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
         numbers = f", file_index + {first} AS __part, file_row_number AS __row, {output} AS __output"
         place = numbers if numbered else ""
         values = "".join(
-            f", nullif(url_decode(split_part(split_part(__file, '/', -{k}), '=', 2)), '{NULL}') AS {quote(name)}"
+            f", url_decode(nullif(split_part(split_part(__file, '/', -{k}), '=', 2), '{NULL}')) AS {quote(name)}"
             for k, name in enumerate(reversed(directories), 2)  # the last of the path is the file
         )
         selects.append(

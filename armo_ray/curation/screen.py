@@ -1,6 +1,5 @@
 """Prompts that must not be in a dataset: near-duplicates of others, and those of a benchmark."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from rensa import RMinHash
 
 from armo_ray.curation.candidates import Plan, in_bucket, work_files, write_work
 from armo_ray.curation.scores import database
+from armo_ray.curation.words import is_as_long, ngrams, readable, shingles, words, words_and_signs
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import read_text
 from armo_ray.storage.readers import BadRow, read_units, sample
@@ -20,8 +20,6 @@ _SHINGLE = 3  # words and signs
 _HASHES = 128
 _LEAST = 5  # words of a benchmark's text that is shorter than an n-gram, to be looked for within a prompt
 _UNIT_ROWS = 2048
-_WORD = re.compile(r"\w+")
-_SIGN = re.compile(r"\w+|[^\w\s]")  # signs alone tell apart 2 + 2 and 2 - 2
 
 
 class Contaminated(NamedTuple):
@@ -30,18 +28,6 @@ class Contaminated(NamedTuple):
     prompt_id: str
     file: str
     ngram: str
-
-
-def words(text: str) -> list[str]:
-    """What is compared: words and numbers, without case and punctuation."""
-    return _WORD.findall(text.lower())
-
-
-def ngrams(found: Sequence[str], size: int) -> Iterator[str]:
-    """Runs of `size` words; of fewer words all of them."""
-    for start in range(max(len(found) - size, 0) + 1):
-        if found:
-            yield " ".join(found[start : start + size])
 
 
 def benchmark_ngrams(files: Iterable[str], size: int) -> dict[str, str]:
@@ -98,17 +84,17 @@ def screen_bucket(
             f"SELECT prompt_id, any_value(prompt) FROM {work_files(plan, iter(texts))} "
             f"WHERE {in_bucket(plan, bucket)} GROUP BY prompt_id ORDER BY prompt_id"
         ).fetchall()
-    lengths = {ngram.count(" ") + 1 for ngram in benchmark}
-    sizes = sorted((n for n in lengths if n >= min(_LEAST, options.ngram)), reverse=True)
+    least = min(_LEAST, options.ngram)
+    sizes = sorted({ngram.count(" ") + 1 for ngram in benchmark if is_as_long(ngram, least)}, reverse=True)
     found, hashes = [], []
     for prompt_id, messages in rows:
         text = "\n".join(message["content"] for message in messages)
         hit = _shared(text, benchmark, sizes)
         if hit is not None:
-            found.append(Contaminated(prompt_id, benchmark[hit], hit))
-        elif options.near_duplicates is not None and (signs := _SIGN.findall(text.lower())):
+            found.append(Contaminated(prompt_id, benchmark[hit], readable(hit)))
+        elif options.near_duplicates is not None and (signs := words_and_signs(text)):
             minhash = RMinHash(num_perm=_HASHES, seed=0)
-            minhash.update(sorted(set(ngrams(signs, _SHINGLE))))
+            minhash.update(sorted(set(shingles(signs, _SHINGLE))))
             hashes.append((prompt_id, minhash.digest()))
     if options.near_duplicates is not None:
         columns: list[Any] = [[p for p, _ in hashes], [digest for _, digest in hashes]]

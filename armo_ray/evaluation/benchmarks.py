@@ -172,10 +172,23 @@ def rewardbench_2(accuracy: Accuracies, _: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _rm_bench_labels(items: Items) -> list[str]:
+    labels = [name.split("-")[0] for name in _domains(items)]
     items.check("RM-Bench", lambda correct, wrong: correct == wrong == 3, "three of each in a row")
-    labels = [name.split("-")[0] for name in items.texts("domain")]
     check_names(labels, RM_BENCH, "domain")
     return labels
+
+
+def _domains(items: Items) -> list[str]:
+    """The column domain, else what the names of the files begin with, as chat_filtered.json."""
+    if "domain" in items.columns:
+        return items.texts("domain")
+    found = [re.split(r"[_.]", _file_of(where))[0] for where in items.where]
+    for name, where in zip(found, items.where, strict=True):
+        if name.split("-")[0] not in RM_BENCH:
+            raise ConfigError(
+                f"{where}: no column domain, and the file's name begins with none of {', '.join(RM_BENCH)}"
+            )
+    return found
 
 
 def _rm_bench_credits(items: Items, values: Floats, labels: list[str]) -> Credits:
@@ -205,7 +218,12 @@ def _rag_labels(items: Items) -> list[str]:
     items.check("RAG-RewardBench", lambda correct, wrong: bool(correct and wrong), "some of each in a row")
     if "subset" in items.columns:
         return items.texts("subset")
-    return [where.rpartition(" row ")[0].rpartition("/")[2].partition(".")[0] for where in items.where]
+    return [_file_of(where).partition(".")[0] for where in items.where]
+
+
+def _file_of(where: str) -> str:
+    """The name of the file that an item is of, without its folders."""
+    return where.rpartition(" row ")[0].rpartition("/")[2]
 
 
 def labelled_labels(items: Items) -> list[str]:
@@ -227,7 +245,7 @@ BENCHMARKS = {
     "rewardbench-2": Benchmark(
         ("subset", "id"), (), _rewardbench_2_labels, _rewardbench_2_credits, rewardbench_2
     ),
-    "rm-bench": Benchmark(("domain",), (), _rm_bench_labels, _rm_bench_credits, rm_bench, STYLES),
+    "rm-bench": Benchmark((), ("domain",), _rm_bench_labels, _rm_bench_credits, rm_bench, STYLES),
     "m-rewardbench": Benchmark(("subset",), ("language",), _m_rewardbench_labels, _pairwise, m_rewardbench),
     "rag-rewardbench": Benchmark((), ("subset",), _rag_labels, _pairwise, labelled),
     "llmbar": Benchmark(("subset",), (), _llmbar_labels, _pairwise, llmbar),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from armo_ray import __version__
-from armo_ray.markdown import CARD, front_matter, table
+from armo_ray.markdown import CARD, Parts, front_matter, table
 from armo_ray.plan import Job
 from armo_ray.schema import REJECTS, footer
 from armo_ray.storage import commits, parts
@@ -42,7 +42,8 @@ _MEANING = {
     "gating": "the weights of the objectives; null where the model has none",
     "num_prompt_tokens": "tokens before the answer",
     "num_response_tokens": "tokens of the answer",
-    "flags": "`special_token_text`: text that spells a special token; `truncated`; `tie`: no answer is preferred",
+    "flags": "`special_token_text`: text that spells a special token; `truncated`; `tie`: no answer is preferred; "
+    "`kept_value_lost:NAME`: the column cannot hold what the input has, and is null",
     "step_scores": "what a process reward model says of each step",
     "prompt": "messages before the answer",
     "response": "the answer",
@@ -96,15 +97,18 @@ class Card:
 
     def complete(self, totals: Mapping[str, Any]) -> None:
         """Write the totals of all commits."""
-        self._write(totals, "Complete.")
+        manifest = self.store.read_json(commits.SUCCESS) or {}
+        self._write(totals, "Complete.", manifest.get("parts"))
 
-    def _write(self, totals: Mapping[str, Any], state: str) -> None:
+    def _write(
+        self, totals: Mapping[str, Any], state: str, written: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         try:
             if MARK.encode() not in self.store.read(CARD):
                 return
         except FileNotFoundError:
             pass
-        text = render(self.job, Facts(self.store.uri, self.inputs, totals, state))
+        text = render(self.job, Facts(self.store.uri, self.inputs, totals, state, written))
         self.store.write(CARD, text.encode())
 
 
@@ -115,6 +119,7 @@ class Facts(NamedTuple):
     inputs: Sequence[str]
     totals: Mapping[str, Any]  # as commits.totals has them; shards may be missing
     state: str
+    parts: Sequence[Mapping[str, Any]] | None = None  # all of them, once no more are written
 
 
 def render(job: Job, facts: Facts) -> str:
@@ -125,8 +130,9 @@ def render(job: Job, facts: Facts) -> str:
         configs["scores"] = {"train": f"{parts.SCORES}/**/*.parquet"}
     if totals["rejected"]:
         configs["rejects"] = {"train": f"{parts.REJECTS}/*.parquet"}
+    tags, state = ("armo-ray", "reward-model"), (facts.uri, facts.parts or commits.now())
     lines = [
-        *front_matter(configs, ("armo-ray", "reward-model"), totals["scored"]),
+        *front_matter(configs, tags, totals["scored"], state, _by_folder(configs, facts.parts)),
         MARK,
         f"# Scores by {model.rstrip('/').rpartition('/')[2]}",
         "",
@@ -142,9 +148,15 @@ def render(job: Job, facts: Facts) -> str:
         *_counts(totals),
         *_columns(job),
         *_licence(model),
-        *_loading(facts.uri),
+        *_loading(facts.uri, bool(job.partition_by) or any("=" in p["path"] for p in facts.parts or ())),
     ]
     return "\n".join(lines)
+
+
+def _by_folder(folders: Iterable[str], written: Sequence[Mapping[str, Any]] | None) -> Parts | None:
+    if written is None:
+        return None
+    return {name: {"train": [p for p in written if p["path"].startswith(f"{name}/")]} for name in folders}
 
 
 def _model(job: Job) -> list[str]:
@@ -215,9 +227,13 @@ def _licence(model: str) -> list[str]:
     ]
 
 
-def _loading(uri: str) -> list[str]:
+def _loading(uri: str, partitioned: bool) -> list[str]:
     # datasets reads the card of a directory, but none of an object store
     given = f'"parquet", data_files=f"{{OUT}}/{parts.SCORES}/**/*.parquet"' if "://" in uri else "OUT"
+    columns = [
+        f'scores = datasets.Dataset(pyarrow.parquet.read_table(f"{{OUT}}/{parts.SCORES}"))'
+        "  # with the directories as columns",
+    ]
     return [
         "## Loading",
         "",
@@ -225,7 +241,9 @@ def _loading(uri: str) -> list[str]:
         f"OUT = {json.dumps(uri)}",
         "",
         "import datasets",
+        *(["import pyarrow.parquet"] if partitioned else []),
         f'scores = datasets.load_dataset({given}, split="train")',
+        *(columns if partitioned else []),
         "",
         "import duckdb",
         f"files = f\"read_parquet('{{OUT}}/{parts.SCORES}/**/*.parquet', hive_partitioning = true)\"",

@@ -29,12 +29,18 @@ def _example(con: duckdb.DuckDBPyConnection, columns: Columns, part: Part, row: 
     made = [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(columns.parts.values())]
     made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(columns.groups.values())]
     source = f"FROM ({scan([part], numbered=True)}) WHERE __row = {row}"
-    cursor = con.execute(f"SELECT * {source}")
-    read = dict(zip([column[0] for column in cursor.description], cursor.fetchall()[0], strict=True))
+    keys = ("row_id", "source", "source_row", "candidate", "role", "score", "num_response_tokens", "flags")
+    text = [name for name in ("prompt", "response") if name in con.sql(f"SELECT * {source}").columns]
+    read = dict(
+        zip(
+            (*keys, *text),
+            con.execute(f"SELECT {', '.join((*keys, *text))} {source}").fetchall()[0],
+            strict=True,
+        )
+    )
     values = con.execute(f"SELECT {', '.join(made)} {source}").fetchall()[0]
     parts = dict(zip(columns.parts, values, strict=False))
     groups = dict(zip(columns.groups, values[len(columns.parts) :], strict=True))
-    keys = ("row_id", "source", "source_row", "candidate", "role", "score", "num_response_tokens", "flags")
     return {
         **{key: read[key] for key in keys},
         "groups": {name: value for name, value in groups.items() if name != "role" and value is not None},

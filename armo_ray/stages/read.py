@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from armo_ray import kept
 from armo_ray.chat import Chat
 from armo_ray.engine.checkpoint import resolve
 from armo_ray.families import Family
@@ -103,37 +104,16 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started:
 
 
 def row_candidates(row: Row, job: Job) -> list[Candidate]:
-    """The candidates of a row; a row whose kept values are not of their columns' types is malformed."""
+    """The candidates of a row; one whose values to partition by are no names of directories is malformed."""
     if isinstance(row, BadRow):
         return [Candidate(None, None, [], "", row.reason, row.detail)]
     found = candidates_of(row, job.layout)
-    for name, column in job.carried.items():
-        value, kind = row.get(column), job.scores.field(name).type
-        if not _holds(kind, value):
-            detail = f"kept column {column} holds {value!r:.100}, which is not {kind}"
-            return [replace(c, reason="malformed_row", detail=detail) for c in found]
-    by = [(name, row.get(column)) for name, column in job.carried.items() if name in job.partition_by]
-    if not parts.fit_directories(by):
-        detail = f"columns to partition by hold {dict(by)!r:.200}, which is too long for names of directories"
+    own = {name: column for name, column in job.carried.items() if name in job.partition_by}
+    by, _ = kept.values_of(row, own, job.scores, job.as_json)
+    if not parts.fit_directories(by.items()):
+        detail = f"columns to partition by hold {by!r:.200}, which is too long for names of directories"
         return [replace(c, reason="malformed_row", detail=detail) for c in found]
     return found
-
-
-def _holds(kind: pa.DataType, value: Any) -> bool:
-    """Whether a type holds a value as it is: Arrow would cut 1.5 to an int64 of 1."""
-    try:
-        return _same(pa.scalar(value, kind).as_py(), value)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return False
-
-
-def _same(kept: Any, value: Any) -> bool:
-    """Equality, but for fields of a struct that are absent or null, and NaN."""
-    if isinstance(value, dict) and isinstance(kept, dict):
-        return all(_same(kept.get(name), entry) for name, entry in value.items())
-    if isinstance(value, list) and isinstance(kept, list):
-        return len(kept) == len(value) and all(map(_same, kept, value))
-    return bool(kept == value or value != value)
 
 
 def _scored_rows(
@@ -141,6 +121,7 @@ def _scored_rows(
 ) -> pa.Table:
     """The columns of the scores that do not come from the model."""
     chosen = [candidates[i] for i in tokens.source]
+    kept_of = _kept_values([numbers[i] for i in tokens.source], [rows[i] for i in tokens.source], job)
     columns: dict[str, list[Any]] = {
         "prompt_id": tokens.prompt_id,
         "source_row": [numbers[i] for i in tokens.source],
@@ -148,11 +129,13 @@ def _scored_rows(
         "role": [c.role for c in chosen],
         "num_prompt_tokens": tokens.num_prompt_tokens,
         "num_response_tokens": tokens.num_response_tokens,
-        "flags": [[*c.flags, *own] for c, own in zip(chosen, tokens.flags, strict=True)],
+        "flags": [
+            [*c.flags, *own, *lost] for c, own, (_, lost) in zip(chosen, tokens.flags, kept_of, strict=True)
+        ],
     }
     fields = list(CANDIDATE_FIELDS)
-    for name, column in job.carried.items():
-        columns[name] = [_value(rows[i], column) for i in tokens.source]
+    for name in job.carried:
+        columns[name] = [values[name] for values, _ in kept_of]
         fields.append(job.scores.field(name))
     if job.keep_text:
         columns["prompt"] = [c.prompt for c in chosen]
@@ -161,8 +144,13 @@ def _scored_rows(
     return pa.table([pa.array(columns[f.name], f.type) for f in fields], schema=pa.schema(fields))
 
 
-def _value(row: Row, column: str) -> Any:
-    return None if isinstance(row, BadRow) else row.get(column)
+def _kept_values(numbers: list[int], rows: list[Row], job: Job) -> list[tuple[dict[str, Any], list[str]]]:
+    """What `kept.values_of` makes of the row of every scored candidate, once for each row."""
+    found: dict[int, tuple[dict[str, Any], list[str]]] = {}
+    for number, row in zip(numbers, rows, strict=True):
+        if number not in found and not isinstance(row, BadRow):
+            found[number] = kept.values_of(row, job.carried, job.scores, job.as_json)
+    return [found[number] for number in numbers]
 
 
 def _reject_rows(

@@ -69,11 +69,11 @@ def uri_of(fs: AbstractFileSystem, path: str) -> str:
 
 
 def read_text(uri: str) -> str:
-    """The text of a small file. Raises ConfigError where it cannot be had."""
+    """The text of a small file, without a byte order mark. Raises ConfigError where it cannot be had."""
     try:
         fs, path = open_filesystem(uri)
         content: bytes = patiently(f"reading {uri}", lambda: fs.cat_file(path))
-        return content.decode()
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
     except UnicodeDecodeError as error:

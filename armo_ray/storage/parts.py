@@ -29,7 +29,8 @@ def write_scores(
     by = [name for name in by if name not in dict(fixed)]
     parts = []
     for values, rows in _split(scores, by):
-        folders = [hive(name, value) for name, value in (*fixed, *values.items())]
+        given = ((name, None if value == NULL else value) for name, value in fixed)  # as the input has null
+        folders = [hive(name, value) for name, value in (*given, *values.items())]
         name = "/".join([SCORES, *folders, f"part-{unit}.parquet"])
         parts.append(write_table(store, name, rows))
     return parts
@@ -59,8 +60,9 @@ def check_directories(store: Store, shards: Iterable[Shard]) -> None:
 
 
 def hive(name: str, value: Any) -> str:
-    """One directory name; whatever a value holds, it stays one name."""
-    return f"{quote(name, safe='')}={NULL if value is None else quote(str(value), safe='')}"
+    """One directory name; whatever a value holds, it stays one name, and a text is never null."""
+    text = f"%5F{NULL[1:]}" if value == NULL else quote(str(value), safe="")
+    return f"{quote(name, safe='')}={NULL if value is None else text}"
 
 
 def hive_values(path: str) -> list[tuple[str, str | None]]:
