@@ -26,7 +26,7 @@ from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
-from armo_ray.text.found import Found, of_schema
+from armo_ray.text.found import Found, joined, of_names, of_schema
 from armo_ray.text.layouts import Layout, detect
 
 logger = logging.getLogger(__name__)
