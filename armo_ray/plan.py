@@ -78,7 +78,7 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
     parts.check_directories(store, shards)
-    columns = carried_columns(config.keep | config.keep_json, config.partition_by, shards)
+    columns = carried_columns({**config.keep, **config.keep_json}, config.partition_by, shards)
     seen = survey.survey(shards)
     layout, unread = _layout(seen, config, model, columns)
     kept_seen = [
@@ -105,7 +105,7 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
 
 def prepare_dataset(config: ScoreConfig, seen: list[kept.Seen]) -> Job:
     """A job for rows like these that are read and written by somebody else; input and output are not used."""
-    model, columns = _model(config), carried_columns(config.keep | config.keep_json, (), [])
+    model, columns = _model(config), carried_columns({**config.keep, **config.keep_json}, (), [])
     found = joined(
         of_schema(one.schema) if one.schema and one.schema.names else of_names(one.names) for one in seen
     )
