@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
+from armo_ray import watch
 from armo_ray.bench.arguments import execute
 from armo_ray.config import Options, ScoreConfig, load_configs, load_options
 from armo_ray.curation.options import EvaluateOptions
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     run = _COMMANDS.get(args.command, _curate)
+    watch.command = f"armo-ray {args.command}"
     stop_on_sigterm()
     try:
         status = run(args)

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from armo_ray.interrupts import stop_on_sigterm
+from armo_ray.watch import Endpoint, Lost, answers, watched
 
 logger = logging.getLogger(__name__)
 
 # of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
 RETRIES = 2
+LOCAL = "local"
+HEAD_PATIENCE_S = 30.0  # a head that is restarted is waited for; half of what Ray itself waits
 _HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # what holds this package
 
 
@@ -43,33 +47,90 @@ class _OwnJob(JobConfig):
 def connected() -> Iterator[bool]:
     """Ray as it is, or started and stopped here. Yields whether its nodes may be other machines than this.
 
-    An error of a task becomes a RuntimeError.
+    A failed task, and Ray that goes away, become a RuntimeError.
     """
-    own = not ray.is_initialized()
+    if ray.is_initialized():
+        with _task_errors():
+            yield True
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
     # without an address Ray would join any cluster that it finds on the machine
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    if own:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
-        logger.info("starting Ray" if address == "local" else f"joining the Ray cluster at {address}")
-        own_job: dict[str, Any] = {"job_config": _OwnJob()} if address == "local" else {}
-        try:
-            ray.init(
-                address,
-                **own_job,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-        except Exception as error:  # a bare one where its processes do not come up in time
-            raise RuntimeError(f"Ray did not start, or cannot be reached at {address}: {error}") from error
-        stop_on_sigterm()  # ray.init takes the signal for itself
+    address = os.environ.get("RAY_ADDRESS") or LOCAL
+    _start(address)
+    stop_on_sigterm()  # ray.init takes the signal for itself
     try:
-        yield not own or address != "local"
+        with _task_errors(), watched(_endpoints(address), _advice(address)):
+            yield address != LOCAL
+    finally:
+        if not isinstance(sys.exception(), Lost):  # it could hang: what is left is for Ray's hook at the exit
+            ray.shutdown()
+
+
+@contextmanager
+def _task_errors() -> Iterator[None]:
+    try:
+        yield
     except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
         raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
-    finally:
-        if own:
-            ray.shutdown()
+
+
+def _start(address: str) -> None:
+    """Raises RuntimeError where Ray does not start, or the cluster cannot be joined."""
+    local = address == LOCAL
+    logger.info("starting Ray" if local else f"joining the Ray cluster at {address}")
+    own_job: dict[str, Any] = {"job_config": _OwnJob()} if local else {}
+    try:
+        _wait_for_head(address)
+        ray.init(
+            address,
+            **own_job,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # a bare one where its processes do not come up in time
+        what = "Ray did not start" if local else f"the Ray cluster at {address} cannot be joined"
+        why = str(error).strip().rstrip(".")
+        raise RuntimeError(f"{what}: {why}. {_advice(address)}") from error
+
+
+def _wait_for_head(address: str) -> None:
+    """Raises OSError where nothing listens at the address; Ray itself would ask for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:  # not "local" or "auto"
+        head = Endpoint("the head", host.strip("[]"), int(port), HEAD_PATIENCE_S)
+        until = time.monotonic() + head.patience
+        while not answers(head):
+            if time.monotonic() > until:
+                raise OSError(f"nothing listened there for {head.patience:g} s")
+            time.sleep(1)
+
+
+def _endpoints(address: str) -> list[Endpoint]:
+    """The two processes without which Ray ends a driver: the raylet of its node in 15 s, the head in 60 s."""
+    if "://" in address:  # a client of a driver elsewhere
+        return []
+    whose = "that was started here" if address == LOCAL else f"cluster at {address}"
+    own = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == own)
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    patience = 0.0 if address == LOCAL else HEAD_PATIENCE_S
+    return [
+        Endpoint(
+            f"this node's raylet of the Ray {whose}", node["NodeManagerAddress"], node["NodeManagerPort"], 0
+        ),
+        Endpoint(f"the head of the Ray {whose}", host.strip("[]"), int(port), patience),
+    ]
+
+
+def _advice(address: str) -> str:
+    again = "What is committed stays: run the same command again"
+    if address == LOCAL:
+        return again
+    return (
+        "See that it is up (`ray status`) and, where it wants a token, that RAY_AUTH_MODE=token is set. "
+        f"{again}, or without RAY_ADDRESS, which starts a Ray on this machine"
+    )
 
 
 @contextmanager

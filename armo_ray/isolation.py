@@ -5,6 +5,7 @@ when it killed, or failed, the worker twice on its own. Where many do, the fault
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -59,7 +60,7 @@ def isolate(span: Span, job: Job, pool: Pool) -> dict[str, Any]:
     """
     check_unchanged(span.shard)
     worker = _Worker(span, job, pool)
-    poison = _poison(worker, worker.call("count"), span)
+    poison = find_poison(worker.failure, worker.call("count"), span.shard.uri)
     record: dict[str, Any] = worker.call("finish", poison)
     logger.warning(
         "%s: the unit of rows %d+%d failed; alone it is committed, with %d rows rejected as poison",
@@ -72,23 +73,32 @@ def isolate(span: Span, job: Job, pool: Pool) -> dict[str, Any]:
     return record
 
 
-def _poison(worker: _Worker, count: int, span: Span) -> dict[int, str]:
-    """The places of the rows that fail on their own, twice, and why."""
+def find_poison(failure: Callable[[int, int], str | None], count: int, where: str) -> dict[int, str]:
+    """The places, of `count` rows, that fail on their own, twice, and why.
+
+    Args:
+        failure: why the rows [start, stop) cannot be scored together, None where they can.
+        count: of the rows.
+        where: they are, for messages.
+
+    Raises:
+        RuntimeError: more than MOST_POISON rows do.
+    """
     poison: dict[int, str] = {}
     ranges = [(0, count)] if count else []
     while ranges:
         start, stop = ranges.pop()
-        if worker.failure(start, stop) is None:
+        if failure(start, stop) is None:
             continue
         if stop - start > 1:
             step = -(-(stop - start) // PARTS)
             ranges += [(at, min(at + step, stop)) for at in range(start, stop, step)]
-        elif why := worker.failure(start, stop):
+        elif why := failure(start, stop):
             poison[start] = why
-            logger.warning("%s: row %d of the unit is poison: %s", span.shard.uri, start, why)
+            logger.warning("%s: row %d of the unit is poison: %s", where, start, why)
         if len(poison) > MOST_POISON:
             raise RuntimeError(
-                f"{span.shard.uri}: more than {MOST_POISON} rows of one unit kill or fail the worker, the last "
+                f"{where}: more than {MOST_POISON} rows of one unit kill or fail the worker, the last "
                 f"with {why}: the fault is not in the rows. Nothing of the unit is committed"
             )
     return poison

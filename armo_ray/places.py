@@ -74,7 +74,12 @@ def _missing(
         missing.append(f"output {os.path.dirname(written)}")
     if model is not None and _files_of(model[0]) != model:
         missing.append(f"model {model[0]}")
-    return missing + [f"input {shard.uri}" for shard in shards if stat_shard(shard.uri) != shard]
+    return missing + [f"input {shard.uri}" for shard in shards if not _is_here(shard)]
+
+
+def _is_here(shard: Shard) -> bool:
+    found = stat_shard(shard.uri)
+    return found is not None and found.identity == (shard.stamp or shard.identity)
 
 
 def _judge(host: str, task: Any, seconds: float) -> None:

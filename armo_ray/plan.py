@@ -20,6 +20,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.families import Family
 from armo_ray.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.storage import commits, lock, parts, readers, resume
+from armo_ray.storage.content import settled
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards
@@ -83,6 +84,10 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
         run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     job = _job(config, model, layout, columns, carried)
+    try:
+        shards = settled(store, shards, commits.list_commits(store))
+    except OSError as error:
+        raise ConfigError(f"input: cannot be compared with what is committed: {error}") from error
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
     standing = resume.standing(store, spans, job.fingerprint)
     resume.resolve(standing, store, shards, config.redo, config.forget)

@@ -33,8 +33,17 @@ settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak-faults", type=int, default=4, help="faults that test_soak injects (default: 4)")
+    parser.addoption("--soak", action="store_true", help="run the tests that inject faults for hours")
+    parser.addoption("--soak-faults", type=int, default=1000, help="faults that they inject (default: 1000)")
     parser.addoption("--soak-seed", type=int, default=0, help="of their kinds and times (default: 0)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The soak without the rest, or the rest without the soak."""
+    soak = config.getoption("--soak")
+    others = [item for item in items if ("soak" in item.keywords) != soak]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Lint, types and every test, from a clean checkout: makes .venv unless PYTHON names an environment to use.
+# With --soak, instead of the tests, 1,000 faults at random; other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,4 +15,5 @@ fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
+case " $* " in *" --soak "*) set -- tests/test_soak.py "$@" ;; esac
 "$PYTHON" -m pytest -q "$@"

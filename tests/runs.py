@@ -73,6 +73,14 @@ def task_of(pid: int) -> str:
     return found[1] if found else ""
 
 
+def program_of(pid: int) -> str:
+    """The name of the program of a process; nothing of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode().rsplit("/", 1)[-1]
+    except OSError:
+        return ""
+
+
 def kill(pids: list[int]) -> None:
     """With SIGKILL, those that are still there."""
     for pid in pids:
@@ -84,6 +92,15 @@ def kill_run(process: subprocess.Popen[Any]) -> None:
     """A process and all that it started."""
     kill(descendants(process.pid))
     process.communicate()
+
+
+def wait_for_orphans(family: list[int]) -> None:
+    """The workers of a driver that is gone end by themselves, a little later; Ray's own agents take longer."""
+    deadline = time.monotonic() + 60
+    while any(map(task_of, family)):
+        assert time.monotonic() < deadline, "workers outlive their driver"
+        time.sleep(0.2)
+    kill(family)
 
 
 def free_ports(count: int) -> list[int]:

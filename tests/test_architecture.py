@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "passes": {"storage"},
     "places": BASE | {"storage", "plan"},
     "isolation": BASE | {"storage", "plan", "replicas"},
-    "cluster": {"interrupts"},
+    "watch": set(),
+    "cluster": {"interrupts", "watch"},
     "evaluation": {"errors"},
     "curation": BASE | {"agreement", "cluster", "evaluation", "markdown", "storage", "text"},
     "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
-    | {"parser", "bench", "curation", "estimate", "explain", "interrupts"}
+    | {"parser", "bench", "curation", "estimate", "explain", "interrupts", "watch"}
     | {"engine", "pipeline", "plan", "preflight", "report", "storage"},
 }
 ONLY_IN = {

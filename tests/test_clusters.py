@@ -99,3 +99,17 @@ def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
     assert told in finish(process, 2)
     ray.init(cluster.address)
     assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
+
+
+@pytest.mark.timeout(400)
+def test_a_run_whose_cluster_stops_says_so_and_what_to_do(
+    cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    process = start(cluster, tiny_model, shards, tmp_path, "--replicas", "1", "--gpus-per-replica", "1")
+    read_until(process, "scoring on 1 replica")
+    for node in cluster.list_all_nodes():
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    told = finish(process, 1).splitlines()
+    assert told[-1].startswith("armo-ray score: failed: this node's raylet of the Ray cluster at ")
+    assert "is gone. See that it is up" in told[-1]
+    assert "run the same command again" in told[-1]

@@ -1,13 +1,21 @@
 """Rows that kill or fail the process that works on them cost themselves alone."""
 
 import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from armo_ray.isolation import MOST_POISON, PARTS, find_poison
 from armo_ray.storage.verify import verify_output
-from tests.local import rejects_of, rows_of, score_locally
+from tests.local import rows_of, score_locally
 from tests.runs import ROOT, SAMPLE, finish, start
 
 # Python loads a module of this name when it starts: every worker gets a tokenizer and a model that some texts break.
@@ -36,40 +44,83 @@ Encoder.encode, score.Scorer.__call__ = fragile_encode, fragile_call
 """
 
 
+POISON = {
+    "a.parquet": {7: "crash the tokenizer", 12: "fail the model"},  # the rows of two units of two row groups
+    "b.jsonl": {4: "crash the model", 8: "fail the model"},
+}
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "poison",
-    [{7: "crash the tokenizer"}, {12: "crash the model", 17: "fail the model"}],
-    ids=["tokenizer", "model"],
-)
 def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_scored(
-    poison: dict[int, str], tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ) -> None:
-    rows = [json.loads(line) for line in SAMPLE.open()][:30]
-    shard, out = tmp_path / "shard.jsonl", tmp_path / "out"
-    shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    score_locally(tiny_model, shard, tmp_path / "sound", unit_rows=20)
+    rows = [json.loads(line) for line in SAMPLE.open()][:40]
+    shards = {"a.parquet": rows[:25], "b.jsonl": rows[25:]}
+    write(tmp_path / "sound-in", shards)
+    score_locally(tiny_model, tmp_path / "sound-in", tmp_path / "sound", unit_rows=20)
     expected = by_place(tmp_path / "sound")
-    for i, text in poison.items():
-        rows[i]["chosen"] = text
-    shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, poison in POISON.items():
+        for i, text in poison.items():
+            shards[name][i]["chosen"] = text
+    write(tmp_path / "in", shards)
     (tmp_path / "fragile").mkdir()
     (tmp_path / "fragile" / "sitecustomize.py").write_text(FRAGILE)
-    options = ("--unit-rows", "20", "--keep-text")
-    run = start(tiny_model, shard, out, *options, PYTHONPATH=f"{tmp_path}/fragile:{ROOT}")
+    out, options = tmp_path / "out", ("--unit-rows", "20", "--keep-text")
+    run = start(tiny_model, tmp_path / "in", out, *options, PYTHONPATH=f"{tmp_path}/fragile:{ROOT}")
     told = finish(run, 3)  # more than one in a hundred
     assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
-    assert [(row, reason) for row, _, reason in rejects_of(out)] == [(i, "poison") for i in poison]
     rejects = rows_of(out, "rejects")
-    assert [json.loads(row["raw"])["chosen"] for row in rejects] == list(poison.values())
-    if "fail the model" in poison.values():
-        assert "a kernel divides by zero" in rejects[-1]["detail"]
+    assert {row["reason"] for row in rejects} == {"poison"}
+    places = [(name, i) for name, poison in POISON.items() for i in poison]
+    assert [(Path(row["source"]).name, row["source_row"]) for row in rejects] == places
+    texts = [text for poison in POISON.values() for text in poison.values()]
+    assert [json.loads(row["raw"])["chosen"] for row in rejects] == texts
+    for row, text in zip(rejects, texts, strict=True):
+        assert ("a kernel divides by zero" in row["detail"]) == (text == "fail the model")
     found = by_place(out)
-    assert found.keys() == {place for place in expected if place[0] not in poison}
+    assert found.keys() == {place for place in expected if place[:2] not in places}
     assert max(abs(found[place] - expected[place]) for place in found) < 1e-5
     assert verify_output(str(out))[1] == []
 
 
-def by_place(out: Path) -> dict[tuple[int, int], float]:
-    """Scores by row and candidate: the shards differ, so their rows' ids do."""
-    return {(row["source_row"], row["candidate"]): row["score"] for row in rows_of(out)}
+def write(folder: Path, shards: dict[str, list[dict[str, Any]]]) -> None:
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(shards["a.parquet"]), folder / "a.parquet", row_group_size=5)
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shards["b.jsonl"]))
+
+
+def by_place(out: Path) -> dict[tuple[str, int, int], float]:
+    """Scores by shard, row and candidate: the shards differ, so their rows' ids do."""
+    return {
+        (Path(row["source"]).name, row["source_row"], row["candidate"]): row["score"] for row in rows_of(out)
+    }
+
+
+@given(st.data(), st.integers(0, 3000))
+def test_bisection_finds_the_rows_that_fail_alone_and_no_other_in_few_tries(
+    data: st.DataObject, count: int
+) -> None:
+    rows = st.integers(0, max(count - 1, 0))
+    poison = data.draw(st.sets(rows, max_size=min(count, MOST_POISON)))
+    once = data.draw(st.sets(rows, max_size=min(count, 3))) - poison  # as a process that memory was short for
+    most = data.draw(st.integers(1, 3000))  # rows that memory holds together
+    tried: Counter[tuple[int, int]] = Counter()
+
+    def failure(start: int, stop: int) -> str | None:
+        assert 0 <= start < stop <= count
+        tried[start, stop] += 1
+        fails = bool(poison & {*range(start, stop)}) or stop - start > most
+        return "killed" if fails or (start in once and tried[start, stop] == 1) else None
+
+    assert find_poison(failure, count, "shard") == dict.fromkeys(poison, "killed")
+    assert max(tried.values(), default=0) <= 2
+    if most >= count:
+        levels = 1 + math.ceil(math.log(max(count, 2), PARTS) + 1e-9)
+        assert sum(tried.values()) <= 1 + len(poison | once) * (levels * PARTS + 1)
+
+
+def test_where_many_rows_fail_the_fault_is_not_in_the_rows() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"s\.jsonl: more than 16 rows .* the last with killed: the fault is not in"
+    ):
+        find_poison(lambda start, stop: "killed", 1000, "s.jsonl")

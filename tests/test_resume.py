@@ -24,6 +24,7 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut, unit_id
 from armo_ray.storage.verify import verify_output
 from tests.local import config_for, score_locally, scores_of
+from tests.runs import commits_of
 
 F = "fingerprint"
 PAIRS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(12)]
@@ -185,3 +186,22 @@ def test_a_relative_output_of_a_submitted_job_is_refused(
     with pytest.raises(ValueError, match="a relative path in a submitted job"):
         config_for("model", "in", "out")
     shutil.rmtree(unpacked)
+
+
+@FORMATS
+@pytest.mark.parametrize("units", [3, 6])
+def test_a_shard_that_is_copied_back_goes_on_where_it_was(
+    name: str, write: Writer, units: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its modification time is another; its bytes are not."""
+    shard, out = tmp_path / name, tmp_path / "out"
+    write(shard, PAIRS)
+    score_some(tiny_model, shard, out, units)
+    before = commits_of(out)
+    shard.with_suffix(".copy").write_bytes(shard.read_bytes())
+    shard.with_suffix(".copy").replace(shard)
+    os.utime(shard, (1, 1))
+    score_locally(tiny_model, shard, out, unit_rows=4)
+    assert before.items() <= commits_of(out).items()
+    assert len(scores_of(out)) == 24
+    assert verify_output(str(out))[1] == []

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 30.0
 _TELL_EVERY_S = 2.0  # takes 0.4 ms
+_WAIT_S = 5.0  # at the end, for a count of the replicas: where Ray's head is gone it never comes
 
 
 class Progress:
@@ -80,7 +81,7 @@ class Progress:
 
     def _outlets(self) -> Iterator[AbstractContextManager[None]]:
         yield every(_TELL_EVERY_S, "exporting metrics", self._tell)  # ends last, and tells of the end
-        yield every(_TELL_EVERY_S, "counting replicas", self._look)
+        yield every(_TELL_EVERY_S, "counting replicas", self._look, _WAIT_S)
         if self.terminal:
             from armo_ray.progress import terminal
 

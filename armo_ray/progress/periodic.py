@@ -9,11 +9,11 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def every(seconds: float, what: str, act: Callable[[], None]) -> Iterator[None]:
+def every(seconds: float, what: str, act: Callable[[], None], wait_s: float | None = None) -> Iterator[None]:
     """Do something again and again while the body runs, in a thread of its own: at its start, every so many seconds,
     and at its end.
 
-    What fails is told once and tried again the next time.
+    What fails is told once and tried again the next time. The last time is waited for, `wait_s` at most.
     """
     ended = threading.Event()
 
@@ -37,4 +37,4 @@ def every(seconds: float, what: str, act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(wait_s)
