@@ -158,7 +158,7 @@ def test_any_sequence_of_runs_faults_and_changes_ends_whole_and_equal(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     Runs.model = tiny_model
-    Runs.make_folder = lambda self: tmp_path_factory.mktemp("runs")  # type: ignore[assignment, misc]
+    Runs.make_folder = lambda self: tmp_path_factory.mktemp("runs")  # type: ignore[assignment]
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Runs, settings=settings(max_examples=10, stateful_step_count=6)
     )
