@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES, Family
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]  # role and content, and what else the template is given of a turn
 
 # BPE's word cache: 10,000 by default, which real text overflows; 65,536 took 470k tokens/s to 600k.
 _CACHED_WORDS = 1 << 16
@@ -84,7 +84,7 @@ class Chat:
         digest.update(json.dumps([template, special], sort_keys=True).encode())
         return _checked(cls(tokenizer, template, family, special, limit, digest.hexdigest()), path)
 
-    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
+    def render(self, messages: Messages, add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
         """The template's text. Raises jinja2.TemplateError where the template refuses the messages."""
         # 0.8 s to import; processes that only read configuration never come here
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -92,6 +92,7 @@ class Chat:
         names: dict[str, Any] = dict(self.special_tokens)
         rendered: Any = render_jinja_template(
             conversations=[messages],
+            tools=tools,
             chat_template=self.template,
             add_generation_prompt=add_generation_prompt,
             **names,
@@ -101,9 +102,9 @@ class Chat:
             return self.bos + text
         return text.removeprefix(self.special_tokens.get("bos_token", ""))
 
-    def render_prompt(self, messages: Messages) -> str:
+    def render_prompt(self, messages: Messages, tools: list[Any] | None = None) -> str:
         """Everything before the answer, its header included, but the tail that goes with the answer."""
-        prompt = self.render(messages, add_generation_prompt=True)
+        prompt = self.render(messages, add_generation_prompt=True, tools=tools)
         if not prompt.endswith(self.tail):
             raise jinja2.TemplateError(f"no {self.tail!r} before the answer")
         return prompt.removesuffix(self.tail)

@@ -6,6 +6,7 @@ Imports neither torch nor ray.
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from armo_ray.storage.shards import DAMAGE, Shard, find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
 from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.messages import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Job:
     compile: bool
     device: str | None
     layout: Layout
+    reading: Reading
     unit_rows: int
     max_length: int
     truncate: str
@@ -63,10 +66,13 @@ class Job:
         return list(dict.fromkeys((*self.layout.columns.values(), *self.carried.values())))
 
 
-def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
+Check = Callable[["Job", list[Span], ScoreConfig], None]
+
+
+def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet.
 
-    Without `write` all is checked alike, and nothing is created.
+    Without `write` all is checked alike, and nothing is created. `check` may refuse the run before that as well.
     """
     model = _model(config)
     store = Store(config.output)
@@ -79,12 +85,16 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     layout, carried = _layout(shards, config, columns)
     logger.info("layout %s: %s", layout.kind, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
-    run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
+    identity = _identity(config, model, layout, columns)
+    run = commits.open_run(store, identity, details, write and check is None)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     job = _job(config, model, layout, columns, carried)
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns)
     standing = resume.standing(store, spans, job.fingerprint)
     resume.resolve(standing, store, shards, config.redo, config.forget)
+    if check is not None:
+        check(job, spans, config)
+        commits.open_run(store, identity, details, write)
     return job, spans
 
 
@@ -164,6 +174,7 @@ def _job(
         compile=config.compile,
         device=config.device,
         layout=layout,
+        reading=_reading(config),
         unit_rows=config.unit_rows,
         max_length=model.max_length,
         truncate=config.truncate,
@@ -174,6 +185,10 @@ def _job(
         keep_text=config.keep_text,
         partition_by=config.partition_by,
     )
+
+
+def _reading(config: ScoreConfig) -> Reading:
+    return Reading(dict(config.role), config.tool_calls)
 
 
 def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
@@ -187,6 +202,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
         "truncate": config.truncate,
         "special_tokens": config.special_tokens,
         "layout": {"kind": layout.kind, **layout.columns},
+        **_reading(config).recorded(),
         "keep": columns,
         "keep_text": config.keep_text,
         "partition_by": list(config.partition_by),

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
     "plan": BASE | {"storage", "text", "engine"},
     "stages": BASE | {"agreement", "storage", "text", "engine", "plan"},
-    "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
+    "trial": BASE | {"storage", "text", "plan", "stages"},
+    "estimate": BASE | {"storage", "text", "engine", "plan", "stages", "trial"},
     "explain": BASE | {"storage", "text", "engine"},
     "progress": BASE,
     "interrupts": BASE,
@@ -45,7 +46,7 @@ MAY_IMPORT = {
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
     | {"parser", "bench", "curation", "estimate", "explain", "interrupts"}
-    | {"engine", "pipeline", "plan", "preflight", "report", "storage"},
+    | {"engine", "pipeline", "plan", "preflight", "report", "storage", "trial"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},

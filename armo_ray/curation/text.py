@@ -18,6 +18,7 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import Layout
+from armo_ray.text.messages import Reading
 
 TEXT = pa.schema(
     [
@@ -32,10 +33,11 @@ _UNIT_ROWS = 2048
 
 @dataclass(frozen=True)
 class Source:
-    """A shard as it was when it was scored, and the layout that it was read in."""
+    """A shard as it was when it was scored, and how it was read."""
 
     shard: Shard
     layout: Layout
+    reading: Reading
     scored: int  # candidates
 
 
@@ -45,14 +47,15 @@ def find_sources(scores: Scores) -> dict[str, Source]:
     Raises ConfigError where one is gone or changed since it was scored, or was scored in two states or layouts:
     then its text is not what was scored.
     """
-    known: dict[str, tuple[str, Layout]] = {}
+    known: dict[str, tuple[str, Layout, Reading]] = {}
     scored: dict[str, int] = {}
     for output, run in zip(scores.outputs, scores.runs, strict=True):
         kind, columns = _layout(run["identity"]["layout"])
+        reading = Reading.of(run["identity"])
         store = Store(output)
         for record in commits.read_commits(store):
             if record["scored"]:
-                uri, found_as = record["source"], (record["identity"], Layout(kind, columns))
+                uri, found_as = record["source"], (record["identity"], Layout(kind, columns), reading)
                 if known.setdefault(uri, found_as) != found_as:
                     raise ConfigError(
                         f"{uri}: {output} was scored from it in another state or layout than other scores, and its "
@@ -61,14 +64,14 @@ def find_sources(scores: Scores) -> dict[str, Source]:
                 scored[uri] = scored.get(uri, 0) + record["scored"]
     found: list[Shard | None] = in_parallel(_stat, known)
     sources = {}
-    for (uri, (identity, layout)), shard in zip(known.items(), found, strict=True):
+    for (uri, (identity, layout, reading)), shard in zip(known.items(), found, strict=True):
         if shard is None or shard.identity != identity:
             state = "is gone" if shard is None else f"changed since (was {identity}, is {shard.identity})"
             raise ConfigError(
                 f"{uri}: the text of its candidates is needed, but the shard {state}. Put it back as it was, "
                 f"or score it again with --keep-text"
             )
-        sources[uri] = Source(shard, layout, scored[uri])
+        sources[uri] = Source(shard, layout, reading, scored[uri])
     return sources
 
 
@@ -112,9 +115,8 @@ def _texts(source: Source, rows: list[tuple[int, Row]]) -> pa.Table:
     for number, row in rows:
         if isinstance(row, BadRow):
             raise RuntimeError(f"{source.shard.uri} row {number}: cannot be read any more: {row.detail}")
-        for found in candidates_of(row, source.layout):
+        for found in candidates_of(row, source.layout, source.reading):
             if found.reason is None:
-                answer = [{"role": "assistant", "content": found.answer}]
-                entries.append((source.shard.uri, number, found.index, found.prompt, answer))
+                entries.append((source.shard.uri, number, found.index, *found.shown()))
     columns = list(zip(*entries, strict=True)) or [()] * len(TEXT)
     return pa.table([pa.array(column, f.type) for column, f in zip(columns, TEXT, strict=True)], schema=TEXT)

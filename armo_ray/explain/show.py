@@ -80,7 +80,8 @@ def _short(text: str, size: int = _TEXT) -> str:
 
 
 def _tokens(found: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator[str]:
-    for message in [*found.candidate.prompt, {"role": "answer", "content": found.candidate.answer}]:
+    before, (answer,) = found.candidate.shown()
+    for message in [*before, answer | {"role": "answer"}]:
         yield f"{message['role']:<10} {_short(message['content'])!r}"
     stored = (row["num_prompt_tokens"], row["num_response_tokens"])
     same = "as stored" if found.num_tokens == stored else f"but {stored[0]:,} and {stored[1]:,} are stored"

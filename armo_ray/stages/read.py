@@ -106,7 +106,7 @@ def row_candidates(row: Row, job: Job) -> list[Candidate]:
     """The candidates of a row; a row whose kept values are not of their columns' types is malformed."""
     if isinstance(row, BadRow):
         return [Candidate(None, None, [], "", row.reason, row.detail)]
-    found = candidates_of(row, job.layout)
+    found = candidates_of(row, job.layout, job.reading)
     for name, column in job.carried.items():
         value, kind = row.get(column), job.scores.field(name).type
         if not _holds(kind, value):
@@ -155,8 +155,9 @@ def _scored_rows(
         columns[name] = [_value(rows[i], column) for i in tokens.source]
         fields.append(job.scores.field(name))
     if job.keep_text:
-        columns["prompt"] = [c.prompt for c in chosen]
-        columns["response"] = [[{"role": "assistant", "content": c.answer}] for c in chosen]
+        shown = [c.shown() for c in chosen]
+        columns["prompt"] = [prompt for prompt, _ in shown]
+        columns["response"] = [response for _, response in shown]
         fields += TEXT_FIELDS
     return pa.table([pa.array(columns[f.name], f.type) for f in fields], schema=pa.schema(fields))
 

@@ -23,13 +23,15 @@ class Parts(NamedTuple):
 def parts_of(row: Mapping[str, Any], layout: Layout) -> Parts:
     """The parts of a row. Raises Rejected where it is not of the layout."""
     values = {part: row.get(column) for part, column in layout.columns.items()}
-    absent = [name for part, name in layout.columns.items() if part != "system" and name not in row]
+    absent = [
+        name for part, name in layout.columns.items() if part not in ("system", "tools") and name not in row
+    ]
     if absent:
         has = ", ".join(sorted(row)) or "no columns"
         detail = f"no column {', '.join(absent)}; the row has {has}"
         raise Rejected("malformed_row", detail.encode("utf-8", "backslashreplace").decode())
     answers = [(role, value) for role, part in _ANSWERS[layout.kind](values) for value in part]
-    return Parts(answers, values.get("prompt"), values.get("system"))
+    return Parts(answers, values.get("prompt"), values.get("system"), values.get("tools"))
 
 
 def _preference(values: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
