@@ -7,13 +7,12 @@ chats in OpenAI's and ShareGPT's keys, with tools, calls of them and reasoning.
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from armo_ray.chat import Messages
+from armo_ray.text.joining import is_same, joined
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import AS_WRITTEN, Message, Reading, conversation, message_of, said
 from armo_ray.text.parts import Parts, Rejected, kind_of, parts_of
@@ -146,7 +145,7 @@ def _instructed(system: Message | None, messages: Messages) -> Messages:
         return messages
     if messages[0]["role"] != "system":
         return [system, *messages]
-    if not _same(messages[0], system):
+    if not is_same(messages[0], system):
         raise Rejected("malformed_row", "the system column and the system message of the conversation differ")
     return messages
 
@@ -174,42 +173,7 @@ def _split(
         raise Rejected("empty_response", "the conversation is empty")
     if turns[-1]["role"] != "assistant":
         raise Rejected("no_answer_turn", f"the last turn is the {turns[-1]['role']}'s")
-    return _joined(prompt, turns[:-1]), turns[-1]
-
-
-def _joined(prompt: Messages | None, turns: Messages) -> Messages:
-    """What stands before an answer: the prompt and the turns after it, which may repeat the prompt.
-
-    Either may leave out the system messages of the other. Texts that differ in white space or in the normal form
-    of their characters alone are the same.
-    """
-    if not prompt or not turns or turns[0]["role"] == "assistant":
-        return [*(prompt or []), *turns]
-    (told, asked), (begun, rest) = _parted(prompt), _parted(turns)
-    if len(asked) == 1:  # a question alone, which may be the first or the last of the conversation
-        users = [message for message in rest if message["role"] == "user"]
-        same = any(_plain(asked[0]) == _plain(m) for m in (*users[:1], *users[-1:]))
-    else:
-        same = len(asked) <= len(rest) and all(map(_same, asked, rest))
-    if not same:
-        raise Rejected("malformed_row", "the conversation does not begin with the prompt")
-    if told and begun and not (len(told) == len(begun) and all(map(_same, told, begun))):
-        raise Rejected("malformed_row", "the system messages of the prompt and of the conversation differ")
-    return [*(begun or told), *rest]
-
-
-def _parted(messages: Messages) -> tuple[Messages, Messages]:
-    """The system messages at the start, and the others."""
-    first = list(takewhile(lambda message: message["role"] == "system", messages))
-    return first, messages[len(first) :]
-
-
-def _same(one: Message, other: Message) -> bool:
-    return one == other or (_plain(one) == _plain(other) and one | {"content": ""} == other | {"content": ""})
-
-
-def _plain(message: Message) -> str:
-    return " ".join(unicodedata.normalize("NFC", message["content"]).split())
+    return joined(prompt, turns[:-1]), turns[-1]
 
 
 def _transcript(text: str) -> Messages:

@@ -94,6 +94,8 @@ def message_of(message: Any, reading: Reading, flags: set[str]) -> Message:
     """A message as templates take it: `tool_calls` and `reasoning_content` are there only where it has any."""
     if not isinstance(message, dict):
         raise Rejected("malformed_row", f"a message is {kind_of(message)}, expected role and content")
+    if _is_plain(message, reading):
+        return said(message["role"], message["content"])
     for key in _UNSUPPORTED:
         if not is_empty(message.get(key)):
             raise Rejected("unsupported_content", f"{key} of a message: no template is given it")
@@ -107,6 +109,18 @@ def message_of(message: Any, reading: Reading, flags: set[str]) -> Message:
     if role == "tool":
         extra |= {key: message[key] for key in ("name", "tool_call_id") if isinstance(message.get(key), str)}
     return said(role, text) | {key: value for key, value in extra.items() if value}
+
+
+def _is_plain(message: Mapping[str, Any], reading: Reading) -> bool:
+    """Whether there is nothing but a text of a role under its usual name: most are, and take a tenth of the time."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not isinstance(content, str) or reading.known.get(role) != role:
+        return False
+    return (
+        role != "tool"
+        and content != ""
+        and not any(held is not None for key, held in message.items() if key != "role" and key != "content")
+    )
 
 
 def either(message: Mapping[str, Any], one: str, other: str) -> Any:
