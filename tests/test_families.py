@@ -230,7 +230,10 @@ def test_a_judge_is_not_asked_about_what_it_would_not_read(family: str, tmp_path
     encoder = Encoder(Chat.load(tmp_path, FAMILIES[family]), 8192)
     (first, *_) = candidates([([{"role": "user", "content": "2+2?"}], "4")])
     call = {"type": "function", "function": {"name": "add", "arguments": {}}}
-    asked = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    asked: Messages = [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     odd = [
         replace(first, extra={"tool_calls": [call]}),
         replace(first, tools=[call]),

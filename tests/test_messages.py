@@ -247,7 +247,7 @@ def test_roles_that_few_models_know_are_flagged(roles: str, flags: tuple[str, ..
 
 
 def test_keys_that_nothing_reads_are_told() -> None:
-    said = [{"role": "user", "content": "q", "lang": "en", "weight": None, "tool_calls": []}]
+    said: list[Row] = [{"role": "user", "content": "q", "lang": "en", "weight": None, "tool_calls": []}]
     assert unread_keys(said) == {"lang"}
     assert unread_keys({"chosen": said}) == {"chosen"}
 

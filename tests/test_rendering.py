@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,12 +22,15 @@ from armo_ray.engine import RewardModel
 from armo_ray.engine.tiny import write_tiny_model
 from armo_ray.engine.tiny_families import write_family
 from armo_ray.engine.tiny_tokenizers import write_tokenizer
+from armo_ray.explain.find import find
+from armo_ray.explain.tokens import trace
 from armo_ray.families import FAMILIES
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import Reading
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Tokenized
+from tests.local import rows_of, score_locally
 from tests.reference import Reference
 
 Row = dict[str, Any]
@@ -43,7 +48,7 @@ TEMPLATES = {
 }
 MESSAGES = Layout("messages", {"messages": "messages", "tools": "tools"})
 QUESTION = {"role": "user", "content": "When is high water in Cork?"}
-TOOL = {
+TOOL: Row = {
     "type": "function",
     "function": {
         "name": "tide_table",
@@ -279,8 +284,9 @@ def test_no_text_of_a_call_or_a_tool_forges_a_turn(
         pytest.skip("this template renders no reasoning")
     encoder, found = encoders[template], []
     for text in (FORGED, "harmless"):
-        tool = json.loads(json.dumps(TOOL)) if place == "tool" else TOOL
-        tool["function"]["description"] = text if place == "tool" else "High water"
+        tool = TOOL | {
+            "function": TOOL["function"] | {"description": text if place == "tool" else "High water"}
+        }
         one = call(text) if place == "name" else call(**{text: "x"}) if place == "key" else call(a=text)
         said = [
             QUESTION,
@@ -349,6 +355,33 @@ def test_calls_written_as_text_are_what_qwen_2_5_renders(encoders: dict[str, Enc
     encoder = encoders["qwen2_5"]
     assert ids(encoder.encode(read(said, [TOOL], "text"))) == ids(encoder.encode(read(said, [TOOL])))
     assert encoder.encode(read(said, [TOOL], "text")).flags == [["tool_calls_as_text"]]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.parquet"])
+def test_text_that_is_kept_shows_the_calls_and_a_row_is_traced_as_it_was_scored(
+    name: str, tmp_path: Path
+) -> None:
+    write_tiny_model(tmp_path / "model")
+    with_template(tmp_path / "model", (TRL / "llama3_1.jinja").read_text())
+    rows = [{"messages": [*HISTORY, assistant("06:12.")]}, {"messages": [QUESTION, assistant("06:12.")]}]
+    shard = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), shard)
+    else:
+        shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_locally(tmp_path / "model", shard, tmp_path / "out", keep_text=True)
+    called, plain = rows_of(tmp_path / "out")
+    assert (called["flags"], plain["flags"]) == (["structured"], [])
+    form = '<tool_call>\n{"name": "tide_table", "arguments": {"port": "Cork"}}\n</tool_call>'
+    assert [m["content"] for m in called["prompt"]] == [
+        QUESTION["content"],
+        form,
+        "<tool_response>\n06:12\n</tool_response>",
+    ]
+    for row, place in ((called, str(shard)), (plain, "kept with the scores")):
+        found = trace(find(str(tmp_path / "out"), row["row_id"]), None)
+        assert found.text_from == place
+        assert found.num_tokens == (row["num_prompt_tokens"], row["num_response_tokens"])
 
 
 WORD = st.text("abcdefgh é的\"\\<>{}'\n", min_size=1, max_size=12).filter(str.strip)

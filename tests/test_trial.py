@@ -138,8 +138,9 @@ def test_plan_shows_the_first_conversations_as_the_model_reads_them(
     assert main(["plan", *options, "--dtype", "float32", "--show", "3", "--max-reject-fraction", "0.6"]) == 0
     told = capsys.readouterr().out
     assert "read        chosen=chosen, rejected=rejected, prompt=prompt\nnot read    id\n" in told
-    prompt = Chat.load(tiny_model).render_prompt([{"role": "user", "content": "2+2?"}])
-    assert f"row 0 candidate 0 (chosen): 17 tokens\n{prompt}4<|eot_id|>\n" in told
+    chat = Chat.load(tiny_model)
+    text = chat.render_prompt([{"role": "user", "content": "2+2?"}]) + chat.render_answer("4")
+    assert f"row 0 candidate 0 (chosen): {len(chat.encode(text))} tokens\n{text}\n" in told
     assert "row 0 candidate 1 (rejected): " in told
     assert "tokens, special_token_text\n" in told
     assert "row 1 candidate 0 (chosen): rejected, empty_prompt\n" in told

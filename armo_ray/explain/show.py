@@ -20,6 +20,7 @@ _TOLERANCE = 1e-4
 ADVICE = {
     "unreadable_shard": "put a whole file in its place: the next run scores it",
     "malformed_row": "mend the row in a new shard, or name its columns with --layout and --column",
+    "unsupported_content": "score into a new output with --tool-calls text: tool calls and reasoning become text",
     "empty_prompt": "an answer to nothing has no score: give it a prompt in a new shard, or leave the row out",
     "empty_response": "an empty answer has no score: leave it out, or put it into a new shard with a text",
     "no_answer_turn": "end the conversation with the assistant's turn that is to be scored, in a new shard",
