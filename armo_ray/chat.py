@@ -21,7 +21,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.families import FAMILIES, Family
 from armo_ray.template import render
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]  # role and content, and what else the template is given of a turn
 
 # BPE's word cache: 10,000 by default, which real text overflows; 65,536 took 470k tokens/s to 600k.
 _CACHED_WORDS = 1 << 16
@@ -85,18 +85,18 @@ class Chat:
         digest.update(json.dumps([template, special], sort_keys=True).encode())
         return _checked(cls(tokenizer, template, family, special, limit, digest.hexdigest()), path)
 
-    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
+    def render(self, messages: Messages, add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
         """The template's text. Raises jinja2.TemplateError where the template fails, refuses the messages, or does
         more than the limits of `armo_ray.template`."""
-        names = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
+        names = {**self.special_tokens, "add_generation_prompt": add_generation_prompt, "tools": tools}
         text = render(self.template, messages, names)
         if self.family.bos:
             return self.bos + text
         return text.removeprefix(self.special_tokens.get("bos_token", ""))
 
-    def render_prompt(self, messages: Messages) -> str:
+    def render_prompt(self, messages: Messages, tools: list[Any] | None = None) -> str:
         """Everything before the answer, its header included, but the tail that goes with the answer."""
-        prompt = self.render(messages, add_generation_prompt=True)
+        prompt = self.render(messages, add_generation_prompt=True, tools=tools)
         if not prompt.endswith(self.tail):
             raise jinja2.TemplateError(f"no {self.tail!r} before the answer")
         return prompt.removesuffix(self.tail)

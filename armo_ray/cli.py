@@ -83,9 +83,10 @@ def _score(args: argparse.Namespace) -> int:
 
 def _score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     """Score with each configuration, all of which are checked first."""
+    from armo_ray import trial
     from armo_ray.plan import prepare
 
-    prepared = [(*prepare(config), config) for config in configs]
+    prepared = [(*prepare(config, check=trial.check), config) for config in configs]
     from armo_ray import pipeline
 
     limit, statuses = configs[0].max_runtime, []

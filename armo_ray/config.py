@@ -51,6 +51,7 @@ Places = Annotated[
 ]
 NewPlace = Annotated[Place, AfterValidator(_lasting)]  # that is written to
 Options = TypeVar("Options", bound=BaseModel)
+ROLES = ("system", "user", "assistant", "tool")
 PARTS = (
     *(
         "prompt",
@@ -93,6 +94,10 @@ class ScoreConfig(BaseModel):
     """VALUE=first, second, tie or skip: what the values of the column winner mean."""
     ignore: Names = ()
     """Columns to leave unread that may hold a part of the conversation."""
+    role: Mapping[str, Name] = {}
+    """NAME=ROLE: what a role of messages under a name of its own is: system, user, assistant or tool."""
+    tool_calls: Literal["template", "text"] = "template"
+    """Tools, their calls and reasoning: as the model's template renders them, or written into the text."""
     dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
     """Type of the backbone; heads are always float32."""
     min_agreement: float = Field(0.98, ge=-1, le=1)
@@ -171,7 +176,7 @@ class ScoreConfig(BaseModel):
             return value
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
-    @field_validator("column", "keep", "keep_json", "winner", mode="before")
+    @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
         """["a", "b=c"] as {"a": "a", "b": "c"}."""
@@ -198,6 +203,13 @@ class ScoreConfig(BaseModel):
     def _verdicts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         if wrong := sorted(set(value.values()) - {"first", "second", "tie", "skip"}):
             raise ValueError(f"unknown verdict {wrong[0]}; expected VALUE=first, second, tie or skip")
+        return value
+
+    @field_validator("role")
+    @classmethod
+    def _roles(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        if unknown := sorted(set(value.values()) - set(ROLES)):
+            raise ValueError(f"unknown role {unknown[0]}; expected NAME=ROLE with one of {', '.join(ROLES)}")
         return value
 
     @field_validator("gpus_per_replica")

@@ -4,6 +4,7 @@ Imports neither torch nor ray.
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
 from armo_ray.text.found import Found, joined, of_names, of_schema
 from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.messages import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Job:
     compile: bool
     device: str | None
     layout: Layout
+    reading: Reading
     unit_rows: int
     max_length: int
     truncate: str
@@ -66,10 +69,13 @@ class Job:
         return list(dict.fromkeys((*self.layout.sources, *self.carried.values())))
 
 
-def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
+Check = Callable[["Job", list[Span], ScoreConfig], None]
+
+
+def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet.
 
-    Without `write` all is checked alike, and nothing is created.
+    Without `write` all is checked alike, and nothing is created. `check` may refuse the run before that as well.
     """
     model = _model(config)
     store = Store(config.output)
@@ -88,8 +94,9 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     ]
     carried = _carried_types(columns, config, kept_seen)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
-    with lock.held(store) if write else nullcontext():  # a dataset may be made there
-        run = commits.open_run(store, _identity(config, model, layout, columns), details, write)
+    identity = _identity(config, model, layout, columns)
+    with lock.held(store) if write and check is None else nullcontext():  # a dataset may be made there
+        run = commits.open_run(store, identity, details, write and check is None)
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     kept.check(carried, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, carried), unread=unread)
@@ -100,6 +107,10 @@ def prepare(config: ScoreConfig, write: bool = True) -> tuple[Job, list[Span]]:
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
     standing = resume.standing(store, spans, job.fingerprint)
     resume.resolve(standing, store, shards, config.redo, config.forget)
+    if check is not None:
+        check(job, spans, config)
+        with lock.held(store) if write else nullcontext():
+            commits.open_run(store, identity, details, write)
     return job, spans
 
 
@@ -190,6 +201,7 @@ def _job(
         compile=config.compile,
         device=config.device,
         layout=layout,
+        reading=_reading(config),
         unit_rows=config.unit_rows,
         max_length=model.max_length,
         truncate=config.truncate,
@@ -201,6 +213,10 @@ def _job(
         keep_text=config.keep_text,
         partition_by=config.partition_by,
     )
+
+
+def _reading(config: ScoreConfig) -> Reading:
+    return Reading(dict(config.role), config.tool_calls)
 
 
 def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
@@ -215,6 +231,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
         "truncate": config.truncate,
         "special_tokens": config.special_tokens,
         "layout": layout.record(),
+        **_reading(config).recorded(),
         "keep": columns,
         "keep_text": config.keep_text,
         "partition_by": list(config.partition_by),

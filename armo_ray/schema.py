@@ -13,7 +13,8 @@ METADATA_KEY = b"armo_ray"
 
 REJECT_REASONS = (
     "unreadable_shard",  # the shard, or the rest of it, cannot be read
-    "malformed_row",  # not of the layout: wrong types, unknown roles, roles out of order, not text
+    "malformed_row",  # not of the layout: wrong types, unknown roles, not text
+    "unsupported_content",  # tool calls, reasoning, images or turns that the chat template does not render
     "unread_column",  # a column that may hold a part of the conversation, and that the layout does not read
     "skipped",  # by --winner VALUE=skip
     "empty_prompt",
@@ -22,6 +23,17 @@ REJECT_REASONS = (
     "too_long",  # more than max_length tokens
     "non_finite_score",  # the model returned NaN or infinity
     "poison",  # killed the worker twice
+)
+
+FLAGS = (
+    "special_token_text",  # a text spells a special token; it is read as text, unless --special-tokens reference
+    "truncated",
+    "odd_roles",  # two turns of the assistant in a row, or a system message after the start
+    "structured",  # with tools, calls or reasoning that the template renders; prompt and response have them as text
+    "tool_calls_as_text",  # by --tool-calls text
+    "nulls_dropped",  # of arguments or schemas: a struct of Parquet has null for what a row lacks
+    "no_step_marker",  # one step to a process model: nothing cuts the answer
+    "empty_steps",  # left out
 )
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -33,7 +45,7 @@ CANDIDATE_FIELDS = (
     pa.field("role", pa.string()),  # chosen, rejected, response
     pa.field("num_prompt_tokens", pa.int32()),
     pa.field("num_response_tokens", pa.int32()),
-    pa.field("flags", pa.list_(pa.string())),  # special_token_text, truncated, tie, kept_value_lost:NAME
+    pa.field("flags", pa.list_(pa.string())),  # of FLAGS
 )
 TEXT_FIELDS = (pa.field("prompt", MESSAGES), pa.field("response", MESSAGES))
 

@@ -74,14 +74,14 @@ def _budget() -> _Budget:
     return _BUDGET.get() or _Budget(_STEPS, _MOST_CHARS)
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], names: Mapping[str, Any]) -> str:
+def render(template: str, messages: Sequence[Mapping[str, Any]], names: Mapping[str, Any]) -> str:
     """What a template makes of messages. Raises jinja2.TemplateError where it fails, or does too much."""
-    size = sum(len(message["content"]) for message in messages)
+    size = _chars(names.get("tools")) + sum(map(_chars, messages))
     token = _BUDGET.set(budget := _Budget(_STEPS + size, _MOST_CHARS + 4 * size))
     pieces: list[str] = []
     try:
         given = [dict(message) for message in messages]
-        for piece in _compiled(template).generate(messages=given, tools=None, documents=None, **names):
+        for piece in _compiled(template).generate(messages=given, documents=None, **{"tools": None, **names}):
             pieces.append(budget.made(piece))
         budget.hold(sum(map(len, pieces)))
         return "".join(pieces)
@@ -213,6 +213,13 @@ def _size(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_size, value.values()))
     return len(value) if isinstance(value, _SIZED) else 1
+
+
+def _chars(value: Any) -> int:
+    """The characters of all texts in a value, names of fields too."""
+    if isinstance(value, Mapping):
+        return sum(len(str(name)) + _chars(held) for name, held in value.items())
+    return len(value) if isinstance(value, str) else sum(map(_chars, value)) if isinstance(value, list) else 1
 
 
 def _numbers(values: Iterable[Any]) -> Iterator[int]:

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "survey": BASE | {"storage", "text"},
     "plan": BASE | {"columns", "kept", "storage", "text", "engine", "survey"},
     "stages": BASE | {"agreement", "kept", "storage", "text", "engine", "plan"},
-    "estimate": BASE | {"storage", "text", "engine", "plan", "stages"},
+    "trial": BASE | {"storage", "text", "plan", "stages"},
+    "estimate": BASE | {"storage", "text", "engine", "plan", "stages", "trial"},
     "explain": BASE | {"storage", "text", "engine"},
     "progress": BASE,
     "interrupts": BASE,
@@ -51,7 +52,7 @@ MAY_IMPORT = {
     "parser": BASE | {"bench", "curation", "estimate", "report"},
     "cli": BASE
     | {"parser", "bench", "curation", "estimate", "explain", "interrupts", "watch"}
-    | {"engine", "pipeline", "plan", "preflight", "report", "storage", "text"},
+    | {"engine", "pipeline", "plan", "preflight", "report", "storage", "text", "trial"},
 }
 ONLY_IN = {
     "torch": {"engine", "replicas", "bench"},

@@ -43,9 +43,9 @@ BAD_ROWS: dict[str, tuple[Any, list[tuple[int | None, str]]]] = {
     "number-as-answer": (good(1) | {"rejected": 7}, [(1, "malformed_row")]),
     "lone-surrogate": (good(1) | {"chosen": "a \ud800 b"}, [(0, "malformed_row")]),
     "no-assistant-turn": (good(1) | {"chosen": [{"role": "user", "content": "hi"}]}, [(0, "no_answer_turn")]),
-    "roles-out-of-order": (
-        good(1) | {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-        [(0, "malformed_row"), (1, "malformed_row")],
+    "tool-calls": (
+        good(1) | {"chosen": {"content": "I add.", "tool_calls": [{"name": "add", "arguments": {"a": 1}}]}},
+        [(0, "unsupported_content")],
     ),
     "too-long": (good(1) | {"rejected": "word " * 200_000}, [(1, "too_long")]),
 }

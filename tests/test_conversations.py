@@ -71,6 +71,36 @@ ONE = [("response", [Q], "a")]
             {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B]}, PAIR, id="ultrafeedback-prompt-repeated"
         ),
         pytest.param(
+            {"prompt": "", "chosen": [Q, A], "rejected": [Q, B]}, PAIR, id="empty-prompt-beside-all"
+        ),
+        pytest.param({"prompt": [], "chosen": [Q, A], "rejected": [Q, B]}, PAIR, id="no-messages-beside-all"),
+        pytest.param(
+            {"prompt": [user(" ")], "chosen": [Q, A], "rejected": [Q, B]}, PAIR, id="blank-message-beside-all"
+        ),
+        pytest.param(
+            {"prompt": " q\r\n", "chosen": [Q, A], "rejected": [Q, B]},
+            PAIR,
+            id="prompt-repeated-but-for-spaces",
+        ),
+        pytest.param(
+            {"prompt": "Cafe\u0301  au lait?", "chosen": [user("Caf\u00e9 au lait?"), A], "rejected": "b"},
+            [
+                ("chosen", [user("Caf\u00e9 au lait?")], "a"),
+                ("rejected", [user("Cafe\u0301  au lait?")], "b"),
+            ],
+            id="prompt-repeated-in-another-normal-form",
+        ),
+        pytest.param(
+            {"prompt": [BE, *HISTORY, Q], "chosen": [*HISTORY, Q, A], "rejected": [B]},
+            [(role, [BE, *prompt], answer) for role, prompt, answer in LONG_PAIR],
+            id="prompt-messages-repeated-without-their-system-message",
+        ),
+        pytest.param(
+            {"prompt": [BE], "chosen": [Q, A], "rejected": [Q, B]},
+            BRIEF_PAIR,
+            id="a-system-message-as-prompt-column",
+        ),
+        pytest.param(
             {"prompt": "q", "chosen": [BE, Q, A], "rejected": [BE, Q, B]},
             BRIEF_PAIR,
             id="prompt-repeated-after-a-system-message",
@@ -151,6 +181,30 @@ ONE = [("response", [Q], "a")]
         pytest.param(
             {
                 "messages": [
+                    {"from": None, "value": "", "role": "user", "content": "q"},
+                    {"from": "gpt", "value": "a", "role": None, "content": None},
+                ]
+            },
+            ONE,
+            id="a-union-of-sharegpt-and-openai",
+        ),
+        pytest.param(
+            {"messages": [{"from": "human", "value": "q", "role": "user", "content": "q"}, A]},
+            ONE,
+            id="both-keys-say-the-same",
+        ),
+        pytest.param(
+            {
+                "prompt": "q",
+                "chosen": {"role": None, "content": "a"},
+                "rejected": {"from": None, "value": "b"},
+            },
+            PAIR,
+            id="message-dicts-with-a-null-role",
+        ),
+        pytest.param(
+            {
+                "messages": [
                     {
                         "role": "user",
                         "content": [{"type": "text", "text": "what "}, {"type": "text", "text": "now"}],
@@ -188,7 +242,15 @@ ONE = [("response", [Q], "a")]
             id="system-column-and-repeated-prompt",
         ),
         pytest.param(
+            {"system": " be\u00a0brief\n", "prompt": "q", "chosen": [BE, Q, A], "rejected": [BE, Q, B]},
+            BRIEF_PAIR,
+            id="system-column-repeated-but-for-spaces",
+        ),
+        pytest.param(
             {"system": "", "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="empty-system-column"
+        ),
+        pytest.param(
+            {"prompt": "q", "response": "\u200b\ufeff"}, [("response", [Q], "\u200b\ufeff")], id="zero-width"
         ),
         pytest.param(
             {"system": None, "prompt": "q", "chosen": "a", "rejected": "b"}, PAIR, id="null-system-column"
@@ -283,7 +345,7 @@ def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[M
         pytest.param({"messages": [Q, {"role": "assistant"}]}, ["malformed_row"], id="no-content"),
         pytest.param(
             {"messages": [user("q"), {"role": "assistant", "content": [{"type": "image", "url": "x"}]}]},
-            ["malformed_row"],
+            ["unsupported_content"],
             id="an-image-part",
         ),
         pytest.param(
@@ -300,13 +362,24 @@ def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[M
             id="role-of-another-type",
         ),
         pytest.param(
-            {"chosen": [Q, A, B], "rejected": [Q, B]}, ["malformed_row", None], id="two-answers-in-a-row"
-        ),
-        pytest.param({"messages": [Q, A, B, Q, A]}, ["malformed_row"], id="two-assistant-turns-before"),
-        pytest.param({"messages": [Q, BE, A]}, ["malformed_row"], id="system-after-user"),
-        pytest.param(
             {"system": "x", "prompt": [BE, Q], "response": "a"}, ["malformed_row"], id="two-systems"
         ),
+        pytest.param(
+            {"prompt": [system("x"), Q], "chosen": [BE, Q, A], "rejected": [Q, B]},
+            ["malformed_row", None],
+            id="other-system-message-than-the-prompt",
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "from": "gpt", "content": "q"}, A]},
+            ["malformed_row"],
+            id="role-and-from-differ",
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "content": "q", "value": "other"}, A]},
+            ["malformed_row"],
+            id="content-and-value-differ",
+        ),
+        pytest.param({"messages": [{"content": "q"}, A]}, ["malformed_row"], id="no-role"),
         pytest.param(
             {"prompt": "q", "chosen": [user("else"), A], "rejected": [Q, B]},
             ["malformed_row", None],

@@ -189,6 +189,60 @@ def test_a_judged_answer_cannot_forge_a_turn_or_a_step(tmp_path: Path) -> None:
     assert [len(steps) for steps in model.score(done.sequences()).steps] == [2]  # as "\n\n" cuts it
 
 
+STEPS = "One crate holds 12. ки{end}Three hold 3 * 12 = 36. ки{end}The answer is 36. ки"
+ONE_STEP = ["no_step_marker"]
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "count", "flags"),
+    [
+        ("prm-mistral", STEPS.format(end="\n"), 3, []),
+        ("prm-mistral", STEPS.format(end="\r\n"), 3, []),
+        ("prm-mistral", STEPS.format(end="\n") + "\n", 3, ["empty_steps"]),
+        ("prm-mistral", STEPS.format(end="\nки\n") + "\r\n\n", 3, ["empty_steps"]),
+        ("prm-mistral", "The answer is 36. ки", 1, []),
+        ("prm-mistral", STEPS.format(end=" "), 1, ONE_STEP),
+        ("prm-mistral", "Step 1: 12.\n\nStep 2: 36.", 1, ONE_STEP),
+        ("prm-deepseek", "Step 1: 12.\n\nStep 2: 36.", 2, []),
+        ("prm-deepseek", "Step 1: 12.\r\n\r\nStep 2: 36.\n\n", 2, ["empty_steps"]),
+        ("prm-deepseek", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
+    ],
+)
+def test_an_answer_is_cut_into_the_steps_that_say_something_and_a_doubtful_cut_is_flagged(
+    family: str, answer: str, count: int, flags: list[str], tmp_path: Path
+) -> None:
+    write_family(tmp_path, family)
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", family=family)
+    encoder, question = Encoder(Chat.load(tmp_path, model.head.family), 8192), "How many in 3 crates?"
+    done = encoder.encode(candidates([([{"role": "user", "content": question}], answer)]))
+    found = model.score(done.sequences())
+    assert (len(found.steps[0]), done.flags) == (count, [flags])
+    end = FAMILIES[family].step_end  # the authors' code, which scores empty steps too, is given none
+    plain = end.join(step for step in answer.replace("\r\n", "\n").split(end) if step.strip())
+    with torch.inference_mode():
+        score, numbers = PUBLISHED[family](tmp_path)([{"role": "user", "content": question}], plain)
+    assert abs(found.score[0] - score) < 1e-5
+    assert np.abs(found.steps[0] - numbers).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["prm-mistral", "orm-mistral", "pairwise"])
+def test_a_judge_is_not_asked_about_what_it_would_not_read(family: str, tmp_path: Path) -> None:
+    write_family(tmp_path, family)
+    encoder = Encoder(Chat.load(tmp_path, FAMILIES[family]), 8192)
+    (first, *_) = candidates([([{"role": "user", "content": "2+2?"}], "4")])
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    asked: Messages = [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    odd = [
+        replace(first, extra={"tool_calls": [call]}),
+        replace(first, tools=[call]),
+        replace(first, prompt=[*asked, {"role": "user", "content": "and?"}]),
+    ]
+    assert {reason for _, reason, _ in encoder.encode(odd).rejects} == {"unsupported_content"}
+
+
 def test_the_bias_of_a_classifier_is_added(tmp_path: Path) -> None:
     write_family(tmp_path, "classifier")
     plain = RewardModel.load(str(tmp_path), dtype="float32", device="cpu")

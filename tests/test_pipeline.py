@@ -332,12 +332,11 @@ def test_a_signal_stops_the_run_cleanly_and_leaves_it_resumable(
 
 
 def test_too_many_rejects_end_in_status_3_with_the_rest_scored(tiny_model: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 9 + [
-        {"prompt": "", "chosen": "b", "rejected": "c"}
-    ]
+    # the first thousand are tried out before the run, and would refuse it
+    rows = [{"prompt": "a", "response": "b"}] * 1000 + [{"prompt": "", "response": "b"}] * 11
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     errors = finish(start(tiny_model, tmp_path / "a.jsonl", tmp_path / "out"), 3)
-    assert "18 of 20 candidates scored, 2 rejected (2 empty_prompt)" in errors
+    assert "1000 of 1011 candidates scored, 11 rejected (11 empty_prompt)" in errors
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
 

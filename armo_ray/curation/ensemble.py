@@ -20,6 +20,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
 from armo_ray.storage.parts import SCORES, read_part, write_table
 from armo_ray.storage.store import Store
+from armo_ray.text.messages import Reading
 
 _TASK_UNITS = 64
 
@@ -100,8 +101,9 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
         found.append({(r["source"], r["first_row"], r["num_rows"], r["identity"]): r for r in records})
     for scores, units in zip(outputs[1:], found[1:], strict=True):
         differs = sorted(units.keys() ^ found[0].keys())
-        layouts = [one.runs[0]["identity"]["layout"] for one in (outputs[0], scores)]
-        if differs or layouts[0] != layouts[1]:
+        read = [one.runs[0]["identity"] for one in (outputs[0], scores)]
+        same = read[0]["layout"] == read[1]["layout"] and Reading.of(read[0]) == Reading.of(read[1])
+        if differs or not same:
             told = (
                 f"the first {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
                 if differs

@@ -20,6 +20,7 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import Layout, columns_read
+from armo_ray.text.messages import Reading
 
 TEXT = pa.schema(
     [
@@ -42,10 +43,11 @@ _UNLIKE = (
 
 @dataclass(frozen=True)
 class Source:
-    """A shard as it was when it was scored, and the layout that it was read in."""
+    """A shard as it was when it was scored, and how it was read."""
 
     shard: Shard
     layout: Layout
+    reading: Reading
     scored: int  # candidates
 
 
@@ -54,7 +56,7 @@ class _Scored(NamedTuple):
 
     output: str
     identity: str
-    layout: Layout
+    layout: tuple[Layout, Reading]
     columns: list[str]  # that were read
     records: list[dict[str, Any]]  # of its commits, `content.FIELDS`
 
@@ -68,18 +70,20 @@ def find_sources(scores: Scores) -> dict[str, Source]:
     taken: dict[str, list[_Scored]] = {}
     scored: Counter[str] = Counter()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        layout, columns = Layout.of_record(run["identity"]["layout"]), columns_read(run)
+        layout, reading = Layout.of_record(run["identity"]["layout"]), Reading.of(run["identity"])
+        columns = columns_read(run)
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for record in commits.read_commits(Store(output), run=run):
             kept = {name: record.get(name) for name in content.FIELDS}
             groups.setdefault((record["source"], record["identity"]), []).append(kept)
             scored[record["source"]] += record["scored"]
         for (uri, identity), records in groups.items():
-            taken.setdefault(uri, []).append(_Scored(output, identity, layout, columns, records))
+            taken.setdefault(uri, []).append(_Scored(output, identity, (layout, reading), columns, records))
     taken = {uri: those for uri, those in taken.items() if scored[uri]}
     found: list[Shard] = in_parallel(lambda uri: _as_scored(uri, taken[uri]), taken)
     return {
-        uri: Source(shard, taken[uri][0].layout, scored[uri]) for uri, shard in zip(taken, found, strict=True)
+        uri: Source(shard, *taken[uri][0].layout, scored[uri])
+        for uri, shard in zip(taken, found, strict=True)
     }
 
 
@@ -136,9 +140,8 @@ def _texts(source: Source, rows: list[tuple[int, Row]]) -> pa.Table:
     for number, row in rows:
         if isinstance(row, BadRow):
             raise RuntimeError(f"{source.shard.uri} row {number}: cannot be read any more: {row.detail}")
-        for found in candidates_of(row, source.layout):
+        for found in candidates_of(row, source.layout, source.reading):
             if found.reason is None:
-                answer = [{"role": "assistant", "content": found.answer}]
-                entries.append((source.shard.uri, number, found.index, found.prompt, answer))
+                entries.append((source.shard.uri, number, found.index, *found.shown()))
     columns = list(zip(*entries, strict=True)) or [()] * len(TEXT)
     return pa.table([pa.array(column, f.type) for column, f in zip(columns, TEXT, strict=True)], schema=TEXT)

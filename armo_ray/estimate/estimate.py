@@ -9,6 +9,7 @@ from armo_ray.estimate.cost import cost, token_budget
 from armo_ray.estimate.describe import describe_input, describe_sample, duplicates, lengths
 from armo_ray.estimate.figures import ratio, share
 from armo_ray.estimate.options import PlanOptions
+from armo_ray.estimate.preview import preview
 from armo_ray.estimate.sample import measured_to, take
 from armo_ray.estimate.throughput import throughput
 from armo_ray.estimate.work import work
@@ -17,6 +18,8 @@ from armo_ray.schema import REJECT_REASONS
 from armo_ray.storage import resume
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
+from armo_ray.trial import refusal
+from armo_ray.trial import take as try_out
 
 
 def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
@@ -31,6 +34,7 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     found = resume.standing(store, spans, job.fingerprint)
     left, committed = found.left, resume.resolve(found, store, shards, config.redo, config.forget).committed
     rate = throughput(options, job, committed)
+    trial = None if committed else try_out(job, spans)
     sample = take(left, job, options.sample, token_budget(config))
     todo = work(left, sample, job, store)
     return {
@@ -50,6 +54,8 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
         "rejects": {
             name: share(sample.strata, name, "candidates") for name in (*REJECT_REASONS, "truncated")
         },
+        "refused": trial and refusal(trial, config.max_reject_fraction),
+        "preview": preview(job, spans, options.show) if options.show else None,
         "deduplication_ratio": ratio(sample.strata, "tokens", "computed"),
         "prompts": duplicates(sample, todo.rows.value),
         "lengths": lengths(*sample.lengths, job.max_length, measured_to(job)),

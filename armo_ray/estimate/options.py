@@ -20,6 +20,8 @@ class PlanOptions(BaseModel):
     """USD for an hour of one GPU, or of one replica without GPUs."""
     sample: int = Field(64, ge=8)
     """Places of the input to read: about 64 KiB of rows at each."""
+    show: int = Field(0, ge=0)
+    """Print so many of the first conversations as the model will read them, with its special tokens."""
 
     @model_validator(mode="after")
     def _one_rate(self) -> "PlanOptions":

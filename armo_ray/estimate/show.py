@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from armo_ray.estimate import preview
 from armo_ray.estimate.figures import Figure
 
 _BAR = 40
@@ -23,6 +24,11 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     yield _line("input", _input(told["input"]))
     yield _line("layout", _layout(told["layout"]))
     yield _line("output", f"{told['output']}: {_units(told)}")
+    if told["preview"]:
+        yield from preview.lines(told["preview"])
+        yield ""
+    if told["refused"]:
+        yield _line("refused", told["refused"])
     todo, sample = told["to_do"], told["sample"]
     if not todo["shards"]:
         yield _line("to do", "nothing")

@@ -20,6 +20,7 @@ _TOLERANCE = 1e-4
 ADVICE = {
     "unreadable_shard": "put a whole file in its place: the next run scores it",
     "malformed_row": "mend the row in a new shard, or name its columns with --layout and --column",
+    "unsupported_content": "score into a new output with --tool-calls text: tool calls and reasoning become text",
     "unread_column": "read the column with --column PART=COLUMN, or set it aside with --ignore, into a new output",
     "skipped": "--winner sets such rows aside: score into a new output with another meaning of its value",
     "empty_prompt": "an answer to nothing has no score: give it a prompt in a new shard, or leave the row out",
@@ -82,7 +83,8 @@ def _short(text: str, size: int = _TEXT) -> str:
 
 
 def _tokens(found: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator[str]:
-    for message in [*found.candidate.prompt, {"role": "answer", "content": found.candidate.answer}]:
+    before, (answer,) = found.candidate.shown()
+    for message in [*before, answer | {"role": "answer"}]:
         yield f"{message['role']:<10} {_short(message['content'])!r}"
     stored = (row["num_prompt_tokens"], row["num_response_tokens"])
     same = "as stored" if found.num_tokens == stored else f"but {stored[0]:,} and {stored[1]:,} are stored"

@@ -21,6 +21,7 @@ from armo_ray.storage.shards import stat_shard
 from armo_ray.storage.units import Unit, cut
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout, columns_read
+from armo_ray.text.messages import Reading
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Ids
 
@@ -81,7 +82,8 @@ def _candidates(found: Found) -> tuple[list[Candidate], str]:
     assert found.scores is not None, "rejects are not traced"
     (row,) = found.scores.to_pylist()
     compared = found.run["identity"]["family"] == "pairwise"  # which takes the row's other answers
-    if "response" in row and "prompt" in row and found.run["identity"]["keep_text"] and not compared:
+    whole = not compared and "structured" not in row["flags"]  # else the text kept is not all that was read
+    if "response" in row and "prompt" in row and found.run["identity"]["keep_text"] and whole:
         answer = row["response"][-1]["content"]
         return [Candidate(row["candidate"], row["role"], row["prompt"], answer)], "kept with the scores"
     return _read_again(found), found.record["source"]
@@ -101,7 +103,7 @@ def _read_again(found: Found) -> list[Candidate]:
         raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
     if row is None or isinstance(row, BadRow):
         raise ConfigError(f"{uri}: its row {found.row} cannot be read any more")
-    return candidates_of(row, layout)
+    return candidates_of(row, layout, Reading.of(found.run["identity"]))
 
 
 def _chat(found: Found, model: str | None) -> Chat:

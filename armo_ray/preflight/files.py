@@ -106,7 +106,7 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
     if chat.family.text == "pairs":
         said = judges.pair(prompt, answer, answers[place[2]])
     else:
-        said = (judges.steps if chat.family.text == "steps" else judges.outcome)(prompt, answer, chat.family)
+        said, _ = judges.judged(prompt, answer, chat.family)
     return chat.encode(chat.render_prompt(said))
 
 

@@ -42,8 +42,7 @@ _MEANING = {
     "gating": "the weights of the objectives; null where the model has none",
     "num_prompt_tokens": "tokens before the answer",
     "num_response_tokens": "tokens of the answer",
-    "flags": "`special_token_text`: text that spells a special token; `truncated`; `tie`: no answer is preferred; "
-    "`kept_value_lost:NAME`: the column cannot hold what the input has, and is null",
+    "flags": "what to know of a row, such as `truncated`; README lists them",
     "step_scores": "what a process reward model says of each step",
     "prompt": "messages before the answer",
     "response": "the answer",

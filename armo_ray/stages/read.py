@@ -107,7 +107,7 @@ def row_candidates(row: Row, job: Job) -> list[Candidate]:
     """The candidates of a row; one whose values to partition by are no names of directories is malformed."""
     if isinstance(row, BadRow):
         return [Candidate(None, None, [], "", row.reason, row.detail)]
-    found = candidates_of(row, job.layout)
+    found = candidates_of(row, job.layout, job.reading)
     own = {name: column for name, column in job.carried.items() if name in job.partition_by}
     by, _ = kept.values_of(row, own, job.scores, job.as_json)
     if not parts.fit_directories(by.items()):
@@ -129,17 +129,16 @@ def _scored_rows(
         "role": [c.role for c in chosen],
         "num_prompt_tokens": tokens.num_prompt_tokens,
         "num_response_tokens": tokens.num_response_tokens,
-        "flags": [
-            [*c.flags, *own, *lost] for c, own, (_, lost) in zip(chosen, tokens.flags, kept_of, strict=True)
-        ],
+        "flags": [own + lost for own, (_, lost) in zip(tokens.flags, kept_of, strict=True)],
     }
     fields = list(CANDIDATE_FIELDS)
     for name in job.carried:
         columns[name] = [values[name] for values, _ in kept_of]
         fields.append(job.scores.field(name))
     if job.keep_text:
-        columns["prompt"] = [c.prompt for c in chosen]
-        columns["response"] = [[{"role": "assistant", "content": c.answer}] for c in chosen]
+        shown = [c.shown() for c in chosen]
+        columns["prompt"] = [prompt for prompt, _ in shown]
+        columns["response"] = [response for _, response in shown]
         fields += TEXT_FIELDS
     return pa.table([pa.array(columns[f.name], f.type) for f in fields], schema=pa.schema(fields))
 

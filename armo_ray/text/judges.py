@@ -5,6 +5,7 @@ up to the header of its next turn, whose last token predicts the verdict.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from itertools import permutations
 
@@ -29,13 +30,28 @@ def outcome(prompt: Messages, answer: str, family: Family) -> Messages:
     return _said(prompt, answer.replace(family.step_end, "") if family.step_end else answer)
 
 
-def steps(prompt: Messages, answer: str, family: Family) -> Messages:
+def steps(prompt: Messages, parts: Sequence[str]) -> Messages:
     """The question and the first step in one turn, every other step in one of its own, each but the last praised."""
-    first, *others = (step.strip() for step in answer.split(family.step_end))
+    first, *others = parts
     turns = _said(prompt, first)
     for step in others:
         turns += [{"role": "assistant", "content": "+"}, {"role": "user", "content": step}]
     return turns
+
+
+def steps_of(answer: str, family: Family) -> tuple[list[str], list[str]]:
+    """The steps of an answer, and flags: no_step_marker where nothing cuts it, empty_steps where some say nothing.
+
+    A marker cuts before an end of line of either kind. The authors' code scores empty steps as well, such as one
+    after a marker that ends the answer; here they are left out.
+    """
+    found = re.split("\r?\n".join(map(re.escape, family.step_end.split("\n"))), answer)
+    told = [step.strip() for step in found if step.strip()]
+    mark, whole = family.step_end.strip(), answer.rstrip()
+    bare = whole.removesuffix(mark)  # what ends in a marker is one step with it, unless it holds more of them
+    unmarked = len(found) == 1 and (bare == whole or mark in bare)
+    flags = {"no_step_marker": unmarked, "empty_steps": len(told) < len(found)}
+    return told, [flag for flag, holds in flags.items() if holds]
 
 
 def pair(prompt: Messages, first: str, second: str) -> Messages:
@@ -57,22 +73,19 @@ def encode(
     out = Tokenized()
     fit: list[int] = []
     for i, candidate in enumerate(candidates):
-        reason, detail = candidate.reason, candidate.detail or ""
-        if reason is None and (unfit := _unfit(candidate.prompt, family)):
-            reason, detail = "malformed_row", unfit
-        if reason is None:
+        verdict = _unfit(candidate, family)
+        if verdict is None:
             fit.append(i)
         else:
-            out.rejects.append((i, reason, detail))
+            out.rejects.append((i, *verdict))
     alone = dict(zip(fit, render([candidates[i].prompt for i in fit]), strict=True))
     if family.text == "pairs":
         for row in _rows(candidates, fit):
             _Contest(out, candidates, row, alone[row[0]], max_length).play(render, count)
         return out
-    write = steps if family.text == "steps" else outcome
-    wholes = render([write(candidates[i].prompt, candidates[i].answer, family) for i in fit])
+    written = [judged(candidates[i].prompt, candidates[i].answer, family) for i in fit]
     places: dict[bytes, int] = {}
-    for i, whole in zip(fit, wholes, strict=True):
+    for i, whole, (_, flags) in zip(fit, render([messages for messages, _ in written]), written, strict=True):
         if (verdict := _too_long(whole, max_length)) is not None:
             out.rejects.append((i, *verdict))
             continue
@@ -81,22 +94,44 @@ def encode(
         if out.group[-1] == len(out.prompts):
             out.prompts.append(before)
         out.responses.append(after)
-        flags = ["special_token_text"] if whole.flagged else []
-        out.add(i, alone[i], (len(before), len(after)), flags)
+        special = ["special_token_text"] if whole.flagged else []
+        out.add(i, alone[i], (len(before), len(after)), [*candidates[i].flags, *flags, *special])
     return out
 
 
-def _unfit(prompt: Messages, family: Family) -> str | None:
+def judged(prompt: Messages, answer: str, family: Family) -> tuple[Messages, list[str]]:
+    """What a model that judges an answer, or its steps, reads of it, and flags."""
+    if family.text != "steps":
+        return outcome(prompt, answer, family), []
+    parts, flags = steps_of(answer, family)
+    return steps(prompt, parts), flags
+
+
+def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
+    """Why a candidate is not judged, as reason and detail."""
+    prompt = candidate.prompt
+    if candidate.reason is not None:
+        return candidate.reason, candidate.detail or ""
+    if candidate.is_structured:
+        return "unsupported_content", (
+            "tools, tool calls or reasoning: an answer is judged by its text; --tool-calls text writes them into it"
+        )
     if family.text != "pairs" and prompt[-1]["role"] != "user":
-        return f"the answer is judged in the user's last turn, but the prompt ends with the {prompt[-1]['role']}'s"
+        told = f"the prompt ends with the {prompt[-1]['role']}'s"
+        return "malformed_row", f"the answer is judged in the user's last turn, but {told}"
     if family.text == "steps" and any(m["role"] == "assistant" for m in prompt):
-        return "steps of an answer to one question are judged, but the prompt has turns of an assistant"
+        told = "the prompt has turns of an assistant"
+        return "malformed_row", f"steps of an answer to one question are judged, but {told}"
+    if family.text == "steps" and not steps_of(candidate.answer, family)[0]:
+        return "empty_response", "the answer has no step that says anything"
+    if family.text == "pairs" and "odd_roles" in candidate.flags:
+        return "malformed_row", "roles out of order: who speaks is told by the order of the turns"
     return None
 
 
 def _too_long(whole: Prompt, max_length: int) -> tuple[str, str] | None:
     if whole.error is not None:
-        return "malformed_row", whole.error
+        return whole.error
     if whole.ids is None:
         return "too_long", f"{len(whole.text)} characters, max_length is {max_length} tokens"
     if len(whole.ids) > max_length:
@@ -196,5 +231,6 @@ class _Contest:
         out.contests += [(place[a], place[b]) for a, b in wholes]
         flagged = {a for (a, _), whole in wholes.items() if whole.flagged}
         for i, num_tokens in left.items():
-            flags = ["special_token_text"] if i in flagged else []
+            special = ["special_token_text"] if i in flagged else []
+            flags = [*self.candidates[i].flags, *special]
             out.add(i, self.prompt, (len(self.prompt.ids), num_tokens), flags)

@@ -1,6 +1,7 @@
 """Candidates as token ids, and the prompts that they continue."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,9 +49,11 @@ class Prompt:
     """A distinct prompt: its text, whether user text in it looks like special tokens, and its ids."""
 
     messages: Messages
+    tools: list[Any] | None = None
     text: str = ""
     id: str = ""
     flagged: bool = False
-    error: str | None = None
+    whole: bool = False  # answers to it are cut from whole conversations
+    error: tuple[str, str] | None = None  # reason and detail of why it cannot be scored
     ids: Ids | None = None
     place: int | None = None  # in Tokenized.prompts
