@@ -28,6 +28,8 @@ REJECT_REASONS = (
 FLAGS = (
     "special_token_text",  # a text spells a special token; it is read as text, unless --special-tokens reference
     "truncated",
+    "tie",  # neither answer of the row is preferred
+    "kept_value_lost:NAME",  # a kept column cannot hold what the input has, and is null
     "odd_roles",  # two turns of the assistant in a row, or a system message after the start
     "structured",  # with tools, calls or reasoning that the template renders; prompt and response have them as text
     "tool_calls_as_text",  # by --tool-calls text

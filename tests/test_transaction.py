@@ -8,8 +8,9 @@ import gzip
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,7 +83,7 @@ class Runs(RuleBasedStateMachine):
     """Runs over one input into one output, with faults; shards come, change and go between them."""
 
     model: Path
-    make_folder: Callable[[], Path]
+    make_folder: ClassVar[Callable[[], Path]]
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
@@ -158,10 +159,8 @@ def test_any_sequence_of_runs_faults_and_changes_ends_whole_and_equal(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     Runs.model = tiny_model
-    Runs.make_folder = lambda self: tmp_path_factory.mktemp("runs")  # type: ignore[assignment]
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Runs, settings=settings(max_examples=10, stateful_step_count=6)
-    )
+    Runs.make_folder = partial(tmp_path_factory.mktemp, "runs")
+    run_state_machine_as_test(Runs, settings=settings(max_examples=10, stateful_step_count=6))
 
 
 @pytest.mark.parametrize("seed", range(2))
