@@ -46,9 +46,7 @@ def _lasting(path: str) -> str:
 
 
 Place = Annotated[Name, AfterValidator(_absolute)]  # a URI, or an absolute path
-Places = Annotated[
-    tuple[Place, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
+Places = Annotated[Names, AfterValidator(lambda uris: tuple(map(_absolute, uris)))]
 NewPlace = Annotated[Place, AfterValidator(_lasting)]  # that is written to
 Options = TypeVar("Options", bound=BaseModel)
 ROLES = ("system", "user", "assistant", "tool")

@@ -48,10 +48,10 @@ def test_answers_that_need_no_work_come_at_once(arguments: list[str], limit: flo
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(
-        'input = "a"\noutput = "o"\nmodel = "m"\nunit_rows = 5\nmax_length = 10\nreplicas = "2:4"\n'
+        'input = "/a"\noutput = "/o"\nmodel = "m"\nunit_rows = 5\nmax_length = 10\nreplicas = "2:4"\n'
     )
     config = load_config(str(file), {"unit_rows": 7, "keep": ["id", "who=generator"]})
-    assert (config.input, config.unit_rows, config.max_length, config.dtype) == (("a",), 7, 10, "bfloat16")
+    assert (config.input, config.unit_rows, config.max_length, config.dtype) == (("/a",), 7, 10, "bfloat16")
     assert config.keep == {"id": "id", "who": "generator"}
     assert config.replicas == (2, 4)
 
@@ -125,14 +125,14 @@ def test_tiny_model_writes_the_same_model_for_the_same_seed(tmp_path: Path) -> N
 
 
 def test_each_of_several_models_writes_an_output_of_its_own(tmp_path: Path) -> None:
-    given = {"input": ["i"], "output": "out/", "model": ["a/one", "s3://b/two/"]}
+    given = {"input": ["i"], "output": "/out/", "model": ["a/one", "s3://b/two/"]}
     configs = load_configs(None, {**given, "revision": ["r1", "r2"]})
     assert [(c.model, c.revision, c.output) for c in configs] == [
-        ("a/one", "r1", "out/one"),
-        ("s3://b/two/", "r2", "out/two"),
+        ("a/one", "r1", "/out/one"),
+        ("s3://b/two/", "r2", "/out/two"),
     ]
     (only,) = load_configs(None, {**given, "model": ["a/one"]})
-    assert (only.model, only.output) == ("a/one", "out/")
+    assert (only.model, only.output) == ("a/one", "/out")
     with pytest.raises(ConfigError, match="2 models have 2 or none, not 1"):
         load_configs(None, {**given, "revision": "r"})
     with pytest.raises(ConfigError, match="the outputs of two would both be named one"):
@@ -140,27 +140,27 @@ def test_each_of_several_models_writes_an_output_of_its_own(tmp_path: Path) -> N
 
 
 def test_revisions_of_one_model_write_outputs_named_by_them() -> None:
-    given = {"input": ["i"], "output": "out", "model": ["a/RM", "b/two", "a/RM"]}
+    given = {"input": ["i"], "output": "/out", "model": ["a/RM", "b/two", "a/RM"]}
     configs = load_configs(None, {**given, "revision": ["1", "r", "refs/pr/2"]})
     assert [(c.revision, c.output) for c in configs] == [
-        ("1", "out/RM@1"),
-        ("r", "out/two"),
-        ("refs/pr/2", "out/RM@refs-pr-2"),
+        ("1", "/out/RM@1"),
+        ("r", "/out/two"),
+        ("refs/pr/2", "/out/RM@refs-pr-2"),
     ]
     with pytest.raises(ConfigError, match="the outputs of two would both be named RM@1"):
         load_configs(None, {**given, "revision": ["1", "r", "1"]})
 
 
 def test_the_date_is_put_into_input_and_output() -> None:
-    given = {"input": ["in/{date}/a", "in/b"], "output": "out/{date}", "model": "m"}
+    given = {"input": ["/in/{date}/a", "/in/b"], "output": "/out/{date}", "model": "m"}
     config = load_config(None, {**given, "date": "2026-11-20"})
-    assert (config.input, config.output) == (("in/2026-11-20/a", "in/b"), "out/2026-11-20")
+    assert (config.input, config.output) == (("/in/2026-11-20/a", "/in/b"), "/out/2026-11-20")
     before = datetime.now(UTC).date()
-    day = date.fromisoformat(load_config(None, given).output.removeprefix("out/")) + timedelta(1)
+    day = date.fromisoformat(load_config(None, given).output.removeprefix("/out/")) + timedelta(1)
     assert before <= day <= datetime.now(UTC).date()  # yesterday: a night scores a whole day
     config = load_config(None, {**given, "date": "2026-03-01", "days": 3})
-    assert config.input == ("in/2026-03-01/a", "in/2026-02-28/a", "in/2026-02-27/a", "in/b")
-    assert config.output == "out/2026-03-01"
+    assert config.input == ("/in/2026-03-01/a", "/in/2026-02-28/a", "/in/2026-02-27/a", "/in/b")
+    assert config.output == "/out/2026-03-01"
     with pytest.raises(ConfigError, match="date yesterday: expected YYYY-MM-DD"):
         load_config(None, {**given, "date": "yesterday"})
 

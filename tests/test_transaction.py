@@ -83,7 +83,7 @@ class Runs(RuleBasedStateMachine):
     """Runs over one input into one output, with faults; shards come, change and go between them."""
 
     model: Path
-    make_folder: ClassVar[Callable[[], Path]]
+    make_folder: ClassVar[Callable[..., Path]]
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:

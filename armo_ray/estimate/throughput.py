@@ -44,7 +44,7 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
         return measured(Store(job.output), committed) if committed else None
     store = Store(options.previous)
     try:
-        run = commits.read_run(store, _NEEDED)
+        run = commits.read_run(store)
         found = measured(store, commits.list_commits(store), run)
     except OSError as error:
         raise ConfigError(f"previous {store.uri}: cannot be read: {explain(error)}") from error
@@ -52,7 +52,7 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
         raise ConfigError(
             f"previous {store.uri}: no unit of it has computed anything: give another, or --tokens-per-second"
         )
-    _compare(store.uri, run, job)
+    _compare(store.uri, commits.read_run(store, _NEEDED), job)
     return found
 
 
