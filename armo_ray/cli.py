@@ -229,9 +229,10 @@ def _verify(args: argparse.Namespace) -> int:
     from armo_ray.storage.origins import tell_states
     from armo_ray.storage.store import Store
     from armo_ray.storage.verify import counts_of, examine
+    from armo_ray.text.layouts import columns_read
 
     found = examine(Store(args.output))
-    tell_states(found.records, found.run)
+    tell_states(found.records, found.run, columns_read)
     for fault in found.faults:
         print(fault.told)
     count = len(found.faults)
@@ -244,8 +245,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _repair(output: str) -> int:
     from armo_ray.storage.repair import repair_output
+    from armo_ray.text.layouts import columns_read
 
-    found = repair_output(output)
+    found = repair_output(output, columns_read)
     for line in (*found.done, *found.left):
         print(line)
     left = f", {len(found.left)} faults are left" if found.left else ""
