@@ -97,6 +97,7 @@ def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None)
     identity = _identity(config, model, layout, columns)
     with lock.held(store) if write and check is None else nullcontext():  # a dataset may be made there
         run = commits.open_run(store, identity, details, write and check is None)
+    commits.read_commits(store, names=("unit",), run=run)  # what is damaged is found before any work
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     kept.check(carried, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, carried), unread=unread)
