@@ -246,7 +246,7 @@ def _left_over(preset: named.Named, seen: Found) -> list[str]:
 
 def _of_preset(preset: named.Named, seen: Found, overrides: Mapping[str, str]) -> Layout:
     more = {part: path for part, path in preset.optional.items() if named.has(seen, path)}
-    columns = {**preset.columns, **more, **_around(seen, preset.kind, preset.columns), **overrides}
+    columns = {**preset.columns, **more, **_around(seen, preset.columns), **overrides}
     return Layout(
         kind=preset.kind,
         columns=columns,
@@ -258,7 +258,7 @@ def _of_preset(preset: named.Named, seen: Found, overrides: Mapping[str, str]) -
     )
 
 
-def _around(seen: Found, kind: str, columns: Mapping[str, str]) -> dict[str, str]:
+def _around(seen: Found, columns: Mapping[str, str]) -> dict[str, str]:
     """System and tools of rows that have them and whose layout says nothing of them."""
     used = set(map(root_of, columns.values()))
     found = {
