@@ -84,14 +84,14 @@ def _score(args: argparse.Namespace) -> int:
 def _score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     """Score with each configuration, all of which are checked first."""
     from armo_ray import trial
-    from armo_ray.plan import prepare
+    from armo_ray.plan import prepare_all
 
-    prepared = [(*prepare(config, check=trial.check), config) for config in configs]
+    prepared = prepare_all(configs, check=trial.check)
     from armo_ray import pipeline
 
     limit, statuses = configs[0].max_runtime, []
     with limited(limit and limit - (time.monotonic() - began)):
-        for job, spans, config in prepared:
+        for (job, spans), config in zip(prepared, configs, strict=True):
             totals, judged = pipeline.run(job, spans, config)
             _summarize(totals, config)
             statuses.append(_judge(judged, config))

@@ -53,6 +53,16 @@ def test_a_role_that_nobody_knows_is_told_with_a_row_and_the_option(
         prepare(config_for(tiny_model, shard, tmp_path / str(accepted), **accepted), check=trial.check)
 
 
+def test_no_output_of_several_models_is_begun_where_one_is_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard, out = write(tmp_path / "in.jsonl", [GOOD] * 5), tmp_path / "out"
+    models = ["--model", str(tiny_model), str(tmp_path / "none")]
+    assert main(["score", "--input", str(shard), "--output", str(out), "--dtype", "float32", *models]) == 2
+    assert f"{tmp_path / 'none'}: " in capsys.readouterr().err
+    assert not out.exists()
+
+
 @FILES
 def test_the_first_thousand_rows_of_all_shards_in_order_are_tried_out(
     name: str, tiny_model: Path, tmp_path: Path
