@@ -148,6 +148,21 @@ def test_lines_in_place_of_blank_ones_at_the_end_are_new_rows(tiny_model: Path, 
     assert found_now(config_for(tiny_model, path, out))[0] == find_shards([str(path)])
 
 
+@pytest.mark.parametrize("place", [0, 4, 6], ids=["before", "between", "within"])
+def test_a_line_in_place_of_white_space_around_a_unit_is_a_new_row(
+    place: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "x.jsonl", tmp_path / "out"
+    lines = [json.dumps(row) for row in ROWS]
+    blank = [*lines[:place], " " * len(lines[0]), *lines[place:]]
+    path.write_text("\n".join(blank) + "\n")
+    score_locally(tiny_model, path, out, unit_rows=8)  # four rows
+    path.write_text("\n".join([*lines[:place], lines[0], *lines[place:]]) + "\n")
+    os.utime(path, (1000, 1000))
+    config = config_for(tiny_model, path, out, unit_rows=8)
+    assert found_now(config)[0] == find_shards([str(path)])
+
+
 def test_columns_that_are_not_read_do_not_count(tiny_model: Path, tmp_path: Path) -> None:
     path, out = write(tmp_path / "x.parquet", ROWS, 1000), tmp_path / "out"
     score_locally(tiny_model, path, out)

@@ -22,7 +22,7 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 # what of a commit record is needed here
-FIELDS = ("source", "identity", "first_row", "num_rows", "last", "content")
+FIELDS = ("source", "identity", "ordinal", "first_row", "num_rows", "last", "content")
 
 
 def settled(
@@ -132,9 +132,12 @@ def _of_lines(shard: Shard, records: Sequence[Mapping[str, Any]]) -> Iterator[st
     """The digest of each unit now, None where its lines are not all there, or are followed by more than they were."""
     lines = read_lines(shard)
     line = next(lines, None)
+    following = 0
     for record in records:
-        while line is not None and line[0] < record["first_row"]:
+        # lines of units that are not among the records are passed over; there are none between a unit and the next
+        while record["ordinal"] != following and line is not None and line[0] < record["first_row"]:
             line = next(lines, None)
+        following = record["ordinal"] + 1
         found, left = digest.LineDigest(record["first_row"]), record["num_rows"]
         while line is not None and left:
             found.add(line[0], text_of(line[1]))
