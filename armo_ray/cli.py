@@ -237,7 +237,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(fault.told)
     count = len(found.faults)
     told = ", ".join(f"{count} {name}" for name, count in counts_of(found).items())
-    mend = "; --repair mends what can be mended" if any(not fault.undone for fault in found.faults) else ""
+    mend = "; --repair repairs what it can" if any(not fault.undone for fault in found.faults) else ""
     state = f"{count} fault{'s' * (count > 1)}{mend}" if count else "whole"
     print(f"{args.output}: {told}: {state}")
     return FAILED if count else COMPLETE

@@ -28,10 +28,10 @@ FIELDS = ("source", "identity", "ordinal", "first_row", "num_rows", "last", "con
 def settled(
     store: Store, shards: Sequence[Shard], committed: Iterable[str], columns: Sequence[str]
 ) -> list[Shard]:
-    """The shards, in their order; under the identity that it is committed by, each of which only the time differs.
+    """The shards, in their order; one that differs only in time has the identity that it is committed under.
 
-    Such a shard keeps the identity of now as its `stamp`: its units are named as before, and it is opened as it is.
-    All others, those that did change among them, are returned as they are.
+    Such a shard has its present identity as its `stamp`: its units are named as before, and it is opened as it is.
+    All others, also those that changed, are returned as they are.
 
     Args:
         store: an output.
@@ -68,7 +68,7 @@ def _settle(store: Store, shard: Shard, units: list[str], columns: Sequence[str]
 
 
 def _could_be(shard: Shard, records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether identities and sizes leave it to the digests to tell."""
+    """Whether only digests can tell: the records have them, and the size is the same."""
     identities = {str(record["identity"]) for record in records}
     return (
         shard.is_timed

@@ -37,7 +37,7 @@ def of_row_groups(source: Source, file: pq.ParquetFile, groups: Sequence[int], c
     found = _new()
     for group in (file.metadata.row_group(i) for i in groups):
         if not group.num_rows:
-            continue  # no unit is the poorer without it
+            continue  # it holds no rows of any unit
         found.update(f"{group.num_rows} rows\n".encode())
         for i in range(group.num_columns):
             chunk, kind = group.column(i), file.schema.column(i)

@@ -1,4 +1,4 @@
-"""Mending an output: what is damaged goes, so that `armo-ray score` does it again."""
+"""Repairing an output: damaged files are deleted, so that `armo-ray score` makes them again."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ class Repaired(NamedTuple):
     """What became of an output."""
 
     done: list[str]
-    left: list[str]  # faults that only somebody else can mend
+    left: list[str]  # faults that cannot be repaired here
     complete: bool
 
 
@@ -59,7 +59,9 @@ def _divide(found: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str, st
     mended = {commits.SUCCESS, lock.LOCK}
     left = [f for f in found.faults if not (f.units or f.stray or f.undone or f.file in mended)]
     if found.run is None:
-        return {}, left + [Fault(f"{fault.told}: left, for {commits.RUN} is not whole") for fault in faults]
+        return {}, left + [
+            Fault(f"{fault.told}: left as it is: {commits.RUN} is damaged") for fault in faults
+        ]
     if "made_by" in found.run:
         advice = f"make the output again with armo-ray {found.run['made_by'].get('command')}"
         return {}, left + [Fault(f"{fault.told}: {advice}") for fault in faults]
@@ -68,7 +70,7 @@ def _divide(found: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str, st
     drop: dict[str, str] = {}
     for fault in faults:
         if shards := [lost[unit[:16]] for unit in fault.units if unit[:16] in lost]:
-            left.append(Fault(f"{fault.told}: not scored again, for {shards[0]}"))
+            left.append(Fault(f"{fault.told}: not scored again: {shards[0]}"))
         else:
             drop |= dict.fromkeys(fault.units, fault.told)
     return drop, left + [Fault(line) for line in away]

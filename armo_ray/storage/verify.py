@@ -163,7 +163,7 @@ def _strays(store: Store, records: Iterable[Record]) -> list[Fault]:
     """Parts that no commit names: left by a task that was stopped and never done again."""
     return [
         Fault(
-            f"{store.path(name)}: no commit names it, and who reads by a glob counts its rows: delete it",
+            f"{store.path(name)}: no commit names it, and readers that use a glob count its rows: delete it",
             stray=name,
         )
         for name in stray_parts(store, records)

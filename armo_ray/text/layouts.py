@@ -200,7 +200,7 @@ def _check_overrides(overrides: Mapping[str, str], seen: Found, told: str) -> No
         if path not in seen.names and root_of(path) not in seen.names and not later:
             raise ConfigError(f"--column {part}={path}: no column {root_of(path)}; {told}")
         if steps_of(path) and path not in seen.paths and _is_known(path, seen):
-            raise ConfigError(f"--column {part}={path}: nothing lies there; {told}")
+            raise ConfigError(f"--column {part}={path}: no such path; {told}")
 
 
 def _is_known(path: str, seen: Found) -> bool:
