@@ -75,7 +75,7 @@ class ScoreConfig(BaseModel):
     )
 
     input: Places = Field(min_length=1)
-    """Shards to score: files, directories or globs of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
+    """Shards to score: files, directories or globs of .parquet, .jsonl or .ndjson, plain, .gz or .zst."""
     output: NewPlace
     """Directory or URI of the output; an earlier run there is resumed."""
     model: Name
