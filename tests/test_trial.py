@@ -53,6 +53,22 @@ def test_a_role_that_nobody_knows_is_told_with_a_row_and_the_option(
         prepare(config_for(tiny_model, shard, tmp_path / str(accepted), **accepted), check=trial.check)
 
 
+@FILES
+def test_rows_that_winner_sets_aside_do_not_count_as_rejects(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "2+2?", "a": "4", "b": "5", "winner": "ab"[i % 2]} for i in range(10)]
+    shard = write(tmp_path / name, rows)
+    options: dict[str, Any] = {
+        "column": {"first": "a", "second": "b", "winner": "winner"},
+        "winner": {"a": "first", "b": "skip"},
+    }
+    job, spans = prepare(config_for(tiny_model, shard, tmp_path / "out", **options), check=trial.check)
+    found = trial.take(job, spans)
+    assert found is not None
+    assert [reason for _, _, reason, _ in found.rejects] == ["skipped"] * 5
+
+
 def test_no_output_of_several_models_is_begun_where_one_is_refused(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
