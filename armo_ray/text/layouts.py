@@ -43,7 +43,6 @@ OPTIONAL = {
     "pairs": ("prompt", *_AROUND),
 }
 LABELLED = ("preference", "pairs")  # kinds whose rows tell chosen and rejected answers
-VERDICTS = ("first", "second", "tie", "skip")
 _ANSWERS = ("chosen", "rejected", "responses", "response", "steps", "messages", "first", "second")
 _MESSAGE_KEYS = {"role", "content", "from", "value"}
 _MORE = ("winner_values", "joint", "shape", "step_end", "ignored", "name")
@@ -368,5 +367,3 @@ def _check_winner(layout: Layout, winner: Mapping[str, str] | None) -> None:
         raise ConfigError(
             f"--winner: the layout {layout.title} reads no column winner; add --column winner=COLUMN"
         )
-    if wrong := sorted(set(layout.winner_values.values()) - set(VERDICTS)):
-        raise ConfigError(f"--winner: unknown verdict {wrong[0]}; expected {', '.join(VERDICTS)}")
