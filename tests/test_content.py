@@ -215,3 +215,17 @@ def test_text_is_read_again_from_a_touched_shard_and_not_from_a_changed_one(
     assert "changed since" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="changed since it was scored"):
         trace(find(str(out), row_id), None)
+
+
+def test_a_column_whose_name_has_a_dot_is_part_of_what_is_compared(tiny_model: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "x.parquet", tmp_path / "out"
+    for answer, changed in (("one", False), ("two", True)):
+        rows = [{"prompt": f"question {i}", "the.answer": answer} for i in range(4)]
+        pq.write_table(pa.Table.from_pylist(rows), path, compression="none")
+        os.utime(path, (1 + changed, 1 + changed))
+        options = {"layout": "rollouts", "column": ["response=the.answer"]}
+        if changed:
+            with pytest.raises(ConfigError, match="changed after it was scored"):
+                prepare(config_for(tiny_model, path, out, **options))
+        else:
+            score_locally(tiny_model, path, out, **options)
