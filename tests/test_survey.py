@@ -396,3 +396,18 @@ def test_options_of_reading_are_checked() -> None:
         ScoreConfig.model_validate({**given, "winner": {"a": "best"}})
     with pytest.raises(ValueError, match="unknown part winners"):
         ScoreConfig.model_validate({**given, "column": {"winners": "a"}})
+
+
+def test_bytes_of_utf8_are_text_and_others_are_rejected(tiny_model: Path, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "prompt": pa.array(["\u00e9?".encode(), b"?"], pa.binary()),
+            "responses": pa.array([[b"yes", b"no"], [b"\xff", b"no"]], pa.list_(pa.large_binary())),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    score_locally(tiny_model, tmp_path / "a.parquet", tmp_path / "out", keep_text=True)
+    rows = rows_of(tmp_path / "out")
+    assert [row["prompt"][0]["content"] for row in rows] == ["\u00e9?"] * 2
+    assert [row["response"][0]["content"] for row in rows] == ["yes", "no"]
+    assert rejects_of(tmp_path / "out") == [(1, None, "malformed_row")]

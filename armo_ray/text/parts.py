@@ -28,7 +28,10 @@ def parts_of(row: Mapping[str, Any], layout: Layout) -> Parts:
         _check_unread(row, layout)
     if not layout.needed <= row.keys():
         _check_present(row, layout)
-    values = {p: row[path] if path in row else value_at(row, path) for p, path in layout.columns.items()}
+    values = {
+        part: _as_text(row[path] if path in row else value_at(row, path))
+        for part, path in layout.columns.items()
+    }
     if layout.shape is not None:
         values = SHAPES[layout.shape](values)
     answers, flags = _ANSWERS[layout.kind](values, layout)
@@ -38,6 +41,17 @@ def parts_of(row: Mapping[str, Any], layout: Layout) -> Parts:
     if "input" in values or "history" in values:
         prompt = _prompt(values, layout)
     return Parts(answers, prompt, values.get("system"), None if is_empty(tools) else tools, flags)
+
+
+def _as_text(value: Any) -> Any:
+    """A value, or the values of a list, as text where they are bytes: Parquet of some writers has no text."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise Rejected("malformed_row", f"not UTF-8 text: {error}") from None
+    is_list = isinstance(value, list) and value and isinstance(value[0], bytes)
+    return [_as_text(entry) for entry in value] if is_list else value
 
 
 def _check_unread(row: Mapping[str, Any], layout: Layout) -> None:
