@@ -26,6 +26,7 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.messages import unread_keys
+from armo_ray.text.parts import Rejected, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,11 @@ def _size(candidate: Candidate) -> int:
 def _unread(row: Row, job: Job) -> set[str]:
     if isinstance(row, BadRow):
         return set()
-    return set().union(*(unread_keys(row.get(column)) for column in job.layout.columns.values()))
+    try:
+        parts = parts_of(row, job.layout)
+    except Rejected:
+        return set()
+    return unread_keys([parts.prompt, *(answer for _, answer in parts.answers)])
 
 
 def _apart(task: Callable[[], Any]) -> Any:

@@ -112,17 +112,23 @@ def test_rows_that_kill_the_process_that_tries_them_out_do_not_refuse_the_run(
     assert f"ends with status -{int(signal.SIGSEGV)}" in caplog.text
 
 
-def test_keys_of_messages_that_are_not_read_are_logged(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@FILES
+@pytest.mark.parametrize("nested", [False, True])
+def test_keys_of_messages_that_are_not_read_are_logged_and_those_of_tools_are_not(
+    nested: bool, name: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = [
         {"role": "user", "content": "q", "mood": "calm"},
         {"role": "assistant", "content": "a", "weight": 1},
     ]
-    shard = write(tmp_path / "in.jsonl", [{"messages": said}])
+    tools = [{"type": "function", "function": {"name": "tide_table"}}]
+    shard = write(tmp_path / name, [{"sample": {"said": said}, "messages": said, "tools": tools}])
+    columns = {"messages": "sample.said" if nested else "messages"}
     caplog.set_level("INFO")
-    prepare(config_for(tiny_model, shard, tmp_path / "out"), check=trial.check)
-    assert "keys of messages that are not read: mood, weight" in caplog.text
+    options = {"column": columns, "tool_calls": "text"}
+    prepare(config_for(tiny_model, shard, tmp_path / "out", **options), check=trial.check)
+    told = [m for m in caplog.messages if m.startswith("keys of messages")]
+    assert told == ["keys of messages that are not read: mood, weight"]
 
 
 @FILES
