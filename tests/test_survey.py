@@ -212,6 +212,16 @@ def test_tools_are_a_part_of_the_layout(tmp_path: Path) -> None:
             r"chosen=chosen\.text",
             id="chosen",
         ),
+        pytest.param(
+            {"messages": [{"speaker": "user", "text": "q"}]},
+            r"objects with speaker, text, .*: a message has role and content.*: rename",
+            id="turns",
+        ),
+        pytest.param(
+            {"prompt": [{"speaker": "user", "text": "q"}], "response": "r"},
+            "role and content",
+            id="prompt-turns",
+        ),
     ],
 )
 def test_answers_that_are_objects_of_an_unknown_form_are_refused_with_the_option(
