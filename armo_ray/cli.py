@@ -84,14 +84,14 @@ def _score(args: argparse.Namespace) -> int:
 def _score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     """Score with each configuration, all of which are checked first."""
     from armo_ray import trial
-    from armo_ray.plan import prepare
+    from armo_ray.plan import prepare_all
 
-    prepared = [(*prepare(config, check=trial.check), config) for config in configs]
+    prepared = prepare_all(configs, check=trial.check)
     from armo_ray import pipeline
 
     limit, statuses = configs[0].max_runtime, []
     with limited(limit and limit - (time.monotonic() - began)):
-        for job, spans, config in prepared:
+        for (job, spans), config in zip(prepared, configs, strict=True):
             totals, judged = pipeline.run(job, spans, config)
             _summarize(totals, config)
             statuses.append(_judge(judged, config))
@@ -229,14 +229,15 @@ def _verify(args: argparse.Namespace) -> int:
     from armo_ray.storage.origins import tell_states
     from armo_ray.storage.store import Store
     from armo_ray.storage.verify import counts_of, examine
+    from armo_ray.text.layouts import columns_read
 
     found = examine(Store(args.output))
-    tell_states(found.records, found.run)
+    tell_states(found.records, found.run, columns_read)
     for fault in found.faults:
         print(fault.told)
     count = len(found.faults)
     told = ", ".join(f"{count} {name}" for name, count in counts_of(found).items())
-    mend = "; --repair mends what can be mended" if any(not fault.undone for fault in found.faults) else ""
+    mend = "; --repair repairs what it can" if any(not fault.undone for fault in found.faults) else ""
     state = f"{count} fault{'s' * (count > 1)}{mend}" if count else "whole"
     print(f"{args.output}: {told}: {state}")
     return FAILED if count else COMPLETE
@@ -244,8 +245,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _repair(output: str) -> int:
     from armo_ray.storage.repair import repair_output
+    from armo_ray.text.layouts import columns_read
 
-    found = repair_output(output)
+    found = repair_output(output, columns_read)
     for line in (*found.done, *found.left):
         print(line)
     left = f", {len(found.left)} faults are left" if found.left else ""

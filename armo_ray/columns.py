@@ -79,10 +79,10 @@ def _check_distinct(directories: Iterable[str], columns: Mapping[str, str]) -> N
             )
         if other != name:
             raise ConfigError(
-                f"keep or partition-by: {other} and {name} differ only in case, which many readers do not tell apart; "
+                f"keep or partition-by: {other} and {name} differ only in case, which many readers ignore; "
                 f"rename one: --keep input_{name}={column}"
             )
 
 
 def _whatever_case(name: str, other: str) -> str:
-    return "" if name == other else f" ({other}: many readers tell no case apart)"
+    return "" if name == other else f" ({other}: many readers ignore case)"

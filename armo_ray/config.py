@@ -75,7 +75,7 @@ class ScoreConfig(BaseModel):
     )
 
     input: Places = Field(min_length=1)
-    """Shards to score: files, directories or globs of .parquet, .jsonl, .jsonl.gz, .jsonl.zst."""
+    """Shards to score: files, directories or globs of .parquet, .jsonl or .ndjson, plain, .gz or .zst."""
     output: NewPlace
     """Directory or URI of the output; an earlier run there is resumed."""
     model: Name
@@ -91,9 +91,9 @@ class ScoreConfig(BaseModel):
     winner: Mapping[str, Name] = {}
     """VALUE=first, second, tie or skip: what the values of the column winner mean."""
     ignore: Names = ()
-    """Columns to leave unread that may hold a part of the conversation."""
+    """Columns that may hold a part of the conversation, to be left unread."""
     role: Mapping[str, Name] = {}
-    """NAME=ROLE: what a role of messages under a name of its own is: system, user, assistant or tool."""
+    """NAME=ROLE: what another name of a role in messages means: system, user, assistant or tool."""
     tool_calls: Literal["template", "text"] = "template"
     """Tools, their calls and reasoning: as the model's template renders them, or written into the text."""
     dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
@@ -125,7 +125,7 @@ class ScoreConfig(BaseModel):
     keep: Mapping[str, Name] = {}
     """COLUMN or NAME=COLUMN of the input to carry into the scores."""
     keep_json: Mapping[str, Name] = {}
-    """COLUMN or NAME=COLUMN to carry as JSON text: values of any types, or of none that Parquet has."""
+    """COLUMN or NAME=COLUMN to carry as JSON text, for values that no one Parquet type holds."""
     keep_text: bool = False
     """Add prompt and response as messages to the scores."""
     partition_by: Names = ()
@@ -139,7 +139,7 @@ class ScoreConfig(BaseModel):
     wait: float = Field(10, ge=0)
     """Minutes to wait for a cluster to have the GPUs of the first MIN replicas."""
     redo: Places = ()
-    """Shards of the input, URIs or globs: drop what was scored of those that changed since, and score them anew."""
+    """Shards of the input, URIs or globs: where they changed, drop what was scored of them and score them again."""
     forget: Places = ()
     """Shards no longer in the input, URIs or globs: drop what was scored of them."""
     max_reject_fraction: float = Field(0.01, ge=0, le=1)

@@ -68,7 +68,7 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any
                 passes.begin(store, found)
             records = commits.finish(store)
         except BaseException:
-            with suppress(Exception):  # why the run stopped is what is to be told
+            with suppress(Exception):  # the reason why the run stopped must not be hidden
                 Card(store, job, config.input).stopped()
             raise
         totals = commits.totals(records)

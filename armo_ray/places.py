@@ -39,7 +39,7 @@ def probe(store: Store, job: Job, shards: Sequence[Shard]) -> None:
     model = None if job.revision else _files_of(job.model)
     if not (store.local or firsts or model):
         return
-    name = f".probe-{uuid.uuid4().hex}"
+    name = f".probe.{uuid.uuid4().hex}"  # which is swept where this process is killed
     if store.local:
         store.write(name, b"")
     try:

@@ -4,8 +4,7 @@ Imports neither torch nor ray.
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -77,6 +76,32 @@ def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None)
 
     Without `write` all is checked alike, and nothing is created. `check` may refuse the run before that as well.
     """
+    ((job, spans),) = prepare_all([config], write, check)
+    return job, spans
+
+
+def prepare_all(
+    configs: Sequence[ScoreConfig], write: bool = True, check: Check | None = None
+) -> list[tuple[Job, list[Span]]]:
+    """`prepare` for several runs: all of them are checked before the first is opened."""
+    checked = [_checked(config, check) for config in configs]
+    for job, _, identity, details in checked if write else ():
+        store = Store(job.output)
+        with lock.held(store):  # a dataset may be made there
+            commits.open_run(store, identity, details)
+    return [(job, spans) for job, spans, _, _ in checked]
+
+
+class _Checked(NamedTuple):
+    """A run that can begin, and what its `_run.json` is made of."""
+
+    job: Job
+    spans: list[Span]
+    identity: dict[str, Any]
+    details: dict[str, Any]
+
+
+def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     model = _model(config)
     store = Store(config.output)
     found = find_shards(config.input, each=config.days == 1)
@@ -95,8 +120,8 @@ def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None)
     carried = _carried_types(columns, config, kept_seen)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     identity = _identity(config, model, layout, columns)
-    with lock.held(store) if write and check is None else nullcontext():  # a dataset may be made there
-        run = commits.open_run(store, identity, details, write and check is None)
+    run = commits.open_run(store, identity, details, write=False)
+    commits.read_commits(store, names=("unit",), run=run)  # what is damaged is found before any work
     carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
     kept.check(carried, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, carried), unread=unread)
@@ -109,9 +134,7 @@ def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None)
     resume.resolve(standing, store, shards, config.redo, config.forget)
     if check is not None:
         check(job, spans, config)
-        with lock.held(store) if write else nullcontext():
-            commits.open_run(store, identity, details, write)
-    return job, spans
+    return _Checked(job, spans, identity, details)
 
 
 def prepare_dataset(config: ScoreConfig, seen: list[kept.Seen]) -> Job:

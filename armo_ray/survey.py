@@ -116,7 +116,17 @@ def _first_rows(shard: Shard, count: int, failures: list[str]) -> Sample:
     except DAMAGE as error:
         failures.append(f"{shard.uri}: {error}")
         rows = []
+    if not rows and shard.size and (odd := _oddity_of(shard)):
+        failures.append(f"{shard.uri}: {odd}")
+        logger.warning("%s: no row can be read: %s", shard.uri, odd)
     return Sample(shard, of_rows(rows), rows=tuple(rows))
+
+
+def _oddity_of(shard: Shard) -> str | None:
+    try:
+        return readers.oddity_of(shard)
+    except DAMAGE as error:
+        return str(error)
 
 
 def check(seen: Survey, layout: Layout) -> None:

@@ -120,16 +120,17 @@ def refusal(trial: Trial, config: ScoreConfig) -> str | None:
                 f"score the text as it is with --column {part}={path}"
             )
     most = config.max_reject_fraction
-    fraction = len(trial.rejects) / max(trial.candidates, 1)
+    rejects = [reject for reject in trial.rejects if reject[2] != "skipped"]  # which --winner asks for
+    fraction = len(rejects) / max(trial.candidates, 1)
     if fraction <= most:
         return None
-    reasons = Counter(reason for _, _, reason, _ in trial.rejects)
+    reasons = Counter(reason for _, _, reason, _ in rejects)
     named = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     first = reasons.most_common(1)[0][0]
-    uri, row, _, detail = next(reject for reject in trial.rejects if reject[2] == first)
+    uri, row, _, detail = next(reject for reject in rejects if reject[2] == first)
     advice = f"{_ADVICE[first]}; " if first in _ADVICE else ""
     return (
-        f"input: {len(trial.rejects)} of the {trial.candidates} candidates in the first {trial.rows} rows would be "
+        f"input: {len(rejects)} of the {trial.candidates} candidates in the first {trial.rows} rows would be "
         f"rejected ({named}), more than --max-reject-fraction {most:g}. For example {uri} row {row}: {first}: "
         f"{detail}. {advice}--max-reject-fraction {ceil(fraction * 100) / 100:g} accepts that; armo-ray plan "
         f"--show 3 prints what would be read"

@@ -20,7 +20,7 @@ _GRACE_S = 10.0  # to stop in: Ray ends a driver 15 s after its raylet, and call
 command = "armo-ray"  # what the process runs, as its errors begin
 
 
-class Lost(RuntimeError):  # noqa: N818 - named as what it says
+class Lost(RuntimeError):  # noqa: N818 - a name for what it reports
     """What the work depends on is gone."""
 
 

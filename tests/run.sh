@@ -15,5 +15,5 @@ fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-case " $* " in *" --soak "*) set -- tests/test_soak.py "$@" ;; esac
+case " $* " in *" --soak "*) set -- tests/test_soak.py tests/test_transaction.py "$@" ;; esac
 "$PYTHON" -m pytest -q "$@"

@@ -148,6 +148,21 @@ def test_lines_in_place_of_blank_ones_at_the_end_are_new_rows(tiny_model: Path, 
     assert found_now(config_for(tiny_model, path, out))[0] == find_shards([str(path)])
 
 
+@pytest.mark.parametrize("place", [0, 4, 6], ids=["before", "between", "within"])
+def test_a_line_in_place_of_white_space_around_a_unit_is_a_new_row(
+    place: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "x.jsonl", tmp_path / "out"
+    lines = [json.dumps(row) for row in ROWS]
+    blank = [*lines[:place], " " * len(lines[0]), *lines[place:]]
+    path.write_text("\n".join(blank) + "\n")
+    score_locally(tiny_model, path, out, unit_rows=8)  # four rows
+    path.write_text("\n".join([*lines[:place], lines[0], *lines[place:]]) + "\n")
+    os.utime(path, (1000, 1000))
+    config = config_for(tiny_model, path, out, unit_rows=8)
+    assert found_now(config)[0] == find_shards([str(path)])
+
+
 def test_columns_that_are_not_read_do_not_count(tiny_model: Path, tmp_path: Path) -> None:
     path, out = write(tmp_path / "x.parquet", ROWS, 1000), tmp_path / "out"
     score_locally(tiny_model, path, out)
@@ -200,3 +215,17 @@ def test_text_is_read_again_from_a_touched_shard_and_not_from_a_changed_one(
     assert "changed since" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="changed since it was scored"):
         trace(find(str(out), row_id), None)
+
+
+def test_a_column_whose_name_has_a_dot_is_part_of_what_is_compared(tiny_model: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "x.parquet", tmp_path / "out"
+    for answer, changed in (("one", False), ("two", True)):
+        rows = [{"prompt": f"question {i}", "the.answer": answer} for i in range(4)]
+        pq.write_table(pa.Table.from_pylist(rows), path, compression="none")
+        os.utime(path, (1 + changed, 1 + changed))
+        options = {"layout": "rollouts", "column": ["response=the.answer"]}
+        if changed:
+            with pytest.raises(ConfigError, match="changed after it was scored"):
+                prepare(config_for(tiny_model, path, out, **options))
+        else:
+            score_locally(tiny_model, path, out, **options)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import re
 import shutil
@@ -24,6 +25,7 @@ from armo_ray.storage.origins import describe, find_states
 from armo_ray.storage.repair import repair_output
 from armo_ray.storage.store import Store
 from armo_ray.storage.verify import verify_output
+from armo_ray.text.layouts import columns_read
 from tests.local import rows_of, score_locally, scores_of
 
 pytest_plugins = ["tests.s3_server"]
@@ -289,7 +291,7 @@ def test_a_damaged_lock_is_named_and_repair_frees_the_output(content: bytes, out
     ):
         pass
     assert [fault for fault in faults_of(output) if lock.LOCK in fault]
-    assert repair_output(str(output)).left == []
+    assert repair_output(str(output), columns_read).left == []
     assert faults_of(output) == []
     with lock.held(Store(str(output))):
         pass
@@ -544,7 +546,7 @@ def test_repair_on_s3(s3: str, tiny_model: Path) -> None:
         _damage(store, how, record)
     store.write(f"scores/part-{'0' * 32}.parquet", b"stray")
     assert len(verify_output(store.uri)[1]) >= 5
-    found = repair_output(store.uri)
+    found = repair_output(store.uri, columns_read)
     assert (found.left, found.complete) == ([], False)
     assert sum("to be scored again" in line for line in found.done) == 4
     assert store.list_names("").keys() == {RUN}
@@ -564,7 +566,7 @@ def test_repair_sweeps_strays_and_temporary_files_and_nothing_else(output: Path,
     (output / "notes.txt").write_text("mine")
     (output / "scores" / "date=9").symlink_to(elsewhere)
     assert len(faults_of(output)) == 1
-    found = repair_output(str(output))
+    found = repair_output(str(output), columns_read)
     assert (len(found.done), found.left, found.complete) == (1, [], True)
     assert not stray.exists()
     assert not stale.exists()
@@ -578,7 +580,7 @@ def test_a_folder_that_is_a_link_is_not_swept(output: Path, tmp_path: Path) -> N
     (output / "rejects").symlink_to(tmp_path / "linked")
     theirs = tmp_path / "linked" / f"part-{'2' * 32}.parquet"
     theirs.write_bytes(b"theirs")
-    repair_output(str(output))
+    repair_output(str(output), columns_read)
     assert theirs.exists()
 
 
@@ -588,7 +590,7 @@ def test_a_damaged_manifest_is_written_again_where_all_else_is_whole(
 ) -> None:
     path = output / SUCCESS
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
-    found = repair_output(str(output))
+    found = repair_output(str(output), columns_read)
     assert (found.left, found.complete) == ([], True)
     assert faults_of(output) == []
     first, second = (json.loads((folder / SUCCESS).read_text()) for folder in (output, place / "out"))
@@ -598,7 +600,7 @@ def test_a_damaged_manifest_is_written_again_where_all_else_is_whole(
 def test_a_manifest_of_more_than_is_committed_is_deleted(output: Path) -> None:
     for record in record_paths(output):
         record.unlink()
-    assert not repair_output(str(output)).complete
+    assert not repair_output(str(output), columns_read).complete
     assert not (output / SUCCESS).exists()
 
 
@@ -633,7 +635,7 @@ def test_repair_waits_for_no_run_that_writes_the_output(
         lock.held(Store(str(output))),
         pytest.raises(ConfigError, match="is being written by another run"),
     ):
-        repair_output(str(output))
+        repair_output(str(output), columns_read)
 
 
 def test_a_damaged_run_without_commits_is_begun_anew(tmp_path: Path, place: Path, tiny_model: Path) -> None:
@@ -641,7 +643,7 @@ def test_a_damaged_run_without_commits_is_begun_anew(tmp_path: Path, place: Path
     (tmp_path / "out" / RUN).write_text('{"identity": ')
     with pytest.raises(ConfigError, match=f"{RUN}: damaged"):
         score_locally(tiny_model, place / "in", tmp_path / "out", **OPTIONS)
-    assert repair_output(str(tmp_path / "out")).left == []
+    assert repair_output(str(tmp_path / "out"), columns_read).left == []
     score_locally(tiny_model, place / "in", tmp_path / "out", **OPTIONS)
     assert faults_of(tmp_path / "out") == []
 
@@ -654,7 +656,7 @@ def test_a_run_that_is_of_none_of_the_commits_is_the_fault_and_costs_no_commit(
     shutil.copy(tmp_path / "other" / RUN, output / RUN)
     assert any(f"{RUN}: is of another run than all" in fault for fault in faults_of(output))
     before = sorted(output.rglob("*"))
-    assert len(repair_output(str(output)).left) == 1
+    assert len(repair_output(str(output), columns_read).left) == 1
     assert sorted(output.rglob("*")) == before
     (output / RUN).write_bytes(kept)
     assert faults_of(output) == []
@@ -691,12 +693,32 @@ def test_shards_that_are_gone_or_changed_since_are_told_and_are_no_fault(
     assert "its text is kept with the scores" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", [".parquet", "b.jsonl", ".gz", ".zst"])
+def test_units_of_a_shard_that_is_copied_back_byte_for_byte_are_scored_again(
+    suffix: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shards(str(tmp_path / "in"))
+    score_locally(tiny_model, tmp_path / "in", tmp_path / "out", **OPTIONS)
+    store = Store(str(tmp_path / "out"))
+    before = scores_of(tmp_path / "out")
+    _harm(store, "part", suffix)
+    for shard in (tmp_path / "in").rglob("*.*"):
+        os.utime(shard, (1000, 1000))
+    caplog.set_level("INFO")
+    assert main(["verify", store.uri]) == 1
+    assert "of 4 shards 4 as they were scored; its text can be read again from them" in caplog.text
+    assert main(["verify", store.uri, "--repair"]) == 0
+    score_locally(tiny_model, tmp_path / "in", tmp_path / "out", **OPTIONS)
+    assert verify_output(store.uri)[1] == []
+    assert scores_of(tmp_path / "out") == pytest.approx(before)
+
+
 def test_a_storage_that_cannot_be_reached_is_told(output: Path) -> None:
     records = commits.read_commits(Store(str(output)))
     away = [{"source": f"az://nowhere/{i}.jsonl", "identity": "1-1"} for i in range(100)]
     if find_spec("adlfs"):
         pytest.skip("adlfs is there and would look for the storage")
-    states, told = find_states([*records, *away])
+    states, told = find_states([*records, *away], None, columns_read)
     assert len(told) == 1
     assert "az://nowhere: " in told[0]
     assert "of 104 shards 4 as they were scored, 100 unknown" in describe(states, {})

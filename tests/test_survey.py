@@ -337,6 +337,16 @@ def test_columns_that_are_not_read_are_told_by_the_log_and_the_plan(
     assert any("columns that are not read: note, year" in line for line in lines(told))
 
 
+def test_a_preview_tells_the_columns_that_are_not_read_of_all_shards(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    write_shard(tmp_path / "in" / "a", "parquet", [PLAIN])
+    write_shard(tmp_path / "in" / "b", "jsonl", [{**PLAIN, "year": 1999}])
+    config = config_for(tiny_model, tmp_path / "in", tmp_path / "out")
+    told = estimate(config, PlanOptions.model_validate({"show": 1}))
+    assert told["preview"]["unread"] == ["year"]
+
+
 def test_a_list_of_steps_is_one_answer_for_a_process_model(tmp_path: Path) -> None:
     write_family(tmp_path / "model", "prm-mistral", "llama", 0)
     asked = "A crate holds 12 jars; how many in 3 crates?"

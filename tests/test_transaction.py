@@ -7,6 +7,7 @@ two directories, JSON lines plain, gzip and zstd, a damaged shard, rows that are
 import gzip
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,8 @@ from hypothesis.stateful import (
 )
 from s3fs import S3FileSystem
 
+from armo_ray.config import ScoreConfig
 from armo_ray.stages import Scorer
-from armo_ray.storage.store import Store
 from tests.in_process import FAULTS, FINE, Cluster, Crash
 from tests.invariants import check_equal, check_whole
 from tests.local import config_for
@@ -163,18 +164,16 @@ def test_any_sequence_of_runs_faults_and_changes_ends_whole_and_equal(
     run_state_machine_as_test(Runs, settings=settings(max_examples=10, stateful_step_count=6))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_runs_on_s3_that_fail_at_random_end_whole_and_equal(
-    seed: int, s3: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    write_input(tmp_path / "in")
-    S3FileSystem().put(f"{tmp_path}/in/", f"{s3}/in/", recursive=True)
-    rng = random.Random(seed)
-    config = config_for(tiny_model, f"{s3}/in", f"{s3}/out", **OPTIONS)
-    cluster = Cluster(
-        lambda: rng.choice([*[FINE] * 8, *FAULTS]), lambda spans: rng.sample(spans, len(spans)), SCORERS
-    )
-    for _ in range(50):
+def run_to_the_end(cluster: Cluster, config: ScoreConfig, rng: random.Random, faults: Counter[str]) -> None:
+    """Run again and again, as whoever starts a run does, until it ends; faults come at random."""
+
+    def draw() -> str:
+        fault = rng.choice([FINE, FINE, *FAULTS])
+        faults[fault] += fault != FINE
+        return fault
+
+    cluster.draw, cluster.shuffle = draw, lambda spans: rng.sample(spans, len(spans))
+    while True:
         try:
             cluster.run(config)
             break
@@ -182,8 +181,43 @@ def test_runs_on_s3_that_fail_at_random_end_whole_and_equal(
             if rng.random() < 0.5:
                 cluster.write_late()
     cluster.write_late()
-    check_whole(f"{s3}/out")
-    undisturbed = config_for(tiny_model, f"{s3}/in", f"{s3}/undisturbed", **OPTIONS)
+
+
+def soak(model: Path, inputs: str, outputs: str, count: int, seed: int) -> Counter[str]:
+    """Runs with so many faults, each into an output of its own that ends whole, equal to an undisturbed one."""
+    undisturbed = config_for(model, inputs, f"{outputs}/undisturbed", **OPTIONS)
     Cluster(lambda: FINE, lambda spans: spans, SCORERS).run(undisturbed)
-    check_equal(f"{s3}/out", f"{s3}/undisturbed")
-    assert Store(s3).find("out") != []
+    faults: Counter[str] = Counter()
+    rng, cluster = random.Random(seed), Cluster(lambda: FINE, lambda spans: spans, SCORERS)
+    while faults.total() < count:
+        out = f"{outputs}/{faults.total()}"
+        run_to_the_end(cluster, config_for(model, inputs, out, **OPTIONS), rng, faults)
+        check_whole(out)
+        check_equal(out, undisturbed.output)
+    return faults
+
+
+def test_runs_on_s3_that_fail_at_random_end_whole_and_equal(
+    s3: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_input(tmp_path / "in")
+    S3FileSystem().put(f"{tmp_path}/in/", f"{s3}/in/", recursive=True)
+    assert soak(tiny_model, f"{s3}/in", f"{s3}/out", 10, 0).total() >= 10
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(36000)
+def test_stages_that_fail_repeat_and_come_late_change_nothing(
+    request: pytest.FixtureRequest,
+    s3: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A thousand faults and more in minutes: those of processes are in test_soak."""
+    count, seed = request.config.getoption("--soak-faults"), request.config.getoption("--soak-seed")
+    write_input(tmp_path / "in")
+    S3FileSystem().put(f"{tmp_path}/in/", f"{s3}/in/", recursive=True)
+    faults = soak(tiny_model, f"{tmp_path}/in", f"{tmp_path}/out", -(-count // 2), seed)
+    faults += soak(tiny_model, f"{s3}/in", f"{s3}/out", count // 2, seed)
+    record_property("stages", f"{faults.total()} faults: {dict(faults)}")

@@ -54,6 +54,32 @@ def test_a_role_that_nobody_knows_is_told_with_a_row_and_the_option(
 
 
 @FILES
+def test_rows_that_winner_sets_aside_do_not_count_as_rejects(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "2+2?", "a": "4", "b": "5", "winner": "ab"[i % 2]} for i in range(10)]
+    shard = write(tmp_path / name, rows)
+    options: dict[str, Any] = {
+        "column": {"first": "a", "second": "b", "winner": "winner"},
+        "winner": {"a": "first", "b": "skip"},
+    }
+    job, spans = prepare(config_for(tiny_model, shard, tmp_path / "out", **options), check=trial.check)
+    found = trial.take(job, spans)
+    assert found is not None
+    assert [reason for _, _, reason, _ in found.rejects] == ["skipped"] * 5
+
+
+def test_no_output_of_several_models_is_begun_where_one_is_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard, out = write(tmp_path / "in.jsonl", [GOOD] * 5), tmp_path / "out"
+    models = ["--model", str(tiny_model), str(tmp_path / "none")]
+    assert main(["score", "--input", str(shard), "--output", str(out), "--dtype", "float32", *models]) == 2
+    assert f"{tmp_path / 'none'}: " in capsys.readouterr().err
+    assert not out.exists()
+
+
+@FILES
 def test_the_first_thousand_rows_of_all_shards_in_order_are_tried_out(
     name: str, tiny_model: Path, tmp_path: Path
 ) -> None:

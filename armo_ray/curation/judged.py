@@ -75,7 +75,7 @@ def read_items(
         rejected = con.sql(f"FROM read_parquet([{files}])").to_arrow_table() if files else None
     if tied and not scored.num_rows:
         raise ConfigError(
-            f"{scores.outputs[0]}: of none of its {len(tied)} rows an answer is preferred: all are ties"
+            f"{scores.outputs[0]}: no answer is preferred in any of its {len(tied)} rows: all are ties"
         )
     found = [_of_scores(scored, columns)]
     if rejected is not None:

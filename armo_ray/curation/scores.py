@@ -106,7 +106,7 @@ def scores_of(outputs: Sequence[Listed]) -> Scores:
     )
 
 
-def read_run(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def read_run_and_manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The _run.json of an output, and its manifest if it is complete. Raises ConfigError where it is no output."""
     try:
         run = commits.read_run(store, _NEEDED)
@@ -116,7 +116,7 @@ def read_run(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
-    run, manifest = read_run(store)
+    run, manifest = read_run_and_manifest(store)
     if manifest is None:
         raise ConfigError(
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "

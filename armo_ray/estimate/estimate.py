@@ -34,7 +34,7 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     found = resume.standing(store, spans, job.fingerprint)
     left, committed = found.left, resume.resolve(found, store, shards, config.redo, config.forget).committed
     rate = throughput(options, job, committed)
-    trial = None if committed else try_out(job, spans)
+    trial = None if found.committed else try_out(job, spans)
     sample = take(left, job, options.sample, token_budget(config))
     todo = work(left, sample, job, store)
     return {

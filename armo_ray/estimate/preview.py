@@ -7,8 +7,6 @@ import numpy as np
 
 from armo_ray.plan import Job
 from armo_ray.stages.read import load_encoder, row_candidates
-from armo_ray.storage.readers import sample
-from armo_ray.storage.shards import DAMAGE
 from armo_ray.storage.units import Span
 from armo_ray.text.tokenized import Tokenized
 from armo_ray.trial import ROWS, Place, first_rows
@@ -23,11 +21,10 @@ def preview(job: Job, spans: Sequence[Span], most: int) -> Told:
         shown += _conversations(job, place)
         if len(shown) >= most:
             break
-    names = _columns(spans)
     return {
         "read": dict(job.layout.columns),
         "kept": dict(job.carried),
-        "unread": [name for name in names if name not in job.columns],
+        "unread": list(job.unread),
         "conversations": shown[:most],
     }
 
@@ -67,15 +64,3 @@ def _sequence(done: Tokenized, at: int) -> list[int]:
     first = next((k for k, (a, _) in enumerate(done.contests) if a == at), at)
     ids: list[int] = np.concatenate((done.prompts[done.group[first]], done.responses[first])).tolist()
     return ids
-
-
-def _columns(spans: Sequence[Span]) -> list[str]:
-    """The columns of the first shard that can be read."""
-    for span in spans:
-        try:
-            names, _, _ = sample(span.shard, ROWS)
-        except DAMAGE:
-            continue
-        if names:
-            return names
-    return []

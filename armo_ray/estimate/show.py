@@ -9,7 +9,7 @@ from armo_ray.estimate.figures import Figure
 _BAR = 40
 _LABEL = 12
 _NO_RATE = (
-    "not told: nothing says how fast a replica is. Give --previous OUT, an earlier output of this model on such "
+    "unknown: nothing says how fast a replica is. Give --previous OUT, an earlier output of this model on such "
     "machines, or --tokens-per-second X, as armo-ray bench measures it"
 )
 

@@ -8,7 +8,6 @@ from armo_ray.estimate.figures import Figure, exact, ratio, total
 from armo_ray.estimate.sample import Sample
 from armo_ray.plan import Job
 from armo_ray.storage import commits
-from armo_ray.storage.shards import SUFFIXES
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, unit_id
 
@@ -60,7 +59,7 @@ def _units(left: Sequence[Span], sample: Sample, job: Job) -> Figure:
     per_byte = {s.kind: ratio([s], "candidates", "size") for s in sample.strata}
 
     def expected(span: Span, k: int) -> float:
-        kind = next(suffix for suffix in SUFFIXES if span.shard.uri.endswith(suffix))
+        kind = span.shard.kind
         candidates = (per_byte.get(kind) or exact(0.0))[k] * span.shard.size
         return max(1.0, math.ceil(candidates / job.unit_rows) - len(span.done))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from armo_ray.curation.scores import Listed, Scores, read_run, scores_of
+from armo_ray.curation.scores import Listed, Scores, read_run_and_manifest, scores_of
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 
@@ -22,7 +22,7 @@ def open_committed(uris: Iterable[str]) -> Committed:
     """Read commit records and footers. Raises ConfigError where an output is none, or is of another model."""
     listed, records, complete = [], [], True
     for store in {store.uri: store for store in map(Store, uris)}.values():
-        run, manifest = read_run(store)
+        run, manifest = read_run_and_manifest(store)
         found = commits.read_commits(store, run=run)
         listed.append(Listed(store.uri, run, [part for record in found for part in record["parts"]]))
         records += found

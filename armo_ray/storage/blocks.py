@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.storage.filesystem import Source, in_parallel
-from armo_ray.storage.readers import CODECS, BadRow, Row, chunks, parse, texts, to_rows
-from armo_ray.storage.shards import DAMAGE, SUFFIXES, Shard, check_read, open_shard
+from armo_ray.storage.formats import CODECS, KINDS, LINES, PARQUET, kind_of
+from armo_ray.storage.readers import BadRow, Row, chunks, parse, texts, to_rows
+from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit
 
 _BLOCK_BYTES = 64 << 10
@@ -64,8 +65,8 @@ def draw(spans: Sequence[Span], count: int, seed: int = 0) -> list[Stratum]:
     readable = [span for span in spans if span.error is None]
     size = sum(map(_bytes_of, readable))
     strata = []
-    for kind in SUFFIXES:
-        those = [span for span in readable if span.shard.uri.endswith(kind)]
+    for kind in KINDS:
+        those = [span for span in readable if span.shard.kind == kind]
         if wholes := [block for span in those for block in _wholes(span)]:
             share = max(_FEWEST, round(count * sum(map(_bytes_of, those)) / max(size, 1)))
             strata.append(_draw(kind, wholes, share, np.random.default_rng(seed)))
@@ -85,7 +86,7 @@ def _wholes(span: Span) -> list[Block]:
 def _step(whole: Block, kind: str) -> int:
     """How much of a unit or shard is one block."""
     if whole.unit is None:
-        return _BLOCK_BYTES if kind == ".jsonl" else _ZIPPED_BYTES
+        return _BLOCK_BYTES if kind == LINES else _ZIPPED_BYTES
     row_bytes = whole.unit.source_bytes // whole.unit.num_rows
     row_candidates = whole.unit.candidates // whole.unit.num_rows
     return max(1, min(_ZIPPED_BYTES // max(row_bytes, 1), _BLOCK_CANDIDATES // max(row_candidates, 1)))
@@ -103,7 +104,7 @@ def _draw(kind: str, wholes: list[Block], count: int, rng: np.random.Generator) 
         start, stop = at * size // n, (at + 1) * size // n  # of equal sizes: all are as likely
         drawn.append(replace(wholes[i], start=start, size=stop - start))
     complete = len(drawn) == ends[-1]
-    if kind not in (".parquet", ".jsonl"):
+    if kind not in (PARQUET, LINES):
         drawn = _beginnings(drawn)
     return Stratum(kind, float(sum(whole.size for whole in wholes)), complete, drawn)
 
@@ -123,7 +124,7 @@ def read_blocks(drawn: Sequence[Block], columns: Sequence[str]) -> list[Run]:
             try:
                 if block.unit is not None:
                     found = [_parquet(source, block, block.unit, columns)]
-                elif block.shard.uri.endswith(".jsonl"):
+                elif block.shard.kind == LINES:
                     found = [_run(_lines(source, block), block.size)]
                 else:
                     found = _compressed(source, block)
@@ -200,9 +201,7 @@ def _begun(text: bytes, start: int, stop: int) -> bytes:
 
 def _decoded(source: Source, size: int) -> bytes:
     """The lines of the first bytes of a compressed shard that are whole."""
-    stream = pa.CompressedInputStream(
-        pa.BufferReader(source.read(size)), CODECS[source.uri[source.uri.rindex(".") :]]
-    )
+    stream = pa.CompressedInputStream(pa.BufferReader(source.read(size)), CODECS[kind_of(source.uri) or ""])
     pieces: list[bytes] = []
     try:
         pieces.extend(islice(chunks(stream), UNIT_BYTES >> 20))

@@ -58,7 +58,6 @@ def open_run(
     check_identity(store, found["identity"], asked)
     if missing := sorted(details.keys() - found.keys()):
         raise _damaged_run(store, f"it lacks {missing[0]}")
-    read_commits(store, names=("unit",), run=found)  # what is damaged is found before any work
     return found
 
 

@@ -22,16 +22,16 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 # what of a commit record is needed here
-FIELDS = ("source", "identity", "first_row", "num_rows", "last", "content")
+FIELDS = ("source", "identity", "ordinal", "first_row", "num_rows", "last", "content")
 
 
 def settled(
     store: Store, shards: Sequence[Shard], committed: Iterable[str], columns: Sequence[str]
 ) -> list[Shard]:
-    """The shards, in their order; under the identity that it is committed by, each of which only the time differs.
+    """The shards, in their order; one that differs only in time has the identity that it is committed under.
 
-    Such a shard keeps the identity of now as its `stamp`: its units are named as before, and it is opened as it is.
-    All others, those that did change among them, are returned as they are.
+    Such a shard has its present identity as its `stamp`: its units are named as before, and it is opened as it is.
+    All others, also those that changed, are returned as they are.
 
     Args:
         store: an output.
@@ -68,7 +68,7 @@ def _settle(store: Store, shard: Shard, units: list[str], columns: Sequence[str]
 
 
 def _could_be(shard: Shard, records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether identities and sizes leave it to the digests to tell."""
+    """Whether only digests can tell: the records have them, and the size is the same."""
     identities = {str(record["identity"]) for record in records}
     return (
         shard.is_timed
@@ -132,9 +132,12 @@ def _of_lines(shard: Shard, records: Sequence[Mapping[str, Any]]) -> Iterator[st
     """The digest of each unit now, None where its lines are not all there, or are followed by more than they were."""
     lines = read_lines(shard)
     line = next(lines, None)
+    following = 0
     for record in records:
-        while line is not None and line[0] < record["first_row"]:
+        # lines of units that are not among the records are passed over; there are none between a unit and the next
+        while record["ordinal"] != following and line is not None and line[0] < record["first_row"]:
             line = next(lines, None)
+        following = record["ordinal"] + 1
         found, left = digest.LineDigest(record["first_row"]), record["num_rows"]
         while line is not None and left:
             found.add(line[0], text_of(line[1]))

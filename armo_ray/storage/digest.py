@@ -37,11 +37,11 @@ def of_row_groups(source: Source, file: pq.ParquetFile, groups: Sequence[int], c
     found = _new()
     for group in (file.metadata.row_group(i) for i in groups):
         if not group.num_rows:
-            continue  # no unit is the poorer without it
+            continue  # it holds no rows of any unit
         found.update(f"{group.num_rows} rows\n".encode())
         for i in range(group.num_columns):
             chunk, kind = group.column(i), file.schema.column(i)
-            if chunk.path_in_schema.split(".")[0] in columns:
+            if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
                 name = (
                     f"{chunk.path_in_schema} {kind.physical_type} {kind.converted_type} {chunk.num_values}\n"
                 )

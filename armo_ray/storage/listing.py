@@ -4,7 +4,7 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ class File:
 
 @dataclass
 class Listing:
-    """The files with one of some suffixes, and how much of what else there was, by kind."""
+    """The files that are read, and how much of what else there was, by kind."""
 
     is_file: bool  # whether the input is a file itself
     files: list[File] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Listing:
         )
 
 
-def list_files(fs: Any, path: str, suffixes: tuple[str, ...]) -> Listing:
+def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
     """What a path, directory or glob names. Raises OSError where it cannot be listed."""
     try:
         kind = fs.info(path)["type"]
@@ -76,7 +76,7 @@ def list_files(fs: Any, path: str, suffixes: tuple[str, ...]) -> Listing:
     for name, entry in sorted(names.items()):
         if hidden(name[len(base) :]):
             listing.passed_over[HIDDEN] += 1
-        elif not name.endswith(suffixes):
+        elif not is_read(name):
             listing.passed_over[OTHER] += 1
             listing.other_suffixes.add(os.path.splitext(name)[1] or "no suffix")
         elif isinstance(entry, bool):

@@ -139,7 +139,7 @@ def _beginning_of(pid: int) -> str | None:
         state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except OSError:
         return ""
-    return None if state in "ZX" else fields[18]  # a zombie has ended, and nobody asked how
+    return None if state in "ZX" else fields[18]  # a zombie has ended
 
 
 def _renewed(owner: dict[str, Any]) -> bytes:
@@ -198,7 +198,7 @@ def _is_free(store: Store, first: dict[str, Any]) -> bool:
         return True
     if _is_alive(first):
         raise ConfigError(_refusal(store, first))
-    logger.info("%s: held by %s: waiting %g s for a sign of it", store.path(LOCK), _told(first), STALE_S)
+    logger.info("%s: held by %s: waiting %g s for a sign of life", store.path(LOCK), _told(first), STALE_S)
     for _ in range(int(STALE_S / _LOOK_S)):
         time.sleep(_LOOK_S)
         found = read_owner(store)

@@ -2,10 +2,11 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from armo_ray.errors import ConfigError
+from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import stat_shard
@@ -14,10 +15,21 @@ logger = logging.getLogger(__name__)
 
 THERE, GONE, CHANGED, UNKNOWN = "as they were scored", "gone", "changed since", "unknown"
 
+Run = Mapping[str, Any]  # the content of a `_run.json`
+ColumnsRead = Callable[[Run], Sequence[str]]  # of the input: armo_ray.text.layouts.columns_read
 
-def find_states(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
-    """What became of each shard that records name, and why a storage cannot tell of its own."""
-    identities = {record["source"]: record["identity"] for record in records}
+
+def find_states(
+    records: Iterable[Mapping[str, Any]], run: Run | None, columns_read: ColumnsRead
+) -> tuple[dict[str, str], list[str]]:
+    """What became of each shard that records name, and why a storage cannot tell of its own.
+
+    A local shard of the same size with another modification time is read: its content decides.
+    """
+    of_shard: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        of_shard.setdefault(record["source"], []).append(record)
+    columns = columns_read(run) if run is not None and "layout" in run["identity"] else ()
     away: dict[str, str] = {}
 
     def state_of(uri: str) -> str:
@@ -26,25 +38,27 @@ def find_states(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], l
             return UNKNOWN
         try:
             shard = stat_shard(uri)
+            if shard is None:
+                return GONE
+            return THERE if is_unchanged(shard, of_shard[uri], columns) else CHANGED
         except (OSError, RuntimeError, ConfigError) as error:
             if "://" in uri:
                 away[storage] = f"{storage}: {explain(error)}"
             return UNKNOWN
-        return GONE if shard is None else THERE if shard.identity == identities[uri] else CHANGED
 
-    states = dict(zip(identities, in_parallel(state_of, identities), strict=True))
+    states = dict(zip(of_shard, in_parallel(state_of, of_shard), strict=True))
     return states, sorted(away.values())
 
 
-def tell_states(records: Iterable[Mapping[str, Any]], run: Mapping[str, Any] | None) -> None:
+def tell_states(records: Iterable[Mapping[str, Any]], run: Run | None, columns_read: ColumnsRead) -> None:
     """Log how many shards are as they were, and where the text of the scores can be had."""
-    states, away = find_states(records)
+    states, away = find_states(records, run, columns_read)
     for line in away:
         logger.warning("%s", line)
     logger.info("%s", describe(states, run or {}))
 
 
-def describe(states: Mapping[str, str], run: Mapping[str, Any]) -> str:
+def describe(states: Mapping[str, str], run: Run) -> str:
     """One line about the shards, and about where the text of the scores can be had."""
     counts = Counter(states.values())
     told = ", ".join(f"{counts[state]} {state}" for state in (THERE, GONE, CHANGED, UNKNOWN) if counts[state])

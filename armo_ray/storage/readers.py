@@ -1,8 +1,11 @@
 """Reading the rows of units, each shard once from start to end, in bounded memory."""
 
+import codecs
+import gzip
 import json
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,16 +15,18 @@ import pyarrow.parquet as pq
 
 from armo_ray.storage import digest
 from armo_ray.storage.filesystem import Source
+from armo_ray.storage.formats import CODECS, LINES, LINES_GZ, LINES_ZST, oddity
 from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit, unit_id
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
+_HEAD_BYTES = 1 << 12
+_BEGINS = {LINES_GZ: b"\x1f\x8b", LINES_ZST: b"\x28\xb5\x2f\xfd"}
 _NOT_BLANK = re.compile(rb"\S")
 _MOST_ROWS = 16  # times the candidates of a unit: rows without candidates must not gather without end
 _MOST_LEVELS = 200  # of nested JSON: Python's own limit moves with the code that is running
-CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class BadRow(NamedTuple):
@@ -213,7 +218,7 @@ def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, by
     number = at = held = done = 0
     pending: list[bytes] = []
     with open_shard(shard) as source:
-        codec = next((c for suffix, c in CODECS.items() if shard.uri.endswith(suffix)), None)
+        codec = CODECS.get(shard.kind)
         stream = pa.PythonFile(source)
         if codec and shard.size:
             stream = pa.CompressedInputStream(stream, codec)
@@ -239,10 +244,40 @@ def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, by
                     return
         except (OSError, EOFError, pa.ArrowException) as error:
             source.raise_failure()
-            detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
-            yield number, BadRow("unreadable_shard", detail), at
-            return
+            if codec != "gzip" or not _is_padded(shard):
+                detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
+                yield number, BadRow("unreadable_shard", detail), at
+                return
     yield from _held(number, pending, held, at)
+
+
+def _is_padded(shard: Shard) -> bool:
+    """Whether a gzip file that Arrow takes for damaged is whole, and only followed by zeros, as tar leaves them."""
+    with open_shard(shard) as source:
+        try:
+            with gzip.GzipFile(fileobj=source) as stream:
+                while stream.read(_CHUNK):
+                    pass
+            return True
+        except (OSError, EOFError, zlib.error):
+            source.raise_failure()
+            return False
+
+
+def oddity_of(shard: Shard) -> str | None:
+    """What is wrong with a shard of lines that holds no row: what it is instead, or its first fault."""
+    with open_shard(shard) as source:
+        head = bytes(source.read(_HEAD_BYTES))
+    if shard.kind in CODECS and head and not head.startswith(_BEGINS[shard.kind]):
+        return f"it is no {CODECS[shard.kind]} file, as its name says"
+    if shard.kind == LINES and (found := oddity(head)):
+        return found
+    for _, line, _ in read_lines(shard, _CHUNK):
+        row = line if isinstance(line, BadRow) else parse(line)
+        if isinstance(row, BadRow):
+            odd = oddity(line) if isinstance(line, bytes) else None
+            return odd or row.detail
+    return None
 
 
 def texts(content: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -258,7 +293,11 @@ def _held(number: int, pieces: list[bytes], size: int, at: int) -> Iterator[tupl
     """A line that was read piece by piece, unless it is blank."""
     if size > UNIT_BYTES:
         yield number, BadRow("malformed_row", f"a line of more than {UNIT_BYTES >> 20} MiB"), at
-    elif line := b"".join(pieces).strip():
+        return
+    line = b"".join(pieces).strip()
+    if number == 0:
+        line = line.removeprefix(codecs.BOM_UTF8).lstrip()
+    if line:
         yield number, line, at
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import check_input, is_remote
-from armo_ray.storage.shards import SUFFIXES
+from armo_ray.storage.formats import kind_of
 
 CHECKSUM = "checksum"
 _ALGORITHM = "blake2b:"  # begins a checksum: it is known by this where its name is damaged
@@ -139,7 +139,7 @@ def _is_unit(value: Any) -> bool:
 
 def _is_source(value: Any) -> bool:
     """Whether a shard could be there: what a record says of its origin is opened by other commands."""
-    if not isinstance(value, str) or not value.endswith(SUFFIXES):
+    if not isinstance(value, str) or kind_of(value) is None:
         return False
     try:
         check_input(value)

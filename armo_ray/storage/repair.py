@@ -1,4 +1,4 @@
-"""Mending an output: what is damaged goes, so that `armo-ray score` does it again."""
+"""Repairing an output: damaged files are deleted, so that `armo-ray score` makes them again."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from armo_ray.storage import commits, lock, verify
-from armo_ray.storage.origins import CHANGED, GONE, THERE, UNKNOWN, find_states
+from armo_ray.storage.origins import CHANGED, GONE, THERE, UNKNOWN, ColumnsRead, find_states
 from armo_ray.storage.records import DamagedError, unit_of
 from armo_ray.storage.store import Store
 from armo_ray.storage.verify import Examined, Fault
@@ -22,11 +22,11 @@ class Repaired(NamedTuple):
     """What became of an output."""
 
     done: list[str]
-    left: list[str]  # faults that only somebody else can mend
+    left: list[str]  # faults that cannot be repaired here
     complete: bool
 
 
-def repair_output(uri: str) -> Repaired:
+def repair_output(uri: str, columns_read: ColumnsRead) -> Repaired:
     """Take away what is damaged. Raises ConfigError where there is no output, or a run is writing it."""
     store = Store(uri)
     with suppress(DamagedError):
@@ -34,7 +34,7 @@ def repair_output(uri: str) -> Repaired:
     done = _free(store)
     with lock.held(store):
         found = verify.examine(store)
-        drop, left = _divide(found)
+        drop, left = _divide(found, columns_read)
         done += _mend(store, found, drop, whole=not left)
         if found.run is None and not commits.list_commits(store):
             store.delete(commits.RUN)
@@ -53,29 +53,36 @@ def _free(store: Store) -> list[str]:
     return []
 
 
-def _divide(found: Examined) -> tuple[Mapping[str, str], list[Fault]]:
+def _divide(found: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str, str], list[Fault]]:
     """The units to score again, and why; and the faults that nothing can be done about."""
     faults = [fault for fault in found.faults if fault.units]
     mended = {commits.SUCCESS, lock.LOCK}
     left = [f for f in found.faults if not (f.units or f.stray or f.undone or f.file in mended)]
     if found.run is None:
-        return {}, left + [Fault(f"{fault.told}: left, for {commits.RUN} is not whole") for fault in faults]
+        return {}, left + [
+            Fault(f"{fault.told}: left as it is: {commits.RUN} is damaged") for fault in faults
+        ]
     if "made_by" in found.run:
         advice = f"make the output again with armo-ray {found.run['made_by'].get('command')}"
         return {}, left + [Fault(f"{fault.told}: {advice}") for fault in faults]
-    lost, away = _lost_shards(found, {unit[:16] for fault in faults for unit in fault.units})
+    hashes = {unit[:16] for fault in faults for unit in fault.units}
+    lost, away = _lost_shards(found, hashes, columns_read)
     drop: dict[str, str] = {}
     for fault in faults:
         if shards := [lost[unit[:16]] for unit in fault.units if unit[:16] in lost]:
-            left.append(Fault(f"{fault.told}: not scored again, for {shards[0]}"))
+            left.append(Fault(f"{fault.told}: not scored again: {shards[0]}"))
         else:
             drop |= dict.fromkeys(fault.units, fault.told)
     return drop, left + [Fault(line) for line in away]
 
 
-def _lost_shards(found: Examined, hashes: set[str]) -> tuple[dict[str, str], list[str]]:
+def _lost_shards(
+    found: Examined, hashes: set[str], columns_read: ColumnsRead
+) -> tuple[dict[str, str], list[str]]:
     """Of shards by their hashes, those that are not as they were; and the storages that cannot tell."""
-    states, away = find_states(r for r in found.records if r["unit"][:16] in hashes)
+    states, away = find_states(
+        (r for r in found.records if r["unit"][:16] in hashes), found.run, columns_read
+    )
     lost = {
         record["unit"][:16]: f"{record['source']} is {state}: {_ADVICE[state]}"
         for record in found.records

@@ -68,7 +68,7 @@ def resolve(
     """
     uris = {shard.uri for shard in shards}
     if here := [uri for uri in sorted(uris) if _matches(uri, forget)]:
-        raise ConfigError(f"forget: {here[0]} is in the input; --redo scores it anew where it changed")
+        raise ConfigError(f"forget: {here[0]} is in the input; --redo scores it again where it changed")
     if unknown := [pattern for pattern in redo if not any(_matches(uri, [pattern]) for uri in uris)]:
         raise ConfigError(
             f"redo: {unknown[0]} is not in the input; --forget drops what is committed of a shard"

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import S3, Source, check_input, is_remote, open_filesystem, speaks, uri_of
+from armo_ray.storage.formats import KINDS, LINES, PARQUET, advice, is_read, kind_of
 from armo_ray.storage.listing import BROKEN, READ, File, Listing, list_files
 from armo_ray.storage.retries import explain, patiently
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _VERSION_KEYS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
 # read ahead: lines come one after the other, but what lies behind a column of a Parquet file is seldom wanted
 _AHEAD_BYTES, _PARQUET_AHEAD_BYTES = 4 << 20, 64 << 10
@@ -46,7 +46,12 @@ class Shard:
 
     @property
     def is_parquet(self) -> bool:
-        return self.uri.endswith(".parquet")
+        return self.kind == PARQUET
+
+    @property
+    def kind(self) -> str:
+        """One of `formats.KINDS`."""
+        return kind_of(self.uri) or LINES
 
 
 def hash_of(uri: str) -> str:
@@ -80,7 +85,9 @@ def find_shards(inputs: Iterable[str], each: bool = True) -> list[Shard]:
         _tell(uri, listing)
     empty = [uri for uri, (_, listing) in listings.items() if not listing.files]
     if empty and (each or not kept):
-        raise ConfigError(f"input {empty[0]}: no {', '.join(SUFFIXES)} file there")
+        told = listings[empty[0]][1].told()
+        found = f"; passed over: {told}" if told else ""
+        raise ConfigError(f"input {empty[0]}: no {', '.join(KINDS)} file there{found}")
     for uri in empty:
         logger.warning("input %s: no shard there", uri)
     return sorted((_shard(uri, file.info) for file, uri in kept.values()), key=lambda shard: shard.uri)
@@ -90,11 +97,12 @@ def _list(uri: str) -> tuple[Any, Listing]:
     check_input(uri)
     fs, path = open_filesystem(uri)
     try:
-        listing = patiently(f"listing {uri}", lambda: list_files(fs, path, SUFFIXES))
+        listing = patiently(f"listing {uri}", lambda: list_files(fs, path, lambda name: is_read(name, uri)))
     except OSError as error:
         raise ConfigError(f"input {uri}: cannot be listed: {explain(error)}") from error
     if listing.is_file and not listing.files:
-        raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(SUFFIXES)}")
+        told = f": {found}" if (found := advice(uri)) else ""
+        raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(KINDS)}{told}")
     return fs, listing
 
 

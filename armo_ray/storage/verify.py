@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from armo_ray.schema import REJECTS, recomputed
 from armo_ray.storage import commits, lock, parts
 from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.formats import PARQUET, kind_of
 from armo_ray.storage.records import CHECKSUM, DamagedError
 from armo_ray.storage.shards import hash_of
 from armo_ray.storage.store import Store
@@ -150,7 +151,7 @@ def _chain(source: str, units: Sequence[Record]) -> list[Fault]:
             told = f"{source}: units {before['unit']} and {unit['unit']} both hold row {unit['first_row']}"
             faults.append(Fault(told, every))
         # line numbers may have gaps: lines that hold nothing are no rows
-        if unit["first_row"] > row and (source.endswith(".parquet") or before is None):
+        if unit["first_row"] > row and (kind_of(source) == PARQUET or before is None):
             told = f"{source}: no unit holds its rows {row} to {unit['first_row'] - 1}"
             faults.append(Fault(told, undone=True))
         row = unit["first_row"] + unit["num_rows"]
@@ -163,7 +164,7 @@ def _strays(store: Store, records: Iterable[Record]) -> list[Fault]:
     """Parts that no commit names: left by a task that was stopped and never done again."""
     return [
         Fault(
-            f"{store.path(name)}: no commit names it, and who reads by a glob counts its rows: delete it",
+            f"{store.path(name)}: no commit names it, and readers that use a glob count its rows: delete it",
             stray=name,
         )
         for name in stray_parts(store, records)
@@ -246,5 +247,5 @@ def _check_rows(table: pa.Table, record: Record) -> None:
         raise ValueError(f"row {least} is of a unit before")
     beyond = record["first_row"] + max(record["num_rows"], 1)
     most = pc.max(table["source_row"]).as_py()
-    if record["source"].endswith(".parquet") and most is not None and most >= beyond:
+    if kind_of(record["source"]) == PARQUET and most is not None and most >= beyond:
         raise ValueError(f"row {most} is of a unit after")

@@ -15,7 +15,8 @@ from armo_ray.chat import Messages
 from armo_ray.text.joining import is_same, joined
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import AS_WRITTEN, Message, Reading, conversation, message_of, said
-from armo_ray.text.parts import Parts, Rejected, kind_of, parts_of
+from armo_ray.text.parts import Parts, parts_of
+from armo_ray.text.paths import Rejected, kind_of
 from armo_ray.text.tools import as_text, tools_of
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")

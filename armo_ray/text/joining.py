@@ -5,7 +5,7 @@ from itertools import takewhile
 
 from armo_ray.chat import Messages
 from armo_ray.text.messages import Message
-from armo_ray.text.parts import Rejected
+from armo_ray.text.paths import Rejected
 
 
 def joined(prompt: Messages | None, turns: Messages) -> Messages:

@@ -43,7 +43,6 @@ OPTIONAL = {
     "pairs": ("prompt", *_AROUND),
 }
 LABELLED = ("preference", "pairs")  # kinds whose rows tell chosen and rejected answers
-VERDICTS = ("first", "second", "tie", "skip")
 _ANSWERS = ("chosen", "rejected", "responses", "response", "steps", "messages", "first", "second")
 _MESSAGE_KEYS = {"role", "content", "from", "value"}
 _MORE = ("winner_values", "joint", "shape", "step_end", "ignored", "name")
@@ -200,7 +199,7 @@ def _check_overrides(overrides: Mapping[str, str], seen: Found, told: str) -> No
         if path not in seen.names and root_of(path) not in seen.names and not later:
             raise ConfigError(f"--column {part}={path}: no column {root_of(path)}; {told}")
         if steps_of(path) and path not in seen.paths and _is_known(path, seen):
-            raise ConfigError(f"--column {part}={path}: nothing lies there; {told}")
+            raise ConfigError(f"--column {part}={path}: no such path; {told}")
 
 
 def _is_known(path: str, seen: Found) -> bool:
@@ -247,7 +246,7 @@ def _left_over(preset: named.Named, seen: Found) -> list[str]:
 
 def _of_preset(preset: named.Named, seen: Found, overrides: Mapping[str, str]) -> Layout:
     more = {part: path for part, path in preset.optional.items() if named.has(seen, path)}
-    columns = {**preset.columns, **more, **_around(seen, preset.kind, preset.columns), **overrides}
+    columns = {**preset.columns, **more, **_around(seen, preset.columns), **overrides}
     return Layout(
         kind=preset.kind,
         columns=columns,
@@ -259,7 +258,7 @@ def _of_preset(preset: named.Named, seen: Found, overrides: Mapping[str, str]) -
     )
 
 
-def _around(seen: Found, kind: str, columns: Mapping[str, str]) -> dict[str, str]:
+def _around(seen: Found, columns: Mapping[str, str]) -> dict[str, str]:
     """System and tools of rows that have them and whose layout says nothing of them."""
     used = set(map(root_of, columns.values()))
     found = {
@@ -375,5 +374,3 @@ def _check_winner(layout: Layout, winner: Mapping[str, str] | None) -> None:
         raise ConfigError(
             f"--winner: the layout {layout.title} reads no column winner; add --column winner=COLUMN"
         )
-    if wrong := sorted(set(layout.winner_values.values()) - set(VERDICTS)):
-        raise ConfigError(f"--winner: unknown verdict {wrong[0]}; expected {', '.join(VERDICTS)}")

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from armo_ray.chat import Messages
-from armo_ray.text.parts import Rejected, kind_of
-from armo_ray.text.tools import calls_of, is_empty
+from armo_ray.text.paths import Rejected, kind_of
+from armo_ray.text.tools import calls_of, is_absent
 
 Message = dict[str, Any]
 
@@ -97,7 +97,7 @@ def message_of(message: Any, reading: Reading, flags: set[str]) -> Message:
     if _is_plain(message, reading):
         return said(message["role"], message["content"])
     for key in _UNSUPPORTED:
-        if not is_empty(message.get(key)):
+        if not is_absent(message.get(key)):
             raise Rejected("unsupported_content", f"{key} of a message: no template is given it")
     role, content = _role(message, reading), either(message, "content", "value")
     if role in _CALLS:
@@ -134,7 +134,7 @@ def either(message: Mapping[str, Any], one: str, other: str) -> Any:
 def unread_keys(value: Any) -> set[str]:
     """The keys of messages that nothing reads, such as name or weight, where they hold something."""
     if isinstance(value, dict):
-        return {key for key, held in value.items() if key not in _READ and not is_empty(held)}
+        return {key for key, held in value.items() if key not in _READ and not is_absent(held)}
     return set().union(*map(unread_keys, value)) if isinstance(value, list) else set()
 
 
@@ -201,7 +201,7 @@ def _part(part: Any) -> tuple[str, str]:
     keys = ("text",) if is_text else ("thinking", "text")
     found = next((key for key in keys if part.get(key) is not None), keys[0])
     if other := [
-        key for key, held in part.items() if key not in (_PART_KEYS | {found}) and not is_empty(held)
+        key for key, held in part.items() if key not in (_PART_KEYS | {found}) and not is_absent(held)
     ]:
         raise Rejected("unsupported_content", f"a part of a content has {other[0]} beside its text")
     if not isinstance(part.get(found), str):
@@ -214,7 +214,7 @@ def _reasoning(message: Mapping[str, Any], thoughts: list[str]) -> str:
     found = ["\n".join(thoughts)] if thoughts else []
     for key in _REASONING:
         value = message.get(key)
-        if isinstance(value, list | dict) and not is_empty(value):
+        if isinstance(value, list | dict) and not is_absent(value):
             raise Rejected("unsupported_content", f"{key} of a message is {kind_of(value)}, not text")
         if isinstance(value, str) and value.strip():
             found.append(value)

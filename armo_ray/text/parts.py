@@ -9,8 +9,6 @@ from armo_ray.text.layouts import Layout
 from armo_ray.text.paths import Rejected, decoded, kind_of, value_at
 from armo_ray.text.shapes import SHAPES, message
 
-__all__ = ["Parts", "Rejected", "kind_of", "parts_of"]
-
 
 class Parts(NamedTuple):
     """The parts of a row as they are written there: text, messages or null."""

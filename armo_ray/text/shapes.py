@@ -212,7 +212,7 @@ def _unrendered(text: str) -> Any:
         if turns := [message(role, said.strip()) for role, said in pattern.findall(text)]:
             left = pattern.sub("", text).replace("<|begin_of_text|>", "").strip()
             if left:
-                raise Rejected("malformed_row", f"outside the turns of the prompt stands {left!r:.80}")
+                raise Rejected("malformed_row", f"the prompt has text outside its turns: {left!r:.80}")
             return _asked(turns)
     if mark := next((mark for mark in _MARKS if mark in text), None):
         raise Rejected(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from armo_ray.chat import Messages
-from armo_ray.text.parts import Rejected, kind_of
+from armo_ray.text.paths import Rejected, decoded, kind_of
 
 _CALL_KEYS = {"id", "type", "index", "function", "name", "arguments", "parameters"}
 _TOOLS = """# Tools
@@ -32,11 +32,11 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
-def is_empty(value: Any) -> bool:
-    """Whether a value holds nothing: null, no text, or a list or struct of such, which Parquet has for absent ones."""
+def is_absent(value: Any) -> bool:
+    """Whether a key holds nothing: null, no text, or lists and structs of these, as Parquet has for absent keys."""
     if isinstance(value, dict):
-        return all(map(is_empty, value.values()))
-    return all(map(is_empty, value)) if isinstance(value, list) else value is None or value == ""
+        return all(map(is_absent, value.values()))
+    return all(map(is_absent, value)) if isinstance(value, list) else value is None or value == ""
 
 
 def calls_of(message: Mapping[str, Any], flags: set[str]) -> list[Any]:
@@ -46,9 +46,9 @@ def calls_of(message: Mapping[str, Any], flags: set[str]) -> list[Any]:
     """
     calls = _decoded(message.get("tool_calls"), "tool_calls")
     calls = [
-        _call(call, flags) for call in (calls if isinstance(calls, list) else [calls]) if not is_empty(call)
+        _call(call, flags) for call in (calls if isinstance(calls, list) else [calls]) if not is_absent(call)
     ]
-    if is_empty(message.get("function_call")):
+    if is_absent(message.get("function_call")):
         return calls
     older = _call(message["function_call"], flags)
     if calls and [call["function"] for call in calls] != [older["function"]]:
@@ -62,7 +62,7 @@ def tools_of(value: Any, flags: set[str]) -> list[Any] | None:
     tools = [
         _decoded(tool, "tools")
         for tool in (tools if isinstance(tools, list) else [tools])
-        if not is_empty(tool)
+        if not is_absent(tool)
     ]
     if wrong := [tool for tool in tools if not isinstance(tool, dict)]:
         raise Rejected("malformed_row", f"a tool is {kind_of(wrong[0])}, expected its schema")
@@ -104,11 +104,11 @@ def _call(call: Any, flags: set[str]) -> dict[str, Any]:
         raise Rejected("malformed_row", f"a tool call is {kind_of(call)}, expected name and arguments")
     if call.get("type") not in (None, "function"):
         raise Rejected("unsupported_content", f"a tool call is of type {call['type']!r}, not function")
-    function = call if is_empty(call.get("function")) else call["function"]
+    function = call if is_absent(call.get("function")) else call["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise Rejected("malformed_row", "a tool call has no name")
     for key, held in (call | function).items():
-        if key not in _CALL_KEYS and not is_empty(held):
+        if key not in _CALL_KEYS and not is_absent(held):
             raise Rejected("unsupported_content", f"a tool call has {key} beside its name and arguments")
     given = function.get("arguments")
     given = function.get("parameters") if given is None else given
@@ -146,12 +146,7 @@ def _without_nulls(value: Any, flags: set[str]) -> Any:
 
 def _decoded(value: Any, what: str) -> Any:
     """A value that may be given as JSON."""
-    if not isinstance(value, str) or not value.strip():
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise Rejected("malformed_row", f"{what}: text that is not JSON: {error}") from None
+    return decoded(value, what) if isinstance(value, str) and value.strip() else value
 
 
 def _exactly(text: str) -> Any:
