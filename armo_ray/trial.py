@@ -28,8 +28,8 @@ from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import unread_keys
-from armo_ray.text.parts import Rejected, parts_of
-from armo_ray.text.paths import value_at
+from armo_ray.text.parts import parts_of
+from armo_ray.text.paths import Rejected, value_at
 
 logger = logging.getLogger(__name__)
 
