@@ -177,10 +177,10 @@ class ScoreConfig(BaseModel):
     @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
-        """["a", "b=c"] as {"a": "a", "b": "c"}."""
-        if not isinstance(value, list | tuple):
+        """["a", "b=c"] as {"a": "a", "b": "c"}, and "a" as {"a": "a"}."""
+        if not isinstance(value, list | tuple | str):
             return value
-        pairs = [str(entry).partition("=")[::2] for entry in value]
+        pairs = [str(entry).partition("=")[::2] for entry in _listed(value)]
         return {name: column or name for name, column in pairs}
 
     @field_validator("model")

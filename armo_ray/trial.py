@@ -6,9 +6,10 @@ than it does later.
 """
 
 import logging
+import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil
@@ -25,12 +26,18 @@ from armo_ray.storage.readers import BadRow, Row
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
+from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import unread_keys
+from armo_ray.text.parts import parts_of
+from armo_ray.text.paths import Rejected, value_at
 
 logger = logging.getLogger(__name__)
 
 ROWS = 1000
 _CHARACTERS = 1 << 22  # of the candidates' texts, about a million tokens
+# parts that may be text
+_TEXTS = ("prompt", "chosen", "rejected", "responses", "response", "first", "second")
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _SECONDS = 300.0  # for what takes about one
 _ADVICE = {
     "malformed_row": "--layout and --column say where the parts of a row lie, --role NAME=ROLE what a role is",
@@ -55,6 +62,7 @@ class Trial(NamedTuple):
     rows: int
     candidates: int
     rejects: list[tuple[str, int, str, str]]  # shard, row, reason and detail
+    encoded: Mapping[str, str]  # parts all of whose texts are messages that are written as text; their paths
 
 
 def check(job: Job, spans: Sequence[Span], config: ScoreConfig) -> None:
@@ -64,7 +72,7 @@ def check(job: Job, spans: Sequence[Span], config: ScoreConfig) -> None:
     """
     if not commits.list_commits(Store(job.output)):
         trial = take(job, spans)
-        if trial is not None and (told := refusal(trial, config.max_reject_fraction)):
+        if trial is not None and (told := refusal(trial, config)):
             raise ConfigError(told)
 
 
@@ -87,7 +95,7 @@ def take(job: Job, spans: Sequence[Span]) -> Trial | None:
     if rejects is None:
         return None
     told = [(owners[i].uri, owners[i].number, reason, detail) for i, reason, detail in rejects]
-    return Trial(rows, len(candidates), told)
+    return Trial(rows, len(candidates), told, _encoded([place.row for place in places[:rows]], job.layout))
 
 
 def first_rows(job: Job, spans: Sequence[Span], most: int) -> Iterator[Place]:
@@ -102,8 +110,16 @@ def first_rows(job: Job, spans: Sequence[Span], most: int) -> Iterator[Place]:
     return islice(rows, most)
 
 
-def refusal(trial: Trial, most: float) -> str | None:
-    """Why a run whose first rows became this is not begun; `most`: the fraction of rejects that is accepted."""
+def refusal(trial: Trial, config: ScoreConfig) -> str | None:
+    """Why a run whose first rows became this is not begun, None where it may begin."""
+    for part, path in trial.encoded.items():
+        if part not in config.column:
+            return (
+                f"input: every text of {path} in the first {trial.rows} rows is a list of messages that is written as "
+                f"text: read JSON with --column {part}={path}[] (Python's own form is to be written as JSON first), or "
+                f"score the text as it is with --column {part}={path}"
+            )
+    most = config.max_reject_fraction
     rejects = [reject for reject in trial.rejects if reject[2] != "skipped"]  # which --winner asks for
     fraction = len(rejects) / max(trial.candidates, 1)
     if fraction <= most:
@@ -121,6 +137,28 @@ def refusal(trial: Trial, most: float) -> str | None:
     )
 
 
+def _encoded(rows: Sequence[Row], layout: Layout) -> dict[str, str]:
+    """The parts all of whose texts are lists of messages, and where they lie."""
+    found = {}
+    for part, path in layout.columns.items():
+        if part in _TEXTS and layout.shape is None:
+            texts = [text for row in rows if isinstance(row, dict) for text in _texts(row, path)]
+            if texts and all(map(_MESSAGES.match, texts)):
+                found[part] = path
+    return found
+
+
+def _texts(row: Mapping[str, Any], path: str) -> Iterator[str]:
+    """The texts at a path that are not empty."""
+    try:
+        found = value_at(row, path)
+    except Rejected:
+        return
+    for value in found if isinstance(found, list) else [found]:
+        if value and isinstance(value, str):
+            yield value
+
+
 def _size(candidate: Candidate) -> int:
     return len(candidate.answer) + sum(len(message["content"]) for message in candidate.prompt)
 
@@ -128,7 +166,11 @@ def _size(candidate: Candidate) -> int:
 def _unread(row: Row, job: Job) -> set[str]:
     if isinstance(row, BadRow):
         return set()
-    return set().union(*(unread_keys(row.get(column)) for column in job.layout.columns.values()))
+    try:
+        parts = parts_of(row, job.layout)
+    except Rejected:
+        return set()
+    return unread_keys([parts.prompt, *(answer for _, answer in parts.answers)])
 
 
 def _apart(task: Callable[[], Any]) -> Any:

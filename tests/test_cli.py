@@ -98,6 +98,17 @@ def test_a_config_file_may_begin_with_a_byte_order_mark(line_end: str, tmp_path:
         assert (config.input, config.unit_rows) == ((os.path.abspath("a"),), 5)
 
 
+@pytest.mark.parametrize("option", ["keep", "keep_json", "column", "winner", "role", "ignore", "input"])
+def test_a_list_of_one_in_a_config_file_may_be_written_without_brackets(option: str, tmp_path: Path) -> None:
+    value = {"column": "prompt=q", "winner": "a=first", "role": "bot=user"}.get(option, "a")
+    given = {"model": "m", "output": "o"} | ({} if option == "input" else {"input": ["in"]})
+    found = []
+    for written in (f'"{value}"', f'["{value}"]'):
+        (tmp_path / "c.toml").write_text(f"{option} = {written}\n")
+        found.append(load_config(str(tmp_path / "c.toml"), given))
+    assert found[0] == found[1]
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     config = ScoreConfig.model_validate(REQUIRED)
     with pytest.raises(ValueError, match="frozen"):

@@ -103,7 +103,7 @@ def test_long_rows_are_tried_out_up_to_a_bound(tiny_model: Path, tmp_path: Path)
     found = trial.take(job, spans)
     assert found is not None
     assert found.rows == 5  # of a million characters
-    told = trial.refusal(found, 0.5)
+    told = trial.refusal(found, config_for(tiny_model, shard, "out", max_reject_fraction=0.5))
     assert told is not None
     assert "5 too_long" in told
     assert "--truncate" in told
@@ -138,17 +138,61 @@ def test_rows_that_kill_the_process_that_tries_them_out_do_not_refuse_the_run(
     assert f"ends with status -{int(signal.SIGSEGV)}" in caplog.text
 
 
-def test_keys_of_messages_that_are_not_read_are_logged(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@FILES
+@pytest.mark.parametrize("nested", [False, True])
+def test_keys_of_messages_that_are_not_read_are_logged_and_those_of_tools_are_not(
+    nested: bool, name: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = [
         {"role": "user", "content": "q", "mood": "calm"},
         {"role": "assistant", "content": "a", "weight": 1},
     ]
-    shard = write(tmp_path / "in.jsonl", [{"messages": said}])
+    tools = [{"type": "function", "function": {"name": "tide_table"}}]
+    shard = write(tmp_path / name, [{"sample": {"said": said}, "messages": said, "tools": tools}])
+    columns = {"messages": "sample.said" if nested else "messages"}
     caplog.set_level("INFO")
-    prepare(config_for(tiny_model, shard, tmp_path / "out"), check=trial.check)
-    assert "keys of messages that are not read: mood, weight" in caplog.text
+    options = {"column": columns, "tool_calls": "text"}
+    prepare(config_for(tiny_model, shard, tmp_path / "out", **options), check=trial.check)
+    told = [m for m in caplog.messages if m.startswith("keys of messages")]
+    assert told == ["keys of messages that are not read: mood, weight"]
+
+
+TURNS = [{"role": "user", "content": "q"}]
+SAID = [*TURNS, {"role": "assistant", "content": "a"}]
+
+
+@FILES
+@pytest.mark.parametrize(
+    ("row", "part", "path"),
+    [
+        ({"prompt": json.dumps(TURNS), "response": "r"}, "prompt", "prompt[]"),
+        ({"prompt": "q", "chosen": json.dumps(SAID), "rejected": "r"}, "chosen", "chosen[]"),
+        ({"prompt": "q", "responses": [json.dumps(SAID)]}, "responses", "responses[][]"),
+        ({"prompt": str(TURNS), "response": "r"}, "prompt", None),
+    ],
+    ids=["prompt", "chosen", "responses", "as Python writes it"],
+)
+def test_messages_that_a_column_of_texts_holds_are_not_scored_as_text_unless_asked(
+    row: Row, part: str, path: str | None, name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    shard = write(tmp_path / name, [row, {**row, part: ""}] if part == "prompt" else [row])
+    lenient = {"max_reject_fraction": 1}
+    with pytest.raises(ConfigError, match=rf"every text of {part}.*--column {part}={part}"):
+        prepare(config_for(tiny_model, shard, tmp_path / "out", **lenient), check=trial.check)
+    as_text = config_for(tiny_model, shard, tmp_path / "text", column={part: part}, **lenient)
+    prepare(as_text, check=trial.check)
+    if path is not None:
+        score_locally(tiny_model, shard, tmp_path / "out", column={part: path}, keep_text=True)
+        found = rows_of(tmp_path / "out")[0]
+        assert (found["prompt"], found["response"][0]["content"] in ("a", "r")) == (TURNS, True)
+
+
+@FILES
+def test_a_text_that_looks_like_messages_beside_others_is_a_text(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": json.dumps(TURNS), "response": "r"}, {"prompt": "Why?", "response": "r"}]
+    prepare(config_for(tiny_model, write(tmp_path / name, rows), tmp_path / "out"), check=trial.check)
 
 
 @FILES

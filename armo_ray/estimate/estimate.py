@@ -54,7 +54,7 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
         "rejects": {
             name: share(sample.strata, name, "candidates") for name in (*REJECT_REASONS, "truncated")
         },
-        "refused": trial and refusal(trial, config.max_reject_fraction),
+        "refused": trial and refusal(trial, config),
         "preview": preview(job, spans, options.show) if options.show else None,
         "deduplication_ratio": ratio(sample.strata, "tokens", "computed"),
         "prompts": duplicates(sample, todo.rows.value),

@@ -15,7 +15,7 @@ _NOTHING = ("", "[]", "{}", "null")  # texts that say that there is nothing
 # tools, images, videos, audios), Dolly (context), ms-swift (rejected_*, query), OpenAI (functions, tools, developer),
 # TRL (image, images, tools), Hugging Face's chat templates (documents), axolotl (system_prompt), OpenOrca
 # (system_prompt), exports of reasoning models (thinking, reasoning, reasoning_content), retrieval data (passages).
-CARRIERS = {
+_CARRIERS = {
     "input": "input",
     "inputs": "input",
     "context": "input",
@@ -50,6 +50,21 @@ CARRIERS = {
     "rejected_images": "",
     "rejected_tools": "",
 }
+
+
+def _spellings(name: str) -> set[str]:
+    """A name as data sets write it: chat_history, Chat_History, CHAT_HISTORY, chatHistory, Chat History, ..."""
+    words = name.split("_")
+    titled = [word.capitalize() for word in words]
+    joined_up = {f"{words[0]}{''.join(titled[1:])}", "".join(titled)}
+    return {
+        spelled
+        for mark in "_- "
+        for spelled in (mark.join(words), mark.join(titled), mark.join(words).upper())
+    } | {name.capitalize(), *joined_up}
+
+
+CARRIERS = {spelled: part for name, part in _CARRIERS.items() for spelled in _spellings(name)}
 
 
 @dataclass(frozen=True)

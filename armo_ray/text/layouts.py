@@ -203,10 +203,11 @@ def _check_overrides(overrides: Mapping[str, str], seen: Found, told: str) -> No
 
 
 def _is_known(path: str, seen: Found) -> bool:
-    """Whether all that is nested in the column of a path is known: a text may hold JSON."""
-    begin = root_of(path)
-    nested = any(p.startswith((f"{begin}.", f"{begin}[")) for p in seen.paths)
-    return nested and "[" not in path.replace("[]", "") and not seen.open_ended
+    """Whether all that could lie at a path is known: a text on the way may hold JSON."""
+    if seen.open_ended or "[" in path.replace("[]", ""):
+        return False
+    last = max((p for p in seen.paths if path.startswith((f"{p}.", f"{p}["))), key=len, default="")
+    return any(p.startswith((f"{last}.", f"{last}[")) for p in seen.paths)
 
 
 def _preset(seen: Found, kind: str, overrides: Mapping[str, str], told: str) -> named.Named | None:
@@ -329,9 +330,15 @@ def _check_answers(layout: Layout, seen: Found, told: str) -> None:
             fields = seen.below(at)
             if fields and not fields & _MESSAGE_KEYS:
                 raise ConfigError(
-                    f"{part} {path}: it holds objects with {', '.join(sorted(fields))}, not text or messages: name "
-                    f"where its text lies with --column {part}={at}.{_likely(fields)}; {told}"
+                    f"{part} {path}: it holds objects with {', '.join(sorted(fields))}, not text or messages: "
+                    f"{_remedy(part, at, fields)}; {told}"
                 )
+
+
+def _remedy(part: str, at: str, fields: set[str]) -> str:
+    if part in ("prompt", "messages") and at.endswith("[]"):
+        return "a message has role and content, or from and value: rename its keys"
+    return f"name where its text lies with --column {part}={at}.{_likely(fields)}"
 
 
 def _likely(fields: set[str]) -> str:

@@ -1,5 +1,6 @@
 """Where the parts of a conversation lie in a row: what stands before the answers, and the answers with their roles."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ def _check_unread(row: Mapping[str, Any], layout: Layout) -> None:
 
 def how_to_read(name: str) -> str:
     """What to do about a column that may hold a part of a conversation and is not read."""
-    part = CARRIERS[name]
+    part, name = CARRIERS[name], shlex.quote(name)
     read = (
         f"read it with --column {part}={name}, or " if part else "no part of a conversation is read from it; "
     )
