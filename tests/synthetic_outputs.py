@@ -26,13 +26,14 @@ UNIT_ROWS = 64
 
 
 def score_synthetically(
-    output: Path | str, inputs: Path | str, keep_text: bool = False, seed: int = 0
+    output: Path | str, inputs: Path | str, keep_text: bool = False, seed: int = 0, columns: Any = None
 ) -> Path:
-    """Score shards as `armo-ray score` would, without a model; a token is a word."""
+    """Score shards as `armo-ray score` would, without a model; a token is a word. `columns` are recorded as the
+    layout's, as if they had been read."""
     shards = find_shards([str(inputs)])
     names, _, _ = sample(shards[0], 100)
     layout = detect(names)
-    recorded = {"kind": layout.kind, **layout.columns}
+    recorded = {"kind": layout.kind, **layout.columns, **(columns or {})}
     store, schema = open_output(str(output), keep_text, recorded)
     for shard in shards:
         (span,) = cut([shard], "", UNIT_ROWS, layout.candidate_columns)

@@ -509,12 +509,8 @@ def test_a_shard_scored_in_two_states_or_layouts_is_refused(
     first = score_synthetically(tmp_path / "first", shard)
     if change == "state":
         shard.write_text("".join(lines), "utf-8")
-    second = score_synthetically(tmp_path / "second", shard)
-    if change == "layout":  # as --column responses=other records it
-        run_file = second / "_run.json"
-        recorded = json.loads(run_file.read_text())
-        recorded["identity"]["layout"]["responses"] = "other"
-        run_file.write_text(json.dumps(recorded))
+    columns = {"responses": "other"} if change == "layout" else {}
+    second = score_synthetically(tmp_path / "second", shard, columns=columns)
     for outputs in ([first, second], [second, first]):
         assert "in another state or layout" in refused(outputs, tmp_path)
 
