@@ -45,7 +45,7 @@ Encoder.encode, score.Scorer.__call__ = fragile_encode, fragile_call
 
 
 POISON = {
-    "a.parquet": {7: "crash the tokenizer", 12: "fail the model"},  # the rows of two units of two row groups
+    "a.parquet": {7: "crash the tokenizer"},  # in the first of three units
     "b.jsonl": {4: "crash the model", 8: "fail the model"},
 }
 
