@@ -44,16 +44,16 @@ def probe(store: Store, job: Job, shards: Sequence[Shard]) -> None:
         store.write(name, b"")
     try:
         look: Any = ray.remote(num_cpus=0, max_retries=0)(_missing)
-        tasks = {
-            node["NodeManagerHostname"]: look.options(
+        nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].keys() & {"CPU", "GPU"}]
+        tasks = [
+            look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(store.path(name) if store.local else None, model, firsts)
-            for node in ray.nodes()
-            if node["Alive"] and node["Resources"].keys() & {"CPU", "GPU"}
-        }
+            for node in nodes
+        ]
         deadline = time.monotonic() + _PROBE_S
-        for host, task in tasks.items():
-            _judge(host, task, deadline - time.monotonic())
+        for node, task in zip(nodes, tasks, strict=True):
+            _judge(node["NodeManagerHostname"], task, deadline - time.monotonic())
     finally:
         if store.local:
             store.delete(name)
