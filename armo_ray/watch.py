@@ -1,9 +1,15 @@
-"""Processes without which Ray ends the driver silently, watched: where one is gone, the work stops before that."""
+"""Processes without which Ray ends the driver silently, watched: where one is gone, the work stops and says so.
 
+Ray may be faster: its C++ code ends a driver in the middle of a call to a raylet that is gone. A process beside
+the driver then says why.
+"""
+
+import json
 import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -53,16 +59,22 @@ def watched(endpoints: Sequence[Endpoint], advice: str) -> Iterator[None]:
     lost: list[str] = []
 
     def told() -> str:
-        return f"{lost[0]} is gone. {advice}"
+        return _gone(lost[0], advice)
 
     def watch() -> None:
         lost.extend(_first_lost(endpoints, ended))
         if lost and not ended.is_set():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             if not ended.wait(_GRACE_S):
-                print(f"{command}: failed: {told()}", file=sys.stderr, flush=True)
+                _print_failure(command, told())
+                witness.communicate(b"told")
                 os._exit(1)
 
+    witness = subprocess.Popen(
+        [sys.executable, "-I", __file__, json.dumps([command, endpoints, advice])],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the driver
+    )
     watcher = threading.Thread(target=watch, daemon=True)
     if threading.current_thread() is threading.main_thread():
         watcher.start()
@@ -78,6 +90,22 @@ def watched(endpoints: Sequence[Endpoint], advice: str) -> Iterator[None]:
         ended.set()
         if watcher.ident:
             watcher.join()
+        witness.communicate(b"ended")
+
+
+def _gone(what: str, advice: str) -> str:
+    return f"{what} is gone. {advice}"
+
+
+def _print_failure(program: str, message: str) -> None:
+    print(f"{program}: failed: {message}", file=sys.stderr, flush=True)
+
+
+def _bear_witness(program: str, endpoints: Sequence[Endpoint], advice: str) -> None:
+    """Wait for the process that writes to stdin. Where it ends without a word, print which endpoint is gone."""
+    lost = [] if sys.stdin.read() else [endpoint.what for endpoint in endpoints if not answers(endpoint)]
+    if lost:
+        _print_failure(program, _gone(lost[0], advice))
 
 
 def _first_lost(endpoints: Sequence[Endpoint], ended: threading.Event) -> list[str]:
@@ -91,3 +119,8 @@ def _first_lost(endpoints: Sequence[Endpoint], ended: threading.Event) -> list[s
         if lost := [endpoint.what for endpoint, since in silent.items() if now - since >= endpoint.patience]:
             return lost
     return []
+
+
+if __name__ == "__main__":
+    program, rows, last_words = json.loads(sys.argv[1])
+    _bear_witness(program, [Endpoint(*row) for row in rows], last_words)

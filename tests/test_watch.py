@@ -101,11 +101,17 @@ with watch.watched([watch.Endpoint("the head", *server.getsockname(), 0)], "Do i
     finally:
         time.sleep(60)  # as a call that waits for an answer
 """
+IS_ENDED = HANGS.replace(
+    "time.sleep(60)\n    finally", "watch.os._exit(1)  # as Ray does in a call\n    finally"
+)
 
 
-def test_work_that_cannot_stop_is_ended_and_the_error_is_the_last_line() -> None:
+@pytest.mark.parametrize("program", [HANGS, IS_ENDED])
+def test_work_that_hangs_or_is_ended_without_a_word_ends_with_the_error_as_the_last_line(
+    program: str,
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "armo-ray score: failed: the head is gone. Do it again"
