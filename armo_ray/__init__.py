@@ -2,7 +2,7 @@
 
 import sys
 
-_PROGRAMS = ("armo_ray.cli", "armo_ray.bench", "jobs.score", "jobs.mine", "jobs.bench")
+_PROGRAMS = ("armo_ray", "armo_ray.bench", "jobs.score", "jobs.mine", "jobs.bench")
 
 # `python -m` looks in the working directory first, where a random.py of the user's would take the place of Python's
 # own. This package is found now, so the directory may come last.
@@ -11,23 +11,23 @@ if "-m" in sys.orig_argv and set(_PROGRAMS).intersection(sys.orig_argv) and not 
 
 from typing import TYPE_CHECKING, Any  # noqa: E402 - it looks for modules of Python's own
 
-if TYPE_CHECKING:
-    from armo_ray.engine.model import RewardModel
-    from armo_ray.pipeline import score_dataset
-    from armo_ray.schema import coefficients, vectors
-    from armo_ray.text.tokenization import Encoder
+from armo_ray.version import __version__  # noqa: E402
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from armo_ray.engine.reward_model import RewardModel
+    from armo_ray.outputs.schema import coefficients, vectors
+    from armo_ray.score.pipeline import score_dataset
+    from armo_ray.text.tokenization import Encoder
 
 _HOMES = {
     "Encoder": "armo_ray.text.tokenization",
-    "RewardModel": "armo_ray.engine.model",
-    "coefficients": "armo_ray.schema",
-    "score_dataset": "armo_ray.pipeline",
-    "vectors": "armo_ray.schema",
+    "RewardModel": "armo_ray.engine.reward_model",
+    "coefficients": "armo_ray.outputs.schema",
+    "score_dataset": "armo_ray.score.pipeline",
+    "vectors": "armo_ray.outputs.schema",
 }
 
-__all__ = ["Encoder", "RewardModel", "coefficients", "score_dataset", "vectors"]
+__all__ = ["Encoder", "RewardModel", "__version__", "coefficients", "score_dataset", "vectors"]
 
 
 def __getattr__(name: str) -> Any:

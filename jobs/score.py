@@ -2,7 +2,7 @@
 
 import sys
 
-from armo_ray.cli import main
+from armo_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["score", *sys.argv[1:]]))

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 
-from armo_ray.chat import Chat
-from armo_ray.engine.tiny import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
-from tests.runs import SAMPLE
+from armo_ray.model.chat import Chat
+from armo_ray.tiny.armorm import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
+from tests.support.paths import SAMPLE
 
 # a shell's background job ignores it, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -120,7 +120,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored_pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's pairs, scored, in several parts of two partitions; one row is rejected."""
     folder = tmp_path_factory.mktemp("pairs")
-    from tests.local import score_locally  # takes torch, which not every test wants
+    from tests.support.local import score_locally  # takes torch, which not every test wants
 
     lines = SAMPLE.read_text("utf-8").splitlines()
     for day, some in (("2026-11-01", lines[::2]), ("2026-11-02", [*lines[1::2], '{"id": "broken"}'])):

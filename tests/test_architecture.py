@@ -3,91 +3,88 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT, SAMPLE
+
 PACKAGE = ROOT / "armo_ray"
-BASE = {"", "errors", "families", "config", "schema", "chat"}
-# What each room may import of the package, besides itself.
-MAY_IMPORT = {
-    "errors": set(),
-    "families": set(),
-    "config": {"errors", "families"},
-    "schema": set(),
-    "markdown": set(),
-    "kept": {"errors"},
-    "agreement": set(),
-    "template": set(),
-    "chat": {"errors", "families", "template"},
-    "": BASE | {"text", "engine", "pipeline"},
-    "storage": BASE,
-    "text": BASE,
-    "engine": BASE - {"config", "schema"},
-    "bench": BASE - {"config", "schema"} | {"agreement", "engine", "storage", "text"},
-    "columns": {"errors", "schema", "storage"},
-    "survey": BASE | {"storage", "text"},
-    "plan": BASE | {"columns", "kept", "storage", "text", "engine", "survey"},
-    "stages": BASE | {"agreement", "kept", "storage", "text", "engine", "plan"},
-    "trial": BASE | {"storage", "text", "plan", "stages"},
-    "estimate": BASE | {"storage", "text", "engine", "plan", "stages", "trial"},
-    "explain": BASE | {"storage", "text", "engine"},
-    "progress": BASE,
-    "interrupts": BASE,
-    "replicas": BASE | {"storage", "plan", "stages"},
-    "passes": {"storage"},
-    "places": BASE | {"storage", "plan"},
-    "isolation": BASE | {"storage", "plan", "replicas"},
-    "watch": set(),
-    "cluster": {"interrupts", "watch"},
-    "evaluation": {"errors"},
-    "curation": BASE | {"agreement", "cluster", "evaluation", "markdown", "storage", "text"},
-    "report": BASE | {"curation", "evaluation", "markdown", "plan", "storage"},
-    "preflight": BASE | {"engine", "storage", "text"},
-    "pipeline": BASE
-    | {"cluster", "kept", "passes", "places", "preflight", "report"}
-    | {"storage", "text", "engine", "plan", "stages", "progress", "replicas", "isolation"},
-    "parser": BASE | {"bench", "curation", "estimate", "report"},
-    "cli": BASE
-    | {"parser", "bench", "curation", "estimate", "explain", "interrupts", "watch"}
-    | {"engine", "pipeline", "plan", "preflight", "report", "storage", "text", "trial"},
+# Three tiers. The core never imports a command, commands import each other as listed alone, the face imports both.
+CORE = {
+    *("errors", "version", "signals", "options"),
+    *(
+        "storage",
+        "text",
+        "model",
+        "engine",
+        "tiny",
+        "outputs",
+        "measures",
+        "expressions",
+        "formatting",
+        "cluster",
+    ),
 }
+COMMANDS = {
+    *("score", "plan", "verify", "curate", "evaluate", "compare", "report", "explain", "layouts", "bench"),
+}
+FACE = {"", "cli", "__main__"}
+BETWEEN_COMMANDS = {("plan", "score"), ("evaluate", "score"), ("score", "verify")}
 ONLY_IN = {
-    "torch": {"engine", "replicas", "bench"},
-    "ray": {"cluster", "places", "pipeline", "progress", "replicas", "isolation"},
-    "rich": {"progress"},
+    "torch": {"engine", "tiny", "score", "bench"},
+    "ray": {"cluster", "score"},
+    "rich": {"score"},
     "fsspec": {"storage"},
-    "safetensors": {"engine", "bench"},
-    "duckdb": {"curation", "report"},
-    "rensa": {"curation"},
+    "safetensors": {"engine", "tiny", "bench"},
+    "duckdb": {"measures", "outputs", "curate", "evaluate", "compare", "report"},
+    "rensa": {"curate"},
+}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
 
 
-def rooms() -> Iterator[tuple[str, Path]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        yield "" if first == "__init__" else first, path
-
-
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+def imports(module: str) -> Iterator[str]:
+    """What a module imports, also late and for types alone."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else node.module for name in names)
 
 
-@pytest.mark.parametrize(("room", "path"), list(rooms()), ids=lambda value: getattr(value, "name", value))
-def test_imports_run_one_way(room: str, path: Path) -> None:
-    for name in imports(path):
-        top, *rest = name.split(".")
-        if top == "armo_ray":
-            target = rest[0] if (PACKAGE / rest[0]).exists() or (PACKAGE / f"{rest[0]}.py").exists() else ""
-            assert target == room or target in MAY_IMPORT[room], f"{path.name} imports {name}"
-        elif top in ONLY_IN:
-            assert room in ONLY_IN[top], f"{path.name} imports {name}"
+def room(module: str) -> str:
+    return (*module.split("."), "")[1]
+
+
+def test_every_room_is_of_one_tier() -> None:
+    assert {room(module) for module in MODULES} == CORE | COMMANDS | FACE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_from_the_face_to_the_commands_to_the_core(module: str) -> None:
+    own = room(module)
+    for name in imports(module):
+        if name.startswith("armo_ray"):
+            other = room(name)
+            allowed = CORE | {own} | {b for a, b in BETWEEN_COMMANDS if a == own}
+            assert other in allowed or own in FACE, f"{module} imports {name}"
+        elif (top := name.split(".")[0]) in ONLY_IN:
+            assert own in ONLY_IN[top], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("of", [room, str])
+def test_no_rooms_and_no_modules_import_each_other_in_a_circle(of: Callable[[str], str]) -> None:
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        found = {of(name) for name in imports(module) if name.startswith("armo_ray")}
+        graph.setdefault(of(module), set()).update(found - {of(module)})
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def modules_after(code: str) -> set[str]:
@@ -102,35 +99,35 @@ HEAVY = {"torch", "ray", "transformers", "pandas", "rich"}
 WITHOUT = {
     "import": ("import armo_ray, armo_ray.engine", HEAVY | {"pyarrow", "pydantic", "numpy"}),
     "help": (
-        "from armo_ray.cli import main\ntry: main(['score', '--help'])\nexcept SystemExit: pass",
+        "from armo_ray.cli.main import main\ntry: main(['score', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow"},
     ),
     "bench-help": (
-        "from armo_ray.cli import main\ntry: main(['bench', '--help'])\nexcept SystemExit: pass",
+        "from armo_ray.cli.main import main\ntry: main(['bench', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "numpy"},
     ),
     "mine-help": (
-        "from armo_ray.cli import main\ntry: main(['mine', '--help'])\nexcept SystemExit: pass",
+        "from armo_ray.cli.main import main\ntry: main(['mine', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "evaluate-help": (
-        "from armo_ray.cli import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: pass",
+        "from armo_ray.cli.main import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "report-help": (
-        "from armo_ray.cli import main\ntry: main(['report', '--help'])\nexcept SystemExit: pass",
+        "from armo_ray.cli.main import main\ntry: main(['report', '--help'])\nexcept SystemExit: pass",
         HEAVY | {"pyarrow", "duckdb", "numpy"},
     ),
     "config-error": (
-        "from armo_ray.cli import main\nassert main(['score', '--input', 'x']) == 2",
+        "from armo_ray.cli.main import main\nassert main(['score', '--input', 'x']) == 2",
         HEAVY | {"pyarrow"},
     ),
     "no-model": (
-        "from armo_ray.cli import main\nassert main('score --input x --output /tmp/x --model /none'.split()) == 2",
+        "from armo_ray.cli.main import main\nassert main('score --input x --output /tmp/x --model /none'.split()) == 2",
         HEAVY,
     ),
     "engine-parts": (
-        "import armo_ray.engine.packing, armo_ray.engine.checkpoint",
+        "import armo_ray.engine.packing, armo_ray.model.checkpoint",
         HEAVY | {"pyarrow", "pydantic"},
     ),
 }
@@ -142,10 +139,10 @@ def test_what_need_not_wait_loads_nothing_heavy(code: str, absent: set[str]) -> 
 
 
 def test_planning_a_run_loads_neither_torch_nor_ray(tiny_model: Path, tmp_path: Path) -> None:
-    sample = ROOT / "jobs" / "samples" / "llmbar.jsonl"
-    options = f"input='{sample}', output='{tmp_path / 'out'}', model='{tiny_model}'"
+    options = f"input='{SAMPLE}', output='{tmp_path / 'out'}', model='{tiny_model}'"
     loaded = modules_after(
-        f"from armo_ray.config import ScoreConfig\nfrom armo_ray.plan import prepare\nprepare(ScoreConfig({options}))"
+        "from armo_ray.score.config import ScoreConfig\n"
+        f"from armo_ray.score.job import prepare\nprepare(ScoreConfig({options}))"
     )
     assert not {"torch", "ray"} & loaded
 

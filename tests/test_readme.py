@@ -11,12 +11,12 @@ import pyarrow.parquet
 import pytest
 
 import armo_ray
-from armo_ray.parser import build_parser
-from armo_ray.schema import CANDIDATE_FIELDS, REJECT_REASONS
+from armo_ray.cli.parser import build_parser
+from armo_ray.outputs.schema import CANDIDATE_FIELDS, REJECT_REASONS
 from armo_ray.text.layouts import ALIASES
-from tests.local import score_locally
+from tests.support.local import score_locally
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from armo_ray import bench
-from armo_ray.bench.arguments import add_arguments, execute
+from armo_ray.bench.command import execute
+from armo_ray.bench.options import add_arguments
 from armo_ray.errors import ConfigError
 
 

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel
 
-from armo_ray.bench.arguments import Settings
+from armo_ray.bench.options import Settings
 from armo_ray.bench.smollm2 import ensure_smollm2
 from armo_ray.bench.workloads import Vocabulary
-from armo_ray.chat import Chat
 from armo_ray.engine import RewardModel, attention
 from armo_ray.engine.backbone import DTYPES
-from armo_ray.engine.checkpoint import resolve
 from armo_ray.engine.heads import Head, armorm
-from armo_ray.engine.model import TOKEN_BUDGETS
 from armo_ray.engine.options import Options
-from armo_ray.engine.recognize import ARMORM_OBJECTIVES
-from armo_ray.engine.tiny import CONFIG, random_head
-from armo_ray.families import FAMILIES
+from armo_ray.engine.reward_model import TOKEN_BUDGETS
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import resolve
+from armo_ray.model.families import FAMILIES
+from armo_ray.model.recognize import ARMORM_OBJECTIVES
+from armo_ray.tiny.armorm import CONFIG, random_head
 
 KEPT_SMOLLM2 = Path(".bench/smollm2")
 _SHAPES = {

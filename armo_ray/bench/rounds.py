@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from armo_ray.agreement import pairs_of
 from armo_ray.bench import baselines, flops, measure
 from armo_ray.bench.contenders import Contender
 from armo_ray.bench.workloads import Group, sequences_of
 from armo_ray.engine import RewardModel, Scores
+from armo_ray.measures.agreement import pairs_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from armo_ray import __version__
 from armo_ray.bench import contenders, flops, measure, models, report, workloads
-from armo_ray.bench.arguments import DEFAULTS, Settings, default_workloads
 from armo_ray.bench.models import Subject
+from armo_ray.bench.options import DEFAULTS, Settings, default_workloads
 from armo_ray.bench.rounds import attempt, take_turns
 from armo_ray.bench.workloads import Group
 from armo_ray.errors import ConfigError
+from armo_ray.version import __version__
 
 logger = logging.getLogger(__name__)
 

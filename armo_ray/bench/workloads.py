@@ -69,11 +69,11 @@ def synthetic(
 
 def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length: int) -> list[Group]:
     """The first conversations of real shards, tokenized as the model reads them; too long ones are left out."""
-    from armo_ray.chat import Chat
+    from armo_ray.model.chat import Chat
     from armo_ray.storage import readers, units
     from armo_ray.storage.shards import find_shards
     from armo_ray.text.conversations import candidates_of
-    from armo_ray.text.found import of_rows, of_schema
+    from armo_ray.text.input_columns import of_rows, of_schema
     from armo_ray.text.layouts import detect
     from armo_ray.text.tokenization import Encoder
 

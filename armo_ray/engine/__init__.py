@@ -7,7 +7,7 @@ Knows nothing of Ray, files of conversations or Arrow. Importing this package im
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from armo_ray.engine.model import RewardModel, Scores
+    from armo_ray.engine.reward_model import RewardModel, Scores
 
 __all__ = ["RewardModel", "Scores"]
 
@@ -15,6 +15,6 @@ __all__ = ["RewardModel", "Scores"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from armo_ray.engine import model
+    from armo_ray.engine import reward_model
 
-    return getattr(model, name)
+    return getattr(reward_model, name)

@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from armo_ray.engine import attention
-from armo_ray.engine.checkpoint import Checkpoint
 from armo_ray.engine.decoder import LLAMA_LIKE
 from armo_ray.engine.fp8 import quantize_
-from armo_ray.engine.recognize import HEAD_PREFIXES, LM_HEAD
 from armo_ray.errors import ConfigError
+from armo_ray.model.checkpoint import Checkpoint
+from armo_ray.model.recognize import HEAD_PREFIXES, LM_HEAD
 
 DTYPES = {
     "bfloat16": torch.bfloat16,

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
 from armo_ray.engine.attention import Plan, Rule, attend
-from armo_ray.engine.blocks import in_blocks
 from armo_ray.engine.device import to_device
+from armo_ray.engine.fixed_shape import in_blocks
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Index, Pack
 

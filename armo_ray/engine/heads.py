@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from armo_ray.engine.blocks import in_blocks
+from armo_ray.engine.fixed_shape import in_blocks
 from armo_ray.engine.packing import Ids
-from armo_ray.engine.positions import read_positions
-from armo_ray.families import Family
+from armo_ray.model.families import Family
+from armo_ray.model.positions import read_positions
 
 Tensor = torch.Tensor
 Tensors = Mapping[str, Tensor]

@@ -1,1 +1,1 @@
-"""One row traced through a job: where it came from, what the model read, and what its score is made of."""
+"""`armo-ray explain`: one row traced back: its source, what the model read, and what its score is made of."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from armo_ray.errors import ConfigError
-from armo_ray.schema import footer
+from armo_ray.outputs.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS, SCORES, read_part

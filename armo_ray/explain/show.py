@@ -9,8 +9,8 @@ import pyarrow as pa
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.explain.tokens import Trace, trace
-from armo_ray.families import FAMILIES
-from armo_ray.schema import coefficients, footer, recomputed, vectors
+from armo_ray.model.families import FAMILIES
+from armo_ray.outputs.schema import coefficients, footer, recomputed, vectors
 
 _BAR = 24
 _AROUND = 6  # tokens shown on either side of one that is read

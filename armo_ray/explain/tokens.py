@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from armo_ray.chat import Chat
-from armo_ray.engine.checkpoint import resolve
-from armo_ray.engine.positions import read_positions
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
-from armo_ray.families import FAMILIES
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import resolve
+from armo_ray.model.families import FAMILIES
+from armo_ray.model.positions import read_positions
 from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer

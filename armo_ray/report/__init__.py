@@ -1,1 +1,1 @@
-"""What people read of an output: its card, the report and the drift of its numbers."""
+"""`armo-ray report`: the page that people read of an output, and how far its numbers drifted."""

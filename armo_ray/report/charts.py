@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from armo_ray.report.words import number
+from armo_ray.report.html import number
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 216, 46, 12, 26, 38
 _CELL, _CHAR = 22, 6.6  # pixels; of a letter's width at 11

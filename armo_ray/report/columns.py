@@ -11,9 +11,9 @@ from typing import Any
 
 import duckdb
 
-from armo_ray.curation.expressions import quote
-from armo_ray.curation.scores import Part, Scores, literal, paths_of, scan
-from armo_ray.schema import RESERVED
+from armo_ray.expressions.expressions import quote
+from armo_ray.outputs.schema import RESERVED
+from armo_ray.outputs.scores import Part, Scores, literal, paths_of, scan
 
 SCORE, LENGTH = "score", "num_response_tokens"
 _SIZES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
@@ -67,7 +67,7 @@ def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores, grouped: bool =
 
 
 def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """Rewards times their coefficients, as armo_ray.schema.coefficients has them; and a penalty for length."""
+    """Rewards times their coefficients, as armo_ray.outputs.schema.coefficients has them; and a penalty for length."""
     if metadata.get("ensemble") in ("min", "mean-std"):
         return {}
     fixed, transform = metadata.get("fixed_weights"), metadata.get("reward_transform_matrix") or []

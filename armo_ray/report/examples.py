@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from armo_ray.curation.scores import Part, Scores, scan
+from armo_ray.outputs.scores import Part, Scores, scan
 from armo_ray.report.columns import Columns
 from armo_ray.storage.shards import row_id
 

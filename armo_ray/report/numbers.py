@@ -22,9 +22,8 @@ from typing import Any
 
 import duckdb
 
-from armo_ray import __version__
-from armo_ray.curation.scores import Scores, check_models, database, scan
 from armo_ray.errors import ConfigError
+from armo_ray.outputs.scores import Scores, check_models, database, scan
 from armo_ray.report.columns import SCORE, find_columns
 from armo_ray.report.drift import drift
 from armo_ray.report.examples import extremes, rejects
@@ -44,6 +43,7 @@ from armo_ray.report.summary import (
     summarize,
 )
 from armo_ray.storage import commits
+from armo_ray.version import __version__
 
 VERSION = 1  # of the keys
 

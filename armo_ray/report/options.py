@@ -2,8 +2,8 @@
 
 from pydantic import Field, model_validator
 
-from armo_ray.config import NewPlace, Place, Places
-from armo_ray.curation.options import Finite, ScoresOptions
+from armo_ray.options import Finite, NewPlace, Place, Places
+from armo_ray.outputs.options import ScoresOptions
 
 
 class ReportOptions(ScoresOptions):

@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from armo_ray.families import FAMILIES
-from armo_ray.report import contrasts, overview, shifts, values
+from armo_ray.model.families import FAMILIES
+from armo_ray.report.sections import comparisons, distributions, drift, overview
 
 _PAGE = Markup("""<!DOCTYPE html>
 <html lang="en">
@@ -75,7 +75,7 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
     nothing = Markup("")
     scored, made = found["scored"], {"Overview": overview.overview(found)}
     if found["drift"]:
-        made["Drift"] = shifts.drift(found["drift"])
+        made["Drift"] = drift.drift(found["drift"])
     if scored:
         columns = _told_once(scored["columns"])
         rewards = [name for name in columns if name.startswith("rewards.")]
@@ -83,16 +83,16 @@ def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
         of_prompt = family is not None and family.reads == "gate"
         several = len(rewards) > 1 and found["totals"]["scored"] >= _ENOUGH
         made |= {
-            "Distributions": values.distributions(columns),
-            "What drives the score": values.makeup(scored["influence"], columns)
+            "Distributions": distributions.distributions(columns),
+            "What drives the score": distributions.makeup(scored["influence"], columns)
             if several and scored["influence"]  # the least of several is no sum
             else nothing,
-            "Gating": values.gating(scored["groups"], of_prompt),
-            "Correlation": values.correlation(scored["correlation"]) if several else nothing,
-            "Length": values.length(scored["length"], columns),
-            "Within prompts": contrasts.prompts(scored["prompts"]),
-            "Chosen and rejected": contrasts.pairs(scored["pairs"]) if scored["pairs"] else nothing,
-            "Groups": contrasts.groups(scored["groups"], columns["score"]["mean"])
+            "Gating": distributions.gating(scored["groups"], of_prompt),
+            "Correlation": distributions.correlation(scored["correlation"]) if several else nothing,
+            "Length": distributions.length(scored["length"], columns),
+            "Within prompts": comparisons.prompts(scored["prompts"]),
+            "Chosen and rejected": comparisons.pairs(scored["pairs"]) if scored["pairs"] else nothing,
+            "Groups": comparisons.groups(scored["groups"], columns["score"]["mean"])
             if scored["groups"]
             else nothing,
             "Examples": overview.examples(scored["examples"]),

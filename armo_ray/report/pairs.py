@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from armo_ray.evaluation.measures import LENGTH_RATIOS
+from armo_ray.measures.lengths import LENGTH_RATIOS
 from armo_ray.report.columns import LENGTH, SCORE, Columns
 from armo_ray.report.histograms import counted, fixed_bounds, histogram_of
 

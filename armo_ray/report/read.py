@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from armo_ray.curation.scores import Listed, Scores, read_run_and_manifest, scores_of
+from armo_ray.outputs.scores import Listed, Scores, read_run_and_manifest, scores_of
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 

@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from armo_ray.curation.scores import Scores
+from armo_ray.outputs.scores import Scores
 from armo_ray.report.columns import LENGTH, SCORE, Columns, sampled
 from armo_ray.report.histograms import Bounds, Floats, Histogram, counted, find_bounds, histogram_of
 

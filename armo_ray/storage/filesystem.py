@@ -10,9 +10,9 @@ from fsspec import filesystem, get_filesystem_class
 from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from armo_ray.config import check_uri
 from armo_ray.errors import ConfigError
 from armo_ray.storage.retries import explain, patiently
+from armo_ray.storage.uris import check_uri
 
 THREADS = 16
 _AT_ONCE = 4_096  # calls that wait for a thread; each costs a kilobyte or more

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from armo_ray.chat import Messages
+from armo_ray.model.chat import Messages
+from armo_ray.text.column_roles import Parts, parts_of
 from armo_ray.text.joining import is_same, joined
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import AS_WRITTEN, Message, Reading, conversation, message_of, said
-from armo_ray.text.parts import Parts, parts_of
 from armo_ray.text.paths import Rejected, kind_of
 from armo_ray.text.tools import as_text, tools_of
 

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.text import named
-from armo_ray.text.found import CARRIERS, Found, of_names
+from armo_ray.text import named_layouts
+from armo_ray.text.input_columns import CARRIERS, Found, of_names
 from armo_ray.text.paths import Rejected, root_of, steps_of, value_at
 
 # The names under which public datasets carry each part of a conversation; the first of each is the field's own.
@@ -65,7 +65,7 @@ class Layout:
     shape: name of the function that makes parts of what no path can tell, in `text/shapes.py`.
     step_end: what the model wants between the steps of an answer.
     ignored: columns that the user, or the named layout, sets aside.
-    name: of a layout in `text/named.py`.
+    name: of a layout in `text/named_layouts.py`.
     """
 
     kind: str
@@ -175,7 +175,7 @@ def detect(
         f"the input has the columns {', '.join(sorted(seen.names)) or '(none)'}",
     )
     _check_overrides(overrides, seen, told)
-    if kind != "auto" and kind not in REQUIRED and kind not in named.NAMED:
+    if kind != "auto" and kind not in REQUIRED and kind not in named_layouts.NAMED:
         kinds = ", ".join(("auto", *REQUIRED))
         raise ConfigError(
             f"layout: unknown layout {kind}; expected {kinds}, or a name that armo-ray layouts lists"
@@ -210,15 +210,15 @@ def _is_known(path: str, seen: Found) -> bool:
     return any(p.startswith((f"{last}.", f"{last}[")) for p in seen.paths)
 
 
-def _preset(seen: Found, kind: str, overrides: Mapping[str, str], told: str) -> named.Named | None:
+def _preset(seen: Found, kind: str, overrides: Mapping[str, str], told: str) -> named_layouts.Named | None:
     """The layout of the table that is asked for, or that alone fits."""
-    if kind in named.NAMED:
-        preset = named.NAMED[kind]
-        if missing := [path for path in preset.required if not named.has(seen, path)]:
+    if kind in named_layouts.NAMED:
+        preset = named_layouts.NAMED[kind]
+        if missing := [path for path in preset.required if not named_layouts.has(seen, path)]:
             raise ConfigError(f"layout {kind}: no {' and no '.join(missing)}; {told}")
         fits = [preset]
     elif kind == "auto" and set(overrides) <= {*_AROUND, "winner"}:
-        fits = named.fitting(seen)
+        fits = named_layouts.fitting(seen)
     else:
         return None
     if len(fits) > 1:
@@ -234,7 +234,7 @@ def _preset(seen: Found, kind: str, overrides: Mapping[str, str], told: str) -> 
     return fits[0] if fits else None
 
 
-def _left_over(preset: named.Named, seen: Found) -> list[str]:
+def _left_over(preset: named_layouts.Named, seen: Found) -> list[str]:
     """Columns that a general layout would take for answers or the prompt, neither read nor set aside by this one."""
     paths = (*preset.required, *preset.optional.values(), *preset.aside)
     rest = seen.names - set(map(root_of, paths))
@@ -244,8 +244,8 @@ def _left_over(preset: named.Named, seen: Found) -> list[str]:
     return sorted(found | (pair if len(pair) == 2 else set()))
 
 
-def _of_preset(preset: named.Named, seen: Found, overrides: Mapping[str, str]) -> Layout:
-    more = {part: path for part, path in preset.optional.items() if named.has(seen, path)}
+def _of_preset(preset: named_layouts.Named, seen: Found, overrides: Mapping[str, str]) -> Layout:
+    more = {part: path for part, path in preset.optional.items() if named_layouts.has(seen, path)}
     columns = {**preset.columns, **more, **_around(seen, preset.columns), **overrides}
     return Layout(
         kind=preset.kind,

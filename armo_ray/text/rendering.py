@@ -16,10 +16,10 @@ import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
-from armo_ray.chat import Chat, Messages
+from armo_ray.model.chat import Chat, Messages
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.messages import said
-from armo_ray.text.rendered import Path, changed, left_out, texts_of, unused
+from armo_ray.text.render_check import Path, changed, left_out, texts_of, unused
 from armo_ray.text.tokenized import Ids, Prompt
 
 # What a template raises that refuses messages, or does not expect the type of a value.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from armo_ray.chat import Chat, Messages
+from armo_ray.model.chat import Chat, Messages
 from armo_ray.text import judges
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout

@@ -1,0 +1,1 @@
+"""The Ray that work is done on."""

@@ -1,0 +1,1 @@
+"""`armo-ray compare`: how two outputs over the same rows differ."""

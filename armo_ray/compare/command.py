@@ -1,0 +1,168 @@
+"""`armo-ray compare`: how two outputs over the same rows differ, in ranks, in the order of pairs, row by row."""
+
+import logging
+from typing import Any
+
+import duckdb
+
+from armo_ray.compare.options import CompareOptions
+from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import quote
+from armo_ray.formatting.tables import number, percent, table
+from armo_ray.measures.comparison import compare
+from armo_ray.outputs.dataset import new_output
+from armo_ray.outputs.scores import Scores, database, open_scores, scan
+from armo_ray.outputs.text import find_sources, read_text
+from armo_ray.storage import commits
+
+logger = logging.getLogger(__name__)
+
+REPORT = "comparison.json"
+_KEY = "source, source_row, candidate"
+_TEXT_CHARS = 300  # of an answer that are printed
+
+
+def run(options: CompareOptions) -> None:
+    """Print how the second output differs from the first, and write it where asked. Raises ConfigError."""
+    first, second = (open_scores([uri]) for uri in options.scores)
+    if options.output is None:
+        print(_told(_compare(options, first, second)))
+        return
+    with new_output(options.output, "compare") as store:
+        found = _compare(options, first, second)
+        print(_told(found))
+        store.write(REPORT, commits.to_json(found))
+
+
+def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str, Any]:
+    names = [name for name in first.reward_names if name in second.reward_names]
+    with database(options) as con:
+        _join(con, first, second, names)
+        counts = [_count(con, f"({scan(scores.parts)})") for scores in (first, second)]
+        both = _count(con, "joined")
+        if not both:
+            raise ConfigError(
+                f"{first.outputs[0]} and {second.outputs[0]} have no row in common: rows are the same where source, "
+                f"source_row and candidate are; sources are {_a_source(con, 'old')} there and "
+                f"{_a_source(con, 'new')} here, and so on"
+            )
+        columns = {}
+        for name in ("score", *names):
+            old, new = quote(f"old {name}"), quote(f"new {name}")
+            con.execute(
+                f"CREATE OR REPLACE TEMP VIEW one AS SELECT place, prompt, {old} AS old, {new} AS new FROM joined"
+            )
+            columns[name] = compare(con, "one")
+        movers = _movers(con, options.movers)
+    return {
+        "scores": [first.outputs[0], second.outputs[0]],
+        "models": [first.metadata, second.metadata],
+        "candidates": both,
+        "only_in_first": counts[0] - both,
+        "only_in_second": counts[1] - both,
+        "columns": columns,
+        "movers": _with_text(movers, first),
+    }
+
+
+def _count(con: duckdb.DuckDBPyConnection, relation: str) -> int:
+    return int(con.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
+
+
+def _a_source(con: duckdb.DuckDBPyConnection, relation: str) -> str:
+    return str(con.execute(f"SELECT min(source) FROM {relation}").fetchall()[0][0])
+
+
+def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: list[str]) -> None:
+    """The table joined: a row for each candidate that both outputs scored; a prompt is what the first reads as one."""
+    for label, scores in (("old", first), ("new", second)):
+        values = [f"score AS {quote(f'{label} score')}"]
+        values += [f"rewards.{quote(name)} AS {quote(f'{label} {name}')}" for name in names]
+        con.execute(
+            f"CREATE TEMP VIEW {label} AS SELECT {_KEY}, prompt_id, {', '.join(values)} FROM ({scan(scores.parts)})"
+        )
+    con.execute(
+        f"""CREATE TEMP TABLE joined AS
+            SELECT row_number() OVER () AS place, old.prompt_id AS prompt, old.* EXCLUDE (prompt_id),
+                new.* EXCLUDE ({_KEY}, prompt_id)
+            FROM old JOIN new USING ({_KEY})"""
+    )
+
+
+def _movers(con: duckdb.DuckDBPyConnection, count: int) -> list[dict[str, Any]]:
+    """The candidates whose score ranks most differently among all: ranks are from 0, the lowest, to 1."""
+    rows = con.execute(
+        f"""SELECT {_KEY}, "old score", "new score", old_rank, new_rank FROM (
+                SELECT *, percent_rank() OVER (ORDER BY "old score") AS old_rank,
+                    percent_rank() OVER (ORDER BY "new score") AS new_rank FROM joined)
+            WHERE old_rank <> new_rank
+            ORDER BY abs(new_rank - old_rank) DESC, {_KEY} LIMIT {count}"""
+    ).fetchall()
+    keys = (*_KEY.split(", "), "old_score", "new_score", "old_rank", "new_rank")
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+def _with_text(movers: list[dict[str, Any]], scores: Scores) -> list[dict[str, Any]]:
+    """With `prompt` and `response`, read again from the shards; null where one is gone or changed."""
+    try:
+        sources = find_sources(scores) if movers else {}
+    except ConfigError as error:
+        logger.warning("without text: %s", error)
+        return [{**mover, "prompt": None, "response": None} for mover in movers]
+    texts = {}
+    for uri in {mover["source"] for mover in movers} & sources.keys():
+        for read in read_text(sources[uri], {m["source_row"] for m in movers if m["source"] == uri}):
+            for row in read.to_pylist():
+                texts[uri, row["source_row"], row["candidate"]] = (row["prompt"], row["response"])
+    found = []
+    for mover in movers:
+        key = (mover["source"], mover["source_row"], mover["candidate"])
+        prompt, response = texts.get(key, (None, None))
+        found.append({**mover, "prompt": prompt, "response": response})
+    return found
+
+
+def _told(found: dict[str, Any]) -> str:
+    head = [
+        "second against first",
+        "rank correlation",
+        "flipped pairs, %",
+        "other best, %",
+        "largest difference",
+    ]
+    rows = [
+        [
+            name,
+            number(row["spearman"]),
+            percent(row["pair_flips"]),
+            percent(row["top_changes"]),
+            number(row["largest_difference"]),
+        ]
+        for name, row in found["columns"].items()
+    ]
+    score = found["columns"]["score"]
+    counts = (
+        f"{found['candidates']} candidates in both, {found['only_in_first']} only in the first, "
+        f"{found['only_in_second']} only in the second; "
+        f"{score['pairs']} pairs of one prompt, {score['prompts']} prompts"
+    )
+    return "\n\n".join([table(head, rows), counts, *map(_mover, found["movers"])])
+
+
+def _mover(mover: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"{mover['source']} row {mover['source_row']} candidate {mover['candidate']}: score "
+            f"{number(mover['old_score'])} -> {number(mover['new_score'])}, rank "
+            f"{percent(mover['old_rank'])} -> {percent(mover['new_rank'])} %",
+            f"  prompt: {_short(mover['prompt'])}",
+            f"  response: {_short(mover['response'])}",
+        ]
+    )
+
+
+def _short(messages: list[dict[str, str]] | None) -> str:
+    if not messages:
+        return "(its shard is gone or changed)"
+    text = " ".join(messages[-1]["content"].split())
+    return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]} ..."

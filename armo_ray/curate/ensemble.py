@@ -1,0 +1,206 @@
+"""armo-ray reweigh --ensemble: one score from those that several models gave the same candidates."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from armo_ray.curate import derived_output
+from armo_ray.curate.options import ReweighOptions
+from armo_ray.curate.tasks import engine
+from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import quote
+from armo_ray.measures.comparison import compare
+from armo_ray.outputs.dataset import new_output
+from armo_ray.outputs.scores import Part, Scores, database, open_scores, scan
+from armo_ray.storage import commits
+from armo_ray.storage.parts import SCORES, read_part, write_table
+from armo_ray.storage.store import Store
+from armo_ray.text.messages import Reading
+
+_TASK_UNITS = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """A complete output of one model; its scores become (score - mean) / deviation, which all models share."""
+
+    name: str
+    output: str
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some units, each with its commit record in the output of every member."""
+
+    members: tuple[Member, ...]
+    units: tuple[tuple[Mapping[str, Any], ...], ...]
+    output: str
+    formula: Mapping[str, Any]
+    fingerprint: str  # of the output
+
+
+def run(options: ReweighOptions) -> None:
+    """Write an output whose rewards are the standardized scores of the models. Raises ConfigError."""
+    outputs = [open_scores([uri]) for uri in options.scores]
+    if len(outputs) < 2:
+        raise ConfigError(
+            "--ensemble: give the outputs of several models, as `armo-ray score --model A B` writes them"
+        )
+    with new_output(options.output, "reweigh", options.engine) as store:
+        units = _paired(outputs)
+        members = _members(options, outputs)
+        formula = _formula(options, outputs, members)
+        made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
+        identity = {"model_fingerprint": formula["model_fingerprint"]}
+        fingerprint = derived_output.begin(outputs[0], store, made, identity)
+        tasks = [
+            Task(members, tuple(units[i : i + _TASK_UNITS]), store.uri, formula, fingerprint)
+            for i in range(0, len(units), _TASK_UNITS)
+        ]
+        with engine(options) as run_tasks:
+            done = run_tasks(_combine, tasks)
+        missing = sum(count for count, _ in done)
+        written = [part for _, parts in done for part in parts]
+        told = [f"- {m.name}: {m.output}, mean {m.mean:g}, deviation {m.deviation:g}" for m in members]
+        told += [f"- {missing} candidates of the first that another model did not score were left out"]
+        compared = _compare(options, members, written)
+        told += [f"- {name}: {found}" for name, found in compared.items()]
+        print("\n".join(told))
+        store.write("comparison.json", commits.to_json(compared))
+        derived_output.finish(
+            store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *told]
+        )
+
+
+def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequence[Part]) -> dict[str, Any]:
+    """How the new scores rank the candidates, beside those of each model."""
+    found = {}
+    with database(options) as con:
+        for member in members:
+            name = f"rewards.{quote(member.name)}"
+            con.execute(
+                f"""CREATE OR REPLACE TEMP TABLE compared AS
+                    SELECT row_number() OVER () AS place, prompt_id AS prompt, {name} AS old, score AS new
+                    FROM ({scan(written)})"""
+            )
+            found[f"order by {member.name}"] = compare(con, "compared")
+    return found
+
+
+def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
+    """The commit records of each unit, one of every output. Raises ConfigError where they have other units."""
+    found: list[dict[Any, Mapping[str, Any]]] = []
+    for scores in outputs:
+        store = Store(scores.outputs[0])
+        records = commits.read_commits(store, run=scores.runs[0])
+        found.append({(r["source"], r["first_row"], r["num_rows"], r["identity"]): r for r in records})
+    for scores, units in zip(outputs[1:], found[1:], strict=True):
+        differs = sorted(units.keys() ^ found[0].keys())
+        read = [one.runs[0]["identity"] for one in (outputs[0], scores)]
+        same = read[0]["layout"] == read[1]["layout"] and Reading.of(read[0]) == Reading.of(read[1])
+        if differs or not same:
+            told = (
+                f"the first {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
+                if differs
+                else "by another layout"
+            )
+            raise ConfigError(
+                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]}, {told}: score both in one run, "
+                f"with --model A B, on shards that stay as they are"
+            )
+    return [tuple(units[key] for units in found) for key in found[0]]
+
+
+def _members(options: ReweighOptions, outputs: Sequence[Scores]) -> tuple[Member, ...]:
+    members = []
+    for scores in outputs:
+        output = scores.outputs[0]
+        with database(options) as con:
+            row = con.execute(f"SELECT avg(score), stddev_pop(score) FROM ({scan(scores.parts)})").fetchone()
+        mean, deviation = (float(f"{value:.9g}") for value in row or (0, 0))  # the order of a sum is nobody's
+        if not deviation:
+            raise ConfigError(f"{output}: all its scores are equal: they order nothing")
+        members.append(Member(output.rpartition("/")[2], output, mean, deviation))
+    if len({member.name for member in members}) < len(members):
+        raise ConfigError(
+            "--ensemble: the last part of an output's URI names its model, and two are the same"
+        )
+    return tuple(members)
+
+
+def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequence[Member]) -> dict[str, Any]:
+    """The metadata of the new scores; armo_ray.outputs.schema.recomputed says what it means."""
+    formula: dict[str, Any] = {
+        "model": f"{options.ensemble} of {', '.join(m.name for m in members)}",
+        "model_revision": None,
+        "reward_transform_matrix": None,
+        "objective_factors": None,
+        "length_penalty": 0.0,
+        "base": None,
+        "fixed_weights": [1 / len(members)] * len(members) if options.ensemble == "mean" else None,
+        "ensemble": options.ensemble,
+        "risk": options.risk,
+        "members": [vars(m) for m in members],
+    }
+    prints = [scores.metadata["model_fingerprint"] for scores in outputs]
+    text = json.dumps([prints, formula], sort_keys=True)
+    return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def _combine(task: Task) -> tuple[int, list[Part]]:
+    """Write and commit the units of a task; returns how many rows were left out, and the parts of scores."""
+    store, missing, parts = Store(task.output), 0, []
+    for records in task.units:
+        others = [_scores_of(m, record) for m, record in zip(task.members[1:], records[1:], strict=True)]
+        written = []
+        for part in records[0]["parts"]:
+            source = Store(task.members[0].output)
+            if not part["path"].startswith(f"{SCORES}/"):
+                written.append(derived_output.copy_part(source, store, part))
+                continue
+            table = read_part(source, part)
+            found = _combined(table, others, task)
+            missing += table.num_rows - found.num_rows
+            if found.num_rows:
+                written.append(write_table(store, part["path"], found))
+                parts.append(Part(f"{store.uri}/{part['path']}", found.num_rows, 0, ()))
+        commits.commit(store, derived_output.record_of(records[0], written, task.fingerprint))
+    return missing, parts
+
+
+def _scores_of(member: Member, record: Mapping[str, Any]) -> dict[str, float]:
+    """The standardized scores of a unit by row id."""
+    found: dict[str, float] = {}
+    for part in record["parts"]:
+        if part["path"].startswith(f"{SCORES}/"):
+            table = read_part(Store(member.output), part)
+            values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
+            found |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
+    return found
+
+
+def _combined(table: pa.Table, others: Sequence[Mapping[str, float]], task: Task) -> pa.Table:
+    """The rows that every model scored, with its score as a reward of its name."""
+    first = task.members[0]
+    table = table.filter(
+        pa.array([all(row in other for other in others) for row in table["row_id"].to_pylist()])
+    )
+    rows = table["row_id"].to_pylist()
+    columns = [(table["score"].to_numpy().astype(np.float64) - first.mean) / first.deviation]
+    columns += [np.array([other[row] for row in rows], np.float64) for other in others]
+    fields = [pa.field(member.name, pa.float32()) for member in task.members]
+    rewards = pa.StructArray.from_arrays([pa.array(c.astype(np.float32)) for c in columns], fields=fields)
+    nothing = pa.nulls(len(rows), rewards.type)
+    for name, values in (("rewards", rewards), ("gating", nothing)):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, pa.field(name, rewards.type), values)
+    if "step_scores" in table.column_names:
+        table = table.drop_columns(["step_scores"])
+    return derived_output.rescored(table, task.formula)

@@ -1,0 +1,115 @@
+"""armo-ray filter: the rows of scores that pass some rules, in their order and with all of their columns."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from armo_ray.curate import derived_output
+from armo_ray.curate.filter_sql import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
+from armo_ray.curate.options import FilterOptions
+from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import parse
+from armo_ray.outputs.dataset import new_output
+from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
+from armo_ray.storage import commits
+
+_TOLD_GROUPS = 100  # thresholds of more groups are not written down
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of each part that pass, and how many there are of each pattern of rules that failed."""
+
+    kept: Mapping[str, npt.NDArray[np.bool_]]
+    patterns: Mapping[int, int]
+    thresholds: Sequence[Mapping[str, Any]]
+
+
+def run(options: FilterOptions) -> None:
+    """Filter complete outputs of one model. Raises ConfigError where an option is wrong, or nothing passes."""
+    if not options.where and options.top_k is None:
+        raise ConfigError("nothing to filter by: give --where or --top-k")
+    scores = open_scores(options.scores)
+    with new_output(options.output, "filter", options.engine) as store, database(options) as con:
+        rules = parse_rules(options, columns_of(con, scores))
+        selection = select(con, scores, rules)
+        told = table_of(options, selection.patterns)
+        print("\n".join(_table(told)))
+        if not selection.patterns.get(0):
+            raise ConfigError(f"none of {scores.rows} rows passes")
+        made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
+        fingerprint = derived_output.begin(scores, store, made, {})
+        packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
+        change = derived_output.Change(kept=packed, format=options.format, fingerprint=fingerprint)
+        derived_output.rewrite(scores, store, options, change)
+        store.write("rules.json", commits.to_json({"rules": told, "thresholds": selection.thresholds}))
+        about = [f"{selection.patterns[0]} of {scores.rows} rows of {', '.join(scores.outputs)}.", ""]
+        derived_output.finish(store, options, "Scores that passed a filter", [*about, *_table(told)])
+
+
+def parse_rules(options: FilterOptions, columns: Mapping[str, str]) -> Rules:
+    """The rules that the options spell."""
+    top = None
+    if options.top_k is not None:
+        groups = tuple(parse(text, columns, None) for text in options.group)
+        top = Top(options.top_k, groups, parse(options.by, columns, "number"))
+    return Rules(
+        tuple(parse(text, columns) for text in options.where),
+        tuple(parse(text, columns, None) for text in options.per),
+        top,
+    )
+
+
+def select(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> Selection:
+    """Which rows pass. Reads the columns that the rules name; keeps a byte for every row."""
+    relation = scan(scores.parts, numbered=True)
+    thresholds = find_thresholds(con, relation, rules)
+    ends = np.cumsum([part.rows for part in scores.parts])
+    starts = ends - [part.rows for part in scores.parts]
+    kept = np.zeros(scores.rows, bool)
+    patterns: Counter[int] = Counter()
+    for batch in find_failures(con, relation, rules, thresholds):
+        part, row, failed = (batch[name].to_numpy() for name in (PART, ROW, "failed"))
+        if (beyond := starts[part] + row >= ends[part]).any():
+            uri = scores.parts[part[beyond][0]].uri
+            raise RuntimeError(f"{uri}: more rows than its manifest says. Check it with armo-ray verify")
+        kept[starts[part] + row] = failed == 0
+        found, counts = np.unique(failed, return_counts=True)
+        patterns.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    by_part = dict(zip((part.uri for part in scores.parts), np.split(kept, ends[:-1]), strict=True))
+    return Selection(by_part, patterns, values_of(con, thresholds, _TOLD_GROUPS))
+
+
+def table_of(options: FilterOptions, patterns: Mapping[int, int]) -> list[dict[str, Any]]:
+    """What each rule removed: rows that fail it, that fail it alone, and that it is the first to fail."""
+    names = [*options.where]
+    if options.top_k is not None:
+        names.append(f"the best {options.top_k} of each {', '.join(options.group)} by {options.by}")
+    left = sum(patterns.values())
+    told = []
+    for i, name in enumerate(names):
+        failed = {pattern: rows for pattern, rows in patterns.items() if pattern >> i & 1}
+        first = sum(rows for pattern, rows in failed.items() if not pattern & ((1 << i) - 1))
+        left -= first
+        told.append(
+            {
+                "rule": name,
+                "failed": sum(failed.values()),
+                "alone": failed.get(1 << i, 0),
+                "removed": first,
+                "left": left,
+            }
+        )
+    return told
+
+
+def _table(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    cells = [[str(value).replace("|", "\\|").replace("\n", " ") for value in row.values()] for row in told]
+    head = ["rule", "rows that fail it", "and no other", "removed", "left"]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)]

@@ -1,0 +1,150 @@
+"""`armo-ray label`: labels of candidates to learn from, prompt by prompt; the steps are those of `armo-ray mine`."""
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from armo_ray.curate import candidate_text
+from armo_ray.curate.candidates import KEY, Plan, in_runs, read_candidates
+from armo_ray.curate.label_sql import OUTPUT, Calibration, label_bucket, write_bucket
+from armo_ray.curate.options import LabelOptions
+from armo_ray.curate.tasks import Run, engine, per_task, work_folder
+from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import Expression, advice, name_of, parse, quote
+from armo_ray.measures.calibration import find_temperature, standardization
+from armo_ray.outputs.dataset import Made, finish, new_output
+from armo_ray.outputs.scores import Scores, columns_of, database, literal, open_scores, scan
+from armo_ray.outputs.text import find_sources
+
+logger = logging.getLogger(__name__)
+
+# HelpSteer's 0 to 4 as ArmoRM was trained on them: (x + 0.5) / 5
+HELPSTEER = "5:-0.5"
+_ABOUT = {
+    "candidates": "A row per candidate: `labels` ({scale}), `probability` (softmax of the prompt's scores), "
+    "`advantage` (less the prompt's mean, over its deviation) and `rank` in the prompt.",
+    "pairs": "A row per pair of a prompt: `probability` that chosen is better, by Bradley-Terry on the scores.",
+    "sft": "The best answers of each prompt, `rank` 1 first.",
+}
+_COLUMNS = f"prompt_id, row_id, {KEY}, role, score, rewards"
+
+
+def run(options: LabelOptions) -> None:
+    """Label complete outputs of one model. Raises ConfigError before any work, RuntimeError where it cannot go on."""
+    check(options)
+    scores = open_scores(options.scores)
+    labels = formulas(options, scores.reward_names)
+    with new_output(options.output, "label", options.engine) as store:
+        select, moments, fitted = _measure(options, scores)
+        calibration = Calibration(labels, moments, fitted["temperature"])
+        sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
+        groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
+        shards = in_runs(sources, lambda source: source.scored, options.task_rows)
+        with work_folder(options) as work, engine(options) as run_tasks:
+            plan = Plan(scores, per_task(options), work, select, groups)
+            parts, counts = _label(plan, calibration, run_tasks, shards)
+        details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
+        about = _ABOUT[options.shape].format(scale=options.scale)
+        finish(store, Made("label", about, scores, options, parts, counts, details))
+    logger.info("%s: %s", options.output, ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def _measure(options: LabelOptions, scores: Scores) -> tuple[str, list[Any], Mapping[str, Any]]:
+    """SQL of what labels are made of, mean and deviation of every group, and the temperature and how it was found."""
+    with database(options) as con:
+        relation = scan(scores.parts)
+        types = columns_of(con, scores)
+        per = [parse(text, types, None) for text in options.per]
+        select = _select(options, types, [parse(text, types) for text in options.where], per)
+        moments = []
+        if options.scale == "standardized" and options.shape == "candidates":
+            moments = standardization(con, relation, scores.reward_names, per)
+        if options.temperature is None and options.shape != "sft":
+            return select, moments, find_temperature(con, relation)
+    return select, moments, {"temperature": options.temperature or 1.0}
+
+
+def check(options: LabelOptions) -> None:
+    """Raises ConfigError where options do not go together."""
+    if options.scale != "raw" and options.shape != "candidates":
+        raise ConfigError(f"--scale {options.scale} is of the labels of --shape candidates")
+    if options.per and options.scale != "standardized":
+        raise ConfigError("--per says whose mean and deviation are taken: add --scale standardized")
+    if options.rescale and options.scale != "original":
+        raise ConfigError("--rescale gives the scales of raters: add --scale original")
+    if options.keep and options.shape == "pairs":
+        raise ConfigError("--keep carries columns of one candidate: not with --shape pairs")
+
+
+def formulas(options: LabelOptions, names: tuple[str, ...]) -> dict[str, str]:
+    """SQL of every label. On the original scale only objectives whose scale is known have one."""
+    if options.scale == "raw":
+        return {name: f"rewards.{quote(name)}" for name in names}
+    if options.scale == "standardized":
+        values = {"score": "score"} | {name: f"rewards.{quote(name)}" for name in names}
+        return {
+            name: f"({value}::DOUBLE - moments[{literal(name)}][1]) / moments[{literal(name)}][2]"
+            for name, value in values.items()
+        }
+    scales = dict.fromkeys((n for n in names if n.startswith("helpsteer_")), HELPSTEER) | dict(
+        options.rescale
+    )
+    found = {}
+    for name, text in scales.items():
+        if name not in names:
+            raise ConfigError(f"--rescale {name}: no objective of this model; {advice(name, names)}")
+        found[name] = _rescaled(name, text)
+    if not found:
+        raise ConfigError("--scale original: no scale of an objective is known: give --rescale")
+    return found
+
+
+def _rescaled(name: str, text: str) -> str:
+    try:
+        factor, offset = (float(number) for number in text.split(":"))
+    except ValueError:
+        factor = offset = math.nan
+    if not (math.isfinite(factor) and math.isfinite(offset)):
+        raise ConfigError(f"--rescale {name}={text}: expected FACTOR:OFFSET, such as {HELPSTEER}")
+    return f"rewards.{quote(name)}::DOUBLE * {factor!r}::DOUBLE + {offset!r}::DOUBLE"
+
+
+def _select(
+    options: LabelOptions, types: Mapping[str, str], where: list[Expression], per: list[Expression]
+) -> str:
+    """SQL of the columns of a candidate that labels are made of."""
+    if any(condition.quantiles for condition in where):
+        raise ConfigError(
+            "--where: no quantiles here: armo-ray filter computes them, and label reads its output"
+        )
+    for name in options.keep:
+        if name_of(name) not in types:
+            raise ConfigError(
+                f"--keep {name}: no such column in all of the scores; they have {', '.join(types)}"
+            )
+        if name.lower() in OUTPUT[options.shape]:  # DuckDB does not tell case apart
+            raise ConfigError(f"--keep {name}: rows of --shape {options.shape} have a column of that name")
+    fields = ", ".join(f"{quote(name)}: {quote(name)}" for name in dict.fromkeys(options.keep))
+    kept = f", {{{fields}}} AS kept" if fields else ""
+    passes = " AND ".join(condition.sql for condition in where) or "true"
+    key = ", ".join(f"({e.sql})::VARCHAR" for e in per)
+    return f"{_COLUMNS}{kept}, score AS value, coalesce({passes}, false) AS can_be, [{key}]::VARCHAR[] AS key"
+
+
+def _label(
+    plan: Plan, calibration: Calibration, run_tasks: Run, sources: list[Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    groups, buckets = range(len(plan.groups)), range(plan.num_buckets)
+    run_tasks(partial(read_candidates, plan), groups)
+    counted = run_tasks(partial(label_bucket, plan, calibration), buckets)
+    files: list[list[str]] = []
+    if plan.options.text and plan.scores.has_text:
+        files = run_tasks(partial(candidate_text.text_of_parts, plan), groups)
+    elif plan.options.text:
+        files = run_tasks(partial(candidate_text.text_of_sources, plan), list(enumerate(sources)))
+    made = run_tasks(partial(write_bucket, plan, [name for names in files for name in names]), buckets)
+    parts = [part for found in made for part in found]
+    counts = {name: sum(entry[name] for entry in counted) for name in counted[0]}
+    return parts, counts | {"rows": sum(part["rows"] for part in parts)}

@@ -1,0 +1,172 @@
+"""The labels of a bucket of prompts, in SQL."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from armo_ray.curate.candidates import KEY, Plan, in_bucket, load_bucket, work_files, write_work
+from armo_ray.curate.options import LabelOptions
+from armo_ray.curate.pair_sql import check_once
+from armo_ray.curate.trainer_rows import SPLITS, split_of
+from armo_ray.expressions.expressions import quote
+from armo_ray.outputs.dataset import write_part
+from armo_ray.outputs.scores import database, literal
+from armo_ray.storage.store import Store
+
+# what columns of the scores cannot be kept beside
+OUTPUT = {
+    "candidates": {
+        *("prompt", "response", "prompt_id", "row_id", *KEY.split(", "), "role", "score"),
+        *("labels", "probability", "advantage", "rank"),
+    },
+    "sft": {"prompt", "completion", "prompt_id", "row_id", "score", "rank", "num_candidates"},
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is the same for all buckets: the formula of every label, moments by group, the temperature."""
+
+    labels: Mapping[str, str]  # SQL by name, over the columns of a candidate and `moments`
+    moments: Sequence[Mapping[str, Any]]
+    temperature: float
+
+
+def label_bucket(plan: Plan, calibration: Calibration, bucket: int) -> dict[str, int]:
+    """Write the labelled rows of a bucket, without text, and the candidates whose text they need; returns counts."""
+    options: LabelOptions = plan.options
+    with database(options) as con:
+        load_bucket(con, plan, bucket)
+        check_once(con)
+        con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
+        _load_moments(con, calibration)
+        rows = {
+            "candidates": _candidates(options, calibration),
+            "pairs": _pairs(calibration),
+            "sft": _best(options),
+        }
+        con.execute(f"CREATE TEMP TABLE labels AS {rows[options.shape]}")
+        write_work(
+            plan, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY prompt_id, place").to_arrow_table()
+        )
+        write_work(plan, f"wanted-{bucket:05d}", con.sql(_wanted(plan)).to_arrow_table())
+        counted = (
+            "SELECT count(*) AS candidates, count(DISTINCT prompt_id) AS prompts, "
+            'count(*) FILTER (NOT passes) AS "candidates that do not pass" FROM ranked'
+        )
+        found = con.execute(counted).fetchall()[0]
+        return dict(zip(("candidates", "prompts", "candidates that do not pass"), found, strict=True))
+
+
+def _ranked(options: LabelOptions, calibration: Calibration) -> str:
+    """Candidates with what they are among all of their prompt, and their rank among those that pass.
+
+    The advantage is that of GRPO (arXiv 2402.03300): less the mean of the prompt and over its deviation, that of
+    a sample as TRL takes it; 0 where all are equal.
+    """
+    temperature = repr(calibration.temperature)
+    return f"""
+        SELECT *, num_candidates >= {options.min_candidates} AND can_be AS passes,
+            (weight / sum(weight) OVER prompts)::FLOAT AS probability,
+            CASE WHEN deviation > 0 THEN ((score::DOUBLE - mean) / deviation)::FLOAT ELSE 0 END AS advantage,
+            row_number() OVER (PARTITION BY prompt_id, can_be ORDER BY score DESC, i)::INTEGER AS rank
+        FROM (SELECT *, count(*) OVER prompts AS num_candidates,
+                exp((score::DOUBLE - max(score) OVER prompts) / {temperature}::DOUBLE) AS weight,
+                avg(score::DOUBLE) OVER prompts AS mean,
+                CASE WHEN min(score) OVER prompts < max(score) OVER prompts
+                    THEN stddev_samp(score::DOUBLE) OVER prompts END AS deviation
+            FROM candidates WINDOW prompts AS ({_IN_ORDER}))
+        WINDOW prompts AS ({_IN_ORDER})"""
+
+
+# sums are then added up in the order of the candidates
+_IN_ORDER = "PARTITION BY prompt_id ORDER BY i ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING"
+
+
+def _load_moments(con: duckdb.DuckDBPyConnection, calibration: Calibration) -> None:
+    """A table `moments`: for every group its key, and mean and scale of every label."""
+    rows = [
+        (entry["group"], list(entry["labels"]), [[m["mean"], m["scale"]] for m in entry["labels"].values()])
+        for entry in calibration.moments
+    ]
+    con.execute("CREATE TEMP TABLE moments (key VARCHAR[], moments MAP(VARCHAR, DOUBLE[]))")
+    for row in rows:
+        con.execute("INSERT INTO moments SELECT $1, map($2::VARCHAR[], $3::DOUBLE[][])", list(row))
+
+
+def _candidates(options: LabelOptions, calibration: Calibration) -> str:
+    kept = ", kept" if options.keep else ""
+    labels = ", ".join(f"{quote(name)}: ({sql})::FLOAT" for name, sql in calibration.labels.items())
+    joined = "JOIN moments ON moments.key IS NOT DISTINCT FROM ranked.key" if calibration.moments else ""
+    return (
+        f"SELECT prompt_id, row_id, i AS place, {KEY}, role, score, {{{labels}}} AS labels, probability, advantage, "
+        f"rank{kept} FROM ranked {joined} WHERE passes"
+    )
+
+
+def _pairs(calibration: Calibration) -> str:
+    """Labelled pairs as they are labelled; of candidates without labels, all pairs with the better one chosen."""
+    return f"""
+        SELECT c.prompt_id, row_number() OVER (ORDER BY c.i, r.i) AS place,
+            (1 / (1 + exp((r.score::DOUBLE - c.score::DOUBLE) / {calibration.temperature!r}::DOUBLE)))::FLOAT
+                AS probability,
+            c.score - r.score AS margin, c.score AS score_chosen, r.score AS score_rejected,
+            c.row_id AS row_id, r.row_id AS row_id_rejected
+        FROM ranked c JOIN ranked r ON c.prompt_id = r.prompt_id AND c.passes AND r.passes AND CASE
+            WHEN c.role = 'response' AND r.role = 'response' THEN c.score > r.score
+            ELSE c.role = 'chosen' AND r.role = 'rejected' AND c.source = r.source AND c.source_row = r.source_row
+            END"""
+
+
+def _best(options: LabelOptions) -> str:
+    kept = ", kept" if options.keep else ""
+    return (
+        f"SELECT prompt_id, row_id, i AS place, score, rank, num_candidates{kept} FROM ranked "
+        f"WHERE passes AND rank <= {options.best}"
+    )
+
+
+def _wanted(plan: Plan) -> str:
+    rejected = " UNION SELECT row_id_rejected FROM labels" if plan.options.shape == "pairs" else ""
+    place = "task" if plan.scores.has_text else "source"
+    return (
+        f"SELECT prompt_id, row_id, {KEY}, task FROM candidates "
+        f"WHERE row_id IN (SELECT row_id FROM labels{rejected}) ORDER BY {place}, {KEY}"
+    )
+
+
+def write_bucket(plan: Plan, texts: Sequence[str], bucket: int) -> list[dict[str, Any]]:
+    """Write the rows of a bucket with their text, in the order of prompt and candidate; returns the parts."""
+    options: LabelOptions = plan.options
+    labels = work_files(plan, iter([f"labels-{bucket:05d}"]))
+    hidden = "split, place, kept" if options.keep else "split, place"
+    kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
+    rows = f"SELECT *, {split_of(options, 'prompt_id')} AS split FROM {labels}"
+    with database(options) as con:
+        if options.text:
+            con.execute(
+                f"CREATE TEMP TABLE text AS FROM {work_files(plan, iter(texts))} WHERE {in_bucket(plan, bucket)}"
+            )
+            rows = _TEXT[options.shape].format(rows=rows)
+        parts = []
+        for split in SPLITS if options.test_fraction else SPLITS[:1]:
+            table = con.sql(
+                f"SELECT * EXCLUDE ({hidden}){kept} FROM ({rows}) AS rows WHERE rows.split = {literal(split)} "
+                f"ORDER BY rows.prompt_id, rows.place"
+            ).to_arrow_table()
+            if options.shape == "pairs":
+                table = table.rename_columns({"row_id": "row_id_chosen"})
+            if table.num_rows or bucket == 0:  # a split of no rows still has its columns
+                parts.append(write_part(Store(options.output), split, bucket, table, options.format))
+    return parts
+
+
+# The columns that TRL reads: a preference with an explicit prompt, or a prompt and its completion.
+_TEXT = {
+    "candidates": "SELECT t.prompt, t.response, l.* FROM ({rows}) l JOIN text t ON t.row_id = l.row_id",
+    "pairs": "SELECT t.prompt, t.response AS chosen, r.response AS rejected, l.* FROM ({rows}) l "
+    "JOIN text t ON t.row_id = l.row_id JOIN text r ON r.row_id = l.row_id_rejected",
+    "sft": "SELECT t.prompt, t.response AS completion, l.* FROM ({rows}) l JOIN text t ON t.row_id = l.row_id",
+}

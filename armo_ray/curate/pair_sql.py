@@ -1,0 +1,199 @@
+"""The preference pairs of a bucket of prompts, in SQL.
+
+Only `value` ranks: the chosen candidate of a pair has the larger one, always, so ties give no pair. A strategy
+takes pairs from the candidates that may be on their side; the other conditions then drop pairs, and none takes
+the place of one that was dropped.
+"""
+
+import math
+
+import duckdb
+import numpy as np
+
+from armo_ray.curate.candidates import KEY, Plan, load_bucket, write_work
+from armo_ray.curate.options import MineOptions
+from armo_ray.outputs.scores import database
+
+Counts = dict[str, int]
+
+
+def measure_length(plan: Plan, bucket: int) -> tuple[float, float]:
+    """Sums over a bucket: length times value, and length squared, both less their mean at each prompt.
+
+    Added up in the order of the candidates, so that they are the same on any number of threads.
+    """
+    with database(plan.options) as con:
+        load_bucket(con, plan, bucket)
+        columns = con.sql(
+            "SELECT dense_rank() OVER (ORDER BY prompt_id) - 1 AS prompt, value, "
+            "num_response_tokens::DOUBLE AS length FROM candidates ORDER BY i"
+        ).fetchnumpy()
+    prompt, value, length = (np.asarray(columns[name]) for name in ("prompt", "value", "length"))
+    counts = np.bincount(prompt)
+    value = value - (np.bincount(prompt, value) / counts)[prompt]
+    length = length - (np.bincount(prompt, length) / counts)[prompt]
+    return math.fsum(length * value), math.fsum(length * length)
+
+
+def mine_bucket(plan: Plan, slope: float, bucket: int) -> Counts:
+    """Write the pairs of a bucket and the candidates whose text they need; returns counts.
+
+    `slope` is what a token more adds to value, which is taken away.
+    """
+    options = plan.options
+    with database(options) as con:
+        load_bucket(con, plan, bucket)
+        check_once(con)
+        con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
+        con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options)}")
+        con.execute(f"CREATE TEMP TABLE taken AS {_taken(options)}")
+        con.execute(f"CREATE TEMP TABLE kept AS {_kept(options)}")
+        counts = _counts(con, options)
+        write_work(plan, f"pairs-{bucket:05d}", con.sql(_whole(options)).to_arrow_table())
+        write_work(plan, f"wanted-{bucket:05d}", con.sql(_wanted(plan)).to_arrow_table())
+    return counts
+
+
+def check_once(con: duckdb.DuckDBPyConnection) -> None:
+    """Raises RuntimeError where a candidate is in a bucket twice."""
+    twice = con.execute("SELECT row_id FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchall()
+    if twice:
+        raise RuntimeError(f"candidate {twice[0][0]} was scored twice: two of the outputs hold its shard")
+
+
+def _ranked(options: MineOptions) -> str:
+    """Candidates with their place from the top and from the bottom among those that may be there."""
+    needed = ["value", "num_response_tokens", "can_be_chosen", "can_be_rejected", *_conditioned(options)]
+    best = "can_be_chosen DESC, value DESC, i"
+    worst = "can_be_rejected DESC, value, i"
+    return (
+        f"SELECT prompt_id, i, {', '.join(needed)}, md5(row_id || '/{options.seed}') AS random, "
+        f"count(*) OVER (PARTITION BY prompt_id) AS num_candidates, "
+        f"row_number() OVER (PARTITION BY prompt_id ORDER BY {best}) AS best, "
+        f"row_number() OVER (PARTITION BY prompt_id ORDER BY {worst}) AS worst FROM candidates"
+    )
+
+
+def _conditioned(options: MineOptions) -> list[str]:
+    """Columns that conditions on a pair compare, besides value."""
+    margins = [f"m{i}" for i, name in enumerate(options.min_margin) if name != "value"]
+    return margins + [f"p{i}" for i in range(len(options.pareto))]
+
+
+def _taken(options: MineOptions) -> str:
+    """The pairs that the strategy takes, and in `dropped` the first condition that one does not meet."""
+    each = ", ".join(f"c.{name} AS c_{name}, r.{name} AS r_{name}" for name in _compared(options))
+    conditions = ["c.value > r.value", f"c.num_candidates >= {options.min_candidates}"]
+    conditions += ["c.can_be_chosen", "r.can_be_rejected"]
+    order, source = "", ""
+    if options.strategy == "top-k-bottom-k":
+        conditions += [f"c.best <= {options.k}", f"r.worst <= {options.k}"]
+    elif options.strategy != "all-above-margin":
+        conditions += ["c.best = 1"]
+        order = (
+            f"QUALIFY row_number() OVER (PARTITION BY c.prompt_id ORDER BY {_REJECTED[options.strategy]}) = 1"
+        )
+        if options.strategy == "best-vs-sigma":
+            source = f"JOIN ({_TARGETS}) t ON t.prompt_id = c.prompt_id"
+    return (
+        f"SELECT *, CASE {_dropped(options)} END AS dropped FROM ("
+        f"SELECT c.prompt_id, c.i AS c_i, r.i AS r_i, {each} "
+        f"FROM ranked c JOIN ranked r ON c.prompt_id = r.prompt_id {source} "
+        f"WHERE {' AND '.join(conditions)} {order})"
+    )
+
+
+_REJECTED = {
+    "best-worst": "r.value, r.i",
+    "best-random": "r.random, r.i",
+    "best-vs-sigma": "abs(r.value - t.target), r.value, r.i",
+}
+# in the order of the candidates, so that the sums are the same on any number of threads
+_TARGETS = """
+    SELECT prompt_id, list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target
+    FROM (SELECT prompt_id, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt_id)
+"""
+
+
+def _compared(options: MineOptions) -> list[str]:
+    return ["value", "num_response_tokens", *_conditioned(options)]
+
+
+def rules(options: MineOptions) -> dict[str, str]:
+    """What a pair must meet besides its strategy: SQL by the name of the rule."""
+    found = {}
+    for i, (name, least) in enumerate(options.min_margin.items()):
+        column = "value" if name == "value" else f"m{i}"
+        found[f"min-margin {name}"] = f"c_{column} - r_{column} >= {least!r}::DOUBLE"
+    if options.pareto:
+        names = [f"p{i}" for i in range(len(options.pareto))]
+        no_worse = " AND ".join(f"c_{name} >= r_{name}" for name in names)
+        better = " OR ".join(f"c_{name} > r_{name}" for name in names)
+        found["pareto"] = f"{no_worse} AND ({better})"
+    if options.max_length_ratio is not None:
+        lengths = "c_num_response_tokens, r_num_response_tokens"
+        found["max-length-ratio"] = (
+            f"greatest({lengths}) <= {options.max_length_ratio!r}::DOUBLE * least({lengths})"
+        )
+    return found
+
+
+def _dropped(options: MineOptions) -> str:
+    cases = [
+        f"WHEN NOT coalesce({sql}, false) THEN {place}" for place, sql in enumerate(rules(options).values())
+    ]
+    return " ".join(cases) or "WHEN false THEN 0"
+
+
+def _kept(options: MineOptions) -> str:
+    limit = f"QUALIFY pair <= {options.max_pairs}" if options.max_pairs else ""
+    return (
+        "SELECT prompt_id, c_i, r_i, c_value - r_value AS margin, row_number() OVER "
+        "(PARTITION BY prompt_id ORDER BY c_value - r_value DESC, c_i, r_i) AS pair "
+        f"FROM taken WHERE dropped IS NULL {limit}"
+    )
+
+
+def _whole(options: MineOptions) -> str:
+    """Pairs with both of their candidates and, where the layout wants them, all of the prompt's."""
+    listed, source = "", ""
+    if options.layout != "trl":
+        listed = ", candidates"
+        source = (
+            "JOIN (SELECT prompt_id, list({row_id: row_id, score: score} ORDER BY i) AS candidates "
+            "FROM candidates GROUP BY prompt_id) l ON l.prompt_id = k.prompt_id"
+        )
+    return (
+        f"SELECT k.prompt_id, pair, margin, c AS chosen, r AS rejected {listed} FROM kept k "
+        f"JOIN candidates c ON c.i = c_i JOIN candidates r ON r.i = r_i {source} ORDER BY k.prompt_id, pair"
+    )
+
+
+def _wanted(plan: Plan) -> str:
+    """The candidates whose text is wanted, in the order of where their text lies."""
+    where = "i IN (SELECT c_i FROM kept UNION SELECT r_i FROM kept)"
+    if plan.options.layout != "trl":
+        where = "prompt_id IN (SELECT prompt_id FROM kept)"
+    place = "task" if plan.scores.has_text else "source"
+    return f"SELECT prompt_id, row_id, {KEY}, task FROM candidates WHERE {where} ORDER BY {place}, {KEY}"
+
+
+def _counts(con: duckdb.DuckDBPyConnection, options: MineOptions) -> Counts:
+    def count(sql: str) -> int:
+        return int(con.execute(sql).fetchall()[0][0])
+
+    sizes = "(SELECT DISTINCT prompt_id, num_candidates FROM ranked)"
+    counts = {
+        "candidates": count("SELECT count(*) FROM ranked"),
+        "prompts": count(f"SELECT count(*) FROM {sizes}"),
+        "prompts with too few candidates": count(
+            f"SELECT count(*) FROM {sizes} WHERE num_candidates < {options.min_candidates}"
+        ),
+        "pairs taken": count("SELECT count(*) FROM taken"),
+    }
+    for place, name in enumerate(rules(options)):
+        counts[f"pairs dropped by {name}"] = count(f"SELECT count(*) FROM taken WHERE dropped = {place}")
+    if options.max_pairs:
+        left = count("SELECT count(*) FROM taken WHERE dropped IS NULL")
+        counts["pairs dropped by max-pairs"] = left - count("SELECT count(*) FROM kept")
+    return counts

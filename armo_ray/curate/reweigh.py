@@ -1,0 +1,132 @@
+"""armo-ray reweigh: other scores from the rewards and gates that an output holds, without a model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from armo_ray.curate import derived_output, ensemble
+from armo_ray.curate.options import ReweighOptions
+from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import advice
+from armo_ray.measures.comparison import compare
+from armo_ray.outputs.dataset import new_output
+from armo_ray.outputs.scores import Scores, database, open_scores, scan
+from armo_ray.storage import commits
+from armo_ray.storage.filesystem import read_text
+
+_BASE = ("model_fingerprint", "fixed_weights", "reward_transform_matrix", "ensemble", "risk")
+
+
+def run(options: ReweighOptions) -> None:
+    """Write complete outputs of one model with other scores, and how these rank. Raises ConfigError."""
+    if options.format != "parquet":
+        raise ConfigError("--format jsonl: reweigh writes Parquet, for other commands to read")
+    if options.ensemble is not None:
+        if options.weight or options.factor or options.mask or options.transform or options.length_penalty:
+            raise ConfigError("--ensemble: reweigh its output in a second step")
+        if options.ensemble != "mean-std" and "risk" in options.model_fields_set:
+            raise ConfigError(f"--risk: only --ensemble mean-std has one, not {options.ensemble}")
+        ensemble.run(options)
+        return
+    scores = open_scores(options.scores)
+    formula = formula_of(options, scores)
+    with new_output(options.output, "reweigh", options.engine) as store:
+        made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
+        identity = {"model_fingerprint": formula["model_fingerprint"]}
+        fingerprint = derived_output.begin(scores, store, {**made, "scores": scores.outputs}, identity)
+        derived_output.rewrite(
+            scores, store, options, derived_output.Change(made_by=formula, fingerprint=fingerprint)
+        )
+        found = compare_with(options, scores, store.uri)
+        told = [f"- {name}: {value}" for name, value in found.items()]
+        print("\n".join(told))
+        store.write("comparison.json", commits.to_json(found))
+        about = [f"Of {', '.join(scores.outputs)}. Compared with the scores before:", ""]
+        derived_output.finish(store, options, "Reweighed scores", [*about, *told])
+
+
+def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
+    """What of the metadata of the scores changes; armo_ray.outputs.schema.recomputed says what it means.
+
+    It starts from the model's own formula, which `base` keeps: of scores that were reweighed before, nothing of that
+    stays. `model_fingerprint` changes with it: scores of two formulas cannot be mixed.
+    """
+    names, base = scores.reward_names, scores.metadata.get("base")
+    base = base or {name: scores.metadata.get(name) for name in _BASE}
+    formula: dict[str, Any] = {}
+    if options.weight and (options.factor or options.mask or options.transform):
+        raise ConfigError("--weight replaces the model's weights: leave out --factor, --mask and --transform")
+    if options.weight:
+        formula["fixed_weights"] = _vector(options.weight, names, 0.0, "--weight")
+        formula["ensemble"] = None
+    elif options.transform and base["reward_transform_matrix"] is None:
+        raise ConfigError(f"--transform: {scores.metadata['model']} has no gates to weigh its rewards by")
+    elif (options.factor or options.mask) and base["ensemble"] in ("min", "mean-std"):
+        raise ConfigError(f"the {base['ensemble']} of several scores has no weights to change: give --weight")
+    if options.factor or options.mask:
+        if twice := sorted(set(options.factor) & set(options.mask)):
+            raise ConfigError(f"--mask {twice[0]}: it has a --factor too")
+        masked = _vector(dict.fromkeys(options.mask, 0.0), names, 1.0, "--mask")
+        factors = _vector(options.factor, names, 1.0, "--factor")
+        formula["objective_factors"] = [a * b for a, b in zip(masked, factors, strict=True)]
+    if options.transform is not None:
+        formula["reward_transform_matrix"] = read_transform(options.transform, len(names))
+    if options.length_penalty is not None:
+        formula["length_penalty"] = options.length_penalty
+    if not formula:
+        raise ConfigError(
+            "nothing to change: give --weight, --factor, --mask, --transform or --length-penalty"
+        )
+    formula = {**base, "objective_factors": None, "length_penalty": 0.0, "base": base, **formula}
+    text = json.dumps(formula, sort_keys=True)
+    return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def _vector(values: Mapping[str, float], names: tuple[str, ...], default: float, option: str) -> list[float]:
+    for name, value in values.items():
+        if name not in names:
+            raise ConfigError(f"{option} {name}: no objective of this model; {advice(name, names)}")
+        if not np.isfinite(value):
+            raise ConfigError(f"{option} {name}: {value} is no finite number")
+    return [float(values.get(name, default)) for name in names]
+
+
+def read_transform(uri: str, size: int) -> list[list[float]]:
+    """A square matrix of a JSON file, bare or under the key reward_transform_matrix."""
+    try:
+        content = json.loads(read_text(uri))
+    except ValueError as error:
+        raise ConfigError(f"--transform {uri}: not valid JSON: {error}") from error
+    if isinstance(content, dict):
+        content = content.get("reward_transform_matrix")
+    try:
+        matrix = np.array(content, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--transform {uri}: not a matrix of numbers: {error}") from error
+    if matrix.shape != (size, size) or not np.isfinite(matrix).all():
+        raise ConfigError(
+            f"--transform {uri}: expected {size} rows of {size} finite numbers, got {matrix.shape}"
+        )
+    rows: list[list[float]] = matrix.tolist()
+    return rows
+
+
+def compare_with(options: ReweighOptions, scores: Scores, output: str) -> dict[str, Any]:
+    """How the scores that were written to an output rank the candidates: see armo_ray.measures.comparison."""
+    outputs = [scores.outputs[part.output] for part in scores.parts]
+    written = [
+        replace(part, uri=output + part.uri.removeprefix(before))
+        for part, before in zip(scores.parts, outputs, strict=True)
+    ]
+    with database(options) as con:
+        con.execute(
+            f"""CREATE TEMP TABLE compared AS
+                SELECT row_number() OVER () AS place, prompt_id AS prompt, a.score AS old, b.score AS new
+                FROM ({scan(scores.parts, numbered=True)}) a
+                JOIN (SELECT __part, __row, score FROM ({scan(written, numbered=True)})) b USING (__part, __row)"""
+        )
+        return compare(con, "compared")

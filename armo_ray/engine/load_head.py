@@ -1,0 +1,57 @@
+"""The head of a checkpoint, read onto a device."""
+
+import numpy as np
+import torch
+
+from armo_ray.engine import heads
+from armo_ray.engine.heads import Compute, Head
+from armo_ray.errors import ConfigError
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import Checkpoint
+from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
+
+# The answers between which a judge chooses, the good one, or the first, before the other.
+_SIGNS = {"outcome": ("+", "-"), "steps": ("+", "-"), "pairs": ("A", "B")}
+
+
+def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
+    """The head of a checkpoint whose tensors were checked. Raises ConfigError where a sign is no single token."""
+    family = checkpoint.family
+    compute = _judge(checkpoint, chat, device) if family.text != "answer" else _regression(checkpoint, device)
+    pattern = np.array(chat.answer_pattern, np.int32)
+    return Head(checkpoint.reward_names, family, pattern, compute)
+
+
+def _regression(checkpoint: Checkpoint, device: torch.device) -> Compute:
+    """A head with tensors of its own."""
+    name, config = checkpoint.family.name, checkpoint.config
+    expected, optional = expected_head(checkpoint.family, config, checkpoint.shapes)
+    biases = [n for n in optional if n in checkpoint.tensors and n.endswith(".bias")]
+    tensors = {n: torch.from_numpy(checkpoint.read(n)).to(device) for n in (*expected, *biases)}
+    if name == "armorm":
+        return heads.armorm(tensors, float(config["gating_temperature"]))
+    if name == "qrm":
+        return heads.qrm(tensors, float(config.get("gating_temperature", 10)), int(config["num_quantiles"]))
+    if name == "urm":
+        return heads.urm(tensors)
+    layers = {
+        "classifier": ["score"],
+        "mlp-classifier": ["score.0", "score.2"],
+        "value-head": ["v_head"],
+        "starling": ["v_head"],
+    }[name]
+    coefficients = torch.tensor(checkpoint.coefficients, dtype=torch.float32, device=device)
+    return heads.labels(heads.relu_mlp(tensors, layers), coefficients)
+
+
+def _judge(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Compute:
+    """Two rows of a language model's head, or of its embeddings where they are one."""
+    signs = [chat.encode(sign) for sign in _SIGNS[checkpoint.family.text]]
+    if any(len(ids) != 1 for ids in signs):
+        raise ConfigError(
+            f"{checkpoint.path}: {_SIGNS[checkpoint.family.text]} are not one token each: {signs}"
+        )
+    name = LM_HEAD if LM_HEAD in checkpoint.tensors else EMBEDDINGS
+    rows = torch.from_numpy(checkpoint.read_rows(name, [ids[0] for ids in signs])).to(device)
+    softcap = checkpoint.config.get("final_logit_softcapping")
+    return (heads.step_odds if checkpoint.family.text == "steps" else heads.odds)(rows, softcap)

@@ -1,0 +1,265 @@
+"""The reward model: conversations as token ids in, rewards, gates and scores out."""
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from armo_ray.engine.backbone import DTYPES, load_backbone
+from armo_ray.engine.decoder import hidden_rows, is_llama_like, layer_devices
+from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, to_device
+from armo_ray.engine.flops import flops, peak_flops, shape_of
+from armo_ray.engine.heads import Head, HeadOutput
+from armo_ray.engine.load_head import read_head
+from armo_ray.engine.options import Options
+from armo_ray.engine.packing import Ids, Index, Pack, make_packs
+from armo_ray.errors import ConfigError
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import inspect
+
+logger = logging.getLogger(__name__)
+
+# GEMMs of an 8B model are full at 16k rows; on a CPU they are at 150 and larger packs fall out of its cache.
+TOKEN_BUDGETS = {"cuda": 16_384, "cpu": 1_024}
+PROBE_TOKENS = 1_024
+MEMORY_SHARE = 0.8  # of what is free, for activations: the allocator needs room between them
+
+TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
+Group = tuple[TokenIds, Sequence[TokenIds]]
+Floats = npt.NDArray[np.float32]
+
+
+class Scores(NamedTuple):
+    """One row per candidate, in the order of the groups and of the candidates in them; all float32.
+
+    With gates, `score[i] == sum(rewards[i] * (gating[i] @ transform.T))` to rounding.
+    """
+
+    score: Floats  # (C,)
+    rewards: Floats  # (C, K) in the order of RewardModel.reward_names; of ArmoRM raw, before the transform
+    gating: Floats  # (C, K); (C, 0) of a family without gates
+    num_tokens: int  # of all conversations, each counted whole
+    computed_tokens: int  # that went through the backbone, after sharing, padding included
+    num_packs: int
+    model_seconds: float  # of the device, from the start to the end of each forward pass
+    steps: tuple[Floats, ...] = ()  # C arrays, what a process reward model says of each step; else none
+    packed_tokens: int = 0  # that went through the backbone, without padding
+    pack_capacity: int = 0  # tokens that the packs had room for
+    flops: int = 0  # of the packed tokens
+
+
+class RewardModel:
+    """A reward model on one device, or its layers on several.
+
+    >>> model = RewardModel.load("RLHFlow/ArmoRM-Llama3-8B-v0.1", dtype="bfloat16", device="cuda")
+    >>> scores = model.score([(prompt_ids, [answer_ids, other_answer_ids])])
+    """
+
+    def __init__(self, backbone: PreTrainedModel, head: Head, options: Options) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.pattern = head.pattern
+        self.reward_names = head.names
+        self.options = options
+        self.device = layer_devices(backbone)[-1]  # of the head
+        self.shape = shape_of(backbone)
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        revision: str | None = None,
+        dtype: str = "bfloat16",
+        device: str | None = None,
+        token_budget: int | None = None,
+        share_prompts: bool = True,
+        fixed_packs: bool = False,
+        compile: bool = False,  # noqa: A002
+        family: str | None = None,
+    ) -> "RewardModel":
+        """Load a checkpoint.
+
+        Args:
+            model: a directory with config.json, *.safetensors and tokenizer, or a hub id.
+            revision: branch, tag or commit of a hub id.
+            dtype: of the backbone, "bfloat16", "float16", "float32" or "fp8": linear layers in float8 e4m3
+                scaled by row, all else in bfloat16. Heads are always float32.
+            device: as torch names it; by default CUDA where there is one. Several, separated by commas, take
+                an equal run of layers each; Llama, Mistral and Qwen2 only.
+            token_budget: most tokens in a forward pass; by default 1,024 on a CPU, and on CUDA 16,384 or
+                what fits into free memory.
+            share_prompts: compute common prefixes and equal conversations once (exact).
+            fixed_packs: pad every forward pass to token_budget, so that its matrix products have one shape:
+                the same groups give the same bits in any order, and without share_prompts in any company.
+            compile: torch.compile what lies around attention; takes up to a minute at the first pass.
+            family: a name in armo_ray.model.families; by default what the checkpoint's tensors tell.
+
+        Raises:
+            ConfigError: files missing or damaged, head tensors missing, unexpected or of a wrong shape,
+                backbone tensors that do not match the config, a chat template that cannot be scored.
+        """
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
+        names = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        devices = [torch.device(name) for name in names.split(",")]
+        at = devices[-1]
+        checkpoint = inspect(model, revision, family)
+        options = Options(
+            token_budget or TOKEN_BUDGETS.get(at.type, 8_192),
+            share_prompts=share_prompts,
+            fixed_packs=fixed_packs,
+            compile=compile,
+        )
+        chat = Chat.load(checkpoint.path, checkpoint.family)
+        loaded = cls(load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, at), options)
+        if at.type == "cuda" and token_budget is None:
+            loaded._fit_budget()
+        return loaded
+
+    def with_options(self, **changes: Any) -> "RewardModel":
+        """The same weights, run in another way: see Options."""
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
+
+    def score(self, groups: Iterable[Group]) -> Scores:
+        """Score prompt groups.
+
+        Args:
+            groups: pairs of prompt ids and the ids of each candidate, which continue the prompt. Rendered
+                as the chat template does: one BOS first, the answer's header last in the prompt, the end
+                of turn last in each candidate.
+
+        Returns:
+            Scores, C = the number of candidates of all groups; C may be 0.
+
+        Raises:
+            ValueError: a candidate without the tokens that the head reads, such as the end of a user turn.
+            RuntimeError: a conversation that alone does not fit into memory.
+        """
+        sequences = [
+            np.concatenate((np.asarray(prompt, np.int32), np.asarray(candidate, np.int32)))
+            for prompt, candidates in groups
+            for candidate in candidates
+        ]
+        reads = [self._read(i, ids) for i, ids in enumerate(sequences)]
+        order: list[Index] = []
+        outputs: list[HeadOutput] = []
+        watch = Stopwatch(self.device)
+        computed = packed = capacity = operations = 0
+        left = np.arange(len(sequences))
+        while len(left):
+            for pack in self._packs(left, sequences, reads):  # built while the pack before runs
+                watch.mark()
+                output = self._forward(pack)
+                watch.mark()
+                if output is None:
+                    break  # out of memory: the rest goes into smaller packs
+                order.append(left[pack.sequences])
+                outputs.append(output)
+                computed += len(pack.input_ids)
+                packed += pack.num_tokens
+                capacity += max(self.options.token_budget, len(pack.input_ids))
+                operations += self._flops(pack)
+            left = np.setdiff1d(left, np.concatenate([left[:0], *order]))
+        score, rewards, gating, steps = self._collect(order, outputs, reads)
+        total = sum(map(len, sequences))
+        work = (packed, capacity, operations)
+        return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds(), steps, *work)
+
+    def peak_flops(self, dtype: str) -> float | None:
+        """Operations a second that its devices can do in a type of the backbone, where that is known."""
+        return peak_flops(set(layer_devices(self.backbone)), dtype)
+
+    def _read(self, i: int, ids: Ids) -> list[int]:
+        positions = self.head.positions(ids)
+        if not positions:
+            raise ValueError(
+                f"candidate {i}: no end of a user turn followed by an answer ({self.pattern.tolist()}) in its "
+                f"{len(ids)} tokens"
+            )
+        return positions
+
+    def _packs(self, chosen: Index, sequences: Sequence[Ids], reads: Sequence[list[int]]) -> Iterator[Pack]:
+        o = self.options
+        ids, read = [sequences[i] for i in chosen], [reads[i] for i in chosen]
+        return make_packs(ids, read, o.token_budget, o.share_prompts, o.fixed_packs)
+
+    def _flops(self, pack: Pack) -> int:
+        few = self.options.needed_rows and is_llama_like(self.backbone)
+        needed = pack.position_ids[np.unique(pack.read_index)] if few else None
+        return flops(self.shape, pack.position_ids[: pack.num_tokens], needed)
+
+    def _forward(self, pack: Pack) -> HeadOutput | None:
+        """The scores of a pack; None, and half the token budget from now on, where memory ran out."""
+        try:
+            return self._outputs(pack)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens, budget = len(pack.input_ids), self.options.token_budget
+            if tokens > budget or tokens == 1:  # smaller packs are of no help
+                raise RuntimeError(
+                    f"{tokens} tokens of one conversation do not fit into memory: {error}"
+                ) from error
+        self.options = replace(self.options, token_budget=budget // 2)
+        logger.warning("out of memory at %d tokens: token budget %d -> %d", tokens, budget, budget // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    @torch.inference_mode()
+    def _outputs(self, pack: Pack) -> HeadOutput:
+        # each position once: equal candidates get equal bits, and a prompt one gate
+        rows = np.unique(pack.read_index)
+        hidden = hidden_rows(self.backbone, pack, rows, self.options)
+        index, lengths = np.searchsorted(rows, pack.read_index), np.diff(pack.cu_read)
+        return self.head.compute(hidden, to_device(index, self.device), to_device(lengths, self.device))
+
+    def _fit_budget(self) -> None:
+        """Halve the token budget until a pass of that many tokens fits, by the memory that a small one takes."""
+        ids = np.ones(PROBE_TOKENS, np.int32)
+        ids[: len(self.pattern)] = self.pattern
+        (probe,) = make_packs([ids], [self.head.positions(ids)], PROBE_TOKENS)
+        self._outputs(probe)  # the first pass takes workspaces for good: no part of what a token takes
+        devices = [device for device in set(layer_devices(self.backbone)) if device.type == "cuda"]
+        before = [torch.cuda.memory_allocated(device) for device in devices]
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
+        self._outputs(probe)
+        most = math.inf
+        for device, held in zip(devices, before, strict=True):
+            by_token = (torch.cuda.max_memory_allocated(device) - held) / PROBE_TOKENS
+            most = min(most, MEMORY_SHARE * free_bytes(device) / by_token)
+        budget = self.options.token_budget
+        while budget > max(most, PROBE_TOKENS):
+            budget //= 2
+        self.options = replace(self.options, token_budget=budget)
+        logger.info("token budget %d: memory is free for %.0f tokens", budget, most)
+
+    def _collect(
+        self, order: list[Index], outputs: list[HeadOutput], reads: Sequence[list[int]]
+    ) -> tuple[Floats, Floats, Floats, tuple[Floats, ...]]:
+        """The outputs of all packs, fetched at once and put back into the caller's order."""
+        if not outputs:
+            empty = np.empty((0, len(self.reward_names)), np.float32)
+            return np.empty(0, np.float32), empty, empty, ()
+        places = np.concatenate(order)
+        inverse = np.argsort(places)
+        score, rewards, gating, flat = (
+            torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True)
+        )
+        steps: tuple[Floats, ...] = ()
+        if flat.size:
+            found = np.split(flat, np.cumsum([len(reads[i]) for i in places])[:-1])
+            steps = tuple(found[i] for i in inverse)
+        return score[inverse], rewards[inverse], gating[inverse], steps

@@ -1,1 +1,0 @@
-"""How well scores tell better answers from worse: rules of known benchmarks, measures, tables, figures. No files."""

@@ -1,0 +1,1 @@
+"""Expressions over the columns of scores, as options hold them."""

@@ -1,0 +1,1 @@
+"""`armo-ray layouts`: the layouts of public data sets."""

@@ -1,0 +1,35 @@
+"""The named layouts as text for people."""
+
+import json
+from collections.abc import Iterator
+
+from armo_ray.errors import ConfigError
+from armo_ray.text.named_layouts import NAMED, Named
+
+
+def lines(name: str | None) -> Iterator[str]:
+    """All layouts, or one of them. Raises ConfigError where there is none of the name."""
+    if name is not None and name not in NAMED:
+        raise ConfigError(f"{name}: no such layout; armo-ray layouts lists them")
+    for layout in NAMED.values() if name is None else (NAMED[name],):
+        yield from _of(layout)
+
+
+def _of(layout: Named) -> Iterator[str]:
+    chosen = "" if layout.recognized else "; general layouts read it too, or --layout chooses it"
+    yield f"{layout.name} ({layout.kind}{chosen})"
+    yield f"  parts     {', '.join(f'{part}={path}' for part, path in layout.columns.items())}"
+    if layout.needs:
+        yield f"  known by  {', '.join(layout.needs)}, besides them"
+    if layout.optional:
+        yield f"  or also   {', '.join(f'{part}={path}' for part, path in layout.optional.items())}"
+    if layout.winner:
+        yield f"  winner    {', '.join(f'{value}: {verdict}' for value, verdict in layout.winner.items())}"
+    elif "first_rating" in layout.columns:
+        yield "  winner    the answer with the higher rating; equal ratings are a tie"
+    if layout.aside:
+        yield f"  set aside {', '.join(layout.aside)}"
+    if layout.refused or layout.note:
+        yield f"  note      {layout.refused or layout.note}"
+    yield f"  columns   {'' if layout.verified else 'not verified; '}{layout.source}"
+    yield f"  example   {json.dumps(layout.example, ensure_ascii=False)}"

@@ -1,0 +1,1 @@
+"""Measures of scores that several commands share."""

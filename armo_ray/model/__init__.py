@@ -1,0 +1,1 @@
+"""What is known of a reward model without torch: its family, checkpoint, tokenizer and chat template."""

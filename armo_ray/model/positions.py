@@ -1,0 +1,32 @@
+"""Which tokens of a conversation a head reads. Without torch, for those who only look."""
+
+import numpy as np
+import numpy.typing as npt
+
+from armo_ray.model.families import Family
+
+Ids = npt.NDArray[np.int32]
+
+
+def read_positions(ids: Ids, family: Family, pattern: Ids) -> list[int]:
+    """The positions that are read of a conversation; none where it lacks what marks them.
+
+    Args:
+        pattern: ids from the end of a user turn to the answer.
+    """
+    last = len(ids) - 1
+    if family.reads == "last":
+        return [last]
+    if family.reads == "before_zero":
+        zeros = np.flatnonzero(ids == 0)
+        return [int(zeros[0] - 1) % len(ids)] if len(zeros) else [last]
+    starts = _occurrences(ids, pattern)
+    if family.reads == "headers":
+        return [start + len(pattern) - 1 for start in starts]
+    return [starts[-1], last] if starts else []
+
+
+def _occurrences(ids: Ids, pattern: Ids) -> list[int]:
+    """Where `pattern` starts in `ids`."""
+    starts = np.flatnonzero(ids[: max(0, len(ids) - len(pattern) + 1)] == pattern[0])
+    return [s for s in starts.tolist() if np.array_equal(ids[s : s + len(pattern)], pattern)]

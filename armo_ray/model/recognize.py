@@ -1,0 +1,251 @@
+"""Which family a checkpoint belongs to, from its config and tensor names, and whether its head is whole.
+
+Nothing is guessed: a tensor that is missing, unexpected or of another shape is an error that says what was
+expected and what was found.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from armo_ray.errors import ConfigError
+from armo_ray.model.families import FAMILIES, Family
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+# The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
+ARMORM_OBJECTIVES = (
+    "helpsteer_helpfulness",
+    "helpsteer_correctness",
+    "helpsteer_coherence",
+    "helpsteer_complexity",
+    "helpsteer_verbosity",
+    "ultrafeedback_overall_score",
+    "ultrafeedback_instruction_following",
+    "ultrafeedback_truthfulness",
+    "ultrafeedback_honesty",
+    "ultrafeedback_helpfulness",
+    "beavertails_is_safe",
+    "prometheus_score",
+    "argilla_overall_quality",
+    "argilla_judge_lm",
+    "code_complexity",
+    "code_style",
+    "code_explanation",
+    "code_instruction_following",
+    "code_readability",
+)
+HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+STEP_REWARDS = ("mean", "min", "product", "last")
+LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+HEAD_PREFIXES = (
+    "regression_layer.",
+    "reward_transform_matrix",
+    "gating.",
+    "score.",
+    "weights.",
+    "v_head.",
+)
+# Of each family whose head has tensors of its own: one that no other family's head has, the most telling first.
+_MARKS = {
+    "qrm": "gating.layers.2.running_mean",
+    "armorm": "gating.logit_scale",
+    "urm": "weights.fc.0.weight",
+    "mlp-classifier": "score.2.weight",
+    "classifier": "score.weight",
+    "starling": "transformer.embed_tokens.weight",
+    "value-head": "v_head.weight",
+}
+# Heads of these classes read every token, marks between steps, or a token that is added behind the answer.
+_OTHERS = re.compile("TokenClassification|ProcessRewardModel|Athene")
+
+
+def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: str | None) -> Family:
+    """The family of a checkpoint with these tensors, which must have its whole head.
+
+    Args:
+        family: a name in FAMILIES, for checkpoints that cannot be told apart, or to be sure.
+
+    Raises:
+        ConfigError: no family, or another one; a tensor of the head missing, unexpected or of a wrong shape.
+    """
+    if family is not None:
+        if family not in FAMILIES:
+            raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
+        found = FAMILIES[family]
+    else:
+        told = next((name for name, mark in _MARKS.items() if mark in shapes), None)
+        if told is None:
+            raise ConfigError(_no_head(shapes))
+        if read_otherwise := [name for name in config.get("architectures") or () if _OTHERS.search(name)]:
+            raise ConfigError(
+                f"architecture {read_otherwise[0]}: its head looks like that of the family {told} but is read at other "
+                f"tokens, which is not known here"
+            )
+        found = FAMILIES[told]
+    _check(found, config, shapes)
+    return found
+
+
+def _no_head(shapes: Mapping[str, Shape]) -> str:
+    heads = [name for name in sorted(shapes) if name.startswith(HEAD_PREFIXES)]
+    if heads:
+        return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
+    kind = "a language-model head" if LM_HEAD in shapes else "no head at all"
+    judges = [name for name, f in FAMILIES.items() if f.text != "answer"]
+    return (
+        f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_MARKS.values())}. A language "
+        f"model that was trained to judge looks like any other: say how to read it with --family {'|'.join(judges)}"
+    )
+
+
+def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
+    try:
+        expected, optional = expected_head(family, config, shapes)
+    except KeyError as error:
+        raise ConfigError(
+            f"config.json has no {error}: not a checkpoint of the family {family.name}"
+        ) from None
+    found = {name: shape for name, shape in shapes.items() if name.startswith(HEAD_PREFIXES)}
+    found |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
+    faults = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys() - optional.keys())]
+    faults += [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in sorted((expected | optional).items())
+        if found.get(name, shape) != shape
+    ]
+    if faults:
+        raise ConfigError(f"not a whole head of the family {family.name}: {'; '.join(faults)}")
+
+
+def expected_head(
+    family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> tuple[Shapes, Shapes]:
+    """The tensors that a head must have, and those that it may have."""
+    return _EXPECTED[family.name](config, shapes)
+
+
+def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+    """The names of a checkpoint's rewards, in the order in which its head returns them.
+
+    Raises ConfigError where labels give one name twice, or none.
+    """
+    if family.text != "answer":
+        return {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}[family.text]
+    if family.name in ("armorm", "qrm"):
+        count = int(config.get("num_objectives", len(ARMORM_OBJECTIVES)))
+        return _names(ARMORM_OBJECTIVES, count, "objective")
+    if family.name == "urm":
+        return _names(HELPSTEER_ATTRIBUTES, shapes["score.weight"][0] // 2, "attribute")
+    count = shapes[_last_layer(family)][0]
+    named = config.get("id2label") or {}
+    found = [
+        re.sub(r"\W+", "_", str(named.get(str(i), f"LABEL_{i}"))).strip("_").lower() for i in range(count)
+    ]
+    if "" in found or len(set(found)) < count:
+        raise ConfigError(
+            f"config.json: id2label {named}: every label must give a name of its own to its reward, "
+            f"found {', '.join(map(repr, found))}"
+        )
+    return ("reward",) if found == ["label_0"] else tuple(found)
+
+
+def _names(known: tuple[str, ...], count: int, otherwise: str) -> tuple[str, ...]:
+    return known if len(known) == count else tuple(f"{otherwise}_{i}" for i in range(count))
+
+
+def _last_layer(family: Family) -> str:
+    known = {"classifier": "score.weight", "mlp-classifier": "score.2.weight"}
+    return known.get(family.name, "v_head.weight")
+
+
+Expected = tuple[Shapes, Shapes]  # what must be there, and what may
+
+
+def _armorm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
+    hidden, count = int(config["hidden_size"]), int(config["num_objectives"])
+    width, depth = int(config["gating_hidden_dim"]), int(config["gating_n_hidden"])
+    float(config["gating_temperature"])
+    shapes: Shapes = {
+        "regression_layer.weight": (count, hidden),
+        "reward_transform_matrix": (count, count),
+        "gating.logit_scale": (1,),
+    }
+    for i, (wide_in, wide_out) in enumerate(pairwise([hidden, *[width] * depth, count])):
+        shapes |= _linear(f"gating.layers.{i}", wide_out, wide_in)
+    return shapes, {}
+
+
+def _qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
+    hidden, count = int(config["hidden_size"]), int(config.get("num_objectives", 19))
+    width, depth = int(config.get("gating_hidden_dim", 1024)), int(config.get("gating_n_hidden", 3))
+    shapes: Shapes = {
+        "regression_layer.weight": (int(config["num_quantiles"]) * count, hidden),
+        "reward_transform_matrix": (count, count),
+        "gating.logit_scale": (1,),
+    }
+    counters: Shapes = {}
+    for i in range(depth):
+        norm = f"gating.layers.{3 * i + 2}"
+        shapes[f"gating.layers.{3 * i}.weight"] = (width, hidden if i == 0 else width)
+        shapes |= {f"{norm}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+        counters[f"{norm}.num_batches_tracked"] = ()
+    return shapes | _linear(f"gating.layers.{3 * depth}", count, width), counters
+
+
+def _classifier(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
+    count = _count(config, shapes, "score.weight")
+    return {"score.weight": (count, int(config["hidden_size"]))}, {"score.bias": (count,)}
+
+
+def _mlp_classifier(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
+    hidden = int(config["hidden_size"])
+    count = _count(config, shapes, "score.2.weight")
+    return _linear("score.0", hidden, hidden) | _linear("score.2", count, hidden), {}
+
+
+def _urm(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
+    hidden, count = int(config["hidden_size"]), _count(config, shapes, "score.weight")
+    expected: Shapes = {"score.weight": (count, hidden)}
+    for i, wide_out in ((0, hidden), (2, hidden), (4, count // 2)):
+        expected |= _linear(f"weights.fc.{i}", wide_out, hidden)
+    return expected, {"score.bias": (count,)}
+
+
+def _value_head(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
+    if config.get("reward_token_id") is not None:
+        raise ConfigError(
+            "config.json has a reward_token_id: conversations with such a token are not rendered"
+        )
+    return {"v_head.weight": (1, int(config["hidden_size"]))}, {"v_head.bias": (1,)}
+
+
+def _language_model(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
+    size = (int(config["vocab_size"]), int(config["hidden_size"]))
+    if scaled := [name for name in ("logits_scaling", "logit_scale") if config.get(name) is not None]:
+        raise ConfigError(f"config.json has {scaled[0]}: odds are read from logits that nothing scales")
+    tied = config.get("tie_word_embeddings", False) and LM_HEAD not in shapes
+    return {EMBEDDINGS if tied else LM_HEAD: size}, {}
+
+
+def _count(config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str) -> int:
+    """The number of labels: what the config names, or else what the last layer has."""
+    return len(config.get("id2label") or ()) or int(config.get("num_labels") or shapes.get(name, (1,))[0])
+
+
+def _linear(name: str, wide_out: int, wide_in: int) -> Shapes:
+    return {f"{name}.weight": (wide_out, wide_in), f"{name}.bias": (wide_out,)}
+
+
+_EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected]] = {
+    "armorm": _armorm,
+    "qrm": _qrm,
+    "classifier": _classifier,
+    "mlp-classifier": _mlp_classifier,
+    "urm": _urm,
+    "value-head": _value_head,
+    "starling": _value_head,
+} | {name: _language_model for name, family in FAMILIES.items() if family.text != "answer"}

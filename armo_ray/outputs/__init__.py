@@ -1,0 +1,1 @@
+"""What every command reads and writes: the schemas, opened outputs, new datasets and their cards."""

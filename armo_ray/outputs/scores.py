@@ -1,0 +1,226 @@
+"""Opening outputs of `armo-ray score`: which parts they have, of which model, and their rows in DuckDB.
+
+Only parts that a manifest names are read, and only outputs that are complete.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import name_of, quote
+from armo_ray.outputs.options import ScoresOptions
+from armo_ray.outputs.schema import footer
+from armo_ray.storage import commits
+from armo_ray.storage.local_files import Opened, readable
+from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
+from armo_ray.storage.retries import explain
+from armo_ray.storage.store import Store
+
+_NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of scores. `output` is a place in the list of outputs."""
+
+    uri: str
+    rows: int
+    output: int
+    directories: tuple[str, ...]  # names of the hive directories on the way to it
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An output: its _run.json, and its parts as its manifest or commits list them."""
+
+    uri: str
+    run: Mapping[str, Any]
+    parts: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Complete outputs of one model, read as one table."""
+
+    outputs: tuple[str, ...]
+    runs: tuple[Mapping[str, Any], ...]  # the _run.json of each output
+    parts: tuple[Part, ...]  # in the order of the outputs and their manifests
+    rejects: tuple[Part, ...]
+    metadata: Mapping[str, Any]  # of a footer: model, dtype, reward_transform_matrix, ...
+    reward_names: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether every output was written with --keep-text."""
+        return all(run["identity"]["keep_text"] for run in self.runs)
+
+
+def literal(text: str) -> str:
+    """A text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def open_scores(uris: Iterable[str]) -> Scores:
+    """Read manifests, commit records and footers.
+
+    Raises ConfigError where an output is none, is damaged, is not complete, holds no scores, or is of another
+    model than the first.
+    """
+    listed = []
+    for store in {store.uri: store for store in map(Store, uris)}.values():
+        run, manifest = _manifest(store)
+        if not any(part["path"].startswith(f"{SCORES}/") for part in manifest["parts"]):
+            raise ConfigError(f"{store.uri}: no candidate was scored there")
+        listed.append(Listed(store.uri, run, manifest["parts"]))
+    return scores_of(listed)
+
+
+def scores_of(outputs: Sequence[Listed]) -> Scores:
+    """Outputs as one table; one without scores adds none. Raises ConfigError where they are of two models."""
+    parts = [_parts(output, i, SCORES) for i, output in enumerate(outputs)]
+    rejects = [part for i, output in enumerate(outputs) for part in _parts(output, i, REJECTS)]
+    schemas = [_schema(found[0]) for found in parts if found]
+    metadata = [footer(schema) for schema in schemas]
+    check_models([output.uri for output, found in zip(outputs, parts, strict=True) if found], metadata)
+    rewards = schemas[-1].field("rewards").type if schemas else pa.struct([])
+    return Scores(
+        outputs=tuple(output.uri for output in outputs),
+        runs=tuple(output.run for output in outputs),
+        parts=tuple(part for found in parts for part in found),
+        rejects=tuple(rejects),
+        metadata=metadata[0] if metadata else {},
+        reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
+    )
+
+
+def read_run_and_manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The _run.json of an output, and its manifest if it is complete. Raises ConfigError where it is no output."""
+    try:
+        run = commits.read_run(store, _NEEDED)
+        return run, commits.find_manifest(store, run)
+    except OSError as error:
+        raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
+
+
+def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+    run, manifest = read_run_and_manifest(store)
+    if manifest is None:
+        raise ConfigError(
+            f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
+            f"Run the same armo-ray score command again until it ends with status 0 or 3"
+        )
+    commits.check_manifest(store, manifest, commits.read_commits(store, names=("parts",), run=run))
+    return run, manifest
+
+
+def _parts(listed: Listed, output: int, folder: str) -> list[Part]:
+    root = listed.uri.rstrip("/")
+    return [
+        Part(f"{root}/{p['path']}", p["rows"], output, _directories(p["path"]))
+        for p in listed.parts
+        if p["path"].startswith(f"{folder}/")
+    ]
+
+
+def _directories(path: str) -> tuple[str, ...]:
+    """Of a path within the output: what its own directories are called makes no column."""
+    return tuple(name for name, _ in hive_values(path))
+
+
+def _schema(part: Part) -> pa.Schema:
+    try:
+        with Opened().open(part.uri) as stream:
+            return pq.ParquetFile(stream).schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{part.uri}: cannot be read: {error}. Check it with armo-ray verify") from error
+
+
+def check_models(outputs: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError where footers of some outputs are of two models."""
+    for output, other in zip(outputs[1:], metadata[1:], strict=True):
+        for key in ("model_fingerprint", "dtype"):
+            if other[key] != metadata[0][key]:
+                told = [
+                    f"{m['model']} ({m['dtype']}, {m['model_fingerprint']})" for m in (metadata[0], other)
+                ]
+                raise ConfigError(
+                    f"scores of two models cannot be compared: {outputs[0]} is of {told[0]}, {output} of {told[1]}"
+                )
+
+
+def scan(parts: Iterable[Part], numbered: bool = False) -> str:
+    """SQL that selects the rows of some parts, hive directories as columns of text.
+
+    If numbered, also __part, __row and __output: the places of a row's part among the parts, of the row in it, and of
+    its output among the outputs.
+    """
+    selects, first = [], 0
+    for (output, directories), group in groupby(parts, key=lambda part: (part.output, part.directories)):
+        files = [literal(readable(part.uri)) for part in group]
+        numbers = f", file_index + {first} AS __part, file_row_number AS __row, {output} AS __output"
+        place = numbers if numbered else ""
+        values = "".join(
+            f", url_decode(nullif(split_part(split_part(__file, '/', -{k}), '=', 2), '{NULL}')) AS {quote(name)}"
+            for k, name in enumerate(reversed(directories), 2)  # the last of the path is the file
+        )
+        selects.append(
+            f"SELECT * EXCLUDE (__file){values}{place} FROM read_parquet([{', '.join(files)}], "
+            f"hive_partitioning = false, filename = '__file')"
+        )
+        first += len(files)
+    return " UNION ALL BY NAME ".join(selects)
+
+
+def columns_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
+    """The types of the columns that all of the scores have, and of their fields, by their names in expressions."""
+    return {name_of(*path): kind for path, kind in paths_of(con, scores).items()}
+
+
+def paths_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[tuple[str, ...], str]:
+    """The same by their paths: a column, or a struct column and its field."""
+    some = {(part.output, part.directories): part for part in scores.parts}.values()
+    everywhere = set.intersection(*(set(con.sql(scan([part])).columns) for part in some))
+    found = con.sql(scan(some))
+    types: dict[tuple[str, ...], str] = {}
+    for name, kind in zip(found.columns, found.types, strict=True):
+        if name in everywhere:
+            types[name,] = str(kind)
+            if kind.id == "struct":
+                types |= {(name, field): str(inner) for field, inner in kind.children}
+    return types
+
+
+@contextmanager
+def database(options: ScoresOptions) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of bounded memory that reads any storage. Its errors become RuntimeErrors."""
+    if options.spill is not None and not Path(options.spill).is_dir():
+        raise ConfigError(f"spill {options.spill}: no such directory")
+    with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as spill:
+        con = duckdb.connect()
+        try:
+            con.register_filesystem(Opened())
+            con.execute(f"SET memory_limit = {literal(options.memory)}")
+            con.execute(f"SET temp_directory = {literal(spill)}")
+            con.execute("SET preserve_insertion_order = false")
+            if options.threads:
+                con.execute(f"SET threads = {options.threads}")
+            yield con
+        except duckdb.OutOfMemoryException as error:
+            raise RuntimeError(f"more memory is needed than --memory {options.memory}: {error}") from None
+        except duckdb.Error as error:
+            raise RuntimeError(str(error)) from None
+        finally:
+            con.close()

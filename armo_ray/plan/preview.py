@@ -1,0 +1,66 @@
+"""The first conversations of an input as the model will read them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from armo_ray.score.job import Job
+from armo_ray.score.stages.read import load_encoder, row_candidates
+from armo_ray.score.trial import ROWS, Place, first_rows
+from armo_ray.storage.units import Span
+from armo_ray.text.tokenized import Tokenized
+
+Told = dict[str, Any]
+
+
+def preview(job: Job, spans: Sequence[Span], most: int) -> Told:
+    """The columns read and not read, and `most` candidates with the text of their tokens, or the reason of a reject."""
+    shown: list[Told] = []
+    for place in first_rows(job, spans, ROWS):
+        shown += _conversations(job, place)
+        if len(shown) >= most:
+            break
+    return {
+        "read": dict(job.layout.columns),
+        "kept": dict(job.carried),
+        "unread": list(job.unread),
+        "conversations": shown[:most],
+    }
+
+
+def lines(told: Told) -> Iterator[str]:
+    """A preview, line by line."""
+    kept = f"; kept {', '.join(told['kept'].values())}" if told["kept"] else ""
+    yield f"read        {', '.join(f'{part}={name}' for part, name in told['read'].items())}{kept}"
+    yield f"not read    {', '.join(told['unread']) or 'nothing'}"
+    for one in told["conversations"]:
+        answer = "" if one["candidate"] is None else f" candidate {one['candidate']} ({one['role']})"
+        flags = f", {', '.join(one['flags'])}" if one["flags"] else ""
+        fate = f"rejected, {one['reason']}" if one["reason"] else f"{one['tokens']:,} tokens{flags}"
+        yield f"\n--- {one['source']} row {one['source_row']}{answer}: {fate}"
+        yield one["text"]
+
+
+def _conversations(job: Job, place: Place) -> Iterator[Told]:
+    candidates, encoder = row_candidates(place.row, job), load_encoder(job)
+    done = encoder.encode(candidates)
+    rejects = {i: (reason, detail) for i, reason, detail in done.rejects}
+    for i, candidate in enumerate(candidates):
+        about = {"source": place.uri, "source_row": place.number, "candidate": candidate.index}
+        about |= {"role": candidate.role, "flags": [], "tokens": None, "reason": None}
+        if i in rejects:
+            reason, detail = rejects[i]
+            yield about | {"reason": reason, "text": detail}
+        else:
+            at = done.source.index(i)
+            ids = _sequence(done, at)
+            text = encoder.chat.tokenizer.decode(ids, skip_special_tokens=False)
+            yield about | {"flags": done.flags[at], "tokens": len(ids), "text": text}
+
+
+def _sequence(done: Tokenized, at: int) -> list[int]:
+    """What the model reads of a candidate; of one that is compared, its first comparison."""
+    first = next((k for k, (a, _) in enumerate(done.contests) if a == at), at)
+    ids: list[int] = np.concatenate((done.prompts[done.group[first]], done.responses[first])).tolist()
+    return ids

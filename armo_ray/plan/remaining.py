@@ -1,0 +1,66 @@
+"""What of an input is committed and what is to do: exact where footers and commit records tell, else from a sample."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from armo_ray.plan.intervals import Figure, exact, ratio, total
+from armo_ray.plan.sample import Sample
+from armo_ray.score.job import Job
+from armo_ray.storage import commits
+from armo_ray.storage.store import Store
+from armo_ray.storage.units import Span, unit_id
+
+_DONE = ("num_rows", "candidates", "num_tokens", "computed_tokens")
+
+
+class Work(NamedTuple):
+    """Units, rows, candidates and tokens of what is to do. `counted` tells where the rows and candidates are from:
+    "footers" of Parquet, the "sample", or "all" rows, which were read."""
+
+    counted: str
+    units: Figure
+    rows: Figure
+    candidates: Figure
+    tokens: Figure  # of conversations, each counted whole
+    computed: Figure  # that go through the model
+
+
+def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
+    """What is to do of the spans that are left, from their footers and a sample of them."""
+    done = _done(left, job, store)
+    rows, candidates = total(sample.strata, "rows"), total(sample.strata, "candidates")
+    counted = "all" if all(stratum.complete for stratum in sample.strata) else "sample"
+    if sample.exact and all(span.shard.is_parquet for span in left):
+        units = [unit for span in left for unit in span.units]
+        rows = exact(sum(unit.num_rows for unit in units))
+        candidates, counted = exact(sum(unit.candidates for unit in units)), "footers"
+    return Work(
+        counted=counted,
+        units=_units(left, sample, job),
+        rows=rows.minus(done["num_rows"]),
+        candidates=candidates.minus(done["candidates"]),
+        tokens=total(sample.strata, "tokens").minus(done["num_tokens"]),
+        computed=total(sample.strata, "computed").minus(done["computed_tokens"]),
+    )
+
+
+def _done(left: Sequence[Span], job: Job, store: Store) -> dict[str, int]:
+    """What is committed of JSONL shards that are not done: the sample is of the whole of these."""
+    units = [unit_id(s.shard, job.fingerprint, str(ordinal)) for s in left for ordinal in s.done]
+    records = commits.read_commits(store, units, _DONE)
+    return {name: sum(record[name] for record in records) for name in _DONE}
+
+
+def _units(left: Sequence[Span], sample: Sample, job: Job) -> Figure:
+    """Of a JSONL shard, a run of lines for every `unit_rows` candidates, the last with what remains."""
+    known = sum(len(span.units) for span in left)
+    jsonl = [span for span in left if not span.units]
+    per_byte = {s.kind: ratio([s], "candidates", "size") for s in sample.strata}
+
+    def expected(span: Span, k: int) -> float:
+        kind = span.shard.kind
+        candidates = (per_byte.get(kind) or exact(0.0))[k] * span.shard.size
+        return max(1.0, math.ceil(candidates / job.unit_rows) - len(span.done))
+
+    return Figure(*(known + sum(expected(span, k) for span in jsonl) for k in range(3)))

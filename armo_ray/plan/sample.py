@@ -1,0 +1,127 @@
+"""Reading a sample of what is to do, exactly as a run would: the same rows, tokens, rejects and packs."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from armo_ray.engine.packing import make_packs
+from armo_ray.outputs.schema import REJECT_REASONS
+from armo_ray.plan.intervals import Counted
+from armo_ray.plan.sample_runs import Run, draw, read_blocks
+from armo_ray.score.job import Job
+from armo_ray.score.stages.read import load_encoder, row_candidates
+from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.units import Span
+from armo_ray.text.conversations import Candidate
+from armo_ray.text.tokenization import Encoder
+
+_LONGEST = 16  # times max_length: longer conversations are not measured
+
+COUNTS = ("rows", "candidates", "conversations", "tokens", "computed", "truncated", *REJECT_REASONS)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run: sums by the names in COUNTS, the tokens of its conversations, and in how many rows each prompt is."""
+
+    size: float
+    exact: bool
+    counts: Counter[str]
+    lengths: list[int]
+    prompts: Counter[str]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The runs that were read, by stratum."""
+
+    strata: list[Counted]
+    runs: list[list[Measured]]
+
+    @property
+    def exact(self) -> bool:
+        """Whether footers tell the candidates of all rows."""
+        return all(run.exact for runs in self.runs for run in runs)
+
+    @property
+    def lengths(self) -> tuple[list[int], list[float]]:
+        """The tokens of the sampled conversations, and how many conversations each stands for."""
+        lengths, weights = [], []
+        for stratum, runs in zip(self.strata, self.runs, strict=True):
+            for run in runs:
+                lengths += run.lengths
+                weights += [stratum.scale] * len(run.lengths)
+        return lengths, weights
+
+
+def measured_to(job: Job) -> int:
+    """The tokens from which on the length of a conversation is not measured, and told as this.
+
+    Of answers that are compared with others, the length of those that fit into no comparison is not known.
+    """
+    return job.max_length + 1 if job.family.text == "pairs" else _LONGEST * job.max_length
+
+
+def take(spans: Sequence[Span], job: Job, places: int, token_budget: int) -> Sample:
+    """Read about so many places of the spans."""
+    reader = _Reader(job, token_budget)
+    strata, measured = [], []
+    for stratum in draw(spans, places):
+        runs = in_parallel(reader.measure, read_blocks(stratum.drawn, job.columns))
+        sizes = np.array([run.size for run in runs], np.float64)
+        counts = {name: np.array([run.counts[name] for run in runs], np.float64) for name in COUNTS}
+        counts["size"] = sizes
+        strata.append(Counted(stratum.kind, stratum.total, stratum.complete, sizes, counts))
+        measured.append(runs)
+    return Sample(strata, measured)
+
+
+class _Reader:
+    """Rows as one job reads them."""
+
+    def __init__(self, job: Job, token_budget: int) -> None:
+        self.job, self.token_budget, self.encoder = job, token_budget, load_encoder(job)
+
+    @cached_property
+    def unbounded(self) -> Encoder:
+        """Tells the tokens of conversations that are too long."""
+        special = "plain" if self.encoder.plain else "reference"
+        return Encoder(self.encoder.chat, measured_to(self.job), "none", special)
+
+    def measure(self, run: Run) -> Measured:
+        candidates: list[Candidate] = []
+        numbers: list[int] = []
+        for number, row in enumerate(run.rows):
+            candidates += row_candidates(row, self.job)
+            numbers += [number] * (len(candidates) - len(numbers))
+        done = self.encoder.encode(candidates)
+        sequences = [np.concatenate((prompt, *ids)) for prompt, ids in done.sequences()]
+        lengths = [len(ids) for ids in sequences]
+        cut = [j for j, flags in enumerate(done.flags) if "truncated" in flags]
+        longer = [i for i, reason, _ in done.rejects if reason == "too_long"]
+        if cut or longer:
+            told = self._lengths([candidates[i] for i in (*(done.source[j] for j in cut), *longer)])
+            lengths = [n for j, n in enumerate(lengths) if j not in cut] + told
+        packs = make_packs(sequences, [[len(ids) - 1] for ids in sequences], self.token_budget)
+        counts = Counter(reason for _, reason, _ in done.rejects)
+        counts |= Counter(
+            rows=len(run.rows),
+            candidates=len(candidates),
+            conversations=len(sequences),
+            tokens=sum(map(len, sequences)),
+            computed=sum(len(pack.input_ids) for pack in packs),
+            truncated=len(cut),
+        )
+        seen = {(numbers[i], prompt) for i, prompt in zip(done.source, done.prompt_id, strict=True)}
+        return Measured(run.size, run.exact, counts, lengths, Counter(prompt for _, prompt in seen))
+
+    def _lengths(self, candidates: list[Candidate]) -> list[int]:
+        """The tokens of conversations that are longer than they may be; of the very longest a bound."""
+        if self.job.family.text == "pairs":
+            return [measured_to(self.job)] * len(candidates)
+        found = self.unbounded.encode(candidates)
+        beyond = [self.unbounded.max_length] * len(found.rejects)
+        return [len(prompt) + len(ids) for prompt, (ids,) in found.sequences()] + beyond

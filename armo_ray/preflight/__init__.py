@@ -1,1 +1,0 @@
-"""Whether a model works on this machine as it should, before a corpus is scored with it."""

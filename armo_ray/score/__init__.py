@@ -1,0 +1,1 @@
+"""`armo-ray score`: from a configuration to a committed output."""

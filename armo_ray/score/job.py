@@ -1,0 +1,310 @@
+"""From a configuration to a job: everything that can be known, and refused, before Ray starts.
+
+Imports neither torch nor ray.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from armo_ray.errors import ConfigError
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import Checkpoint, inspect
+from armo_ray.model.families import Family
+from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
+from armo_ray.score import kept_columns, survey
+from armo_ray.score.config import ScoreConfig
+from armo_ray.score.partitions import carried_columns
+from armo_ray.storage import commits, lock, parts, resume
+from armo_ray.storage.content import settled
+from armo_ray.storage.filesystem import is_remote
+from armo_ray.storage.models import local_model
+from armo_ray.storage.shards import find_shards
+from armo_ray.storage.store import Store
+from armo_ray.storage.units import Span, cut
+from armo_ray.text.input_columns import Found, joined, of_names, of_schema
+from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.messages import Reading
+from armo_ray.version import __version__
+
+logger = logging.getLogger(__name__)
+
+_VERSIONED = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs to know; travels to them with each task."""
+
+    output: str
+    model: str  # a directory that every node sees, or a URI or hub id with its revision
+    revision: str | None
+    family: Family
+    dtype: str
+    token_budget: int | None
+    fixed_packs: bool
+    compile: bool
+    device: str | None
+    layout: Layout
+    reading: Reading
+    unit_rows: int
+    max_length: int
+    truncate: str
+    special_tokens: str
+    fingerprint: str
+    scores: pa.Schema  # of a part, partition columns included
+    carried: dict[str, str]  # name in the scores -> column of the input
+    as_json: tuple[str, ...]  # the names in the scores of those that are kept as JSON text
+    keep_text: bool
+    partition_by: tuple[str, ...]
+    unread: tuple[str, ...] = ()  # columns of the input, for people
+
+    @property
+    def columns(self) -> list[str]:
+        """The input columns to read."""
+        return list(dict.fromkeys((*self.layout.sources, *self.carried.values())))
+
+
+Check = Callable[["Job", list[Span], ScoreConfig], None]
+
+
+def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None) -> tuple[Job, list[Span]]:
+    """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet.
+
+    Without `write` all is checked alike, and nothing is created. `check` may refuse the run before that as well.
+    """
+    ((job, spans),) = prepare_all([config], write, check)
+    return job, spans
+
+
+def prepare_all(
+    configs: Sequence[ScoreConfig], write: bool = True, check: Check | None = None
+) -> list[tuple[Job, list[Span]]]:
+    """`prepare` for several runs: all of them are checked before the first is opened."""
+    checked = [_checked(config, check) for config in configs]
+    for job, _, identity, details in checked if write else ():
+        store = Store(job.output)
+        with lock.held(store):  # a dataset may be made there
+            commits.open_run(store, identity, details)
+    return [(job, spans) for job, spans, _, _ in checked]
+
+
+class _Checked(NamedTuple):
+    """A run that can begin, and what its `_run.json` is made of."""
+
+    job: Job
+    spans: list[Span]
+    identity: dict[str, Any]
+    details: dict[str, Any]
+
+
+def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
+    model = _model(config)
+    store = Store(config.output)
+    found = find_shards(config.input, each=config.days == 1)
+    shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
+    if not shards:
+        raise ConfigError(f"output {config.output}: all of the input lies in it")
+    parts.check_directories(store, shards)
+    columns = carried_columns({**config.keep, **config.keep_json}, config.partition_by, shards)
+    seen = survey.survey(shards)
+    layout, unread = _layout(seen, config, model, columns)
+    kept_seen = [
+        kept_columns.Seen(one.shard.uri, list(one.found.names), one.schema, one.rows)
+        for one in seen.samples
+        if one.found.names
+    ]
+    carried = _carried_types(columns, config, kept_seen)
+    details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
+    identity = _identity(config, model, layout, columns)
+    run = commits.open_run(store, identity, details, write=False)
+    commits.read_commits(store, names=("unit",), run=run)  # what is damaged is found before any work
+    carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
+    kept_columns.check(carried, columns, config.keep_json, kept_seen)
+    job = replace(_job(config, model, layout, columns, carried), unread=unread)
+    try:
+        shards = settled(store, shards, commits.list_commits(store), job.columns)
+    except OSError as error:
+        raise ConfigError(f"input: cannot be compared with what is committed: {error}") from error
+    spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
+    standing = resume.standing(store, spans, job.fingerprint)
+    resume.resolve(standing, store, shards, config.redo, config.forget)
+    if check is not None:
+        check(job, spans, config)
+    return _Checked(job, spans, identity, details)
+
+
+def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> Job:
+    """A job for rows like these that are read and written by somebody else; input and output are not used."""
+    model, columns = _model(config), carried_columns({**config.keep, **config.keep_json}, (), [])
+    found = joined(
+        of_schema(one.schema) if one.schema and one.schema.names else of_names(one.names) for one in seen
+    )
+    layout = _detected(found, config, model)
+    carried = _carried_types(columns, config, seen)
+    return _job(config, model, layout, columns, carried)
+
+
+class _Model(NamedTuple):
+    """A checkpoint, found whole, its chat, and the longest conversation it is asked to score."""
+
+    checkpoint: Checkpoint
+    chat: Chat
+    max_length: int
+
+
+def _model(config: ScoreConfig) -> _Model:
+    path, revision = local_model(config.model, config.revision)
+    checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
+    if is_remote(config.model):
+        checkpoint = replace(checkpoint, revision=revision)
+    chat = Chat.load(checkpoint.path, checkpoint.family)
+    _check_family(config, checkpoint)
+    size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
+    if size > rows:
+        raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, its model {rows}")
+    positions = _whole(checkpoint, "max_position_embeddings")
+    if config.max_length is not None and config.max_length > positions:
+        raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
+    known = (chat.model_max_length, checkpoint.family.max_length, positions)
+    return _Model(checkpoint, chat, config.max_length or min(limit for limit in known if limit))
+
+
+def _whole(checkpoint: Checkpoint, name: str) -> int:
+    value = checkpoint.config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"{checkpoint.path}/config.json: {name} is {value!r:.100}, not a positive whole number"
+        )
+    return value
+
+
+def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
+    """Refuse options that the family cannot have, and say what it is."""
+    name, names = checkpoint.family.name, checkpoint.reward_names
+    if checkpoint.family.text != "answer" and config.truncate != "none":
+        raise ConfigError(f"truncate: the family {name} reads prompt and answer as one text; use none")
+    if checkpoint.family.text == "pairs" and config.dtype == "fp8":
+        raise ConfigError(f"dtype: fp8 is not compared with bfloat16 for the family {name}; use bfloat16")
+    mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
+    told = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
+    logger.info("model family %s: rewards %s%s", name, told, mean)
+
+
+def _job(
+    config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
+) -> Job:
+    checkpoint = model.checkpoint
+    fingerprint = commits.fingerprint_of(_identity(config, model, layout, columns))
+    metadata: dict[str, Any] = {
+        "model": config.model,
+        "model_revision": checkpoint.revision,
+        "model_fingerprint": checkpoint.fingerprint,
+        "model_family": checkpoint.family.name,
+        "dtype": config.dtype,
+        "schema_version": SCHEMA_VERSION,
+        "run_fingerprint": fingerprint,
+    }
+    if checkpoint.family.gated:
+        metadata["reward_transform_matrix"] = checkpoint.transform
+    else:
+        metadata["fixed_weights"] = checkpoint.coefficients
+    steps = checkpoint.family.text == "steps"
+    return Job(
+        output=config.output,
+        model=config.model if checkpoint.revision else str(checkpoint.path),
+        revision=checkpoint.revision,
+        family=checkpoint.family,
+        dtype=config.dtype,
+        token_budget=config.token_budget,
+        fixed_packs=config.fixed_packs,
+        compile=config.compile,
+        device=config.device,
+        layout=layout,
+        reading=_reading(config),
+        unit_rows=config.unit_rows,
+        max_length=model.max_length,
+        truncate=config.truncate,
+        special_tokens=config.special_tokens,
+        fingerprint=fingerprint,
+        scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata, steps),
+        carried=columns,
+        as_json=tuple(config.keep_json),
+        keep_text=config.keep_text,
+        partition_by=config.partition_by,
+    )
+
+
+def _reading(config: ScoreConfig) -> Reading:
+    return Reading(dict(config.role), config.tool_calls)
+
+
+def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
+    """What must be the same for two runs to share an output: all that rows, columns or units depend on."""
+    as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
+    return as_json | {
+        "model_fingerprint": model.checkpoint.fingerprint,
+        "chat_fingerprint": model.chat.fingerprint,
+        "family": model.checkpoint.family.name,
+        "dtype": config.dtype,
+        "max_length": model.max_length,
+        "truncate": config.truncate,
+        "special_tokens": config.special_tokens,
+        "layout": layout.record(),
+        **_reading(config).recorded(),
+        "keep": columns,
+        "keep_text": config.keep_text,
+        "partition_by": list(config.partition_by),
+        "unit_rows": config.unit_rows,
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def _layout(
+    seen: survey.Survey, config: ScoreConfig, model: _Model, columns: dict[str, str]
+) -> tuple[Layout, tuple[str, ...]]:
+    """The layout that the columns of all shards tell, and the columns that are not read."""
+    layout = _detected(seen.found, config, model)
+    survey.check(seen, layout)
+    unread = survey.unread(seen, layout, columns.values())
+    logger.info("layout %s: %s", layout.title, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
+    logger.info("columns that are not read: %s", ", ".join(unread) or "none")
+    return layout, tuple(unread)
+
+
+def _detected(found: Found, config: ScoreConfig, model: _Model) -> Layout:
+    family = model.checkpoint.family
+    step_end = family.step_end if family.text == "steps" else None
+    return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)
+
+
+def _carried_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept_columns.Seen]) -> pa.Schema:
+    carried = kept_columns.unify(columns, config.keep_json, seen)
+    nested = [
+        field for field in carried if field.name in config.partition_by and pa.types.is_nested(field.type)
+    ]
+    if nested:
+        raise ConfigError(f"partition-by: {nested[0].name} is {nested[0].type}, not one value")
+    for column in dict.fromkeys(columns.values()):
+        if without := [one.uri for one in seen if column not in one.names]:
+            logger.warning(
+                "kept column %s is null in %d shards without it: %s", column, len(without), without[0]
+            )
+    return carried
+
+
+def _versions() -> dict[str, str]:
+    return {"armo-ray": __version__, **{name: version(name) for name in _VERSIONED}}
+
+
+def _encode(schema: pa.Schema) -> str:
+    text: str = schema.serialize().to_pybytes().hex()
+    return text
+
+
+def _decode(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

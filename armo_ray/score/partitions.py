@@ -1,0 +1,88 @@
+"""The columns that scores get from the input: kept ones, those to partition by, and directories on the way.
+
+Their names are told apart whatever their case, as DuckDB and other readers of the output do not tell it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from armo_ray.errors import ConfigError
+from armo_ray.outputs.schema import RESERVED
+from armo_ray.storage.parts import NULL
+from armo_ray.storage.shards import Shard
+
+
+def carried_columns(
+    keep: Mapping[str, str], partition_by: Sequence[str], shards: Sequence[Shard]
+) -> dict[str, str]:
+    """Kept columns, and those to partition by that nothing else provides: name in the scores -> input column.
+
+    Raises ConfigError where two names, or a name and one of the scores' own, are the same or differ only in case.
+    """
+    for name in partition_by:
+        if name.lower() in RESERVED and name != "role":
+            raise ConfigError(
+                f"partition-by: {name}: of the scores' own columns only role can be used; give a column of the input "
+                f"another name: --keep input_{name}={name} --partition-by input_{name}"
+            )
+    for shard in shards:
+        _check_directories(shard)
+    directories = [{name for name, _ in shard.partitions} for shard in shards] or [set()]
+    everywhere, somewhere = set.intersection(*directories), set.union(*directories)
+    if mixed := sorted((somewhere - everywhere).intersection(partition_by)):
+        raise ConfigError(f"partition-by: {mixed[0]} is a directory of some shards of the input only")
+    for name, column in keep.items():
+        if name.lower() in RESERVED:
+            raise ConfigError(
+                f"keep: {name} is a column of the scores already{_whatever_case(name, name.lower())}; "
+                f"rename it: --keep input_{name}={column}"
+            )
+    own = [name for name in partition_by if name not in {"role", *everywhere}]
+    columns = {name: name for name in own} | dict(keep)
+    _check_distinct(somewhere, columns)
+    return columns
+
+
+def _check_directories(shard: Shard) -> None:
+    """Refuse directories of a shard that could not be read back on the way to its scores."""
+    seen: dict[str, str] = {}
+    for name, value in shard.partitions:
+        if not name or not value:
+            missing = "name" if not name else "value"
+            told = "" if not name else f", to {name}={NULL} where there is none"
+            raise ConfigError(
+                f"input {shard.uri}: its directory {name}={value} has no {missing}: rename it{told}"
+            )
+        if (lower := name.lower()) in RESERVED:
+            raise ConfigError(
+                f"input {shard.uri}: its directory {name}={value} would be a column of the scores, which have one of "
+                f"their own named {lower}: rename the directory, as to input_{name}={value}"
+            )
+        if lower in seen:
+            raise ConfigError(
+                f"input {shard.uri}: two of its directories are named {name}"
+                f"{_whatever_case(name, seen[lower])}: rename one"
+            )
+        seen[lower] = name
+
+
+def _check_distinct(directories: Iterable[str], columns: Mapping[str, str]) -> None:
+    known: dict[str, str] = {}
+    for name in sorted(directories):
+        if (other := known.setdefault(name.lower(), name)) != name:
+            raise ConfigError(f"input: its directories {other}= and {name}= differ only in case: rename one")
+    for name, column in columns.items():
+        other = known.setdefault(name.lower(), name)
+        if name in directories or other in directories:
+            raise ConfigError(
+                f"keep or partition-by: {name} is a directory of the input, and of the scores, already"
+                f"{_whatever_case(name, other)}; rename the column: --keep input_{name}={column}"
+            )
+        if other != name:
+            raise ConfigError(
+                f"keep or partition-by: {other} and {name} differ only in case, which many readers ignore; "
+                f"rename one: --keep input_{name}={column}"
+            )
+
+
+def _whatever_case(name: str, other: str) -> str:
+    return "" if name == other else f" ({other}: many readers ignore case)"

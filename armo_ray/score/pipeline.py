@@ -1,0 +1,277 @@
+"""The Ray Data graph: spans -> read and tokenize -> score on a pool of replicas -> write and commit.
+
+A unit is one row and one block from end to end, so that a task that Ray replays gives exactly what it gave
+before. The driver only counts commit records as they come out.
+"""
+
+import json
+import logging
+import pickle
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
+from armo_ray.errors import ConfigError
+from armo_ray.score import fp8_check, kept_columns, passes, shared_paths
+from armo_ray.score.card import Card
+from armo_ray.score.config import ScoreConfig, load_config
+from armo_ray.score.job import Job, prepare_dataset
+from armo_ray.score.poison import isolate
+from armo_ray.score.progress import Progress, every
+from armo_ray.score.replicas import Pool, Replica, pool_of, replicas_up
+from armo_ray.score.stages import candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
+from armo_ray.storage import commits, lock, resume
+from armo_ray.storage.store import Store
+from armo_ray.storage.units import Span, spread
+from armo_ray.verify import model as preflight
+
+logger = logging.getLogger(__name__)
+
+_WRITE_CPUS = 0.25
+# Units queued at a replica, so that the next is there when one ends.
+_IN_FLIGHT = 4
+_CARD_EVERY_S = 30.0
+_SAMPLE_ROWS = 1000  # of a dataset, that tell types which its schema does not
+# Blocks that may fail before a run does: those of a poison row, and those that waited at the replica it killed.
+_MOST_ERRORED = 32
+
+
+def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Do what is not committed yet of the spans, the units of the whole input.
+
+    Returns the totals of the whole output, and of the shards of this input, whenever they were scored.
+
+    Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
+
+    Raises ConfigError where another run holds the output or the replicas find no room, and RuntimeError where
+    a task failed for good.
+    """
+    store = Store(job.output)
+    shards = [span.shard for span in spans]
+    with lock.held(store):
+        found = resume.standing(store, spans, job.fingerprint)
+        found = resume.resolve(found, store, shards, config.redo, config.forget)
+        logger.info("%d of %d shards have units to do", len(found.left), len(spans))
+        try:
+            if found.left:
+                _execute(store, job, spans, found, config)
+            elif found.dropped:
+                passes.begin(store, found)
+            records = commits.finish(store)
+        except BaseException:
+            with suppress(Exception):  # the reason why the run stopped must not be hidden
+                Card(store, job, config.input).stopped()
+            raise
+        totals = commits.totals(records)
+        try:
+            Card(store, job, config.input).complete(totals)
+        except Exception as error:  # whatever it is, the scores are there
+            logger.warning("the dataset card is not written: %s", error)
+    uris = {shard.uri for shard in shards}
+    _tell_vanished(resume.vanished(records, uris, config.input), job)
+    return totals, commits.totals(record for record in records if record["source"] in uris)
+
+
+def _tell_vanished(gone: list[str], job: Job) -> None:
+    if gone:
+        text = (
+            "is in the scores" if job.keep_text else "cannot be read again (--keep-text would have kept it)"
+        )
+        logger.warning(
+            "%d shards that were scored are no longer in the input, the first is %s: their rows stay in %s, their "
+            "text %s; --forget SHARD drops what was scored of one",
+            len(gone),
+            gone[0],
+            job.output,
+            text,
+        )
+
+
+def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, config: ScoreConfig) -> None:
+    """Commit every unit of the spans that is to be done. Nothing is deleted before the first is dispatched."""
+    began, left = time.time(), found.left
+    size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
+    with connected() as joined:
+        if joined:
+            shared_paths.probe(store, job, [span.shard for span in left])
+        pool = pool_of(config)
+        if config.verify:
+            _check_model(job, pool)
+        if job.dtype == "fp8":
+            _check_fp8(store, job, left, pool, config.min_agreement)
+        planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
+        card = Card(store, job, config.input, found.committed, planned)
+        progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
+        drafted = every(
+            _CARD_EVERY_S,
+            "writing the dataset card",
+            lambda: card.in_progress(progress.counts.totals, progress.counts.done),
+        )
+
+        def work(left: list[Span]) -> Iterator[dict[str, Any]]:
+            for record in _records(job, spread(left), pool):
+                progress.update(record)
+                yield record
+
+        def work_alone(span: Span) -> dict[str, Any]:
+            record = isolate(span, job, pool)
+            progress.update(record, isolated=True)
+            return record
+
+        passes.begin(store, found)
+        with drafted, progress:
+            passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
+
+
+def _check_model(job: Job, pool: Pool) -> None:
+    """Try the model out where a replica of it would be; raises ConfigError where it is not fit to score with."""
+    task: Any = ray.remote(**pool.resources)(preflight.verify_model)
+    checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device, job.family.name))
+    logger.info("the model on a replica:\n%s", preflight.report(checks))
+    if failed := [check for check in checks if not check.passed]:
+        raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")
+
+
+def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreement: float) -> None:
+    """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
+    report = store.read_json(fp8_check.REPORT)
+    if report is None or report["columns"]["score"]["spearman"] is None:  # too little input then
+        task: Any = ray.remote(**pool.resources)(fp8_check.fp8_agreement)
+        report = ray.get(task.remote(spans, job, pool.device))
+        store.write(fp8_check.REPORT, commits.to_json(report))
+    fp8_check.judge(report, min_agreement)
+
+
+def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]]:
+    """The commit records, as units are committed."""
+    items = [{"span": pickle.dumps(span)} for span in spans]
+    with _one_row_a_block():
+        ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    read, write = partial(_read, job=job), partial(_write, job=job)
+    one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
+    with remote_arguments():
+        ds = ds.map_batches(read, num_cpus=1, **one)
+    ds = _on_replicas(ds, job, pool)
+    with remote_arguments():
+        ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **one)
+    for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+        yield json.loads(batch["record"][0].as_py())
+
+
+def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
+    """Tokenized units through a pool of replicas."""
+    with remote_arguments():
+        return ds.map_batches(
+            Replica,
+            fn_constructor_kwargs={"job": job, "pool": pool},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                min_size=pool.low,
+                max_size=pool.high,
+                initial_size=pool.high,
+                max_tasks_in_flight_per_actor=_IN_FLIGHT,
+            ),
+            max_restarts=-1,  # bounded by the tries of a task and by how many tasks may fail
+            max_task_retries=RETRIES,
+            **pool.resources,
+        )
+
+
+def score_dataset(
+    ds: ray.data.Dataset,
+    model: str,
+    rows_per_task: int = 512,
+    **options: Any,
+) -> ray.data.Dataset:
+    """Score a Ray Dataset that the caller reads and writes.
+
+    Args:
+        ds: rows of any layout that `armo-ray score` reads.
+        model: a checkpoint directory that every node sees, or a hub id.
+        rows_per_task: rows that one task tokenizes and a replica scores at once.
+        options: those of `armo-ray score`, by their names in a TOML file: dtype, keep, layout, replicas, ...
+            With dtype fp8 nothing is compared with bfloat16 first.
+
+    Returns:
+        A dataset of one row per candidate: the columns of the scores but row_id, source and source_row, then
+        `reason` and `detail`, null where the candidate was scored. There is no order and no resume: what a
+        run of `armo-ray score` promises beyond this lies in its commits. Kept columns have the type of the first
+        rows, tensors as lists. A dataset that has neither rows nor columns comes back as it is.
+
+    Raises:
+        ConfigError: a wrong option, model or layout.
+    """
+    config = load_config(None, {"input": ["dataset"], "output": "dataset", "model": model, **options})
+    seen = _seen(ds, bool(config.keep))
+    if not seen:
+        return ds
+    job = prepare_dataset(config, seen)
+    ds = ds.map_batches(
+        partial(_tokenize, job=job), batch_size=rows_per_task, batch_format="pyarrow", num_cpus=1
+    )
+    scored = _on_replicas(ds, job, pool_of(config))
+    return scored.map_batches(
+        partial(candidate_rows, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS
+    )
+
+
+def _seen(ds: ray.data.Dataset, with_types: bool) -> list[kept_columns.Seen]:
+    """The columns of a dataset and, of its first rows where its schema does not tell them, their types."""
+    schema = ds.schema()
+    if schema is None:
+        return []
+    base = schema.base_schema
+    unclear = not isinstance(base, pa.Schema) or any(map(kept_columns.is_unclear, base.types))
+    if isinstance(base, pa.Schema) and not (with_types and unclear):
+        return [kept_columns.Seen("the dataset", base.names, base)]
+    if not with_types:
+        return [kept_columns.Seen("the dataset", list(base.names), pa.schema([]))]
+    blocks: Any = ds.limit(_SAMPLE_ROWS).iter_batches(batch_size=None, batch_format="pyarrow")
+    return [
+        kept_columns.Seen(
+            "the dataset", b.column_names, b.schema, [kept_columns.plain(row) for row in b.to_pylist()]
+        )
+        for b in blocks
+    ]
+
+
+@contextmanager
+def _one_row_a_block() -> Iterator[None]:
+    """The context that a dataset made now keeps; the caller's own comes back."""
+    before = DataContext.get_current()
+    context = before.copy()
+    context.target_max_block_size = 1  # the smallest target closes a block after every row: a unit is a block
+    context.max_errored_blocks = _MOST_ERRORED
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too, and printed once
+    # Ray counts inputs; one JSONL shard is one input and many units
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
+    DataContext._set_current(context)
+    try:
+        yield
+    finally:
+        DataContext._set_current(before)
+
+
+def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+    for pickled in batch["span"].to_pylist():
+        yield from read_and_tokenize(pickle.loads(pickled), job)
+
+
+def _tokenize(batch: pa.Table, job: Job) -> pa.Table:
+    return tokenize_rows([kept_columns.plain(row) for row in batch.to_pylist()], job)
+
+
+def _write(batch: pa.Table, job: Job) -> pa.Table:
+    return pa.table({"record": [json.dumps(write_and_commit(batch, job))]})

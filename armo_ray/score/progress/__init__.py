@@ -1,0 +1,100 @@
+"""What a run is doing: a display on a terminal, a log line every 30 s elsewhere, Prometheus metrics in both."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from typing import Any
+
+from armo_ray.score.progress.counts import Counts
+from armo_ray.score.progress.metrics import Exporter
+from armo_ray.score.progress.periodic import every
+from armo_ray.score.progress.text import line
+
+__all__ = ["Counts", "Progress", "every"]
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 30.0
+_TELL_EVERY_S = 2.0  # takes 0.4 ms
+_WAIT_S = 5.0  # at the end, for a count of the replicas: where Ray's head is gone it never comes
+
+
+class Progress:
+    """Counts commit records as they come in, and shows the counts, also while none comes in.
+
+    Args:
+        total_bytes: of the input that is left to do.
+        began: when the run did, in seconds since 1970.
+        tags: of its metrics, by name.
+        replicas: how many are up, and how many were lost so far; asked from another thread.
+    """
+
+    def __init__(
+        self,
+        total_bytes: int,
+        began: float,
+        tags: Mapping[str, str],
+        replicas: Callable[[], tuple[int, int]],
+    ) -> None:
+        self.counts = Counts(total_bytes)
+        self.began = began
+        self.tags = tags
+        self.replicas = replicas
+        self.pool: tuple[int | None, int] = (None, 0)  # what `replicas` last said
+        self.exporter: Exporter | None = None
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") not in (None, "dumb")
+        self.outlets = ExitStack()
+
+    def __enter__(self) -> "Progress":
+        with ExitStack() as stack:
+            for outlet in self._outlets():
+                stack.enter_context(outlet)
+            self.outlets = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.outlets.close()
+        if self.terminal and self.counts.units:
+            self._log()
+
+    def update(self, record: Mapping[str, Any], isolated: bool = False) -> None:
+        """Count one committed unit, and whether it had to be done row by row."""
+        first = not self.counts.units
+        self.counts = self.counts.plus(record, time.monotonic())
+        if isolated:
+            self.counts = replace(self.counts, isolated=self.counts.isolated + 1)
+        if first:
+            logger.info(
+                "first pack %.1f s after the start; loading the model took %.1f s",
+                record["began"] - self.began,
+                record["load_seconds"],
+            )
+
+    def snapshot(self) -> Counts:
+        """The counts at this moment, with the replicas as they were seen last."""
+        up, lost = self.pool
+        return replace(self.counts, replicas=up, restarts=lost)
+
+    def _outlets(self) -> Iterator[AbstractContextManager[None]]:
+        yield every(_TELL_EVERY_S, "exporting metrics", self._tell)  # ends last, and tells of the end
+        yield every(_TELL_EVERY_S, "counting replicas", self._look, _WAIT_S)
+        if self.terminal:
+            from armo_ray.score.progress import terminal
+
+            yield terminal.shown(lambda: terminal.render(self.snapshot(), time.monotonic()))
+        else:
+            yield every(_LOG_EVERY_S, "logging progress", self._log)
+
+    def _look(self) -> None:
+        self.pool = self.replicas()
+
+    def _tell(self) -> None:
+        self.exporter = self.exporter or Exporter(self.tags)
+        self.exporter.tell(self.snapshot(), time.monotonic())
+
+    def _log(self) -> None:
+        logger.info("%s", line(self.snapshot(), time.monotonic()))

@@ -1,0 +1,101 @@
+"""The counts on a terminal: a bar and some numbers below the log, redrawn in place and gone at the end."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from armo_ray.score.progress.counts import Counts
+from armo_ray.score.progress.text import UNKNOWN, clock, number, percent, times
+
+_DRAWN_PER_S = 2  # takes 4 ms
+_MOST_REASONS = 4
+_NAME, _VALUE = 12, 10  # characters of a number's name and of the number
+
+
+@contextmanager
+def shown(draw: Callable[[], RenderableType]) -> Iterator[None]:
+    """Show what `draw` returns at the foot of the terminal; what is logged meanwhile goes above it."""
+    console = Console(stderr=True)
+    live = Live(
+        get_renderable=draw,
+        console=console,
+        refresh_per_second=_DRAWN_PER_S,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # Ray writes there too; else it is somebody's pipe
+    )
+    direct = sys.stderr
+    handlers = [
+        handler
+        for handler in logging.root.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is direct
+    ]
+    with live:  # from here on sys.stderr writes above it
+        for handler in handlers:
+            handler.setStream(sys.stderr)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.setStream(direct)
+
+
+def render(counts: Counts, now: float) -> RenderableType:
+    """A bar, and numbers in as many columns as the terminal has room for."""
+    bar = Table.grid(padding=(0, 1), expand=True)
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True)
+    if counts.started is None:
+        bar.add_row(ProgressBar(pulse=True), f"waiting for the first unit, replicas up: {_replicas(counts)}")
+        return bar
+    bar.add_row(
+        ProgressBar(total=1.0, completed=counts.done), f"{counts.done:4.0%}  ETA {clock(counts.eta_s(now))}"
+    )
+    # of one width, whatever they say: nothing jumps
+    cells = [
+        Text.assemble((f"{name:<{_NAME}}", "dim"), f"{value:>{_VALUE}}")
+        for name, value in _figures(counts, now).items()
+    ]
+    lines: list[RenderableType] = [bar, Columns(cells, padding=(0, 3))]
+    if counts.rejected:
+        lines.append(Text(f"rejected: {_reasons(counts)}", style="yellow", overflow="ellipsis", no_wrap=True))
+    return Group(*lines)
+
+
+def _figures(counts: Counts, now: float) -> dict[str, str]:
+    def rate(count: int) -> str:
+        return number(counts.rate(count, now), grouped=True)
+
+    return {
+        "units": f"{counts.units:,}",
+        "scored": f"{counts.scored:,}",
+        "rejected": f"{counts.all_rejected:,}",
+        "candidates/s": rate(counts.scored),
+        "tokens/s": rate(counts.num_tokens),
+        "computed/s": rate(counts.computed_tokens),
+        "sharing": times(counts.sharing),
+        "pack fill": percent(counts.pack_fill),
+        "MFU": percent(counts.mfu),
+        "idle": percent(counts.idle),
+        "replicas": _replicas(counts),
+        "retries": f"{counts.retries:,}",
+    }
+
+
+def _replicas(counts: Counts) -> str:
+    return UNKNOWN if counts.replicas is None else f"{counts.replicas}"
+
+
+def _reasons(counts: Counts) -> str:
+    """The most frequent reasons of rejects, and what the others sum up to."""
+    ranked = sorted(counts.rejected.items(), key=lambda entry: (-entry[1], entry[0]))
+    told = [f"{count:,} {reason}" for reason, count in ranked[:_MOST_REASONS]]
+    rest = sum(count for _, count in ranked[_MOST_REASONS:])
+    return ", ".join(told + ([f"{rest:,} of other reasons"] if rest else []))

@@ -1,0 +1,52 @@
+"""A unit that failed in the graph, row by row: what a process of its own can do and be killed by."""
+
+import time
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from armo_ray.score.job import Job
+from armo_ray.score.stages.read import load_encoder, tokenized, units_of
+from armo_ray.score.stages.score import Scorer
+from armo_ray.score.stages.unit_table import to_raw
+from armo_ray.score.stages.write import write_and_commit
+from armo_ray.storage.readers import BadRow, Row, UnitRows
+from armo_ray.storage.units import Span
+
+
+class Isolated:
+    """The first unit of a span that is to be done, read again by every process that takes the place of one."""
+
+    def __init__(self, span: Span, job: Job, scorer: Scorer) -> None:
+        self.span, self.job, self.scorer = span, job, scorer
+
+    @cached_property
+    def unit(self) -> UnitRows:
+        """Its rows: what reading them raises is raised by a method, not while the process is made."""
+        return next(units_of(self.span, self.job))
+
+    def count(self) -> int:
+        """The number of its rows."""
+        return len(self.unit.rows)
+
+    def attempt(self, start: int, stop: int) -> None:
+        """Tokenize and score the rows [start, stop) of the unit, which kills the process or raises if one does."""
+        self._score(self.unit.rows[start:stop])
+
+    def finish(self, poison: dict[int, str]) -> dict[str, Any]:
+        """Score and commit the unit with some rows, by their place in it, rejected; returns its record."""
+        rows = [
+            (number, _poisoned(row, poison[i]) if i in poison else row)
+            for i, (number, row) in enumerate(self.unit.rows)
+        ]
+        return write_and_commit(self._score(rows), self.job)
+
+    def _score(self, rows: list[tuple[int, Row]]) -> Any:
+        unit = replace(self.unit, rows=rows)
+        return self.scorer(
+            tokenized(unit, self.span.shard, load_encoder(self.job), self.job, time.perf_counter())
+        )
+
+
+def _poisoned(row: Row, detail: str) -> BadRow:
+    return BadRow("poison", detail, to_raw(row))

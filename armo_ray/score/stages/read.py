@@ -1,0 +1,164 @@
+"""Rows of a shard become token ids: the first step, on a CPU."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import resolve
+from armo_ray.model.families import Family
+from armo_ray.outputs.schema import CANDIDATE_FIELDS, TEXT_FIELDS
+from armo_ray.score import kept_columns
+from armo_ray.score.job import Job
+from armo_ray.score.stages.unit_table import NO_SHARD, Header, nest, one, ragged, reject_table, to_raw
+from armo_ray.storage import parts, readers
+from armo_ray.storage.models import local_model
+from armo_ray.storage.readers import BadRow, Row, UnitRows
+from armo_ray.storage.shards import Shard
+from armo_ray.storage.units import Span, Unit
+from armo_ray.text.conversations import Candidate, candidates_of
+from armo_ray.text.tokenization import Encoder
+from armo_ray.text.tokenized import Tokenized
+
+
+@lru_cache(maxsize=2)
+def _directory(model: str, revision: str | None) -> Path:
+    copy, _ = local_model(model, revision)
+    return resolve(copy, revision if copy == model else None)[0]
+
+
+@lru_cache(maxsize=2)
+def _loaded(
+    model: str, revision: str | None, family: Family, max_length: int, truncate: str, special_tokens: str
+) -> Encoder:
+    return Encoder(Chat.load(_directory(model, revision), family), max_length, truncate, special_tokens)
+
+
+def model_directory(job: Job) -> Path:
+    """Where the job's model lies on this node; it is fetched where it does not yet."""
+    return _directory(job.model, job.revision)
+
+
+def load_encoder(job: Job) -> Encoder:
+    """The job's encoder, loaded once by every process."""
+    return _loaded(job.model, job.revision, job.family, job.max_length, job.truncate, job.special_tokens)
+
+
+def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
+    """A one-row table for every unit of a span that is to be done."""
+    encoder = load_encoder(job)
+
+    started = time.perf_counter()
+    for unit in units_of(span, job):
+        yield tokenized(unit, span.shard, encoder, job, started)
+        started = time.perf_counter()
+
+
+def units_of(span: Span, job: Job) -> Iterator[UnitRows]:
+    """The rows of every unit of a span that is to be done."""
+
+    def count(row: Row) -> int:
+        return 1 if isinstance(row, BadRow) else job.layout.count(row)
+
+    return readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint)
+
+
+def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
+    """The one-row table of rows that belong to no shard."""
+    encoder = load_encoder(job)
+    unit = UnitRows(Unit("", 0), list(enumerate(rows)))
+    return tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
+
+
+def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
+    """The one-row table of a unit's rows; `started`: when reading them did."""
+    numbers: list[int] = []
+    rows: list[Row] = []
+    candidates: list[Candidate] = []
+    for number, row in done.rows:
+        found = row_candidates(row, job)
+        numbers += [number] * len(found)
+        rows += [row] * len(found)
+        candidates += found
+    began = time.perf_counter()
+    tokens = encoder.encode(candidates)
+    tokenize = time.perf_counter() - began
+    columns = {
+        "prompts": ragged(tokens.prompts),
+        "group": one(pa.array(tokens.group, pa.int32())),
+        "responses": ragged(tokens.responses),
+        "contests": one(pa.array(np.array(tokens.contests, np.int32).ravel())),
+        "scored": nest(_scored_rows(tokens, candidates, numbers, rows, job)),
+        "rejects": nest(_reject_rows(tokens, candidates, numbers, rows, shard)),
+    }
+    num_tokens = sum(len(tokens.prompts[g]) for g in tokens.group) + sum(map(len, tokens.responses))
+    seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
+    header = Header(shard, done.unit, len(candidates), seconds, num_tokens, content=done.content)
+    return pa.table({"header": header.to_array(), **columns})
+
+
+def row_candidates(row: Row, job: Job) -> list[Candidate]:
+    """The candidates of a row; one whose values to partition by are no names of directories is malformed."""
+    if isinstance(row, BadRow):
+        return [Candidate(None, None, [], "", row.reason, row.detail)]
+    found = candidates_of(row, job.layout, job.reading)
+    own = {name: column for name, column in job.carried.items() if name in job.partition_by}
+    by, _ = kept_columns.values_of(row, own, job.scores, job.as_json)
+    if not parts.fit_directories(by.items()):
+        detail = f"columns to partition by hold {by!r:.200}, which is too long for names of directories"
+        return [replace(c, reason="malformed_row", detail=detail) for c in found]
+    return found
+
+
+def _scored_rows(
+    tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], job: Job
+) -> pa.Table:
+    """The columns of the scores that do not come from the model."""
+    chosen = [candidates[i] for i in tokens.source]
+    kept_of = _kept_values([numbers[i] for i in tokens.source], [rows[i] for i in tokens.source], job)
+    columns: dict[str, list[Any]] = {
+        "prompt_id": tokens.prompt_id,
+        "source_row": [numbers[i] for i in tokens.source],
+        "candidate": [c.index for c in chosen],
+        "role": [c.role for c in chosen],
+        "num_prompt_tokens": tokens.num_prompt_tokens,
+        "num_response_tokens": tokens.num_response_tokens,
+        "flags": [own + lost for own, (_, lost) in zip(tokens.flags, kept_of, strict=True)],
+    }
+    fields = list(CANDIDATE_FIELDS)
+    for name in job.carried:
+        columns[name] = [values[name] for values, _ in kept_of]
+        fields.append(job.scores.field(name))
+    if job.keep_text:
+        shown = [c.shown() for c in chosen]
+        columns["prompt"] = [prompt for prompt, _ in shown]
+        columns["response"] = [response for _, response in shown]
+        fields += TEXT_FIELDS
+    return pa.table([pa.array(columns[f.name], f.type) for f in fields], schema=pa.schema(fields))
+
+
+def _kept_values(numbers: list[int], rows: list[Row], job: Job) -> list[tuple[dict[str, Any], list[str]]]:
+    """What `kept_columns.values_of` makes of the row of every scored candidate, once for each row."""
+    found: dict[int, tuple[dict[str, Any], list[str]]] = {}
+    for number, row in zip(numbers, rows, strict=True):
+        if number not in found and not isinstance(row, BadRow):
+            found[number] = kept_columns.values_of(row, job.carried, job.scores, job.as_json)
+    return [found[number] for number in numbers]
+
+
+def _reject_rows(
+    tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], shard: Shard
+) -> pa.Table:
+    entries = []
+    raw: set[int] = set()  # rows that are told already: one of a thousand answers is not repeated for each
+    for i, reason, detail in tokens.rejects:
+        text = None if numbers[i] in raw else to_raw(rows[i])
+        entries.append((numbers[i], candidates[i].index, candidates[i].role, reason, detail, text))
+        raw.add(numbers[i])
+    return reject_table(shard, entries)

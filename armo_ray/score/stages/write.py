@@ -1,0 +1,133 @@
+"""Scores become parts and a commit record: the third step, on a CPU."""
+
+import socket
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from armo_ray.outputs.schema import STEP_SCORES
+from armo_ray.score.job import Job
+from armo_ray.score.stages.unit_table import NO_SHARD, Header, reject_table, to_raw, unnest
+from armo_ray.storage import commits, parts, readers
+from armo_ray.storage.shards import Shard, row_id
+from armo_ray.storage.store import Store
+from armo_ray.storage.units import Unit
+
+
+def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
+    """Write the parts of a scored unit, then its commit record; returns it, with the bytes read and the host."""
+    started = time.perf_counter()
+    header = Header.of(table)
+    shard, unit = header.shard, header.unit
+    scores, failed = _score_table(table, shard, job)
+    rejects = pa.concat_tables([unnest(table["rejects"]), _non_finite(failed, shard, unit, job)])
+    if scores.num_rows + rejects.num_rows != header.candidates:
+        raise RuntimeError(
+            f"{shard.uri} rows {unit.first_row}+{unit.num_rows}: {header.candidates} candidates were read, but "
+            f"{scores.num_rows} scored and {rejects.num_rows} rejected"
+        )
+    store, told = Store(job.output), {"source_bytes": unit.source_bytes, "host": socket.gethostname()}
+    record: dict[str, Any] = {
+        "unit": unit.id,
+        "source": shard.uri,
+        "identity": shard.identity,
+        "content": header.content,
+        "ordinal": unit.ordinal,
+        "first_row": unit.first_row,
+        "num_rows": unit.num_rows,
+        "last": unit.last,
+        "candidates": header.candidates,
+        "scored": scores.num_rows,
+        "rejected": _counts(rejects["reason"]),
+        "num_tokens": header.num_tokens,
+        "computed_tokens": header.computed_tokens,
+        "num_packs": header.num_packs,
+        "packed_tokens": header.packed_tokens,
+        "pack_capacity": header.pack_capacity,
+        "flops": header.flops,
+        "peak_flops": header.peak_flops,
+        "token_budget": header.token_budget,
+        "began": round(header.began, 3),
+        "load_seconds": header.load_seconds,  # all digits: it tells replicas apart
+        "run_fingerprint": job.fingerprint,
+    }
+    if (found := commits.find_record(store, unit.id)) is not None:  # a replayed task leaves its parts alone
+        commits.check_same(store, found, record)
+        return found | told
+    record["parts"] = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
+    rejects = rejects.replace_schema_metadata(job.scores.metadata)
+    record["parts"] += parts.write_rejects(store, unit.id, rejects)
+    header.seconds["write"] = time.perf_counter() - started
+    record["seconds"] = {name: round(value, 4) for name, value in header.seconds.items()}
+    commits.commit(store, record)
+    return record | told
+
+
+def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
+    """The candidates of a scored unit, one a row: columns of the scores, and `reason` and `detail` of rejects."""
+    scores, failed = _score_table(table, NO_SHARD, job)
+    rejects = unnest(table["rejects"]).select(["candidate", "role", "reason", "detail"])
+    failed = failed.select(["candidate", "role"]).append_column(
+        "reason", pa.array(["non_finite_score"] * failed.num_rows, pa.string())
+    )
+    rows = scores.drop_columns(["row_id", "source", "source_row"])
+    return pa.concat_tables([rows, rejects, failed], promote_options="default")
+
+
+def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.Table]:
+    """The rows of the scores with finite numbers, and the others."""
+    rows = unnest(table["scored"])
+    score, rewards, gating = (
+        table[name].combine_chunks().flatten().to_numpy() for name in ("score", "rewards", "gating")
+    )
+    vector = job.scores.field("rewards").type
+    rewards = rewards.reshape(len(score), vector.num_fields)
+    gating = gating.reshape(len(score), vector.num_fields if job.family.gated else 0)
+    finite = np.isfinite(score) & np.isfinite(rewards).all(axis=1) & np.isfinite(gating).all(axis=1)
+    keys = zip(rows["source_row"].to_pylist(), rows["candidate"].to_pylist(), strict=True)
+    arrays: dict[str, Any] = {name: rows[name] for name in rows.column_names} | {
+        "row_id": pa.array([row_id(shard.uri, row, candidate) for row, candidate in keys], pa.string()),
+        "source": pa.repeat(pa.scalar(shard.uri), len(score)),
+        "score": pa.array(score),
+        "rewards": _struct(rewards, vector),
+        "gating": _struct(gating, vector) if job.family.gated else pa.nulls(len(score), vector),
+    }
+    if STEP_SCORES.name in job.scores.names:
+        arrays[STEP_SCORES.name] = table[STEP_SCORES.name].combine_chunks().flatten()
+    whole = pa.table([arrays[name] for name in job.scores.names], schema=job.scores)
+    if finite.all():
+        return whole, whole.slice(0, 0)
+    return whole.filter(pa.array(finite)), whole.filter(pa.array(~finite))
+
+
+def _non_finite(failed: pa.Table, shard: Shard, unit: Unit, job: Job) -> pa.Table:
+    """Rejects for rows whose score is not a number; their text is read again."""
+    rows = failed.select(["source_row", "candidate", "role", "score"]).to_pylist()
+    raw = readers.read_rows(shard, unit, job.columns, {r["source_row"] for r in rows}) if rows else {}
+    return reject_table(
+        shard,
+        [
+            (
+                r["source_row"],
+                r["candidate"],
+                r["role"],
+                "non_finite_score",
+                f"the model returned {r['score']}, or a reward or gate that is not finite",
+                to_raw(raw[r["source_row"]]),
+            )
+            for r in rows
+        ],
+    )
+
+
+def _counts(reasons: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in reasons.value_counts().to_pylist()}
+
+
+def _struct(values: npt.NDArray[np.float32], kind: pa.DataType) -> pa.StructArray:
+    return pa.StructArray.from_arrays(
+        [pa.array(np.ascontiguousarray(column)) for column in values.T], fields=list(kind)
+    )

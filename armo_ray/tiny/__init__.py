@@ -1,0 +1,1 @@
+"""`armo-ray tiny-model`: tiny random checkpoints of every family."""

@@ -1,0 +1,111 @@
+"""A tiny random checkpoint of every family: its tensor names, dtypes, config fields and template, in a megabyte."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel
+
+from armo_ray.model.families import FAMILIES, Family
+from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
+from armo_ray.tiny.armorm import write_json, write_tiny_model
+from armo_ray.tiny.tokenizers import write_tokenizer
+
+# What a decoder of each kind has besides its size, as the released configs have it.
+BACKBONES: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 500000.0, "rms_norm_eps": 1e-05},
+    "mistral": {"rope_theta": 10000.0, "sliding_window": 128},
+    "qwen2": {"rope_theta": 1000000.0, "use_sliding_window": False},
+    "qwen3": {"rope_theta": 1000000.0, "head_dim": 16},
+    "gemma2": {
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 128,
+    },
+}
+_TOKENIZERS = {"mistral": "llama3", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
+_LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise": "llama3-header"}
+_GATED = {"gating_hidden_dim": 32, "gating_n_hidden": 3, "gating_temperature": 10, "num_objectives": 19}
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "armorm": _GATED,
+    "qrm": _GATED | {"num_quantiles": 19},
+    "urm": {"id2label": {str(i): f"LABEL_{i}" for i in range(10)}},
+}
+_ARCHITECTURES = {
+    "armorm": "{}ForRewardModelWithGating",
+    "qrm": "LlamaForRewardModelWithGating31",
+    "mlp-classifier": "{}ForRewardModel",
+    "urm": "LlamaForSequenceClassificationWithNormal_Weights",
+    "value-head": "{}ForRewardModel",
+}
+
+
+def write_family(
+    path: Path, name: str, backbone: str = "llama", seed: int = 0, max_length: int = 8192, **fields: Any
+) -> None:
+    """Write a checkpoint directory of a family in FAMILIES, on a decoder in BACKBONES.
+
+    `fields` go over those of its config, such as id2label or tie_word_embeddings. Backbones and most heads are
+    bfloat16, heads with a gate for the prompt float32, as released. The same seed gives the same weights.
+    """
+    if name == "armorm" and backbone == "llama" and not fields:
+        write_tiny_model(path, seed, max_length=max_length)
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    kind = _TOKENIZERS.get(backbone) or _LLAMA_TOKENIZERS.get(name, "llama3")
+    tokenizer = write_tokenizer(path, kind, max_length)
+    family, size = FAMILIES[name], {"vocab_size": tokenizer.get_vocab_size()}
+    config = _config(family, backbone, size | {"max_position_embeddings": max_length} | fields)
+    write_json(path / "config.json", config)
+    torch.manual_seed(seed)
+    auto: Any = AutoModel
+    model = auto.from_config(AutoConfig.from_pretrained(path))
+    for (
+        tensor
+    ) in model.parameters():  # norms begin as ones or zeros and biases as zeros: nothing would hide them
+        if tensor.dim() == 1:
+            tensor.data.add_(torch.randn(tensor.shape), alpha=0.3)
+    prefix = "transformer" if name == "starling" else "model"
+    tensors = {f"{prefix}.{n}": t.bfloat16().contiguous() for n, t in model.state_dict().items()}
+    save_file(tensors | _head(family, config), path / "model.safetensors", {"format": "pt"})
+
+
+def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, Any]:
+    stem = backbone.capitalize()
+    kind = "{}ForCausalLM" if family.text != "answer" else "{}ForSequenceClassification"
+    config = {
+        "architectures": [_ARCHITECTURES.get(family.name, kind).format(stem)],
+        "hidden_size": 64,
+        "initializer_range": 0.15,  # tiny weights would make every hidden state nearly the same
+        "intermediate_size": 128,
+        "model_type": backbone,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    if family.text == "answer" and not family.gated:
+        config["id2label"] = {"0": "LABEL_0"}
+    return config | BACKBONES[backbone] | _CONFIGS.get(family.name, {}) | fields
+
+
+def _head(family: Family, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    shapes, optional = expected_head(family, config, {} if config["tie_word_embeddings"] else {LM_HEAD: ()})
+    shapes.pop(EMBEDDINGS, None)  # the backbone's own
+    shapes |= {name: shape for name, shape in optional.items() if not name.endswith(".bias")}
+    dtype = torch.float32 if family.reads == "gate" else torch.bfloat16
+    tensors = {}
+    for name, shape in shapes.items():
+        random = torch.randn(shape) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.3)
+        if name.endswith("running_var"):
+            random = random.abs() + 0.5
+        if name.endswith(("logit_scale", ".weight")) and len(shape) == 1:
+            random += 1.0
+        if name == "reward_transform_matrix":
+            random = torch.eye(shape[0]) - 0.1 * random.abs()
+        tensors[name] = random.to(torch.int64 if name.endswith("num_batches_tracked") else dtype)
+    return tensors

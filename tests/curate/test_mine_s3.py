@@ -1,0 +1,42 @@
+"""Pairs of scores and shards in an object store, into an object store."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armo_ray.cli.main import main
+from armo_ray.curate.mine import run
+from armo_ray.curate.options import MineOptions
+from armo_ray.outputs.dataset import names_in
+from armo_ray.storage.store import Store
+from tests.support.paths import SAMPLE
+from tests.support.synthetic_outputs import score_synthetically
+
+pytest_plugins = ("tests.support.s3_server",)
+
+
+def test_pairs_in_an_object_store_are_those_of_a_disk(s3: str, tmp_path: Path) -> None:
+    Store(s3).write("in/[a]/llmbar.jsonl", SAMPLE.read_bytes())
+    score_synthetically(f"{s3}/scores", f"{s3}/in")
+    local = score_synthetically(tmp_path / "scores", SAMPLE)
+    assert main(["mine", f"{s3}/scores", "--output", f"{s3}/pairs", "--format", "jsonl"]) == 0
+    assert main(["mine", str(local), "--output", str(tmp_path / "pairs"), "--format", "jsonl"]) == 0
+
+    def rows(store: Store) -> list[dict[str, Any]]:
+        lines = store.read("data/train/part-00000.jsonl").decode().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if "row_id" not in k} for line in lines]
+
+    assert rows(Store(f"{s3}/pairs")) == rows(Store(str(tmp_path / "pairs")))
+    assert Store(f"{s3}/pairs").list_names("").keys() == {"README.md", "_SUCCESS"}
+
+
+def test_a_run_that_fails_leaves_nothing_in_an_object_store(s3: str, tmp_path: Path) -> None:
+    Store(s3).write("in/llmbar.jsonl", SAMPLE.read_bytes())
+    for name in ("a", "b"):
+        score_synthetically(f"{s3}/{name}", f"{s3}/in")
+    options = MineOptions.model_validate({"scores": [f"{s3}/a", f"{s3}/b"], "output": f"{s3}/pairs"})
+    with pytest.raises(RuntimeError, match="scored twice"):
+        run(options)
+    assert names_in(Store(f"{s3}/pairs")) == []

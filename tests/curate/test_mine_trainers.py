@@ -1,0 +1,69 @@
+"""What was mined is what trainers read: Hugging Face datasets, and TRL's own preprocessing for DPO."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armo_ray.cli.main import main
+from armo_ray.model.chat import Chat
+from tests.support.paths import SAMPLE
+from tests.support.synthetic_outputs import score_synthetically
+
+# TRL's own default
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trainers")
+    scores = score_synthetically(folder / "scores", SAMPLE)
+    command = ["mine", str(scores), "--output", str(folder / "pairs"), "--test-fraction", "0.2"]
+    assert main(command) == 0
+    return folder / "pairs"
+
+
+def load(pairs: Path, cache: Path, **options: Any) -> Any:
+    datasets = pytest.importorskip("datasets")
+    return datasets.load_dataset(**options, cache_dir=str(cache))
+
+
+def test_pairs_load_by_their_files_and_by_their_card(pairs: Path, tmp_path: Path) -> None:
+    files = {split: str(pairs / "data" / split / "*.parquet") for split in ("train", "test")}
+    by_files = load(pairs, tmp_path / "a", path="parquet", data_files=files)
+    by_card = load(pairs, tmp_path / "b", path=str(pairs))
+    assert {split: len(rows) for split, rows in by_card.items()} == {s: len(r) for s, r in by_files.items()}
+    assert sum(len(rows) for rows in by_card.values()) == 130
+    row = by_card["train"][0]
+    assert [m["role"] for m in row["prompt"] + row["chosen"]] == ["user", "assistant"]
+    assert row["score_chosen"] > row["score_rejected"]
+    assert row["margins"]["code_style"] == pytest.approx(
+        row["rewards_chosen"]["code_style"] - row["rewards_rejected"]["code_style"]
+    )
+
+
+def test_trl_tokenizes_the_pairs_for_dpo(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=2, **sizes)
+    rows = load(pairs, tmp_path / "a", path=str(pairs))["test"]
+    trainer = trl.DPOTrainer(
+        model=LlamaForCausalLM(config),
+        ref_model=LlamaForCausalLM(config),
+        args=trl.DPOConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False, max_length=None),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    chat = Chat.load(tiny_model)
+    assert len(trainer.train_dataset) == len(rows) > 10
+    for tokenized, row in zip(trainer.train_dataset, rows, strict=True):
+        assert tokenized["prompt_ids"] == chat.encode(chat.render_prompt(row["prompt"]))
+        for side in ("chosen", "rejected"):
+            answer = chat.encode(chat.render_answer(row[side][0]["content"]))
+            assert tokenized[f"{side}_ids"][: len(answer)] == answer

@@ -1,0 +1,103 @@
+"""What the engine takes of a machine's memory, and what it does when there is none left. Each in a fresh process."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from armo_ray.tiny.armorm import write_tiny_model
+from tests.support.paths import ROOT
+
+COMMON = """
+import logging, re, resource, sys
+import numpy as np
+import torch
+from armo_ray.engine import RewardModel
+
+torch.set_num_threads(1)
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+
+
+def kilobytes(file, name):
+    return int(re.search(rf"^{name}:\\s+(\\d+) kB", open(f"/proc/self/{file}").read(), re.M)[1])
+
+
+def group(pattern, prompt, *answers):
+    rng = np.random.default_rng(prompt)
+    return [*rng.integers(0, 500, prompt), *pattern], [rng.integers(0, 500, n) for n in answers]
+
+
+def limit(mebibytes):
+    now = kilobytes("status", "VmSize") * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (now + (mebibytes << 20), -1))
+"""
+
+
+def printed(code: str, model: Path) -> list[str]:
+    """The lines that a process of its own prints."""
+    script = f"{COMMON}\nMODEL = {str(model)!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def write_wide_model(path: Path, num_layers: int) -> Path:
+    """Some 9 million weights a layer, and activations of 40 kB a token."""
+    write_tiny_model(path, hidden_size=1024, num_layers=num_layers, num_heads=8, num_kv_heads=4)
+    return path
+
+
+def test_packs_shrink_when_memory_runs_out_and_scores_stay(tmp_path: Path) -> None:
+    lines = printed(
+        """
+model = RewardModel.load(MODEL, dtype="float32", device="cpu", token_budget=16384)
+groups = [group(model.pattern, 100 + i, 100, 100, 100) for i in range(12)]
+expected = model.with_options(token_budget=1024).score(groups)
+limit(110)
+found = model.score(groups)
+print(model.options.token_budget, np.abs(found.score - expected.score).max())
+""",
+        write_wide_model(tmp_path, num_layers=2),
+    )
+    assert lines[0].startswith("out of memory at ")
+    assert lines[0].endswith(" tokens: token budget 16384 -> 8192")
+    budget, difference = lines[-1].split()
+    assert 1024 <= int(budget) <= 4096
+    assert float(difference) < 1e-5
+
+
+def test_a_conversation_that_does_not_fit_is_named_and_others_are_scored(tmp_path: Path) -> None:
+    lines = printed(
+        """
+model = RewardModel.load(MODEL, dtype="float32", device="cpu", token_budget=4096)
+small = group(model.pattern, 50, 20, 30)
+expected = model.score([small])
+limit(60)
+try:
+    model.score([small, group(model.pattern, 3000, 1000)])
+except RuntimeError as error:
+    print(error)
+print(np.abs(model.score([small]).score - expected.score).max())
+""",
+        write_wide_model(tmp_path, num_layers=2),
+    )
+    assert re.match(
+        r"4005 tokens of one conversation do not fit into memory: .*can't allocate memory", lines[-2]
+    )
+    assert float(lines[-1]) < 1e-5
+
+
+def test_weights_of_the_checkpoints_own_type_are_mapped_and_not_copied(tmp_path: Path) -> None:
+    (line,) = printed(
+        """
+import transformers.models.llama.modeling_llama, armo_ray.engine.backbone, armo_ray.engine.decoder
+before = kilobytes("smaps_rollup", "Anonymous")
+model = RewardModel.load(MODEL, dtype="bfloat16", device="cpu")
+weights = sum(p.nbytes for p in model.backbone.parameters()) >> 10
+print(kilobytes("smaps_rollup", "Anonymous") - before, weights)
+""",
+        write_wide_model(tmp_path, num_layers=8),
+    )
+    taken, weights = map(int, line.split())
+    assert weights > 140_000  # kB
+    assert taken < weights / 10

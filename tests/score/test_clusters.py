@@ -1,0 +1,115 @@
+"""Runs on clusters of several nodes: every node works, may come late, and may be lost."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
+
+from armo_ray.verify.output import verify_output
+from jobs.measure.scale import descendants
+from tests.support import runs
+from tests.support.local import score_locally, scores_of
+from tests.support.runs import commits_of, finish, read_until, task_of, wait_until
+
+GPU_NODE: Any = {"num_cpus": 1, "num_gpus": 1}  # in name: its replicas run on CPUs
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head and a node without GPUs, and one with a GPU."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    cluster.add_node(**GPU_NODE)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def expected(shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    out = tmp_path_factory.mktemp("alone") / "out"
+    score_locally(tiny_model, shards, out)
+    return scores_of(out)
+
+
+def start(cluster: Cluster, model: Path, shards: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    common = ("--device", "cpu", "--unit-rows", "5")
+    return runs.start(model, shards, out, *common, *options, RAY_ADDRESS=cluster.address)
+
+
+def check(out: Path, expected: dict[str, float]) -> None:
+    found = scores_of(out)
+    assert found.keys() == expected.keys()
+    assert max(abs(found[key] - expected[key]) for key in expected) < 1e-5
+    assert verify_output(str(out))[1] == []
+
+
+def workers(node: Any) -> set[str]:
+    """What the workers of a node are doing."""
+    return {*map(task_of, descendants(node.all_processes["raylet"][0].process.pid))} - {""}
+
+
+@pytest.mark.timeout(400)
+def test_every_node_works_and_the_loss_of_one_costs_nothing(
+    cluster: Cluster, shards: Path, expected: dict[str, float], tiny_model: Path, tmp_path: Path
+) -> None:
+    lost = cluster.add_node(**GPU_NODE)
+    process = start(cluster, tiny_model, shards, tmp_path, "--replicas", "2", "--gpus-per-replica", "1")
+    nodes = list(cluster.list_all_nodes())
+    seen: list[set[str]] = [set() for _ in nodes]
+
+    def all_worked() -> bool:
+        for tasks, node in zip(seen, nodes, strict=True):
+            tasks |= workers(node)
+        return all(seen) and len(commits_of(tmp_path)) >= 3
+
+    wait_until(process, all_worked)
+    assert sum("Replica" in tasks for tasks in seen) == 2, seen
+    cluster.remove_node(lost, allow_graceful=False)
+    finish(process)
+    check(tmp_path, expected)
+
+
+@pytest.mark.timeout(400)
+def test_a_replica_of_two_gpus_waits_for_a_node_that_has_both(
+    cluster: Cluster, shards: Path, expected: dict[str, float], tiny_model: Path, tmp_path: Path
+) -> None:
+    cluster.add_node(**GPU_NODE)  # two GPUs on two nodes are no room for a replica of two
+    options = ("--replicas", "1", "--gpus-per-replica", "2", "--device", "cpu,cpu")
+    process = start(cluster, tiny_model, shards, tmp_path, *options)
+    read_until(process, "waiting for the GPUs of 1 replicas of 2 GPUs: the nodes have 1 + 1")
+    assert commits_of(tmp_path) == {}
+    cluster.add_node(num_cpus=1, num_gpus=2)
+    finish(process)
+    check(tmp_path, expected)
+
+
+def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
+    cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    options = ("--replicas", "3", "--gpus-per-replica", "1", "--wait", "0.1")
+    process = start(cluster, tiny_model, shards, tmp_path, *options)
+    told = "3 replicas of 1 GPUs: after 0.1 minutes the nodes of the cluster have 1 GPUs"
+    assert told in finish(process, 2)
+    ray.init(cluster.address)
+    assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
+
+
+@pytest.mark.timeout(400)
+def test_a_run_whose_cluster_stops_says_so_and_what_to_do(
+    cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    process = start(cluster, tiny_model, shards, tmp_path, "--replicas", "1", "--gpus-per-replica", "1")
+    read_until(process, "scoring on 1 replica")
+    for node in cluster.list_all_nodes():
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    told = finish(process, 1).splitlines()
+    assert told[-1].startswith("armo-ray score: failed: this node's raylet of the Ray cluster at ")
+    assert "is gone. See that it is up" in told[-1]
+    assert "run the same command again" in told[-1]

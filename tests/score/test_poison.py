@@ -1,0 +1,127 @@
+"""Rows that kill or fail the process that works on them cost themselves alone."""
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armo_ray.score.poison import MOST_POISON, PARTS, find_poison
+from armo_ray.verify.output import verify_output
+from tests.support.local import rows_of, score_locally
+from tests.support.paths import ROOT, SAMPLE
+from tests.support.runs import finish, start
+
+# Python loads a module of this name when it starts: every worker gets a tokenizer and a model that some texts break.
+FRAGILE = """
+import ctypes
+from armo_ray.score.stages import score
+from armo_ray.score.stages.unit_table import unnest
+from armo_ray.text.tokenization import Encoder
+
+encode, call = Encoder.encode, score.Scorer.__call__
+
+def fragile_encode(self, candidates):
+    if any("crash the tokenizer" in c.answer for c in candidates):
+        ctypes.string_at(0)
+    return encode(self, candidates)
+
+def fragile_call(self, table):
+    answers = [m["content"] for r in unnest(table["scored"])["response"].to_pylist() for m in r]
+    if any("crash the model" in a for a in answers):
+        ctypes.string_at(0)
+    if any("fail the model" in a for a in answers):
+        raise ZeroDivisionError("a kernel divides by zero")
+    return call(self, table)
+
+Encoder.encode, score.Scorer.__call__ = fragile_encode, fragile_call
+"""
+
+
+POISON = {
+    "a.parquet": {7: "crash the tokenizer"},  # in the first of three units
+    "b.jsonl": {4: "crash the model", 8: "fail the model"},
+}
+
+
+@pytest.mark.timeout(600)
+def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_scored(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in SAMPLE.open()][:40]
+    shards = {"a.parquet": rows[:25], "b.jsonl": rows[25:]}
+    write(tmp_path / "sound-in", shards)
+    score_locally(tiny_model, tmp_path / "sound-in", tmp_path / "sound", unit_rows=20)
+    expected = by_place(tmp_path / "sound")
+    for name, poison in POISON.items():
+        for i, text in poison.items():
+            shards[name][i]["chosen"] = text
+    write(tmp_path / "in", shards)
+    (tmp_path / "fragile").mkdir()
+    (tmp_path / "fragile" / "sitecustomize.py").write_text(FRAGILE)
+    out, options = tmp_path / "out", ("--unit-rows", "20", "--keep-text")
+    run = start(tiny_model, tmp_path / "in", out, *options, PYTHONPATH=f"{tmp_path}/fragile:{ROOT}")
+    told = finish(run, 3)  # more than one in a hundred
+    assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
+    rejects = rows_of(out, "rejects")
+    assert {row["reason"] for row in rejects} == {"poison"}
+    places = [(name, i) for name, poison in POISON.items() for i in poison]
+    assert [(Path(row["source"]).name, row["source_row"]) for row in rejects] == places
+    texts = [text for poison in POISON.values() for text in poison.values()]
+    assert [json.loads(row["raw"])["chosen"] for row in rejects] == texts
+    for row, text in zip(rejects, texts, strict=True):
+        assert ("a kernel divides by zero" in row["detail"]) == (text == "fail the model")
+    found = by_place(out)
+    assert found.keys() == {place for place in expected if place[:2] not in places}
+    assert max(abs(found[place] - expected[place]) for place in found) < 1e-5
+    assert verify_output(str(out))[1] == []
+
+
+def write(folder: Path, shards: dict[str, list[dict[str, Any]]]) -> None:
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(shards["a.parquet"]), folder / "a.parquet", row_group_size=5)
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shards["b.jsonl"]))
+
+
+def by_place(out: Path) -> dict[tuple[str, int, int], float]:
+    """Scores by shard, row and candidate: the shards differ, so their rows' ids do."""
+    return {
+        (Path(row["source"]).name, row["source_row"], row["candidate"]): row["score"] for row in rows_of(out)
+    }
+
+
+@given(st.data(), st.integers(0, 3000))
+def test_bisection_finds_the_rows_that_fail_alone_and_no_other_in_few_tries(
+    data: st.DataObject, count: int
+) -> None:
+    rows = st.integers(0, max(count - 1, 0))
+    poison = data.draw(st.sets(rows, max_size=min(count, MOST_POISON)))
+    once = data.draw(st.sets(rows, max_size=min(count, 3))) - poison  # as a process that memory was short for
+    most = data.draw(st.integers(1, 3000))  # rows that memory holds together
+    tried: Counter[tuple[int, int]] = Counter()
+
+    def failure(start: int, stop: int) -> str | None:
+        assert 0 <= start < stop <= count
+        tried[start, stop] += 1
+        fails = bool(poison & {*range(start, stop)}) or stop - start > most
+        return "killed" if fails or (start in once and tried[start, stop] == 1) else None
+
+    assert find_poison(failure, count, "shard") == dict.fromkeys(poison, "killed")
+    assert max(tried.values(), default=0) <= 2
+    if most >= count:
+        levels = 1 + math.ceil(math.log(max(count, 2), PARTS) + 1e-9)
+        assert sum(tried.values()) <= 1 + len(poison | once) * (levels * PARTS + 1)
+
+
+def test_where_many_rows_fail_the_fault_is_not_in_the_rows() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"s\.jsonl: more than 16 rows .* the last with killed: the fault is not in"
+    ):
+        find_poison(lambda start, stop: "killed", 1000, "s.jsonl")

@@ -1,0 +1,102 @@
+"""A run without Ray: its stages one after the other in this process, which fail, repeat and stop where a test says."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from armo_ray.score import passes
+from armo_ray.score.config import ScoreConfig
+from armo_ray.score.job import Job, prepare
+from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
+from armo_ray.score.stages.unit_table import Header
+from armo_ray.storage import commits, resume
+from armo_ray.storage.store import Store
+from armo_ray.storage.units import Span, spread
+
+FINE = "fine"
+# what happens to a unit: its task is lost, done twice, done but not reported, or ends before its commit record; its
+# writer comes late, when another run goes on; the rest of its span is lost; the driver dies before or after it
+FAULTS = ("lost", "twice", "unreported", "uncommitted", "late", "reader", "driver-before", "driver-after")
+
+
+class Crash(BaseException):
+    """The driver is gone."""
+
+
+@dataclass
+class Cluster:
+    """Carries out runs. `draw` says what happens to the next unit, `shuffle` in which order spans are done."""
+
+    draw: Callable[[], str]
+    shuffle: Callable[[list[Span]], list[Span]]
+    scorers: dict[str, Scorer]
+    late: list[tuple[pa.Table, Job]] = field(default_factory=list)
+    scored: dict[str, pa.Table] = field(default_factory=dict)  # by unit: the same each time, and slow
+
+    def run(self, config: ScoreConfig) -> None:
+        """As `armo-ray score`. Raises Crash where the driver dies."""
+        job, spans = prepare(config)
+        store = Store(job.output)
+        found = resume.standing(store, spans, job.fingerprint)
+        found = resume.resolve(found, store, [s.shard for s in spans], config.redo, config.forget)
+        if found.left or found.dropped:
+            passes.begin(store, found)
+        passes.commit_all(
+            store,
+            job.fingerprint,
+            spans,
+            found.left,
+            lambda left: self._work(left, job),
+            lambda span: self._work_alone(span, job),
+        )
+        commits.finish(store)
+
+    def write_late(self) -> None:
+        """What writers of earlier runs still do."""
+        for table, job in self.late:
+            write_and_commit(table, job)
+        self.late = []
+
+    def _work(self, left: list[Span], job: Job) -> Iterator[dict[str, Any]]:
+        for span in self.shuffle(spread(left)):
+            for table in read_and_tokenize(span, job):
+                fault = self.draw()
+                if fault == "reader":
+                    break
+                yield from self._unit(table, job, fault)
+
+    def _unit(self, table: pa.Table, job: Job, fault: str) -> Iterator[dict[str, Any]]:
+        if fault == "driver-before":
+            raise Crash
+        if fault == "lost":
+            return
+        scored = self._score(table, job)
+        if fault == "late":
+            self.late.append((scored, job))
+            return
+        record = write_and_commit(scored, job)
+        if fault == "twice":
+            record = write_and_commit(scored, job)
+        if fault == "uncommitted":
+            Store(job.output).delete(f"_commits/{Header.of(table).unit.id}.json")
+            return
+        if fault == "driver-after":
+            raise Crash
+        if fault != "unreported":
+            yield record
+
+    def _work_alone(self, span: Span, job: Job) -> dict[str, Any]:
+        table = next(read_and_tokenize(span, job))
+        if self.draw().startswith("driver"):
+            raise Crash
+        return write_and_commit(self._score(table, job), job)
+
+    def _score(self, table: pa.Table, job: Job) -> pa.Table:
+        if job.model not in self.scorers:
+            self.scorers[job.model] = Scorer(job, "cpu")
+        unit = Header.of(table).unit.id
+        if unit not in self.scored:
+            self.scored[unit] = self.scorers[job.model](table)
+        return self.scored[unit]
