@@ -77,7 +77,7 @@ def test_a_candidate_that_a_model_rejected_is_left_out_and_counted(
     assert main([*command, "--ensemble", "mean"]) == 0
     left = sum(length <= short for length in lengths)
     assert read_table(tmp_path / "out").num_rows == left < 80
-    assert f"{80 - left} candidates of the first that another model did not score" in capsys.readouterr().out
+    assert f"left out: {80 - left} candidates of the first output that another model did not score" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

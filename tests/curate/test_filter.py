@@ -214,7 +214,7 @@ def test_an_output_that_is_not_complete_or_scored_twice_is_refused(
     shutil.copytree(scored_pairs, copy)
     command = ["--output", str(tmp_path / "kept"), "--where", "score < 100"]
     assert main(["filter", str(scored_pairs), str(copy), *command]) == 2
-    assert "is in another of the outputs too" in capsys.readouterr().err
+    assert "is also in another of the outputs" in capsys.readouterr().err
     (copy / "_SUCCESS").unlink()
     assert main(["filter", str(copy), *command]) == 2
     assert "not complete" in capsys.readouterr().err

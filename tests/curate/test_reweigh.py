@@ -140,11 +140,11 @@ def test_real_rollouts_are_ranked_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mask", "code_stile"], "--mask code_stile: no objective of this model; did you mean code_style?"),
+        (["--mask", "code_stile"], "--mask code_stile: this model has no such reward; did you mean code_style?"),
         ([], "nothing to change"),
         (["--weight", "code_style=1", "--mask", "code_style"], "--weight replaces the model's weights"),
-        (["--factor", "code_style=2", "--mask", "code_style"], "it has a --factor too"),
-        (["--factor", "code_style=nan"], "no finite number"),
+        (["--factor", "code_style=2", "--mask", "code_style"], "this reward also has a --factor"),
+        (["--factor", "code_style=nan"], "not a finite number"),
         (["--factor", "code_style"], "expected NAME=VALUE"),
         (["--transform", "/nowhere.json"], "/nowhere.json: cannot be read"),
         (["--transform", __file__], "not valid JSON"),
