@@ -1,4 +1,4 @@
-"""What was labelled is what trainers read: Hugging Face datasets, and TRL's preprocessing of rewards and SFT."""
+"""Trainers read labels: Hugging Face datasets loads them, and TRL preprocesses them for reward models and SFT."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def test_trl_tokenizes_the_pairs_for_a_reward_model(scores: Path, tiny_model: Pa
             assert tokenized[f"{side}_ids"][: len(whole)] == whole
 
 
-def test_trl_tokenizes_the_best_answers_for_sft(scores: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_trl_tokenizes_the_best_responses_for_sft(scores: Path, tiny_model: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""What was mined is what trainers read: Hugging Face datasets, and TRL's own preprocessing for DPO."""
+"""Trainers read mined pairs: Hugging Face datasets loads them, and TRL preprocesses them for DPO."""
 
 from pathlib import Path
 from typing import Any
