@@ -27,7 +27,7 @@ _TASK_UNITS = 64
 
 @dataclass(frozen=True)
 class Member:
-    """A complete output of one model. Scores are standardized to (score - mean) / deviation, so that all share a scale."""
+    """A complete output of one model. Its scores are standardized to (score - mean) / deviation."""
 
     name: str
     output: str
@@ -112,8 +112,8 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
                 else "another layout"
             )
             raise ConfigError(
-                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]} ({difference}). Score both in one run, "
-                f"with --model A B, on shards that stay as they are"
+                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]} ({difference}). Score both in one "
+                f"run, with --model A B, on shards that do not change"
             )
     return [tuple(units[key] for units in found) for key in found[0]]
 
