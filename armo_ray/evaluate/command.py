@@ -13,7 +13,7 @@ from armo_ray.evaluate.published import against, find_published
 from armo_ray.evaluate.results import evaluate_items
 from armo_ray.evaluate.tables import evaluation
 from armo_ray.measures.calibration import fit_temperature
-from armo_ray.outputs.dataset import delete, names_in, new_output, written
+from armo_ray.outputs.dataset import delete, names_in, new_output, own_files
 from armo_ray.outputs.scores import Scores, open_scores
 from armo_ray.storage import commits
 
@@ -33,7 +33,7 @@ def run(options: EvaluateOptions, replace: bool = False) -> None:
     with new_output(options.output, "evaluate", replace=replace) as store:
         numbers = _evaluate(options, scores, entry)
         print(evaluation(numbers))
-        delete(store, written(names_in(store)))
+        delete(store, own_files(names_in(store)))
         for name, text in figures(numbers).items():
             store.write(name, text.encode())
         store.write(REPORT, commits.to_json(numbers))
