@@ -114,12 +114,12 @@ def _with_text(movers: list[dict[str, Any]], scores: Scores) -> list[dict[str, A
         for read in read_text(sources[uri], {m["source_row"] for m in movers if m["source"] == uri}):
             for row in read.to_pylist():
                 texts[uri, row["source_row"], row["candidate"]] = (row["prompt"], row["response"])
-    found = []
+    with_text = []
     for mover in movers:
         key = (mover["source"], mover["source_row"], mover["candidate"])
         prompt, response = texts.get(key, (None, None))
-        found.append({**mover, "prompt": prompt, "response": response})
-    return found
+        with_text.append({**mover, "prompt": prompt, "response": response})
+    return with_text
 
 
 def _told(found: dict[str, Any]) -> str:

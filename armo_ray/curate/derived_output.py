@@ -33,12 +33,8 @@ _TASK_ROWS = 1 << 17
 class Change:
     """How the rows of an output change."""
 
-    kept: Mapping[str, bytes] | None = (
-        None  # by URI of a part, packed bits of the rows to keep; None keeps all
-    )
-    made_by: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # replaces entries of the footer metadata; scores are recomputed with it
+    kept: Mapping[str, bytes] | None = None  # by URI of a part, packed bits of the rows to keep; None: all
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # new metadata, with which scores are recomputed
     fingerprint: str = ""  # of the new output, as `begin` returned it
     format: str = "parquet"
 
@@ -157,7 +153,8 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
         if differs or first.get("carried") != other.get("carried"):
             difference = ", ".join(differs) or "the types of kept columns"
             raise ConfigError(
-                f"{output} and {scores.outputs[0]} were scored with other settings ({difference}): use one at a time"
+                f"{output} and {scores.outputs[0]} were scored with different settings ({difference}): "
+                f"use one at a time"
             )
     details = {name: value for name, value in first.items() if name not in ("identity", "created_at")}
     whole = {**first["identity"], **identity}

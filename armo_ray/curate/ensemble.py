@@ -107,7 +107,7 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
         same = read[0]["layout"] == read[1]["layout"] and Reading.of(read[0]) == Reading.of(read[1])
         if differs or not same:
             difference = (
-                f"the first one {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
+                f"first difference: {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
                 if differs
                 else "another layout"
             )
@@ -124,9 +124,8 @@ def _members(options: ReweighOptions, outputs: Sequence[Scores]) -> tuple[Member
         output = scores.outputs[0]
         with database(options) as con:
             row = con.execute(f"SELECT avg(score), stddev_pop(score) FROM ({scan(scores.parts)})").fetchone()
-        mean, deviation = (
-            float(f"{value:.9g}") for value in row or (0, 0)
-        )  # rounded, since the order of summation varies
+        # rounded because the order of summation varies
+        mean, deviation = (float(f"{value:.9g}") for value in row or (0, 0))
         if not deviation:
             raise ConfigError(f"{output}: all its scores are equal, so they rank nothing")
         members.append(Member(output.rpartition("/")[2], output, mean, deviation))

@@ -18,9 +18,8 @@ from armo_ray.storage.units import cut
 
 _SHINGLE = 3  # words and signs
 _HASHES = 128
-_MIN_WORDS = (
-    5  # a benchmark text shorter than an n-gram matches within a prompt only if it has this many words
-)
+# a benchmark text that is shorter than an n-gram matches within a prompt only if it has this many words
+_MIN_WORDS = 5
 _UNIT_ROWS = 2048
 
 

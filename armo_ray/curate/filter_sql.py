@@ -15,9 +15,8 @@ import pyarrow as pa
 from armo_ray.expressions.expressions import Expression, quote
 
 PART, ROW = "__part", "__row"  # columns of a numbered scan
-_SLACK = (
-    1e-6  # tolerance for a 1-based place in sorted order: in floating point 0.1 * 30 is slightly more than 3
-)
+# tolerance for a 1-based place in sorted order: in floating point, 0.1 * 30 is slightly more than 3
+_SLACK = 1e-6
 
 
 @dataclass(frozen=True)

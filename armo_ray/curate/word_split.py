@@ -19,10 +19,8 @@ _THREE = (  # Thai, Lao, Burmese, Khmer, Tai and Javanese scripts, without their
     "\uaa60-\uaadf"
 )
 _SPACELESS = re.compile(f"[{_TWO}{_THREE}]")
-_WIDTHS = (
-    (re.compile(f"[{_TWO}]"), 3),
-    (re.compile(f"[{_THREE}]"), 2),
-)  # width of a token, in sixths of a word
+# widths of tokens and words, in sixths of a word
+_WIDTHS = ((re.compile(f"[{_TWO}]"), 3), (re.compile(f"[{_THREE}]"), 2))
 _WORD_WIDTH = 6
 # a letter of such a script with its marks, which \\w does not match; a word of another script; any other sign
 _TOKEN = re.compile(
