@@ -80,7 +80,7 @@ def vocabulary_of(chat: Chat) -> Vocabulary:
     special = {i for i, token in added.items() if token.special}
     text = [i for i in range(chat.tokenizer.get_vocab_size()) if i not in special]
     bos = chat.tokenizer.token_to_id(chat.special_tokens.get("bos_token", ""))
-    return Vocabulary(np.array(text, np.int32), bos, chat.answer_pattern)
+    return Vocabulary(np.array(text, np.int32), bos, chat.response_pattern)
 
 
 def _random(shape: str, dtype: str, device: torch.device, token_budget: int | None, seed: int) -> Subject:

@@ -73,8 +73,8 @@ def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length:
     from armo_ray.storage import readers, units
     from armo_ray.storage.shards import find_shards
     from armo_ray.text.conversations import candidates_of
+    from armo_ray.text.detect import detect
     from armo_ray.text.input_columns import of_rows, of_schema
-    from armo_ray.text.layouts import detect
     from armo_ray.text.tokenization import Encoder
 
     encoder = Encoder(Chat.load(model), max_length)

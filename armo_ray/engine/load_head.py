@@ -17,8 +17,10 @@ _SIGNS = {"outcome": ("+", "-"), "steps": ("+", "-"), "pairs": ("A", "B")}
 def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
     """The head of a checkpoint whose tensors were checked. Raises ConfigError where a sign is no single token."""
     family = checkpoint.family
-    compute = _judge(checkpoint, chat, device) if family.text != "answer" else _regression(checkpoint, device)
-    pattern = np.array(chat.answer_pattern, np.int32)
+    compute = (
+        _judge(checkpoint, chat, device) if family.text != "response" else _regression(checkpoint, device)
+    )
+    pattern = np.array(chat.response_pattern, np.int32)
     return Head(checkpoint.reward_names, family, pattern, compute)
 
 

@@ -1,10 +1,10 @@
 """A model's tokenizer and chat template, checked at load, without torch.
 
-A conversation is scored as `prompt + answer + end of turn`: the prompt rendered by the checkpoint's own
-template up to the header of the answer. `Chat.load` proves on probes that this is what the template renders
+A conversation is scored as `prompt + response + end of turn`: the prompt rendered by the checkpoint's own
+template up to the header of the response. `Chat.load` proves on probes that this is what the template renders
 and that the two parts can be tokenized apart, and refuses the template otherwise. (On the Llama-3 tokenizer
-the split is exact: special tokens cut the text before BPE, and a trimmed answer cannot join the header's
-newlines. Qwen's template trims nothing: there the header behind its last special token goes with the answer.)
+the split is exact: special tokens cut the text before BPE, and a trimmed response cannot join the header's
+newlines. Qwen's template trims nothing: there the header behind its last special token goes with the response.)
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _CACHED_WORDS = 1 << 16
 _THOUGHT = "</think>"
 _PROBE_PROMPT = "What is 2 + 2?"
 _QUESTION = [{"role": "user", "content": _PROBE_PROMPT}]
-_PROBE_ANSWERS = (
+_PROBE_RESPONSES = (
     "It is 4.",
     "\n\n  It is 4,\n\nof course. \t\n",
     "4",
@@ -40,10 +40,10 @@ _PROBE_ANSWERS = (
 )
 _TRIMS: dict[str, Callable[[str], str]] = {
     "white space": str.strip,
-    "newlines": lambda answer: answer.lstrip("\n"),
-    "nothing": lambda answer: answer,
+    "newlines": lambda response: response.lstrip("\n"),
+    "nothing": lambda response: response,
 }
-_SIGNS = ("+", "-")  # the only answers in a conversation that a judge reads
+_SIGNS = ("+", "-")  # the only responses in a conversation that a judge reads
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Chat:
     model_max_length: int | None  # tokens, None where the tokenizer states none
     fingerprint: str  # of all that decides which token ids a conversation becomes
     bos: str = ""  # put before what the template renders: tokenizers add what templates leave out
-    trims: str = "white space"  # what the template strips of an answer: that, newlines before it, or nothing
-    tail: str = ""  # the end of the header, where it is encoded with the answer
-    answer_start: str = ""  # what goes before an answer: the tail, and what templates add there
-    answer_end: str = ""  # what follows an answer
-    answer_pattern: tuple[
+    trims: str = "white space"  # what the template strips of a response: that, newlines before it, or nothing
+    tail: str = ""  # the end of the header, where it is encoded with the response
+    response_start: str = ""  # what goes before a response: the tail, and what templates add there
+    response_end: str = ""  # what follows a response
+    response_pattern: tuple[
         int, ...
-    ] = ()  # ids from the end of the last user turn to the answer, or its new lines
+    ] = ()  # ids from the end of the last user turn to the response, or its new lines
 
     @classmethod
     def load(cls, path: Path, family: Family = FAMILIES["armorm"]) -> "Chat":
@@ -95,19 +95,21 @@ class Chat:
         return text.removeprefix(self.special_tokens.get("bos_token", ""))
 
     def render_prompt(self, messages: Messages, tools: list[Any] | None = None) -> str:
-        """Everything before the answer, its header included, but the tail that goes with the answer."""
+        """Everything before the response, its header included, but the tail that goes with the response."""
         prompt = self.render(messages, add_generation_prompt=True, tools=tools)
         if not prompt.endswith(self.tail):
-            raise jinja2.TemplateError(f"no {self.tail!r} before the answer")
+            raise jinja2.TemplateError(f"no {self.tail!r} before the response")
         return prompt.removesuffix(self.tail)
 
-    def render_answer(self, answer: str) -> str:
-        """An answer as the template writes it after its header, with the end of its turn."""
-        if _THOUGHT in answer and _THOUGHT in self.template:  # the template takes thoughts and answer apart
-            said = [*_QUESTION, {"role": "assistant", "content": answer}]
+    def render_response(self, response: str) -> str:
+        """A response as the template writes it after its header, with the end of its turn."""
+        if (
+            _THOUGHT in response and _THOUGHT in self.template
+        ):  # the template takes thoughts and response apart
+            said = [*_QUESTION, {"role": "assistant", "content": response}]
             whole = self.render(said, add_generation_prompt=False)
             return whole.removeprefix(self.render_prompt(_QUESTION))
-        return self.answer_start + _TRIMS[self.trims](answer) + self.answer_end
+        return self.response_start + _TRIMS[self.trims](response) + self.response_end
 
     def encode(self, text: str) -> list[int]:
         """Token ids, special-token texts as special tokens, none added."""
@@ -169,11 +171,13 @@ def _checked(draft: Chat, path: Path) -> Chat:
         draft = _begun(draft)
         prompt, wholes, turn_end = _rendered(draft)
         chat = _understood(draft, prompt, wholes, turn_end)
-        if not _apart(chat, prompt, wholes) and draft.family.text == "answer":
+        if not _apart(chat, prompt, wholes) and draft.family.text == "response":
             chat = _joined(chat, prompt, turn_end)
             prompt = prompt.removesuffix(chat.tail)
         if not _apart(chat, prompt, wholes):
-            raise _Unfit("prompt and answer cannot be tokenized apart: an answer joins the header before it")
+            raise _Unfit(
+                "prompt and response cannot be tokenized apart: a response joins the header before it"
+            )
         if draft.family.reads in ("gate", "headers"):
             _check_pattern(chat, (prompt + chat.tail).removesuffix(turn_end), wholes)
     except (_Unfit, jinja2.TemplateError) as error:
@@ -201,46 +205,48 @@ def _begun(draft: Chat) -> Chat:
 
 
 def _rendered(draft: Chat) -> tuple[str, list[str], str]:
-    """A prompt, the whole conversations of all probe answers to it, and what ends the prompt's turn."""
+    """A prompt, the whole conversations of all probe responses to it, and what ends the prompt's turn."""
     prompt = draft.render_prompt(_QUESTION)
     wholes = [
-        draft.render([*_QUESTION, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-        for answer in _answers(draft)
+        draft.render([*_QUESTION, {"role": "assistant", "content": response}], add_generation_prompt=False)
+        for response in _responses(draft)
     ]
     if _PROBE_PROMPT not in prompt:
         raise _Unfit("it changes a question by more than trimming it")
     if not wholes[0].startswith(prompt):
         raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
-    if _answers(draft)[0] not in wholes[0][len(prompt) :]:
-        raise _Unfit("it changes an answer by more than trimming it")
+    if _responses(draft)[0] not in wholes[0][len(prompt) :]:
+        raise _Unfit("it changes a response by more than trimming it")
     turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]
     if turn_end and wholes[0].endswith(
         turn_end
-    ):  # this template opens the next answer whether asked to or not
+    ):  # this template opens the next response whether asked to or not
         closing = str(draft.tokenizer.id_to_token(draft.encode(turn_end)[0]))
         wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
     return prompt, wholes, turn_end
 
 
-def _answers(draft: Chat) -> tuple[str, ...]:
-    return _PROBE_ANSWERS if draft.family.text == "answer" else _SIGNS
+def _responses(draft: Chat) -> tuple[str, ...]:
+    return _PROBE_RESPONSES if draft.family.text == "response" else _SIGNS
 
 
 def _understood(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:
-    """The chat with what stands around its answers, and whether it trims them, as the probes show."""
-    answers = _answers(draft)
-    opening, _, closing = wholes[0][len(prompt) :].partition(answers[0])
+    """The chat with what stands around its responses, and whether it trims them, as the probes show."""
+    responses = _responses(draft)
+    opening, _, closing = wholes[0][len(prompt) :].partition(responses[0])
     if any(_is_special(draft, i) for i in draft.encode(opening)):
         raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
     end = [_is_special(draft, i) for i in draft.encode(closing)]
     if not end or not end[0] or sum(end) != 1:
-        raise _Unfit(f"an answer must end in one end-of-turn token, not in {closing!r}")
+        raise _Unfit(f"a response must end in one end-of-turn token, not in {closing!r}")
     for trims in _TRIMS:
         pattern = tuple(draft.encode(turn_end))
-        chat = replace(draft, trims=trims, answer_start=opening, answer_end=closing, answer_pattern=pattern)
-        if all(prompt + chat.render_answer(a) == w for a, w in zip(answers, wholes, strict=True)):
+        chat = replace(
+            draft, trims=trims, response_start=opening, response_end=closing, response_pattern=pattern
+        )
+        if all(prompt + chat.render_response(a) == w for a, w in zip(responses, wholes, strict=True)):
             return chat
-    raise _Unfit("it changes an answer by more than trimming it")
+    raise _Unfit("it changes a response by more than trimming it")
 
 
 def _is_special(draft: Chat, token: int) -> bool:
@@ -249,24 +255,26 @@ def _is_special(draft: Chat, token: int) -> bool:
 
 
 def _apart(chat: Chat, prompt: str, wholes: list[str]) -> bool:
-    answers = zip(_answers(chat), wholes, strict=True)
-    return all(chat.encode(prompt) + chat.encode(chat.render_answer(a)) == chat.encode(w) for a, w in answers)
+    responses = zip(_responses(chat), wholes, strict=True)
+    return all(
+        chat.encode(prompt) + chat.encode(chat.render_response(a)) == chat.encode(w) for a, w in responses
+    )
 
 
 def _joined(chat: Chat, prompt: str, turn_end: str) -> Chat:
-    """The chat with the header after its last special token encoded with the answer: special tokens cut a text
-    before anything else does. New lines that end the header join an answer's, and so mark nothing."""
+    """The chat with the header after its last special token encoded with the response: special tokens cut a text
+    before anything else does. New lines that end the header join a response's, and so mark nothing."""
     special = next((i for i in reversed(chat.encode(prompt)) if _is_special(chat, i)), None)
     tail = prompt if special is None else prompt.rpartition(str(chat.tokenizer.id_to_token(special)))[2]
     if _PROBE_PROMPT in tail:
-        raise _Unfit("prompt and answer cannot be tokenized apart: no special token is between them")
+        raise _Unfit("prompt and response cannot be tokenized apart: no special token is between them")
     pattern = tuple(chat.encode(turn_end.rstrip("\n")))
-    return replace(chat, tail=tail, answer_start=tail + chat.answer_start, answer_pattern=pattern)
+    return replace(chat, tail=tail, response_start=tail + chat.response_start, response_pattern=pattern)
 
 
 def _check_pattern(chat: Chat, question: str, wholes: list[str]) -> None:
-    pattern, at = chat.answer_pattern, len(chat.encode(question))
+    pattern, at = chat.response_pattern, len(chat.encode(question))
     for ids in map(chat.encode, wholes):
         starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == pattern]
         if starts != [at]:
-            raise _Unfit(f"the end of the user turn must occur once, before the answer; found at {starts}")
+            raise _Unfit(f"the end of the user turn must occur once, before the response; found at {starts}")

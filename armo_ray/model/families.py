@@ -12,7 +12,7 @@ from typing import Literal
 class Family:
     """One kind of head.
 
-    text: "answer" is the conversation with its answer; "outcome" puts the answer into the user's turn and asks
+    text: "response" is the conversation with its response; "outcome" puts the response into the user's turn and asks
         for a sign; "steps" does so for each step of it; "pairs" asks which of two answers is better.
     reads: "last" token; "gate" is the end of the last user turn, and the last token; "headers" is the end of
         every assistant header; "before_zero" is the token before the first of id 0, or the last.
@@ -23,7 +23,7 @@ class Family:
     """
 
     name: str
-    text: Literal["answer", "outcome", "steps", "pairs"] = "answer"
+    text: Literal["response", "outcome", "steps", "pairs"] = "response"
     reads: Literal["last", "gate", "headers", "before_zero"] = "last"
     gated: bool = False
     bos: bool = True

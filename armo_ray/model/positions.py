@@ -12,7 +12,7 @@ def read_positions(ids: Ids, family: Family, pattern: Ids) -> list[int]:
     """The positions that are read of a conversation; none where it lacks what marks them.
 
     Args:
-        pattern: ids from the end of a user turn to the answer.
+        pattern: ids from the end of a user turn to the response.
     """
     last = len(ids) - 1
     if family.reads == "last":

@@ -94,7 +94,7 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
     if heads:
         return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
     kind = "a language-model head" if LM_HEAD in shapes else "no head at all"
-    judges = [name for name, f in FAMILIES.items() if f.text != "answer"]
+    judges = [name for name, f in FAMILIES.items() if f.text != "response"]
     return (
         f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_MARKS.values())}. A language "
         f"model that was trained to judge looks like any other: say how to read it with --family {'|'.join(judges)}"
@@ -133,7 +133,7 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
 
     Raises ConfigError where labels give one name twice, or none.
     """
-    if family.text != "answer":
+    if family.text != "response":
         return {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}[family.text]
     if family.name in ("armorm", "qrm"):
         count = int(config.get("num_objectives", len(ARMORM_OBJECTIVES)))
@@ -248,4 +248,4 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected
     "urm": _urm,
     "value-head": _value_head,
     "starling": _value_head,
-} | {name: _language_model for name, family in FAMILIES.items() if family.text != "answer"}
+} | {name: _language_model for name, family in FAMILIES.items() if family.text != "response"}

@@ -1,10 +1,10 @@
-"""Public data sets whose rows have shapes of their own: by which columns each is known, and where its parts lie."""
+"""The table of named layouts: the columns that identify a public data set's rows, and the role of each column."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from armo_ray.text.input_columns import Found
+from armo_ray.text.input_columns import InputColumns
 from armo_ray.text.paths import ALL, root_of, steps_of
 
 
@@ -12,13 +12,14 @@ from armo_ray.text.paths import ALL, root_of, steps_of
 class Named:
     """One layout.
 
-    columns: part -> path, as in a Layout; it is known by these and by `needs`.
-    optional: more of them, read where the input has them.
-    winner: what the values of the part winner mean.
-    aside: columns that repeat what is read, or are no part of the conversation.
-    source: where the columns were looked up, or what is remembered of them where `verified` is false.
-    recognized: whether columns alone may choose it; else --layout does, or a general layout reads the same.
-    refused: why such rows cannot be scored.
+    columns: maps a column role to a path, as in a Layout. An input fits if it has these paths and those in `needs`.
+    optional: more columns, read if the input has them.
+    winner: maps a value of the role winner to first, second, tie or skip.
+    aside: columns that repeat what is read, or do not belong to the conversation.
+    source: where the columns were looked up; not checked if `verified` is false.
+    recognized: whether the layout is chosen by columns alone; otherwise only --layout chooses it, because a general
+        layout reads the same rows.
+    refused: why such rows cannot be scored, or empty.
     """
 
     name: str
@@ -39,24 +40,25 @@ class Named:
 
     @property
     def required(self) -> tuple[str, ...]:
+        """The paths that an input must have."""
         return tuple(dict.fromkeys((*self.columns.values(), *self.needs)))
 
 
-def has(seen: Found, path: str) -> bool:
-    """Whether an input has a path; one within a column of which nothing more is known, it may have."""
+def has(available: InputColumns, path: str) -> bool:
+    """Whether an input has a path."""
     steps = steps_of(path)
-    if path in seen.names or steps is None:
-        return path in seen.names
+    if path in available.names or steps is None:
+        return path in available.names
     shown = root_of(path) + "".join(
         ALL if step == ALL or isinstance(step, int) else f".{step}" for step in steps
     )
-    return shown in seen.paths
+    return shown in available.paths
 
 
-def fitting(seen: Found) -> list[Named]:
-    """The recognized layouts all of whose columns an input has, without those that need only some of another's."""
-    fits = [one for one in NAMED.values() if one.recognized and all(has(seen, p) for p in one.required)]
-    return [one for one in fits if not any(set(one.required) < set(other.required) for other in fits)]
+def fitting(available: InputColumns) -> list[Named]:
+    """The recognized layouts whose columns an input has, without those that require only a subset of another's."""
+    fits = [n for n in NAMED.values() if n.recognized and all(has(available, path) for path in n.required)]
+    return [n for n in fits if not any(set(n.required) < set(other.required) for other in fits)]
 
 
 def _user(text: str) -> dict[str, str]:

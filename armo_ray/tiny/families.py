@@ -75,7 +75,7 @@ def write_family(
 
 def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, Any]:
     stem = backbone.capitalize()
-    kind = "{}ForCausalLM" if family.text != "answer" else "{}ForSequenceClassification"
+    kind = "{}ForCausalLM" if family.text != "response" else "{}ForSequenceClassification"
     config = {
         "architectures": [_ARCHITECTURES.get(family.name, kind).format(stem)],
         "hidden_size": 64,
@@ -88,7 +88,7 @@ def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, 
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
-    if family.text == "answer" and not family.gated:
+    if family.text == "response" and not family.gated:
         config["id2label"] = {"0": "LABEL_0"}
     return config | BACKBONES[backbone] | _CONFIGS.get(family.name, {}) | fields
 

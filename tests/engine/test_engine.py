@@ -12,7 +12,7 @@ from armo_ray.engine.fixed_shape import BLOCK_ROWS
 from armo_ray.engine.reward_model import Group
 from armo_ray.model.chat import Chat, Messages
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import detect
+from armo_ray.text.detect import detect
 from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.armorm import write_tiny_model
 from tests.support.paths import ROOT
@@ -41,7 +41,7 @@ def conversations() -> list[tuple[Messages, str]]:
         with gzip.open(transcripts) as stream:
             rows += [json.loads(line) for line, _ in zip(stream, range(160), strict=False)]
     found = [c for row in rows for c in candidates_of(row, detect(row))]
-    return [(c.prompt, c.answer) for c in found if c.reason is None]
+    return [(c.prompt, c.response) for c in found if c.reason is None]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_scores_are_those_of_the_published_procedure(
     family: str, backbone: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     write_family(tmp_path, family, backbone, **fields)
-    judge = FAMILIES[family].text != "answer"
+    judge = FAMILIES[family].text != "response"
     model = RewardModel.load(str(tmp_path), None, "float32", "cpu", 900, family=family if judge else None)
     encoder = Encoder(Chat.load(tmp_path, model.head.family), 8192)
     said = texts(family)
@@ -118,7 +118,7 @@ def test_many_answers_meet_as_many_others_each_and_the_same_in_every_run(count: 
     chat = Chat.load(tmp_path, FAMILIES["pairwise"])
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     said = [Candidate(i, "response", question, f"It is {i}.") for i in range(count)]
-    said.append(replace(said[-1], index=count, answer="four " * 200))
+    said.append(replace(said[-1], index=count, response="four " * 200))
     done = Encoder(chat, 300).encode(said)
     assert [(i, reason) for i, reason, _ in done.rejects] == [(count, "too_long")]
     assert done.source == list(range(count))
@@ -367,7 +367,7 @@ def test_a_label_more_than_the_head_has_rows_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_command_line_writes_a_random_model_of_every_family(family: str, tmp_path: Path) -> None:
-    told = family if FAMILIES[family].text != "answer" else None
+    told = family if FAMILIES[family].text != "response" else None
     prints = set()
     for name in ("a", "b"):
         assert main(["tiny-model", str(tmp_path / name), "--family", family]) == 0

@@ -142,7 +142,7 @@ def test_text_is_read_from_the_shard_as_it_was_scored_or_from_the_scores(
             found = trace(find(str(tmp_path / name), row["row_id"]), None)
             told[name, row["row_id"]] = found.ids.tolist(), found.candidate
             pair = PAIRS[row["source_row"]]
-            assert found.candidate.answer == pair[row["role"]]
+            assert found.candidate.response == pair[row["role"]]
             assert found.num_tokens == (row["num_prompt_tokens"], row["num_response_tokens"])
     assert all(told["kept", row_id] == found for (name, row_id), found in told.items() if name == "not")
     assert len(told) == 24
@@ -214,7 +214,7 @@ def test_a_reject_tells_why_and_what_to_do(
     shard = rows_of(tmp_path / "out")[0]["row_id"].split(":")[0]
     text = explained(capsys, tmp_path / "out", f"{shard}:1:0")
     assert "rejected   candidate 0 of row 1 of " in text
-    assert "empty_response: the answer is empty" in text
+    assert "empty_response: the response is empty" in text
     assert ADVICE["empty_response"] in text
     assert '"rejected": "b"' in text
     assert score_told(explained(capsys, tmp_path / "out", f"{shard}:1")) == pytest.approx(
@@ -268,7 +268,7 @@ def test_every_familys_rows_are_explained_by_the_positions_that_its_head_reads(
         {"prompt": f"What is {k} + 2?", "chosen": f"Think.\n\nIt is {k + 2}.", "rejected": "?"}
         for k in range(3)
     ]
-    judge = FAMILIES[family].text != "answer"
+    judge = FAMILIES[family].text != "response"
     options: dict[str, Any] = {"family": family} if judge else {}
     score_locally(tmp_path / "model", write_pairs(tmp_path / "in.jsonl", rows), tmp_path / "out", **options)
     head = RewardModel.load(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from armo_ray.outputs.schema import REJECT_REASONS
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.layouts import Layout
 from tests.support.paths import ROOT
 
 Message = dict[str, str]
@@ -275,7 +276,7 @@ ONE = [("response", [Q], "a")]
 )
 def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[Message], str]]) -> None:
     found = of(row)
-    assert [(c.role, c.prompt, c.answer) for c in found] == expected
+    assert [(c.role, c.prompt, c.response) for c in found] == expected
     assert [c.index for c in found] == list(range(len(found)))
     assert {(c.reason, c.detail) for c in found} == {(None, None)}
 
@@ -401,7 +402,7 @@ def test_what_cannot_be_scored_says_why_and_its_neighbours_stay(row: Row, reason
     found = of(row)
     assert [c.reason for c in found] == reasons
     assert [c.index for c in found] == list(range(len(found)))
-    assert all(bool(c.role) and bool(c.answer) == (c.reason is None) == (not c.detail) for c in found)
+    assert all(bool(c.role) and bool(c.response) == (c.reason is None) == (not c.detail) for c in found)
 
 
 @pytest.mark.parametrize(
@@ -485,10 +486,10 @@ def test_any_row_gives_candidates_that_are_text_or_reasons(columns: str, data: s
     found = candidates_of(row, layout)
     assert found
     for candidate in found:
-        texts = [candidate.answer, candidate.detail or "", *(m["content"] for m in candidate.prompt)]
+        texts = [candidate.response, candidate.detail or "", *(m["content"] for m in candidate.prompt)]
         assert all(text.encode() is not None for text in texts)
         if candidate.reason is None:
-            assert candidate.answer.strip()
+            assert candidate.response.strip()
             assert any(m["content"].strip() for m in candidate.prompt)
         else:
             assert candidate.reason in REJECT_REASONS
@@ -503,6 +504,6 @@ def test_real_transcripts_are_taken_apart_without_loss() -> None:
     assert len(found) == 2 * len(rows)
     assert len(scored) > 0.99 * len(found)
     for text, c in scored:
-        turns = [*c.prompt, assistant(c.answer)]
+        turns = [*c.prompt, assistant(c.response)]
         told = "".join(f"{HH_NAMES[turn['role']]}:{turn['content']}" for turn in turns)
         assert "".join(told.split()) == "".join(text.split())

@@ -6,7 +6,8 @@ import pytest
 
 from armo_ray.errors import ConfigError
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.layouts import Layout
 
 NAMES = {
     "prompt": "prompt instruction question query",

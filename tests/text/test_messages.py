@@ -48,7 +48,7 @@ def test_a_user_has_many_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["Assistant", "gpt", "model", "bot", "ChatGPT", "chatbot", "AI", "bing"])
 def test_an_assistant_has_many_names(name: str) -> None:
     found = of([{"from": "human", "value": "q"}, {"from": name, "value": "a"}])
-    assert (found.answer, found.reason) == ("a", None)
+    assert (found.response, found.reason) == ("a", None)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_tool_call_is_read_in_every_form(given: Row) -> None:
 
 def test_an_older_function_call_is_a_tool_call() -> None:
     found = answered(content=None, function_call=CALL["function"])
-    assert (found.answer, found.reason) == ("", None)
+    assert (found.response, found.reason) == ("", None)
     assert found.extra == {"tool_calls": [{"type": "function", "function": CALLED[0]["function"]}]}
 
 
@@ -162,7 +162,7 @@ def test_nulls_of_a_struct_are_absent_and_told_but_those_in_text_stay() -> None:
 )
 def test_what_is_null_or_empty_is_absent_and_metadata_are_no_content(extra: Row) -> None:
     found = answered(**extra)
-    assert (found.answer, found.extra, found.reason, found.flags) == ("a", None, None, ())
+    assert (found.response, found.extra, found.reason, found.flags) == ("a", None, None, ())
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_what_is_null_or_empty_is_absent_and_metadata_are_no_content(extra: Row)
         ({"documents": ["a text"]}, "documents"),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "type 'image_url'"),
         ({"content": [{"type": "tool_use", "name": "f", "input": {}}]}, "type 'tool_use'"),
-        ({"content": [{"type": "text", "text": "a", "image_url": "x"}]}, "image_url beside its text"),
+        ({"content": [{"type": "text", "text": "a", "image_url": "x"}]}, "image_url in addition to its text"),
         ({"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "x"}}]}, "type 'custom'"),
-        ({"tool_calls": [{"name": "f", "arguments": {}, "result": "x"}]}, "result beside"),
+        ({"tool_calls": [{"name": "f", "arguments": {}, "result": "x"}]}, "result in addition"),
         ({"reasoning": [{"text": "hm"}]}, "reasoning of a message is list"),
     ],
 )
@@ -211,7 +211,7 @@ def test_reasoning_has_three_names(key: str) -> None:
 def test_parts_of_a_content_are_text_or_thought() -> None:
     parts = [{"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "a"}, "b"]
     found = answered(content=[*parts, {"type": "output_text", "text": "c", "image_url": None}])
-    assert (found.answer, found.extra) == ("abc", {"reasoning_content": "hm"})
+    assert (found.response, found.extra) == ("abc", {"reasoning_content": "hm"})
 
 
 @pytest.mark.parametrize("tools", [[TOOL], [json.dumps(TOOL)], json.dumps([TOOL]), json.dumps(TOOL)])
@@ -269,7 +269,7 @@ def test_calls_written_as_text_have_the_documented_form() -> None:
         ("assistant", f"<think>\nAsk.\n</think>\n\nI look.\n{call}"),
         ("user", "<tool_response>\n06:12\n</tool_response>\n<tool_response>\n18:40\n</tool_response>"),
     )
-    assert (found.answer, found.extra, found.tools) == (f"{call}\n{call}", None, None)
+    assert (found.response, found.extra, found.tools) == (f"{call}\n{call}", None, None)
     assert found.flags == ("tool_calls_as_text",)
     assert of(turns(("user", "q"), ("assistant", "a")), reading=TEXT).flags == ()
 

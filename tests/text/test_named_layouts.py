@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.input_columns import CARRIERS, of_rows
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.input_columns import COLUMN_ROLE_OF, of_rows
+from armo_ray.text.layouts import Layout
 from armo_ray.text.named_layouts import NAMED
 from tests.support.shards import KINDS, conversation, layout_of, read_shards, write_shard
 
@@ -156,7 +157,7 @@ def test_both_answers_of_a_tie_are_read_with_a_flag(name: str) -> None:
     decided = candidates_of(example, layout)
     assert [(c.role, c.flags) for c in decided] == [("chosen", ()), ("rejected", ())]
     if "completions" not in TIES[name]:
-        assert {c.answer for c in found} == {c.answer for c in decided}
+        assert {c.response for c in found} == {c.response for c in decided}
 
 
 @pytest.mark.parametrize(
@@ -165,21 +166,27 @@ def test_both_answers_of_a_tie_are_read_with_a_flag(name: str) -> None:
         pytest.param("pku-saferlhf", {"better_response_id": 2}, "'2'.*--winner 2=", id="unknown-value"),
         pytest.param("lmsys-arena", {"winner": None}, "'null'.*--winner null=", id="null"),
         pytest.param("judgelm", {"score": [5]}, "second_rating is None", id="no-rating"),
-        pytest.param("lmsys-arena-55k", {"response_a": '["a"]'}, "2 turns.*1 answers", id="uneven-turns"),
+        pytest.param("lmsys-arena-55k", {"response_a": '["a"]'}, "2 turns.*1 replies", id="uneven-turns"),
         pytest.param("lmsys-arena-55k", {"response_a": "[oh"}, "not JSON", id="not-json"),
-        pytest.param("ultrafeedback", {"completions": "[1]"}, "found int on the way", id="not-objects"),
+        pytest.param(
+            "ultrafeedback", {"completions": "[1]"}, "found int, expected an object", id="not-objects"
+        ),
         pytest.param("trl-stepwise", {"completions": ["a", ""]}, "a step is empty", id="empty-step"),
-        pytest.param("trl-stepwise", {"completions": ["a ки\nb"]}, "which ends a step", id="mark-in-step"),
+        pytest.param(
+            "trl-stepwise", {"completions": ["a ки\nb"]}, "marks the end of a step", id="mark-in-step"
+        ),
         pytest.param("guanaco", {"text": "Hello."}, "does not begin with ### Human", id="no-turns"),
         pytest.param("skyrl", {"input_prompt": "[INST] a [/INST]"}, "unknown chat template", id="template"),
         pytest.param(
             "skyrl",
             {"output_response": "a<|im_end|>\n<|im_start|>user\nb<|im_end|>"},
-            "holds turns of a chat template",
+            "contains turns of a chat template",
             id="turns-in-answer",
         ),
         pytest.param("alpaca", {"input": ["a"]}, "input is list", id="input-no-text"),
-        pytest.param("nemo-rl-preference", {"completions": [{"rank": 0}]}, "two numbers", id="one-rank"),
+        pytest.param(
+            "nemo-rl-preference", {"completions": [{"rank": 0}]}, "two or more numbers", id="one-rank"
+        ),
     ],
 )
 def test_a_row_that_is_not_of_the_shape_is_rejected_with_the_reason(
@@ -247,7 +254,7 @@ def test_steps_are_refused_for_a_model_that_judges_whole_answers() -> None:
         detect(of_rows([NAMED["trl-stepwise"].example]))
     row = NAMED["trl-stepwise"].example
     layout = detect(of_rows([row]), "rollouts", {"responses": "completions"})
-    assert [c.answer for c in candidates_of(row, layout)] == row["completions"]
+    assert [c.response for c in candidates_of(row, layout)] == row["completions"]
 
 
 def test_a_chosen_layout_that_does_not_fit_names_what_is_missing() -> None:
@@ -306,7 +313,7 @@ def test_every_text_that_the_table_names_is_in_the_conversation_or_the_row_is_re
     row = retold(dict(example), data.draw)
     extra = data.draw(
         st.dictionaries(
-            st.sampled_from([*CARRIERS, "id", "note", "messages", "chosen", "response", "prompt"]),
+            st.sampled_from([*COLUMN_ROLE_OF, "id", "note", "messages", "chosen", "response", "prompt"]),
             TEXT,
             max_size=2,
         )
@@ -323,7 +330,9 @@ def test_every_text_that_the_table_names_is_in_the_conversation_or_the_row_is_re
     if layout.name:
         own = {p.split(".")[0].split("[")[0] for p in NAMED[layout.name].columns.values()}
         read |= {text for column in own for text in texts_of(row[column])}
-    unread = set().union(*(texts_of(row[n]) for n in CARRIERS.keys() & row.keys() if n not in layout.sources))
+    unread = set().union(
+        *(texts_of(row[n]) for n in COLUMN_ROLE_OF.keys() & row.keys() if n not in layout.sources)
+    )
     told = " ".join(conversation(c) for c in found)
     missing = {text for text in read if text not in told}
     assert not unread - texts_of([row[n] for n in layout.ignored if n in row])

@@ -204,9 +204,9 @@ LEFT_OUT = [
         None,
         "the text of turn 2",
     ),
-    ("qwen3", [QUESTION, assistant("<think>a</think>b</think>c")], None, "a part of the answer"),
+    ("qwen3", [QUESTION, assistant("<think>a</think>b</think>c")], None, "text of the response"),
     # which writes an empty thought into the last turn alone, be it the prompt's or the answer's
-    ("qwen3", [QUESTION, assistant("Hm."), assistant("06:12.")], None, "be cut into prompt and answer"),
+    ("qwen3", [QUESTION, assistant("Hm."), assistant("06:12.")], None, "be split into prompt and response"),
 ]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from armo_ray.model.chat import Chat, Messages
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.layouts import detect
+from armo_ray.text.detect import detect
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Tokenized
 from tests.support.paths import ROOT
@@ -80,7 +80,7 @@ def answered(prompt: Messages, *answers: str) -> list[Candidate]:
 
 
 def unscorable(index: int) -> Candidate:
-    return Candidate(index, "response", [], "", "empty_response", "the answer is empty")
+    return Candidate(index, "response", [], "", "empty_response", "the response is empty")
 
 
 def whole(done: Tokenized) -> list[list[int]]:
@@ -134,7 +134,9 @@ def test_real_transcripts_have_the_ids_of_the_whole_conversation(
     done = encoder.encode(found)
     assert len(done.source) + len(done.rejects) == len(found)
     for i, ids in zip(done.source, whole(done), strict=True):
-        assert ids == reference.encode([*found[i].prompt, {"role": "assistant", "content": found[i].answer}])
+        assert ids == reference.encode(
+            [*found[i].prompt, {"role": "assistant", "content": found[i].response}]
+        )
 
 
 @settings(max_examples=50)
@@ -210,8 +212,8 @@ def test_truncation_keeps_bos_the_answer_header_and_the_whole_answer(
     tiny_chat: Chat, policy: str, text: str, answer: str, max_length: int
 ) -> None:
     full = tiny_chat.encode(tiny_chat.render_prompt(asked(text)))
-    response = tiny_chat.encode(tiny_chat.render_answer(answer))
-    header = list(tiny_chat.answer_pattern)
+    response = tiny_chat.encode(tiny_chat.render_response(answer))
+    header = list(tiny_chat.response_pattern)
     done = Encoder(tiny_chat, max_length, policy).encode(answered(asked(text), answer))
     fits = len(full) + len(response) <= max_length
     if not fits and 1 + len(header) + len(response) > max_length:
@@ -256,7 +258,7 @@ def test_equal_prompts_of_consecutive_candidates_share_an_entry(tiny_chat: Chat)
     assert done.group[:6] == [0, 0, 0, 0, 1, 1]
     assert len(done.prompts) == max(done.group) + 1 == 3
     assert [index for index, _, _ in done.rejects] == [3, 7, 8]
-    assert done.rejects[0] == (3, "empty_response", "the answer is empty")
+    assert done.rejects[0] == (3, "empty_response", "the response is empty")
 
 
 def test_a_reject_with_a_prompt_does_not_spoil_it_for_the_next_candidate(tiny_chat: Chat) -> None:
@@ -332,11 +334,11 @@ def test_every_answer_of_a_truncated_group_has_room(tiny_chat: Chat) -> None:
 @pytest.mark.parametrize(
     ("prompt", "answers", "told"),
     [
-        pytest.param(QUESTION, ["4", "4 " * 100], "answer 1: too_long: .* max_length is 60", id="too-long"),
-        pytest.param(QUESTION, ["4", "4", " "], "answer 2: empty_response", id="empty-answer"),
-        pytest.param([], ["4"], "answer 0: empty_prompt", id="no-prompt"),
-        pytest.param(asked(""), ["4"], "answer 0: empty_prompt", id="empty-prompt"),
-        pytest.param(QUESTION, ["4", "\ud800"], "answer 1: malformed_row", id="lone-surrogate"),
+        pytest.param(QUESTION, ["4", "4 " * 100], "response 1: too_long: .* max_length is 60", id="too-long"),
+        pytest.param(QUESTION, ["4", "4", " "], "response 2: empty_response", id="empty-answer"),
+        pytest.param([], ["4"], "response 0: empty_prompt", id="no-prompt"),
+        pytest.param(asked(""), ["4"], "response 0: empty_prompt", id="empty-prompt"),
+        pytest.param(QUESTION, ["4", "\ud800"], "response 1: malformed_row", id="lone-surrogate"),
         pytest.param(QUESTION, [], "empty_response", id="no-answers"),
     ],
 )
