@@ -19,7 +19,7 @@ from armo_ray.engine.reward_model import TOKEN_BUDGETS
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
 from armo_ray.model.families import FAMILIES
-from armo_ray.model.recognize import ARMORM_OBJECTIVES
+from armo_ray.model.recognize import ARMORM_REWARDS
 from armo_ray.tiny.armorm import CONFIG, random_head
 
 KEPT_SMOLLM2 = Path(".bench/smollm2")
@@ -85,7 +85,7 @@ def vocabulary_of(chat: Chat) -> Vocabulary:
 
 def _random(shape: str, dtype: str, device: torch.device, token_budget: int | None, seed: int) -> Subject:
     fields: dict[str, Any] = CONFIG | _SHAPES[shape]
-    fields |= {"gating_n_hidden": 3, "num_objectives": len(ARMORM_OBJECTIVES)}
+    fields |= {"gating_n_hidden": 3, "num_objectives": len(ARMORM_REWARDS)}
     vocabulary = _VOCABULARIES[shape]
     torch.manual_seed(seed)
     auto: Any = AutoModel
@@ -96,7 +96,7 @@ def _random(shape: str, dtype: str, device: torch.device, token_budget: int | No
     compute = armorm({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"])
     model = RewardModel(
         backbone.eval().requires_grad_(False),
-        Head(ARMORM_OBJECTIVES, FAMILIES["armorm"], np.array(vocabulary.pattern, np.int32), compute),
+        Head(ARMORM_REWARDS, FAMILIES["armorm"], np.array(vocabulary.pattern, np.int32), compute),
         Options(token_budget or TOKEN_BUDGETS[device.type]),
     )
     return Subject(f"random weights, {shape}", model, vocabulary)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.recognize import ARMORM_OBJECTIVES
+from armo_ray.model.recognize import ARMORM_REWARDS
 from armo_ray.tiny.armorm import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head, write_json
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -103,7 +103,7 @@ def _backbone(gguf: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[st
         **{f"{name}_id": tokenizer.token_to_id(token) for name, token in NAMED_TOKENS.items()},
         "gating_hidden_dim": 1024,
         "gating_n_hidden": 3,
-        "num_objectives": len(ARMORM_OBJECTIVES),
+        "num_objectives": len(ARMORM_REWARDS),
         "rope_theta": model.config.rope_parameters["rope_theta"],
     }
     tensors = {f"model.{name}": tensor.bfloat16() for name, tensor in model.state_dict().items()}

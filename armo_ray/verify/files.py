@@ -7,13 +7,13 @@ import numpy as np
 
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
-from armo_ray.model.recognize import ARMORM_OBJECTIVES, HEAD_PREFIXES
+from armo_ray.model.recognize import ARMORM_REWARDS, HEAD_PREFIXES
 from armo_ray.text import judges
 from armo_ray.verify.conversations import CONVERSATIONS, FORGED, Sequences
 
 _LLAMA3_END = "<|eot_id|>"
 _LLAMA3_TURN = f"{_LLAMA3_END}<|start_header_id|>assistant<|end_header_id|>\n\n"
-_VERBOSITY = ARMORM_OBJECTIVES.index("helpsteer_verbosity")
+_VERBOSITY = ARMORM_REWARDS.index("helpsteer_verbosity")
 
 
 class Check(NamedTuple):
@@ -37,7 +37,7 @@ def check_head(checkpoint: Checkpoint) -> list[Check]:
     told = "; ".join(f"{name} is stored as {dtype}" for name, dtype in list(rounded.items())[:3])
     kept = f"{len(found)} tensors of float32"
     checks = [Check("head types", not rounded, f"{told}: expected F32, scores are rounded" if told else kept)]
-    if checkpoint.family.name == "armorm" and checkpoint.reward_names == ARMORM_OBJECTIVES:
+    if checkpoint.family.name == "armorm" and checkpoint.reward_names == ARMORM_REWARDS:
         fault = _transform_fault(checkpoint.read("reward_transform_matrix"))
         checks.append(Check("head transform", not fault, fault or "only verbosity is taken from objectives"))
     return checks
@@ -51,7 +51,7 @@ def _transform_fault(transform: Any) -> str:
     if len(changed):
         row = np.delete(np.arange(len(transform)), _VERBOSITY)[changed[0]]
         return (
-            f"row {row} ({ARMORM_OBJECTIVES[row]}) of reward_transform_matrix is not that of the unit matrix: "
+            f"row {row} ({ARMORM_REWARDS[row]}) of reward_transform_matrix is not that of the unit matrix: "
             f"rows are swapped, or it is transposed"
         )
     penalties = transform[_VERBOSITY]

@@ -267,7 +267,7 @@ def test_labels_that_do_not_name_every_reward_are_refused(
     labels: tuple[str, str], names: str, tmp_path: Path
 ) -> None:
     write_family(tmp_path, "classifier", id2label=dict(zip("01", labels, strict=True)))
-    with pytest.raises(ConfigError, match=f"a name of its own to its reward, found {names}"):
+    with pytest.raises(ConfigError, match=f"its reward a name of its own, found {names}"):
         RewardModel.load(str(tmp_path), dtype="float32", device="cpu")
 
 

@@ -175,8 +175,8 @@ def write_copy(model: Path, copy: Path) -> Path:
     ("options", "reason"),
     [
         ({"model_max_length": "many"}, "model_max_length is 'many', not a number"),
-        ({"bos_token": {"text": "<s>"}}, "bos_token is {'text': '<s>'}, not a text"),
-        ({"eos_token": 7}, "eos_token is 7, not a text"),
+        ({"bos_token": {"text": "<s>"}}, "bos_token is {'text': '<s>'}, not text"),
+        ({"eos_token": 7}, "eos_token is 7, not text"),
         ({"chat_template": [{"template": "a"}, "b"]}, "no chat template"),
         ({"chat_template": {"default": "a"}}, "no chat template"),
     ],
