@@ -1,4 +1,4 @@
-"""The model that is measured: a checkpoint, or random weights of a shape, made where they are used."""
+"""The model that is measured: a checkpoint, or random weights of a given shape created on the device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +55,16 @@ _VOCABULARIES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, what its token ids mean, and its directory where it has one."""
+    """The model that is measured."""
 
-    name: str
+    name: str  # for the report
     model: RewardModel
     vocabulary: Vocabulary
-    path: Path | None = None
+    path: Path | None = None  # its directory; None for random weights
 
 
 def load(settings: Settings, dtype: str, device: torch.device) -> Subject:
-    """The model that the settings name, on the device."""
+    """Load or create the model that the settings name."""
     if settings.shape:
         return _random(settings.shape, dtype, device, settings.token_budget, settings.seed)
     source = settings.model or str(ensure_smollm2(KEPT_SMOLLM2))
@@ -75,7 +75,7 @@ def load(settings: Settings, dtype: str, device: torch.device) -> Subject:
 
 
 def vocabulary_of(chat: Chat) -> Vocabulary:
-    """The ids of a tokenizer that are no special tokens, its BOS and the end of a user turn."""
+    """The token ids of a tokenizer: those of ordinary text, BOS, and the end of a user turn."""
     added = chat.tokenizer.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
     text = [i for i in range(chat.tokenizer.get_vocab_size()) if i not in special]
