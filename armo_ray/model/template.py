@@ -97,23 +97,23 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], names: Mapping[
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
-    """A template compiled in transformers' environment, with its steps counted and its values limited."""
-    # takes 0.8 s to import; processes that only read configuration do not call this
+    """A template in the environment that transformers renders it in, watched."""
+    # 0.8 s to import; processes that only read configuration never come here
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    environment = _LimitedEnvironment()
-    original: Any = vars(_compile_jinja_template("").environment)
-    vars(environment).update(original)
-    environment.extensions = {name: own.bind(environment) for name, own in original["extensions"].items()}
-    environment.filters = {name: _limited(name, own) for name, own in original["filters"].items()}
-    environment.tests = original["tests"] | {
-        name: _limited(name, own) for name, own in original["tests"].items() if name in _COMPARING
+    environment = _Watched()
+    known: Any = vars(_compile_jinja_template("").environment)
+    vars(environment).update(known)
+    environment.extensions = {name: own.bind(environment) for name, own in known["extensions"].items()}
+    environment.filters = {name: _watched(name, own) for name, own in known["filters"].items()}
+    environment.tests = known["tests"] | {
+        name: _watched(name, own) for name, own in known["tests"].items() if name in _COMPARING
     }
-    environment.globals = {name: own for name, own in original["globals"].items() if name != "lipsum"}
+    environment.globals = {name: own for name, own in known["globals"].items() if name != "lipsum"}
     return environment.from_string(template)
 
 
-class _LimitedEnvironment(ImmutableSandboxedEnvironment):
+class _Watched(ImmutableSandboxedEnvironment):
     """Counts the steps of a template, and refuses operations that create huge values from short texts."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
@@ -179,7 +179,7 @@ def _call(method: str, argument: nodes.Expr) -> nodes.Call:
     )
 
 
-def _limited(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+def _watched(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
     """A filter or test that counts its steps, and refuses to create a value that is too large."""
 
     @wraps(own)

@@ -93,7 +93,7 @@ _TABLE = (
         },
         "LLaMA-Factory data/README.md; ms-swift AlpacaPreprocessor",
         optional={"history": "history"},
-        note="instruction, a newline and the input, where there is one; history as turns before it",
+        note="the prompt is instruction, a newline and input, if there is one; history becomes the turns before it",
     ),
     Named(
         "dolly",
@@ -107,7 +107,7 @@ _TABLE = (
         },
         "databricks-dolly-15k, as ms-swift's Dolly15kPreprocessor reads it",
         joint="\n\n",
-        note="instruction, a blank line and the context, in the order of Databricks' own template",
+        note="the prompt is instruction, a blank line and context, in the order of Databricks' own template",
     ),
     Named(
         "llama-factory-ranking",
@@ -154,7 +154,7 @@ _TABLE = (
             ],
         },
         "TRL examples/datasets/ultrafeedback.py",
-        note="the system prompt that each completion was drawn with is no part of it, as in UltraFeedback's own use",
+        note="the system prompt of each completion is not read, as in UltraFeedback's own use",
     ),
     Named(
         "ultrafeedback-binarized",
@@ -247,7 +247,7 @@ _TABLE = (
         },
         "open-instruct and Safe-RLHF's dataset classes",
         winner={"0": "first", "1": "second"},
-        note="the better answer is preferred; the safer one with --column winner=safer_response_id",
+        note="the better response is chosen; with --column winner=safer_response_id, the safer one",
     ),
     Named(
         "lmsys-arena",
@@ -262,7 +262,7 @@ _TABLE = (
         },
         "readers of lmsys/chatbot_arena_conversations (33k) and lmarena-ai/arena-human-preference-140k",
         winner=_BY_MODEL,
-        note="ties and rows where both are bad are ties",
+        note="rows where both responses are bad count as ties",
     ),
     Named(
         "lmsys-arena-55k",
@@ -284,7 +284,7 @@ _TABLE = (
         },
         "readers of the Kaggle competition lmsys-chatbot-arena",
         shape="interleaved",
-        note="turns are JSON lists of texts",
+        note="the turns are JSON lists of text",
     ),
     Named(
         "arena-pairs",
@@ -320,7 +320,7 @@ _TABLE = (
             "score_1": -0.5,
         },
         "Open-Assistant qa_datasets.py; open-instruct scripts/data/preferences/webgpt.py",
-        note="the quotes that an answer cites are not read, as Open-Assistant does not",
+        note="the quotes that a response cites are not read, as in Open-Assistant",
     ),
     Named(
         "summarize-from-feedback",
@@ -344,7 +344,7 @@ _TABLE = (
         "TRL examples/datasets/tldr_preference.py",
         winner={"0": "first", "1": "second"},
         shape="tldr",
-        note="the prompt is the one that TRL writes",
+        note="the prompt has the form that TRL's script gives it",
     ),
     Named(
         "stack-exchange-paired",
@@ -508,7 +508,7 @@ _TABLE = (
         "Open-Assistant oasst-data/oasst_data/schemas.py",
         needs=("message_tree_id", "prompt.text", "prompt.replies[].text"),
         shape="tree",
-        note="every answer in the tree is scored, after the messages that lead to it",
+        note="every assistant turn in the tree is scored, after the messages that lead to it",
     ),
     Named(
         "glaive",
@@ -593,7 +593,7 @@ _TABLE = (
         "the card of xinlai/Math-Step-DPO-10K",
         needs=("full_chosen", "full_rejected"),
         aside=("answer",),
-        note="an answer is the first steps and the step that differs",
+        note="a response is the first steps followed by the step that differs",
     ),
     Named(
         "simpo-seed",
@@ -624,7 +624,7 @@ _TABLE = (
         "TRL trl/trainer/grpo_trainer.py (log_completions)",
         needs=("step", "advantage"),
         shape="rendered",
-        note="the prompt as a chat template wrote it is taken apart again",
+        note="the prompt was rendered by a chat template and is split into messages again",
     ),
     Named(
         "trl-stepwise",
@@ -677,7 +677,7 @@ _TABLE = (
         },
         "remembered: OpenAI's batch output",
         verified=False,
-        refused="the output of a batch holds no prompts: join each row with its request by custom_id, as a column body",
+        refused="the output of a batch has no prompts: join each row with its request by custom_id, as a column body",
     ),
     Named(
         "vllm",
@@ -721,7 +721,7 @@ _TABLE = (
         "NeMo-RL nemo_rl/data/datasets/preference_datasets/preference_dataset.py",
         needs=("completions[].rank", "completions[].completion"),
         shape="ranked",
-        note="the least rank is chosen, all others are rejected; all of one rank are a tie",
+        note="responses with the lowest rank are chosen, all others are rejected; if all ranks are equal, it is a tie",
     ),
     Named(
         "nemo-rl-log",
@@ -773,7 +773,7 @@ _TABLE = (
         "TRL examples/datasets/prm800k.py; openai/prm800k README.md",
         needs=("label.steps[].completions[].text",),
         shape="prm800k",
-        note="the labelled path, and every other step that was rated after it, are answers, as in TRL",
+        note="responses are the labelled path, and each of its beginnings followed by another rated step, as in TRL",
     ),
     Named(
         "math-shepherd",

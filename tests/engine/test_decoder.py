@@ -99,7 +99,7 @@ def test_compiled_parts_serve_all_layers_and_packs_of_any_size(tmp_path: Path) -
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "linear-attention": (
         {"layer_types": ["linear_attention", "full_attention"]},
-        "layer_types linear_attention: packs have full or",
+        "layer_types linear_attention: packs support full",
     ),
     "dynamic-rope": (
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0} | ROPE},

@@ -159,7 +159,7 @@ def test_answers_that_cannot_be_compared_are_rejected_with_the_reason(tmp_path: 
     ]
     assert done.source == [1, 2, 6, 7]
     assert done.contests == [(0, 1), (1, 0), (2, 3), (3, 2)]
-    with pytest.raises(ValueError, match="compares answers"):
+    with pytest.raises(ValueError, match="compares responses"):
         encoder.group(question, ["4", "5"])
 
 
@@ -317,14 +317,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
         {"model_type": "internlm2"},
         (),
         None,
-        "model_type internlm2 is no architecture",
+        "has no model_type internlm2",
     ),
     "step-marks": (
         "mlp-classifier",
         {"architectures": ["Qwen2ForProcessRewardModel"]},
         (),
         None,
-        "Qwen2ForProcessRewardModel: its head looks like that of the family mlp-classifier but",
+        "Qwen2ForProcessRewardModel: its head looks like that of the family mlp-classifier, but",
     ),
     "unknown-family": (
         "classifier",

@@ -13,7 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from armo_ray.engine import RewardModel, Scores
-from armo_ray.engine.attention import Plan, attend, packed_attention
+from armo_ray.engine.attention import Segments, attend, packed_attention
 from armo_ray.engine.device import Stopwatch, free_bytes
 from armo_ray.engine.fixed_shape import BLOCK_ROWS
 from armo_ray.engine.fp8 import Fp8Linear, quantize
@@ -70,8 +70,8 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
         torch.randn(1, h, count, dim, generator=generator).to(device, dtype)
         for h in (heads, kv_heads, kv_heads)
     )
-    plan = Plan.of(pack, device)
-    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, plan, scaling=dim**-0.5, **rule)
+    segments = Segments.of(pack, device)
+    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, segments, scaling=dim**-0.5, **rule)
     for s in range(len(pack.cu_q) - 1):
         rows = torch.arange(int(pack.cu_q[s]), int(pack.cu_q[s + 1]), device=device)
         keys = torch.from_numpy(pack.kv_index[pack.cu_k[s] : pack.cu_k[s + 1]]).to(device)
@@ -99,12 +99,12 @@ def test_rows_that_are_read_alone_attend_as_in_float64(dtype: torch.dtype, dim: 
         torch.randn(len(pack.input_ids), h, dim, generator=generator).to(DEVICE, dtype)
         for h in (8, kv_heads, kv_heads)
     )
-    plan = Plan.of_rows(pack, rows, DEVICE)
-    (part,) = plan.parts
-    assert part.kv_index is not None
-    found = attend(q[torch.from_numpy(rows).to(DEVICE)], k, v, plan)
-    for i, (_, _, start, stop) in enumerate(part.segments):
-        ks, vs = (x[part.kv_index[start:stop]].double().repeat_interleave(8 // kv_heads, 1) for x in (k, v))
+    segments = Segments.of_rows(pack, rows, DEVICE)
+    (chunk,) = segments.chunks
+    assert chunk.kv_index is not None
+    found = attend(q[torch.from_numpy(rows).to(DEVICE)], k, v, segments)
+    for i, (_, _, start, stop) in enumerate(chunk.bounds):
+        ks, vs = (x[chunk.kv_index[start:stop]].double().repeat_interleave(8 // kv_heads, 1) for x in (k, v))
         weights = (torch.einsum("hd,khd->hk", q[rows[i]].double(), ks) * dim**-0.5).softmax(-1)
         expected = torch.einsum("hk,khd->hd", weights, vs)
         error = (found[i].double() - expected).norm() / expected.norm()
@@ -275,7 +275,7 @@ def test_a_conversation_that_does_not_fit_on_the_device_is_named_and_others_are_
     expected = model.score(small)
     (long,) = groups_for(model, np.random.default_rng(7), 1)
     leave(200)
-    with pytest.raises(RuntimeError, match="30065 tokens of one conversation do not fit into memory"):
+    with pytest.raises(RuntimeError, match="30065 tokens of one conversation do not fit in memory"):
         model.score([*small, (long[0], [np.ones(30_000, np.int32)])])
     assert farthest(model.score(small), expected) < 1e-5
 

@@ -82,7 +82,7 @@ print(np.abs(model.score([small]).score - expected.score).max())
         write_wide_model(tmp_path, num_layers=2),
     )
     assert re.match(
-        r"4005 tokens of one conversation do not fit into memory: .*can't allocate memory", lines[-2]
+        r"4005 tokens of one conversation do not fit in memory: .*can't allocate memory", lines[-2]
     )
     assert float(lines[-1]) < 1e-5
 

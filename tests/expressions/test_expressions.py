@@ -210,14 +210,14 @@ def test_names_are_columns_and_a_bare_objective_is_its_reward(
             0,
         ),
         ("score > 0 and gating.code_stile > 0", "did you mean gating.code_style", 14),
-        ('subset = "math"', "texts are written in single quotes", 9),
+        ('subset = "math"', "text is written in single quotes", 9),
         ("0 < score < 1", "comparisons do not chain", 10),
         ("score > q0.9 + 1", "expected and, or, or the end", 13),
-        ("q0.9 < score", "a quantile stands on the right", 0),
-        ("subset > q0.9", "expected a number, and this is a text", 0),
-        ("score", "expected a condition, and this is a number", 0),
-        ("score > 'a'", "expected a number, and this is a text", 8),
-        ("ok < true", "expected a number or a text", 0),
+        ("q0.9 < score", "a quantile must be on the right", 0),
+        ("subset > q0.9", "expected a number, but this is text", 0),
+        ("score", "expected a condition, but this is a number", 0),
+        ("score > 'a'", "expected a number, but this is text", 8),
+        ("ok < true", "expected a number or text", 0),
         ("(score > 1", "expected ), found the end", 10),
         ("score in ()", "expected a column or a value", 10),
         ("1 in flags", "the list holds no numbers", 5),
@@ -288,5 +288,5 @@ def test_numbers_can_be_asked_for_and_missing_ones_are_missing() -> None:
     assert evaluate(expression.sql, {"x": 2.0, "y": 3.0, "n": 4}, types) == 1.75
     assert evaluate(expression.sql, {"x": 2.0, "y": 3.0, "n": 0}, types) is None
     assert evaluate(expression.sql, {"x": float("nan"), "y": 3.0, "n": 4}, types) is None
-    with pytest.raises(ConfigError, match="expected a number, and this is a condition"):
+    with pytest.raises(ConfigError, match="expected a number, but this is a condition"):
         parse("x > 1", types, "number")
