@@ -186,7 +186,7 @@ def _linear(tensors: Tensors, name: str) -> Callable[[Tensor], Tensor]:
 
 def _batch_norm(tensors: Tensors, name: str) -> Callable[[Tensor], Tensor]:
     mean, variance, weight, bias = (
-        tensors[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        tensors[f"{name}.{field}"] for field in ("running_mean", "running_var", "weight", "bias")
     )
     return lambda x: F.batch_norm(x, mean, variance, weight, bias)
 

@@ -191,7 +191,7 @@ def _qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
     for i in range(depth):
         norm = f"gating.layers.{3 * i + 2}"
         shapes[f"gating.layers.{3 * i}.weight"] = (width, hidden if i == 0 else width)
-        shapes |= {f"{norm}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {f"{norm}.{field}": (width,) for field in ("weight", "bias", "running_mean", "running_var")}
         counters[f"{norm}.num_batches_tracked"] = ()
     return shapes | _linear(f"gating.layers.{3 * depth}", count, width), counters
 

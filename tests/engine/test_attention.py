@@ -1,4 +1,4 @@
-"""Rows that are read alone see the tokens before them in their conversation, themselves last."""
+"""Rows that are computed by themselves see the tokens before them in their conversation, and their own last."""
 
 import numpy as np
 import pytest
@@ -15,20 +15,20 @@ CPU = torch.device("cpu")
 
 
 def keys_of(pack: Pack, row: int) -> list[int]:
-    """The tokens that one token of a pack sees, by definition: its segment's keys up to itself."""
+    """The tokens that a token of a pack must see: its segment's keys up to itself."""
     (segment,) = (s for s in range(len(pack.cu_q) - 1) if pack.cu_q[s] <= row < pack.cu_q[s + 1])
     keys: list[int] = pack.kv_index[pack.cu_k[segment] : pack.cu_k[segment + 1]].tolist()
     return keys[: keys.index(row) + 1]
 
 
 def some_rows(pack: Pack, every: int) -> Index:
-    """The rows that a head reads, and others: the first and the last of every segment among them."""
+    """The rows that a head reads, the first and the last of every segment, and others."""
     ends = (pack.cu_q[:-1], pack.cu_q[1:] - 1, pack.read_index)
     return np.unique(np.concatenate((*ends, np.arange(0, len(pack.input_ids), every))))
 
 
 @given(sequences=conversations(), budget=st.integers(1, 120), fixed=st.booleans(), every=st.integers(1, 9))
-def test_each_row_is_a_query_that_sees_what_comes_before_it(
+def test_each_row_is_a_query_that_sees_the_tokens_before_it(
     sequences: list[Ids], budget: int, fixed: bool, every: int
 ) -> None:
     for pack in make_packs(sequences, [[len(ids) // 2] for ids in sequences], budget, fixed_size=fixed):
@@ -61,7 +61,7 @@ def test_keys_gathered_in_chunks_give_the_same_bits(sequences: list[Ids], budget
 
 @settings(max_examples=50)
 @given(sequences=conversations(), budget=st.integers(1, 120), share=st.booleans(), fixed=st.booleans())
-def test_a_row_alone_attends_as_it_does_in_its_segment(
+def test_a_row_by_itself_attends_as_in_its_segment(
     sequences: list[Ids], budget: int, share: bool, fixed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""A template is taken only if prompt and answer, rendered apart, are what it renders; a refusal says why."""
+"""A template is accepted only if prompt and response, rendered separately, are what it renders; a refusal says why."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from armo_ray.tiny.armorm import LLAMA3_TEMPLATE
 from armo_ray.tiny.tokenizers import TEMPLATES, write_tokenizer
 
 CONDITION = "{% if add_generation_prompt %}"
-GATE_PATTERN = (128009, 128006, 78191, 128007, 271)  # of the released model
+GATE_PATTERN = (128009, 128006, 78191, 128007, 271)  # in the released model
 QUESTION = [{"role": "user", "content": " What is 2 + 2?\n"}]
 CONVERSATIONS = [
     pytest.param(QUESTION, id="one-turn"),
@@ -58,7 +58,7 @@ def test_the_released_vocabulary_gives_the_gate_pattern_of_the_released_code(lla
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=["plain", "white-space", "special", "unicode"])
 @pytest.mark.parametrize("prompt", CONVERSATIONS)
-def test_prompt_and_answer_are_what_transformers_renders(
+def test_prompt_and_response_are_what_transformers_renders(
     tiny_model: Path, prompt: Messages, answer: str
 ) -> None:
     auto: Any = AutoTokenizer
@@ -80,7 +80,7 @@ def test_a_template_that_always_appends_the_generation_prompt_renders_the_same(
     assert chat.response_pattern == tiny_chat.response_pattern
 
 
-def test_a_template_file_goes_before_the_configuration(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_template_file_takes_precedence_over_the_configuration(tiny_model: Path, tmp_path: Path) -> None:
     path = checkpoint(tiny_model, tmp_path, chat_template="not this")
     (path / "chat_template.jinja").write_text(LLAMA3_TEMPLATE, "utf-8")
     assert Chat.load(path).template == LLAMA3_TEMPLATE
@@ -159,7 +159,7 @@ def test_an_unfit_template_is_refused_with_the_reason(
     assert str(refused.value).startswith(str(path))
 
 
-def test_a_gate_is_found_before_untrimmed_answers_that_join_the_header(
+def test_a_gate_is_found_before_untrimmed_responses_that_merge_with_the_header(
     llama3_model: Path, tmp_path: Path
 ) -> None:
     path = checkpoint(llama3_model, tmp_path, chat_template=edited(LLAMA3_TEMPLATE, ("| trim", "")))
@@ -183,7 +183,7 @@ def test_a_template_that_ends_a_user_turn_where_none_is_has_no_gate(
         Chat.load(path)
 
 
-def test_answers_that_cannot_be_told_from_the_header_by_a_special_token_are_refused(
+def test_responses_that_no_special_token_separates_from_the_header_are_refused(
     llama3_model: Path, tmp_path: Path
 ) -> None:
     template = (
