@@ -1,4 +1,4 @@
-"""`python -m armo_ray.bench ...`: the same as `armo-ray bench`, where only the engine's packages are installed."""
+"""`python -m armo_ray.bench ...`: the same as `armo-ray bench`, but needs only the engine's packages."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ from armo_ray.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns its exit status."""
+    """Parse options and execute the benchmark; returns its exit status."""
     parser = argparse.ArgumentParser("python -m armo_ray.bench", description=bench.__doc__)
     add_arguments(parser)
     args = parser.parse_args(argv)

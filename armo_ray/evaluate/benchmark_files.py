@@ -20,8 +20,9 @@ from armo_ray.storage.retries import patiently
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards, open_shard
 from armo_ray.storage.store import Store
 from armo_ray.text.conversations import candidates_of
+from armo_ray.text.detect import detect
 from armo_ray.text.input_columns import of_rows
-from armo_ray.text.layouts import LABELLED, detect
+from armo_ray.text.layouts import LABELLED
 
 _SAMPLE_ROWS = 100
 

@@ -68,7 +68,7 @@ def _advice(found: Found, reason: str) -> str:
     identity, advice = found.run["identity"], ADVICE[reason]
     if reason != "too_long":
         return advice
-    if FAMILIES[identity["family"]].text != "answer":
+    if FAMILIES[identity["family"]].text != "response":
         return f"{advice}; what the family {identity['family']} reads cannot be cut"
     if identity["truncate"] != "none":
         return f"{advice}: what can be cut is not enough"

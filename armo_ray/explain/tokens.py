@@ -134,7 +134,7 @@ def _piece(chat: Chat, token: int) -> str:
 
 def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
     family = chat.family
-    positions = read_positions(ids, family, np.array(chat.answer_pattern, np.int32))
+    positions = read_positions(ids, family, np.array(chat.response_pattern, np.int32))
     if family.reads == "headers":
         return {at: f"read: step {k}" for k, at in enumerate(positions, 1)}
     if family.reads == "gate":
@@ -143,6 +143,6 @@ def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
             gate: "read: gate, at the end of the last user turn",
             last: "read: rewards, at the last token",
         }
-    what = "rewards and gate" if family.gated else "verdict" if family.text != "answer" else "rewards"
+    what = "rewards and gate" if family.gated else "verdict" if family.text != "response" else "rewards"
     where = "before the first token of id 0" if family.reads == "before_zero" else "at the last token"
     return dict.fromkeys(positions, f"read: {what}, {where}")

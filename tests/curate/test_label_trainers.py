@@ -67,7 +67,7 @@ def test_trl_tokenizes_the_pairs_for_a_reward_model(scores: Path, tiny_model: Pa
     for tokenized, row in zip(trainer.train_dataset, rows, strict=True):
         for side in ("chosen", "rejected"):
             whole = chat.encode(
-                chat.render_prompt(row["prompt"]) + chat.render_answer(row[side][0]["content"])
+                chat.render_prompt(row["prompt"]) + chat.render_response(row[side][0]["content"])
             )
             assert tokenized[f"{side}_ids"][: len(whole)] == whole
 
@@ -87,6 +87,6 @@ def test_trl_tokenizes_the_best_responses_for_sft(scores: Path, tiny_model: Path
     chat = Chat.load(tiny_model)
     for tokenized, row in zip(trainer.train_dataset, rows, strict=True):
         whole = chat.encode(
-            chat.render_prompt(row["prompt"]) + chat.render_answer(row["completion"][0]["content"])
+            chat.render_prompt(row["prompt"]) + chat.render_response(row["completion"][0]["content"])
         )
         assert tokenized["input_ids"][: len(whole)] == whole

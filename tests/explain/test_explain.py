@@ -142,7 +142,7 @@ def test_text_comes_from_the_scores_or_from_the_unchanged_shard(
             result = trace(find(str(tmp_path / name), row["row_id"]), None)
             traced[name, row["row_id"]] = result.ids.tolist(), result.candidate
             pair = PAIRS[row["source_row"]]
-            assert result.candidate.answer == pair[row["role"]]
+            assert result.candidate.response == pair[row["role"]]
             assert result.num_tokens == (row["num_prompt_tokens"], row["num_response_tokens"])
     assert all(traced["kept", row_id] == t for (name, row_id), t in traced.items() if name == "not")
     assert len(traced) == 24
@@ -216,7 +216,7 @@ def test_a_reject_is_explained_with_its_reason_and_advice(
     shard = rows_of(tmp_path / "out")[0]["row_id"].split(":")[0]
     text = explained(capsys, tmp_path / "out", f"{shard}:1:0")
     assert "rejected   candidate 0 of row 1 of " in text
-    assert "empty_response: the answer is empty" in text
+    assert "empty_response: the response is empty" in text
     assert ADVICE["empty_response"] in text
     assert '"rejected": "b"' in text
     assert printed_score(explained(capsys, tmp_path / "out", f"{shard}:1")) == pytest.approx(
@@ -270,7 +270,7 @@ def test_rows_of_every_family_show_the_positions_that_its_head_reads(
         {"prompt": f"What is {k} + 2?", "chosen": f"Think.\n\nIt is {k + 2}.", "rejected": "?"}
         for k in range(3)
     ]
-    judge = FAMILIES[family].text != "answer"
+    judge = FAMILIES[family].text != "response"
     options: dict[str, Any] = {"family": family} if judge else {}
     score_locally(tmp_path / "model", write_pairs(tmp_path / "in.jsonl", rows), tmp_path / "out", **options)
     head = RewardModel.load(

@@ -368,7 +368,7 @@ def test_every_family_is_planned_as_it_is_then_scored(family: str, tmp_path: Pat
     (tmp_path / "in.jsonl").write_text(
         "".join(SAMPLE.read_text("utf-8").splitlines(keepends=True)[:6]), "utf-8"
     )
-    options = {"family": family} if FAMILIES[family].text != "answer" else {}
+    options = {"family": family} if FAMILIES[family].text != "response" else {}
     told = planned(tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "out", **options)
     totals = score_locally(tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "out", **options)["totals"]
     assert told["to_do"]["candidates"].value == totals["candidates"] == 12
