@@ -9,9 +9,8 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -19,7 +18,9 @@ from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES
 from armo_ray.storage.uris import check_uri
 
-_SUBMITTED = "/runtime_resources/working_dir_files/"  # where Ray unpacks --working-dir, and deletes it afterwards
+_SUBMITTED = (
+    "/runtime_resources/working_dir_files/"  # where Ray unpacks --working-dir, and deletes it afterwards
+)
 
 # Names that options no longer have, and what to write instead.
 _RENAMED = {
@@ -28,8 +29,7 @@ _RENAMED = {
 }
 
 
-@dataclass(frozen=True)
-class Help:
+class Help(NamedTuple):
     """Where an option appears in --help, and how.
 
     group: the heading it is listed under; "required" comes first.
@@ -84,6 +84,7 @@ Places = Annotated[Names, AfterValidator(lambda uris: tuple(map(_absolute, uris)
 NewPlace = Annotated[Place, AfterValidator(_lasting)]  # a place to write to
 ModelName = Annotated[Name, AfterValidator(_public)]  # a directory, its URI, or a hub id
 FamilyName = Annotated[Name, AfterValidator(_known_family)]
+Dtype = Literal["bfloat16", "float16", "float32", "fp8"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -133,9 +134,7 @@ def read_values(file: str | None) -> dict[str, Any]:
     try:
         values = tomllib.loads(_read_text(file))
     except OSError as error:
-        raise ConfigError(
-            f"config {file}: {error.strerror}; name the data to score with --input"
-        ) from error
+        raise ConfigError(f"config {file}: {error.strerror}; name the data to score with --input") from error
     except ConfigError as error:
         raise ConfigError(f"config {error}") from None
     except ValueError as error:

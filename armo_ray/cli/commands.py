@@ -26,7 +26,9 @@ class Command(NamedTuple):
     run: the function. It takes the checked options, or, if `checks` is set, a `Given` that it checks itself before it
         imports anything slow. Returns the exit status; None stands for COMPLETE.
     options: the models of its options; none for bench, which has a parser of its own.
-    score_options: the heading of --input and --model, if it takes the options of score too.
+    usage: what follows the name in the usage, unless that is the words and the required flags.
+    score_options: if it takes the options of score too, the heading of those that score requires.
+    words_optional: whether flags may stand for its words.
     statuses: what its exit statuses mean, where they say more than success or failure.
     resumes: whether the same command goes on after it was stopped.
     """
@@ -35,7 +37,9 @@ class Command(NamedTuple):
     example: str
     run: str
     options: tuple[str, ...] = ()
+    usage: str = ""
     score_options: str = ""
+    words_optional: bool = False
     statuses: Mapping[int, str] = {}
     checks: bool = False
     resumes: bool = False
@@ -87,9 +91,12 @@ COMMANDS = {
     "evaluate": Command(
         "Measure how often scores are right, on a benchmark or on labelled pairs.",
         "armo-ray evaluate OUT --by source\n"
-        "  armo-ray evaluate --benchmark rewardbench --input 'filtered-*.parquet' --model DIR --output RB",
+        "armo-ray evaluate --benchmark rewardbench --input 'filtered-*.parquet' --model DIR --output RB",
         "armo_ray.evaluate.start:run",
         ("armo_ray.evaluate.options:EvaluateOptions",),
+        usage="[CONFIG.toml] OUT... [options]\n"
+        "       armo-ray evaluate --input URI... --model MODEL --output DIR [options]",
+        words_optional=True,
         score_options="to score first, instead of giving OUT",
         statuses=_SCORE_STATUSES,
         checks=True,
@@ -100,6 +107,7 @@ COMMANDS = {
         "armo-ray compare OLD NEW --movers 10",
         "armo_ray.compare.command:run",
         ("armo_ray.compare.options:CompareOptions",),
+        usage="[CONFIG.toml] OLD NEW [options]",
     ),
     "report": Command(
         "Write a page about outputs, complete or not, and about their drift.",
@@ -115,9 +123,11 @@ COMMANDS = {
     ),
     "verify": Command(
         "Check an output and its files, or a model on this machine.",
-        "armo-ray verify OUT --repair\n  armo-ray verify --model DIR --dtype fp8",
+        "armo-ray verify OUT --repair\narmo-ray verify --model DIR --dtype fp8",
         "armo_ray.verify.command:run",
         ("armo_ray.verify.options:VerifyOptions", "armo_ray.verify.options:VerifyModelOptions"),
+        words_optional=True,
+        usage="OUT [--repair]\n       armo-ray verify --model MODEL [options]",
         statuses={
             COMPLETE: "no fault was found, or all were repaired",
             FAILED: "faults were found, or are left after --repair",
@@ -136,6 +146,7 @@ COMMANDS = {
         "armo-ray layouts ultrafeedback",
         "armo_ray.layouts.command:run",
         ("armo_ray.layouts.options:LayoutsOptions",),
+        words_optional=True,
     ),
     "tiny-model": Command(
         "Write a tiny random reward model, for trying things out.",

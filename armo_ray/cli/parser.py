@@ -1,168 +1,168 @@
-"""The grammar of the command line: every command, its words and its flags. Imports nothing that is slow."""
+"""The parser of the command line: every command with its words and flags. Imports nothing slow."""
 
 import argparse
+import inspect
+import types
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from pydantic.fields import FieldInfo
-
-from armo_ray.bench.options import add_arguments
-from armo_ray.compare.options import CompareOptions
-from armo_ray.curate.options import FilterOptions, LabelOptions, MineOptions, ReweighOptions
-from armo_ray.evaluate.options import EvaluateOptions
-from armo_ray.model.families import FAMILIES
-from armo_ray.outputs.options import ScoresOptions
-from armo_ray.plan.options import PlanOptions
-from armo_ray.report.options import ReportOptions
-from armo_ray.score.config import ScoreConfig
+from armo_ray.cli.commands import COMMANDS, SCORE_OPTIONS, Command, load
+from armo_ray.formatting.help import HelpFormatter, closing
+from armo_ray.options import Help, Options
 from armo_ray.version import __version__
 
-_BACKBONES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
-_EXIT_STATUS = """exit status: 0 complete; 1 failed or stopped, run the same command to go on;
-2 bad usage or configuration, nothing was done; 3 complete, but more than --max-reject-fraction was rejected;
-5 stopped by --max-runtime, run the same command to go on"""
-
-_REPORT_STATUS = """exit status: 0 written; 1 failed; 2 bad usage or configuration; 4 written, and
-with --against a column is over --max-psi or --max-ks"""
-
-# Commands that read scores: the module curation.<name> has run(options).
-CURATION: dict[str, tuple[type[ScoresOptions], str]] = {
-    "mine": (MineOptions, "preference pairs from scores"),
-    "label": (LabelOptions, "labels for distillation, reward models, SFT and GRPO"),
-    "filter": (FilterOptions, "the part of scores that passes some rules"),
-    "reweigh": (ReweighOptions, "other scores from the stored rewards and gates"),
-    "evaluate": (EvaluateOptions, "how often scores are right: benchmarks, and labelled pairs of your own"),
-    "compare": (CompareOptions, "how two outputs over the same rows differ"),
-}
+_METAVARS = {int: "N", float: "X"}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("armo-ray", description="Score conversations with a reward model.")
+class Option(NamedTuple):
+    """One option of a command: the name and type of its field, and its text and place in --help."""
+
+    name: str
+    type: Any
+    text: str
+    help: Help
+    is_list: bool
+    required: bool
+    shown: bool = True  # plan and evaluate take every option of score, and list the required ones
+
+    @property
+    def flag(self) -> str:
+        return self.help.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        if typing.get_origin(self.type) is typing.Literal and not self.help.metavar:
+            return f"{{{','.join(typing.get_args(self.type))}}}"
+        return self.help.metavar or _METAVARS[self.type]
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of this one, or of every one: loading them takes the time."""
+    parser = argparse.ArgumentParser(
+        "armo-ray",
+        usage="armo-ray COMMAND ...",
+        description="Score conversations with reward models, and work with the scores.",
+        epilog="armo-ray COMMAND --help lists the options of a command.",
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"armo-ray {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    score = commands.add_parser("score", help="score shards into partitioned Parquet", epilog=_EXIT_STATUS)
-    _add_score(score)
-    plan = commands.add_parser(
-        "plan", help="what score would do, how long it would take and cost; takes its options"
-    )
-    _add_score(plan)
-    for name, field in PlanOptions.model_fields.items():
-        _add_option(plan, name, field)
-    plan.add_argument("--json", action="store_true", help="print one JSON object for each model instead")
-    for name, (kind, told) in CURATION.items():
-        _add_curation(commands.add_parser(name, help=told), kind)
-    _add_scoring(commands.choices["evaluate"])
-    report = commands.add_parser(
-        "report", help="a page about outputs, complete or not, and their drift", epilog=_REPORT_STATUS
-    )
-    _add_curation(report, ReportOptions, "outputs of armo-ray score")
-    _add_verify(commands.add_parser("verify", help="check a finished output, or a model on this machine"))
-    _add_explain(
-        commands.add_parser("explain", help="trace one row: its tokens, and what its score is made of")
-    )
-    layouts = commands.add_parser("layouts", help="the layouts of public data sets, with an example row each")
-    layouts.add_argument("name", metavar="NAME", nargs="?", help="one of them, in full")
-    tiny = commands.add_parser("tiny-model", help="write a tiny random reward model for trying things")
-    tiny.add_argument("directory", metavar="DIR")
-    tiny.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
-    tiny.add_argument("--family", choices=FAMILIES, default="armorm", help="kind of model (default: armorm)")
-    tiny.add_argument(
-        "--backbone", choices=_BACKBONES, default="llama", help="kind of decoder (default: llama)"
-    )
-    bench = commands.add_parser("bench", help="measure the engine against plain transformers code")
-    add_arguments(bench)
-    for command in commands.choices.values():
-        command.set_defaults(parser=command)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="armo-ray")
+    for name, entry in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=entry.summary.removesuffix("."),
+            description=entry.summary
+            + " Takes the options of armo-ray score too." * bool(entry.score_options),
+            formatter_class=HelpFormatter,
+            add_help=False,
+        )
+        own.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        own.set_defaults(parser=own)
+        if command in (None, name):
+            _fill(own, entry)
     return parser
 
 
-def _add_score(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config", nargs="?", metavar="CONFIG.toml", help="options as a file; flags override it"
+def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Give the parser of a command its options, in groups."""
+    parser.epilog = closing(command.example, command.statuses)
+    if not command.options:
+        from armo_ray.bench.options import add_arguments
+
+        add_arguments(parser)
+        return
+    options = options_of(command)
+    names = {option.name for option in options}
+    takes_toml, takes_words = not names.isdisjoint({"input", "scores"}), "scores" in names
+    words = " ".join(_usage(options, takes_toml))
+    parser.usage = f"{parser.prog} {command.usage or words}"
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in options:
+        heading = option.help.group
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+            if takes_toml and not takes_words and heading == "required":
+                config = "Options as a TOML file; flags override them"
+                groups[heading].add_argument("config", nargs="?", metavar="CONFIG.toml", help=config)
+        _add(groups[heading], option, takes_toml, command.words_optional)
+
+
+def options_of(command: Command) -> list[Option]:
+    """The options in the order of --help: the required ones, its own, then those shared with other commands."""
+    options = {option.name: option for kind in command.options for option in _fields(load(kind))}
+    heading = command.score_options
+    for option in _fields(load(SCORE_OPTIONS)) if heading else ():
+        place = option.help._replace(group=heading)
+        # evaluate scores with one model
+        is_list = option.is_list and (heading == "required" or not option.help.several)
+        options.setdefault(option.name, option._replace(help=place, is_list=is_list, shown=option.required))
+    groups = list(dict.fromkeys(["required", heading, *(option.help.group for option in options.values())]))
+    return sorted(
+        options.values(), key=lambda option: (groups.index(option.help.group), not option.help.word)
     )
-    for name, field in ScoreConfig.model_fields.items():
-        _add_option(parser, name, field, several=name in ("model", "revision"))
 
 
-def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="directory or URI that score wrote, complete or not")
-    parser.add_argument(
-        "row", metavar="ROW_ID", help="as in the column row_id, or highest, lowest, random or rejected"
-    )
-    parser.add_argument("--model", help="where the model's tokenizer is now; default: where the run had it")
-    parser.add_argument(
-        "--all-tokens", action="store_true", help="list every token, not those around the marks"
-    )
+def _fields(kind: type[Options]) -> Iterator[Option]:
+    """The options of a model, its own before those of its bases."""
+    names = dict.fromkeys(name for base in kind.__mro__ for name in inspect.get_annotations(base))
+    for name in names:
+        if (field := kind.model_fields.get(name)) is not None:
+            (place,) = (entry for entry in field.metadata if isinstance(entry, Help))
+            required = field.is_required()
+            text = _text(field.description or "", None if required else field.default)
+            is_list = place.several or typing.get_origin(field.annotation) in (tuple, Mapping)
+            yield Option(name, _without_none(field.annotation), text, place, is_list, required)
 
 
-def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", nargs="?", help="directory or URI that score wrote")
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="delete what is damaged in OUT, so that the same armo-ray score command does it again",
-    )
-    parser.add_argument("--model", help="checkpoint to try out instead: a directory, its URI, or a hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--dtype", help="type of the backbone (default: bfloat16)")
-    parser.add_argument("--family", choices=FAMILIES, help="kind of model; default: what its tensors tell")
-    parser.add_argument("--device", help="as torch names it; default: cuda where there is one")
-    parser.add_argument("--record", metavar="FILE", help="write the model's values there, for --against")
-    parser.add_argument("--against", metavar="FILE", help="compare with values that --record wrote")
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    (inner,) = (entry for entry in typing.get_args(kind) if entry is not types.NoneType)
+    return typing.get_args(inner)[0] if typing.get_origin(inner) is typing.Annotated else inner
 
 
-def _add_curation(
-    parser: argparse.ArgumentParser,
-    kind: type[ScoresOptions],
-    outputs: str = "complete outputs of armo-ray score",
-) -> None:
-    parser.add_argument(
-        "words",
-        nargs="*" if kind is EvaluateOptions else "+",
-        metavar="OUT",
-        help=f"{outputs}; before them, options as a TOML file",
-    )
-    for name, field in kind.model_fields.items():
-        if name != "scores":
-            _add_option(parser, name, field)
+def _text(description: str, default: Any) -> str:
+    """A text of --help: the docstring of the field, and its default if it has one."""
+    text = " ".join(description.split()).removesuffix(".")
+    if default is None or default is False or default in ((), {}):
+        return text
+    if isinstance(default, bool | tuple | float):
+        default = (
+            "on" if default is True else ", ".join(default) if isinstance(default, tuple) else f"{default:g}"
+        )
+    return f"{text} (default: {default})"
 
 
-def _add_scoring(evaluate: argparse.ArgumentParser) -> None:
-    """The options of score, of which evaluate takes all but its output."""
-    group = evaluate.add_argument_group(
-        "to score first",
-        "with --input and --model instead of OUT; OUTPUT then holds the scores too, and is resumed",
-    )
-    for name, field in ScoreConfig.model_fields.items():
-        if name not in EvaluateOptions.model_fields:
-            _add_option(group, name, field)
+def _usage(options: Sequence[Option], takes_toml: bool) -> Iterator[str]:
+    """The words, and the flags that are required."""
+    if takes_toml:
+        yield "[CONFIG.toml]"
+    for option in options:
+        value = f"{option.metavar}{'...' * option.is_list}" if option.type is not bool else ""
+        if option.help.word:
+            yield value if option.required else f"[{value}]"
+        elif option.required:
+            yield f"{option.flag} {value}"
+    yield "[options]"
 
 
-def _add_option(
-    parser: argparse._ActionsContainer, name: str, field: FieldInfo, several: bool = False
-) -> None:
-    """A flag for a field of the configuration; its value is checked there."""
-    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
-    kind = field.annotation
-    if kind is bool:
-        options["action"] = argparse.BooleanOptionalAction
+def _add(parser: argparse._ActionsContainer, option: Option, takes_toml: bool, words_optional: bool) -> None:
+    """Add a flag or word; the model checks its value."""
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS}
+    settings["help"] = option.text.replace("%", "%%") if option.shown else argparse.SUPPRESS
+    if option.type is bool:
+        # a file may have turned it on
+        settings["action"] = argparse.BooleanOptionalAction if takes_toml else "store_true"
     else:
-        options["metavar"] = "{" + ",".join(typing.get_args(kind)) + "}" if _is_choice(kind) else name.upper()
-        if several or typing.get_origin(kind) in (tuple, Mapping):
-            options["nargs"] = "+"
-            options["action"] = "extend"
-    parser.add_argument("--" + name.replace("_", "-"), **options)
-
-
-def _is_choice(kind: Any) -> bool:
-    return typing.get_origin(kind) is typing.Literal
-
-
-def _help(field: FieldInfo) -> str:
-    default = (
-        ""
-        if field.is_required() or field.default in (None, (), {}, False)
-        else f" (default: {field.default})"
-    )
-    return f"{field.description}{default}".replace("%", "%%")
+        settings["metavar"] = option.metavar
+        if option.is_list:
+            settings |= {"nargs": "+", "action": "extend"}
+    if not option.help.word:
+        parser.add_argument(option.flag, dest=option.name, **settings)
+    elif option.is_list:
+        settings |= {"nargs": "*" if words_optional else "+", "action": "store"}
+        settings["help"] += "; CONFIG.toml holds options"
+        parser.add_argument("words", **settings)
+    else:
+        parser.add_argument(option.name, **settings, nargs="?" if words_optional else None)

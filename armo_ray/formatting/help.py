@@ -1,17 +1,21 @@
 """The layout of --help: at most 100 columns, with each option and its text on one line if they fit."""
 
 import argparse
+import textwrap
 from collections.abc import Mapping
 
 WIDTH = 100
-_TEXT_COLUMN = 30
+_TEXT_COLUMN = 28
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Writes `--input URI...` and `--[no-]verify`; argparse writes `--input URI [URI ...]` and `--verify, --no-verify`."""
+    """Writes `--input URI...` and `--[no-]verify` instead of `--input URI [URI ...]` and `--verify, --no-verify`."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=_TEXT_COLUMN, width=WIDTH)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         if action.nargs in ("+", "*"):
