@@ -1,4 +1,4 @@
-"""`armo-ray bench`: run what the options ask for, or show an earlier run. Imports nothing slow before that."""
+"""`armo-ray bench`: run the benchmark, or show an earlier run. Imports nothing slow before the options are checked."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from armo_ray.bench.options import settings_of
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Run, or show, what parsed options ask for; returns the exit status."""
+    """Run or show what the parsed options ask for. Returns the exit status."""
     settings = settings_of(args) if args.show is None else None
     from armo_ray.bench.run import run, show  # torch and transformers: seconds
 

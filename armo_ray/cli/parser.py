@@ -47,13 +47,15 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"armo-ray {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="armo-ray")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND", prog="armo-ray"
+    )
     for name, entry in COMMANDS.items():
         own = commands.add_parser(
             name,
             help=entry.summary.removesuffix("."),
             description=entry.summary
-            + " Takes the options of armo-ray score too." * bool(entry.score_options),
+            + "\nAlso takes every option of armo-ray score." * bool(entry.score_options),
             formatter_class=HelpFormatter,
             add_help=False,
         )
@@ -144,7 +146,8 @@ def _usage(options: Sequence[Option], takes_toml: bool) -> Iterator[str]:
             yield value if option.required else f"[{value}]"
         elif option.required:
             yield f"{option.flag} {value}"
-    yield "[options]"
+    if not all(option.help.word for option in options):
+        yield "[options]"
 
 
 def _add(parser: argparse._ActionsContainer, option: Option, takes_toml: bool, words_optional: bool) -> None:

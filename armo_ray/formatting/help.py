@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 WIDTH = 100
 _TEXT_COLUMN = 28
@@ -21,6 +21,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if action.nargs in ("+", "*"):
             return f"{action.metavar or default_metavar}..."
         return super()._format_args(action, default_metavar)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):  # the commands, without a heading of their own
+            return "".join(map(self._format_action, action._get_subactions()))
+        return super()._format_action(action)
+
+    def _iter_indented_subactions(self, action: argparse.Action) -> Iterator[argparse.Action]:
+        return iter(action._get_subactions() if isinstance(action, argparse._SubParsersAction) else ())
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):

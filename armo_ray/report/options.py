@@ -22,8 +22,8 @@ class ReportOptions(ScoresOptions):
     against: Annotated[Place | None, Help("drift", "OUT")] = None
     """Older output of the same model to compare with."""
     max_psi: Annotated[Finite, Help("drift", "X")] = Field(0.25, gt=0)
-    """Population stability index, over the older output's deciles, above which a column has drifted, unless chance gives
-    as much once in 1,000 times with so few prompts."""
+    """Population stability index, over the older output's deciles, above which a column has drifted, unless so few
+    prompts exceed it by chance once in 1,000 times."""
     max_ks: Annotated[Finite, Help("drift", "X")] = Field(0.2, gt=0, le=1)
     """The same for the Kolmogorov-Smirnov distance; half a deviation gives 0.2."""
 
