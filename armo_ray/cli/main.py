@@ -6,14 +6,16 @@ import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from armo_ray.cli.commands import COMMANDS, Command, load
 from armo_ray.cli.parser import build_parser
 from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, FAILED, MISUSED, OUT_OF_TIME
-from armo_ray.options import Given, describe_renamed, load_options
 from armo_ray.signals import OutOfTime, stop_on_sigterm
+
+if TYPE_CHECKING:
+    from armo_ray.options import Given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +61,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     command = next((word for word in argv if not word.startswith("-")), "")
     args, unknown = build_parser(command).parse_known_args(argv)
     if unknown:
+        from armo_ray.options import describe_renamed
+
         flag = unknown[0].partition("=")[0]
         renamed = describe_renamed(flag)
         args.parser.error(f"{flag}: {renamed}" if renamed else f"unrecognized arguments: {' '.join(unknown)}")
@@ -75,13 +79,17 @@ def _run(program: str, command: Command, args: argparse.Namespace) -> int:
     given = _given(args)
     if command.checks:
         return int(load(command.run)(given))
+    from armo_ray.options import load_options
+
     (kind,) = command.options
     options = load_options(load(kind), given.file, given.values)
     return load(command.run)(options) or COMPLETE
 
 
-def _given(args: argparse.Namespace) -> Given:
+def _given(args: argparse.Namespace) -> "Given":
     """The values of flags and words, with the TOML file apart. Raises ConfigError."""
+    from armo_ray.options import Given
+
     values = {name: value for name, value in vars(args).items() if name not in ("command", "parser")}
     words, config = values.pop("words", []), values.pop("config", None)
     lists = (value for value in values.values() if isinstance(value, list))

@@ -1,40 +1,15 @@
 """The parser of the command line: every command with its words and flags. Imports nothing slow."""
 
 import argparse
-import inspect
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from armo_ray.cli.commands import COMMANDS, SCORE_OPTIONS, Command, load
+from armo_ray.cli.commands import COMMANDS, Command
 from armo_ray.formatting.help import HelpFormatter, closing
-from armo_ray.options import Help, Options
 from armo_ray.version import __version__
 
-_METAVARS = {int: "N", float: "X"}
-
-
-class Option(NamedTuple):
-    """One option of a command: the name and type of its field, and its text and place in --help."""
-
-    name: str
-    type: Any
-    text: str
-    help: Help
-    is_list: bool
-    required: bool
-    shown: bool = True  # plan and evaluate take every option of score, and list the required ones
-
-    @property
-    def flag(self) -> str:
-        return self.help.flag or "--" + self.name.replace("_", "-")
-
-    @property
-    def metavar(self) -> str:
-        if typing.get_origin(self.type) is typing.Literal and not self.help.metavar:
-            return f"{{{','.join(typing.get_args(self.type))}}}"
-        return self.help.metavar or _METAVARS[self.type]
+if TYPE_CHECKING:
+    from armo_ray.cli.flags import Option
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -74,6 +49,8 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
 
         add_arguments(parser)
         return
+    from armo_ray.cli.flags import options_of  # pydantic
+
     options = options_of(command)
     names = {option.name for option in options}
     takes_toml, takes_words = not names.isdisjoint({"input", "scores"}), "scores" in names
@@ -90,53 +67,7 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
         _add(groups[heading], option, takes_toml, command.words_optional)
 
 
-def options_of(command: Command) -> list[Option]:
-    """The options in the order of --help: the required ones, its own, then those shared with other commands."""
-    options = {option.name: option for kind in command.options for option in _fields(load(kind))}
-    heading = command.score_options
-    for option in _fields(load(SCORE_OPTIONS)) if heading else ():
-        place = option.help._replace(group=heading)
-        # evaluate scores with one model
-        is_list = option.is_list and (heading == "required" or not option.help.several)
-        options.setdefault(option.name, option._replace(help=place, is_list=is_list, shown=option.required))
-    groups = list(dict.fromkeys(["required", heading, *(option.help.group for option in options.values())]))
-    return sorted(
-        options.values(), key=lambda option: (groups.index(option.help.group), not option.help.word)
-    )
-
-
-def _fields(kind: type[Options]) -> Iterator[Option]:
-    """The options of a model, its own before those of its bases."""
-    names = dict.fromkeys(name for base in kind.__mro__ for name in inspect.get_annotations(base))
-    for name in names:
-        if (field := kind.model_fields.get(name)) is not None:
-            (place,) = (entry for entry in field.metadata if isinstance(entry, Help))
-            required = field.is_required()
-            text = _text(field.description or "", None if required else field.default)
-            is_list = place.several or typing.get_origin(field.annotation) in (tuple, Mapping)
-            yield Option(name, _without_none(field.annotation), text, place, is_list, required)
-
-
-def _without_none(kind: Any) -> Any:
-    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
-        return kind
-    (inner,) = (entry for entry in typing.get_args(kind) if entry is not types.NoneType)
-    return typing.get_args(inner)[0] if typing.get_origin(inner) is typing.Annotated else inner
-
-
-def _text(description: str, default: Any) -> str:
-    """A text of --help: the docstring of the field, and its default if it has one."""
-    text = " ".join(description.split()).removesuffix(".")
-    if default is None or default is False or default in ((), {}):
-        return text
-    if isinstance(default, bool | tuple | float):
-        default = (
-            "on" if default is True else ", ".join(default) if isinstance(default, tuple) else f"{default:g}"
-        )
-    return f"{text} (default: {default})"
-
-
-def _usage(options: Sequence[Option], takes_toml: bool) -> Iterator[str]:
+def _usage(options: Sequence["Option"], takes_toml: bool) -> Iterator[str]:
     """The words, and the flags that are required."""
     if takes_toml:
         yield "[CONFIG.toml]"
@@ -150,7 +81,9 @@ def _usage(options: Sequence[Option], takes_toml: bool) -> Iterator[str]:
         yield "[options]"
 
 
-def _add(parser: argparse._ActionsContainer, option: Option, takes_toml: bool, words_optional: bool) -> None:
+def _add(
+    parser: argparse._ActionsContainer, option: "Option", takes_toml: bool, words_optional: bool
+) -> None:
     """Add a flag or word; the model checks its value."""
     settings: dict[str, Any] = {"default": argparse.SUPPRESS}
     settings["help"] = option.text.replace("%", "%%") if option.shown else argparse.SUPPRESS
