@@ -42,7 +42,7 @@ def options_of(command: Command) -> list[Option]:
     options = {option.name: option for kind in command.options for option in _fields(load(kind))}
     heading = command.score_options
     for option in _fields(load(SCORE_OPTIONS)) if heading else ():
-        place = option.help._replace(group=heading)
+        place = option.help._replace(group=heading) if option.required else option.help
         # evaluate scores with one model
         is_list = option.is_list and (heading == "required" or not option.help.several)
         options.setdefault(option.name, option._replace(help=place, is_list=is_list, shown=option.required))

@@ -307,7 +307,11 @@ def test_how_fast_replicas_are_is_measured_stated_or_asked_for(
     command = ["plan", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
     command += ["--dtype", "float32"]
     found = []
-    for more in (["--previous", str(scored_pairs)], ["--computed-tokens-per-second", "1000", "--price", "2"], []):
+    for more in (
+        ["--previous", str(scored_pairs)],
+        ["--computed-tokens-per-second", "1000", "--price", "2"],
+        [],
+    ):
         assert main([*command, *more, "--json"]) == 0
         found.append(json.loads(capsys.readouterr().out))
     previous, stated, unknown = found
