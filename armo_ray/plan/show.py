@@ -10,7 +10,7 @@ _BAR = 40
 _LABEL = 12
 _NO_RATE = (
     "unknown: nothing says how fast a replica is. Give --previous OUT, an earlier output of this model on such "
-    "machines, or --computed-tokens-per-second X, as armo-ray bench measures it"
+    "machines, or --computed-tokens-per-second X, as in the column computed tokens/s of armo-ray bench"
 )
 
 
