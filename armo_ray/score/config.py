@@ -26,19 +26,8 @@ from armo_ray.options import (
 
 ROLES = ("system", "user", "assistant", "tool")
 PARTS = (
-    *(
-        "prompt",
-        "input",
-        "history",
-        "system",
-        "tools",
-        "prefix",
-        "chosen",
-        "rejected",
-        "responses",
-        "response",
-    ),
-    *("steps", "messages", "first", "second", "winner", "first_rating", "second_rating"),
+    *("prompt", "input", "history", "system", "tools", "prefix", "chosen", "rejected", "responses"),
+    *("response", "steps", "messages", "first", "second", "winner", "first_rating", "second_rating"),
 )
 
 
@@ -127,23 +116,23 @@ class ScoreConfig(Options):
     @classmethod
     def _with_dates(cls, values: Any) -> Any:
         days = _days(values.get("date"), values.get("days", 1))
-        found, inputs = dict(values), values.get("input")
+        dated, inputs = dict(values), values.get("input")
         if isinstance(inputs, str | list | tuple):
             uris = [inputs] if isinstance(inputs, str) else inputs
             # once per day if it has {date}, else once
-            found["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
+            dated["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
         if isinstance(values.get("output"), str):
-            found["output"] = _dated(values["output"], days[0])
-        return found
+            dated["output"] = _dated(values["output"], days[0])
+        return dated
 
     @field_validator("max_runtime", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         """90 and "90s" as 90.0, "45m" as 2700.0, "8h" as 28800.0."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
-        if value is None or not found:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if value is None or not match:
             return value
-        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
     @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod
