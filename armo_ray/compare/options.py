@@ -12,7 +12,7 @@ class CompareOptions(ScoresOptions):
     """Compare two outputs over the same rows."""
 
     scores: Annotated[tuple[Place, Place], Help("required", "OUT", word=True)]
-    """Two complete outputs of score, the old one first"""
+    """Two complete outputs of score, the old one first."""
     movers: Annotated[int, Help("what is shown", "N")] = Field(5, ge=0)
     """Show the candidates whose rank moved most, with their text."""
     output: Annotated[NewPlace | None, Help("what is written", "DIR")] = None

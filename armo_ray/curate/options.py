@@ -35,22 +35,22 @@ class MineOptions(DatasetOptions):
     length_control: Annotated[Literal["none", "residual"], Help("which pairs", "NAME")] = "none"
     """residual: subtract the effect of length on value."""
     pareto: Annotated[Names, Help("which pairs", "COLUMN")] = ()
-    """Chosen must be no worse in these, and better in one."""
+    """Chosen must be no worse in any of these, and better in one."""
     min_margin: Annotated[Mapping[str, Finite], Help("which pairs", "COLUMN=X")] = {}
-    """Chosen must be ahead by X in this column, or in value."""
+    """Chosen must exceed rejected by X in this column, or in value."""
     constraint: Annotated[Names, Help("which pairs", "EXPR")] = ()
     """Conditions on chosen.COLUMN or rejected.COLUMN."""
     max_length_ratio: Annotated[Finite | None, Help("which pairs", "X")] = Field(None, ge=1)
-    """Most tokens of the longer answer per token of the shorter."""
+    """Largest ratio of the longer answer's tokens to the shorter's."""
     max_pairs: Annotated[int | None, Help("which pairs", "N")] = Field(None, ge=1)
-    """Keep at most N pairs per prompt, those ahead most in value."""
+    """Keep at most N pairs per prompt, those with the largest margin."""
 
     min_candidates: Annotated[int, Help("which prompts", "N")] = Field(2, ge=2)
     """Drop prompts with fewer scored candidates."""
     near_duplicates: Annotated[Finite | None, Help("which prompts", "X")] = Field(None, gt=0, le=1)
-    """Keep one of prompts this similar: MinHash Jaccard of word 3-grams."""
+    """Keep one of the prompts this similar (MinHash Jaccard, word 3-grams)."""
     decontaminate: Annotated[Places, Help("which prompts", "URI")] = ()
-    """Drop prompts that share an n-gram with these .parquet, .jsonl, .txt."""
+    """Drop prompts sharing an n-gram with these .parquet, .jsonl, .txt files."""
     ngram: Annotated[int, Help("which prompts", "N")] = Field(13, ge=1)
     """Words per n-gram; in Chinese, 2 characters are a word."""
     test_fraction: Annotated[Finite, Help("which prompts", "X")] = Field(0, ge=0, lt=1)
@@ -145,4 +145,4 @@ class LabelOptions(DatasetOptions):
     keep: Annotated[Names, Help("what is written", "COLUMN")] = ()
     """Columns to copy, with candidates and sft."""
     text: Annotated[bool, Help("what is written")] = True
-    """Add the messages, from the source shards if need be."""
+    """Add the messages, from the source shards if not kept."""

@@ -17,7 +17,7 @@ class ScoresOptions(Options):
     """The options of every command that reads scores."""
 
     scores: Annotated[Places, Help("required", "OUT", word=True)] = Field(min_length=1)
-    """Complete outputs of score, all of one model"""
+    """Complete outputs of score, all of one model."""
     memory: Annotated[Size, Help("running", "SIZE")] = "2GB"
     """Memory of DuckDB before it spills, per task with ray."""
     threads: Annotated[int | None, Help("running", "N")] = Field(None, ge=1)

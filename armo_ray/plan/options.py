@@ -15,7 +15,7 @@ class PlanOptions(Options):
     )
     """Speed of a replica, shared prefixes counted once; default: measured."""
     previous: Annotated[Place | None, Help("speed and cost", "OUT")] = None
-    """Earlier output to take the speed of a replica from; default: this one."""
+    """Earlier output that tells the speed of a replica; default: --output."""
     price: Annotated[float | None, Help("speed and cost", "USD")] = Field(None, ge=0, allow_inf_nan=False)
     """Price per hour of a GPU, or of a replica without one."""
     sample: Annotated[int, Help("what is read", "N")] = Field(64, ge=8)

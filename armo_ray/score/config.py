@@ -35,30 +35,30 @@ class ScoreConfig(Options):
     """What to score, with which model, and where to write it."""
 
     input: Annotated[Places, Help("required", "URI")] = Field(min_length=1)
-    """.parquet, .jsonl or .ndjson (also .gz, .zst): files, directories, globs."""
+    """Files, directories or globs of .parquet, .jsonl or .ndjson (.gz, .zst)."""
     output: Annotated[NewPlace, Help("required", "DIR")]
-    """Directory or URI, resumed if begun; with several models, OUTPUT/NAME."""
+    """Directory or URI; a stopped run is resumed. Several models write to OUTPUT/NAME, or OUTPUT/NAME@REVISION."""
     model: Annotated[ModelName, Help("required", "MODEL", several=True)]
     """Checkpoint: a directory, its URI, or a hub id."""
 
     layout: Annotated[Name, Help("reading", "NAME")] = "auto"
     """Kind of rows: preference, rollouts, messages, pairs, or a name that armo-ray layouts lists."""
     column: Annotated[Mapping[str, Name], Help("reading", "PART=COLUMN")] = {}
-    """Where a part is: prompt=question.full_text, responses=outputs[].text."""
+    """Where to find a part: prompt=question.text, responses=outputs[].text."""
     winner: Annotated[Mapping[str, Name], Help("reading", "VALUE=RESULT")] = {}
-    """Meaning of a value of winner: first, second, tie or skip."""
+    """Meaning of a value in the winner column: first, second, tie or skip."""
     ignore: Annotated[Names, Help("reading", "COLUMN")] = ()
-    """Columns to leave unread, although they look like conversation."""
+    """Columns to leave unread, though they may be part of a conversation."""
     role: Annotated[Mapping[str, Name], Help("reading", "NAME=ROLE")] = {}
-    """Meaning of a role name: system, user, assistant or tool."""
+    """Role that a name in messages means: system, user, assistant or tool."""
     tool_calls: Annotated[Literal["template", "text"], Help("reading")] = "template"
-    """Write tool calls by the chat template, or as text."""
+    """Read tools, tool calls and reasoning by the chat template, or as text."""
     special_tokens: Annotated[Literal["plain", "reference"], Help("reading")] = "plain"
-    """In messages: as plain text, or as in the released code."""
+    """Read special tokens in messages as plain text, or as control tokens like the released code."""
     max_length: Annotated[int | None, Help("reading", "TOKENS")] = Field(None, ge=1)
-    """Longest conversation; default: the most the model allows."""
+    """Longest conversation, in tokens; default: the most the model allows."""
     truncate: Annotated[Literal["none", "left", "middle"], Help("reading")] = "none"
-    """Reject longer ones, or cut their prompt and flag them."""
+    """Reject longer conversations (none), or cut the left or middle of their prompt and flag them."""
     date: Annotated[Name | None, Help("reading", "YYYY-MM-DD")] = None
     """Replaces {date} in --input and --output; default: yesterday, UTC."""
     days: Annotated[int, Help("reading", "N")] = Field(1, ge=1)
@@ -71,23 +71,23 @@ class ScoreConfig(Options):
     dtype: Annotated[Dtype, Help("the model")] = "bfloat16"
     """Type of the backbone; heads are always float32."""
     min_agreement: Annotated[float, Help("the model", "RHO")] = Field(0.98, ge=-1, le=1)
-    """With fp8: stop if its ranks agree less with bfloat16's."""
+    """With fp8: stop if scores of a sample agree less with bfloat16 (Spearman)."""
     verify: Annotated[bool, Help("the model")] = False
-    """First check the model on a replica, as armo-ray verify does."""
+    """First check the model on a replica; stop if the check fails."""
 
     keep: Annotated[Mapping[str, Name], Help("what is written", "COLUMN")] = {}
     """Input columns to copy into the scores, as COLUMN or NAME=COLUMN."""
     keep_json: Annotated[Mapping[str, Name], Help("what is written", "COLUMN")] = {}
-    """The same as JSON text, for values that no one Parquet type fits."""
+    """The same, as JSON text: for values that fit no single Parquet type."""
     keep_text: Annotated[bool, Help("what is written")] = False
     """Add prompt and response to the scores, as messages."""
     partition_by: Annotated[Names, Help("what is written", "COLUMN")] = ()
     """Columns to partition by, besides those of the input's directories."""
 
     replicas: Annotated[tuple[int, int] | None, Help("running", "MIN:MAX")] = None
-    """Copies of the model; default: one per GPU, or one on the CPUs."""
+    """Model replicas, N or MIN:MAX; default: one per GPU, or one on the CPUs."""
     gpus_per_replica: Annotated[float | None, Help("running", "X")] = Field(None, ge=0)
-    """0 for CPU, a fraction to share a GPU, 2 or more to split the layers."""
+    """0 for the CPU, a fraction to share a GPU, 2 or more to split the layers."""
     device: Annotated[Name | None, Help("running", "NAME")] = None
     """Devices of a replica, as torch names them; default: its GPUs, or cpu."""
     wait: Annotated[float, Help("running", "MINUTES")] = Field(10, ge=0)
@@ -95,7 +95,7 @@ class ScoreConfig(Options):
     token_budget: Annotated[int | None, Help("running", "TOKENS")] = Field(None, ge=1)
     """Tokens per forward pass; default: 16384 on a GPU, 1024 on a CPU."""
     fixed_packs: Annotated[bool, Help("running")] = False
-    """Pad passes to one size, so that scores are the same to the bit."""
+    """Pad all passes to one size, which makes scores reproducible to the bit."""
     compile: Annotated[bool, Help("running")] = False
     """Compile with torch: slower to start, faster on a GPU."""
 
@@ -106,11 +106,11 @@ class ScoreConfig(Options):
     )
     """Stop cleanly after 90s, 45m or 8h; the same command goes on."""
     max_reject_fraction: Annotated[float, Help("stopping and resuming", "X")] = Field(0.01, ge=0, le=1)
-    """Most candidates, or shards, that may be rejected."""
+    """Exit with status 3 if more of the candidates or shards are rejected."""
     redo: Annotated[Places, Help("stopping and resuming", "URI")] = ()
-    """Shards, or globs of them, that changed: score them again."""
+    """Shards or globs that changed: drop their scores and score them again."""
     forget: Annotated[Places, Help("stopping and resuming", "URI")] = ()
-    """Shards, or globs, that the input no longer has: drop their scores."""
+    """Shards or globs that are gone from the input: drop their scores."""
 
     @model_validator(mode="before")
     @classmethod
