@@ -236,10 +236,10 @@ def test_real_shards_are_read_as_the_model_reads_them(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workloads", "shards"], "--input names the files"),
+        (["--workloads", "shards"], "give the files to read with --input"),
         (["--input", "x.jsonl"], "a shape has no tokenizer"),
         (["--length-scale", "0"], "not in (0, 1]"),
-        (["--revision", "main"], "of which --model?"),
+        (["--revision", "main"], "--revision: needs --model"),
         (["--json", "/no/such/b.json"], "not a directory"),
         (["--device", "cuda:99"], "finds no CUDA device"),
         (["--device", "mps"], "neither cpu nor cuda"),

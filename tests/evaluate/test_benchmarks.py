@@ -362,7 +362,7 @@ def test_llmbar_from_files_to_tables_on_ray_with_a_verified_model(
     [
         (["out", "--model", "m"], "out: give outputs of armo-ray score, or --input and --model"),
         ([], "give outputs of armo-ray score; or --input, --model and --output"),
-        (["--model", "m"], "--output: missing"),
+        (["--model", "m"], "--output: required"),
         (["--model", "m", "--output", "x"], "input"),
         (["--input", str(SAMPLE), "--output", "x"], "model"),
         (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--benchmark", "rm-bench"], "no column domain"),

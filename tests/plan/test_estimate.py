@@ -272,7 +272,7 @@ def test_a_run_that_is_partly_done_tells_how_long_the_rest_takes(tiny_model: Pat
     assert (told["to_do"]["shards"], told["to_do"]["units"].value) == (2, 4)
     assert told["to_do"]["candidates"] == (1600,) * 3
     rate, spread = rate_of(records)
-    assert told["throughput"]["tokens_per_second"] == pytest.approx(rate)
+    assert told["throughput"]["computed_tokens_per_second"] == pytest.approx(rate)
     assert told["throughput"]["spread"] == pytest.approx(spread)
     load = np.mean([r["load_seconds"] for r in records]) / 3600
     hours = told["to_do"]["computed"].value / rate / 3600
@@ -307,12 +307,16 @@ def test_how_fast_replicas_are_is_measured_stated_or_asked_for(
     command = ["plan", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
     command += ["--dtype", "float32"]
     found = []
-    for more in (["--previous", str(scored_pairs)], ["--tokens-per-second", "1000", "--price", "2"], []):
+    for more in (
+        ["--previous", str(scored_pairs)],
+        ["--computed-tokens-per-second", "1000", "--price", "2"],
+        [],
+    ):
         assert main([*command, *more, "--json"]) == 0
         found.append(json.loads(capsys.readouterr().out))
     previous, stated, unknown = found
     rate, _ = rate_of(commit_records(scored_pairs))
-    assert previous["throughput"]["tokens_per_second"] == pytest.approx(rate)
+    assert previous["throughput"]["computed_tokens_per_second"] == pytest.approx(rate)
     assert previous["throughput"]["source"] == str(scored_pairs)
     hours = stated["to_do"]["computed"][0] / 1000 / 3600
     assert stated["cost"]["gpu_hours"] == pytest.approx(
@@ -340,8 +344,8 @@ def test_scores_that_no_model_made_tell_nothing_of_how_fast_replicas_are(
     ("more", "message"),
     [
         (["--previous", "{sample}"], "not an output of armo-ray score"),
-        (["--previous", "x", "--tokens-per-second", "1"], "give one"),
-        (["--tokens-per-second", "0"], "tokens-per-second: "),
+        (["--previous", "x", "--computed-tokens-per-second", "1"], "give one"),
+        (["--computed-tokens-per-second", "0"], "computed-tokens-per-second: "),
         (["--sample", "1"], "sample: "),
         (["--input", "/none"], "no .parquet, .jsonl"),
         (["--output", "{scored}", "--dtype", "bfloat16"], "dtype was 'float32', now 'bfloat16'"),

@@ -132,9 +132,9 @@ def speed(found: Mapping[str, Any]) -> Markup:
         ("from, to", f"{date(found['first'])} to {date(found['last'])}"),
         ("first unit's start to the last commit, less pauses", f"{number(found['active_seconds'])} s"),
         ("candidates a second", number(found["candidates_per_second"])),
-        ("tokens a second", number(found["tokens_per_second"])),
+        ("tokens/s, each conversation whole", number(found["tokens_per_second"])),
         (
-            "tokens that went through the model",
+            "computed tokens, each shared prefix once",
             f"{number(found['computed_tokens'])} of {number(found['tokens'])}",
         ),
         ("replicas", number(found["replicas"])),
