@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-Row = Sequence[str]
+from armo_ray.formatting.numbers import UNKNOWN, percent, significant
+from armo_ray.formatting.tables import markdown_table
+
 Ratio = tuple[float, float, float]  # median, least and most over the rounds
 BASELINE = "padded-8"
 STEP = "packed+shared"
@@ -73,7 +75,7 @@ def workload_table(workload: dict[str, Any]) -> str:
         if "same_bits" in c
     ]
     rows = [_row(contender) for contender in done]
-    table = aligned([list(rows[0]), *(list(row.values()) for row in rows)]) if rows else ""
+    table = markdown_table(list(rows[0]), (list(row.values()) for row in rows), aligned=True) if rows else ""
     return "\n".join([told, "", table, "", *notes]).rstrip()
 
 
@@ -81,22 +83,12 @@ def readme_table(result: dict[str, Any]) -> str:
     """Markdown: for every contender and workload tokens/s, MFU and the speed-up over padded-8."""
     workloads = result["workloads"]
     heads = [f"{w['name']} (dedup {w['dedup_ratio']:.2f})" for w in workloads]
-    rows: list[Row] = [["tokens/s, MFU, x padded-8", *heads]]
-    for i, contender in enumerate(workloads[0]["contenders"]):
-        rows.append([contender["name"], *(_cell(w["contenders"][i]) for w in workloads)])
-    return f"{headline(result)}\n\n{aligned(rows)}"
-
-
-def aligned(rows: Sequence[Row]) -> str:
-    """Markdown with equal widths: the first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * (width - bool(i)) + ":" * bool(i) for i, width in enumerate(widths)]
-
-    def line(row: Row) -> str:
-        cells = (f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row))
-        return f"| {' | '.join(cells)} |"
-
-    return "\n".join(map(line, (rows[0], rule, *rows[1:])))
+    rows = [
+        [contender["name"], *(_cell(w["contenders"][i]) for w in workloads)]
+        for i, contender in enumerate(workloads[0]["contenders"])
+    ]
+    table = markdown_table(["tokens/s, MFU, x padded-8", *heads], rows, aligned=True)
+    return f"{headline(result)}\n\n{table}"
 
 
 def _measures(found: dict[str, Any], workload: dict[str, Any], matmul_flops: float) -> dict[str, Any]:
@@ -118,29 +110,29 @@ def _row(contender: dict[str, Any]) -> dict[str, str]:
     m, compared = contender["measures"], "flips" in contender
     return {
         "contender": contender["name"],
-        "cand/s": f"{m['candidates_per_s']:.4g}",
+        "cand/s": significant(m["candidates_per_s"]),
         "tokens/s": f"{m['tokens_per_s']:,.0f}",
         "computed/s": f"{m['computed_tokens_per_s']:,.0f}",
-        "MFU": f"{100 * m['mfu']:.1f} %",
+        "MFU": percent(m["mfu"]),
         "x floor": f"{m['times_floor']:.2f}",
         "comp/real": f"{m['padding']:.2f}",
         "fill": f"{m['fill']:.2f}",
-        "peak MiB": "-" if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
+        "peak MiB": UNKNOWN if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
         "x padded-8": _ratio(m.get("speedup")),
         "x shared": _ratio(m.get("gain")),
-        "error": f"{contender['max_score_error']:.1e}" if compared else "-",
-        "rewards": f"{contender['rewards_error']:.1e}" if compared else "-",
-        "flips": f"{contender['flips']}/{contender['pairs']}" if compared else "-",
+        "error": f"{contender['max_score_error']:.1e}" if compared else UNKNOWN,
+        "rewards": f"{contender['rewards_error']:.1e}" if compared else UNKNOWN,
+        "flips": f"{contender['flips']}/{contender['pairs']}" if compared else UNKNOWN,
     }
 
 
 def _ratio(found: Sequence[float] | None) -> str:
-    return "-" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+    return UNKNOWN if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 
 def _cell(contender: dict[str, Any]) -> str:
     if "measures" not in contender:
-        return "-"
+        return UNKNOWN
     m = contender["measures"]
     speedup = f", {m['speedup'][0]:.2f}x" if "speedup" in m else ""
     return f"{m['tokens_per_s']:,.0f}, {100 * m['mfu']:.0f} %{speedup}"

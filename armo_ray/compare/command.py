@@ -8,7 +8,8 @@ import duckdb
 from armo_ray.compare.options import CompareOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import quote
-from armo_ray.formatting.tables import number, percent, table
+from armo_ray.formatting.numbers import bare_percent, significant
+from armo_ray.formatting.tables import text_table
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, database, open_scores, scan
@@ -133,10 +134,10 @@ def _told(found: dict[str, Any]) -> str:
     rows = [
         [
             name,
-            number(row["spearman"]),
-            percent(row["pair_flips"]),
-            percent(row["top_changes"]),
-            number(row["largest_difference"]),
+            significant(row["spearman"]),
+            bare_percent(row["pair_flips"]),
+            bare_percent(row["top_changes"]),
+            significant(row["largest_difference"]),
         ]
         for name, row in found["columns"].items()
     ]
@@ -146,15 +147,15 @@ def _told(found: dict[str, Any]) -> str:
         f"{found['only_in_second']} only in the second; "
         f"{score['pairs']} pairs of one prompt, {score['prompts']} prompts"
     )
-    return "\n\n".join([table(head, rows), counts, *map(_mover, found["movers"])])
+    return "\n\n".join([text_table(head, rows), counts, *map(_mover, found["movers"])])
 
 
 def _mover(mover: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{mover['source']} row {mover['source_row']} candidate {mover['candidate']}: score "
-            f"{number(mover['old_score'])} -> {number(mover['new_score'])}, rank "
-            f"{percent(mover['old_rank'])} -> {percent(mover['new_rank'])} %",
+            f"{significant(mover['old_score'])} -> {significant(mover['new_score'])}, rank "
+            f"{bare_percent(mover['old_rank'])} -> {bare_percent(mover['new_rank'])} %",
             f"  prompt: {_short(mover['prompt'])}",
             f"  response: {_short(mover['response'])}",
         ]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from armo_ray.formatting.tables import number, percent, table
+from armo_ray.formatting.numbers import bare_percent, significant
+from armo_ray.formatting.tables import text_table
 
 SHOWN = 60  # subsets at most: M-RewardBench has 552, of which its sections tell enough
 
@@ -27,7 +28,7 @@ def _accuracies(found: Mapping[str, Any]) -> str:
     subsets = found["subsets"] if len(found["subsets"]) <= SHOWN else {}
     rows = [_accuracy(name, str(row["items"]), row) for name, row in subsets.items()]
     rows += [_accuracy(name, "", row) for name, row in found["sections"].items()]
-    told = [table(head, rows)]
+    told = [text_table(head, rows)]
     if len(subsets) < len(found["subsets"]):
         told.append(
             f"{len(found['subsets'])} subsets are not shown: with --output they are in evaluation.json"
@@ -44,22 +45,22 @@ def _accuracies(found: Mapping[str, Any]) -> str:
 
 
 def _accuracy(name: str, items: str, row: Mapping[str, float]) -> list[str]:
-    between = f"{percent(row['low'])} - {percent(row['high'])}"
-    return [name, items, percent(row["accuracy"]), between, percent(row["longest"])]
+    between = f"{bare_percent(row['low'])} - {bare_percent(row['high'])}"
+    return [name, items, bare_percent(row["accuracy"]), between, bare_percent(row["longest"])]
 
 
 def _pairs(found: Mapping[str, Any]) -> str:
     head = ["scored pairs", "pairs", "ties", "mean margin", "median", "correct is longer, %"]
-    return table(
+    return text_table(
         head,
         [
             [
                 name,
                 str(row["pairs"]),
                 str(row["ties"]),
-                number(row["mean_margin"]),
-                number(row["median_margin"]),
-                percent(row["correct_is_longer"]),
+                significant(row["mean_margin"]),
+                significant(row["median_margin"]),
+                bare_percent(row["correct_is_longer"]),
             ]
             for name, row in found.items()
         ],
@@ -73,15 +74,15 @@ def length_label(row: Mapping[str, Any]) -> str:
 
 
 def _length(rows: Sequence[Mapping[str, Any]]) -> str:
-    cells = [[length_label(row), str(row["pairs"]), percent(row["accuracy"])] for row in rows]
-    return table(["correct answer's length", "pairs", "accuracy, %"], cells)
+    cells = [[length_label(row), str(row["pairs"]), bare_percent(row["accuracy"])] for row in rows]
+    return text_table(["correct answer's length", "pairs", "accuracy, %"], cells)
 
 
 def _objectives(found: Mapping[str, Any]) -> str:
     alike = dict(zip(found["agreement"]["names"], found["agreement"]["matrix"][0], strict=True))
     ranked = sorted(found["objectives"].items(), key=lambda entry: -entry[1])
-    rows = [[name, percent(value), percent(alike[name])] for name, value in ranked]
-    return table(["one objective alone", "accuracy, %", "agrees with the score, %"], rows)
+    rows = [[name, bare_percent(value), bare_percent(alike[name])] for name, value in ranked]
+    return text_table(["one objective alone", "accuracy, %", "agrees with the score, %"], rows)
 
 
 def _calibration(found: Mapping[str, Any]) -> str:
@@ -92,13 +93,13 @@ def _calibration(found: Mapping[str, Any]) -> str:
         [
             f"{100 * b['from']:.0f} - {100 * b['to']:.0f}",
             str(b["pairs"]),
-            percent(b["confidence"]),
-            percent(b["accuracy"]),
+            bare_percent(b["confidence"]),
+            bare_percent(b["accuracy"]),
         ]
         for b in found["bins"]
     ]
-    told = f"sigmoid(margin / {found['temperature']:.4g}) is off by {percent(found['expected_error'])} points"
-    return f"{table(head, rows)}\n{told}, on the pairs that the temperature was fitted to"
+    told = f"sigmoid(margin / {found['temperature']:.4g}) is off by {bare_percent(found['expected_error'])} points"
+    return f"{text_table(head, rows)}\n{told}, on the pairs that the temperature was fitted to"
 
 
 def _published(found: Mapping[str, Any]) -> str:
@@ -106,7 +107,7 @@ def _published(found: Mapping[str, Any]) -> str:
         [name, f"{row['published']:.2f}", f"{row['found']:.2f}", f"{row['difference']:+.2f}"]
         for name, row in found["sections"].items()
     ]
-    told = table([found["model"], "published", "found", "difference"], rows)
+    told = text_table([found["model"], "published", "found", "difference"], rows)
     missing = f"; without {', '.join(found['missing'])}" if found["missing"] else ""
     verdict = "reproduces" if found["reproduced"] else "does not reproduce"
     return f"{told}\n{verdict} what was published in {len(rows)} sections, to a point{missing}\n({found['source']})"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from armo_ray.formatting.numbers import abbreviated, percent, significant
 from armo_ray.plan import preview
 from armo_ray.plan.intervals import Figure
 
@@ -34,19 +35,19 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         yield _line("to do", "nothing")
         return
     how = {"footers": "from the footers", "all": "counted", "sample": "as the sample tells"}[todo["counted"]]
-    yield _line("to do", f"{number(todo['rows'])} rows, {number(todo['candidates'])} candidates, {how}")
+    yield _line("to do", f"{amount(todo['rows'])} rows, {amount(todo['candidates'])} candidates, {how}")
     read = "all of it" if sample["complete"] else f"{sample['places']} places of it"
     yield _line(
         "sample",
-        f"{read}: {sample['rows']:,} rows, {sample['candidates']:,} candidates, {short(sample['tokens'])} tokens, "
-        f"in {sample['seconds']:.1f} s; (a - b) is a 95 % interval",
+        f"{read}: {sample['rows']:,} rows, {sample['candidates']:,} candidates, "
+        f"{abbreviated(sample['tokens'])} tokens, in {sample['seconds']:.1f} s; (a - b) is a 95 % interval",
     )
     yield _line("rejects", _rejects(told))
     yield _line("prompts", _prompts(told["prompts"]))
     yield from _lengths(told)
     yield _line(
         "tokens",
-        f"{number(todo['tokens'])} of conversations, {number(todo['computed'])} to compute: {_ratio(told)}",
+        f"{amount(todo['tokens'])} of conversations, {amount(todo['computed'])} to compute: {_ratio(told)}",
     )
     yield from _cost(told)
 
@@ -56,7 +57,7 @@ def _line(label: str, text: str) -> str:
 
 
 def _input(found: dict[str, Any]) -> str:
-    shards = f"{found['shards']:,} shard{'s' * (found['shards'] != 1)}, {short(found['bytes'])}B"
+    shards = f"{found['shards']:,} shard{'s' * (found['shards'] != 1)}, {abbreviated(found['bytes'])}B"
     if parquet := found["parquet_shards"]:
         whose = "" if parquet == found["shards"] else f" in {parquet:,} of Parquet"
         shards += f": {found['parquet_rows']:,} rows, {found['parquet_candidates']:,} candidates{whose}"
@@ -72,25 +73,25 @@ def _layout(found: dict[str, Any]) -> str:
 def _units(told: dict[str, Any]) -> str:
     done, of_all = told["committed"]["units"], told["committed"]["units_of_output"]
     of_others = f" (and {of_all - done:,} of other shards)" if of_all > done else ""
-    return f"{done:,} units committed{of_others}, {number(told['to_do']['units'])} to do"
+    return f"{done:,} units committed{of_others}, {amount(told['to_do']['units'])} to do"
 
 
 def _rejects(told: dict[str, Any]) -> str:
     found = {name: figure for name, figure in told["rejects"].items() if figure.value and name != "truncated"}
-    named = [f"{percent(figure)} {name}" for name, figure in found.items()]
+    named = [f"{share(figure)} {name}" for name, figure in found.items()]
     long = told["rejects"]["too_long"]
     if not long.value and long.high:
-        named.append(f"too_long at most {100 * long.high:.2g} %")
+        named.append(f"too_long at most {significant(100 * long.high, 2)} %")
     cut = told["rejects"]["truncated"]
-    return (", ".join(named) or "none") + (f"; {percent(cut)} are truncated and scored" if cut.value else "")
+    return (", ".join(named) or "none") + (f"; {share(cut)} are truncated and scored" if cut.value else "")
 
 
 def _prompts(found: dict[str, Any]) -> str:
     if found["others"] is None:
         return "none to compare"
     return (
-        f"{100 * found['repeated']:.1f} % of the sampled rows have another's prompt; of all rows to do, "
-        f"{number(found['others'])} others have a row's prompt, on average"
+        f"{percent(found['repeated'])} of the sampled rows have another's prompt; of all rows to do, "
+        f"{amount(found['others'])} others have a row's prompt, on average"
     )
 
 
@@ -119,7 +120,7 @@ def _lengths(told: dict[str, Any]) -> Iterator[str]:
 
 def _ratio(told: dict[str, Any]) -> str:
     found = told["deduplication_ratio"]
-    return "nothing to share" if found is None else f"deduplication ratio {number(found)}"
+    return "nothing to share" if found is None else f"deduplication ratio {amount(found)}"
 
 
 def _cost(told: dict[str, Any]) -> Iterator[str]:
@@ -136,38 +137,32 @@ def _cost(told: dict[str, Any]) -> Iterator[str]:
     gpus = cost["gpus_per_replica"]
     paid = cost["gpu_hours"] if gpus else cost["replica_hours"]
     yield _line(
-        "GPU hours" if gpus else "hours", f"{number(paid)}{f', {gpus:g} GPU a replica' if gpus else ''}"
+        "GPU hours" if gpus else "hours", f"{amount(paid)}{f', {gpus:g} GPU a replica' if gpus else ''}"
     )
     walls = [
         f"{duration(figure)} with {n} replica{'s' * (n > 1)}" for n, figure in cost["wall_hours"].items()
     ]
     yield _line("wall time", ", ".join(walls))
     if cost["usd"] is not None:
-        yield _line("cost", f"{number(cost['usd'])} USD at {cost['price']:g} an hour")
+        yield _line("cost", f"{amount(cost['usd'])} USD at {cost['price']:g} an hour")
 
 
-def number(figure: Figure) -> str:
-    """A value, and its interval unless it is exact."""
-    value, low, high = map(short, figure)
-    return value if low == high else f"{value} ({low} - {high})"
+def amount(figure: Figure) -> str:
+    """A value with its interval, unless it is exact."""
+    return _with_interval(*map(abbreviated, figure))
 
 
-def percent(figure: Figure) -> str:
-    value, low, high = (f"{100 * x:.2g}" for x in figure)
-    return f"{value} %" if low == high else f"{value} % ({low} - {high})"
+def share(figure: Figure) -> str:
+    """A fraction of 1 in percent, with two digits and its interval, unless it is exact."""
+    return _with_interval(*(significant(100 * x, 2) for x in figure), unit=" %")
+
+
+def _with_interval(value: str, low: str, high: str, unit: str = "") -> str:
+    return f"{value}{unit}" if low == high else f"{value}{unit} ({low} - {high})"
 
 
 def duration(hours: Figure) -> str:
     size, unit = next(
         (s, u) for s, u in ((1, "h"), (60, "min"), (3600, "s")) if hours.value * s >= 1 or u == "s"
     )
-    return f"{number(Figure(*(x * size for x in hours)))} {unit}"
-
-
-def short(value: float) -> str:
-    """About three digits, with k, M, G or T."""
-    if value < 99_999.5:
-        return f"{value:,.0f}" if value >= 99.95 or value == int(value) else f"{value:.3g}"
-    value = float(f"{value:.3g}")  # first: 999,999 is 1 M
-    size, unit = next((s, u) for s, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s)
-    return f"{value / size:g} {unit}"
+    return f"{amount(Figure(*(x * size for x in hours)))} {unit}"
