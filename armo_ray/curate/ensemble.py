@@ -74,9 +74,8 @@ def run(options: ReweighOptions) -> None:
         told += [f"- {name}: {found}" for name, found in compared.items()]
         print("\n".join(told))
         store.write("comparison.json", commits.to_json(compared))
-        derived_output.finish(
-            store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *told]
-        )
+        about = "\n".join([f"The {options.ensemble} of the standardized scores of:", "", *told])
+        derived_output.finish(store, options, "Scores of an ensemble", about)
 
 
 def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequence[Part]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def run(options: ReweighOptions) -> None:
         told = [f"- {name}: {value}" for name, value in found.items()]
         print("\n".join(told))
         store.write("comparison.json", commits.to_json(found))
-        about = [f"Of {', '.join(scores.outputs)}. Compared with the scores before:", ""]
-        derived_output.finish(store, options, "Reweighed scores", [*about, *told])
+        about = "\n".join(["Compared with the scores before:", "", *told])
+        derived_output.finish(store, options, "Reweighed scores", about)
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
