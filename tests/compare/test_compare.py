@@ -87,7 +87,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert main(["compare", *outputs]) == 2
     told = capsys.readouterr().err
     assert "have no row in common" in told
-    assert f"sources are {tmp_path}/0.jsonl there and {tmp_path}/1.jsonl here" in told
+    assert f"sources are {tmp_path}/0.jsonl in the first and {tmp_path}/1.jsonl in the second" in told
     assert main(["compare", outputs[0]]) == 2
     assert "scores: expected two outputs" in capsys.readouterr().err
     assert main(["compare", outputs[0], str(tmp_path)]) == 2

@@ -214,7 +214,7 @@ def test_of_very_many_subsets_a_terminal_and_a_figure_show_the_sections_alone() 
         for told in (evaluation(whole), figures(whole)["accuracy.svg"]):
             assert "Mean of subsets" in told
             assert ("subset 7" in told) == (count == 60)
-    assert "61 subsets are not shown: with --output they are in evaluation.json" in evaluation(whole)
+    assert "61 subsets are not shown; --output writes them to evaluation.json" in evaluation(whole)
 
 
 def test_columns_are_judged_by_the_same_rule_and_compared_with_each_other() -> None:

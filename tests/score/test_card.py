@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from armo_ray.cli.main import main
-from armo_ray.formatting.tables import markdown_cell
 from armo_ray.outputs.cards import size_category
 from armo_ray.outputs.schema import REJECTS, RESERVED
 from armo_ray.score.card import _MEANING, MARK, Card, Facts, render
@@ -148,7 +147,9 @@ def test_every_column_that_the_job_writes_has_a_meaning() -> None:
     assert {*RESERVED, *REJECTS.names} <= _MEANING.keys()
 
 
-def test_the_license_of_a_model_is_shown_where_its_model_card_names_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_license_of_a_model_is_shown_where_its_model_card_names_one(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     job, _ = prepare(config_for(tiny_model, SAMPLE, tmp_path / "out"))
     metadata = json.loads(job.scores.metadata[b"armo_ray"])
     known = json.dumps({**metadata, "model": "RLHFlow/ArmoRM-Llama3-8B-v0.1"})
@@ -169,11 +170,6 @@ def test_the_license_of_a_model_is_shown_where_its_model_card_names_one(tiny_mod
 )
 def test_a_size_has_the_name_that_the_hub_gives_it(rows: int, told: str) -> None:
     assert size_category(rows) == told
-
-
-def test_a_cell_stays_one_cell() -> None:
-    assert markdown_cell("a|b\nc") == "a\\|b c"
-    assert markdown_cell({"a": [1]}) == '{"a": [1]}'
 
 
 def test_an_output_with_a_card_is_whole_and_no_card_is_read_as_input(output: Path) -> None:
