@@ -48,12 +48,12 @@ class Made:
 
 @contextmanager
 def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = False) -> Iterator[Store]:
-    """A place that this command alone writes, and that holds nothing yet; what it wrote before a failure is deleted.
+    """An empty place that this command alone writes to; on a failure, what it wrote is deleted.
 
-    What a command that was killed on this machine left there is deleted first. With `replace`, there may be something,
-    and it stays.
+    Files left by a command that was killed on this machine are deleted first. With `replace`, the place may hold files,
+    which stay.
 
-    Raises ConfigError where something is there already, another command is at it, or nothing can be written.
+    Raises ConfigError if the place is not empty, if another command writes to it, or if it cannot be written.
     """
     store = Store(uri)
     if not replace:
@@ -70,13 +70,13 @@ def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = F
 
 
 def names_in(store: Store) -> list[str]:
-    """The files of a place, none where there is no such place."""
+    """The names of the files in a place; empty if there is no such place."""
     try:
-        found = store.find("")
+        paths = store.find("")
     except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be listed: {explain(error)}") from error
-    # where the last object was deleted a server may list the place itself; on a disk that would be a file
-    return [path.removeprefix(f"{store.root}/") for path in found if store.local or path != store.root]
+    # after the last object was deleted, a server may list the place itself; on a disk that would be a file
+    return [path.removeprefix(f"{store.root}/") for path in paths if store.local or path != store.root]
 
 
 def delete(store: Store, names: Sequence[str]) -> None:
@@ -88,14 +88,14 @@ def delete(store: Store, names: Sequence[str]) -> None:
 
 
 def written(names: Sequence[str]) -> list[str]:
-    """Of the names in a place those of files that the commands which make datasets and tables write."""
+    """The names that a command which writes datasets or tables gives to its files."""
     return [name for name in names if _WRITTEN.fullmatch(final_name(name))]
 
 
 def _check_unclaimed(store: Store) -> None:
-    """Raises ConfigError where something is there, and no lock that tells whose it is; writes nothing."""
-    found = names_in(store)
-    if lock.LOCK not in found and (others := _besides_lock(found)):
+    """Raises ConfigError if there are files but no lock that says whose they are; writes nothing."""
+    names = names_in(store)
+    if lock.LOCK not in names and (others := _besides_lock(names)):
         raise ConfigError(_filled(store, others))
 
 
@@ -104,25 +104,25 @@ def _besides_lock(names: Sequence[str]) -> list[str]:
 
 
 def _check_empty(held: lock.Held) -> None:
-    """Raises ConfigError where something is there but remains, which are deleted."""
-    found = _besides_lock(names_in(held.store))
-    if not found:
+    """Delete what a killed command left; raises ConfigError if there is anything else."""
+    names = _besides_lock(names_in(held.store))
+    if not names:
         return
-    if not held.remains or commits.SUCCESS in found or len(written(found)) < len(found):
-        raise ConfigError(_filled(held.store, found))
-    logger.info("%s: deleting %d files of a command that was killed", held.store.uri, len(found))
-    delete(held.store, found)
+    if not held.remains or commits.SUCCESS in names or len(written(names)) < len(names):
+        raise ConfigError(_filled(held.store, names))
+    logger.info("%s: deleting %d files of a command that was killed", held.store.uri, len(names))
+    delete(held.store, names)
 
 
-def _filled(store: Store, found: Sequence[str]) -> str:
-    told = f"is not empty, and holds no whole dataset ({found[0]})"
-    if commits.SUCCESS in found:
-        told = "holds a dataset"
-    return f"output {store.uri}: {told}: delete it, or choose another"
+def _filled(store: Store, names: Sequence[str]) -> str:
+    content = f"is not empty, and holds no whole dataset ({names[0]})"
+    if commits.SUCCESS in names:
+        content = "holds a dataset"
+    return f"output {store.uri}: {content}: delete it, or choose another"
 
 
 def _undo(held: lock.Held) -> None:
-    """Delete what this command wrote, unless another one has the place now; the failure itself is told by others."""
+    """Delete what this command wrote, unless another command has the place now; the caller reports the failure."""
     try:
         if held.is_ours():
             delete(held.store, written(names_in(held.store)))

@@ -23,8 +23,8 @@ def open_committed(uris: Iterable[str]) -> Committed:
     listed, records, complete = [], [], True
     for store in {store.uri: store for store in map(Store, uris)}.values():
         run, manifest = read_run_and_manifest(store)
-        found = commits.read_commits(store, run=run)
-        listed.append(Listed(store.uri, run, [part for record in found for part in record["parts"]]))
-        records += found
+        committed = commits.read_commits(store, run=run)
+        listed.append(Listed(store.uri, run, [part for record in committed for part in record["parts"]]))
+        records += committed
         complete &= manifest is not None
     return Committed(scores_of(listed), records, complete)
