@@ -1,4 +1,4 @@
-"""From measured seconds to rates, ratios within a round, and tables for a terminal and a README."""
+"""The results as rates, ratios within a round, and tables for a terminal and a README."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,14 +11,17 @@ Ratio = tuple[float, float, float]  # median, minimum and maximum over the round
 BASELINE = "padded-8"
 STEP = "packed+shared"
 GLOSSARY = """\
-tokens/s counts every conversation whole, computed/s the tokens that went through the model, padding included.
-MFU: required operations over time, relative to the rate of a dense matrix product in the same run.
-x floor: time over the time that the operations left after sharing would take at that rate.
-comp/real: computed over real tokens. fill: share of the forward passes' capacity that is not padding.
-peak MiB: memory of the first pass beyond what was in use. x padded-8, x shared: speedup over padded-8 and over
-packed+shared, medians of the ratios within each round [min, max].
-error, rewards, flips: compared with float32 one by one, the largest score error in standard deviations of the scores,
-the relative error of the rewards, and pairs within a prompt whose order differs."""
+tokens/s: tokens per second, every conversation counted whole.
+computed tokens/s: tokens that went through the model, shared prefixes once, with padding. armo-ray plan takes this
+  number for --computed-tokens-per-second.
+MFU: the operations that had to be done, over time, over the rate of a dense matrix product in the same run.
+x floor: time over the time of the operations that remain after sharing, at that rate.
+comp/real: computed over real tokens.
+fill: share of the forward passes' room without padding.
+peak MiB: memory of the first pass, above what was in use.
+x padded-8, x shared: speed relative to padded-8 and packed+shared, medians of the ratios in each round [min, max].
+error, rewards, flips: against float32 one by one, the largest score error in standard deviations of the scores, the
+  relative error of the rewards, and within-prompt pairs in another order."""
 
 
 def derive(workload: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def _row(contender: dict[str, Any]) -> dict[str, str]:
         "contender": contender["name"],
         "cand/s": significant(m["candidates_per_s"]),
         "tokens/s": f"{m['tokens_per_s']:,.0f}",
-        "computed/s": f"{m['computed_tokens_per_s']:,.0f}",
+        "computed tokens/s": f"{m['computed_tokens_per_s']:,.0f}",
         "MFU": percent(m["mfu"]),
         "x floor": f"{m['times_floor']:.2f}",
         "comp/real": f"{m['padding']:.2f}",

@@ -1,4 +1,4 @@
-"""`armo-ray compare`: how two outputs over the same rows differ: ranks, order of pairs, and single rows."""
+"""`armo-ray compare`: how two outputs over the same rows differ in ranks, in the order of pairs, and row by row."""
 
 import logging
 from typing import Any
@@ -24,7 +24,7 @@ _TEXT_CHARS = 300  # of a message that are printed
 
 
 def run(options: CompareOptions) -> None:
-    """Print how the second output differs from the first, and write it to the output if given. Raises ConfigError."""
+    """Print how the second output differs from the first, and write it to --output if given. Raises ConfigError."""
     first, second = (open_scores([uri]) for uri in options.scores)
     if options.output is None:
         print(_text(_compare(options, first, second)))
@@ -43,17 +43,17 @@ def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str
         both = _count(con, "joined")
         if not both:
             raise ConfigError(
-                f"{first.outputs[0]} and {second.outputs[0]} have no row in common: rows match by source, source_row "
-                f"and candidate; sources are {_a_source(con, 'old')} in the first and "
-                f"{_a_source(con, 'new')} in the second, for example"
+                f"{first.outputs[0]} and {second.outputs[0]} have no row in common. Rows are matched by source, "
+                f"source_row and candidate; the first has {_a_source(con, 'old')}, for example, and the second "
+                f"{_a_source(con, 'new')}"
             )
         columns = {}
         for name in ("score", *names):
             old, new = quote(f"old {name}"), quote(f"new {name}")
             con.execute(
-                f"CREATE OR REPLACE TEMP VIEW one AS SELECT place, prompt, {old} AS old, {new} AS new FROM joined"
+                f"CREATE OR REPLACE TEMP VIEW compared AS SELECT place, prompt, {old} AS old, {new} AS new FROM joined"
             )
-            columns[name] = compare(con, "one")
+            columns[name] = compare(con, "compared")
         movers = _movers(con, options.movers)
     return {
         "scores": [first.outputs[0], second.outputs[0]],
@@ -75,7 +75,7 @@ def _a_source(con: duckdb.DuckDBPyConnection, relation: str) -> str:
 
 
 def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: list[str]) -> None:
-    """Make the table `joined`: a row for each candidate that both outputs scored, with the prompt_id of the first."""
+    """Create the table `joined`: a row per candidate that both outputs scored. Prompt ids are those of the first."""
     for label, scores in (("old", first), ("new", second)):
         values = [f"score AS {quote(f'{label} score')}"]
         values += [f"rewards.{quote(name)} AS {quote(f'{label} {name}')}" for name in names]
@@ -91,7 +91,7 @@ def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: 
 
 
 def _movers(con: duckdb.DuckDBPyConnection, count: int) -> list[dict[str, Any]]:
-    """The candidates whose rank by score differs most; ranks are from 0, the lowest score, to 1."""
+    """The candidates whose rank among all differs most; ranks go from 0, the lowest score, to 1."""
     rows = con.execute(
         f"""SELECT {_KEY}, "old score", "new score", old_rank, new_rank FROM (
                 SELECT *, percent_rank() OVER (ORDER BY "old score") AS old_rank,
@@ -104,23 +104,23 @@ def _movers(con: duckdb.DuckDBPyConnection, count: int) -> list[dict[str, Any]]:
 
 
 def _with_text(movers: list[dict[str, Any]], scores: Scores) -> list[dict[str, Any]]:
-    """Add `prompt` and `response`, read again from the shards; null where a shard is gone or has changed."""
+    """The movers with `prompt` and `response` from the shards; None if a shard is gone or changed."""
     try:
         sources = find_sources(scores) if movers else {}
     except ConfigError as error:
-        logger.warning("the text is not shown: %s", error)
+        logger.warning("the text of candidates is not shown: %s", error)
         return [{**mover, "prompt": None, "response": None} for mover in movers]
     texts = {}
     for uri in {mover["source"] for mover in movers} & sources.keys():
         for read in read_text(sources[uri], {m["source_row"] for m in movers if m["source"] == uri}):
             for row in read.to_pylist():
                 texts[uri, row["source_row"], row["candidate"]] = (row["prompt"], row["response"])
-    rows = []
+    with_text = []
     for mover in movers:
         key = (mover["source"], mover["source_row"], mover["candidate"])
         prompt, response = texts.get(key, (None, None))
-        rows.append({**mover, "prompt": prompt, "response": response})
-    return rows
+        with_text.append({**mover, "prompt": prompt, "response": response})
+    return with_text
 
 
 def _text(comparison: dict[str, Any]) -> str:

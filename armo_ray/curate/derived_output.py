@@ -1,7 +1,7 @@
-"""Outputs made from outputs: the same units with some of their rows, or with other scores.
+"""Outputs derived from outputs of `armo-ray score`: the same units with fewer rows or with other scores.
 
-What is written is again a whole output of armo-ray score, which every other command reads; as JSON lines it is
-one for people and trainers only.
+As Parquet the result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines
+it is for people and trainers only.
 """
 
 import json
@@ -30,10 +30,10 @@ _TASK_ROWS = 1 << 17
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of the rows of an output."""
+    """How the rows of an output change."""
 
-    kept: Mapping[str, bytes] | None = None  # by part, the rows to keep as packed bits; None keeps all
-    made_by: Mapping[str, Any] = field(default_factory=dict)  # replaces metadata; scores are made anew by it
+    kept: Mapping[str, bytes] | None = None  # by URI of a part, packed bits of the rows to keep; None: all
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # new metadata, with which scores are recomputed
     fingerprint: str = ""  # of the new output, as `begin` returned it
     format: str = "parquet"
 
@@ -49,14 +49,14 @@ class Task:
 
 
 def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Change) -> None:
-    """Write the units of all scores with a change, and their commit records."""
+    """Write all units, changed, and their commit records. Raises ConfigError if two outputs share a unit."""
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
         for records in _runs(Store(output), run):
             if twice := units & {record["unit"] for record in records}:
                 raise ConfigError(
-                    f"{output}: unit {min(twice)} is in another of the outputs too: leave one out"
+                    f"{output}: unit {min(twice)} is also in another of the outputs: leave one of them out"
                 )
             units |= {record["unit"] for record in records}
             kept = change.kept
@@ -64,7 +64,7 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
                 paths = [f"{output}/{part['path']}" for record in records for part in record["parts"]]
                 kept = {path: kept[path] for path in paths if path in kept}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept)))
-    if options.engine == "duckdb":  # a task holds one part at a time
+    if options.engine == "duckdb":  # each thread holds one part in memory at a time
         with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
             list(pool.map(_rewrite, tasks))
         return
@@ -73,7 +73,7 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
 
 
 def _runs(store: Store, of: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], ...]]:
-    """The commit records of an output, in runs of not too many rows."""
+    """The commit records of an output, in batches of at most about _TASK_ROWS rows."""
     run: list[Mapping[str, Any]] = []
     rows = 0
     for record in commits.read_commits(store, run=of):
@@ -103,13 +103,13 @@ def _rewrite(task: Task) -> None:
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any]:
     if kind == "parquet":
         return write_table(store, path, table)
-    for name, value in hive_values(path):  # columns that are directories are columns of the lines
+    for name, value in hive_values(path):  # JSON lines get the hive directories as columns
         table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
     return put(store, f"{path.removesuffix('parquet')}{kind}", encode(table, kind), table.num_rows)
 
 
 def copy_part(source: Store, store: Store, part: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a part as it is in another output."""
+    """Copy a part from one output to another, unchanged."""
     return put(store, part["path"], read_content(source, part), part["rows"])
 
 
@@ -121,7 +121,7 @@ def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
 
 
 def rescored(table: pa.Table, made_by: Mapping[str, Any]) -> pa.Table:
-    """The rows with metadata replaced by what is in `made_by`, and the scores that they make then."""
+    """The rows with `made_by` merged into their metadata, and their scores recomputed with it."""
     metadata = json.dumps({**footer(table.schema), **made_by}, sort_keys=True)
     table = table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: metadata})
     place = table.schema.get_field_index("score")
@@ -138,10 +138,9 @@ def record_of(record: Mapping[str, Any], parts: list[dict[str, Any]], fingerprin
 
 
 def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """Write what the output is: the run that scored it, what it was made by, and what is new in its identity.
+    """Write the output's _run.json: that of the scoring run, with `made_by` and with `identity` updated.
 
-    Returns the output's fingerprint. Raises ConfigError where the outputs that it is made of were scored in
-    different ways.
+    Returns the output's fingerprint. Raises ConfigError if the source outputs were scored with different settings.
     """
     first, *others = scores.runs
     for output, other in zip(scores.outputs[1:], others, strict=True):
@@ -151,9 +150,10 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
             if name != "unit_rows" and first["identity"].get(name) != other["identity"].get(name)
         )
         if differs or first.get("carried") != other.get("carried"):
-            told = ", ".join(differs) or "the types of kept columns"
+            difference = ", ".join(differs) or "the types of kept columns"
             raise ConfigError(
-                f"{output} was scored otherwise than {scores.outputs[0]} ({told}): take one at a time"
+                f"{output} and {scores.outputs[0]} were scored with different settings ({difference}): "
+                f"use one at a time"
             )
     details = {name: value for name, value in first.items() if name not in ("identity", "created_at")}
     whole = {**first["identity"], **identity}

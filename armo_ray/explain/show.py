@@ -68,7 +68,7 @@ def _advice(found: Found, reason: str) -> str:
     identity, advice = found.run["identity"], ADVICE[reason]
     if reason != "too_long":
         return advice
-    if FAMILIES[identity["family"]].text != "answer":
+    if FAMILIES[identity["family"]].text != "response":
         return f"{advice}; the text that family {identity['family']} reads cannot be cut"
     if identity["truncate"] != "none":
         return f"{advice}: there is not enough text to cut"

@@ -1,4 +1,4 @@
-"""Writing a dataset: first its parts, then its card and last its manifest, which makes it complete."""
+"""Writes a dataset: its parts, then its card, and last its manifest, which makes it complete."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from armo_ray.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# every file that a command writes into its own output
+# every file that commands write into an output of their own
 _WRITTEN = re.compile(
     r"(data|scores|rejects)/(.+/)?part-[^/]+\.(parquet|jsonl)|_commits/[^/]+\.json|_work/.+|_run\.json|_SUCCESS|"
     r"README\.md|contaminated\.jsonl|(rules|comparison|evaluation)\.json|[a-z]+\.svg"
@@ -48,12 +48,12 @@ class Made:
 
 @contextmanager
 def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = False) -> Iterator[Store]:
-    """An empty place that this command alone writes to; on a failure, what it wrote is deleted.
+    """Lock an empty output for this command; if the command fails, delete what it wrote.
 
-    Files left by a command that was killed on this machine are deleted first. With `replace`, the place may hold files,
-    which stay.
+    Files left there by a command that was killed on this machine are deleted first. With `replace`, the output may
+    already contain files, and they stay.
 
-    Raises ConfigError if the place is not empty, if another command writes to it, or if it cannot be written.
+    Raises ConfigError if the output is not empty, another command is writing it, or it cannot be written.
     """
     store = Store(uri)
     if not replace:
@@ -70,33 +70,33 @@ def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = F
 
 
 def names_in(store: Store) -> list[str]:
-    """The names of the files in a place; empty if there is no such place."""
+    """Names of all files in an output, relative to it; none if it does not exist. Raises ConfigError."""
     try:
         paths = store.find("")
     except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be listed: {explain(error)}") from error
-    # after the last object was deleted, a server may list the place itself; on a disk that would be a file
+    # after its last object is deleted, a server may list the output itself; on a disk that would be a file
     return [path.removeprefix(f"{store.root}/") for path in paths if store.local or path != store.root]
 
 
 def delete(store: Store, names: Sequence[str]) -> None:
-    """Delete files and, on a disk, their directories where nothing else is in them."""
+    """Delete files and, on a disk, the directories that become empty."""
     in_parallel(store.delete, names)
     if store.local:
         folders = {folder for name in names for folder in map(str, PurePath(name).parents[:-1])}
         remove_empty([store.path(folder) for folder in sorted(folders, key=len, reverse=True)])
 
 
-def written(names: Sequence[str]) -> list[str]:
-    """The names that a command which writes datasets or tables gives to its files."""
+def own_files(names: Sequence[str]) -> list[str]:
+    """The names of files that commands write into outputs of their own, among all names in an output."""
     return [name for name in names if _WRITTEN.fullmatch(final_name(name))]
 
 
 def _check_unclaimed(store: Store) -> None:
-    """Raises ConfigError if there are files but no lock that says whose they are; writes nothing."""
+    """Raises ConfigError if the output has files but no lock that says whose they are. Writes nothing."""
     names = names_in(store)
     if lock.LOCK not in names and (others := _besides_lock(names)):
-        raise ConfigError(_filled(store, others))
+        raise ConfigError(_not_empty(store, others))
 
 
 def _besides_lock(names: Sequence[str]) -> list[str]:
@@ -104,30 +104,30 @@ def _besides_lock(names: Sequence[str]) -> list[str]:
 
 
 def _check_empty(held: lock.Held) -> None:
-    """Delete what a killed command left; raises ConfigError if there is anything else."""
+    """Delete the remains of a killed command. Raises ConfigError if the output has any other files."""
     names = _besides_lock(names_in(held.store))
     if not names:
         return
-    if not held.remains or commits.SUCCESS in names or len(written(names)) < len(names):
-        raise ConfigError(_filled(held.store, names))
-    logger.info("%s: deleting %d files of a command that was killed", held.store.uri, len(names))
+    if not held.remains or commits.SUCCESS in names or len(own_files(names)) < len(names):
+        raise ConfigError(_not_empty(held.store, names))
+    logger.info("%s: deleting %d files left by a command that was killed", held.store.uri, len(names))
     delete(held.store, names)
 
 
-def _filled(store: Store, names: Sequence[str]) -> str:
-    content = f"is not empty, and holds no whole dataset ({names[0]})"
+def _not_empty(store: Store, names: Sequence[str]) -> str:
+    state = f"is not empty, and holds no complete dataset ({names[0]})"
     if commits.SUCCESS in names:
-        content = "holds a dataset"
-    return f"output {store.uri}: {content}: delete it, or choose another"
+        state = "holds a dataset"
+    return f"output {store.uri}: {state}: delete it, or choose another"
 
 
 def _undo(held: lock.Held) -> None:
-    """Delete what this command wrote, unless another command has the place now; the caller reports the failure."""
+    """Delete what this command wrote, unless another command has the output now. Does not raise."""
     try:
         if held.is_ours():
-            delete(held.store, written(names_in(held.store)))
+            delete(held.store, own_files(names_in(held.store)))
     except (OSError, RuntimeError, ConfigError) as error:
-        logger.warning("%s: what was written cannot be deleted: %s", held.store.uri, error)
+        logger.warning("%s: cannot delete the files written so far: %s", held.store.uri, error)
 
 
 def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str
 
 
 def encode(table: pa.Table, kind: str) -> bytes:
-    """The content of a file of rows; `kind` is parquet or jsonl."""
+    """Rows as the content of a file; `kind` is parquet or jsonl."""
     sink = io.BytesIO()
     if kind == "parquet":
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)

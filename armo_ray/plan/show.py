@@ -11,7 +11,7 @@ _BAR = 40
 _LABEL = 12
 _NO_RATE = (
     "unknown: nothing says how fast a replica is. Give --previous OUT, an earlier output of this model on such "
-    "machines, or --tokens-per-second X, as armo-ray bench measures it"
+    "machines, or --computed-tokens-per-second X, as in the column computed tokens/s of armo-ray bench"
 )
 
 
@@ -141,7 +141,7 @@ def _cost(estimate: dict[str, Any]) -> Iterator[str]:
     units = f"{rate['units']:,} units of {rate['source']}" if rate["units"] else rate["source"]
     yield _line(
         "throughput",
-        f"{rate['tokens_per_second']:,.0f} computed tokens/s per replica{spread} ({units}){load}",
+        f"{rate['computed_tokens_per_second']:,.0f} computed tokens/s per replica{spread} ({units}){load}",
     )
     gpus = cost["gpus_per_replica"]
     paid = cost["gpu_hours"] if gpus else cost["replica_hours"]

@@ -2,6 +2,7 @@
 
 import logging
 
+from armo_ray.exit_status import COMPLETE, DRIFTED
 from armo_ray.report.numbers import measure
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.page import page
@@ -10,8 +11,8 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 
-def run(options: ReportOptions) -> bool:
-    """Write the report; returns whether the outputs drifted from the older one. Raises ConfigError."""
+def run(options: ReportOptions) -> int:
+    """Write the report. Returns DRIFTED if the outputs drifted from the older one, else COMPLETE."""
     place, name = options.output or options.scores[0], "report.html"
     if place.endswith(".html"):
         place, _, name = place.rpartition("/")
@@ -24,4 +25,5 @@ def run(options: ReportOptions) -> bool:
     drifted = report.drift.drifted if report.drift else []
     if drifted:
         logger.error("drifted from %s: %s", options.against, ", ".join(drifted))
-    return bool(drifted)
+        return DRIFTED
+    return COMPLETE
