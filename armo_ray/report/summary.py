@@ -189,10 +189,10 @@ def _trend(summary: Summary, i: int, length: int) -> Trend:
 def influence(summary: Summary) -> dict[str, Influence]:
     """Of every term of the score."""
     score, first = summary.names.index(SCORE), len(summary.names)
-    parts = {}
+    terms = {}
     for i, (name, absolute) in enumerate(summary.absolute.items(), first):
         share = None
         if _varies(summary, score):
             share = float(summary.covariance[i, score] / summary.covariance[score, score])
-        parts[name] = Influence(float(summary.mean[i]), absolute, share)
-    return parts
+        terms[name] = Influence(float(summary.mean[i]), absolute, share)
+    return terms
