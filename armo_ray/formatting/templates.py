@@ -2,13 +2,15 @@
 
 import re
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from armo_ray.formatting import numbers, svg
 from armo_ray.formatting.tables import markdown_table
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def render(name: str, **values: Any) -> str:
@@ -17,7 +19,9 @@ def render(name: str, **values: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # 10 MB that only rendering needs
+
     environment = Environment(
         loader=PackageLoader("armo_ray", ""),
         autoescape=lambda name: name is not None and name.endswith(".html.jinja"),

@@ -1,6 +1,6 @@
 """The columns of scores that a report covers, as SQL.
 
-The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `parts` of the score
+The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `terms` of the score
 p0, p1, ... (DOUBLE), `groups` g0, g1, ... (VARCHAR), beside prompt_id, source, source_row, candidate, role, __part,
 __row and __output.
 """
@@ -26,7 +26,7 @@ class Columns:
     """SQL expressions over a row of scores, by name."""
 
     values: Mapping[str, str]  # score, lengths, rewards.NAME, gating.NAME
-    parts: Mapping[str, str]  # the score is their sum; empty where it is not a sum
+    terms: Mapping[str, str]  # the score is their sum; empty where it is not a sum
     groups: Mapping[str, str]  # kept columns and directories to group by
 
     def alias(self, name: str) -> str:
@@ -43,7 +43,7 @@ class Columns:
     def view(self, parts: Iterable[Part]) -> str:
         """The SQL of the view `candidates`."""
         made = [f"({sql})::DOUBLE AS v{i}" for i, sql in enumerate(self.values.values())]
-        made += [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.parts.values())]
+        made += [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.terms.values())]
         made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(self.groups.values())]
         fixed = "prompt_id, source, source_row, candidate, role, __part, __row, __output"
         return f"SELECT {', '.join(made)}, {fixed} FROM ({scan(parts, numbered=True)})"
@@ -63,16 +63,16 @@ def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores, grouped: bool =
     gated = con.execute(f"SELECT count(gating.{quote(names[0])}) FROM ({some})").fetchall()
     if gated[0][0]:
         values |= {f"gating.{name}": f"gating.{quote(name)}" for name in names}
-    return Columns(values, _parts_of_score(scores.metadata, names), _groups(con, scores) if grouped else {})
+    return Columns(values, _terms_of_score(scores.metadata, names), _groups(con, scores) if grouped else {})
 
 
-def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+def _terms_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """Every reward times its coefficient, as in armo_ray.outputs.schema.coefficients, and the penalty for length."""
     if metadata.get("ensemble") in ("min", "mean-std"):
         return {}
     fixed, transform = metadata.get("fixed_weights"), metadata.get("reward_transform_matrix") or []
     factors = metadata.get("objective_factors") or [1.0] * len(names)
-    parts = {}
+    terms = {}
     for i, name in enumerate(names):
         weight = (
             repr(float(fixed[i]))
@@ -82,10 +82,10 @@ def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[s
             )
             or "0"
         )
-        parts[name] = f"rewards.{quote(name)} * {float(factors[i])!r} * ({weight})"
+        terms[name] = f"rewards.{quote(name)} * {float(factors[i])!r} * ({weight})"
     if metadata.get("length_penalty"):
-        parts[LENGTH] = f"-{float(metadata['length_penalty'])!r} * {LENGTH}"
-    return parts
+        terms[LENGTH] = f"-{float(metadata['length_penalty'])!r} * {LENGTH}"
+    return terms
 
 
 def _groups(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:

@@ -12,12 +12,12 @@ from armo_ray.report.columns import Columns
 from armo_ray.storage.shards import row_id
 
 _MOST_CHARS = 700  # of a text
-_TOP = 4  # largest parts of a score that are kept
+_TOP = 4  # largest terms of a score that are kept
 
 
 @dataclass(frozen=True)
 class Example:
-    """A scored candidate; `parts` are the largest parts of its score, texts are None where they were not kept."""
+    """A scored candidate; `parts` are the largest terms of its score, texts are None where they were not kept."""
 
     row_id: str
     source: str
@@ -76,7 +76,7 @@ def extremes(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores, c
 
 
 def _example(con: duckdb.DuckDBPyConnection, columns: Columns, part: Part, row: int) -> Example:
-    made = [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(columns.parts.values())]
+    made = [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(columns.terms.values())]
     made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(columns.groups.values())]
     source = f"FROM ({scan([part], numbered=True)}) WHERE __row = {row}"
     keys = ("row_id", "source", "source_row", "candidate", "role", "score", "num_response_tokens", "flags")
@@ -89,8 +89,8 @@ def _example(con: duckdb.DuckDBPyConnection, columns: Columns, part: Part, row: 
         )
     )
     values = con.execute(f"SELECT {', '.join(made)} {source}").fetchall()[0]
-    parts = dict(zip(columns.parts, values, strict=False))
-    groups = dict(zip(columns.groups, values[len(columns.parts) :], strict=True))
+    parts = dict(zip(columns.terms, values, strict=False))
+    groups = dict(zip(columns.groups, values[len(columns.terms) :], strict=True))
     return Example(
         **{key: read[key] for key in keys},
         groups={name: value for name, value in groups.items() if name != "role" and value is not None},

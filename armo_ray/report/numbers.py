@@ -7,7 +7,7 @@
     scored                       null where nothing was:
       columns                    score, lengths, rewards.NAME, gating.NAME: mean, sd, min, max, quantiles, histogram
       correlation                names and matrix, Pearson's
-      influence                  parts of the score: mean, mean_absolute, share_of_variance
+      influence                  terms of the score: mean, mean_absolute, share_of_variance
       length                     columns: slope per 100 tokens, intercept, correlation; bins: mean score by length
       prompts, groups, pairs     within prompts; by kept columns and directories; chosen against rejected, or null
       examples                   highest and lowest

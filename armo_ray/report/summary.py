@@ -18,7 +18,7 @@ _PER_TOKENS = 100  # unit of the slopes
 class Summary:
     """The histogram of every column of values, and the moments of all of them but the gates.
 
-    mean, covariance: (V,) and (V, V), of the columns in `names`, then of the parts of the score.
+    mean, covariance: (V,) and (V, V), of the columns in `names`, then of the terms of the score.
     """
 
     rows: int
@@ -27,7 +27,7 @@ class Summary:
     mean: Floats
     covariance: Floats
     gates: Mapping[str, float]  # means
-    absolute: Mapping[str, float]  # mean absolute values of the parts of the score
+    absolute: Mapping[str, float]  # mean absolute values of the terms of the score
     distinct: Mapping[str, int]  # approximate number of values of each column to group by
 
 
@@ -63,7 +63,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class Influence:
-    """A part of the score. The shares of all parts add up to 1: covariance with the score over its variance."""
+    """A term of the score. The shares of all terms add up to 1: covariance with the score over its variance."""
 
     mean: float
     mean_absolute: float
@@ -91,7 +91,7 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
     places = {name: columns.alias(name) for name in columns.values}
     bounds = sample_bounds(con, columns, scores)
     moments = [columns.alias(name) for name in columns.values if name not in columns.gates]
-    moments += [f"p{i}" for i in range(len(columns.parts))]
+    moments += [f"p{i}" for i in range(len(columns.terms))]
     averages = ", ".join(f"avg({m})" for m in moments)
     center = con.execute(f"SELECT {averages} FROM ({columns.view(sampled(scores.parts))})").fetchall()[0]
     pairs = [(i, j) for i in range(len(moments)) for j in range(i + 1) if _is_needed(columns, i, j)]
@@ -101,7 +101,7 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
     selects += [f"sum(d{i})" for i in range(len(moments))]
     selects += [f"sum(d{i} * d{j})" for i, j in pairs]
     selects += [f"avg({columns.alias(name)})" for name in columns.gates]
-    selects += [f"avg(abs(p{i}))" for i in range(len(columns.parts))]
+    selects += [f"avg(abs(p{i}))" for i in range(len(columns.terms))]
     selects += [  # which may take two values for one
         f"greatest(approx_count_distinct(g{i}), if(min(g{i}) <> max(g{i}), 2, 0))"
         for i in range(len(columns.groups))
@@ -125,13 +125,13 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
         np.array(center, np.float64) + sums,
         products,
         dict(zip(columns.gates, take(len(columns.gates)), strict=True)),
-        dict(zip(columns.parts, take(len(columns.parts)), strict=True)),
+        dict(zip(columns.terms, take(len(columns.terms)), strict=True)),
         dict(zip(columns.groups, take(len(columns.groups)), strict=True)),
     )
 
 
 def _is_needed(columns: Columns, i: int, j: int) -> bool:
-    """For the parts of the score only their own variance and their covariance with the score."""
+    """For the terms of the score only their own variance and their covariance with the score."""
     return i < len(columns.values) - len(columns.gates) or j in (0, i)
 
 
@@ -187,12 +187,12 @@ def _trend(summary: Summary, i: int, length: int) -> Trend:
 
 
 def influence(summary: Summary) -> dict[str, Influence]:
-    """Of every part of the score."""
+    """Of every term of the score."""
     score, first = summary.names.index(SCORE), len(summary.names)
-    parts = {}
+    terms = {}
     for i, (name, absolute) in enumerate(summary.absolute.items(), first):
         share = None
         if _varies(summary, score):
             share = float(summary.covariance[i, score] / summary.covariance[score, score])
-        parts[name] = Influence(float(summary.mean[i]), absolute, share)
-    return parts
+        terms[name] = Influence(float(summary.mean[i]), absolute, share)
+    return terms
