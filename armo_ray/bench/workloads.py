@@ -70,7 +70,8 @@ def synthetic(
 def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length: int) -> list[Group]:
     """The first conversations of real shards, tokenized as the model reads them; too long ones are left out."""
     from armo_ray.model.chat import Chat
-    from armo_ray.storage import readers, units
+    from armo_ray.storage.readers import sample
+    from armo_ray.storage.shard_rows import read_shard
     from armo_ray.storage.shards import find_shards
     from armo_ray.text.conversations import candidates_of
     from armo_ray.text.input_columns import of_rows, of_schema
@@ -80,12 +81,10 @@ def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length:
     encoder = Encoder(Chat.load(model), max_length)
     groups: list[Group] = []
     for shard in find_shards(inputs):
-        _, schema, rows = readers.sample(shard, candidates)
+        _, schema, rows = sample(shard, candidates)
         layout = detect(of_rows(rows) if schema is None else of_schema(schema))
-        (span,) = units.cut([shard], "", candidates, layout.candidate_columns)
-        columns = layout.sources
-        for unit in readers.read_units(span, columns, lambda _: 1, candidates, ""):
-            rows = [row for _, row in unit.rows if isinstance(row, dict)]
+        for batch in read_shard(shard, layout.sources, layout.candidate_columns, batch_rows=candidates):
+            rows = [row for _, row in batch if isinstance(row, dict)]
             done = encoder.encode([found for row in rows for found in candidates_of(row, layout)])
             answers: list[list[Ids]] = [[] for _ in done.prompts]
             for at, response in zip(done.group, done.responses, strict=True):

@@ -8,10 +8,10 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from armo_ray.bench.command import execute
 from armo_ray.cli.parser import CURATION, build_parser
@@ -23,6 +23,9 @@ from armo_ray.plan.options import PlanOptions
 from armo_ray.report.options import ReportOptions
 from armo_ray.score.config import ScoreConfig, load_configs
 from armo_ray.signals import OutOfTime, limited, stop_on_sigterm
+
+if TYPE_CHECKING:
+    from armo_ray.storage.records import Totals  # imports pyarrow
 
 COMPLETE, FAILED, MISUSED, TOO_MANY_REJECTS, DRIFTED, OUT_OF_TIME = range(6)
 
@@ -187,25 +190,24 @@ def _of_words(args: argparse.Namespace, kind: type[AnyOptions]) -> AnyOptions:
     return load_options(kind, file, given, **_reading(file))
 
 
-def _summarize(totals: Mapping[str, Any], config: ScoreConfig) -> None:
-    rejected = sum(totals["rejected"].values())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals["rejected"].items()))
+def _summarize(totals: "Totals", config: ScoreConfig) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals.rejected.items()))
     logger.info(
         "%s: %d of %d candidates scored, %d rejected%s",
         config.output,
-        totals["scored"],
-        totals["candidates"],
-        rejected,
+        totals.scored,
+        totals.candidates,
+        totals.num_rejected,
         f" ({reasons})" if reasons else "",
     )
 
 
-def _judge(totals: Mapping[str, Any], config: ScoreConfig) -> int:
+def _judge(totals: "Totals", config: ScoreConfig) -> int:
     """The exit status, by the shards of this run."""
     # a lost shard is one reject, whatever it held: it weighs as a shard
-    unreadable = totals["rejected"].get("unreadable_shard", 0) / max(totals["shards"], 1)
-    rejected = sum(totals["rejected"].values()) - totals["rejected"].get("skipped", 0)  # as --winner asks for
-    fraction = max(rejected / max(totals["candidates"], 1), unreadable)
+    unreadable = totals.rejected.get("unreadable_shard", 0) / max(totals.shards or 0, 1)
+    rejected = totals.num_rejected - totals.rejected.get("skipped", 0)  # as --winner asks for
+    fraction = max(rejected / max(totals.candidates, 1), unreadable)
     if fraction <= config.max_reject_fraction:
         return COMPLETE
     logger.error(
@@ -236,7 +238,7 @@ def _verify(args: argparse.Namespace) -> int:
     found = examine(Store(args.output))
     tell_states(found.records, found.run, columns_read)
     for fault in found.faults:
-        print(fault.told)
+        print(fault.message)
     count = len(found.faults)
     told = ", ".join(f"{count} {name}" for name, count in counts_of(found).items())
     mend = "; --repair repairs what it can" if any(not fault.undone for fault in found.faults) else ""

@@ -13,7 +13,7 @@ from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, database, open_scores, scan
 from armo_ray.outputs.text import find_sources, read_text
-from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run(options: CompareOptions) -> None:
     with new_output(options.output, "compare") as store:
         found = _compare(options, first, second)
         print(_told(found))
-        store.write(REPORT, commits.to_json(found))
+        store.write(REPORT, to_json(found))
 
 
 def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Part, Scores, database, open_scores, scan
 from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
 from armo_ray.storage.parts import SCORES, read_part, write_table
+from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.store import Store
-from armo_ray.text.messages import Reading
+from armo_ray.text.layouts import layout_and_reading
 
 _TASK_UNITS = 64
 
@@ -73,7 +75,7 @@ def run(options: ReweighOptions) -> None:
         compared = _compare(options, members, written)
         told += [f"- {name}: {found}" for name, found in compared.items()]
         print("\n".join(told))
-        store.write("comparison.json", commits.to_json(compared))
+        store.write("comparison.json", to_json(compared))
         derived_output.finish(
             store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *told]
         )
@@ -94,28 +96,27 @@ def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequen
     return found
 
 
-def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
-    """The commit records of each unit, one of every output. Raises ConfigError where they have other units."""
-    found: list[dict[Any, Mapping[str, Any]]] = []
+def _paired(outputs: Sequence[Scores]) -> list[tuple[CommitRecord, ...]]:
+    """The commit records of each unit, one from every output. Raises ConfigError if their units differ."""
+    by_output: list[dict[tuple[str, int, int, str], CommitRecord]] = []
     for scores in outputs:
-        store = Store(scores.outputs[0])
-        records = commits.read_commits(store, run=scores.runs[0])
-        found.append({(r["source"], r["first_row"], r["num_rows"], r["identity"]): r for r in records})
-    for scores, units in zip(outputs[1:], found[1:], strict=True):
-        differs = sorted(units.keys() ^ found[0].keys())
-        read = [one.runs[0]["identity"] for one in (outputs[0], scores)]
-        same = read[0]["layout"] == read[1]["layout"] and Reading.of(read[0]) == Reading.of(read[1])
-        if differs or not same:
-            told = (
+        records = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
+        by_output.append({(r.source, r.first_row, r.num_rows, r.identity): r for r in records})
+    first = by_output[0]
+    for scores, units in zip(outputs[1:], by_output[1:], strict=True):
+        differs = sorted(units.keys() ^ first.keys())
+        readings = [layout_and_reading(one.runs[0].identity) for one in (outputs[0], scores)]
+        if differs or readings[0] != readings[1]:
+            where = (
                 f"the first {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
                 if differs
                 else "by another layout"
             )
             raise ConfigError(
-                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]}, {told}: score both in one run, "
+                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]}, {where}: score both in one run, "
                 f"with --model A B, on shards that stay as they are"
             )
-    return [tuple(units[key] for units in found) for key in found[0]]
+    return [tuple(units[key] for units in by_output) for key in first]
 
 
 def _members(options: ReweighOptions, outputs: Sequence[Scores]) -> tuple[Member, ...]:
@@ -160,30 +161,29 @@ def _combine(task: Task) -> tuple[int, list[Part]]:
     for records in task.units:
         others = [_scores_of(m, record) for m, record in zip(task.members[1:], records[1:], strict=True)]
         written = []
-        for part in records[0]["parts"]:
+        for part in records[0].parts:
             source = Store(task.members[0].output)
-            if not part["path"].startswith(f"{SCORES}/"):
+            if not part.is_in(SCORES):
                 written.append(derived_output.copy_part(source, store, part))
                 continue
             table = read_part(source, part)
-            found = _combined(table, others, task)
-            missing += table.num_rows - found.num_rows
-            if found.num_rows:
-                written.append(write_table(store, part["path"], found))
-                parts.append(Part(f"{store.uri}/{part['path']}", found.num_rows, 0, ()))
+            combined = _combined(table, others, task)
+            missing += table.num_rows - combined.num_rows
+            if combined.num_rows:
+                written.append(write_table(store, part.path, combined))
+                parts.append(Part(f"{store.uri}/{part.path}", combined.num_rows, 0, ()))
         commits.commit(store, derived_output.record_of(records[0], written, task.fingerprint))
     return missing, parts
 
 
-def _scores_of(member: Member, record: Mapping[str, Any]) -> dict[str, float]:
+def _scores_of(member: Member, record: CommitRecord) -> dict[str, float]:
     """The standardized scores of a unit by row id."""
-    found: dict[str, float] = {}
-    for part in record["parts"]:
-        if part["path"].startswith(f"{SCORES}/"):
-            table = read_part(Store(member.output), part)
-            values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
-            found |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
-    return found
+    by_row: dict[str, float] = {}
+    for part in record.parts_in(SCORES):
+        table = read_part(Store(member.output), part)
+        values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
+        by_row |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
+    return by_row
 
 
 def _combined(table: pa.Table, others: Sequence[Mapping[str, float]], task: Task) -> pa.Table:

@@ -16,7 +16,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
-from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
 
 _TOLD_GROUPS = 100  # thresholds of more groups are not written down
 
@@ -47,7 +47,7 @@ def run(options: FilterOptions) -> None:
         packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
         change = derived_output.Change(kept=packed, format=options.format, fingerprint=fingerprint)
         derived_output.rewrite(scores, store, options, change)
-        store.write("rules.json", commits.to_json({"rules": told, "thresholds": selection.thresholds}))
+        store.write("rules.json", to_json({"rules": told, "thresholds": selection.thresholds}))
         about = [f"{selection.patterns[0]} of {scores.rows} rows of {', '.join(scores.outputs)}.", ""]
         derived_output.finish(store, options, "Scores that passed a filter", [*about, *_table(told)])
 

@@ -132,7 +132,7 @@ def _of_rejects(
     rows: list[dict[str, Any]], scores: Scores, columns: Sequence[str], scored: _Candidates
 ) -> _Candidates:
     """Without scores; their columns are those of the rows as they were read."""
-    kept = {name: column for run in scores.runs for name, column in run["identity"]["keep"].items()}
+    kept = {name: column for run in scores.runs for name, column in run.identity["keep"].items()}
     read: dict[tuple[str, int], dict[str, Any]] = {}  # what is carried of each row
     for r in rows:
         key = (r["source"], r["source_row"])

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from armo_ray.outputs.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS, SCORES, read_part
+from armo_ray.storage.records import CommitRecord, RunFile
 from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import row_id
 from armo_ray.storage.store import Store
@@ -29,8 +30,8 @@ _ROW_ID = re.compile(r"([0-9a-f]{16}):(\d+)(?::(\d+))?")
 class Found:
     """A row of scores, a table of one row with its metadata; or, where there is none, its rejects."""
 
-    run: Mapping[str, Any]  # _run.json
-    record: Mapping[str, Any]  # of the unit's commit
+    run: RunFile
+    record: CommitRecord  # of its unit
     row: int
     candidate: int | None
     scores: pa.Table | None
@@ -45,7 +46,7 @@ class Found:
 def find(uri: str, asked: str) -> Found:
     """The row of this id, or one of PICKS. Reads the parts of one unit; for highest and lowest, those of all.
 
-    Raises ConfigError where there is no such output or row.
+    Raises ConfigError if there is no such output or row.
     """
     store = Store(uri)
     try:
@@ -66,31 +67,30 @@ def find(uri: str, asked: str) -> Found:
     rejects = [r for t in _tables(store, record, REJECTS) for r in _rejects(t, row, candidate)]
     if scores is None and not rejects:
         raise ConfigError(
-            f"row {row_id}: not among those of {record['source']} that are committed to {store.uri}: the run has not "
+            f"row {row_id}: not among those of {record.source} that are committed to {store.uri}: the run has not "
             f"come to it yet, or there is no such row or candidate"
         )
     return Found(run, record, row, candidate, scores, rejects)
 
 
-def _unit_of(store: Store, run: Mapping[str, Any], units: set[str], shard: str, row: int) -> dict[str, Any]:
-    """The commit record of the unit that a row belongs to: line numbers may have gaps, so it is the last before it."""
+def _unit_of(store: Store, run: RunFile, units: set[str], shard: str, row: int) -> CommitRecord:
+    """The commit record of a row's unit: the last that begins at or before it, as line numbers may have gaps."""
     if not units:
         raise ConfigError(
             f"row {shard}:{row}: nothing is committed to {store.uri} of a shard with this hash: the run has not come "
             f"to it yet, or it is of another output"
         )
-    records = [r for r in commits.read_commits(store, units, run=run) if r["first_row"] <= row]
+    records = [r for r in commits.read_commits(store, units, run=run) if r.first_row <= row]
     if not records:
         raise ConfigError(f"row {shard}:{row}: the unit that holds it is not committed to {store.uri} yet")
     return records[-1]
 
 
 def _tables(
-    store: Store, record: Mapping[str, Any], folder: str, columns: list[str] | None = None
+    store: Store, record: CommitRecord, folder: str, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    for part in record["parts"]:
-        if part["path"].startswith(f"{folder}/"):
-            yield read_part(store, part, columns)
+    for part in record.parts_in(folder):
+        yield read_part(store, part, columns)
 
 
 def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:
@@ -100,13 +100,12 @@ def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:
 
 def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str, Any]]:
     """The rejects of a row, or of one of its candidates, with the row's text, which only the first has."""
-    found: list[dict[str, Any]] = table.filter(pc.equal(table["source_row"], row)).to_pylist()
-    raw = next((r["raw"] for r in found if r["raw"] is not None), None)
-    those = [r for r in found if candidate is None or r["candidate"] in (None, candidate)]
-    return [r | {"raw": raw} for r in those]
+    of_row: list[dict[str, Any]] = table.filter(pc.equal(table["source_row"], row)).to_pylist()
+    raw = next((r["raw"] for r in of_row if r["raw"] is not None), None)
+    return [r | {"raw": raw} for r in of_row if candidate is None or r["candidate"] in (None, candidate)]
 
 
-def _pick(store: Store, run: Mapping[str, Any], committed: set[str], asked: str) -> str:
+def _pick(store: Store, run: RunFile, committed: set[str], asked: str) -> str:
     """The id of the row with the highest or lowest score; or of some row, or reject, of a unit that has any."""
     if asked == "rejected":
         return _some_reject(store, run, committed)
@@ -131,7 +130,7 @@ def _pick(store: Store, run: Mapping[str, Any], committed: set[str], asked: str)
     return choose(some)[1]
 
 
-def _some_reject(store: Store, run: Mapping[str, Any], committed: set[str]) -> str:
+def _some_reject(store: Store, run: RunFile, committed: set[str]) -> str:
     for unit in random.sample(sorted(committed), len(committed)):
         (record,) = commits.read_commits(store, [unit], run=run)
         for table in _tables(store, record, REJECTS, ["source", "source_row", "candidate"]):

@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from armo_ray.storage.records import PartEntry
+
 CARD = "README.md"
 
 
-Parts = Mapping[
-    str, Mapping[str, Iterable[Mapping[str, Any]]]
-]  # of each split of each configuration: rows, bytes
+Parts = Mapping[str, Mapping[str, Iterable[PartEntry]]]  # of each split of each configuration
 
 
 def front_matter(
@@ -49,9 +49,9 @@ def _dataset_info(configs: Iterable[str], state: str, parts: Parts) -> list[str]
         lines += [f"- config_name: {config}", f"  description: {state}"]
         lines += ["  splits:"] if parts.get(config) else []
         for split, held in parts.get(config, {}).items():
-            sizes = [(part["rows"], part["bytes"]) for part in held]
-            lines += [f"  - name: {split}", f"    num_bytes: {sum(size for _, size in sizes)}"]
-            lines.append(f"    num_examples: {sum(rows for rows, _ in sizes)}")
+            entries = list(held)
+            lines += [f"  - name: {split}", f"    num_bytes: {sum(part.bytes for part in entries)}"]
+            lines.append(f"    num_examples: {sum(part.rows for part in entries)}")
     return lines
 
 

@@ -1,10 +1,9 @@
 """The text of scored candidates, read again from the shards that they came from."""
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -13,13 +12,14 @@ from armo_ray.outputs.schema import TEXT_FIELDS
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, content
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.readers import BadRow, Row, read_units
+from armo_ray.storage.readers import BadRow
+from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.retries import explain
+from armo_ray.storage.shard_rows import NumberedRows, read_shard
 from armo_ray.storage.shards import Shard, stat_shard
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import Layout, columns_read
+from armo_ray.text.layouts import Layout, columns_read, layout_and_reading
 from armo_ray.text.messages import Reading
 
 TEXT = pa.schema(
@@ -30,7 +30,6 @@ TEXT = pa.schema(
         *TEXT_FIELDS,
     ]
 )
-_UNIT_ROWS = 2048
 _OTHERWISE = (
     "{uri}: {output} was scored from it in another state or layout than other scores, and its text is needed: leave "
     "one of them out, or score again with --keep-text"
@@ -58,32 +57,30 @@ class _Scored(NamedTuple):
     identity: str
     layout: tuple[Layout, Reading]
     columns: list[str]  # that were read
-    records: list[dict[str, Any]]  # of its commits, `content.FIELDS`
+    records: list[CommitRecord]
 
 
 def find_sources(scores: Scores) -> dict[str, Source]:
     """The shards of all scores by their URIs.
 
-    Raises ConfigError where one is gone or its content changed since it was scored, or was scored in two states or
-    layouts: then its text is not what was scored.
+    Raises ConfigError if one is gone, changed since it was scored, or was scored in two states or layouts: then its
+    text is not what was scored.
     """
     taken: dict[str, list[_Scored]] = {}
     scored: Counter[str] = Counter()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        layout, reading = Layout.of_record(run["identity"]["layout"]), Reading.of(run["identity"])
-        columns = columns_read(run)
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        layout, columns = layout_and_reading(run.identity), columns_read(run.identity)
+        groups: dict[tuple[str, str], list[CommitRecord]] = {}
         for record in commits.read_commits(Store(output), run=run):
-            kept = {name: record.get(name) for name in content.FIELDS}
-            groups.setdefault((record["source"], record["identity"]), []).append(kept)
-            scored[record["source"]] += record["scored"]
+            groups.setdefault((record.source, record.identity), []).append(record)
+            scored[record.source] += record.scored
         for (uri, identity), records in groups.items():
-            taken.setdefault(uri, []).append(_Scored(output, identity, (layout, reading), columns, records))
+            taken.setdefault(uri, []).append(_Scored(output, identity, layout, columns, records))
     taken = {uri: those for uri, those in taken.items() if scored[uri]}
-    found: list[Shard] = in_parallel(lambda uri: _as_scored(uri, taken[uri]), taken)
+    shards: list[Shard] = in_parallel(lambda uri: _as_scored(uri, taken[uri]), taken)
     return {
         uri: Source(shard, *taken[uri][0].layout, scored[uri])
-        for uri, shard in zip(taken, found, strict=True)
+        for uri, shard in zip(taken, shards, strict=True)
     }
 
 
@@ -114,34 +111,19 @@ def _stat(uri: str) -> Shard | None:
 def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:
     """The candidates of some rows of a shard, in the shard's order, in tables of the schema TEXT.
 
-    Raises RuntimeError where a row cannot be read as it was when it was scored.
+    Raises RuntimeError if a row cannot be read as it was when it was scored.
     """
-    layout = source.layout
-    (span,) = cut([source.shard], "", _UNIT_ROWS, layout.candidate_columns)
-    if span.error is not None:
-        raise RuntimeError(f"{source.shard.uri}: cannot be read any more: {span.error}")
-    if span.units:
-        ordered = sorted(rows)
-        starts = [bisect_left(ordered, unit.first_row) for unit in span.units]
-        stops = [bisect_left(ordered, unit.first_row + unit.num_rows) for unit in span.units]
-        wanted = zip(span.units, starts, stops, strict=True)
-        span = replace(span, units=tuple(unit for unit, start, stop in wanted if start < stop))
-
-    def count(row: Row) -> int:
-        return 1 if isinstance(row, BadRow) else layout.count(row)
-
-    for unit in read_units(span, layout.sources, count, _UNIT_ROWS, ""):
-        if found := [(number, row) for number, row in unit.rows if number in rows]:
-            yield _texts(source, found)
+    for batch in read_shard(source.shard, source.layout.sources, source.layout.candidate_columns, rows):
+        yield _texts(source, batch)
 
 
-def _texts(source: Source, rows: list[tuple[int, Row]]) -> pa.Table:
+def _texts(source: Source, rows: NumberedRows) -> pa.Table:
     entries = []
     for number, row in rows:
         if isinstance(row, BadRow):
             raise RuntimeError(f"{source.shard.uri} row {number}: cannot be read any more: {row.detail}")
-        for found in candidates_of(row, source.layout, source.reading):
-            if found.reason is None:
-                entries.append((source.shard.uri, number, found.index, *found.shown()))
+        for candidate in candidates_of(row, source.layout, source.reading):
+            if candidate.reason is None:
+                entries.append((source.shard.uri, number, candidate.index, *candidate.shown()))
     columns = list(zip(*entries, strict=True)) or [()] * len(TEXT)
     return pa.table([pa.array(column, f.type) for column, f in zip(columns, TEXT, strict=True)], schema=TEXT)

@@ -1,12 +1,12 @@
 """The dataset card of an output, README.md: what was scored with what, how far, and how to read it.
 
-The driver writes it, now and then while a run goes on and at its end. A card that somebody edited, which has
-lost its first comment, stays as it is.
+The driver writes it, now and then during a run and at its end. A card without its first comment was edited by
+somebody, and stays as it is.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -14,12 +14,11 @@ from armo_ray.outputs.cards import CARD, Parts, front_matter, table
 from armo_ray.outputs.schema import REJECTS, footer
 from armo_ray.score.job import Job
 from armo_ray.storage import commits, parts
+from armo_ray.storage.records import PartEntry, Totals
 from armo_ray.storage.store import Store
 from armo_ray.version import __version__
 
 MARK = "<!-- armo-ray writes this file; delete this line to keep it as you edit it -->"
-_SUMS = ("units", "candidates", "scored", "num_tokens", "computed_tokens")
-_TOTALLED = ("rejected", *_SUMS[1:])
 _LLAMA3 = "https://www.llama.com/llama3/license/"
 # of models whose card names one; nothing is guessed of others
 _LICENCES = {
@@ -74,34 +73,30 @@ class Card:
         self.inputs = inputs
         self.earlier = earlier
         self.planned = planned
-        self.before: dict[str, Any] | None = None  # totals of the earlier units, read when they are wanted
+        self.before: Totals | None = None  # of the earlier units, read when they are needed
 
-    def in_progress(self, own: Mapping[str, Any], done: float) -> None:
-        """Write how far the run is: the totals of what it committed, and the fraction of its input that is."""
+    def in_progress(self, own: Totals, done: float) -> None:
+        """Write how far the run is: the totals of what it committed, and the fraction of its input that is done."""
         if self.before is None:
-            self.before = commits.totals(commits.read_commits(self.store, self.earlier, _TOTALLED))
-        totals = {name: self.before[name] + own[name] for name in _SUMS}
-        reasons = {*self.before["rejected"], *own["rejected"]}
-        totals["rejected"] = {r: sum(t["rejected"].get(r, 0) for t in (self.before, own)) for r in reasons}
-        of = "" if self.planned is None else f" of {self.before['units'] + self.planned}"
-        self._write(totals, f"In progress: {done:.0%} of the input, {totals['units']}{of} units committed.")
+            self.before = Totals.of(commits.read_commits(self.store, self.earlier))
+        totals = self.before.plus(own)
+        of = "" if self.planned is None else f" of {self.before.units + self.planned}"
+        self._write(totals, f"In progress: {done:.0%} of the input, {totals.units}{of} units committed.")
 
     def stopped(self) -> None:
-        """Write what is committed now: more than the run counted, where units were committed as it stopped."""
-        if self.store.read_json(commits.SUCCESS) is not None:
-            return  # stopped before it began: the output is as whole as it was
-        if records := commits.read_commits(self.store, names=_TOTALLED):
+        """Write what is committed now, which may be more than the run counted before it stopped."""
+        if commits.SUCCESS in self.store.list_names(""):
+            return  # stopped before it began: the output is as complete as it was
+        if records := commits.read_commits(self.store):
             state = f"Not complete: {len(records)} units were committed when the run stopped."
-            self._write(commits.totals(records), state)
+            self._write(Totals.of(records), state)
 
-    def complete(self, totals: Mapping[str, Any]) -> None:
+    def complete(self, totals: Totals) -> None:
         """Write the totals of all commits."""
-        manifest = self.store.read_json(commits.SUCCESS) or {}
-        self._write(totals, "Complete.", manifest.get("parts"))
+        manifest = commits.find_manifest(self.store)
+        self._write(totals, "Complete.", None if manifest is None else manifest.parts)
 
-    def _write(
-        self, totals: Mapping[str, Any], state: str, written: Sequence[Mapping[str, Any]] | None = None
-    ) -> None:
+    def _write(self, totals: Totals, state: str, written: Sequence[PartEntry] | None = None) -> None:
         try:
             if MARK.encode() not in self.store.read(CARD):
                 return
@@ -112,26 +107,27 @@ class Card:
 
 
 class Facts(NamedTuple):
-    """What a card tells besides the job."""
+    """What a card says besides the job."""
 
     uri: str
     inputs: Sequence[str]
-    totals: Mapping[str, Any]  # as commits.totals has them; shards may be missing
+    totals: Totals
     state: str
-    parts: Sequence[Mapping[str, Any]] | None = None  # all of them, once no more are written
+    parts: Sequence[PartEntry] | None = None  # all of them, if the output is complete
 
 
 def render(job: Job, facts: Facts) -> str:
     """The text of a card."""
     totals, model = facts.totals, footer(job.scores)["model"]
     configs = {}
-    if totals["scored"]:
+    if totals.scored:
         configs["scores"] = {"train": f"{parts.SCORES}/**/*.parquet"}
-    if totals["rejected"]:
+    if totals.rejected:
         configs["rejects"] = {"train": f"{parts.REJECTS}/*.parquet"}
-    tags, state = ("armo-ray", "reward-model"), (facts.uri, facts.parts or commits.now())
+    written = [part.to_dict() for part in facts.parts or ()]
+    tags, state = ("armo-ray", "reward-model"), (facts.uri, written or commits.now())
     lines = [
-        *front_matter(configs, tags, totals["scored"], state, _by_folder(configs, facts.parts)),
+        *front_matter(configs, tags, totals.scored, state, _by_folder(configs, facts.parts)),
         MARK,
         f"# Scores by {model.rstrip('/').rpartition('/')[2]}",
         "",
@@ -147,15 +143,15 @@ def render(job: Job, facts: Facts) -> str:
         *_counts(totals),
         *_columns(job),
         *_licence(model),
-        *_loading(facts.uri, bool(job.partition_by) or any("=" in p["path"] for p in facts.parts or ())),
+        *_loading(facts.uri, bool(job.partition_by) or any("=" in part.path for part in facts.parts or ())),
     ]
     return "\n".join(lines)
 
 
-def _by_folder(folders: Iterable[str], written: Sequence[Mapping[str, Any]] | None) -> Parts | None:
+def _by_folder(folders: Iterable[str], written: Sequence[PartEntry] | None) -> Parts | None:
     if written is None:
         return None
-    return {name: {"train": [p for p in written if p["path"].startswith(f"{name}/")]} for name in folders}
+    return {name: {"train": [part for part in written if part.is_in(name)]} for name in folders}
 
 
 def _model(job: Job) -> list[str]:
@@ -173,11 +169,12 @@ def _model(job: Job) -> list[str]:
     return ["## Model", "", *table(("", ""), rows), ""]
 
 
-def _counts(totals: Mapping[str, Any]) -> list[str]:
-    names = {"shards": "shards", "units": "units of work", "candidates": "candidates", "scored": "scored"}
-    rows = [(told, f"{totals[name]:,}") for name, told in names.items() if name in totals]
-    rows.append(("tokens, each conversation whole", f"{totals['num_tokens']:,}"))
-    rows += [(f"rejected: `{reason}`", f"{n:,}") for reason, n in sorted(totals["rejected"].items())]
+def _counts(totals: Totals) -> list[str]:
+    counts = [] if totals.shards is None else [("shards", totals.shards)]
+    counts += [("units of work", totals.units), ("candidates", totals.candidates), ("scored", totals.scored)]
+    counts.append(("tokens, each conversation whole", totals.num_tokens))
+    counts += [(f"rejected: `{reason}`", count) for reason, count in sorted(totals.rejected.items())]
+    rows = [(name, f"{count:,}") for name, count in counts]
     return ["## Counts", "", *table(("", ""), rows), ""]
 
 
@@ -216,11 +213,11 @@ def kind(of: pa.DataType) -> str:
 
 
 def _licence(model: str) -> list[str]:
-    told = _LICENCES.get(model, "not known to armo-ray: see where it came from")
+    licence = _LICENCES.get(model, "not known to armo-ray: see where it came from")
     return [
         "## Licence",
         "",
-        f"- of the model: {told}",
+        f"- of the model: {licence}",
         "- of the data: what holds for its source holds for what was kept of it here",
         "",
     ]

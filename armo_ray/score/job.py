@@ -22,6 +22,7 @@ from armo_ray.score.partitions import carried_columns
 from armo_ray.storage import commits, lock, parts, resume
 from armo_ray.storage.content import settled
 from armo_ray.storage.filesystem import is_remote
+from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
@@ -75,7 +76,7 @@ Check = Callable[["Job", list[Span], ScoreConfig], None]
 def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet.
 
-    Without `write` all is checked alike, and nothing is created. `check` may refuse the run before that as well.
+    Without `write` the checks are the same, and nothing is created. `check` may refuse the run too.
     """
     ((job, spans),) = prepare_all([config], write, check)
     return job, spans
@@ -122,8 +123,8 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     identity = _identity(config, model, layout, columns)
     run = commits.open_run(store, identity, details, write=False)
-    commits.read_commits(store, names=("unit",), run=run)  # what is damaged is found before any work
-    carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
+    commits.read_commits(store, run=run)  # damaged records are found before any work
+    carried = _decode(run.carried)  # of the first run: a later shard must not change a column's type
     kept_columns.check(carried, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, carried), unread=unread)
     try:
@@ -131,8 +132,7 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     except OSError as error:
         raise ConfigError(f"input: cannot be compared with what is committed: {error}") from error
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
-    standing = resume.standing(store, spans, job.fingerprint)
-    resume.resolve(standing, store, shards, config.redo, config.forget)
+    resume.standing(store, spans, job.fingerprint, config.redo, config.forget)  # which may refuse the run
     if check is not None:
         check(job, spans, config)
     return _Checked(job, spans, identity, details)
@@ -199,7 +199,7 @@ def _job(
     config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
 ) -> Job:
     checkpoint = model.checkpoint
-    fingerprint = commits.fingerprint_of(_identity(config, model, layout, columns))
+    fingerprint = fingerprint_of(_identity(config, model, layout, columns))
     metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,
@@ -306,5 +306,6 @@ def _encode(schema: pa.Schema) -> str:
     return text
 
 
-def _decode(text: str) -> pa.Schema:
+def _decode(text: str | None) -> pa.Schema:
+    assert text is not None, "open_run refuses a _run.json without it"
     return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

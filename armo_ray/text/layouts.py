@@ -8,6 +8,7 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.text import named_layouts
 from armo_ray.text.input_columns import CARRIERS, Found, of_names
+from armo_ray.text.messages import Reading
 from armo_ray.text.paths import Rejected, root_of, steps_of, value_at
 
 # The names under which public datasets carry each part of a conversation; the first of each is the field's own.
@@ -48,10 +49,14 @@ _MESSAGE_KEYS = {"role", "content", "from", "value"}
 _MORE = ("winner_values", "joint", "shape", "step_end", "ignored", "name")
 
 
-def columns_read(run: Mapping[str, Any]) -> list[str]:
-    """The input columns that a run reads, of the content of its `_run.json`."""
-    identity = run["identity"]
+def columns_read(identity: Mapping[str, Any]) -> list[str]:
+    """The input columns that a run of this identity reads."""
     return [*Layout.of_record(identity["layout"]).sources, *identity.get("keep", {}).values()]
+
+
+def layout_and_reading(identity: Mapping[str, Any]) -> tuple["Layout", Reading]:
+    """How a run of this identity reads rows and messages."""
+    return Layout.of_record(identity["layout"]), Reading.of(identity)
 
 
 @dataclass(frozen=True)
