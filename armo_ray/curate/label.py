@@ -17,6 +17,7 @@ from armo_ray.measures.calibration import find_temperature, standardization
 from armo_ray.outputs.dataset import Made, finish, new_output
 from armo_ray.outputs.scores import Scores, columns_of, database, literal, open_scores, scan
 from armo_ray.outputs.text import find_sources
+from armo_ray.storage.records import PartEntry
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def _select(
 
 def _label(
     plan: Plan, calibration: Calibration, run_tasks: Run, sources: list[Any]
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[PartEntry], dict[str, Any]]:
     groups, buckets = range(len(plan.groups)), range(plan.num_buckets)
     run_tasks(partial(read_candidates, plan), groups)
     counted = run_tasks(partial(label_bucket, plan, calibration), buckets)
@@ -145,6 +146,6 @@ def _label(
     elif plan.options.text:
         files = run_tasks(partial(candidate_text.text_of_sources, plan), list(enumerate(sources)))
     made = run_tasks(partial(write_bucket, plan, [name for names in files for name in names]), buckets)
-    parts = [part for found in made for part in found]
+    parts = [part for of_bucket in made for part in of_bucket]
     counts = {name: sum(entry[name] for entry in counted) for name in counted[0]}
-    return parts, counts | {"rows": sum(part["rows"] for part in parts)}
+    return parts, counts | {"rows": sum(part.rows for part in parts)}

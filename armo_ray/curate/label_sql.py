@@ -13,6 +13,7 @@ from armo_ray.curate.trainer_rows import SPLITS, split_of
 from armo_ray.expressions.expressions import quote
 from armo_ray.outputs.dataset import write_part
 from armo_ray.outputs.scores import database, literal
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 # what columns of the scores cannot be kept beside
@@ -137,7 +138,7 @@ def _wanted(plan: Plan) -> str:
     )
 
 
-def write_bucket(plan: Plan, texts: Sequence[str], bucket: int) -> list[dict[str, Any]]:
+def write_bucket(plan: Plan, texts: Sequence[str], bucket: int) -> list[PartEntry]:
     """Write the rows of a bucket with their text, in the order of prompt and candidate; returns the parts."""
     options: LabelOptions = plan.options
     labels = work_files(plan, iter([f"labels-{bucket:05d}"]))

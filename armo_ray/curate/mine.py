@@ -19,6 +19,7 @@ from armo_ray.curate.tasks import Run, engine, per_task, work_folder
 from armo_ray.outputs.dataset import Made, finish, new_output
 from armo_ray.outputs.scores import open_scores
 from armo_ray.outputs.text import find_sources
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def run(options: MineOptions) -> None:
 
 def _mine(
     plan: Plan, run_tasks: Run, sources: list[Any], benchmark: dict[str, str]
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[PartEntry], dict[str, Any]]:
     options, buckets = plan.options, range(plan.num_buckets)
     groups = range(len(plan.groups))
     valueless = sum(run_tasks(partial(read_candidates, plan), groups))

@@ -245,7 +245,7 @@ class Totals:
 
 def added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
     """Counts of both, by name."""
-    return {name: first.get(name, 0) + second.get(name, 0) for name in (first | second)}
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
 
 @dataclass(frozen=True, slots=True)

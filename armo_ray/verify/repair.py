@@ -6,7 +6,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from armo_ray.storage import commits, lock
-from armo_ray.storage.records import DamagedError, unit_of
+from armo_ray.storage.json_files import unit_of
+from armo_ray.storage.records import DamagedError
 from armo_ray.storage.store import Store
 from armo_ray.verify import output
 from armo_ray.verify.output import Examined, Fault
