@@ -166,7 +166,9 @@ def _reading(file: str | None) -> dict[str, Any]:
 def _curate(args: argparse.Namespace) -> int:
     kind, _ = CURATION[args.command]
     options = _of_words(args, kind)
-    command = importlib.import_module(f"armo_ray.curate.{args.command}")
+    own = args.command in ("evaluate", "compare")
+    module = f"armo_ray.{args.command}.command" if own else f"armo_ray.curate.{args.command}"
+    command = importlib.import_module(module)
     command.run(options)
     return COMPLETE
 
