@@ -42,7 +42,7 @@ class Task:
     """Some units, each with its commit record in the output of every member."""
 
     members: tuple[Member, ...]
-    units: tuple[tuple[Mapping[str, Any], ...], ...]
+    units: tuple[tuple[CommitRecord, ...], ...]
     output: str
     formula: Mapping[str, Any]
     fingerprint: str  # of the output
