@@ -37,7 +37,7 @@ def output(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "in" / "date=2026-11-20").mkdir(parents=True)
     (folder / "in" / "date=2026-11-20" / "a.jsonl").write_bytes(SAMPLE.read_bytes())
     manifest = score_locally(tiny_model, folder / "in", folder / "out", **OPTIONS)
-    card_of(tiny_model, folder / "in", folder / "out").complete(manifest["totals"])
+    card_of(tiny_model, folder / "in", folder / "out").complete(Totals(**manifest["totals"]))
     return folder / "out"
 
 
@@ -209,7 +209,7 @@ def rows_for(start: int, count: int) -> str:
 
 def complete(model: Path, inputs: Path, out: Path, **options: Any) -> None:
     """Score what is new and write the card, as a run does."""
-    totals = score_locally(model, inputs, out, **options)["totals"]
+    totals = Totals(**score_locally(model, inputs, out, **options)["totals"])
     job, _ = prepare(config_for(model, inputs, out, **options))
     Card(Store(job.output), job, [str(inputs)]).complete(totals)
 

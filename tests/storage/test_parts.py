@@ -59,7 +59,7 @@ def test_odd_partition_values_stay_below_the_output_and_read_back_equal(tmp_path
     out = tmp_path / "deep" / "out"
     table = pa.table({"lang": ODD, "v": range(len(ODD))})
     written = write_scores(Store(str(out)), UNIT, table, [("date", "2026/11")], ["lang"])
-    assert files_below(tmp_path) == sorted(f"deep/out/{part['path']}" for part in written)
+    assert files_below(tmp_path) == sorted(f"deep/out/{part.path}" for part in written)
     assert len(written) == len(ODD)
     assert all(part.path.startswith("scores/date=2026%2F11/lang=") for part in written)
     assert all(part.path.count("/") == 3 for part in written)
