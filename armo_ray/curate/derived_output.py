@@ -146,7 +146,7 @@ def record_of(record: CommitRecord, parts: list[PartEntry], fingerprint: str) ->
 
 
 def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """Write what the output is: the run that scored it, what it was made by, and what is new in its identity.
+    """Write `_run.json`: the run that scored the origin, the command that makes the output, and its new identity.
 
     Returns the output's fingerprint. Raises ConfigError if the outputs that it is made of were scored in different
     ways.
@@ -172,7 +172,7 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
     return fingerprint_of(whole)
 
 
-def finish(store: Store, options: DatasetOptions, title: str, told: Sequence[str]) -> None:
+def finish(store: Store, options: DatasetOptions, title: str, about: Sequence[str]) -> None:
     """Write the manifest, from which on the output is whole, and a card for people."""
     scores = [part for record in commits.finish(store) for part in record.parts_in(SCORES)]
     front = front_matter(
@@ -182,6 +182,6 @@ def finish(store: Store, options: DatasetOptions, title: str, told: Sequence[str
         parts={"default": {"train": scores}},
     )
     given = to_json(options.model_dump(mode="json", exclude_defaults=True)).decode()
-    lines = [*front, f"# {title}", "", *told, "", "```json", given.strip(), "```"]
+    lines = [*front, f"# {title}", "", *about, "", "```json", given.strip(), "```"]
     lines += [f"armo-ray {__version__}, {commits.now()}", ""]
     store.write(CARD, "\n".join(lines).encode())

@@ -70,20 +70,20 @@ def run(options: ReweighOptions) -> None:
             done = run_tasks(_combine, tasks)
         missing = sum(count for count, _ in done)
         written = [part for _, parts in done for part in parts]
-        told = [f"- {m.name}: {m.output}, mean {m.mean:g}, deviation {m.deviation:g}" for m in members]
-        told += [f"- {missing} candidates of the first that another model did not score were left out"]
+        lines = [f"- {m.name}: {m.output}, mean {m.mean:g}, deviation {m.deviation:g}" for m in members]
+        lines += [f"- {missing} candidates of the first that another model did not score were left out"]
         compared = _compare(options, members, written)
-        told += [f"- {name}: {found}" for name, found in compared.items()]
-        print("\n".join(told))
+        lines += [f"- {name}: {ranking}" for name, ranking in compared.items()]
+        print("\n".join(lines))
         store.write("comparison.json", to_json(compared))
         derived_output.finish(
-            store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *told]
+            store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *lines]
         )
 
 
 def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequence[Part]) -> dict[str, Any]:
     """How the new scores rank the candidates, beside those of each model."""
-    found = {}
+    rankings = {}
     with database(options) as con:
         for member in members:
             name = f"rewards.{quote(member.name)}"
@@ -92,8 +92,8 @@ def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequen
                     SELECT row_number() OVER () AS place, prompt_id AS prompt, {name} AS old, score AS new
                     FROM ({scan(written)})"""
             )
-            found[f"order by {member.name}"] = compare(con, "compared")
-    return found
+            rankings[f"order by {member.name}"] = compare(con, "compared")
+    return rankings
 
 
 def _paired(outputs: Sequence[Scores]) -> list[tuple[CommitRecord, ...]]:

@@ -41,12 +41,12 @@ def run(options: ReweighOptions) -> None:
         derived_output.rewrite(
             scores, store, options, derived_output.Change(made_by=formula, fingerprint=fingerprint)
         )
-        found = compare_with(options, scores, store.uri)
-        told = [f"- {name}: {value}" for name, value in found.items()]
-        print("\n".join(told))
-        store.write("comparison.json", to_json(found))
+        rankings = compare_with(options, scores, store.uri)
+        lines = [f"- {name}: {value}" for name, value in rankings.items()]
+        print("\n".join(lines))
+        store.write("comparison.json", to_json(rankings))
         about = [f"Of {', '.join(scores.outputs)}. Compared with the scores before:", ""]
-        derived_output.finish(store, options, "Reweighed scores", [*about, *told])
+        derived_output.finish(store, options, "Reweighed scores", [*about, *lines])
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:

@@ -135,6 +135,6 @@ def _some_reject(store: Store, run: RunFile, committed: set[str]) -> str:
         (record,) = commits.read_commits(store, [unit], run=run)
         for table in _tables(store, record, REJECTS, ["source", "source_row", "candidate"]):
             ids = [row_id(r["source"], r["source_row"], r["candidate"]) for r in table.to_pylist()]
-            if found := [one for one in ids if one is not None]:
-                return random.choice(found)
+            if known := [one for one in ids if one is not None]:
+                return random.choice(known)
     raise ConfigError(f"{store.uri}: no row of a shard was rejected there")

@@ -74,11 +74,11 @@ def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = F
 def names_in(store: Store) -> list[str]:
     """The files of a place, none where there is no such place."""
     try:
-        found = store.find("")
+        paths = store.find("")
     except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be listed: {explain(error)}") from error
     # where the last object was deleted a server may list the place itself; on a disk that would be a file
-    return [path.removeprefix(f"{store.root}/") for path in found if store.local or path != store.root]
+    return [path.removeprefix(f"{store.root}/") for path in paths if store.local or path != store.root]
 
 
 def delete(store: Store, names: Sequence[str]) -> None:
@@ -95,9 +95,9 @@ def written(names: Sequence[str]) -> list[str]:
 
 
 def _check_unclaimed(store: Store) -> None:
-    """Raises ConfigError where something is there, and no lock that tells whose it is; writes nothing."""
-    found = names_in(store)
-    if lock.LOCK not in found and (others := _besides_lock(found)):
+    """Raises ConfigError if something is there, without a lock that says whose it is; writes nothing."""
+    names = names_in(store)
+    if lock.LOCK not in names and (others := _besides_lock(names)):
         raise ConfigError(_filled(store, others))
 
 
@@ -106,25 +106,25 @@ def _besides_lock(names: Sequence[str]) -> list[str]:
 
 
 def _check_empty(held: lock.Held) -> None:
-    """Raises ConfigError where something is there but remains, which are deleted."""
-    found = _besides_lock(names_in(held.store))
-    if not found:
+    """Deletes what a killed command left there. Raises ConfigError if anything else is there."""
+    names = _besides_lock(names_in(held.store))
+    if not names:
         return
-    if not held.remains or commits.SUCCESS in found or len(written(found)) < len(found):
-        raise ConfigError(_filled(held.store, found))
-    logger.info("%s: deleting %d files of a command that was killed", held.store.uri, len(found))
-    delete(held.store, found)
+    if not held.remains or commits.SUCCESS in names or len(written(names)) < len(names):
+        raise ConfigError(_filled(held.store, names))
+    logger.info("%s: deleting %d files of a command that was killed", held.store.uri, len(names))
+    delete(held.store, names)
 
 
-def _filled(store: Store, found: Sequence[str]) -> str:
-    told = f"is not empty, and holds no whole dataset ({found[0]})"
-    if commits.SUCCESS in found:
-        told = "holds a dataset"
-    return f"output {store.uri}: {told}: delete it, or choose another"
+def _filled(store: Store, names: Sequence[str]) -> str:
+    what = f"is not empty, and holds no whole dataset ({names[0]})"
+    if commits.SUCCESS in names:
+        what = "holds a dataset"
+    return f"output {store.uri}: {what}: delete it, or choose another"
 
 
 def _undo(held: lock.Held) -> None:
-    """Delete what this command wrote, unless another one has the place now; the failure itself is told by others."""
+    """Delete what this command wrote, unless another one has the place now; the caller reports the failure."""
     try:
         if held.is_ours():
             delete(held.store, written(names_in(held.store)))

@@ -77,8 +77,8 @@ def literal(text: str) -> str:
 def open_scores(uris: Iterable[str]) -> Scores:
     """Read manifests, commit records and footers.
 
-    Raises ConfigError where an output is none, is damaged, is not complete, holds no scores, or is of another
-    model than the first.
+    Raises ConfigError if one is no output, is damaged, is not complete, holds no scores, or is of another model than
+    the first.
     """
     listed = []
     for store in {store.uri: store for store in map(Store, uris)}.values():
@@ -93,14 +93,14 @@ def scores_of(outputs: Sequence[Listed]) -> Scores:
     """Outputs as one table; one without scores adds none. Raises ConfigError where they are of two models."""
     parts = [_parts(output, i, SCORES) for i, output in enumerate(outputs)]
     rejects = [part for i, output in enumerate(outputs) for part in _parts(output, i, REJECTS)]
-    schemas = [_schema(found[0]) for found in parts if found]
+    schemas = [_schema(own[0]) for own in parts if own]
     metadata = [footer(schema) for schema in schemas]
-    check_models([output.uri for output, found in zip(outputs, parts, strict=True) if found], metadata)
+    check_models([output.uri for output, own in zip(outputs, parts, strict=True) if own], metadata)
     rewards = schemas[-1].field("rewards").type if schemas else pa.struct([])
     return Scores(
         outputs=tuple(output.uri for output in outputs),
         runs=tuple(output.run for output in outputs),
-        parts=tuple(part for found in parts for part in found),
+        parts=tuple(part for own in parts for part in own),
         rejects=tuple(rejects),
         metadata=metadata[0] if metadata else {},
         reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
@@ -154,11 +154,11 @@ def check_models(outputs: Sequence[str], metadata: Sequence[Mapping[str, Any]]) 
     for output, other in zip(outputs[1:], metadata[1:], strict=True):
         for key in ("model_fingerprint", "dtype"):
             if other[key] != metadata[0][key]:
-                told = [
+                models = [
                     f"{m['model']} ({m['dtype']}, {m['model_fingerprint']})" for m in (metadata[0], other)
                 ]
                 raise ConfigError(
-                    f"scores of two models cannot be compared: {outputs[0]} is of {told[0]}, {output} of {told[1]}"
+                    f"scores of two models cannot be compared: {outputs[0]} is of {models[0]}, {output} of {models[1]}"
                 )
 
 
@@ -194,9 +194,9 @@ def paths_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[tuple[str, 
     """The same by their paths: a column, or a struct column and its field."""
     some = {(part.output, part.directories): part for part in scores.parts}.values()
     everywhere = set.intersection(*(set(con.sql(scan([part])).columns) for part in some))
-    found = con.sql(scan(some))
+    relation = con.sql(scan(some))
     types: dict[tuple[str, ...], str] = {}
-    for name, kind in zip(found.columns, found.types, strict=True):
+    for name, kind in zip(relation.columns, relation.types, strict=True):
         if name in everywhere:
             types[name,] = str(kind)
             if kind.id == "struct":

@@ -57,7 +57,7 @@ class Card:
     Args:
         inputs: of this run.
         earlier: units that were committed before it.
-        planned: units that it has to commit, where that can be told before the shards are read.
+        planned: units that it has to commit, if that is known before the shards are read.
     """
 
     def __init__(

@@ -106,8 +106,8 @@ class _Checked(NamedTuple):
 def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     model = _model(config)
     store = Store(config.output)
-    found = find_shards(config.input, each=config.days == 1)
-    shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
+    shards = find_shards(config.input, each=config.days == 1)
+    shards = [shard for shard in shards if not shard.uri.startswith(store.uri + "/")]
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
     parts.check_directories(store, shards)
@@ -191,8 +191,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 is not compared with bfloat16 for the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
-    told = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
-    logger.info("model family %s: rewards %s%s", name, told, mean)
+    named = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
+    logger.info("model family %s: rewards %s%s", name, named, mean)
 
 
 def _job(

@@ -116,7 +116,9 @@ class CommitRecord:
         """The record of this unit. Raises ValueError that says what is wrong with it."""
         values = json_files.parse(raw, json_files.RECORD)
         _check_record(values, unit)
-        values["source"] = sys.intern(values["source"])  # a shard has many units
+        for name in ("source", "identity", "run_fingerprint"):  # many units have the same
+            if name in values:
+                values[name] = sys.intern(values[name])
         return CommitRecord(
             **_take(values, _RECORD),
             parts=tuple(map(PartEntry.from_dict, values.pop("parts"))),

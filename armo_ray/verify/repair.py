@@ -29,7 +29,7 @@ class Repaired(NamedTuple):
 
 
 def repair_output(uri: str, columns_read: ColumnsRead) -> Repaired:
-    """Take away what is damaged. Raises ConfigError where there is no output, or a run is writing it."""
+    """Delete what is damaged. Raises ConfigError if there is no output, or a run is writing it."""
     store = Store(uri)
     with suppress(DamagedError):
         commits.read_run(store)
@@ -46,7 +46,7 @@ def repair_output(uri: str, columns_read: ColumnsRead) -> Repaired:
 
 
 def _free(store: Store) -> list[str]:
-    """Delete a lock that names nobody: a run that has it stops when it finds it gone."""
+    """Delete a lock that names nobody: the run that holds it, if any, stops when it is gone."""
     try:
         lock.read_owner(store)
     except DamagedError:
@@ -81,7 +81,7 @@ def _divide(examined: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str,
 def _lost_shards(
     examined: Examined, hashes: set[str], columns_read: ColumnsRead
 ) -> tuple[dict[str, str], list[str]]:
-    """Of shards by their hashes, those that are not as they were; and the storages that cannot tell."""
+    """Why shards, by their hashes, cannot be scored again; and the storages that cannot be asked."""
     states, away = find_states(
         (r for r in examined.records if r.unit[:16] in hashes), examined.run, columns_read
     )
@@ -94,7 +94,7 @@ def _lost_shards(
 
 
 def _mend(store: Store, examined: Examined, drop: Mapping[str, str], whole: bool) -> Iterator[str]:
-    """Delete first what says that the output is whole, then commits, last parts; tell what is done."""
+    """Delete first the manifest, then commits, last parts; yields what is done."""
     listed = [fault for fault in examined.faults if fault.file == commits.SUCCESS]
     whole = whole and not drop and not any(fault.undone for fault in examined.faults)
     if drop or (listed and not whole):

@@ -28,7 +28,7 @@ class Counts:
     possible_flops: float | None = 0.0  # in the replicas' time; None where a device's rate is not known
     isolated: int = 0  # units that failed and were done row by row
     restarts: int = 0  # replicas that were lost and loaded again
-    replicas: int | None = None  # that are up; None: not told yet
+    replicas: int | None = None  # that are up; None: not known yet
 
     def plus(self, unit: Committed, now: float) -> "Counts":
         """With one more committed unit."""
