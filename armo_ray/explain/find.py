@@ -15,7 +15,6 @@ from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS, SCORES, read_part
 from armo_ray.storage.records import CommitRecord, RunFile
-from armo_ray.storage.retries import explain
 from armo_ray.storage.shards import row_id
 from armo_ray.storage.store import Store
 
@@ -49,11 +48,9 @@ def find(uri: str, asked: str) -> Found:
     Raises ConfigError if there is no such output or row.
     """
     store = Store(uri)
-    try:
+    with commits.reading(store):
         run = commits.read_run(store, _NEEDED)
         committed = commits.list_commits(store)
-    except OSError as error:
-        raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
     row_id = _pick(store, run, committed, asked) if asked in PICKS else asked
     if not (parts := _ROW_ID.fullmatch(row_id)):
         raise ConfigError(f"row {row_id}: expected SHARD:ROW:CANDIDATE as in row_id, or {', '.join(PICKS)}")

@@ -23,7 +23,6 @@ from armo_ray.storage import commits
 from armo_ray.storage.local_files import Opened, readable
 from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
-from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
 _NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
@@ -109,11 +108,9 @@ def scores_of(outputs: Sequence[Listed]) -> Scores:
 
 def read_run_and_manifest(store: Store) -> tuple[RunFile, Manifest | None]:
     """The _run.json of an output, and its manifest if it is complete. Raises ConfigError if it is no output."""
-    try:
+    with commits.reading(store):
         run = commits.read_run(store, _NEEDED)
         return run, commits.find_manifest(store, run)
-    except OSError as error:
-        raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
 
 
 def _manifest(store: Store) -> tuple[RunFile, Manifest]:

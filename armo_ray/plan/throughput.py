@@ -12,7 +12,6 @@ from armo_ray.plan.options import PlanOptions
 from armo_ray.score.job import Job
 from armo_ray.storage import commits
 from armo_ray.storage.records import RunFile
-from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -47,10 +46,8 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
     if options.previous is None:
         return measured(Store(job.output), committed) if committed else None
     store = Store(options.previous)
-    try:
+    with commits.reading(store, "previous "):
         rate = measured(store, commits.list_commits(store), commits.read_run(store))
-    except OSError as error:
-        raise ConfigError(f"previous {store.uri}: cannot be read: {explain(error)}") from error
     if rate is None:
         raise ConfigError(
             f"previous {store.uri}: no unit of it has computed anything: give another, or --tokens-per-second"

@@ -5,7 +5,8 @@ the same name.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -69,6 +70,15 @@ def read_run(store: Store, needed: Sequence[str] = ()) -> RunFile:
         if name not in (getattr(run, section) or {}):
             raise _damaged_run(store, f"it lacks {section}.{name}")
     return run
+
+
+@contextmanager
+def reading(store: Store, option: str = "") -> Iterator[None]:
+    """Raises ConfigError, and no OSError, if an output cannot be read; `option` names it in the message."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option}{store.uri}: cannot be read: {explain(error)}") from error
 
 
 def find_manifest(store: Store, run: RunFile | None = None) -> Manifest | None:
