@@ -10,18 +10,20 @@ import pytest
 import ray
 
 from armo_ray.score import passes, shared_paths
+from armo_ray.score.passes import Committed
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
+from tests.support.commit_records import commit_record
 from tests.support.paths import ROOT, SAMPLE
 
 
 def test_a_commit_that_the_driver_does_not_see_ends_the_run(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
-    record = {"unit": "0" * 32, "host": "node-7"}
+    unit = Committed(commit_record(), 0, "node-7")
     with pytest.raises(RuntimeError, match=r"node-7 committed unit 0.*not the same place on every node"):
-        passes.see(store, record, patience=0)
-    store.write(f"_commits/{record['unit']}.json", b"{}")
-    passes.see(store, record, patience=0)
+        passes.see(store, unit, patience=0)
+    store.write(f"_commits/{unit.record.unit}.json", b"{}")
+    passes.see(store, unit, patience=0)
 
 
 def test_a_node_lacks_what_is_not_there_or_differs(tiny_model: Path, tmp_path: Path) -> None:
