@@ -227,7 +227,7 @@ def test_text_is_that_of_the_source_whether_kept_or_joined_back(
         assert pair["rejected"] == rows[pair["row_id_rejected"]]["response"]
 
 
-def test_both_engines_write_the_same_files(scores: Path, tmp_path: Path) -> None:
+def test_both_engines_write_the_same_files(local_ray: str, scores: Path, tmp_path: Path) -> None:
     options = {
         "strategy": "all-above-margin",
         "near_duplicates": 0.9,

@@ -40,9 +40,7 @@ def assert_same_scores(found: dict[str, float], expected: dict[str, float]) -> N
     assert max(abs(found[key] - expected[key]) for key in expected) < 1e-5
 
 
-def test_a_run_on_ray_is_whole_and_opens_everywhere(
-    local_ray: str, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_run_on_ray_is_whole_and_opens_everywhere(local_ray: str, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = score_on_ray(
         tiny_model, SAMPLE, out, keep=["id"], keep_text=True, partition_by=["subset"], unit_rows=100
