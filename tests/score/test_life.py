@@ -19,6 +19,7 @@ from tests.support.runs import (
     start,
     wait_for_commits,
     wait_for_orphans,
+    write_user_modules,
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -27,15 +28,19 @@ UNIT = ("--unit-rows", "4")
 
 
 class Life:
-    """Runs into one output, one after the other: no unit that an earlier one committed is computed again."""
+    """Runs into one output, one after the other: no unit that an earlier one committed is computed again.
 
-    def __init__(self, model: Path, inputs: Path, out: Path) -> None:
-        self.model, self.inputs, self.out = model, inputs, out
+    They start where modules of the user's have the names of Python's own, which none may import.
+    """
+
+    def __init__(self, model: Path, inputs: Path, folder: Path) -> None:
+        self.model, self.inputs, self.out, self.folder = model, inputs, folder / "out", folder
+        write_user_modules(folder)
         self.seen: dict[str, bytes] = {}
 
     def run(self, *options: str, more: int = 0) -> subprocess.Popen[str]:
         """Start the next run and wait until it committed so many units."""
-        process = start(self.model, self.inputs, self.out, *UNIT, *options)
+        process = start(self.model, self.inputs, self.out, *UNIT, *options, cwd=self.folder)
         wait_for_commits(process, self.out, len(self.seen) + more)
         return process
 
@@ -93,7 +98,8 @@ def test_a_run_that_is_killed_stopped_out_of_time_and_loses_ray_goes_on_and_ends
     tiny_model: Path, formats: Path, tmp_path: Path
 ) -> None:
     score_locally(tiny_model, formats, tmp_path / "undisturbed", unit_rows=4)
-    life = Life(tiny_model, formats, tmp_path / "out")
+    (tmp_path / "work").mkdir()
+    life = Life(tiny_model, formats, tmp_path / "work")
     for disturb in (
         kill_all,
         lambda life: stop_by(life, "SIGTERM"),
