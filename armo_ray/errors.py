@@ -1,5 +1,5 @@
-"""The one exception of the project: something the user must change before any work can start."""
+"""The exception for errors that the user must fix before work can start."""
 
 
 class ConfigError(ValueError):
-    """A wrong option, input, output or model. The command line prints it and exits with status 2."""
+    """An option, input, output or model is wrong. The command line prints the message and exits with status 2."""

@@ -1,34 +1,57 @@
-"""Options of a command: a TOML file, overridden by flags, checked before any work."""
+"""The options of a command: read from a TOML file, overridden by flags, and checked before any work starts.
+
+Each command declares its options as fields of a model derived from `Options`. The field is the only source: its type
+and constraints check the value, its docstring is the text in --help, and a `Help` in its annotation gives the group and
+metavar there.
+"""
 
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from armo_ray.errors import ConfigError
+from armo_ray.model.families import FAMILIES
 from armo_ray.storage.uris import check_uri
 
-Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
-Names = Annotated[
-    tuple[Name, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
-_SUBMITTED = "/runtime_resources/working_dir_files/"  # where Ray unpacks --working-dir, and deletes it again
+_SUBMITTED = (
+    "/runtime_resources/working_dir_files/"  # where Ray unpacks --working-dir, and deletes it afterwards
+)
+
+# Names that options no longer have, and what to write instead.
+_RENAMED = {
+    "tokens_per_second": "renamed to --computed-tokens-per-second: the tokens a replica computes, with each shared "
+    "prefix counted once. The tokens/s of report and bench counts every conversation whole, so it is a larger number"
+}
+
+
+class Help(NamedTuple):
+    """Where an option appears in --help, and how.
+
+    group: the heading it is listed under; "required" comes first.
+    metavar: stands for its value; default: N for an integer, X for a number, and the choices for a choice.
+    word: whether it is given as a word instead of a flag.
+    several: whether the flag takes several values, although the field holds one.
+    flag: its name, if that is not the name of the field.
+    """
+
+    group: str
+    metavar: str = ""
+    word: bool = False
+    several: bool = False
+    flag: str = ""
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
 
 
 def _absolute(uri: str) -> str:
-    """A local path from the root on: a worker's working directory is another one."""
+    """A URI as it is, a local path as an absolute one: workers run in other directories."""
     check_uri(uri)
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
@@ -41,52 +64,76 @@ def _lasting(path: str) -> str:
     return path
 
 
+def _known_family(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"unknown family; expected {', '.join(FAMILIES)}")
+    return name
+
+
+def _public(uri: str) -> str:
+    check_uri(uri)
+    return uri
+
+
+Name = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
+Names = Annotated[
+    tuple[Name, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
 Place = Annotated[Name, AfterValidator(_absolute)]  # a URI, or an absolute path
 Places = Annotated[Names, AfterValidator(lambda uris: tuple(map(_absolute, uris)))]
-NewPlace = Annotated[Place, AfterValidator(_lasting)]  # that is written to
+NewPlace = Annotated[Place, AfterValidator(_lasting)]  # a place to write to
+ModelName = Annotated[Name, AfterValidator(_public)]  # a directory, its URI, or a hub id
+FamilyName = Annotated[Name, AfterValidator(_known_family)]
+Dtype = Literal["bfloat16", "float16", "float32", "fp8"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Options(BaseModel):
-    """What the options of every command have in common."""
+    """The base of every command's options."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        defer_build=True,  # --help reads the fields and builds no validator
     )
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
-def read_file(file: str) -> str:
-    return Path(file).read_text("utf-8-sig")
+class Given(NamedTuple):
+    """What a command line gives: a TOML file, if any, and the values of flags and words by field name."""
+
+    file: str | None
+    values: Mapping[str, Any]
+
+    def of(self, kind: type[Options]) -> dict[str, Any]:
+        """The values that are fields of these options."""
+        return {name: value for name, value in self.values.items() if name in kind.model_fields}
 
 
-def load_options(
-    kind: type[AnyOptions],
-    file: str | None,
-    overrides: Mapping[str, Any],
-    read: Callable[[str], str] = read_file,
-) -> AnyOptions:
-    """The options in a TOML file, if any, which `read` reads, with the overrides put on top.
+def load_options(kind: type[AnyOptions], file: str | None, overrides: Mapping[str, Any]) -> AnyOptions:
+    """The options in a TOML file, if any, overridden by these values.
 
-    Raises ConfigError that names the file or option, the fault, and what was expected.
+    Raises ConfigError, which names the file or option, what is wrong, and what was expected.
     """
-    return checked(kind, read_values(file, read) | dict(overrides), file)
+    return checked(kind, read_values(file) | dict(overrides), file)
 
 
 def listed(value: Any) -> list[Any]:
+    """A list as it is, one value as a list of it, None as an empty list."""
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def read_values(file: str | None, read: Callable[[str], str]) -> dict[str, Any]:
-    """The options in a TOML file, by the names of their fields."""
+def read_values(file: str | None) -> dict[str, Any]:
+    """The values in a TOML file, a path or a URI, by field name. Raises ConfigError."""
     if file is None:
         return {}
     try:
-        values = tomllib.loads(read(file))
+        values = tomllib.loads(_read_text(file))
     except OSError as error:
-        raise ConfigError(f"config {file}: {error.strerror}; data to score go behind --input") from error
+        raise ConfigError(f"config {file}: {error.strerror}; name the data to score with --input") from error
     except ConfigError as error:
         raise ConfigError(f"config {error}") from None
     except ValueError as error:
@@ -94,17 +141,31 @@ def read_values(file: str | None, read: Callable[[str], str]) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in values.items()}
 
 
+def _read_text(file: str) -> str:
+    if "://" not in file:
+        return Path(file).read_text("utf-8-sig")
+    from armo_ray.storage.filesystem import read_text  # fsspec
+
+    return read_text(file)
+
+
 def checked(kind: type[AnyOptions], values: Mapping[str, Any], file: str | None) -> AnyOptions:
+    """The options that hold these values, some of which the file may give. Raises ConfigError."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        told = "; ".join(_fault(fault, kind) for fault in error.errors())
-        raise ConfigError(told if file is None else f"{told} (config {file} and flags)") from None
+        faults = "; ".join(_describe(fault, kind) for fault in error.errors())
+        raise ConfigError(faults if file is None else f"{faults} (config {file} and flags)") from None
 
 
-def _fault(fault: Any, kind: type[BaseModel]) -> str:
+def describe_renamed(flag: str) -> str | None:
+    """What to write instead of a flag or TOML key that was renamed; None for any other."""
+    return _RENAMED.get(flag.removeprefix("--").replace("-", "_"))
+
+
+def _describe(fault: Any, kind: type[BaseModel]) -> str:
     where = ".".join(str(part).replace("_", "-") for part in fault["loc"])
-    # without a place it is of several options, which it names
+    # a check of several options has no place, but names them
     return f"{where}: {_say(fault, kind)}" if where else str(fault["ctx"]["error"])
 
 
@@ -112,9 +173,10 @@ def _say(fault: Any, kind: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return "required, as a flag or in the TOML file"
     if fault["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(fault["loc"][-1]), kind.model_fields, 1)
-        return "unknown option" + (f"; did you mean {close[0]}?" if close else "")
+        name = str(fault["loc"][-1])
+        close = difflib.get_close_matches(name, kind.model_fields, 1)
+        return describe_renamed(name) or "unknown option" + (f"; did you mean {close[0]}?" if close else "")
     message: str = fault["msg"].removeprefix("Value error, ")
-    if "ctx" in fault and isinstance(fault["ctx"].get("error"), ConfigError):  # it says all that may be said
-        return message
+    if "ctx" in fault and isinstance(fault["ctx"].get("error"), ConfigError):
+        return message  # without the value, which may hold a secret
     return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"

@@ -1,4 +1,4 @@
-"""How a command is stopped: by SIGTERM as by Ctrl-C, or when its time is over."""
+"""Stopping a command: SIGTERM acts like Ctrl-C, and so does the end of a time limit."""
 
 import signal
 import threading
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 
 def stop_on_sigterm() -> None:
-    """Take SIGTERM, which announces the end of a spot machine, as Ctrl-C: stop and leave what is committed."""
+    """Handle SIGTERM, which announces the end of a spot machine, like Ctrl-C: stop and keep committed work."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-class OutOfTime(Exception):  # noqa: N818 - no error
-    """The time that a run was given is over."""
+class OutOfTime(Exception):  # noqa: N818 - not an error
+    """The time limit of a run is over."""
 
 
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Stop what is done inside as Ctrl-C does when the time is over, and raise OutOfTime then."""
+    """Interrupt the body like Ctrl-C after this many seconds, and then raise OutOfTime. None sets no limit."""
     if seconds is None:
         yield
         return
@@ -29,7 +29,7 @@ def limited(seconds: float | None) -> Iterator[None]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGALRM, stop)
-    # again after a while: an exception is lost where it meets a callback of C
+    # repeated, because an exception raised inside a callback from C is lost
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 30.0)
     try:
         yield

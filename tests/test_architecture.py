@@ -14,7 +14,7 @@ from tests.support.paths import ROOT, SAMPLE
 PACKAGE = ROOT / "armo_ray"
 # Three tiers. The core never imports a command, commands import each other as listed alone, the face imports both.
 CORE = {
-    *("errors", "version", "signals", "options"),
+    *("errors", "exit_status", "version", "signals", "options"),
     *(
         "storage",
         "text",

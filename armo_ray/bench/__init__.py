@@ -1,4 +1,4 @@
-"""The benchmark: the engine against plain transformers code, on the same weights, device and token ids.
+"""The benchmark: the engine compared with plain transformers code, on the same weights, device and token ids.
 
-One command, one run, one table, and a JSON file with every measured second. Needs what the engine needs.
+It prints a table per workload and writes a JSON file with all raw measurements. Needs only the engine's packages.
 """

@@ -1,7 +1,7 @@
-"""How scores are computed without the engine: plain transformers, as users write it, and fairly.
+"""Scoring without the engine: plain transformers code as users write it, made as fast as is fair.
 
-The bare decoder without its language-model head, no cache, sdpa attention, one conversation or one padded
-batch a forward pass, and the same float32 head. Batches stay on the device and are fetched at the end.
+It uses the bare decoder without the language-model head, no cache, sdpa attention, one conversation or one padded
+batch per forward pass, and the same float32 head. Results stay on the device and are fetched at the end.
 """
 
 import copy
@@ -23,20 +23,20 @@ Batches = list[list[int]]
 
 
 def twin(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The same decoder once more, on the same weights."""
+    """A copy of the decoder that shares its weights."""
     tensors = itertools.chain(backbone.parameters(), backbone.buffers())
     return copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
 
 
 def plain_backbone(model: RewardModel) -> PreTrainedModel:
-    """The decoder with transformers' own attention."""
+    """A decoder on the model's weights with transformers' own attention."""
     backbone = twin(model.backbone)
     backbone.set_attn_implementation("sdpa")
     return backbone
 
 
 def reference(model: RewardModel, groups: Sequence[Group]) -> Scores:
-    """Scores in float32, one by one. The float32 copy of the weights is gone afterwards."""
+    """Scores in float32, one conversation at a time. The float32 copy of the weights is freed afterwards."""
     backbone = plain_backbone(model)
     if backbone.dtype != torch.float32:
         backbone = copy.deepcopy(backbone).float()
@@ -44,7 +44,7 @@ def reference(model: RewardModel, groups: Sequence[Group]) -> Scores:
 
 
 def one_by_one(model: RewardModel, backbone: PreTrainedModel, groups: Sequence[Group]) -> Scores:
-    """The loop of the model card: one conversation a forward pass, its result fetched before the next."""
+    """The loop of the model card: one conversation per forward pass, with its result fetched before the next."""
     started = time.perf_counter()
     sequences = sequences_of(groups)
     outputs = [HeadOutput(*(x.cpu() for x in _forward(model, backbone, [ids]))) for ids in sequences]
@@ -57,7 +57,7 @@ def in_batches(
     groups: Sequence[Group],
     batches_of: Callable[[Sequence[int]], Batches],
 ) -> Scores:
-    """Right-padded batches with an attention mask; `batches_of` says from their lengths which go together."""
+    """Right-padded batches with an attention mask; `batches_of` groups conversations by their lengths in tokens."""
     started = time.perf_counter()
     sequences = sequences_of(groups)
     batches = batches_of([len(ids) for ids in sequences])
@@ -66,12 +66,12 @@ def in_batches(
 
 
 def by_arrival(lengths: Sequence[int], size: int) -> Batches:
-    """Batches of `size` in the order of arrival."""
+    """Batches of `size` conversations in the order of arrival."""
     return [list(range(at, min(at + size, len(lengths)))) for at in range(0, len(lengths), size)]
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> Batches:
-    """Batches of similar lengths, longest first, of at most `token_budget` tokens with their padding."""
+    """Batches of similar lengths, longest first, with at most `token_budget` tokens including padding."""
     batches: Batches = []
     longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -89,7 +89,7 @@ def _forward(model: RewardModel, backbone: PreTrainedModel, sequences: Sequence[
     reads = [model.head.positions(ids) for ids in sequences]
     places = torch.tensor([(row, at) for row, read in enumerate(reads) for at in read], device=device).T
     input_ids = pad_sequence([torch.from_numpy(ids).long() for ids in sequences], batch_first=True).to(device)
-    alone = len(sequences) == 1  # nothing to mask
+    alone = len(sequences) == 1  # needs no mask
     mask = None if alone else (torch.arange(input_ids.shape[1], device=device) <= last[:, None]).long()
     hidden = backbone(input_ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, longest, H)
     lengths = torch.tensor(list(map(len, reads)), device=device)
@@ -98,8 +98,8 @@ def _forward(model: RewardModel, backbone: PreTrainedModel, sequences: Sequence[
 
 def _scores(outputs: list[HeadOutput], sequences: Sequence[Ids], batches: Batches, started: float) -> Scores:
     inverse = np.argsort(np.concatenate(batches))
-    parts = zip(*(output[:3] for output in outputs), strict=True)
-    score, rewards, gating = (torch.cat(part).cpu().numpy()[inverse] for part in parts)
+    columns = zip(*(output[:3] for output in outputs), strict=True)
+    score, rewards, gating = (torch.cat(column).cpu().numpy()[inverse] for column in columns)
     computed = sum(max(len(sequences[i]) for i in batch) * len(batch) for batch in batches)
     seconds = time.perf_counter() - started
     return Scores(score, rewards, gating, sum(map(len, sequences)), computed, len(batches), seconds)

@@ -1,4 +1,4 @@
-"""`armo-ray bench`: run what the options ask for, or show an earlier run. Imports nothing slow before that."""
+"""`armo-ray bench`: measure, or show an earlier result. Imports torch only after the options are checked."""
 
 import argparse
 
@@ -6,12 +6,12 @@ from armo_ray.bench.options import settings_of
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Run, or show, what parsed options ask for; returns the exit status."""
+    """Measure, or show a result, as the parsed options say; returns the exit status."""
     settings = settings_of(args) if args.show is None else None
-    from armo_ray.bench.run import run, show  # torch and transformers: seconds
+    from armo_ray.bench.benchmark import benchmark, show  # importing torch and transformers takes seconds
 
     if settings is None:
         show(args.show)
     else:
-        run(settings)
+        benchmark(settings)
     return 0

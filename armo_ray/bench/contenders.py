@@ -1,4 +1,4 @@
-"""The ways to score that are measured, each a function from prompt groups to Scores, all on the same weights."""
+"""The contenders: functions from prompt groups to Scores, all on the same weights."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ _PACKED = {
     "compile": False,
 }
 _SHARED = _PACKED | {"share_prompts": True}
-# Each switch alone, on top of sharing.
+# Each optimization by itself, added to sharing.
 _OPTIONS = {
     "packed": _PACKED,
     "packed+shared": _SHARED,
@@ -35,14 +35,16 @@ _OPTIONS = {
 
 
 class Contender(NamedTuple):
-    """`packs` is the model that packs; None where it pads batches or takes one conversation at a time."""
+    """A way to score."""
 
     score: Scorer
-    packs: RewardModel | None
+    packs: (
+        RewardModel | None
+    )  # the model if it packs; None if it pads batches or takes one conversation at a time
 
 
 def prepare(name: str, model: RewardModel) -> Contender:
-    """The contender of this name. Raises what it raises where the device or torch lacks what it needs."""
+    """The contender of this name. May raise any exception if the device or torch lacks what it needs."""
     if name == "+fp8":
         return _quantized(model)
     if name == "+flash-attention-3":
@@ -68,7 +70,7 @@ def _baseline(name: str, model: RewardModel) -> Scorer:
 def _quantized(model: RewardModel) -> Contender:
     changed = model.with_options(**_SHARED)
     changed.backbone = baselines.twin(model.backbone)
-    quantize_(changed.backbone)  # puts new layers into the twin; the model keeps its own
+    quantize_(changed.backbone)  # replaces layers of the twin; the model keeps its own
     return Contender(changed.score, changed)
 
 

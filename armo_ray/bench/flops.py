@@ -1,4 +1,4 @@
-"""The work of conversations, one by one and packed: tokens that go through the decoder, and their operations."""
+"""The work for conversations, one by one or packed: tokens computed by the decoder, and their operations."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,12 +12,14 @@ __all__ = ["Shape", "Work", "floor", "flops", "packed", "shape_of", "whole"]
 
 
 class Work(NamedTuple):
-    tokens: int  # that go through the backbone, padding left out
+    """The work of the decoder."""
+
+    tokens: int  # tokens computed, without padding
     flops: int
 
 
 def whole(shape: Shape, sequences: Sequence[Ids]) -> Work:
-    """The work of every conversation on its own."""
+    """The work if every conversation is computed by itself."""
     positions = np.concatenate([np.arange(len(ids)) for ids in sequences])
     return Work(len(positions), flops(shape, positions))
 
@@ -30,7 +32,7 @@ def packed(
     share: bool,
     needed_rows: bool,
 ) -> Work:
-    """The work of packs of at most `budget` tokens; a prompt whose answers fill several counts in each."""
+    """The work with packs of at most `budget` tokens; a prompt whose responses fill several packs counts in each."""
     tokens = operations = 0
     for pack in make_packs(sequences, reads, budget, share):
         needed = pack.position_ids[np.unique(pack.read_index)] if needed_rows else None
@@ -40,5 +42,5 @@ def packed(
 
 
 def floor(shape: Shape, sequences: Sequence[Ids], reads: Sequence[Sequence[int]]) -> int:
-    """The least that any packing must do: everything shared, the last layer on the rows that are read."""
+    """The minimum of operations for any packing: every prefix once, and the last layer only for rows that are read."""
     return packed(shape, sequences, reads, sum(map(len, sequences)), True, True).flops

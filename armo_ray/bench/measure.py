@@ -1,4 +1,4 @@
-"""Seconds, bytes and FLOP/s. On CUDA the wall clock around a synchronize; on a CPU one thread's CPU time."""
+"""Measurement of seconds, bytes and FLOP/s. Time is synchronized wall time on CUDA, and CPU time on a CPU."""
 
 import ctypes
 import statistics
@@ -11,11 +11,11 @@ import torch
 
 T = TypeVar("T")
 CLOCKS = {"cuda": "wall clock, synchronized", "cpu": "CPU time of the process, one thread"}
-_MATMULS = {"cuda": (8192, 30), "cpu": (1024, 15)}  # rows and columns, and how many products
+_MATMULS = {"cuda": (8192, 30), "cpu": (1024, 15)}  # size of the square matrices, number of products
 
 
 def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """What a function returns, and the seconds it took on the device."""
+    """The result of a function, and the seconds that it took on the device."""
     if device.type == "cpu":
         started = time.process_time()
         result = function()
@@ -28,21 +28,21 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a dense square matrix product: what this device gives to plain torch, measured now."""
+    """FLOP/s of a dense square matrix product with plain torch, measured now."""
     size, times = _MATMULS[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    taken = [timed(lambda: torch.mm(a, b), device)[1] for _ in range(times)]
-    return 2 * size**3 / statistics.median(taken[1:])
+    seconds = [timed(lambda: torch.mm(a, b), device)[1] for _ in range(times)]
+    return 2 * size**3 / statistics.median(seconds[1:])
 
 
 def with_peak(function: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
-    """What a function returns, and how many bytes memory rose above what was in use; None where untold."""
+    """The result of a function, and the peak of memory in bytes above what was in use; None if not measurable."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return function(), torch.cuda.max_memory_allocated(device) - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what the heap keeps would hide a rise
+        ctypes.CDLL(None).malloc_trim(0)  # free memory in the heap would hide a rise
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     except (OSError, AttributeError):  # not Linux
         return function(), None

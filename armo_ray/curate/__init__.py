@@ -1,1 +1,1 @@
-"""`armo-ray mine`, `label`, `filter` and `reweigh`: datasets made from scores, without a model or a GPU."""
+"""`armo-ray mine`, `label`, `filter` and `reweigh`: make datasets from scores, without a model or a GPU."""

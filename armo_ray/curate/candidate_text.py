@@ -1,72 +1,77 @@
-"""The text of the candidates that pairs are made of, sorted by prompt as the pairs are."""
+"""Step that reads the text of selected candidates, sorted by prompt as the selected rows are."""
 
 from collections.abc import Iterator
 
 import pyarrow as pa
 
-from armo_ray.curate.candidates import Plan, work_files, write_work
+from armo_ray.curate.candidates import CurationJob, scan_scratch, write_scratch
 from armo_ray.outputs.schema import TEXT_FIELDS
 from armo_ray.outputs.scores import database, literal, scan
 from armo_ray.outputs.text import Source, read_text
 
-_TEXT_BYTES = 64 << 20  # of text that a task holds before it writes a file
-_NONE = pa.schema([("prompt_id", pa.string()), ("row_id", pa.string()), *TEXT_FIELDS]).empty_table()
+_TEXT_BYTES = 64 << 20  # of text buffered by a task before it writes a file
+_EMPTY = pa.schema([("prompt_id", pa.string()), ("row_id", pa.string()), *TEXT_FIELDS]).empty_table()
 
 
-def _wanted(plan: Plan) -> str:
-    return work_files(plan, (f"wanted-{bucket:05d}" for bucket in range(plan.num_buckets)))
+def _text_needed(job: CurationJob) -> str:
+    return scan_scratch(job, (f"text-needed-{bucket:05d}" for bucket in range(job.num_buckets)))
 
 
-def text_of_parts(plan: Plan, number: int) -> list[str]:
-    """Write the wanted text of a group of parts, which --keep-text put there; returns the names of files."""
-    with database(plan.options) as con:
+def text_of_parts(job: CurationJob, number: int) -> list[str]:
+    """Write the needed text from a group of parts, where --keep-text stored it; returns file names."""
+    with database(job.options) as con:
         rows = con.sql(
-            f"SELECT s.prompt_id, s.row_id, s.prompt, s.response FROM ({scan(plan.groups[number])}) s "
-            f"SEMI JOIN (SELECT row_id FROM {_wanted(plan)} WHERE task = {number}) w ON s.row_id = w.row_id "
+            f"SELECT s.prompt_id, s.row_id, s.prompt, s.response FROM ({scan(job.part_groups[number])}) s "
+            f"SEMI JOIN (SELECT row_id FROM {_text_needed(job)} WHERE task = {number}) w ON s.row_id = w.row_id "
             f"ORDER BY s.prompt_id, s.row_id"
         ).to_arrow_table()
     name = f"text-{number:05d}-00000"
-    write_work(plan, name, rows)
+    write_scratch(job, name, rows)
     return [name]
 
 
-def text_of_sources(plan: Plan, task: tuple[int, tuple[Source, ...]]) -> list[str]:
-    """Write the wanted text of a group of shards, in files of bounded size; returns their names."""
+def text_of_sources(job: CurationJob, task: tuple[int, tuple[Source, ...]]) -> list[str]:
+    """Read the needed text from a group of source shards into files of bounded size; returns their names.
+
+    `task` is the group's index and its shards.
+    """
     number, sources = task
     names: list[str] = []
-    waiting: list[pa.Table] = []
+    buffered: list[pa.Table] = []
 
     def write() -> None:
         names.append(f"text-{number:05d}-{len(names):05d}")
-        rows = pa.concat_tables([_NONE, *waiting]).sort_by(
+        rows = pa.concat_tables([_EMPTY, *buffered]).sort_by(
             [("prompt_id", "ascending"), ("row_id", "ascending")]
         )
-        write_work(plan, names[-1], rows)
-        waiting.clear()
+        write_scratch(job, names[-1], rows)
+        buffered.clear()
 
     for source in sources:
-        for table in _wanted_of(plan, source):
-            waiting.append(table)
-            if sum(rows.nbytes for rows in waiting) > _TEXT_BYTES:
+        for table in _needed_tables(job, source):
+            buffered.append(table)
+            if sum(rows.nbytes for rows in buffered) > _TEXT_BYTES:
                 write()
-    if waiting or not names:
+    if buffered or not names:
         write()
     return names
 
 
-def _wanted_of(plan: Plan, source: Source) -> Iterator[pa.Table]:
+def _needed_tables(job: CurationJob, source: Source) -> Iterator[pa.Table]:
     uri = source.shard.uri
-    with database(plan.options) as con:
-        con.execute(f"CREATE TEMP TABLE wanted AS FROM {_wanted(plan)} WHERE source = {literal(uri)}")
-        rows = {row for (row,) in con.execute("SELECT DISTINCT source_row FROM wanted").fetchall()}
-        found = 0
-        for read in read_text(source, rows) if rows else ():
-            con.register("read", read)
+    with database(job.options) as con:
+        con.execute(f"CREATE TEMP TABLE needed AS FROM {_text_needed(job)} WHERE source = {literal(uri)}")
+        rows = {row for (row,) in con.execute("SELECT DISTINCT source_row FROM needed").fetchall()}
+        num_read = 0
+        for candidates in read_text(source, rows) if rows else ():
+            con.register("read", candidates)
             table = con.sql(
-                "SELECT prompt_id, row_id, prompt, response FROM read JOIN wanted USING (source_row, candidate)"
+                "SELECT prompt_id, row_id, prompt, response FROM read JOIN needed USING (source_row, candidate)"
             ).to_arrow_table()
-            found += table.num_rows
+            num_read += table.num_rows
             yield table
-        (wanted,) = con.execute("SELECT count(*) FROM wanted").fetchall()[0]
-    if found != wanted:
-        raise RuntimeError(f"{uri}: {wanted} candidates of it were scored, {found} of them are in it now")
+        (num_needed,) = con.execute("SELECT count(*) FROM needed").fetchall()[0]
+    if num_read != num_needed:
+        raise RuntimeError(
+            f"{uri}: the text of {num_needed} candidates is needed, but the shard now has only {num_read} of them"
+        )

@@ -1,8 +1,8 @@
-"""Scored candidates, cut into tasks by where they lie and into buckets by their prompts.
+"""Scored candidates, divided into reading tasks by part and into buckets by prompt.
 
-A bucket is a range of prompt ids, so all candidates of a prompt are in one bucket, whichever shards and parts
-they came from, and buckets one after the other are in the order of prompt ids. A task of reading sorts its rows
-by prompt; a task on a bucket then reads of every file the few row groups that hold its range.
+A bucket is a range of prompt ids: it holds all candidates of its prompts, whichever shards and parts they came
+from, and consecutive buckets are in order of prompt id. A reading task sorts its rows by prompt, so that a bucket's
+task reads only the few row groups of each file that cover its range.
 """
 
 import io
@@ -21,44 +21,46 @@ from armo_ray.outputs.scores import Part, Scores, columns_of, database, literal,
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.store import Store
 
-_GROUP_ROWS = 8192  # few enough that the row groups of a bucket hold little else
+_GROUP_ROWS = 8192  # small, so that a bucket reads few rows of other buckets
 Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every task of a mining run needs to know."""
+class CurationJob:
+    """What every task of `mine` or `label` needs to know."""
 
     scores: Scores
     options: Any  # MineOptions or LabelOptions
-    work: str  # where tasks leave what other tasks read
-    select: str  # SQL of a candidate's columns
-    groups: tuple[tuple[Part, ...], ...]  # the parts of each reading task
+    scratch: str  # folder or URI of the files that tasks write for other tasks
+    select: str  # SQL expressions of a candidate's columns
+    part_groups: tuple[tuple[Part, ...], ...]  # the parts of each reading task
 
     @property
     def num_buckets(self) -> int:
         return -(-self.scores.rows // int(self.options.task_rows))
 
 
-def in_runs(items: Iterable[Item], rows_of: Callable[[Item], int], rows: int) -> list[tuple[Item, ...]]:
-    """Items in runs of about so many rows, one after the other."""
-    runs: list[list[Item]] = [[]]
-    held = 0
+def batched_by_rows(
+    items: Iterable[Item], rows_of: Callable[[Item], int], rows: int
+) -> list[tuple[Item, ...]]:
+    """Consecutive items in batches of at most `rows` rows; an item with more is a batch of its own."""
+    batches: list[list[Item]] = [[]]
+    batch_rows = 0
     for item in items:
-        if runs[-1] and held + rows_of(item) > rows:
-            runs.append([])
-            held = 0
-        runs[-1].append(item)
-        held += rows_of(item)
-    return [tuple(run) for run in runs]
+        if batches[-1] and batch_rows + rows_of(item) > rows:
+            batches.append([])
+            batch_rows = 0
+        batches[-1].append(item)
+        batch_rows += rows_of(item)
+    return [tuple(batch) for batch in batches]
 
 
 def select_candidates(scores: Scores, options: MineOptions) -> str:
-    """SQL of the columns of a candidate that decide over its pairs, and of those that pairs carry.
+    """SQL expressions of a candidate's columns: those that decide its pairs, and those that pairs keep.
 
-    Raises ConfigError where an option names a column that is not there, or cannot be used so.
+    Raises ConfigError if an option names a column that does not exist or that has the wrong type.
     """
     with database(options) as con:
         types = columns_of(con, scores)
@@ -68,17 +70,17 @@ def select_candidates(scores: Scores, options: MineOptions) -> str:
     columns = {name: f"({parse(text, types, 'number').sql})::DOUBLE" for name, text in numbers.items()}
     for side in _SIDES:
         conditions = [c for c in options.constraint if _side(c, types) == side]
-        sql = " AND ".join(parse(c, _of(side, types), prefix=side).sql for c in conditions) or "true"
+        sql = " AND ".join(parse(c, _side_types(side, types), prefix=side).sql for c in conditions) or "true"
         columns[f"can_be_{side}"] = f"coalesce({sql}, false)"
     for name in options.keep:
         if name_of(name) not in types:
             raise ConfigError(f"keep: no column {name} in the scores; they have {', '.join(types)}")
     kept = ", ".join(f"{quote(name)}: {quote(name)}" for name in options.keep)
     columns |= {"kept": f"{{{kept}}}"} if kept else {}
-    return ", ".join([*_CARRIED, *(f"{sql} AS {name}" for name, sql in columns.items())])
+    return ", ".join([*_BASE_COLUMNS, *(f"{sql} AS {name}" for name, sql in columns.items())])
 
 
-_CARRIED = (
+_BASE_COLUMNS = (
     "prompt_id",
     "row_id",
     *KEY.split(", "),
@@ -89,36 +91,38 @@ _CARRIED = (
 )
 
 
-def _of(side: str, types: dict[str, str]) -> dict[str, str]:
+def _side_types(side: str, types: dict[str, str]) -> dict[str, str]:
     return {f"{side}.{name}": kind for name, kind in types.items()}
 
 
 def _side(condition: str, types: dict[str, str]) -> str:
-    """The side that a constraint is about. Raises ConfigError where it is about both or none."""
-    found = parse(condition, _of(_SIDES[0], types) | _of(_SIDES[1], types))
-    if found.quantiles:
-        raise ConfigError(f"constraint {condition!r}: no quantiles here: armo-ray filter computes them")
-    sides = {name.partition(".")[0] for name in found.columns}
+    """The side whose columns a constraint names. Raises ConfigError if it names both sides or neither."""
+    expression = parse(condition, _side_types(_SIDES[0], types) | _side_types(_SIDES[1], types))
+    if expression.quantiles:
+        raise ConfigError(
+            f"constraint {condition!r}: quantiles are not supported here; use armo-ray filter for them"
+        )
+    sides = {name.partition(".")[0] for name in expression.columns}
     if len(sides) != 1:
-        raise ConfigError(f"constraint {condition!r}: expected columns of chosen or of rejected, not of both")
+        raise ConfigError(f"constraint {condition!r}: expected columns of either chosen or rejected")
     return sides.pop()
 
 
-def read_candidates(plan: Plan, number: int) -> int:
-    """Write the candidates of a group of parts, sorted by prompt; returns how many have no value."""
-    with database(plan.options) as con:
+def read_candidates(job: CurationJob, number: int) -> int:
+    """Write the candidates of a group of parts, sorted by prompt; returns the number of candidates without a value."""
+    with database(job.options) as con:
         con.execute(
-            f"CREATE TEMP TABLE found AS SELECT {plan.select}, {number} AS task "
-            f"FROM ({scan(plan.groups[number])}) AS scores"
+            f"CREATE TEMP TABLE selected AS SELECT {job.select}, {number} AS task "
+            f"FROM ({scan(job.part_groups[number])}) AS scores"
         )
-        rows = con.sql(f"FROM found WHERE value IS NOT NULL ORDER BY prompt_id, {KEY}").to_arrow_table()
-        (left,) = con.execute("SELECT count(*) FROM found WHERE value IS NULL").fetchall()[0]
-    write_work(plan, f"candidates-{number:05d}", rows)
-    return int(left)
+        rows = con.sql(f"FROM selected WHERE value IS NOT NULL ORDER BY prompt_id, {KEY}").to_arrow_table()
+        (without_value,) = con.execute("SELECT count(*) FROM selected WHERE value IS NULL").fetchall()[0]
+    write_scratch(job, f"candidates-{number:05d}", rows)
+    return int(without_value)
 
 
-def write_work(plan: Plan, name: str, rows: pa.Table) -> None:
-    """Leave sorted rows for other tasks."""
+def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
+    """Write sorted rows as a scratch file for other tasks."""
     sink = io.BytesIO()
     pq.write_table(
         rows,
@@ -128,26 +132,26 @@ def write_work(plan: Plan, name: str, rows: pa.Table) -> None:
         use_dictionary=["source"],
         write_page_checksum=True,
     )
-    Store(plan.work).write(f"{name}.parquet", sink.getvalue())
+    Store(job.scratch).write(f"{name}.parquet", sink.getvalue())
 
 
-def work_files(plan: Plan, names: Iterator[str]) -> str:
-    """The rows of files that tasks left, as a relation; types that differ between them become one that holds all."""
-    files = ", ".join(literal(readable(f"{plan.work}/{name}.parquet")) for name in names)
+def scan_scratch(job: CurationJob, names: Iterator[str]) -> str:
+    """SQL relation of the rows of scratch files; columns whose types differ between files take a type that fits all."""
+    files = ", ".join(literal(readable(f"{job.scratch}/{name}.parquet")) for name in names)
     return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
 
 
-def in_bucket(plan: Plan, bucket: int) -> str:
-    """The condition that a prompt is in a bucket."""
-    low, high = (f"{place * 16**8 // plan.num_buckets:08x}" for place in (bucket, bucket + 1))
+def in_bucket(job: CurationJob, bucket: int) -> str:
+    """SQL condition that a prompt is in a bucket."""
+    low, high = (f"{edge * 16**8 // job.num_buckets:08x}" for edge in (bucket, bucket + 1))
     above = f"prompt_id >= '{low}'"
-    return above if bucket + 1 == plan.num_buckets else f"{above} AND prompt_id < '{high}'"
+    return above if bucket + 1 == job.num_buckets else f"{above} AND prompt_id < '{high}'"
 
 
-def load_bucket(con: duckdb.DuckDBPyConnection, plan: Plan, bucket: int) -> None:
-    """All candidates of the prompts of a bucket as a table of DuckDB, numbered in their order."""
-    names = (f"candidates-{number:05d}" for number in range(len(plan.groups)))
+def load_bucket(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> None:
+    """Create the table `candidates`: all candidates of a bucket's prompts, with `i` their 1-based place in order."""
+    names = (f"candidates-{number:05d}" for number in range(len(job.part_groups)))
     con.execute(
         f"CREATE TEMP TABLE candidates AS SELECT *, row_number() OVER (ORDER BY prompt_id, {KEY}) AS i "
-        f"FROM {work_files(plan, names)} WHERE {in_bucket(plan, bucket)}"
+        f"FROM {scan_scratch(job, names)} WHERE {in_bucket(job, bucket)}"
     )

@@ -1,12 +1,12 @@
-"""Outputs made from outputs: the same units with some of their rows, or with other scores.
+"""Outputs derived from outputs of `armo-ray score`: the same units with fewer rows or with other scores.
 
-What is written is again a whole output of armo-ray score, which every other command reads; as JSON lines it is
-one for people and trainers only.
+As Parquet the result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines
+it is for people and trainers only.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from armo_ray.curate.tasks import engine
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.cards import CARD, front_matter
+from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.schema import METADATA_KEY, footer, recomputed
@@ -24,17 +24,16 @@ from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits
 from armo_ray.storage.parts import REJECTS, SCORES, hive_values, put, read_content, read_part, write_table
 from armo_ray.storage.store import Store
-from armo_ray.version import __version__
 
 _TASK_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of the rows of an output."""
+    """How the rows of an output change."""
 
-    kept: Mapping[str, bytes] | None = None  # by part, the rows to keep as packed bits; None keeps all
-    made_by: Mapping[str, Any] = field(default_factory=dict)  # replaces metadata; scores are made anew by it
+    kept: Mapping[str, bytes] | None = None  # by URI of a part, packed bits of the rows to keep; None: all
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # new metadata, with which scores are recomputed
     fingerprint: str = ""  # of the new output, as `begin` returned it
     format: str = "parquet"
 
@@ -50,14 +49,14 @@ class Task:
 
 
 def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Change) -> None:
-    """Write the units of all scores with a change, and their commit records."""
+    """Write all units, changed, and their commit records. Raises ConfigError if two outputs share a unit."""
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
         for records in _runs(Store(output), run):
             if twice := units & {record["unit"] for record in records}:
                 raise ConfigError(
-                    f"{output}: unit {min(twice)} is in another of the outputs too: leave one out"
+                    f"{output}: unit {min(twice)} is also in another of the outputs: leave one of them out"
                 )
             units |= {record["unit"] for record in records}
             kept = change.kept
@@ -65,7 +64,7 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
                 paths = [f"{output}/{part['path']}" for record in records for part in record["parts"]]
                 kept = {path: kept[path] for path in paths if path in kept}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept)))
-    if options.engine == "duckdb":  # a task holds one part at a time
+    if options.engine == "duckdb":  # each thread holds one part in memory at a time
         with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
             list(pool.map(_rewrite, tasks))
         return
@@ -74,7 +73,7 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
 
 
 def _runs(store: Store, of: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], ...]]:
-    """The commit records of an output, in runs of not too many rows."""
+    """The commit records of an output, in batches of at most about _TASK_ROWS rows."""
     run: list[Mapping[str, Any]] = []
     rows = 0
     for record in commits.read_commits(store, run=of):
@@ -104,13 +103,13 @@ def _rewrite(task: Task) -> None:
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any]:
     if kind == "parquet":
         return write_table(store, path, table)
-    for name, value in hive_values(path):  # columns that are directories are columns of the lines
+    for name, value in hive_values(path):  # JSON lines get the hive directories as columns
         table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
     return put(store, f"{path.removesuffix('parquet')}{kind}", encode(table, kind), table.num_rows)
 
 
 def copy_part(source: Store, store: Store, part: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a part as it is in another output."""
+    """Copy a part from one output to another, unchanged."""
     return put(store, part["path"], read_content(source, part), part["rows"])
 
 
@@ -122,7 +121,7 @@ def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
 
 
 def rescored(table: pa.Table, made_by: Mapping[str, Any]) -> pa.Table:
-    """The rows with metadata replaced by what is in `made_by`, and the scores that they make then."""
+    """The rows with `made_by` merged into their metadata, and their scores recomputed with it."""
     metadata = json.dumps({**footer(table.schema), **made_by}, sort_keys=True)
     table = table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: metadata})
     place = table.schema.get_field_index("score")
@@ -139,10 +138,9 @@ def record_of(record: Mapping[str, Any], parts: list[dict[str, Any]], fingerprin
 
 
 def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """Write what the output is: the run that scored it, what it was made by, and what is new in its identity.
+    """Write the output's _run.json: that of the scoring run, with `made_by` and with `identity` updated.
 
-    Returns the output's fingerprint. Raises ConfigError where the outputs that it is made of were scored in
-    different ways.
+    Returns the output's fingerprint. Raises ConfigError if the source outputs were scored with different settings.
     """
     first, *others = scores.runs
     for output, other in zip(scores.outputs[1:], others, strict=True):
@@ -152,9 +150,10 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
             if name != "unit_rows" and first["identity"].get(name) != other["identity"].get(name)
         )
         if differs or first.get("carried") != other.get("carried"):
-            told = ", ".join(differs) or "the types of kept columns"
+            difference = ", ".join(differs) or "the types of kept columns"
             raise ConfigError(
-                f"{output} was scored otherwise than {scores.outputs[0]} ({told}): take one at a time"
+                f"{output} and {scores.outputs[0]} were scored with different settings ({difference}): "
+                f"use one at a time"
             )
     details = {name: value for name, value in first.items() if name not in ("identity", "created_at")}
     whole = {**first["identity"], **identity}
@@ -163,17 +162,9 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
     return commits.fingerprint_of(whole)
 
 
-def finish(store: Store, options: DatasetOptions, title: str, told: Sequence[str]) -> None:
-    """Write the manifest, from which on the output is whole, and a card for people."""
-    written = [part for record in commits.finish(store) for part in record["parts"]]
-    scores = [part for part in written if part["path"].startswith(f"{SCORES}/")]
-    front = front_matter(
-        {"default": {"train": f"{SCORES}/**/*.{options.format}"}},
-        ["armo-ray"],
-        state=(store.uri, commits.now(), written),
-        parts={"default": {"train": scores}},
-    )
-    given = commits.to_json(options.model_dump(mode="json", exclude_defaults=True)).decode()
-    lines = [*front, f"# {title}", "", *told, "", "```json", given.strip(), "```"]
-    lines += [f"armo-ray {__version__}, {commits.now()}", ""]
-    store.write(CARD, "\n".join(lines).encode())
+def finish(store: Store, options: DatasetOptions, title: str, about: str) -> None:
+    """Write the manifest, which makes the output complete, and then the card; `about` is Markdown."""
+    parts = [part for record in commits.finish(store) for part in record["parts"]]
+    scores = [part for part in parts if part["path"].startswith(f"{SCORES}/")]
+    splits = {"train": Split(f"{SCORES}/**/*.{options.format}", scores)}
+    store.write(CARD, dataset_card(store.uri, title, about, options, splits).encode())

@@ -1,4 +1,4 @@
-"""armo-ray reweigh --ensemble: one score from those that several models gave the same candidates."""
+"""`armo-ray reweigh --ensemble`: one score from the scores that several models gave the same candidates."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ _TASK_UNITS = 64
 
 @dataclass(frozen=True)
 class Member:
-    """A complete output of one model; its scores become (score - mean) / deviation, which all models share."""
+    """A complete output of one model. Its scores are standardized to (score - mean) / deviation."""
 
     name: str
     output: str
@@ -37,7 +37,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Task:
-    """Some units, each with its commit record in the output of every member."""
+    """Some units, each with its commit records: one from the output of every member."""
 
     members: tuple[Member, ...]
     units: tuple[tuple[Mapping[str, Any], ...], ...]
@@ -68,20 +68,19 @@ def run(options: ReweighOptions) -> None:
             done = run_tasks(_combine, tasks)
         missing = sum(count for count, _ in done)
         written = [part for _, parts in done for part in parts]
-        told = [f"- {m.name}: {m.output}, mean {m.mean:g}, deviation {m.deviation:g}" for m in members]
-        told += [f"- {missing} candidates of the first that another model did not score were left out"]
+        summary = [f"- {m.name}: {m.output}, mean {m.mean:g}, deviation {m.deviation:g}" for m in members]
+        summary += [f"- left out: {missing} candidates of the first output that another model did not score"]
         compared = _compare(options, members, written)
-        told += [f"- {name}: {found}" for name, found in compared.items()]
-        print("\n".join(told))
+        summary += [f"- {name}: {comparison}" for name, comparison in compared.items()]
+        print("\n".join(summary))
         store.write("comparison.json", commits.to_json(compared))
-        derived_output.finish(
-            store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *told]
-        )
+        about = "\n".join([f"The {options.ensemble} of the standardized scores of:", "", *summary])
+        derived_output.finish(store, options, "Scores of an ensemble", about)
 
 
 def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequence[Part]) -> dict[str, Any]:
-    """How the new scores rank the candidates, beside those of each model."""
-    found = {}
+    """How the new scores rank the candidates, compared with the scores of each model."""
+    comparisons = {}
     with database(options) as con:
         for member in members:
             name = f"rewards.{quote(member.name)}"
@@ -90,12 +89,12 @@ def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequen
                     SELECT row_number() OVER () AS place, prompt_id AS prompt, {name} AS old, score AS new
                     FROM ({scan(written)})"""
             )
-            found[f"order by {member.name}"] = compare(con, "compared")
-    return found
+            comparisons[f"order by {member.name}"] = compare(con, "compared")
+    return comparisons
 
 
 def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
-    """The commit records of each unit, one of every output. Raises ConfigError where they have other units."""
+    """For each unit, its commit record in every output. Raises ConfigError if the outputs have different units."""
     found: list[dict[Any, Mapping[str, Any]]] = []
     for scores in outputs:
         store = Store(scores.outputs[0])
@@ -106,14 +105,14 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
         read = [one.runs[0]["identity"] for one in (outputs[0], scores)]
         same = read[0]["layout"] == read[1]["layout"] and Reading.of(read[0]) == Reading.of(read[1])
         if differs or not same:
-            told = (
-                f"the first {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
+            difference = (
+                f"first difference: {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
                 if differs
-                else "by another layout"
+                else "another layout"
             )
             raise ConfigError(
-                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]}, {told}: score both in one run, "
-                f"with --model A B, on shards that stay as they are"
+                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]} ({difference}). Score both in one "
+                f"run, with --model A B, on shards that do not change"
             )
     return [tuple(units[key] for units in found) for key in found[0]]
 
@@ -124,19 +123,20 @@ def _members(options: ReweighOptions, outputs: Sequence[Scores]) -> tuple[Member
         output = scores.outputs[0]
         with database(options) as con:
             row = con.execute(f"SELECT avg(score), stddev_pop(score) FROM ({scan(scores.parts)})").fetchone()
-        mean, deviation = (float(f"{value:.9g}") for value in row or (0, 0))  # the order of a sum is nobody's
+        # rounded because the order of summation varies
+        mean, deviation = (float(f"{value:.9g}") for value in row or (0, 0))
         if not deviation:
-            raise ConfigError(f"{output}: all its scores are equal: they order nothing")
+            raise ConfigError(f"{output}: all its scores are equal, so they rank nothing")
         members.append(Member(output.rpartition("/")[2], output, mean, deviation))
     if len({member.name for member in members}) < len(members):
         raise ConfigError(
-            "--ensemble: the last part of an output's URI names its model, and two are the same"
+            "--ensemble: members are named after the last component of their output's URI, and two of these are equal"
         )
     return tuple(members)
 
 
 def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequence[Member]) -> dict[str, Any]:
-    """The metadata of the new scores; armo_ray.outputs.schema.recomputed says what it means."""
+    """The metadata of the new scores, which armo_ray.outputs.schema.recomputed interprets."""
     formula: dict[str, Any] = {
         "model": f"{options.ensemble} of {', '.join(m.name for m in members)}",
         "model_revision": None,
@@ -155,7 +155,7 @@ def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequen
 
 
 def _combine(task: Task) -> tuple[int, list[Part]]:
-    """Write and commit the units of a task; returns how many rows were left out, and the parts of scores."""
+    """Write and commit the units of a task; returns the number of rows left out, and the parts of scores."""
     store, missing, parts = Store(task.output), 0, []
     for records in task.units:
         others = [_scores_of(m, record) for m, record in zip(task.members[1:], records[1:], strict=True)]
@@ -166,28 +166,28 @@ def _combine(task: Task) -> tuple[int, list[Part]]:
                 written.append(derived_output.copy_part(source, store, part))
                 continue
             table = read_part(source, part)
-            found = _combined(table, others, task)
-            missing += table.num_rows - found.num_rows
-            if found.num_rows:
-                written.append(write_table(store, part["path"], found))
-                parts.append(Part(f"{store.uri}/{part['path']}", found.num_rows, 0, ()))
+            combined = _combined(table, others, task)
+            missing += table.num_rows - combined.num_rows
+            if combined.num_rows:
+                written.append(write_table(store, part["path"], combined))
+                parts.append(Part(f"{store.uri}/{part['path']}", combined.num_rows, 0, ()))
         commits.commit(store, derived_output.record_of(records[0], written, task.fingerprint))
     return missing, parts
 
 
 def _scores_of(member: Member, record: Mapping[str, Any]) -> dict[str, float]:
     """The standardized scores of a unit by row id."""
-    found: dict[str, float] = {}
+    standardized: dict[str, float] = {}
     for part in record["parts"]:
         if part["path"].startswith(f"{SCORES}/"):
             table = read_part(Store(member.output), part)
             values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
-            found |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
-    return found
+            standardized |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
+    return standardized
 
 
 def _combined(table: pa.Table, others: Sequence[Mapping[str, float]], task: Task) -> pa.Table:
-    """The rows that every model scored, with its score as a reward of its name."""
+    """The rows that every model scored; the rewards of a row are its standardized scores, named after the members."""
     first = task.members[0]
     table = table.filter(
         pa.array([all(row in other for other in others) for row in table["row_id"].to_pylist()])
@@ -197,8 +197,8 @@ def _combined(table: pa.Table, others: Sequence[Mapping[str, float]], task: Task
     columns += [np.array([other[row] for row in rows], np.float64) for other in others]
     fields = [pa.field(member.name, pa.float32()) for member in task.members]
     rewards = pa.StructArray.from_arrays([pa.array(c.astype(np.float32)) for c in columns], fields=fields)
-    nothing = pa.nulls(len(rows), rewards.type)
-    for name, values in (("rewards", rewards), ("gating", nothing)):
+    no_gating = pa.nulls(len(rows), rewards.type)
+    for name, values in (("rewards", rewards), ("gating", no_gating)):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, pa.field(name, rewards.type), values)
     if "step_scores" in table.column_names:

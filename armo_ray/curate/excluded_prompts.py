@@ -1,4 +1,4 @@
-"""Prompts that must not be in a dataset: near-duplicates of others, and those of a benchmark."""
+"""Step that finds prompts to leave out of a dataset: near-duplicates, and prompts that share text with a benchmark."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 from rensa import RMinHash
 
-from armo_ray.curate.candidates import Plan, in_bucket, work_files, write_work
+from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch, write_scratch
 from armo_ray.curate.word_split import is_as_long, ngrams, readable, shingles, words, words_and_signs
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.scores import database
@@ -18,12 +18,13 @@ from armo_ray.storage.units import cut
 
 _SHINGLE = 3  # words and signs
 _HASHES = 128
-_LEAST = 5  # words of a benchmark's text that is shorter than an n-gram, to be looked for within a prompt
+# a benchmark text that is shorter than an n-gram matches within a prompt only if it has this many words
+_MIN_WORDS = 5
 _UNIT_ROWS = 2048
 
 
 class Contaminated(NamedTuple):
-    """A prompt that shares words with a benchmark."""
+    """A prompt that shares an n-gram with a benchmark file."""
 
     prompt_id: str
     file: str
@@ -31,24 +32,24 @@ class Contaminated(NamedTuple):
 
 
 def benchmark_ngrams(files: Iterable[str], size: int) -> dict[str, str]:
-    """The n-grams of all texts in some files, each with the file it was first seen in.
+    """The n-grams of all texts in the files, each with the file it was first seen in.
 
-    Raises ConfigError where a file cannot be read.
+    Raises ConfigError if a file cannot be read.
     """
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for file in files:
         for text in read_text(file).splitlines() if file.endswith(".txt") else _texts(file):
             for ngram in ngrams(words(text), size):
-                found.setdefault(ngram, file)
-    return found
+                file_of.setdefault(ngram, file)
+    return file_of
 
 
-def _shared(text: str, benchmark: dict[str, str], sizes: Sequence[int]) -> str | None:
-    """A run of so many words of a text that a benchmark has, or all of the text."""
-    found = words(text)
-    for size in (*sizes, len(found)):
-        for start in range(len(found) - size + 1):
-            if (ngram := " ".join(found[start : start + size])) in benchmark:
+def _shared_ngram(text: str, benchmark: dict[str, str], sizes: Sequence[int]) -> str | None:
+    """The first n-gram of a text, of one of these sizes in words or the whole text, that a benchmark has."""
+    tokens = words(text)
+    for size in (*sizes, len(tokens)):
+        for start in range(len(tokens) - size + 1):
+            if (ngram := " ".join(tokens[start : start + size])) in benchmark:
                 return ngram
     return None
 
@@ -66,7 +67,7 @@ def _texts(uri: str) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in a row, however deep."""
+    """Every string in a row, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -75,56 +76,58 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def screen_bucket(
-    plan: Plan, texts: Sequence[str], benchmark: dict[str, str], bucket: int
+    job: CurationJob, texts: Sequence[str], benchmark: dict[str, str], bucket: int
 ) -> list[Contaminated]:
-    """Find the contaminated prompts of a bucket, and write the MinHash of the others where it is wanted."""
-    options = plan.options
+    """The contaminated prompts of a bucket. With --near-duplicates, also writes the MinHash of the others."""
+    options = job.options
     with database(options) as con:
         rows = con.execute(
-            f"SELECT prompt_id, any_value(prompt) FROM {work_files(plan, iter(texts))} "
-            f"WHERE {in_bucket(plan, bucket)} GROUP BY prompt_id ORDER BY prompt_id"
+            f"SELECT prompt_id, any_value(prompt) FROM {scan_scratch(job, iter(texts))} "
+            f"WHERE {in_bucket(job, bucket)} GROUP BY prompt_id ORDER BY prompt_id"
         ).fetchall()
-    least = min(_LEAST, options.ngram)
-    sizes = sorted({ngram.count(" ") + 1 for ngram in benchmark if is_as_long(ngram, least)}, reverse=True)
-    found, hashes = [], []
+    min_words = min(_MIN_WORDS, options.ngram)
+    sizes = sorted(
+        {ngram.count(" ") + 1 for ngram in benchmark if is_as_long(ngram, min_words)}, reverse=True
+    )
+    contaminated, hashes = [], []
     for prompt_id, messages in rows:
         text = "\n".join(message["content"] for message in messages)
-        hit = _shared(text, benchmark, sizes)
-        if hit is not None:
-            found.append(Contaminated(prompt_id, benchmark[hit], readable(hit)))
-        elif options.near_duplicates is not None and (signs := words_and_signs(text)):
+        shared = _shared_ngram(text, benchmark, sizes)
+        if shared is not None:
+            contaminated.append(Contaminated(prompt_id, benchmark[shared], readable(shared)))
+        elif options.near_duplicates is not None and (tokens := words_and_signs(text)):
             minhash = RMinHash(num_perm=_HASHES, seed=0)
-            minhash.update(sorted(set(shingles(signs, _SHINGLE))))
+            minhash.update(sorted(set(shingles(tokens, _SHINGLE))))
             hashes.append((prompt_id, minhash.digest()))
     if options.near_duplicates is not None:
         columns: list[Any] = [[p for p, _ in hashes], [digest for _, digest in hashes]]
         kinds = {"prompt_id": pa.string(), "digest": pa.list_(pa.uint32())}
         arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds.values(), strict=True)]
-        write_work(plan, f"minhash-{bucket:05d}", pa.table(arrays, names=list(kinds)))
-    return found
+        write_scratch(job, f"minhash-{bucket:05d}", pa.table(arrays, names=list(kinds)))
+    return contaminated
 
 
-def near_duplicates(plan: Plan) -> list[str]:
-    """Prompts that are similar to one that comes before them in the order of prompt ids.
+def near_duplicates(job: CurationJob) -> list[str]:
+    """Ids of the prompts that are similar to a prompt with a smaller id.
 
-    The digests are cut into bands. Of prompts that agree in all of a band, each is compared with the first, and
-    removed where at least the wanted fraction of their digests agrees: time and memory grow with the number of
-    prompts, not of pairs of them.
+    The digests are divided into bands. Prompts whose digests agree in a whole band are compared with the first of
+    them, and left out if at least the given fraction of the two digests agrees. So time and memory grow with the
+    number of prompts, not with the number of pairs of prompts.
     """
-    least = plan.options.near_duplicates
-    assert least is not None
-    # the longest band that two prompts as similar as wanted still agree in somewhere, nearly always
-    width = max(w for w in (1, 2, 4, 8, 16) if w == 1 or (w / _HASHES) ** (1 / w) <= 0.9 * least)
-    found: set[str] = set()
-    with database(plan.options) as con:
-        files = work_files(plan, (f"minhash-{bucket:05d}" for bucket in range(plan.num_buckets)))
+    min_similarity = job.options.near_duplicates
+    assert min_similarity is not None
+    # the longest band in which two prompts of this similarity nearly always agree somewhere
+    width = max(w for w in (1, 2, 4, 8, 16) if w == 1 or (w / _HASHES) ** (1 / w) <= 0.9 * min_similarity)
+    duplicates: set[str] = set()
+    with database(job.options) as con:
+        files = scan_scratch(job, (f"minhash-{bucket:05d}" for bucket in range(job.num_buckets)))
         con.execute(f"CREATE TEMP TABLE hashed AS FROM {files}")
         for start in range(0, _HASHES, width):
-            found |= _in_band(con, start, width, least)
-    return sorted(found)
+            duplicates |= _in_band(con, start, width, min_similarity)
+    return sorted(duplicates)
 
 
-def _in_band(con: duckdb.DuckDBPyConnection, start: int, width: int, least: float) -> set[str]:
+def _in_band(con: duckdb.DuckDBPyConnection, start: int, width: int, min_similarity: float) -> set[str]:
     rows = con.execute(
         f"""
         WITH banded AS (
@@ -135,7 +138,7 @@ def _in_band(con: duckdb.DuckDBPyConnection, start: int, width: int, least: floa
         JOIN hashed x ON x.prompt_id = b.prompt_id JOIN hashed y ON y.prompt_id = b.first
         WHERE b.first <> b.prompt_id AND list_sum(
             list_transform(list_zip(x.digest, y.digest), lambda pair: (pair[1] = pair[2])::INTEGER)
-        ) >= {least!r}::DOUBLE * {_HASHES}
+        ) >= {min_similarity!r}::DOUBLE * {_HASHES}
         """
     ).fetchall()
     return {prompt_id for (prompt_id,) in rows}

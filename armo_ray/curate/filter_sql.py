@@ -1,7 +1,7 @@
-"""Which rows pass some rules: conditions, quantiles of the corpus, the best of every group.
+"""SQL that finds the rows that pass rules: conditions, quantiles of the corpus, the best rows of every group.
 
-Quantiles are exact: quantile q is the smallest value that at least a fraction q of the values do not exceed,
-missing values aside. The values are sorted once, on disk where they do not fit in memory: 10 million in 20
+Quantiles are exact: quantile q is the smallest value such that at least a fraction q of all values are not larger;
+missing values do not count. Values are sorted once, on disk if they do not fit in memory: 10 million values in 20
 groups take 11 s on 2 cores with 400 MB.
 """
 
@@ -15,12 +15,13 @@ import pyarrow as pa
 from armo_ray.expressions.expressions import Expression, quote
 
 PART, ROW = "__part", "__row"  # columns of a numbered scan
-_SLACK = 1e-6  # of a place among the sorted: 0.1 * 30 is a little more than 3
+# tolerance for a 1-based place in sorted order: in floating point, 0.1 * 30 is slightly more than 3
+_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
 class Top:
-    """At most `number` rows of every group, those with the largest `by`; of equal ones the first."""
+    """Keep the `number` rows of every group with the largest `by`; among equal rows, the first."""
 
     number: int
     group: tuple[Expression, ...]
@@ -29,7 +30,7 @@ class Top:
 
 @dataclass(frozen=True)
 class Rules:
-    """All of the conditions must hold; quantiles are of the whole corpus, or of every group of `per` by itself."""
+    """All conditions must hold. Quantiles are over the whole corpus or, with `per`, over each of its groups."""
 
     conditions: tuple[Expression, ...]
     per: tuple[Expression, ...] = ()
@@ -38,65 +39,65 @@ class Rules:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A table with a row for every group, and in its columns what the quantiles of one value are there."""
+    """A temporary table of the quantiles of one value: a row per group, a column per quantile in `names`."""
 
     table: str
     names: tuple[str, ...]
 
 
 def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules) -> list[Thresholds]:
-    """Compute the quantiles that the conditions name: a table for each value that they are quantiles of."""
+    """Compute the quantiles that the conditions name, in one table for each expression they are quantiles of."""
     quantiles = {q.name: q for condition in rules.conditions for q in condition.quantiles}
     keys = "".join(f"__per{i}, " for i in range(len(rules.per)))
     selected = "".join(f"{e.sql} AS __per{i}, " for i, e in enumerate(rules.per))
     partition = f"PARTITION BY {keys.rstrip(', ')}" if keys else ""
-    found: list[Thresholds] = []
-    for of in dict.fromkeys(quantile.of for quantile in quantiles.values()):
-        wanted = [quantile for quantile in quantiles.values() if quantile.of == of]
+    thresholds: list[Thresholds] = []
+    for value in dict.fromkeys(quantile.of for quantile in quantiles.values()):
+        of_value = [quantile for quantile in quantiles.values() if quantile.of == value]
         values = ", ".join(
-            f"min(v) FILTER (place >= {q.fraction!r} * n - {_SLACK}) AS {quote(q.name)}" for q in wanted
+            f"min(v) FILTER (place >= {q.fraction!r} * n - {_SLACK}) AS {quote(q.name)}" for q in of_value
         )
-        table = f"__thresholds{len(found)}"
+        table = f"__thresholds{len(thresholds)}"
         con.execute(
             f"CREATE TEMP TABLE {table} AS SELECT {keys}{values} FROM (SELECT {keys}v, "
             f"row_number() OVER ({partition} ORDER BY v) AS place, count(*) OVER ({partition}) AS n "
-            f"FROM (SELECT {selected}{of} AS v FROM ({relation})) WHERE v IS NOT NULL) GROUP BY ALL"
+            f"FROM (SELECT {selected}{value} AS v FROM ({relation})) WHERE v IS NOT NULL) GROUP BY ALL"
         )
-        found.append(Thresholds(table, tuple(q.name for q in wanted)))
-    return found
+        thresholds.append(Thresholds(table, tuple(q.name for q in of_value)))
+    return thresholds
 
 
 def values_of(
     con: duckdb.DuckDBPyConnection, thresholds: Sequence[Thresholds], groups: int
 ) -> list[dict[str, Any]]:
-    """What the quantiles are, for not more groups than so many."""
-    found = []
+    """The quantiles of at most `groups` groups, each a dict of its quantiles and, under `group`, its values."""
+    values = []
     for entry in thresholds:
         made = con.table(entry.table)
-        # JSON has no decimals and times, and Python's times with zones need a package of their own
-        told = ", ".join(
+        # JSON has no decimals or times, and reading times with zones in Python needs another package
+        columns = ", ".join(
             f"{quote(name)}::VARCHAR" if set("([Z") & set(str(kind)) else quote(name)
             for name, kind in zip(made.columns, made.types, strict=True)
         )
-        rows = con.execute(f"SELECT {told} FROM {entry.table} ORDER BY ALL LIMIT {groups}").fetchall()
+        rows = con.execute(f"SELECT {columns} FROM {entry.table} ORDER BY ALL LIMIT {groups}").fetchall()
         first = len(rows[0]) - len(entry.names) if rows else 0
-        found += [
+        values += [
             {"group": list(row[:first]), **dict(zip(entry.names, row[first:], strict=True))} for row in rows
         ]
-    return found
+    return values
 
 
 def find_failures(
     con: duckdb.DuckDBPyConnection, relation: str, rules: Rules, thresholds: Sequence[Thresholds]
 ) -> Iterator[pa.RecordBatch]:
-    """Part, row and `failed` of every row of a relation: bit i is set where condition i does not hold.
+    """Part, row and `failed` of every row of a relation: bit i of `failed` is set if condition i does not hold.
 
-    The bit after those of the conditions is set where all of them hold, and the row is not among the best.
+    The bit after those of the conditions is set if all conditions hold but the row is not among the best of its group.
     """
     joined = f"({relation}) AS rows"
-    for found in thresholds:
-        keys = [f"{e.sql} IS NOT DISTINCT FROM {found.table}.__per{i}" for i, e in enumerate(rules.per)]
-        joined += f" LEFT JOIN {found.table} ON {' AND '.join(keys) or 'true'}"
+    for entry in thresholds:
+        keys = [f"{e.sql} IS NOT DISTINCT FROM {entry.table}.__per{i}" for i, e in enumerate(rules.per)]
+        joined += f" LEFT JOIN {entry.table} ON {' AND '.join(keys) or 'true'}"
     bits = [f"CASE WHEN {e.sql} THEN 0 ELSE {1 << i} END" for i, e in enumerate(rules.conditions)]
     query = f"SELECT {PART}, {ROW}, ({' + '.join(bits) or '0'})::BIGINT AS failed"
     if rules.top is None:

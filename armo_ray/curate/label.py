@@ -1,4 +1,4 @@
-"""`armo-ray label`: labels of candidates to learn from, prompt by prompt; the steps are those of `armo-ray mine`."""
+"""`armo-ray label`: training labels for candidates, prompt by prompt, in the same steps as `armo-ray mine`."""
 
 import logging
 import math
@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from armo_ray.curate import candidate_text
-from armo_ray.curate.candidates import KEY, Plan, in_runs, read_candidates
+from armo_ray.curate.candidates import KEY, CurationJob, batched_by_rows, read_candidates
 from armo_ray.curate.label_sql import OUTPUT, Calibration, label_bucket, write_bucket
 from armo_ray.curate.options import LabelOptions
-from armo_ray.curate.tasks import Run, engine, per_task, work_folder
+from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import Expression, advice, name_of, parse, quote
 from armo_ray.measures.calibration import find_temperature, standardization
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 HELPSTEER = "5:-0.5"
 _ABOUT = {
     "candidates": "A row per candidate: `labels` ({scale}), `probability` (softmax of the prompt's scores), "
-    "`advantage` (less the prompt's mean, over its deviation) and `rank` in the prompt.",
-    "pairs": "A row per pair of a prompt: `probability` that chosen is better, by Bradley-Terry on the scores.",
-    "sft": "The best answers of each prompt, `rank` 1 first.",
+    "`advantage` (score minus the prompt's mean, divided by its standard deviation) and `rank` in the prompt.",
+    "pairs": "A row per pair of a prompt: the `probability` that chosen is better, by Bradley-Terry on the scores.",
+    "sft": "The best responses of each prompt, starting with `rank` 1.",
 }
 _COLUMNS = f"prompt_id, row_id, {KEY}, role, score, rewards"
 
 
 def run(options: LabelOptions) -> None:
-    """Label complete outputs of one model. Raises ConfigError before any work, RuntimeError where it cannot go on."""
+    """Label complete outputs of one model. Raises ConfigError before any work, RuntimeError if it cannot go on."""
     check(options)
     scores = open_scores(options.scores)
     labels = formulas(options, scores.reward_names)
@@ -40,11 +40,11 @@ def run(options: LabelOptions) -> None:
         select, moments, fitted = _measure(options, scores)
         calibration = Calibration(labels, moments, fitted["temperature"])
         sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
-        groups = tuple(in_runs(scores.parts, lambda part: part.rows, options.task_rows))
-        shards = in_runs(sources, lambda source: source.scored, options.task_rows)
-        with work_folder(options) as work, engine(options) as run_tasks:
-            plan = Plan(scores, per_task(options), work, select, groups)
-            parts, counts = _label(plan, calibration, run_tasks, shards)
+        part_groups = tuple(batched_by_rows(scores.parts, lambda part: part.rows, options.task_rows))
+        shard_groups = batched_by_rows(sources, lambda source: source.scored, options.task_rows)
+        with scratch_folder(options) as scratch, engine(options) as run_tasks:
+            job = CurationJob(scores, per_task(options), scratch, select, part_groups)
+            parts, counts = _label(job, calibration, run_tasks, shard_groups)
         details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
         about = _ABOUT[options.shape].format(scale=options.scale)
         finish(store, Made("label", about, scores, options, parts, counts, details))
@@ -52,7 +52,7 @@ def run(options: LabelOptions) -> None:
 
 
 def _measure(options: LabelOptions, scores: Scores) -> tuple[str, list[Any], Mapping[str, Any]]:
-    """SQL of what labels are made of, mean and deviation of every group, and the temperature and how it was found."""
+    """SQL of the columns that labels use, mean and deviation of every group, and the temperature with its origin."""
     with database(options) as con:
         relation = scan(scores.parts)
         types = columns_of(con, scores)
@@ -67,19 +67,19 @@ def _measure(options: LabelOptions, scores: Scores) -> tuple[str, list[Any], Map
 
 
 def check(options: LabelOptions) -> None:
-    """Raises ConfigError where options do not go together."""
+    """Raises ConfigError if options contradict each other."""
     if options.scale != "raw" and options.shape != "candidates":
-        raise ConfigError(f"--scale {options.scale} is of the labels of --shape candidates")
+        raise ConfigError(f"--scale {options.scale} works only with --shape candidates")
     if options.per and options.scale != "standardized":
-        raise ConfigError("--per says whose mean and deviation are taken: add --scale standardized")
+        raise ConfigError("--per works only with --scale standardized")
     if options.rescale and options.scale != "original":
-        raise ConfigError("--rescale gives the scales of raters: add --scale original")
+        raise ConfigError("--rescale works only with --scale original")
     if options.keep and options.shape == "pairs":
-        raise ConfigError("--keep carries columns of one candidate: not with --shape pairs")
+        raise ConfigError("--keep does not work with --shape pairs: its columns are of one candidate")
 
 
 def formulas(options: LabelOptions, names: tuple[str, ...]) -> dict[str, str]:
-    """SQL of every label. On the original scale only objectives whose scale is known have one."""
+    """SQL of every label by its name. On the original scale, only rewards whose scale is known have a label."""
     if options.scale == "raw":
         return {name: f"rewards.{quote(name)}" for name in names}
     if options.scale == "standardized":
@@ -91,14 +91,16 @@ def formulas(options: LabelOptions, names: tuple[str, ...]) -> dict[str, str]:
     scales = dict.fromkeys((n for n in names if n.startswith("helpsteer_")), HELPSTEER) | dict(
         options.rescale
     )
-    found = {}
+    rescaled = {}
     for name, text in scales.items():
         if name not in names:
-            raise ConfigError(f"--rescale {name}: no objective of this model; {advice(name, names)}")
-        found[name] = _rescaled(name, text)
-    if not found:
-        raise ConfigError("--scale original: no scale of an objective is known: give --rescale")
-    return found
+            raise ConfigError(f"--rescale {name}: this model has no such reward; {advice(name, names)}")
+        rescaled[name] = _rescaled(name, text)
+    if not rescaled:
+        raise ConfigError(
+            "--scale original: the scales of this model's rewards are not known: give --rescale"
+        )
+    return rescaled
 
 
 def _rescaled(name: str, text: str) -> str:
@@ -114,18 +116,18 @@ def _rescaled(name: str, text: str) -> str:
 def _select(
     options: LabelOptions, types: Mapping[str, str], where: list[Expression], per: list[Expression]
 ) -> str:
-    """SQL of the columns of a candidate that labels are made of."""
+    """SQL of the columns of a candidate that labels use."""
     if any(condition.quantiles for condition in where):
         raise ConfigError(
-            "--where: no quantiles here: armo-ray filter computes them, and label reads its output"
+            "--where: quantiles are not supported here; filter with armo-ray filter first, and label its output"
         )
     for name in options.keep:
         if name_of(name) not in types:
             raise ConfigError(
-                f"--keep {name}: no such column in all of the scores; they have {', '.join(types)}"
+                f"--keep {name}: no such column in all of the scores; those in all are {', '.join(types)}"
             )
-        if name.lower() in OUTPUT[options.shape]:  # DuckDB does not tell case apart
-            raise ConfigError(f"--keep {name}: rows of --shape {options.shape} have a column of that name")
+        if name.lower() in OUTPUT[options.shape]:  # column names in DuckDB ignore case
+            raise ConfigError(f"--keep {name}: --shape {options.shape} already writes a column of that name")
     fields = ", ".join(f"{quote(name)}: {quote(name)}" for name in dict.fromkeys(options.keep))
     kept = f", {{{fields}}} AS kept" if fields else ""
     passes = " AND ".join(condition.sql for condition in where) or "true"
@@ -134,17 +136,17 @@ def _select(
 
 
 def _label(
-    plan: Plan, calibration: Calibration, run_tasks: Run, sources: list[Any]
+    job: CurationJob, calibration: Calibration, run_tasks: TaskRunner, shard_groups: list[Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    groups, buckets = range(len(plan.groups)), range(plan.num_buckets)
-    run_tasks(partial(read_candidates, plan), groups)
-    counted = run_tasks(partial(label_bucket, plan, calibration), buckets)
+    groups, buckets = range(len(job.part_groups)), range(job.num_buckets)
+    run_tasks(partial(read_candidates, job), groups)
+    counted = run_tasks(partial(label_bucket, job, calibration), buckets)
     files: list[list[str]] = []
-    if plan.options.text and plan.scores.has_text:
-        files = run_tasks(partial(candidate_text.text_of_parts, plan), groups)
-    elif plan.options.text:
-        files = run_tasks(partial(candidate_text.text_of_sources, plan), list(enumerate(sources)))
-    made = run_tasks(partial(write_bucket, plan, [name for names in files for name in names]), buckets)
-    parts = [part for found in made for part in found]
-    counts = {name: sum(entry[name] for entry in counted) for name in counted[0]}
+    if job.options.text and job.scores.has_text:
+        files = run_tasks(partial(candidate_text.text_of_parts, job), groups)
+    elif job.options.text:
+        files = run_tasks(partial(candidate_text.text_of_sources, job), list(enumerate(shard_groups)))
+    written = run_tasks(partial(write_bucket, job, [name for names in files for name in names]), buckets)
+    parts = [part for bucket_parts in written for part in bucket_parts]
+    counts = {name: sum(bucket[name] for bucket in counted) for name in counted[0]}
     return parts, counts | {"rows": sum(part["rows"] for part in parts)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from armo_ray.curate.candidates import KEY, Plan, in_bucket, load_bucket, work_files, write_work
+from armo_ray.curate.candidates import KEY, CurationJob, in_bucket, load_bucket, scan_scratch, write_scratch
 from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.pair_sql import check_once
 from armo_ray.curate.trainer_rows import SPLITS, split_of
@@ -15,7 +15,7 @@ from armo_ray.outputs.dataset import write_part
 from armo_ray.outputs.scores import database, literal
 from armo_ray.storage.store import Store
 
-# what columns of the scores cannot be kept beside
+# names that --keep cannot use: columns that each shape writes itself
 OUTPUT = {
     "candidates": {
         *("prompt", "response", "prompt_id", "row_id", *KEY.split(", "), "role", "score"),
@@ -27,18 +27,18 @@ OUTPUT = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is the same for all buckets: the formula of every label, moments by group, the temperature."""
+    """What all buckets share: the formula of every label, the moments of every group, and the temperature."""
 
     labels: Mapping[str, str]  # SQL by name, over the columns of a candidate and `moments`
     moments: Sequence[Mapping[str, Any]]
     temperature: float
 
 
-def label_bucket(plan: Plan, calibration: Calibration, bucket: int) -> dict[str, int]:
-    """Write the labelled rows of a bucket, without text, and the candidates whose text they need; returns counts."""
-    options: LabelOptions = plan.options
+def label_bucket(job: CurationJob, calibration: Calibration, bucket: int) -> dict[str, int]:
+    """Write the labelled rows of a bucket without text, and the candidates whose text they need; returns counts."""
+    options: LabelOptions = job.options
     with database(options) as con:
-        load_bucket(con, plan, bucket)
+        load_bucket(con, job, bucket)
         check_once(con)
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
         _load_moments(con, calibration)
@@ -48,23 +48,23 @@ def label_bucket(plan: Plan, calibration: Calibration, bucket: int) -> dict[str,
             "sft": _best(options),
         }
         con.execute(f"CREATE TEMP TABLE labels AS {rows[options.shape]}")
-        write_work(
-            plan, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY prompt_id, place").to_arrow_table()
+        write_scratch(
+            job, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY prompt_id, place").to_arrow_table()
         )
-        write_work(plan, f"wanted-{bucket:05d}", con.sql(_wanted(plan)).to_arrow_table())
-        counted = (
+        write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
+        query = (
             "SELECT count(*) AS candidates, count(DISTINCT prompt_id) AS prompts, "
             'count(*) FILTER (NOT passes) AS "candidates that do not pass" FROM ranked'
         )
-        found = con.execute(counted).fetchall()[0]
-        return dict(zip(("candidates", "prompts", "candidates that do not pass"), found, strict=True))
+        counts = con.execute(query).fetchall()[0]
+        return dict(zip(("candidates", "prompts", "candidates that do not pass"), counts, strict=True))
 
 
 def _ranked(options: LabelOptions, calibration: Calibration) -> str:
-    """Candidates with what they are among all of their prompt, and their rank among those that pass.
+    """Candidates with probability and advantage among all of their prompt, and rank among those that pass --where.
 
-    The advantage is that of GRPO (arXiv 2402.03300): less the mean of the prompt and over its deviation, that of
-    a sample as TRL takes it; 0 where all are equal.
+    The advantage is that of GRPO (arXiv 2402.03300): the score minus the prompt's mean, divided by the prompt's sample
+    standard deviation as in TRL; 0 if all scores are equal.
     """
     temperature = repr(calibration.temperature)
     return f"""
@@ -81,12 +81,12 @@ def _ranked(options: LabelOptions, calibration: Calibration) -> str:
         WINDOW prompts AS ({_IN_ORDER})"""
 
 
-# sums are then added up in the order of the candidates
+# fixes the order of summation, so that sums are the same on any number of threads
 _IN_ORDER = "PARTITION BY prompt_id ORDER BY i ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING"
 
 
 def _load_moments(con: duckdb.DuckDBPyConnection, calibration: Calibration) -> None:
-    """A table `moments`: for every group its key, and mean and scale of every label."""
+    """Create the table `moments`: the key of every group, with mean and scale by the name of the label."""
     rows = [
         (entry["group"], list(entry["labels"]), [[m["mean"], m["scale"]] for m in entry["labels"].values()])
         for entry in calibration.moments
@@ -107,7 +107,7 @@ def _candidates(options: LabelOptions, calibration: Calibration) -> str:
 
 
 def _pairs(calibration: Calibration) -> str:
-    """Labelled pairs as they are labelled; of candidates without labels, all pairs with the better one chosen."""
+    """Pairs of chosen and rejected as the source has them; for responses, every pair, with the better as chosen."""
     return f"""
         SELECT c.prompt_id, row_number() OVER (ORDER BY c.i, r.i) AS place,
             (1 / (1 + exp((r.score::DOUBLE - c.score::DOUBLE) / {calibration.temperature!r}::DOUBLE)))::FLOAT
@@ -128,26 +128,26 @@ def _best(options: LabelOptions) -> str:
     )
 
 
-def _wanted(plan: Plan) -> str:
-    rejected = " UNION SELECT row_id_rejected FROM labels" if plan.options.shape == "pairs" else ""
-    place = "task" if plan.scores.has_text else "source"
+def _text_needed(job: CurationJob) -> str:
+    rejected = " UNION SELECT row_id_rejected FROM labels" if job.options.shape == "pairs" else ""
+    place = "task" if job.scores.has_text else "source"
     return (
         f"SELECT prompt_id, row_id, {KEY}, task FROM candidates "
         f"WHERE row_id IN (SELECT row_id FROM labels{rejected}) ORDER BY {place}, {KEY}"
     )
 
 
-def write_bucket(plan: Plan, texts: Sequence[str], bucket: int) -> list[dict[str, Any]]:
-    """Write the rows of a bucket with their text, in the order of prompt and candidate; returns the parts."""
-    options: LabelOptions = plan.options
-    labels = work_files(plan, iter([f"labels-{bucket:05d}"]))
+def write_bucket(job: CurationJob, texts: Sequence[str], bucket: int) -> list[dict[str, Any]]:
+    """Write the rows of a bucket with their text, ordered by prompt and candidate; returns the parts."""
+    options: LabelOptions = job.options
+    labels = scan_scratch(job, iter([f"labels-{bucket:05d}"]))
     hidden = "split, place, kept" if options.keep else "split, place"
     kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
     rows = f"SELECT *, {split_of(options, 'prompt_id')} AS split FROM {labels}"
     with database(options) as con:
         if options.text:
             con.execute(
-                f"CREATE TEMP TABLE text AS FROM {work_files(plan, iter(texts))} WHERE {in_bucket(plan, bucket)}"
+                f"CREATE TEMP TABLE text AS FROM {scan_scratch(job, iter(texts))} WHERE {in_bucket(job, bucket)}"
             )
             rows = _TEXT[options.shape].format(rows=rows)
         parts = []
@@ -158,7 +158,7 @@ def write_bucket(plan: Plan, texts: Sequence[str], bucket: int) -> list[dict[str
             ).to_arrow_table()
             if options.shape == "pairs":
                 table = table.rename_columns({"row_id": "row_id_chosen"})
-            if table.num_rows or bucket == 0:  # a split of no rows still has its columns
+            if table.num_rows or bucket == 0:  # an empty split still gets a part, for its columns
                 parts.append(write_part(Store(options.output), split, bucket, table, options.format))
     return parts
 

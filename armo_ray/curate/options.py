@@ -1,11 +1,11 @@
-"""The options of the commands that read scores, one frozen model each."""
+"""The options of the commands that make datasets from scores."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from armo_ray.options import Finite, Name, Names, Place, Places
+from armo_ray.options import Finite, Help, Name, Names, Place, Places
 from armo_ray.outputs.options import DatasetOptions
 
 
@@ -21,46 +21,47 @@ def _named(value: Any) -> Any:
 
 
 class MineOptions(DatasetOptions):
-    """Preference pairs from the candidates of each prompt."""
+    """Make preference pairs from the candidates of each prompt."""
 
-    strategy: Literal["best-worst", "best-vs-sigma", "top-k-bottom-k", "all-above-margin", "best-random"] = (
-        "best-worst"
-    )
-    """Which pairs of a prompt's candidates are taken."""
-    k: int = Field(2, ge=1)
-    """With top-k-bottom-k: how many of the best are paired with how many of the worst."""
-    rank_by: Name = "score"
-    """What ranks candidates, called value: a column or an expression such as 0.7*score + 0.3*ultrafeedback_honesty."""
-    length_control: Literal["none", "residual"] = "none"
-    """residual: take from value what longer answers to one prompt gain by their length (least squares)."""
-    pareto: Names = ()
-    """Columns in which chosen must be no worse than rejected, and in one of them better."""
-    min_margin: Mapping[str, Finite] = {}
-    """COLUMN=X, or value=X: chosen must have X more than rejected."""
-    constraint: Names = ()
-    """Expressions over chosen.COLUMN or rejected.COLUMN that a candidate must meet to be on that side."""
-    max_length_ratio: Finite | None = Field(None, ge=1)
-    """Of the longer answer's tokens to the shorter's."""
-    min_candidates: int = Field(2, ge=2)
-    """Prompts with fewer scored candidates give no pair."""
-    max_pairs: int | None = Field(None, ge=1)
-    """Pairs of a prompt that are kept: those with the largest margin of value."""
-    near_duplicates: Finite | None = Field(None, gt=0, le=1)
-    """Keep one of prompts whose runs of 3 words and signs are, by MinHash, at least this similar (Jaccard); where a
-    script has no spaces, as Chinese, Japanese, Thai, Lao, Khmer and Burmese have none, of 3 characters."""
-    decontaminate: Places = ()
-    """Benchmark files (.parquet, .jsonl, .txt): prompts that share an n-gram of words with them are removed."""
-    ngram: int = Field(13, ge=1)
-    """Words of such an n-gram; shorter texts of a benchmark count as one, of fewer than 5 only as a whole prompt. Where
-    a script has no spaces, 2 characters of Chinese or Japanese, or 3 of others, count as a word."""
-    test_fraction: Finite = Field(0, ge=0, lt=1)
-    """Share of the prompts, by a hash of each, whose pairs go to the split test."""
-    seed: int = 0
-    """Of the hashes behind best-random and --test-fraction."""
-    keep: Names = ()
-    """Columns of the scores to carry, as chosen_COLUMN and rejected_COLUMN."""
-    layout: Literal["trl", "llama3-ultrafeedback-armorm"] = "trl"
-    """Columns of the pairs: those that TRL reads, or those of princeton-nlp/llama3-ultrafeedback-armorm."""
+    strategy: Annotated[
+        Literal["best-worst", "best-vs-sigma", "top-k-bottom-k", "all-above-margin", "best-random"],
+        Help("which pairs", "NAME"),
+    ] = "best-worst"
+    """best-worst, best-vs-sigma, best-random, top-k-bottom-k or all-above-margin."""
+    k: Annotated[int, Help("which pairs", "N")] = Field(2, ge=1)
+    """With top-k-bottom-k: pair the N best with the N worst."""
+    rank_by: Annotated[Name, Help("which pairs", "EXPR")] = "score"
+    """Column or expression to rank by, called value below."""
+    length_control: Annotated[Literal["none", "residual"], Help("which pairs", "NAME")] = "none"
+    """residual: subtract the effect of length on value."""
+    pareto: Annotated[Names, Help("which pairs", "COLUMN")] = ()
+    """Chosen must be no worse in any of these, and better in one."""
+    min_margin: Annotated[Mapping[str, Finite], Help("which pairs", "COLUMN=X")] = {}
+    """Chosen must exceed rejected by X in this column, or in value."""
+    constraint: Annotated[Names, Help("which pairs", "EXPR")] = ()
+    """Conditions on chosen.COLUMN or rejected.COLUMN."""
+    max_length_ratio: Annotated[Finite | None, Help("which pairs", "X")] = Field(None, ge=1)
+    """Largest ratio of the longer answer's tokens to the shorter's."""
+    max_pairs: Annotated[int | None, Help("which pairs", "N")] = Field(None, ge=1)
+    """Keep at most N pairs per prompt, those with the largest margin."""
+
+    min_candidates: Annotated[int, Help("which prompts", "N")] = Field(2, ge=2)
+    """Drop prompts with fewer scored candidates."""
+    near_duplicates: Annotated[Finite | None, Help("which prompts", "X")] = Field(None, gt=0, le=1)
+    """Keep one of the prompts this similar (MinHash Jaccard, word 3-grams)."""
+    decontaminate: Annotated[Places, Help("which prompts", "URI")] = ()
+    """Drop prompts sharing an n-gram with these .parquet, .jsonl, .txt files."""
+    ngram: Annotated[int, Help("which prompts", "N")] = Field(13, ge=1)
+    """Words per n-gram; in Chinese, 2 characters are a word."""
+    test_fraction: Annotated[Finite, Help("which prompts", "X")] = Field(0, ge=0, lt=1)
+    """Share of the prompts to put in the test split."""
+    seed: Annotated[int, Help("which prompts", "N")] = 0
+    """Seed for best-random and for the train/test split."""
+
+    keep: Annotated[Names, Help("what is written", "COLUMN")] = ()
+    """Columns to copy, as chosen_COLUMN and rejected_COLUMN."""
+    layout: Annotated[Literal["trl", "llama3-ultrafeedback-armorm"], Help("what is written", "NAME")] = "trl"
+    """trl, or llama3-ultrafeedback-armorm."""
 
     @field_validator("min_margin", mode="before")
     @classmethod
@@ -77,63 +78,71 @@ class MineOptions(DatasetOptions):
 
 
 class FilterOptions(DatasetOptions):
-    """The rows of a corpus that pass some rules."""
+    """Keep the scored rows that satisfy conditions."""
 
-    where: Names = ()
-    """Expressions that must all hold: "score >= q0.9 and helpsteer_verbosity < 0.6"; quantiles are of all rows."""
-    per: Names = ()
-    """Columns: quantiles are those of the rows that are equal in them."""
-    top_k: int | None = Field(None, ge=1)
-    """Keep at most this many of the rows of a group that pass, the best of them."""
-    group: Names = ("prompt_id",)
-    """With top-k: columns in which the rows of a group are equal."""
-    by: Name = "score"
-    """With top-k: the column or expression that is largest for the best; of equal rows the first is better."""
+    where: Annotated[Names, Help("which rows", "EXPR")] = ()
+    """Conditions that must all hold; q0.9 is a quantile of all rows."""
+    per: Annotated[Names, Help("which rows", "COLUMN")] = ()
+    """Take quantiles separately for each value of these columns."""
+    top_k: Annotated[int | None, Help("which rows", "N")] = Field(None, ge=1)
+    """Keep at most the N best of the rows of a group that pass."""
+    group: Annotated[Names, Help("which rows", "COLUMN")] = ("prompt_id",)
+    """With top-k: columns whose values define the groups."""
+    by: Annotated[Name, Help("which rows", "EXPR")] = "score"
+    """With top-k: what to rank by; the first row wins a tie."""
 
 
 class ReweighOptions(DatasetOptions):
-    """Other scores from the same rewards and gates."""
+    """Make new scores from stored rewards and gates, or from the scores of several models."""
 
-    weight: Annotated[Mapping[str, float], BeforeValidator(_named)] = {}
-    """OBJECTIVE=WEIGHT: the score is the weighted sum of these rewards alone, the same for every prompt."""
-    factor: Annotated[Mapping[str, float], BeforeValidator(_named)] = {}
-    """OBJECTIVE=FACTOR: multiplies the weight that the model gives a reward."""
-    mask: Names = ()
-    """Objectives whose rewards are left out."""
-    transform: Place | None = None
-    """JSON file with another reward_transform_matrix; its rows are the input objectives."""
-    length_penalty: float | None = Field(None, allow_inf_nan=False)
-    """Taken from the score for every token of the response."""
-    ensemble: Literal["mean", "min", "mean-std"] | None = None
-    """Of the outputs of several models: what becomes of their standardized scores; the other options are for one."""
-    risk: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """With mean-std: the mean less so many deviations between the models."""
+    weight: Annotated[
+        Mapping[str, float], BeforeValidator(_named), Help("from one model", "OBJECTIVE=WEIGHT")
+    ] = {}
+    """Use these weights, and no others, for every prompt."""
+    factor: Annotated[
+        Mapping[str, float], BeforeValidator(_named), Help("from one model", "OBJECTIVE=FACTOR")
+    ] = {}
+    """Multiply the weight that the model gives to a reward."""
+    mask: Annotated[Names, Help("from one model", "OBJECTIVE")] = ()
+    """Leave these rewards out."""
+    transform: Annotated[Place | None, Help("from one model", "FILE")] = None
+    """JSON with another reward_transform_matrix; rows are input objectives."""
+    length_penalty: Annotated[float | None, Help("from one model", "X")] = Field(None, allow_inf_nan=False)
+    """Subtract X from the score for every token of the response."""
+    ensemble: Annotated[Literal["mean", "min", "mean-std"] | None, Help("from several models")] = None
+    """Combine the standardized scores of the outputs."""
+    risk: Annotated[float, Help("from several models", "X")] = Field(1.0, ge=0, allow_inf_nan=False)
+    """With mean-std: deviations between models to subtract."""
 
 
 class LabelOptions(DatasetOptions):
-    """Labels of candidates to learn from."""
+    """Make labels from scores, to train on."""
 
-    shape: Literal["candidates", "pairs", "sft"] = "candidates"
-    """A row per candidate with its labels, per pair with its probability, or per best answer of a prompt."""
-    scale: Literal["raw", "standardized", "original"] = "raw"
-    """Of the labels: as they are; less their mean and over their deviation; or as their raters gave them."""
-    per: Names = ()
-    """With standardized: columns; mean and deviation are those of the rows that are equal in them."""
-    rescale: Annotated[Mapping[str, str], BeforeValidator(_named)] = {}
-    """With original: OBJECTIVE=FACTOR:OFFSET for more than the HelpSteer objectives, which are 5 r - 0.5."""
-    temperature: Finite | None = Field(None, gt=0)
-    """Of probabilities; default: fitted on pairs with the roles chosen and rejected, 1 where there are none."""
-    best: int = Field(1, ge=1)
-    """With sft: answers of a prompt that are kept, the best first."""
-    where: Names = ()
-    """Expressions that must hold for a candidate to give a row."""
-    min_candidates: int = Field(1, ge=1)
-    """Prompts with fewer scored candidates give no row."""
-    keep: Names = ()
-    """Columns of the scores to carry, of candidates and sft."""
-    text: bool = True
-    """Add the messages; read again from the source shards where the scores have none."""
-    test_fraction: Finite = Field(0, ge=0, lt=1)
-    """Share of the prompts, by a hash of each, whose rows go to the split test."""
-    seed: int = 0
-    """Of that hash."""
+    shape: Annotated[Literal["candidates", "pairs", "sft"], Help("which rows")] = "candidates"
+    """A row per candidate, pair, or best answer."""
+    best: Annotated[int, Help("which rows", "N")] = Field(1, ge=1)
+    """With sft: keep the N best answers of a prompt."""
+    where: Annotated[Names, Help("which rows", "EXPR")] = ()
+    """Conditions that a candidate must satisfy."""
+    min_candidates: Annotated[int, Help("which rows", "N")] = Field(1, ge=1)
+    """Drop prompts with fewer scored candidates."""
+    test_fraction: Annotated[Finite, Help("which rows", "X")] = Field(0, ge=0, lt=1)
+    """Share of the prompts to put in the test split."""
+    seed: Annotated[int, Help("which rows", "N")] = 0
+    """Seed for the train/test split."""
+
+    scale: Annotated[Literal["raw", "standardized", "original"], Help("which labels")] = "raw"
+    """As stored, standardized, or in the units of the raters."""
+    per: Annotated[Names, Help("which labels", "COLUMN")] = ()
+    """With standardized: do so separately for each value of these columns."""
+    rescale: Annotated[
+        Mapping[str, str], BeforeValidator(_named), Help("which labels", "OBJECTIVE=FACTOR:OFFSET")
+    ] = {}
+    """With original: for objectives other than HelpSteer's (5:-0.5)."""
+    temperature: Annotated[Finite | None, Help("which labels", "X")] = Field(None, gt=0)
+    """For probabilities; default: fitted on chosen/rejected pairs, else 1."""
+
+    keep: Annotated[Names, Help("what is written", "COLUMN")] = ()
+    """Columns to copy, with candidates and sft."""
+    text: Annotated[bool, Help("what is written")] = True
+    """Add the messages, from the source shards if not kept."""

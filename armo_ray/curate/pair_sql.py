@@ -1,8 +1,8 @@
 """The preference pairs of a bucket of prompts, in SQL.
 
-Only `value` ranks: the chosen candidate of a pair has the larger one, always, so ties give no pair. A strategy
-takes pairs from the candidates that may be on their side; the other conditions then drop pairs, and none takes
-the place of one that was dropped.
+Candidates rank by `value` only: the chosen one always has the larger value, so ties give no pair. A strategy
+selects pairs from the candidates that meet the constraints of their side; the other conditions then drop pairs, and
+a dropped pair is not replaced by another.
 """
 
 import math
@@ -10,20 +10,20 @@ import math
 import duckdb
 import numpy as np
 
-from armo_ray.curate.candidates import KEY, Plan, load_bucket, write_work
+from armo_ray.curate.candidates import KEY, CurationJob, load_bucket, write_scratch
 from armo_ray.curate.options import MineOptions
 from armo_ray.outputs.scores import database
 
 Counts = dict[str, int]
 
 
-def measure_length(plan: Plan, bucket: int) -> tuple[float, float]:
-    """Sums over a bucket: length times value, and length squared, both less their mean at each prompt.
+def measure_length(job: CurationJob, bucket: int) -> tuple[float, float]:
+    """Sums over a bucket of length * value and of length squared, with each prompt's means subtracted first.
 
-    Added up in the order of the candidates, so that they are the same on any number of threads.
+    Length is in response tokens. The order of summation is fixed, so the sums are the same on any number of threads.
     """
-    with database(plan.options) as con:
-        load_bucket(con, plan, bucket)
+    with database(job.options) as con:
+        load_bucket(con, job, bucket)
         columns = con.sql(
             "SELECT dense_rank() OVER (ORDER BY prompt_id) - 1 AS prompt, value, "
             "num_response_tokens::DOUBLE AS length FROM candidates ORDER BY i"
@@ -35,39 +35,39 @@ def measure_length(plan: Plan, bucket: int) -> tuple[float, float]:
     return math.fsum(length * value), math.fsum(length * length)
 
 
-def mine_bucket(plan: Plan, slope: float, bucket: int) -> Counts:
-    """Write the pairs of a bucket and the candidates whose text they need; returns counts.
+def mine_bucket(job: CurationJob, slope: float, bucket: int) -> Counts:
+    """Write the pairs of a bucket and the list of candidates whose text they need; returns counts.
 
-    `slope` is what a token more adds to value, which is taken away.
+    `slope` per response token is subtracted from every value.
     """
-    options = plan.options
+    options = job.options
     with database(options) as con:
-        load_bucket(con, plan, bucket)
+        load_bucket(con, job, bucket)
         check_once(con)
         con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options)}")
         con.execute(f"CREATE TEMP TABLE taken AS {_taken(options)}")
         con.execute(f"CREATE TEMP TABLE kept AS {_kept(options)}")
         counts = _counts(con, options)
-        write_work(plan, f"pairs-{bucket:05d}", con.sql(_whole(options)).to_arrow_table())
-        write_work(plan, f"wanted-{bucket:05d}", con.sql(_wanted(plan)).to_arrow_table())
+        write_scratch(job, f"pairs-{bucket:05d}", con.sql(_with_candidates(options)).to_arrow_table())
+        write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
     return counts
 
 
 def check_once(con: duckdb.DuckDBPyConnection) -> None:
-    """Raises RuntimeError where a candidate is in a bucket twice."""
+    """Raises RuntimeError if a candidate is in a bucket twice."""
     twice = con.execute("SELECT row_id FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchall()
     if twice:
-        raise RuntimeError(f"candidate {twice[0][0]} was scored twice: two of the outputs hold its shard")
+        raise RuntimeError(f"candidate {twice[0][0]} was scored twice: its shard is in two of the outputs")
 
 
 def _ranked(options: MineOptions) -> str:
-    """Candidates with their place from the top and from the bottom among those that may be there."""
-    needed = ["value", "num_response_tokens", "can_be_chosen", "can_be_rejected", *_conditioned(options)]
+    """Candidates with their 1-based place from the best (of those that can be chosen) and from the worst (rejected)."""
+    columns = ["value", "num_response_tokens", "can_be_chosen", "can_be_rejected", *_conditioned(options)]
     best = "can_be_chosen DESC, value DESC, i"
     worst = "can_be_rejected DESC, value, i"
     return (
-        f"SELECT prompt_id, i, {', '.join(needed)}, md5(row_id || '/{options.seed}') AS random, "
+        f"SELECT prompt_id, i, {', '.join(columns)}, md5(row_id || '/{options.seed}') AS random, "
         f"count(*) OVER (PARTITION BY prompt_id) AS num_candidates, "
         f"row_number() OVER (PARTITION BY prompt_id ORDER BY {best}) AS best, "
         f"row_number() OVER (PARTITION BY prompt_id ORDER BY {worst}) AS worst FROM candidates"
@@ -75,14 +75,14 @@ def _ranked(options: MineOptions) -> str:
 
 
 def _conditioned(options: MineOptions) -> list[str]:
-    """Columns that conditions on a pair compare, besides value."""
+    """Columns other than value that conditions compare between the two sides of a pair."""
     margins = [f"m{i}" for i, name in enumerate(options.min_margin) if name != "value"]
     return margins + [f"p{i}" for i in range(len(options.pareto))]
 
 
 def _taken(options: MineOptions) -> str:
-    """The pairs that the strategy takes, and in `dropped` the first condition that one does not meet."""
-    each = ", ".join(f"c.{name} AS c_{name}, r.{name} AS r_{name}" for name in _compared(options))
+    """The pairs that the strategy selects; `dropped` is the index of the first condition that a pair fails, or null."""
+    both_sides = ", ".join(f"c.{name} AS c_{name}, r.{name} AS r_{name}" for name in _compared(options))
     conditions = ["c.value > r.value", f"c.num_candidates >= {options.min_candidates}"]
     conditions += ["c.can_be_chosen", "r.can_be_rejected"]
     order, source = "", ""
@@ -97,7 +97,7 @@ def _taken(options: MineOptions) -> str:
             source = f"JOIN ({_TARGETS}) t ON t.prompt_id = c.prompt_id"
     return (
         f"SELECT *, CASE {_dropped(options)} END AS dropped FROM ("
-        f"SELECT c.prompt_id, c.i AS c_i, r.i AS r_i, {each} "
+        f"SELECT c.prompt_id, c.i AS c_i, r.i AS r_i, {both_sides} "
         f"FROM ranked c JOIN ranked r ON c.prompt_id = r.prompt_id {source} "
         f"WHERE {' AND '.join(conditions)} {order})"
     )
@@ -108,7 +108,7 @@ _REJECTED = {
     "best-random": "r.random, r.i",
     "best-vs-sigma": "abs(r.value - t.target), r.value, r.i",
 }
-# in the order of the candidates, so that the sums are the same on any number of threads
+# the list fixes the order of summation, so the sums are the same on any number of threads
 _TARGETS = """
     SELECT prompt_id, list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target
     FROM (SELECT prompt_id, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt_id)
@@ -120,22 +120,22 @@ def _compared(options: MineOptions) -> list[str]:
 
 
 def rules(options: MineOptions) -> dict[str, str]:
-    """What a pair must meet besides its strategy: SQL by the name of the rule."""
-    found = {}
-    for i, (name, least) in enumerate(options.min_margin.items()):
+    """SQL conditions that a selected pair must meet, by the name of the rule."""
+    conditions = {}
+    for i, (name, margin) in enumerate(options.min_margin.items()):
         column = "value" if name == "value" else f"m{i}"
-        found[f"min-margin {name}"] = f"c_{column} - r_{column} >= {least!r}::DOUBLE"
+        conditions[f"min-margin {name}"] = f"c_{column} - r_{column} >= {margin!r}::DOUBLE"
     if options.pareto:
         names = [f"p{i}" for i in range(len(options.pareto))]
         no_worse = " AND ".join(f"c_{name} >= r_{name}" for name in names)
         better = " OR ".join(f"c_{name} > r_{name}" for name in names)
-        found["pareto"] = f"{no_worse} AND ({better})"
+        conditions["pareto"] = f"{no_worse} AND ({better})"
     if options.max_length_ratio is not None:
         lengths = "c_num_response_tokens, r_num_response_tokens"
-        found["max-length-ratio"] = (
+        conditions["max-length-ratio"] = (
             f"greatest({lengths}) <= {options.max_length_ratio!r}::DOUBLE * least({lengths})"
         )
-    return found
+    return conditions
 
 
 def _dropped(options: MineOptions) -> str:
@@ -154,8 +154,8 @@ def _kept(options: MineOptions) -> str:
     )
 
 
-def _whole(options: MineOptions) -> str:
-    """Pairs with both of their candidates and, where the layout wants them, all of the prompt's."""
+def _with_candidates(options: MineOptions) -> str:
+    """Pairs with both candidates and, if the layout lists them, all candidates of the prompt."""
     listed, source = "", ""
     if options.layout != "trl":
         listed = ", candidates"
@@ -169,12 +169,12 @@ def _whole(options: MineOptions) -> str:
     )
 
 
-def _wanted(plan: Plan) -> str:
-    """The candidates whose text is wanted, in the order of where their text lies."""
+def _text_needed(job: CurationJob) -> str:
+    """The candidates whose text is needed, in the order in which their text is stored."""
     where = "i IN (SELECT c_i FROM kept UNION SELECT r_i FROM kept)"
-    if plan.options.layout != "trl":
+    if job.options.layout != "trl":
         where = "prompt_id IN (SELECT prompt_id FROM kept)"
-    place = "task" if plan.scores.has_text else "source"
+    place = "task" if job.scores.has_text else "source"
     return f"SELECT prompt_id, row_id, {KEY}, task FROM candidates WHERE {where} ORDER BY {place}, {KEY}"
 
 

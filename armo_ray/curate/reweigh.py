@@ -1,4 +1,4 @@
-"""armo-ray reweigh: other scores from the rewards and gates that an output holds, without a model."""
+"""`armo-ray reweigh`: new scores from the rewards and gates in an output, without a model."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ _BASE = ("model_fingerprint", "fixed_weights", "reward_transform_matrix", "ensem
 
 
 def run(options: ReweighOptions) -> None:
-    """Write complete outputs of one model with other scores, and how these rank. Raises ConfigError."""
+    """Write complete outputs with new scores, and compare their ranking with the old. Raises ConfigError."""
     if options.format != "parquet":
         raise ConfigError("--format jsonl: reweigh writes Parquet, for other commands to read")
     if options.ensemble is not None:
         if options.weight or options.factor or options.mask or options.transform or options.length_penalty:
-            raise ConfigError("--ensemble: reweigh its output in a second step")
+            raise ConfigError("--ensemble takes no other weights: reweigh its output in a second step")
         if options.ensemble != "mean-std" and "risk" in options.model_fields_set:
-            raise ConfigError(f"--risk: only --ensemble mean-std has one, not {options.ensemble}")
+            raise ConfigError(f"--risk works only with --ensemble mean-std, not with {options.ensemble}")
         ensemble.run(options)
         return
     scores = open_scores(options.scores)
@@ -41,19 +41,19 @@ def run(options: ReweighOptions) -> None:
         derived_output.rewrite(
             scores, store, options, derived_output.Change(made_by=formula, fingerprint=fingerprint)
         )
-        found = compare_with(options, scores, store.uri)
-        told = [f"- {name}: {value}" for name, value in found.items()]
-        print("\n".join(told))
-        store.write("comparison.json", commits.to_json(found))
-        about = [f"Of {', '.join(scores.outputs)}. Compared with the scores before:", ""]
-        derived_output.finish(store, options, "Reweighed scores", [*about, *told])
+        comparison = compare_with(options, scores, store.uri)
+        summary = [f"- {name}: {value}" for name, value in comparison.items()]
+        print("\n".join(summary))
+        store.write("comparison.json", commits.to_json(comparison))
+        about = "\n".join(["The new scores compared with the old:", "", *summary])
+        derived_output.finish(store, options, "Reweighed scores", about)
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
-    """What of the metadata of the scores changes; armo_ray.outputs.schema.recomputed says what it means.
+    """The changes to the metadata of the scores, which armo_ray.outputs.schema.recomputed interprets.
 
-    It starts from the model's own formula, which `base` keeps: of scores that were reweighed before, nothing of that
-    stays. `model_fingerprint` changes with it: scores of two formulas cannot be mixed.
+    They always start from the model's own formula, which `base` keeps: an earlier reweighing leaves no trace. Each
+    formula has its own `model_fingerprint`, so that scores of two formulas cannot be mixed.
     """
     names, base = scores.reward_names, scores.metadata.get("base")
     base = base or {name: scores.metadata.get(name) for name in _BASE}
@@ -64,12 +64,14 @@ def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
         formula["fixed_weights"] = _vector(options.weight, names, 0.0, "--weight")
         formula["ensemble"] = None
     elif options.transform and base["reward_transform_matrix"] is None:
-        raise ConfigError(f"--transform: {scores.metadata['model']} has no gates to weigh its rewards by")
+        raise ConfigError(
+            f"--transform: {scores.metadata['model']} has no gates, so there is no transform matrix to replace"
+        )
     elif (options.factor or options.mask) and base["ensemble"] in ("min", "mean-std"):
         raise ConfigError(f"the {base['ensemble']} of several scores has no weights to change: give --weight")
     if options.factor or options.mask:
         if twice := sorted(set(options.factor) & set(options.mask)):
-            raise ConfigError(f"--mask {twice[0]}: it has a --factor too")
+            raise ConfigError(f"--mask {twice[0]}: this reward also has a --factor")
         masked = _vector(dict.fromkeys(options.mask, 0.0), names, 1.0, "--mask")
         factors = _vector(options.factor, names, 1.0, "--factor")
         formula["objective_factors"] = [a * b for a, b in zip(masked, factors, strict=True)]
@@ -89,14 +91,14 @@ def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
 def _vector(values: Mapping[str, float], names: tuple[str, ...], default: float, option: str) -> list[float]:
     for name, value in values.items():
         if name not in names:
-            raise ConfigError(f"{option} {name}: no objective of this model; {advice(name, names)}")
+            raise ConfigError(f"{option} {name}: this model has no such reward; {advice(name, names)}")
         if not np.isfinite(value):
-            raise ConfigError(f"{option} {name}: {value} is no finite number")
+            raise ConfigError(f"{option} {name}: {value} is not a finite number")
     return [float(values.get(name, default)) for name in names]
 
 
 def read_transform(uri: str, size: int) -> list[list[float]]:
-    """A square matrix of a JSON file, bare or under the key reward_transform_matrix."""
+    """A (size, size) matrix from a JSON file, bare or under the key reward_transform_matrix. Raises ConfigError."""
     try:
         content = json.loads(read_text(uri))
     except ValueError as error:
@@ -116,17 +118,17 @@ def read_transform(uri: str, size: int) -> list[list[float]]:
 
 
 def compare_with(options: ReweighOptions, scores: Scores, output: str) -> dict[str, Any]:
-    """How the scores that were written to an output rank the candidates: see armo_ray.measures.comparison."""
+    """Compare how the old scores and those in `output` rank the candidates (armo_ray.measures.comparison)."""
     outputs = [scores.outputs[part.output] for part in scores.parts]
-    written = [
-        replace(part, uri=output + part.uri.removeprefix(before))
-        for part, before in zip(scores.parts, outputs, strict=True)
+    new_parts = [
+        replace(part, uri=output + part.uri.removeprefix(old_output))
+        for part, old_output in zip(scores.parts, outputs, strict=True)
     ]
     with database(options) as con:
         con.execute(
             f"""CREATE TEMP TABLE compared AS
                 SELECT row_number() OVER () AS place, prompt_id AS prompt, a.score AS old, b.score AS new
                 FROM ({scan(scores.parts, numbered=True)}) a
-                JOIN (SELECT __part, __row, score FROM ({scan(written, numbered=True)})) b USING (__part, __row)"""
+                JOIN (SELECT __part, __row, score FROM ({scan(new_parts, numbered=True)})) b USING (__part, __row)"""
         )
         return compare(con, "compared")

@@ -1,4 +1,4 @@
-"""Where the tasks of a command run, and where they leave files for each other."""
+"""Where the tasks of a command execute, and where they write files for each other."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,32 +9,32 @@ from armo_ray.outputs.dataset import delete, names_in
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.storage.store import Store
 
-_WORK = "_work"
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+_SCRATCH = "_work"
+TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 Options = TypeVar("Options", bound=DatasetOptions)
 
 
 def per_task(options: Options) -> Options:
-    """The options as each task has them."""
-    one = options.engine == "ray" and options.threads is None
-    return options.model_copy(update={"threads": 1}) if one else options
+    """The options for one task: with Ray, one thread unless --threads says otherwise."""
+    single_threaded = options.engine == "ray" and options.threads is None
+    return options.model_copy(update={"threads": 1}) if single_threaded else options
 
 
 @contextmanager
-def work_folder(options: DatasetOptions) -> Iterator[str]:
-    """Where tasks leave files: on this machine, or where all of a cluster finds them."""
+def scratch_folder(options: DatasetOptions) -> Iterator[str]:
+    """A temporary folder for files that tasks share: on this machine for DuckDB, in the output for Ray."""
     if options.engine == "duckdb":
         with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as folder:
             yield folder
         return
     store = Store(options.output)
-    yield f"{store.uri}/{_WORK}"
-    delete(store, [name for name in names_in(store) if name.startswith(f"{_WORK}/")])
+    yield f"{store.uri}/{_SCRATCH}"
+    delete(store, [name for name in names_in(store) if name.startswith(f"{_SCRATCH}/")])
 
 
 @contextmanager
-def engine(options: DatasetOptions) -> Iterator[Run]:
-    """What runs a function over tasks and returns its results in order: this process, or Ray."""
+def engine(options: DatasetOptions) -> Iterator[TaskRunner]:
+    """Yields what applies a function to every task, in this process or on Ray, and returns the results in order."""
     if options.engine == "duckdb":
         yield lambda function, tasks: [function(task) for task in tasks]
         return

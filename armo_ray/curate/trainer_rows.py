@@ -1,11 +1,11 @@
-"""Pairs and their text become the rows that trainers read, split by prompt."""
+"""Step that joins pairs with their text into the rows that trainers read, split by prompt."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import duckdb
 
-from armo_ray.curate.candidates import Plan, in_bucket, work_files
+from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch
 from armo_ray.curate.options import MineOptions
 from armo_ray.expressions.expressions import quote
 from armo_ray.outputs.dataset import write_part
@@ -16,71 +16,71 @@ SPLITS = ("train", "test")
 
 
 def assemble_bucket(
-    plan: Plan, texts: Sequence[str], removed: frozenset[str], bucket: int
+    job: CurationJob, texts: Sequence[str], removed: frozenset[str], bucket: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Write the pairs of a bucket in the order of prompt and pair; returns the parts and counts.
+    """Write the pairs of a bucket, ordered by prompt and pair; returns the parts and counts.
 
     Args:
-        texts: names of the files of wanted text.
-        removed: prompts whose pairs are left out.
+        texts: names of the scratch files of text.
+        removed: ids of prompts whose pairs are left out.
     """
-    options = plan.options
+    options = job.options
     with database(options) as con:
         con.execute("CREATE TEMP TABLE removed (prompt_id VARCHAR)")
         con.execute("INSERT INTO removed SELECT unnest($1)", [sorted(removed)])
         con.execute(
-            f"CREATE TEMP TABLE text AS FROM {work_files(plan, iter(texts))} WHERE {in_bucket(plan, bucket)}"
+            f"CREATE TEMP TABLE text AS FROM {scan_scratch(job, iter(texts))} WHERE {in_bucket(job, bucket)}"
         )
-        con.execute(f"CREATE TEMP TABLE pairs AS {_with_text(plan, bucket)}")
+        con.execute(f"CREATE TEMP TABLE pairs AS {_with_text(job, bucket)}")
         if options.layout != "trl":
             con.execute(f"CREATE TEMP TABLE listed AS {_LISTED}")
-        counts = _counts(con, plan, bucket)
+        counts = _counts(con, job, bucket)
         parts = []
         for split in SPLITS if options.test_fraction else SPLITS[:1]:
-            rows = con.sql(f"{_rows(plan)} WHERE split = '{split}' ORDER BY prompt_id, pair").to_arrow_table()
+            rows = con.sql(f"{_rows(job)} WHERE split = '{split}' ORDER BY prompt_id, pair").to_arrow_table()
             rows = rows.drop_columns(["pair"])
             counts[f"pairs in {split}"] = rows.num_rows
-            if rows.num_rows or bucket == 0:  # a split of no rows still has its columns
+            if rows.num_rows or bucket == 0:  # an empty split still gets a part, for its columns
                 parts.append(write_part(Store(options.output), split, bucket, rows, options.format))
     return parts, counts
 
 
 def split_of(options: Any, prompt_id: str) -> str:
-    """SQL of the split that a prompt goes to, by a hash of its id."""
+    """SQL expression of a prompt's split, train or test, by a hash of its id."""
     test = round(options.test_fraction * 16**8)
     hashed = f"('0x' || md5('{options.seed}/' || {prompt_id})[:8])::BIGINT"
     return f"CASE WHEN {hashed} < {test} THEN 'test' ELSE 'train' END"
 
 
-def _with_text(plan: Plan, bucket: int) -> str:
-    """Pairs of two texts, each such pair once; a prompt that was scored twice repeats them."""
+def _with_text(job: CurationJob, bucket: int) -> str:
+    """SQL of the pairs with text, without pairs whose texts are equal or repeat, as where a prompt was scored twice."""
     return (
         f"SELECT p.*, c.prompt AS prompt, c.response AS c_response, r.response AS r_response, "
-        f"{split_of(plan.options, 'p.prompt_id')} AS split "
-        f"FROM {work_files(plan, iter([f'pairs-{bucket:05d}']))} p "
+        f"{split_of(job.options, 'p.prompt_id')} AS split "
+        f"FROM {scan_scratch(job, iter([f'pairs-{bucket:05d}']))} p "
         f"JOIN text c ON c.row_id = p.chosen.row_id JOIN text r ON r.row_id = p.rejected.row_id "
         f"WHERE p.prompt_id NOT IN (FROM removed) AND c.response <> r.response "
         f"QUALIFY row_number() OVER (PARTITION BY p.prompt_id, c_response, r_response ORDER BY pair) = 1"
     )
 
 
-def _counts(con: duckdb.DuckDBPyConnection, plan: Plan, bucket: int) -> dict[str, int]:
-    (before, removed), *_ = con.execute(
+def _counts(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> dict[str, int]:
+    (mined, removed), *_ = con.execute(
         f"SELECT count(*), count(*) FILTER (prompt_id IN (FROM removed)) "
-        f"FROM {work_files(plan, iter([f'pairs-{bucket:05d}']))}"
+        f"FROM {scan_scratch(job, iter([f'pairs-{bucket:05d}']))}"
     ).fetchall()
-    (after,) = con.execute("SELECT count(*) FROM pairs").fetchall()[0]
-    return {"pairs of removed prompts": removed, "pairs of the same texts": before - removed - after}
+    (written,) = con.execute("SELECT count(*) FROM pairs").fetchall()[0]
+    return {"pairs of removed prompts": removed, "pairs of the same texts": mined - removed - written}
 
 
-def _rows(plan: Plan) -> str:
-    columns = _TRL if plan.options.layout == "trl" else _ULTRAFEEDBACK
+def _rows(job: CurationJob) -> str:
+    columns = _TRL if job.options.layout == "trl" else _ULTRAFEEDBACK
     margins = ", ".join(
         f"{quote(name)}: chosen.rewards.{quote(name)} - rejected.rewards.{quote(name)}"
-        for name in plan.scores.reward_names
+        for name in job.scores.reward_names
     )
-    source = "pairs" if plan.options.layout == "trl" else "pairs JOIN listed USING (prompt_id)"
-    return f"SELECT pair, {columns.format(margins=margins, kept=_kept(plan.options))} FROM {source}"
+    source = "pairs" if job.options.layout == "trl" else "pairs JOIN listed USING (prompt_id)"
+    return f"SELECT pair, {columns.format(margins=margins, kept=_kept(job.options))} FROM {source}"
 
 
 def _kept(options: MineOptions) -> str:

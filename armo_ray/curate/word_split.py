@@ -1,7 +1,7 @@
-"""Words to compare texts by. Scripts that put no spaces between words have their characters instead.
+"""Splits text into words for comparison; scripts without spaces between words are split into characters.
 
-Chinese, Japanese, Thai, Lao, Khmer, Burmese and their kin: a character, with the marks on it, is a token. Two
-characters of Chinese or Japanese, or three of the others, count as long as a word.
+In Chinese, Japanese, Thai, Lao, Khmer, Burmese and related scripts a token is a character with its marks. Two
+characters of Chinese or Japanese, or three of the others, count as one word.
 """
 
 import re
@@ -19,67 +19,68 @@ _THREE = (  # Thai, Lao, Burmese, Khmer, Tai and Javanese scripts, without their
     "\uaa60-\uaadf"
 )
 _SPACELESS = re.compile(f"[{_TWO}{_THREE}]")
-_WIDTHS = ((re.compile(f"[{_TWO}]"), 3), (re.compile(f"[{_THREE}]"), 2))  # of a token, in sixths of a word
+# widths of tokens and words, in sixths of a word
+_WIDTHS = ((re.compile(f"[{_TWO}]"), 3), (re.compile(f"[{_THREE}]"), 2))
 _WORD_WIDTH = 6
-# a letter of such a script with the marks on it, which are no \\w; a word of another script; another sign
+# a letter of such a script with its marks, which \\w does not match; a word of another script; any other sign
 _TOKEN = re.compile(
     rf"[{_TWO}][\u3099\u309a]*|[{_THREE}](?:(?!\w)[{_THREE}])*|[^\W{_TWO}{_THREE}]+|(?P<sign>[^\w\s])"
 )
-_JOINERS = re.compile("[\u200b-\u200d\u2060\ufeff]")  # may stand between words, and make no difference
+_JOINERS = re.compile("[\u200b-\u200d\u2060\ufeff]")  # may stand between words and do not change the text
 _BETWEEN = re.compile(f"(?<=[{_TWO}{_THREE}]) (?=[{_TWO}{_THREE}])")
 
 
 def words(text: str) -> list[str]:
-    """What is compared: words, numbers and characters, without case and punctuation."""
-    return [found.group() for found in _TOKEN.finditer(_plain(text)) if found.lastgroup is None]
+    """The words, numbers and characters of a text, lowercased and without punctuation."""
+    return [match.group() for match in _TOKEN.finditer(_plain(text)) if match.lastgroup is None]
 
 
 def words_and_signs(text: str) -> list[str]:
-    """The same and every other sign: signs alone tell apart 2 + 2 and 2 - 2."""
-    return [found.group() for found in _TOKEN.finditer(_plain(text))]
+    """Like `words`, with every other sign too: only the sign distinguishes 2 + 2 from 2 - 2."""
+    return [match.group() for match in _TOKEN.finditer(_plain(text))]
 
 
 def _plain(text: str) -> str:
-    """Without case; where a script has no spaces, one way to write what can be written in several."""
+    """Lowercased; text in a script without spaces is also normalized to one spelling (NFKC)."""
     if text.isascii() or not _SPACELESS.search(text):
         return text.lower()
     return unicodedata.normalize("NFKC", _JOINERS.sub("", text)).lower()
 
 
-def shingles(found: Sequence[str], size: int) -> Iterator[str]:
-    """Runs of `size` tokens; of fewer tokens all of them."""
-    for start in range(max(len(found) - size, 0) + 1):
-        if found:
-            yield " ".join(found[start : start + size])
+def shingles(tokens: Sequence[str], size: int) -> Iterator[str]:
+    """Every sequence of `size` consecutive tokens; all tokens if there are fewer."""
+    for start in range(max(len(tokens) - size, 0) + 1):
+        if tokens:
+            yield " ".join(tokens[start : start + size])
 
 
-def ngrams(found: Sequence[str], size: int) -> Iterator[str]:
-    """Runs as long as `size` words; of a shorter text all of it."""
-    widths = [_width(word) for word in found]
+def ngrams(tokens: Sequence[str], size: int) -> Iterator[str]:
+    """Every sequence of consecutive tokens as long as `size` words; all tokens if they are shorter."""
+    widths = [_width(token) for token in tokens]
     stop = width = 0
-    for start in range(len(found)):
-        while stop < len(found) and width < size * _WORD_WIDTH:
+    for start in range(len(tokens)):
+        while stop < len(tokens) and width < size * _WORD_WIDTH:
             width += widths[stop]
             stop += 1
         if start and width < size * _WORD_WIDTH:
             return
-        yield " ".join(found[start:stop])
+        yield " ".join(tokens[start:stop])
         width -= widths[start]
 
 
 def is_as_long(ngram: str, size: int) -> bool:
-    """Whether an n-gram is as long as `size` words."""
+    """Whether an n-gram is at least as long as `size` words."""
     if ngram.isascii() or not _SPACELESS.search(ngram):
         return ngram.count(" ") + 1 >= size
     return sum(map(_width, ngram.split(" "))) >= size * _WORD_WIDTH
 
 
-def _width(word: str) -> int:
-    if word.isascii():
+def _width(token: str) -> int:
+    if token.isascii():
         return _WORD_WIDTH
-    return next((width for script, width in _WIDTHS if script.match(word)), _WORD_WIDTH)
+    return next((width for script, width in _WIDTHS if script.match(token)), _WORD_WIDTH)
 
 
 def readable(ngram: str) -> str:
-    """An n-gram as it may have been written."""
+    """An n-gram without the spaces that were put between characters of scripts without spaces."""
     return _BETWEEN.sub("", ngram)

@@ -1,7 +1,7 @@
 """The scoring engine: token ids in, rewards out. Needs torch, transformers, safetensors and numpy only.
 
-Knows nothing of Ray, files of conversations or Arrow. Importing this package imports no torch:
-`RewardModel` loads it on first use, so that checkpoints can be inspected by processes that never score.
+Does not depend on Ray, Arrow or files of conversations. Importing this package does not import torch:
+`RewardModel` does so on first use, so that processes that never score can inspect checkpoints.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,8 @@
 """Attention over the segments of a pack.
 
-One `varlen_attn` call per layer on CUDA in bfloat16 or float16; one scaled-dot-product call per segment
-elsewhere. Both gather the keys of a segment as prefix ++ own tokens and align the causal mask bottom-right.
+On CUDA in bfloat16 or float16, `varlen_attn` computes all segments of a chunk in one call per layer; elsewhere, each
+segment takes one scaled-dot-product call. Both gather the keys of a segment as prefix ++ own tokens and align the
+causal mask bottom-right.
 """
 
 import inspect
@@ -25,39 +26,42 @@ _VARLEN_OPTIONS: dict[str, Any] = (
     {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
 )
 _VARLEN_OPTIONS |= {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in _PARAMETERS}
-# Gathered at once: 1 GB of keys and values in each layer of an 8B model. Long prompts with many short answers gather
-# far more keys than they have tokens.
+# Limit for the keys gathered at once: 1 GB of keys and values per layer of an 8B model. Long prompts with many short
+# responses gather far more keys than they have tokens.
 MAX_KEYS = 1 << 18
-SOFTCAP_ROWS = (
-    256  # queries at once where scores are written out: 64 MB of them in float32 for 16 heads and 4k keys
-)
+# Queries at once if attention weights are materialized: 64 MB in float32 for 16 heads and 4k keys.
+SOFTCAP_ROWS = 256
 
 
 class Rule(NamedTuple):
-    """What a layer does to the scores of its queries and keys."""
+    """How a layer computes attention weights from queries and keys."""
 
-    scaling: float | None = None  # by default one over the root of the head's size
-    window: int | None = None  # each query sees this many keys, itself included; None: all before it
-    softcap: float | None = None  # scores s become softcap * tanh(s / softcap)
+    scaling: float | None = None  # by default head_dim ** -0.5
+    window: int | None = None  # number of keys that a query sees, its own included; None: all up to its own
+    softcap: float | None = None  # a logit s becomes softcap * tanh(s / softcap)
 
 
 PLAIN = Rule()
 
 
 @dataclass(frozen=True)
-class Part:
+class Chunk:
     """Segments on the device of the model: queries [cu_q[s], cu_q[s+1]) see the keys [cu_k[s], cu_k[s+1])."""
 
     cu_q: torch.Tensor  # (S + 1,) int32
     cu_k: torch.Tensor  # (S + 1,) int32
-    max_q: int
-    max_k: int
-    kv_index: torch.Tensor | None  # (cu_k[-1],) int64, the tokens that are keys; None where the queries are
-    segments: tuple[tuple[int, int, int, int], ...]  # q_start, q_stop, k_start, k_stop of each, on the host
+    max_q: int  # length of the longest segment in queries
+    max_k: int  # and in keys
+    kv_index: (
+        torch.Tensor | None
+    )  # (cu_k[-1],) int64 tokens of the pack; None if the keys are the queries' tokens
+    bounds: tuple[
+        tuple[int, int, int, int], ...
+    ]  # q_start, q_stop, k_start, k_stop of each segment, on the host
     masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
 
     def mask(self, num_q: int, num_k: int, window: int | None, device: torch.device) -> torch.Tensor:
-        """Which of its keys each query sees: the last query sees the last."""
+        """(num_q, num_k) bool, the keys that each query sees; the last query is the last key."""
         width, own = window or num_k, num_k - num_q
         if (num_q, num_k, width) not in self.masks:
             seen = torch.ones(num_q, num_k, dtype=torch.bool, device=device).tril(own).triu(own - width + 1)
@@ -66,24 +70,25 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The segments of a pack, in parts that gather at most MAX_KEYS keys, or those of one segment."""
+class Segments:
+    """The segments of a pack, in chunks of one segment or of at most MAX_KEYS keys."""
 
-    parts: tuple[Part, ...]
+    chunks: tuple[Chunk, ...]
 
     @property
     def max_k(self) -> int:
-        return max(part.max_k for part in self.parts)
+        """The number of keys of the longest segment."""
+        return max(chunk.max_k for chunk in self.chunks)
 
     @classmethod
-    def of(cls, pack: Pack, device: torch.device) -> "Plan":
-        """Every token of a pack as a query."""
+    def of(cls, pack: Pack, device: torch.device) -> "Segments":
+        """The segments with every token of a pack as a query."""
         shared = pack.cu_k[-1] > pack.cu_q[-1]
         return cls._make(pack.cu_q, pack.cu_k, pack.kv_index if shared else None, device)
 
     @classmethod
-    def of_rows(cls, pack: Pack, rows: Index, device: torch.device) -> "Plan":
-        """The tokens `rows` (R,) of a pack as queries, each a segment of its own."""
+    def of_rows(cls, pack: Pack, rows: Index, device: torch.device) -> "Segments":
+        """One segment for each of the tokens `rows` (R,) of a pack, with the token as its only query."""
         segment = np.searchsorted(pack.cu_q, rows, side="right") - 1
         counts = pack.cu_k[segment + 1] - pack.cu_k[segment] - (pack.cu_q[segment + 1] - 1 - rows)
         cu_k = np.cumsum([0, *counts])
@@ -92,31 +97,31 @@ class Plan:
         return cls._make(np.arange(len(rows) + 1), cu_k, kv_index, device)
 
     @classmethod
-    def _make(cls, cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> "Plan":
+    def _make(cls, cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> "Segments":
         if kv_index is None:
-            return cls((_part(cu_q, cu_k, None, device),))
+            return cls((_chunk(cu_q, cu_k, None, device),))
         cuts = [0]
         for s in range(1, len(cu_k) - 1):
             if cu_k[s + 1] - cu_k[cuts[-1]] > MAX_KEYS:
                 cuts.append(s)
         return cls(
             tuple(
-                _part(cu_q[a : b + 1], cu_k[a : b + 1], kv_index[cu_k[a] : cu_k[b]], device)
+                _chunk(cu_q[a : b + 1], cu_k[a : b + 1], kv_index[cu_k[a] : cu_k[b]], device)
                 for a, b in pairwise([*cuts, len(cu_k) - 1])
             )
         )
 
 
-def _part(cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> Part:
+def _chunk(cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> Chunk:
     cu_q, cu_k = cu_q - cu_q[0], cu_k - cu_k[0]
     q, k = cu_q.tolist(), cu_k.tolist()
-    return Part(
+    return Chunk(
         cu_q=to_device(cu_q.astype("int32"), device),
         cu_k=to_device(cu_k.astype("int32"), device),
         max_q=int(np.diff(cu_q).max()),
         max_k=int(np.diff(cu_k).max()),
         kv_index=None if kv_index is None else to_device(kv_index, device),
-        segments=tuple(zip(q, q[1:], k, k[1:], strict=False)),
+        bounds=tuple(zip(q, q[1:], k, k[1:], strict=False)),
     )
 
 
@@ -124,26 +129,27 @@ def attend(
     query: torch.Tensor,  # (Q, heads, head_dim)
     key: torch.Tensor,  # (T, kv_heads, head_dim)
     value: torch.Tensor,
-    plan: Plan,
+    segments: Segments,
     rule: Rule = PLAIN,
 ) -> torch.Tensor:
     """Attention of every segment over its own keys; returns (Q, heads, head_dim)."""
-    if rule.window is not None and rule.window >= plan.max_k:
+    if rule.window is not None and rule.window >= segments.max_k:
         rule = rule._replace(window=None)
     by_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    able = rule.softcap is None and (rule.window is None or "window_size" in _PARAMETERS)
-    attend_part = _by_kernel if by_kernel and able else _by_segment
+    supported = rule.softcap is None and (rule.window is None or "window_size" in _PARAMETERS)
+    attend_chunk = _by_kernel if by_kernel and supported else _by_segment
     outputs = []
-    for rows, part in zip(query.split([p.segments[-1][1] for p in plan.parts]), plan.parts, strict=True):
+    sizes = [chunk.bounds[-1][1] for chunk in segments.chunks]
+    for rows, chunk in zip(query.split(sizes), segments.chunks, strict=True):
         k, v = key, value
-        if part.kv_index is not None:
-            k, v = key.index_select(0, part.kv_index), value.index_select(0, part.kv_index)
-        outputs.append(attend_part(rows, k, v, part, rule))
+        if chunk.kv_index is not None:
+            k, v = key.index_select(0, chunk.kv_index), value.index_select(0, chunk.kv_index)
+        outputs.append(attend_chunk(rows, k, v, chunk, rule))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _by_kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, rule: Rule
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chunk: Chunk, rule: Rule
 ) -> torch.Tensor:
     options, own, scaling = dict(_VARLEN_OPTIONS), query.shape[-1] ** -0.5, rule.scaling
     if rule.window is not None:
@@ -154,20 +160,20 @@ def _by_kernel(
         query = query * (scaling / own)
     q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
     kernel: Any = varlen_attn
-    out: torch.Tensor = kernel(q, k, v, part.cu_q, part.cu_k, part.max_q, part.max_k, **options)
+    out: torch.Tensor = kernel(q, k, v, chunk.cu_q, chunk.cu_k, chunk.max_q, chunk.max_k, **options)
     return out
 
 
 def _by_segment(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, part: Part, rule: Rule
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chunk: Chunk, rule: Rule
 ) -> torch.Tensor:
     out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, T, head_dim)
-    for q0, q1, k0, k1 in part.segments:
+    for q0, q1, k0, k1 in chunk.bounds:
         num_q, num_k = q1 - q0, k1 - k0
         windowed = (rule.window or num_k) < num_k
         masked = windowed or 1 < num_q < num_k or rule.softcap is not None
-        mask = part.mask(num_q, num_k, rule.window, query.device) if masked else None
+        mask = chunk.mask(num_q, num_k, rule.window, query.device) if masked else None
         own = q[:, :, q0:q1], k[:, :, k0:k1], v[:, :, k0:k1]
         if rule.softcap is not None and mask is not None:
             attended = _softcapped(*own, mask, rule.scaling, rule.softcap)
@@ -191,7 +197,7 @@ def _softcapped(
     scaling: float | None,
     softcap: float,
 ) -> torch.Tensor:
-    """Attention with its scores written out, (1, heads, Q, head_dim), some queries at a time."""
+    """Attention (1, heads, Q, head_dim) with softcapped logits, computed for SOFTCAP_ROWS queries at a time."""
     groups, scaling = query.shape[1] // key.shape[1], scaling or query.shape[-1] ** -0.5
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     outputs = []
@@ -208,17 +214,17 @@ def packed_attention(
     key: torch.Tensor,  # (1, kv_heads, T, head_dim)
     value: torch.Tensor,
     attention_mask: None,
-    plan: Plan,
+    segments: Segments,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`attend` as transformers calls it in the layers of any decoder; returns (1, T, heads, head_dim)."""
+    """`attend` with the signature that transformers' decoders call; returns (1, T, heads, head_dim)."""
     if options.get("s_aux") is not None:
-        raise NotImplementedError(f"{type(module).__name__} asks for s_aux: packs do not support it")
+        raise NotImplementedError(f"{type(module).__name__} needs s_aux, which packs do not support")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q, k, v, plan, Rule(scaling, sliding_window, softcap))[None], None
+    return attend(q, k, v, segments, Rule(scaling, sliding_window, softcap))[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

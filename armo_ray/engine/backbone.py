@@ -1,4 +1,4 @@
-"""The decoder under a head, as transformers has it, with nothing missing and the packed attention in place."""
+"""Loading of the backbone: a transformers decoder with packed attention, and a check that no weight is missing."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +20,17 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
-    "fp8": torch.bfloat16,  # of what is not a linear layer
+    "fp8": torch.bfloat16,  # for everything except linear layers
 }
 
 
 def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.device]) -> PreTrainedModel:
-    """The bare decoder (no lm_head, no remote code). Raises ConfigError where a weight would be left random.
+    """The bare decoder (no lm_head, no remote code). Raises ConfigError if a weight would be left random.
 
-    Weights of the checkpoint's own type are never copied in RAM: they are views of the mapped files, whose
-    pages the replicas of a node share, until each goes to the device.
+    Weights in the checkpoint's own dtype are never copied in RAM: until they move to the device, they are views of
+    memory-mapped files, whose pages all replicas on a node share.
     """
-    logging.set_verbosity_error()  # its load report calls our heads unexpected; the check below is stricter
+    logging.set_verbosity_error()  # its load report lists head tensors as unexpected; the check below is stricter
     logging.disable_progress_bar()
     auto: Any = AutoModel
     config = _config(checkpoint)
@@ -46,6 +46,15 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.de
         output_loading_info=True,
         key_mapping={r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None,
     )
+    _check_loaded(checkpoint, model, info, len(devices))
+    model.requires_grad_(False)
+    backbone: PreTrainedModel = model.eval()
+    place(backbone, devices, fp8=dtype == "fp8")
+    return backbone
+
+
+def _check_loaded(checkpoint: Checkpoint, model: Any, info: dict[str, Any], num_devices: int) -> None:
+    """Raise ConfigError if weights do not match the config, or the decoder cannot use packs or be split."""
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith((*HEAD_PREFIXES, LM_HEAD))]
     faults = {
         "missing": info["missing_keys"],
@@ -53,18 +62,14 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.de
         "unexpected": unexpected,
     }
     if any(faults.values()):
-        told = "; ".join(f"{kind}: {sorted(map(str, names))[:5]}" for kind, names in faults.items() if names)
-        raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {told}")
+        listing = "; ".join(f"{kind}: {sorted(map(str, keys))[:5]}" for kind, keys in faults.items() if keys)
+        raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {listing}")
     if not (getattr(model, "_supports_attention_backend", False) and hasattr(model, "layers")):
         raise ConfigError(f"{checkpoint.path}: {type(model).__name__} cannot run on packs of conversations")
-    if len(devices) > 1 and (kind := type(model.layers[0]).__name__) not in LLAMA_LIKE:
-        raise ConfigError(f"{checkpoint.path}: layers of {kind} cannot be split over {len(devices)} devices")
-    if len(devices) > len(model.layers):
-        raise ConfigError(f"{checkpoint.path}: {len(model.layers)} layers on {len(devices)} devices")
-    model.requires_grad_(False)
-    backbone: PreTrainedModel = model.eval()
-    place(backbone, devices, fp8=dtype == "fp8")
-    return backbone
+    if num_devices > 1 and (kind := type(model.layers[0]).__name__) not in LLAMA_LIKE:
+        raise ConfigError(f"{checkpoint.path}: layers of {kind} cannot be split over {num_devices} devices")
+    if num_devices > len(model.layers):
+        raise ConfigError(f"{checkpoint.path}: {len(model.layers)} layers on {num_devices} devices")
 
 
 def _config(checkpoint: Checkpoint) -> Any:
@@ -73,28 +78,32 @@ def _config(checkpoint: Checkpoint) -> Any:
     except ValueError as error:
         kind = checkpoint.config.get("model_type")
         raise ConfigError(
-            f"{checkpoint.path}/config.json: model_type {kind} is no architecture of this version of transformers, and "
-            f"code that comes with a checkpoint is not run"
+            f"{checkpoint.path}/config.json: this version of transformers has no model_type {kind}, and code in a "
+            f"checkpoint is not executed"
         ) from error
 
 
 def _unpackable(config: Any) -> Iterator[str]:
-    """What would come out wrong and not fail: packs give a token all earlier ones of its conversation, or the
-    nearest, and turn it by its position alone."""
+    """Features that packs would silently compute wrong.
+
+    In a pack, a token attends to all earlier tokens of its conversation or to the nearest ones, and its rotary
+    embedding depends on its position only.
+    """
     layers = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if layers:
-        yield f"layer_types {', '.join(sorted(layers))}: packs have full or sliding attention"
+        yield f"layer_types {', '.join(sorted(layers))}: packs support full and sliding attention only"
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
+    kinds = {entry.get("rope_type") for entry in (rope, *rope.values()) if isinstance(entry, dict)}
     for kind in kinds & {"dynamic", "longrope"}:
-        yield f"rope_type {kind} depends on the longest conversation of a pack"
+        yield f"rope_type {kind} would depend on the longest conversation of a pack"
 
 
 def place(backbone: PreTrainedModel, devices: Sequence[torch.device], fp8: bool = False) -> None:
-    """Move a decoder to its devices, layer by layer, four at a time: reading mapped pages is what takes long.
+    """Move a decoder to its devices, four layers at a time, since most of the time goes into reading mapped pages.
 
-    Each device gets an equal run of layers, the first also what comes before them and the last what comes
-    after. With `fp8`, a layer is quantized as it arrives, so that only float8 weights of all layers are ever there.
+    Each device gets the same number of consecutive layers; the first one also gets the modules before the layers,
+    the last one the norm after them. With `fp8`, a layer is quantized as it arrives, so that the devices never hold
+    the unquantized weights of all layers.
     """
 
     def move(layer: nn.Module, device: torch.device) -> None:

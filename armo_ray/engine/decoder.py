@@ -1,11 +1,10 @@
 """One pass of the decoder over a pack, up to the hidden states of the rows that a head reads.
 
-Llama's layer (Mistral's and Qwen2's are the same) is run from here, in two functions around the attention.
-Neither depends on how a pack is cut, so they compile once for all layers and packs; and the last layer does
-its queries and its MLP on the rows that are read alone. Its layers may lie on several devices: hidden states
-move on to where the next layer is, and since nothing waits for them, the first device goes on with the next
-pack meanwhile. Any other decoder runs as transformers has it, through the attention function that is
-registered there.
+Llama's layers (Mistral's and Qwen2's are the same) are computed here, in two functions around the attention. Neither
+depends on the segments of a pack, so they compile once for all layers and packs, and the last layer computes its
+queries and MLP only for the rows that the head reads. Layers may be on several devices: hidden states move to the
+device of the next layer, and since nothing waits for them, the first device starts on the next pack meanwhile. Any
+other decoder runs transformers' own code with the attention function registered there.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from armo_ray.engine.attention import Plan, Rule, attend
+from armo_ray.engine.attention import Rule, Segments, attend
 from armo_ray.engine.device import to_device
 from armo_ray.engine.fixed_shape import in_blocks
 from armo_ray.engine.options import Options
@@ -34,10 +33,10 @@ def hidden_rows(backbone: PreTrainedModel, pack: Pack, rows: Index, options: Opt
     devices = layer_devices(backbone)
     ids, positions = (to_device(x, devices[0]) for x in (pack.input_ids, pack.position_ids))
     at = to_device(rows, devices[-1])
-    plans = {device: Plan.of(pack, device) for device in dict.fromkeys(devices)}
+    segments = {device: Segments.of(pack, device) for device in dict.fromkeys(devices)}
     if not is_llama_like(backbone):
-        plan = plans[devices[0]]
-        output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, plan=plan)
+        inputs = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
+        output = model(**inputs, segments=segments[devices[0]])  # passed on to packed_attention
         return output.last_hidden_state[0].index_select(0, at)  # type: ignore[no-any-return]
     hidden = model.embed_tokens(ids)
     cos, sin = (x[0] for x in model.rotary_emb(hidden, positions[None]))
@@ -48,23 +47,23 @@ def hidden_rows(backbone: PreTrainedModel, pack: Pack, rows: Index, options: Opt
         if options.needed_rows and layer is model.layers[-1]:
             break
         query, key, value = project(layer, fused, hidden, cos, sin)
-        attended = attend(query, key, value, plans[device], _rule(layer.self_attn))
+        attended = attend(query, key, value, segments[device], _rule(layer.self_attn))
         hidden = finish(layer, fused, hidden, attended)
     if options.needed_rows:
-        hidden = _last_layer(layer, fused, hidden, cos, sin, at, Plan.of_rows(pack, rows, device))
+        hidden = _last_layer(layer, fused, hidden, cos, sin, at, Segments.of_rows(pack, rows, device))
     else:
         hidden = hidden.index_select(0, at)
     return _norm(model.norm, fused, hidden)
 
 
 def is_llama_like(backbone: PreTrainedModel) -> bool:
-    """Whether its layers are run from here, the last one on the rows that are read."""
+    """Whether this module computes the decoder's layers, and the last one only for the rows that the head reads."""
     layers: Any = backbone.layers
     return type(layers[0]).__name__ in LLAMA_LIKE
 
 
 def layer_devices(backbone: PreTrainedModel) -> list[torch.device]:
-    """Where each layer lies, the first to the last."""
+    """The device of each layer, from the first to the last."""
     layers: Any = backbone.layers
     return [next(layer.parameters()).device for layer in layers]
 
@@ -80,29 +79,29 @@ def _project(layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor) 
 
 
 def _rule(attention: Any) -> Rule:
-    # Mistral's window is that of its config, Qwen2's is set on the layers that have one, Llama has none
+    # Mistral has the window in its config, Qwen2 on the layers that use one, and Llama has none
     holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
     window = holder.__dict__.get("sliding_window")
     return Rule(attention.scaling, window)
 
 
 def _finish(layer: Any, fused: bool, hidden: Tensor, attended: Tensor) -> Tensor:
-    """What follows attention in a layer."""
+    """The rest of a layer after its attention (T, heads, head_dim); returns (T, H)."""
     hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
     return hidden + layer.mlp(_norm(layer.post_attention_layernorm, fused, hidden))  # type: ignore[no-any-return]
 
 
 def _last_layer(
-    layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor, at: Tensor, plan: Plan
+    layer: Any, fused: bool, hidden: Tensor, cos: Tensor, sin: Tensor, at: Tensor, segments: Segments
 ) -> Tensor:
-    """Keys and values of every token, all else of the tokens `at` (R,); returns (R, H)."""
+    """The last layer: keys and values for every token, everything else for the tokens `at` (R,); returns (R, H)."""
     x, attention = _norm(layer.input_layernorm, fused, hidden), layer.self_attn
     key, value = (
         project(x).view(len(x), -1, attention.head_dim) for project in (attention.k_proj, attention.v_proj)
     )
     query = in_blocks(attention.q_proj, x[at]).view(len(at), -1, attention.head_dim)
     query, key = _rotated(query, cos[at], sin[at]), _rotated(key, cos, sin)
-    attended = attend(query, key, value, plan, _rule(attention))
+    attended = attend(query, key, value, segments, _rule(attention))
     return in_blocks(lambda h, a: _finish(layer, fused, h, a), hidden[at], attended.flatten(1))
 
 

@@ -1,4 +1,4 @@
-"""What depends on the device: copies to it, its clock, its memory."""
+"""Code that depends on the device: copies, timing and memory."""
 
 import gc
 import os
@@ -9,28 +9,27 @@ import torch
 
 
 def to_device(array: Any, device: torch.device) -> torch.Tensor:
-    """A numpy array on the device; through pinned memory on CUDA, so that the copy waits for nothing."""
+    """A numpy array on the device. On CUDA it is copied from pinned memory, so that the host does not wait."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Stopwatch:
-    """Seconds of a device between the first mark and the second, the third and the fourth, ..., summed.
-
-    Only `seconds` waits for the device.
-    """
+    """Sum of the seconds on a device from each odd mark (first, third, ...) to the next. Only `seconds` waits."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self.marks: list[Any] = []
 
     def mark(self) -> None:
+        """Start or stop the stopwatch at this point of the device's work."""
         if self.stream is None:
             self.marks.append(time.perf_counter())
         else:
             self.marks.append(self.stream.record_event(torch.cuda.Event(enable_timing=True)))
 
     def seconds(self) -> float:
+        """The sum so far. Waits until the device reached the last mark."""
         pairs = zip(self.marks[::2], self.marks[1::2], strict=True)
         if self.stream is None:
             return float(sum(stop - start for start, stop in pairs))
@@ -39,20 +38,20 @@ class Stopwatch:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch's own, cuBLAS's on CUDA, or one on a CPU, both told in words only."""
-    told = ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(x in str(error) for x in told)
+    """Whether an allocation failed. Failures of cuBLAS and on a CPU are recognized by their message only."""
+    messages = ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in messages)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that tensors can still take on a CUDA device: free, or held by torch's allocator for reuse."""
+    """Memory that tensors can still use on a CUDA device: free, or reserved by torch's allocator but unused."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def room_for(size: int, device: torch.device) -> bool:
-    """Whether this many bytes of weights, and as much again in part for work, fit on a device now."""
-    gc.collect()  # modules refer to each other
+    """Whether `size` bytes of weights and another 20 % for activations fit on a device now."""
+    gc.collect()  # modules have reference cycles
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free = free_bytes(device)

@@ -1,4 +1,4 @@
-"""Functions of rows, computed in blocks of one fixed shape."""
+"""Row-wise functions, computed in blocks of a fixed shape."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,11 @@ BLOCK_ROWS = 64
 
 
 def in_blocks(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
-    """`function` of tensors (R, ...), row by row: matrix products round a row differently in other company."""
+    """`function` applied to tensors (R, ...) in padded blocks of BLOCK_ROWS rows.
+
+    With a fixed shape, the result of a row does not depend on the number of rows: matrix products of other shapes
+    round differently.
+    """
     count = len(rows[0])
     padded = (F.pad(x, (0, 0) * (x.dim() - 1) + (0, -count % BLOCK_ROWS)) for x in rows)
     blocks = zip(*(torch.split(x, BLOCK_ROWS) for x in padded), strict=True)

@@ -1,6 +1,7 @@
-"""Floating-point operations of the decoder: 2 a linear parameter and token, 4 a query's head dimension and key.
+"""Floating-point operations of the decoder.
 
-Embeddings, norms, activations and the head are left out: together they are less than 0.1 % of an 8B model.
+Linear layers take 2 per parameter and token; attention takes 4 per head dimension, query and key. Embeddings, norms,
+activations and the head are left out: together they are less than 0.1 % of an 8B model.
 """
 
 from collections.abc import Iterable
@@ -11,8 +12,8 @@ import torch
 from armo_ray.engine.fp8 import Fp8Linear
 from armo_ray.engine.packing import Index
 
-# Dense 16-bit and float8 rates by the names that CUDA gives, operations a second, as NVIDIA's data sheets have
-# them (half of what is told "with sparsity"). A slice of a GPU has another name, and so no known peak.
+# Peak operations per second for dense 16-bit and float8 products by CUDA's device name, from NVIDIA's data sheets
+# (half of the figures "with sparsity"). A MIG slice of a GPU has another name, and so no known peak.
 _PEAKS = {
     "NVIDIA A100-SXM4-40GB": (312e12, None),
     "NVIDIA A100-SXM4-80GB": (312e12, None),
@@ -27,17 +28,17 @@ _PEAKS = {
 
 
 class Shape(NamedTuple):
-    """What of a decoder its operations depend on; parameters are those of one layer's linears."""
+    """The sizes of a decoder that determine its operations."""
 
     layers: int
-    linear: int
-    keys: int  # of `linear`, the projections to keys and values
+    linear: int  # parameters of one layer's linear modules
+    keys: int  # how many of them project to keys and values
     heads: int
     head_dim: int
 
 
 def shape_of(backbone: Any) -> Shape:
-    """The shape of a decoder of equal layers."""
+    """The shape of a decoder whose layers are all equal."""
     layer, config = backbone.layers[0], backbone.config
     linears = {
         name: module.weight.numel()
@@ -50,10 +51,11 @@ def shape_of(backbone: Any) -> Shape:
 
 
 def flops(shape: Shape, positions: Index, needed: Index | None = None) -> int:
-    """Operations of tokens at these positions of their conversations.
+    """Operations for tokens at these positions (T,) of their conversations.
 
     Args:
-        needed: positions whose last hidden state is read; the last layer then computes the others' keys only.
+        needed: positions whose final hidden state is read. For other tokens, the last layer then computes only keys
+            and values.
     """
     tokens, context = len(positions), int(positions.sum()) + len(positions)
     attention = 4 * shape.heads * shape.head_dim
@@ -65,13 +67,13 @@ def flops(shape: Shape, positions: Index, needed: Index | None = None) -> int:
 
 
 def peak_flops(devices: Iterable[torch.device], dtype: str) -> float | None:
-    """The most operations a second of all devices in a type of the backbone; None where one's is not known."""
+    """Peak operations per second of all devices together for a dtype; None if one of them is not known."""
     peaks = [peak_of(torch.cuda.get_device_name(d), dtype) if d.type == "cuda" else None for d in devices]
-    known = [peak for peak in peaks if peak is not None]
-    return sum(known) if len(known) == len(peaks) else None
+    numbers = [peak for peak in peaks if peak is not None]
+    return sum(numbers) if len(numbers) == len(peaks) else None
 
 
 def peak_of(name: str, dtype: str) -> float | None:
-    """The same of one GPU, by the name that CUDA gives."""
+    """Peak operations per second of one GPU by CUDA's device name; None if not known."""
     half, fp8 = _PEAKS.get(name, (None, None))
     return {"bfloat16": half, "float16": half, "fp8": fp8}.get(dtype)

@@ -1,19 +1,19 @@
-"""Row-wise W8A8 in float8 e4m3: weights scaled by output channel at load, activations by token in each call.
+"""Row-wise W8A8 in float8 e4m3: weights are scaled by output channel at load, activations by token in each call.
 
-`torch._scaled_mm` runs it on Hopper's float8 units, and on a CPU for tests. A scale takes the largest
-magnitude of a row to 448, the largest e4m3 number. Products are summed as fast as the device can: in float32
-on a CPU, on Hopper in its tensor cores, which keep fewer bits.
+`torch._scaled_mm` computes it with Hopper's float8 units, and on a CPU for tests. A scale maps the largest magnitude
+of a row to 448, the largest e4m3 number. Products are accumulated in the fastest way: in float32 on a CPU, and on
+Hopper in tensor cores, which keep fewer bits.
 """
 
 import torch
 from torch import nn
 
 E4M3_MAX = 448.0
-MULTIPLE = 16  # of both widths of a weight, as the kernel wants it
+MULTIPLE = 16  # the kernel needs both dimensions of a weight to be multiples of this
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer with a float8 weight (N, K) and a float32 scale for each of its rows."""
+    """A linear layer with a float8 weight (N, K) and a float32 scale for each row of it."""
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -27,7 +27,7 @@ class Fp8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) to (..., N), in the type of x."""
+        """Maps (..., K) to (..., N), in the dtype of x."""
         rows, scale = quantize(x.reshape(-1, x.shape[-1]))
         out = torch._scaled_mm(
             rows, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=x.dtype, use_fast_accum=True
@@ -37,18 +37,19 @@ class Fp8Linear(nn.Module):
 
 
 def quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (R, K) as float8 and the scale (R, 1) float32 that restores them."""
+    """Rows (R, K) as float8, and the float32 scale (R, 1) that restores them."""
     rows = rows.float()
     scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
     return (rows / scale).to(torch.float8_e4m3fn), scale
 
 
 def quantize_(backbone: nn.Module, device: torch.device | None = None) -> None:
-    """Replace the linear layers of a decoder, one after the other, on `device` where one is given.
+    """Replace the linear layers of a decoder in place, one after the other, by Fp8Linear on `device`.
 
-    Layers whose widths are no multiples of 16 stay as they are. So do embeddings and norms.
+    Without a device, weights stay where they are. Layers with a dimension that is not a multiple of 16, embeddings
+    and norms are not replaced.
     """
-    # a list of all modules would keep the weights that were replaced until the last one is
+    # a list of all modules would keep every replaced weight alive until the end
     for module in [m for m in backbone.modules() if not isinstance(m, nn.Linear)]:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and not any(width % MULTIPLE for width in child.weight.shape):

@@ -1,7 +1,7 @@
-"""What becomes of the hidden states that a head reads: named rewards and one score, in float32 throughout.
+"""The heads: they compute named rewards and one score from the hidden states that they read, in float32.
 
-The released code runs heads in the backbone's dtype, which in bfloat16 leaves 8 bits of a score; upcasting
-the few hidden states that are read costs nothing and removes those ties.
+The released code computes heads in the backbone's dtype, and in bfloat16 a score has only 8 bits. Upcasting the few
+hidden states that are read costs nothing and removes the resulting ties.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,33 +23,35 @@ Layers = Sequence[Callable[[Tensor], Tensor]]
 
 
 class HeadOutput(NamedTuple):
+    """The result of a head for C candidates with K rewards."""
+
     score: Tensor  # (C,)
     rewards: Tensor  # (C, K)
-    gating: Tensor  # (C, K), or (C, 0) of a head without gates
-    steps: Tensor  # (N,) what each position says, of a head that reads many; otherwise (0,)
+    gating: Tensor  # (C, K), or (C, 0) for a head without gates
+    steps: Tensor  # (N,) rewards of the steps of all candidates from a process model's head; otherwise (0,)
 
 
-# Of the hidden states (R, H) that were read, which of them each position is (N,), and the number of positions
-# of each candidate (C,), which add up to N.
+# Arguments: distinct hidden states (R, H), an index into them for each position that is read (N,), and the number of
+# positions of each candidate (C,), whose sum is N.
 Compute = Callable[[Tensor, Tensor, Tensor], HeadOutput]
 
 
 @dataclass(frozen=True)
 class Head:
-    """Which tokens of a conversation are read, and what is computed from their hidden states."""
+    """The tokens of a conversation that are read, and the function that computes rewards from their hidden states."""
 
-    names: tuple[str, ...]  # of the K rewards
+    names: tuple[str, ...]  # names of the K rewards
     family: Family
-    pattern: Ids  # from the end of a user turn to the answer
+    pattern: Ids  # token ids from the end of a user turn to the response
     compute: Compute
 
     def positions(self, ids: Ids) -> list[int]:
-        """The positions that are read of a conversation; none where it lacks what marks them."""
+        """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them."""
         return read_positions(ids, self.family, self.pattern)
 
 
 def armorm(tensors: Tensors, temperature: float) -> Compute:
-    """ArmoRM, tensors named as in the checkpoint.
+    """ArmoRM's head, from tensors named as in the checkpoint.
 
     Source: modeling_custom.py of RLHFlow/ArmoRM-Llama3-8B-v0.1. With h the final hidden states:
     rewards = W h[last], gating = softmax(MLP(h[gate]) / temperature) * logit_scale,
@@ -71,9 +73,9 @@ def armorm(tensors: Tensors, temperature: float) -> Compute:
 
 
 def qrm(tensors: Tensors, temperature: float, num_quantiles: int) -> Compute:
-    """QRM: the mean of each reward's quantiles, transformed, under a gate with batch norms.
+    """QRM's head: each reward is the mean of its quantiles, transformed; the gate has batch norms.
 
-    Source: rewardbench/models/qrm.py of allenai/reward-bench. Its rewards are those after the transform.
+    Source: rewardbench/models/qrm.py of allenai/reward-bench. The rewards are returned after the transform.
     """
     regression, transform = _linear(tensors, "regression_layer"), tensors["reward_transform_matrix"]
     depth = sum(name.endswith(".running_mean") for name in tensors)
@@ -99,24 +101,24 @@ def qrm(tensors: Tensors, temperature: float, num_quantiles: int) -> Compute:
 
 
 def urm(tensors: Tensors) -> Compute:
-    """URM: means of normal distributions, weighed by an MLP of the same token.
+    """URM's head: rewards are means of normal distributions, weighted by an MLP of the same token.
 
-    Source: LlamaForSequenceClassificationWithNormal_Weights of LxzGordon/URM-LLaMa-3.1-8B; of every two
-    labels the first is a mean, the second tells its spread and is not used.
+    Source: LlamaForSequenceClassificationWithNormal_Weights of LxzGordon/URM-LLaMa-3.1-8B. Labels come in pairs of a
+    mean and a spread; the spread is not used.
     """
     means = _linear(tensors, "score")
-    weigh = partial(through, interleaved(tensors, [f"weights.fc.{i}" for i in (0, 2, 4)], F.selu))
+    weights = partial(through, interleaved(tensors, [f"weights.fc.{i}" for i in (0, 2, 4)], F.selu))
 
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
         hidden = hidden.float()
-        rewards, gating = in_blocks(means, hidden)[index, ::2], in_blocks(weigh, hidden)[index]
+        rewards, gating = in_blocks(means, hidden)[index, ::2], in_blocks(weights, hidden)[index]
         return HeadOutput((rewards * gating).sum(dim=1), rewards, gating, _none(hidden))
 
     return compute
 
 
 def labels(layers: Layers, coefficients: Tensor) -> Compute:
-    """A reward for every label of the last layer; the score weighs them by `coefficients` (K,)."""
+    """A head with a reward for every label of the last layer; the score weights them by `coefficients` (K,)."""
 
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
         hidden = hidden.float()
@@ -127,7 +129,10 @@ def labels(layers: Layers, coefficients: Tensor) -> Compute:
 
 
 def odds(rows: Tensor, softcap: float | None) -> Compute:
-    """The probability of the first of two tokens, by their rows (2, H) of the language-model head."""
+    """A head whose reward is the probability of the first of two tokens.
+
+    `rows` (2, H) are the rows of these tokens in the language-model head.
+    """
 
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
         first = _first_of_two(rows, softcap, hidden.float())[index]
@@ -137,7 +142,7 @@ def odds(rows: Tensor, softcap: float | None) -> Compute:
 
 
 def step_odds(rows: Tensor, softcap: float | None) -> Compute:
-    """`odds` of every step; of a candidate's steps their mean, which is the score, least, product and last."""
+    """A process model's head: `odds` of every step. Rewards are their mean (the score), minimum, product and last."""
 
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
         steps = _first_of_two(rows, softcap, hidden.float())[index, 0]
@@ -156,12 +161,12 @@ def _first_of_two(rows: Tensor, softcap: float | None, hidden: Tensor) -> Tensor
 
 
 def relu_mlp(tensors: Tensors, names: Sequence[str]) -> Layers:
-    """Linear layers with a ReLU between any two."""
+    """Linear layers of these names with a ReLU between consecutive ones."""
     return interleaved(tensors, names, F.relu)
 
 
 def interleaved(tensors: Tensors, names: Sequence[str], between: Callable[[Tensor], Tensor]) -> Layers:
-    """Linear layers of these names, with a function between any two."""
+    """Linear layers of these names with a function between consecutive ones."""
     layers: list[Callable[[Tensor], Tensor]] = []
     for name in names:
         layers += [between, _linear(tensors, name)]
@@ -169,7 +174,7 @@ def interleaved(tensors: Tensors, names: Sequence[str], between: Callable[[Tenso
 
 
 def through(layers: Layers, hidden: Tensor) -> Tensor:
-    """One layer after the other."""
+    """Apply layers one after the other to hidden states (R, H)."""
     for layer in layers:
         hidden = layer(hidden)
     return hidden
@@ -181,7 +186,7 @@ def _linear(tensors: Tensors, name: str) -> Callable[[Tensor], Tensor]:
 
 def _batch_norm(tensors: Tensors, name: str) -> Callable[[Tensor], Tensor]:
     mean, variance, weight, bias = (
-        tensors[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        tensors[f"{name}.{field}"] for field in ("running_mean", "running_var", "weight", "bias")
     )
     return lambda x: F.batch_norm(x, mean, variance, weight, bias)
 

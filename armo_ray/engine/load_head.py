@@ -1,4 +1,4 @@
-"""The head of a checkpoint, read onto a device."""
+"""Loading of a checkpoint's head onto a device."""
 
 import numpy as np
 import torch
@@ -10,20 +10,22 @@ from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
 from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
 
-# The answers between which a judge chooses, the good one, or the first, before the other.
-_SIGNS = {"outcome": ("+", "-"), "steps": ("+", "-"), "pairs": ("A", "B")}
+# The verdicts of judging models, for each kind of text: the good one, or the first response, comes first.
+_VERDICTS = {"outcome": ("+", "-"), "steps": ("+", "-"), "pairs": ("A", "B")}
 
 
 def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
-    """The head of a checkpoint whose tensors were checked. Raises ConfigError where a sign is no single token."""
+    """The head of a checkpoint that `inspect` checked. Raises ConfigError if a verdict is not a single token."""
     family = checkpoint.family
-    compute = _judge(checkpoint, chat, device) if family.text != "answer" else _regression(checkpoint, device)
-    pattern = np.array(chat.answer_pattern, np.int32)
+    compute = (
+        _judge(checkpoint, chat, device) if family.text != "response" else _regression(checkpoint, device)
+    )
+    pattern = np.array(chat.response_pattern, np.int32)
     return Head(checkpoint.reward_names, family, pattern, compute)
 
 
 def _regression(checkpoint: Checkpoint, device: torch.device) -> Compute:
-    """A head with tensors of its own."""
+    """A head that has its own tensors."""
     name, config = checkpoint.family.name, checkpoint.config
     expected, optional = expected_head(checkpoint.family, config, checkpoint.shapes)
     biases = [n for n in optional if n in checkpoint.tensors and n.endswith(".bias")]
@@ -45,13 +47,13 @@ def _regression(checkpoint: Checkpoint, device: torch.device) -> Compute:
 
 
 def _judge(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Compute:
-    """Two rows of a language model's head, or of its embeddings where they are one."""
-    signs = [chat.encode(sign) for sign in _SIGNS[checkpoint.family.text]]
-    if any(len(ids) != 1 for ids in signs):
+    """A head made of two rows of the language-model head, or of the embeddings if these are shared."""
+    verdicts = [chat.encode(verdict) for verdict in _VERDICTS[checkpoint.family.text]]
+    if any(len(ids) != 1 for ids in verdicts):
         raise ConfigError(
-            f"{checkpoint.path}: {_SIGNS[checkpoint.family.text]} are not one token each: {signs}"
+            f"{checkpoint.path}: {_VERDICTS[checkpoint.family.text]} are not one token each: {verdicts}"
         )
     name = LM_HEAD if LM_HEAD in checkpoint.tensors else EMBEDDINGS
-    rows = torch.from_numpy(checkpoint.read_rows(name, [ids[0] for ids in signs])).to(device)
+    rows = torch.from_numpy(checkpoint.read_rows(name, [ids[0] for ids in verdicts])).to(device)
     softcap = checkpoint.config.get("final_logit_softcapping")
     return (heads.step_odds if checkpoint.family.text == "steps" else heads.odds)(rows, softcap)

@@ -1,15 +1,15 @@
-"""How the engine runs; none of it changes a score beyond rounding."""
+"""Options of the engine. None of them changes a score beyond rounding."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen, or turned off to see what it is worth."""
+    """Optimizations can be turned off to measure what they gain."""
 
-    token_budget: int  # most tokens in a forward pass
-    share_prompts: bool = True  # common prefixes and equal conversations once
-    fixed_packs: bool = False  # every pass padded to token_budget: its matrix products have one shape
-    needed_rows: bool = True  # the last layer on the rows that the head reads
-    fused_norm: bool = True  # F.rms_norm for transformers' module
-    compile: bool = False  # torch.compile of the parts around attention
+    token_budget: int  # maximum number of tokens in a forward pass
+    share_prompts: bool = True  # compute common prefixes and equal conversations once
+    fixed_packs: bool = False  # pad every pass to token_budget, so that matrix products have a fixed shape
+    needed_rows: bool = True  # compute the last layer only for the rows that the head reads
+    fused_norm: bool = True  # use F.rms_norm instead of transformers' module
+    compile: bool = False  # torch.compile the functions around attention

@@ -1,10 +1,10 @@
-"""Packs: flat runs of tokens in which every shared prefix stands once.
+"""Packs: flat arrays of tokens in which every shared prefix occurs once.
 
-Causal hidden states depend on the tokens before them only, so sequences that begin alike share the
-computation of what they share. The sequences of one call are sorted, folded into prefix trees by their
-longest common prefixes, and the trees are placed into packs of at most `token_budget` tokens by
-first-fit-decreasing. A tree larger than the budget is split below its nodes; only then is a prefix computed
-again. Costs about 30 µs a sequence; reaches 89-99 % of the deduplication ratio.
+Causal hidden states depend only on the tokens before them, so sequences with a common prefix can share its
+computation. The sequences of one call are sorted, folded into prefix trees by their longest common prefixes, and the
+trees are placed into packs of at most `token_budget` tokens by first-fit-decreasing. A tree larger than the budget
+is split below its nodes; only then is a prefix computed more than once. Packing takes about 30 µs per sequence and
+reaches 89-99 % of the deduplication ratio.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# Shorter common prefixes are not worth a segment of their own; every Llama-3 conversation shares 5 tokens.
+# A shorter common prefix does not pay for its own segment; all Llama-3 conversations share 5 tokens.
 MIN_SHARED_TOKENS = 16
-FILLER_TOKENS = 64  # of a dummy segment: attention over a long one costs as much as over a real one
+FILLER_TOKENS = 64  # length of a dummy segment, short because attention over a long one is costly
 
 Ids = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
@@ -23,36 +23,40 @@ Index = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass. T tokens in S segments; segment s has queries [cu_q[s], cu_q[s+1]) of the pack and
-    attends to the tokens kv_index[cu_k[s]:cu_k[s+1]], of which its own are the last (causal, bottom-right)."""
+    """The input of one forward pass: T tokens in S segments.
+
+    The queries of segment s are the tokens [cu_q[s], cu_q[s+1]) of the pack. They attend to the tokens
+    kv_index[cu_k[s]:cu_k[s+1]], the last of which are the segment's own (causal mask, aligned bottom-right).
+    """
 
     input_ids: Index  # (T,)
     position_ids: Index  # (T,)
     cu_q: Index  # (S + 1,)
     cu_k: Index  # (S + 1,)
     kv_index: Index  # (cu_k[-1],)
-    sequences: Index  # (C,) which of the caller's sequences are read in this pack
+    sequences: Index  # (C,) indices of the caller's sequences that are read in this pack
     read_index: Index  # (cu_read[-1],) the tokens of the pack that are read
-    cu_read: Index  # (C + 1,) those of sequence c are read_index[cu_read[c]:cu_read[c + 1]]
-    num_tokens: int  # of the T, those that are not filler; they come first
+    cu_read: Index  # (C + 1,) sequence c is read at read_index[cu_read[c]:cu_read[c + 1]]
+    num_tokens: int  # number of tokens that are not filler; they come first
 
 
 @dataclass
 class Node:
-    """Tokens [start, stop) of sequence `source`, shared by every sequence below."""
+    """Tokens [start, stop) of sequence `source`, shared by every sequence that ends at this node or below."""
 
     source: int
     start: int
     stop: int
     parent: "Node | None"
-    total: int = 0  # tokens of this node and all below it
+    total: int = 0  # number of tokens of this node and all nodes below it
 
     def __post_init__(self) -> None:
         self.children: list[Node] = []
-        self.ends: list[int] = []  # the sequences whose last token is this node's last
+        self.ends: list[int] = []  # sequences whose last token is the last one of this node
 
     @property
     def size(self) -> int:
+        """The number of tokens of this node."""
         return self.stop - self.start
 
 
@@ -63,14 +67,14 @@ def make_packs(
     share: bool = True,
     fixed_size: bool = False,
 ) -> Iterator[Pack]:
-    """Packs that together read every sequence once, at the positions `reads[i]` of it.
+    """Packs that together read every sequence once: sequence i at the positions reads[i].
 
     Args:
-        sequences: token ids of whole conversations, none empty.
-        reads: of each sequence, the positions that a head wants, in its order.
-        token_budget: most tokens in a pack; a longer sequence gets a pack of its own.
-        share: fold common prefixes and equal sequences; otherwise each sequence is a segment.
-        fixed_size: fill every pack up to `token_budget` with dummy segments that nothing reads.
+        sequences: token ids of whole conversations, none of them empty.
+        reads: for each sequence, the positions that a head reads, in the head's order.
+        token_budget: maximum number of tokens in a pack; a longer sequence gets its own pack.
+        share: compute common prefixes and equal sequences once; otherwise each sequence is one segment.
+        fixed_size: pad every pack to `token_budget` tokens with dummy segments that are never read.
     """
     roots = fold(sequences) if share else _unshared(sequences)
     for nodes in first_fit_decreasing(roots, token_budget):
@@ -82,7 +86,7 @@ def fold(sequences: Sequence[Ids]) -> list[Node]:
     keys = [ids.astype(">u4").tobytes() for ids in sequences]  # big-endian bytes sort as the ids do
     order = sorted(range(len(keys)), key=keys.__getitem__)
     roots: list[Node] = []
-    path: list[Node] = []  # from the root to the end of the sequence before
+    path: list[Node] = []  # from the root to the end of the previous sequence
     for rank, i in enumerate(order):
         ids = sequences[i]
         shared = _common_prefix(sequences[order[rank - 1]], ids) if rank else 0
@@ -104,7 +108,7 @@ def fold(sequences: Sequence[Ids]) -> list[Node]:
 
 
 def first_fit_decreasing(roots: list[Node], token_budget: int) -> list[list[Node]]:
-    """Nodes of each pack, parents before children."""
+    """The nodes of each pack, parents before children."""
     items: list[list[Node]] = []
     for root in roots:
         items += _pieces(root, [], token_budget)
@@ -113,7 +117,7 @@ def first_fit_decreasing(roots: list[Node], token_budget: int) -> list[list[Node
     bins: list[list[Node]] = [[] for _ in items]
     for k in sorted(range(len(items)), key=lambda k: -sizes[k]):
         fits = free >= sizes[k]
-        fits[k] = fits[k] or not fits.any()  # an item over the budget goes alone into a bin of its own
+        fits[k] = fits[k] or not fits.any()  # an item over the budget gets its own bin
         at = int(fits.argmax())
         bins[at] += items[k]
         free[at] -= sizes[k]
@@ -128,7 +132,7 @@ def _common_prefix(a: Ids, b: Ids) -> int:
 
 
 def _split(node: Node, at: int, roots: list[Node]) -> Node:
-    """Cut a node in two at depth `at`; returns the upper part."""
+    """Split a node in two at depth `at`; returns the upper node."""
     upper = Node(node.source, node.start, at, node.parent)
     siblings = node.parent.children if node.parent else roots
     siblings[-1] = upper  # the node was the last one added there
@@ -163,7 +167,7 @@ def _subtree(node: Node) -> list[Node]:
 
 
 def _pieces(node: Node, ancestors: list[Node], token_budget: int) -> list[list[Node]]:
-    """The subtree of a node, with its ancestors, in pieces within the budget where that is possible."""
+    """The subtree of a node, with its ancestors, in pieces that fit in the budget if possible."""
     if node.start + node.total <= token_budget or not node.children:
         return [ancestors + _subtree(node)]
     path = [*ancestors, node]
@@ -193,7 +197,7 @@ def _build(
     offset = 0
     for node in nodes:
         if id(node) in offset_of:
-            continue  # an ancestor that two pieces of one tree brought into this pack
+            continue  # an ancestor of two pieces of one tree that are both in this pack
         own = np.arange(offset, offset + node.size)
         offset_of[id(node)] = offset
         index = own if node.parent is None else np.concatenate((keys_of[id(node.parent)], own))
@@ -205,7 +209,7 @@ def _build(
         for i in node.ends:
             read.append(i)
             rows.append(index[np.asarray(reads[i], np.int64)])
-        node.ends = []  # read once, though the node may stand in other packs too
+        node.ends = []  # read once, even if the node is in other packs too
     for start in range(offset, fixed_size, FILLER_TOKENS):
         filler = np.arange(start, min(start + FILLER_TOKENS, fixed_size))
         ids.append(np.zeros(len(filler), np.int32))

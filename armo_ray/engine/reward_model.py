@@ -1,4 +1,4 @@
-"""The reward model: conversations as token ids in, rewards, gates and scores out."""
+"""The reward model: token ids of conversations in; rewards, gates and scores out."""
 
 import copy
 import logging
@@ -26,10 +26,11 @@ from armo_ray.model.checkpoint import inspect
 
 logger = logging.getLogger(__name__)
 
-# GEMMs of an 8B model are full at 16k rows; on a CPU they are at 150 and larger packs fall out of its cache.
+# Matrix products of an 8B model reach full speed at 16k rows on a GPU and at 150 on a CPU, where larger packs do not
+# fit in the cache.
 TOKEN_BUDGETS = {"cuda": 16_384, "cpu": 1_024}
 PROBE_TOKENS = 1_024
-MEMORY_SHARE = 0.8  # of what is free, for activations: the allocator needs room between them
+MEMORY_SHARE = 0.8  # share of free memory for activations; the rest allows for fragmentation
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 Group = tuple[TokenIds, Sequence[TokenIds]]
@@ -39,24 +40,24 @@ Floats = npt.NDArray[np.float32]
 class Scores(NamedTuple):
     """One row per candidate, in the order of the groups and of the candidates in them; all float32.
 
-    With gates, `score[i] == sum(rewards[i] * (gating[i] @ transform.T))` to rounding.
+    With gates, `score[i] == sum(rewards[i] * (gating[i] @ transform.T))` up to rounding.
     """
 
     score: Floats  # (C,)
-    rewards: Floats  # (C, K) in the order of RewardModel.reward_names; of ArmoRM raw, before the transform
-    gating: Floats  # (C, K); (C, 0) of a family without gates
-    num_tokens: int  # of all conversations, each counted whole
-    computed_tokens: int  # that went through the backbone, after sharing, padding included
+    rewards: Floats  # (C, K) in the order of RewardModel.reward_names; ArmoRM's are raw, before the transform
+    gating: Floats  # (C, K); (C, 0) for a family without gates
+    num_tokens: int  # tokens of all conversations, each counted in full
+    computed_tokens: int  # tokens computed by the backbone after sharing, including padding
     num_packs: int
-    model_seconds: float  # of the device, from the start to the end of each forward pass
-    steps: tuple[Floats, ...] = ()  # C arrays, what a process reward model says of each step; else none
-    packed_tokens: int = 0  # that went through the backbone, without padding
+    model_seconds: float  # time on the device, from the start to the end of each forward pass
+    steps: tuple[Floats, ...] = ()  # C arrays with a process model's reward for each step; otherwise empty
+    packed_tokens: int = 0  # tokens computed by the backbone, without padding
     pack_capacity: int = 0  # tokens that the packs had room for
-    flops: int = 0  # of the packed tokens
+    flops: int = 0  # operations for the packed tokens
 
 
 class RewardModel:
-    """A reward model on one device, or its layers on several.
+    """A reward model on one device, or with its layers spread over several.
 
     >>> model = RewardModel.load("RLHFlow/ArmoRM-Llama3-8B-v0.1", dtype="bfloat16", device="cuda")
     >>> scores = model.score([(prompt_ids, [answer_ids, other_answer_ids])])
@@ -68,7 +69,7 @@ class RewardModel:
         self.pattern = head.pattern
         self.reward_names = head.names
         self.options = options
-        self.device = layer_devices(backbone)[-1]  # of the head
+        self.device = layer_devices(backbone)[-1]  # the head is where the last layer is
         self.shape = shape_of(backbone)
 
     @classmethod
@@ -87,46 +88,42 @@ class RewardModel:
         """Load a checkpoint.
 
         Args:
-            model: a directory with config.json, *.safetensors and tokenizer, or a hub id.
+            model: a directory with config.json, *.safetensors and a tokenizer, or a hub id.
             revision: branch, tag or commit of a hub id.
-            dtype: of the backbone, "bfloat16", "float16", "float32" or "fp8": linear layers in float8 e4m3
-                scaled by row, all else in bfloat16. Heads are always float32.
-            device: as torch names it; by default CUDA where there is one. Several, separated by commas, take
-                an equal run of layers each; Llama, Mistral and Qwen2 only.
-            token_budget: most tokens in a forward pass; by default 1,024 on a CPU, and on CUDA 16,384 or
-                what fits into free memory.
+            dtype: the backbone's, "bfloat16", "float16", "float32" or "fp8": linear layers in float8 e4m3
+                scaled by row, everything else in bfloat16. Heads are always float32.
+            device: a torch device; by default CUDA if available. Several devices, separated by commas, get an
+                equal share of the layers; for Llama, Mistral and Qwen2 only.
+            token_budget: maximum number of tokens in a forward pass; by default 1,024 on a CPU, and on CUDA
+                16,384 or what fits in free memory.
             share_prompts: compute common prefixes and equal conversations once (exact).
-            fixed_packs: pad every forward pass to token_budget, so that its matrix products have one shape:
-                the same groups give the same bits in any order, and without share_prompts in any company.
-            compile: torch.compile what lies around attention; takes up to a minute at the first pass.
-            family: a name in armo_ray.model.families; by default what the checkpoint's tensors tell.
+            fixed_packs: pad every forward pass to token_budget, so that matrix products have a fixed shape. The
+                same groups then give the same bits in any order and, without share_prompts, together with any
+                other groups.
+            compile: torch.compile the functions around attention; the first pass then takes up to a minute.
+            family: a name in armo_ray.model.families; by default identified by the checkpoint's tensors.
 
         Raises:
-            ConfigError: files missing or damaged, head tensors missing, unexpected or of a wrong shape,
-                backbone tensors that do not match the config, a chat template that cannot be scored.
+            ConfigError: files are missing or damaged; head tensors are missing, unexpected or of a wrong shape;
+                backbone tensors do not match the config; or the chat template cannot be used for scoring.
         """
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
-        names = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        devices = [torch.device(name) for name in names.split(",")]
-        at = devices[-1]
+        devices = _devices(dtype, device)
         checkpoint = inspect(model, revision, family)
         options = Options(
-            token_budget or TOKEN_BUDGETS.get(at.type, 8_192),
+            token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192),
             share_prompts=share_prompts,
             fixed_packs=fixed_packs,
             compile=compile,
         )
         chat = Chat.load(checkpoint.path, checkpoint.family)
-        loaded = cls(load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, at), options)
-        if at.type == "cuda" and token_budget is None:
+        backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
+        loaded = cls(backbone, head, options)
+        if loaded.device.type == "cuda" and token_budget is None:
             loaded._fit_budget()
         return loaded
 
     def with_options(self, **changes: Any) -> "RewardModel":
-        """The same weights, run in another way: see Options."""
+        """A model with the same weights and other Options."""
         other = copy.copy(self)
         other.options = replace(self.options, **changes)
         return other
@@ -135,16 +132,16 @@ class RewardModel:
         """Score prompt groups.
 
         Args:
-            groups: pairs of prompt ids and the ids of each candidate, which continue the prompt. Rendered
-                as the chat template does: one BOS first, the answer's header last in the prompt, the end
-                of turn last in each candidate.
+            groups: pairs of the prompt's ids and a list with each candidate's ids, which continue the prompt, as
+                the chat template renders them: the prompt begins with BOS and ends with the response's header,
+                and each candidate ends with the end of its turn.
 
         Returns:
-            Scores, C = the number of candidates of all groups; C may be 0.
+            Scores for the C candidates of all groups; C may be 0.
 
         Raises:
-            ValueError: a candidate without the tokens that the head reads, such as the end of a user turn.
-            RuntimeError: a conversation that alone does not fit into memory.
+            ValueError: a candidate lacks the tokens that the head reads, such as the end of a user turn.
+            RuntimeError: a single conversation does not fit in memory.
         """
         sequences = [
             np.concatenate((np.asarray(prompt, np.int32), np.asarray(candidate, np.int32)))
@@ -158,7 +155,9 @@ class RewardModel:
         computed = packed = capacity = operations = 0
         left = np.arange(len(sequences))
         while len(left):
-            for pack in self._packs(left, sequences, reads):  # built while the pack before runs
+            for pack in self._packs(
+                left, sequences, reads
+            ):  # built while the device computes the previous pack
                 watch.mark()
                 output = self._forward(pack)
                 watch.mark()
@@ -177,7 +176,7 @@ class RewardModel:
         return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds(), steps, *work)
 
     def peak_flops(self, dtype: str) -> float | None:
-        """Operations a second that its devices can do in a type of the backbone, where that is known."""
+        """Peak operations per second of the model's devices for a dtype; None if not known."""
         return peak_flops(set(layer_devices(self.backbone)), dtype)
 
     def _read(self, i: int, ids: Ids) -> list[int]:
@@ -200,16 +199,16 @@ class RewardModel:
         return flops(self.shape, pack.position_ids[: pack.num_tokens], needed)
 
     def _forward(self, pack: Pack) -> HeadOutput | None:
-        """The scores of a pack; None, and half the token budget from now on, where memory ran out."""
+        """The scores of a pack. If memory runs out, halves the token budget and returns None."""
         try:
             return self._outputs(pack)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             tokens, budget = len(pack.input_ids), self.options.token_budget
-            if tokens > budget or tokens == 1:  # smaller packs are of no help
+            if tokens > budget or tokens == 1:  # a smaller budget would not make the pack smaller
                 raise RuntimeError(
-                    f"{tokens} tokens of one conversation do not fit into memory: {error}"
+                    f"{tokens} tokens of one conversation do not fit in memory: {error}"
                 ) from error
         self.options = replace(self.options, token_budget=budget // 2)
         logger.warning("out of memory at %d tokens: token budget %d -> %d", tokens, budget, budget // 2)
@@ -219,47 +218,57 @@ class RewardModel:
 
     @torch.inference_mode()
     def _outputs(self, pack: Pack) -> HeadOutput:
-        # each position once: equal candidates get equal bits, and a prompt one gate
+        # each position once, so that equal candidates get equal bits and a prompt has one gate
         rows = np.unique(pack.read_index)
         hidden = hidden_rows(self.backbone, pack, rows, self.options)
         index, lengths = np.searchsorted(rows, pack.read_index), np.diff(pack.cu_read)
         return self.head.compute(hidden, to_device(index, self.device), to_device(lengths, self.device))
 
     def _fit_budget(self) -> None:
-        """Halve the token budget until a pass of that many tokens fits, by the memory that a small one takes."""
+        """Halve the token budget until it fits in free memory, extrapolating from a small pass."""
         ids = np.ones(PROBE_TOKENS, np.int32)
         ids[: len(self.pattern)] = self.pattern
         (probe,) = make_packs([ids], [self.head.positions(ids)], PROBE_TOKENS)
-        self._outputs(probe)  # the first pass takes workspaces for good: no part of what a token takes
+        self._outputs(probe)  # the first pass allocates workspaces, which do not grow with tokens
         devices = [device for device in set(layer_devices(self.backbone)) if device.type == "cuda"]
         before = [torch.cuda.memory_allocated(device) for device in devices]
         for device in devices:
             torch.cuda.reset_peak_memory_stats(device)
         self._outputs(probe)
-        most = math.inf
-        for device, held in zip(devices, before, strict=True):
-            by_token = (torch.cuda.max_memory_allocated(device) - held) / PROBE_TOKENS
-            most = min(most, MEMORY_SHARE * free_bytes(device) / by_token)
+        limit = math.inf
+        for device, allocated in zip(devices, before, strict=True):
+            by_token = (torch.cuda.max_memory_allocated(device) - allocated) / PROBE_TOKENS
+            limit = min(limit, MEMORY_SHARE * free_bytes(device) / by_token)
         budget = self.options.token_budget
-        while budget > max(most, PROBE_TOKENS):
+        while budget > max(limit, PROBE_TOKENS):
             budget //= 2
         self.options = replace(self.options, token_budget=budget)
-        logger.info("token budget %d: memory is free for %.0f tokens", budget, most)
+        logger.info("token budget %d: free memory suffices for %.0f tokens", budget, limit)
 
     def _collect(
         self, order: list[Index], outputs: list[HeadOutput], reads: Sequence[list[int]]
     ) -> tuple[Floats, Floats, Floats, tuple[Floats, ...]]:
-        """The outputs of all packs, fetched at once and put back into the caller's order."""
+        """The outputs of all packs, fetched from the device at once and in the caller's order."""
         if not outputs:
             empty = np.empty((0, len(self.reward_names)), np.float32)
             return np.empty(0, np.float32), empty, empty, ()
         places = np.concatenate(order)
         inverse = np.argsort(places)
         score, rewards, gating, flat = (
-            torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True)
+            torch.cat(tensors).cpu().numpy() for tensors in zip(*outputs, strict=True)
         )
         steps: tuple[Floats, ...] = ()
         if flat.size:
-            found = np.split(flat, np.cumsum([len(reads[i]) for i in places])[:-1])
-            steps = tuple(found[i] for i in inverse)
+            by_candidate = np.split(flat, np.cumsum([len(reads[i]) for i in places])[:-1])
+            steps = tuple(by_candidate[i] for i in inverse)
         return score[inverse], rewards[inverse], gating[inverse], steps
+
+
+def _devices(dtype: str, device: str | None) -> list[torch.device]:
+    """The devices for the layers. Raises ConfigError for an unknown dtype, or if CUDA is not available."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
+    names = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return [torch.device(name) for name in names.split(",")]

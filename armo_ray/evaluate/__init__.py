@@ -1,1 +1,1 @@
-"""`armo-ray evaluate`: how well scores tell better answers from worse, by the rules of known benchmarks."""
+"""`armo-ray evaluate`: how often scores prefer the better response, by the rules of known benchmarks."""

@@ -1,4 +1,4 @@
-"""The files of a benchmark, as its authors publish them, for `armo-ray score` to read."""
+"""Prepares the files of a benchmark, as its authors publish them, for `armo-ray score`."""
 
 import contextlib
 import json
@@ -20,62 +20,64 @@ from armo_ray.storage.retries import patiently
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards, open_shard
 from armo_ray.storage.store import Store
 from armo_ray.text.conversations import candidates_of
+from armo_ray.text.detect import detect
 from armo_ray.text.input_columns import of_rows
-from armo_ray.text.layouts import LABELLED, detect
+from armo_ray.text.layouts import LABELLED
 
 _SAMPLE_ROWS = 100
 
 
 def scoring(
-    options: EvaluateOptions, given: Mapping[str, Any], output: str
+    options: EvaluateOptions, settings: Mapping[str, Any], output: str
 ) -> tuple[ScoreConfig, dict[str, str]]:
-    """The run that scores a benchmark into OUTPUT/scored, and keeps the columns that make its table.
+    """The config of a run that scores a benchmark into OUTPUT/scored and keeps the columns that its rules need.
 
-    JSON files become OUTPUT/rows/*.jsonl first; also returns what `lined` does of them.
+    JSON files are first converted to OUTPUT/rows/*.jsonl. Also returns the original file of every input, as
+    `to_json_lines` does.
 
     Args:
-        given: settings of armo-ray score, input among them.
+        settings: settings of armo-ray score, with `input`.
 
-    Raises ConfigError where settings are wrong, or the first rows are not of the benchmark.
+    Raises ConfigError if settings are wrong or the first rows do not belong to the benchmark.
     """
-    given = {**given, "output": f"{output}/scored"}
-    load_config(None, given)  # before anything is read or written
-    files = lined(given["input"], Store(f"{output}/rows"))
+    settings = {**settings, "output": f"{output}/scored"}
+    load_config(None, settings)  # checks the settings before anything is read or written
+    files = to_json_lines(settings["input"], Store(f"{output}/rows"))
     with naming(files):
-        return _scoring(options, {**given, "input": list(files)}), files
+        return _scoring(options, {**settings, "input": list(files)}), files
 
 
 @contextmanager
 def naming(files: Mapping[str, str]) -> Iterator[None]:
-    """Errors name the files that are the values, where they would name those that are the keys."""
+    """In errors, replace the names of converted files (keys) with those of their originals (values)."""
     try:
         yield
     except (ConfigError, RuntimeError) as error:
         text = str(error)
-        for made, file in files.items():
-            text = text.replace(made, file)
+        for converted, original in files.items():
+            text = text.replace(converted, original)
         raise type(error)(text) from error
 
 
-def _scoring(options: EvaluateOptions, given: Mapping[str, Any]) -> ScoreConfig:
+def _scoring(options: EvaluateOptions, settings: Mapping[str, Any]) -> ScoreConfig:
     benchmark = BENCHMARKS[options.benchmark]
-    rows, shard = _first_rows(given["input"])
-    have = {name: None for row in rows for name in row} | dict(shard.partitions)
+    rows, shard = _first_rows(settings["input"])
+    columns = {name: None for row in rows for name in row} | dict(shard.partitions)
     needs = options.by or benchmark.needs
-    if missing := [name for name in needs if name not in have]:
+    if missing := [name for name in needs if name not in columns]:
         raise ConfigError(
-            f"{shard.uri}: no column {missing[0]}, which {options.benchmark} needs; it has {', '.join(have)}"
+            f"{shard.uri}: no column {missing[0]}, which {options.benchmark} needs; it has {', '.join(columns)}"
         )
-    used = [*needs, *(name for name in benchmark.takes if name in have and not options.by)]
-    keep = list(given.get("keep") or ())
-    named = {text.partition("=")[0] for text in keep} | dict(shard.partitions).keys()
-    config = load_config(None, {**given, "keep": [*keep, *(name for name in used if name not in named)]})
+    used = [*needs, *(name for name in benchmark.takes if name in columns and not options.by)]
+    keep = list(settings.get("keep") or ())
+    kept = {text.partition("=")[0] for text in keep} | dict(shard.partitions).keys()
+    config = load_config(None, {**settings, "keep": [*keep, *(name for name in used if name not in kept)]})
     _check(rows, shard, config, options.benchmark, used)
     return config
 
 
 def _first_rows(inputs: Sequence[str]) -> tuple[list[dict[str, Any]], Shard]:
-    """Rows of the first shard that has any."""
+    """The first rows of the first shard that has any, and that shard. Raises ConfigError if there is none."""
     shards = find_shards(inputs)
     for shard in shards:
         try:
@@ -98,16 +100,16 @@ def _head(shard: Shard) -> list[dict[str, Any]]:
 def _check(
     rows: Sequence[Mapping[str, Any]], shard: Shard, config: ScoreConfig, benchmark: str, used: Sequence[str]
 ) -> None:
-    """Refuse files of another benchmark before they are scored: as its rules would afterwards."""
+    """Raise ConfigError before scoring if the benchmark's rules would refuse these rows after it."""
     layout = detect(of_rows(rows), config.layout, config.column, config.winner, config.ignore)
     if layout.kind not in LABELLED:
         raise ConfigError(
-            f"{shard.uri}: its rows are {layout.kind}: only rows with chosen and rejected answers can be evaluated"
+            f"{shard.uri}: its rows are {layout.kind}: only rows with chosen and rejected responses can be evaluated"
         )
     roles = [[c.role for c in candidates_of(row, layout)] for row in rows]
     if any(role not in ("chosen", "rejected") for row in roles for role in row):
-        return  # rows that cannot be read: told with the others once all are
-    full = [dict(shard.partitions) | dict(row) for row in rows]
+        return  # unreadable rows are reported once all rows are scored
+    with_partitions = [dict(shard.partitions) | dict(row) for row in rows]
     sizes = [len(row) for row in roles]
     BENCHMARKS[benchmark].labels(
         Items(
@@ -116,44 +118,49 @@ def _check(
             tokens=np.full(sum(sizes), np.nan),
             item=np.repeat(np.arange(len(rows)), sizes),
             correct=np.array([role == "chosen" for row in roles for role in row], bool),
-            columns={name: tuple(row.get(config.keep.get(name, name)) for row in full) for name in used},
+            columns={
+                name: tuple(row.get(config.keep.get(name, name)) for row in with_partitions) for name in used
+            },
             where=tuple(f"{shard.uri} row {i}" for i in range(len(rows))),
         )
     )
 
 
-def lined(inputs: Sequence[str], store: Store) -> dict[str, str]:
-    """The inputs, with rows in the store instead of every JSON file, each with what it was made of."""
-    found: dict[str, str] = {}
+def to_json_lines(inputs: Sequence[str], store: Store) -> dict[str, str]:
+    """Convert JSON files to JSON lines in the store; returns the original of every input, by the file to read instead.
+
+    Inputs of other formats are their own originals. Raises ConfigError if a JSON file is missing or not valid.
+    """
+    originals: dict[str, str] = {}
     for uri in inputs:
         files = _files(uri) if uri.lower().endswith(".json") else ()
         for file in files:
-            name = f"{len(found):03d}/{'/'.join(file.split('/')[-2:])}l"  # folder and file tell what it is
+            name = f"{len(originals):03d}/{'/'.join(file.split('/')[-2:])}l"  # rules may read the folder
             content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(file)).encode()
-            if not _holds(store, name, content):  # a shard that is written again is another one
+            if not _has(store, name, content):  # writing it again would make it another shard
                 store.write(name, content)
-            found[store.path(name) if store.local else f"{store.uri}/{name}"] = file
-        found |= {} if files else {uri: uri}
-    return found
+            originals[store.path(name) if store.local else f"{store.uri}/{name}"] = file
+        originals |= {} if files else {uri: uri}
+    return originals
 
 
 def _files(uri: str) -> list[str]:
     fs, path = open_filesystem(uri)
-    found: list[str] = patiently(f"listing {uri}", lambda: sorted(fs.glob(path)))
-    if not found:
+    paths: list[str] = patiently(f"listing {uri}", lambda: sorted(fs.glob(path)))
+    if not paths:
         raise ConfigError(f"input {uri}: no file there")
-    return [uri_of(fs, file) for file in found]
+    return [uri_of(fs, path) for path in paths]
 
 
-def _holds(store: Store, name: str, content: bytes) -> bool:
+def _has(store: Store, name: str, content: bytes) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return store.read(name) == content
     return False
 
 
 def rows_of(file: str) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON array, or of JSON lines; those of LLMBar with their answers by label and the folder's name
-    as subset."""
+    """The rows of a JSON array or of JSON lines. Rows of LLMBar get columns chosen, rejected, and subset, which is
+    the name of their folder."""
     rows = _parsed(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{file}: expected a JSON array of objects, or JSON lines")

@@ -1,4 +1,4 @@
-"""`armo-ray evaluate`: how often the scores of labelled rows are right, by the rules of a benchmark."""
+"""`armo-ray evaluate`: how often scores agree with the labels of rows, by the rules of a benchmark."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from armo_ray.evaluate.items import Items
 from armo_ray.evaluate.labelled_rows import read_items
 from armo_ray.evaluate.options import EvaluateOptions
 from armo_ray.evaluate.published import against, find_published
-from armo_ray.evaluate.results import judge
+from armo_ray.evaluate.results import evaluate_items
 from armo_ray.evaluate.tables import evaluation
 from armo_ray.measures.calibration import fit_temperature
-from armo_ray.outputs.dataset import delete, names_in, new_output, written
+from armo_ray.outputs.dataset import delete, names_in, new_output, own_files
 from armo_ray.outputs.scores import Scores, open_scores
 from armo_ray.storage import commits
 
@@ -23,7 +23,7 @@ REPORT = "evaluation.json"
 def run(options: EvaluateOptions, replace: bool = False) -> None:
     """Print the tables of an evaluation and, with an output, write its numbers and figures. Raises ConfigError.
 
-    replace: the output may hold tables, of these scores when they were fewer; they are deleted once the new are known.
+    With `replace`, the output may hold an earlier evaluation, which is deleted once the new one is computed.
     """
     scores = open_scores(options.scores)
     entry = check(options, scores.metadata["model"])
@@ -31,19 +31,19 @@ def run(options: EvaluateOptions, replace: bool = False) -> None:
         print(evaluation(_evaluate(options, scores, entry)))
         return
     with new_output(options.output, "evaluate", replace=replace) as store:
-        found = _evaluate(options, scores, entry)
-        print(evaluation(found))
-        delete(store, written(names_in(store)))
-        for name, text in figures(found).items():
+        numbers = _evaluate(options, scores, entry)
+        print(evaluation(numbers))
+        delete(store, own_files(names_in(store)))
+        for name, text in figures(numbers).items():
             store.write(name, text.encode())
-        store.write(REPORT, commits.to_json(found))
+        store.write(REPORT, commits.to_json(numbers))
 
 
 def check(options: EvaluateOptions, model: str) -> dict[str, Any] | None:
-    """The published results of a model. Raises ConfigError where the options contradict each other."""
+    """The published results of a model, or None. Raises ConfigError if the options contradict each other."""
     if options.benchmark != "labelled" and options.by:
         raise ConfigError(
-            f"--by: {options.benchmark} has its own subsets; leave it out, or --benchmark labelled"
+            f"--by: {options.benchmark} has its own subsets; leave out --by, or use --benchmark labelled"
         )
     return find_published(options.benchmark, model, options.published)
 
@@ -52,13 +52,13 @@ def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | 
     benchmark = BENCHMARKS[options.benchmark]
     needs, takes = (options.by, ()) if options.by else (benchmark.needs, benchmark.takes)
     items = read_items(scores, options, needs, takes, strict=options.benchmark != "labelled")
-    found = judge(items, benchmark, options.bootstrap, options.seed)
-    sections = {name: row["accuracy"] for name, row in found["sections"].items()}
+    numbers = evaluate_items(items, benchmark, options.bootstrap, options.seed)
+    sections = {name: row["accuracy"] for name, row in numbers["sections"].items()}
     return {
         "benchmark": options.benchmark,
         "scores": list(scores.outputs),
         "model": scores.metadata,
-        **found,
+        **numbers,
         "ties": items.ties,
         "calibration": _calibration(items),
         "published": None if entry is None else against(entry, sections),

@@ -1,6 +1,6 @@
-"""What benchmarks do not report: length, ties, margins, calibration, single objectives and their agreement.
+"""What benchmarks do not report: length, ties, margins, calibration, single rewards and their agreement.
 
-All of it is of pairs: a correct answer and a wrong one of the same item. Pairs without both scores are left out.
+All numbers are over pairs of a correct and a wrong response of one item. Pairs without both scores are left out.
 """
 
 from collections.abc import Sequence
@@ -13,56 +13,55 @@ import numpy.typing as npt
 from armo_ray.evaluate.items import Floats, Items
 from armo_ray.measures.lengths import LENGTH_RATIOS
 
-# Of the tokens of the correct answer to those of the wrong one.
-_CONFIDENCE = np.linspace(0.5, 1, 11)
+_CONFIDENCE = np.linspace(0.5, 1, 11)  # edges of the bins of confidence
 
 
 def differences(items: Items) -> npt.NDArray[np.float64]:
-    """Correct less wrong, of every column, of the pairs that were scored, (P, V)."""
-    found = items.values[items.pairs.correct] - items.values[items.pairs.wrong]
-    return np.asarray(found[~np.isnan(found[:, 0])], np.float64)
+    """Correct minus wrong in every column, over the pairs that were scored, (P, V)."""
+    difference = items.values[items.pairs.correct] - items.values[items.pairs.wrong]
+    return np.asarray(difference[~np.isnan(difference[:, 0])], np.float64)
 
 
 def margins(items: Items, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For every label of items: scored pairs, ties, mean and median margin, and where the correct one is longer."""
+    """By label: scored pairs, ties, mean and median margin, and the fraction whose correct response is longer."""
     first, second, item = items.pairs
     margin = items.values[first, 0].astype(np.float64) - items.values[second, 0]
     scored = ~np.isnan(margin)
     label = np.array(labels)[item]
-    found = {}
+    rows = {}
     for name in dict.fromkeys(labels):
         own = scored & (label == name)
         m, longer = margin[own], (items.tokens[first] > items.tokens[second])[own]
-        found[name] = {
+        rows[name] = {
             "pairs": len(m),
             "ties": int((m == 0).sum()),
             "mean_margin": float(m.mean()) if len(m) else None,
             "median_margin": float(np.median(m)) if len(m) else None,
             "correct_is_longer": float(longer.mean()) if len(m) else None,
         }
-    return found
+    return rows
 
 
 def by_length(items: Items) -> list[dict[str, Any]]:
-    """Accuracy by how long the correct answer is, as a multiple of the wrong one."""
+    """Accuracy by the ratio of the correct response's tokens to the wrong one's."""
     first, second, _ = items.pairs
     margin = items.values[first, 0].astype(np.float64) - items.values[second, 0]
     ratio = items.tokens[first] / items.tokens[second]
     bounds = [0.0, *LENGTH_RATIOS, np.inf]
-    found = []
+    rows = []
     for low, high in pairwise(bounds):
         own = margin[(ratio >= low) & (ratio < high) & ~np.isnan(margin)]
         entry = {"from": low, "to": None if np.isinf(high) else high, "pairs": len(own)}
-        found.append(entry | {"accuracy": float((own > 0).mean()) if len(own) else None})
-    return found
+        rows.append(entry | {"accuracy": float((own > 0).mean()) if len(own) else None})
+    return rows
 
 
 def reliability(margin: Floats, temperature: float) -> dict[str, Any]:
-    """Whether sigmoid(|margin| / temperature) is how often the higher score is right. Ties count as half.
+    """How well sigmoid(|margin| / temperature) predicts how often the higher score is right; a tie is half right.
 
     Returns:
-        `bins` of that confidence, each with its pairs, mean confidence and accuracy; and `expected_error`,
-        the mean distance between the two, weighted by pairs.
+        `bins` of that confidence, each with its number of pairs, mean confidence and accuracy; and
+        `expected_error`, the mean difference between the two, weighted by pairs.
     """
     confidence = 1 / (1 + np.exp(-np.abs(margin) / temperature))
     right = (np.sign(margin) + 1) / 2
@@ -79,23 +78,23 @@ def reliability(margin: Floats, temperature: float) -> dict[str, Any]:
 
 
 def agreement_of(difference: Floats) -> Floats:
-    """How often two columns prefer the same answer of a pair, (V, V); a tie counts as half.
+    """How often two columns prefer the same response of a pair, (V, V); a tie counts as half.
 
     Args:
-        difference: (P, V) of the columns.
+        difference: (P, V) correct minus wrong, as `differences` returns it.
     """
     sign = np.sign(difference)
     return np.asarray((sign.T @ sign / max(len(sign), 1) + 1) / 2, np.float64)
 
 
 def resampled(credit: Floats, samples: int, generator: np.random.Generator) -> Floats:
-    """Means of `samples` bootstrap samples of credits (N, ...), which have few distinct values: (samples, ...)."""
+    """Means of bootstrap samples of credits (N, ...), (samples, ...). Fast because credits have few distinct values."""
     levels, counts = np.unique(credit, axis=0, return_counts=True)
     drawn = generator.multinomial(len(credit), counts / len(credit), samples)
     return np.asarray(drawn @ levels / len(credit), np.float64)
 
 
 def interval(values: Any) -> tuple[float, float]:
-    """What holds the middle 95 % of resampled values."""
+    """The bounds of the middle 95 % of resampled values."""
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Labelled rows: answers that are known to be correct, or preferred, and answers that are not."""
+"""Labelled rows: responses that are known to be correct or preferred, and responses that are not."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,40 +17,40 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Pairs(NamedTuple):
-    """Every correct answer of an item with every one that is not, (P,)."""
+    """Every correct response of an item paired with every wrong one, (P,) each."""
 
-    correct: Index  # places of candidates
+    correct: Index  # indices of candidates
     wrong: Index
     item: Index
 
 
 @dataclass(frozen=True)
 class Items:
-    """Candidates (C,) of items (G,), in the order of the items and of the candidates in each.
+    """Candidates (C,) of items (G,), ordered by item.
 
-    What could not be scored is NaN: every rule here counts it as wrong.
+    Candidates that could not be scored have the value NaN, which every rule counts as wrong.
     """
 
     names: tuple[str, ...]  # V columns: score, then the rewards
     values: Floats  # (C, V)
-    tokens: Floats  # (C,) of the answers; NaN where it was not scored
-    item: Index  # (C,) ascending
+    tokens: Floats  # (C,) tokens of the response; NaN if it was not scored
+    item: Index  # (C,) index of the candidate's item, ascending
     correct: Flags  # (C,)
     columns: Mapping[str, tuple[Any, ...]]  # (G,) each: subset, id, ...
     where: tuple[str, ...]  # (G,) shard and row
-    ties: int = 0  # rows of which no answer is preferred; they are no items
+    ties: int = 0  # rows without a preferred response, which are not among the items
 
     def __len__(self) -> int:
         return len(self.where)
 
     @cached_property
     def starts(self) -> Index:
-        """Where the candidates of each item begin, (G,)."""
+        """Index of the first candidate of each item, (G,)."""
         return np.searchsorted(self.item, np.arange(len(self)))
 
     @cached_property
     def counts(self) -> Index:
-        """How many answers of each item are correct, and how many are not, (G, 2)."""
+        """Numbers of correct and of wrong responses of each item, (G, 2)."""
         correct = np.bincount(self.item[self.correct], minlength=len(self))
         return np.stack((correct, np.bincount(self.item, minlength=len(self)) - correct), axis=1)
 
@@ -58,18 +58,18 @@ class Items:
     def pairs(self) -> Pairs:
         correct, wrong = np.flatnonzero(self.correct), np.flatnonzero(~self.correct)
         first_wrong = np.searchsorted(self.item[wrong], np.arange(len(self)))
-        times = self.counts[self.item[correct], 1]  # each correct answer, with all that are wrong
+        times = self.counts[self.item[correct], 1]  # a correct response has a pair with every wrong one
         first = np.repeat(correct, times)
         nth = np.arange(len(first)) - np.repeat(np.cumsum(times) - times, times)
         return Pairs(first, wrong[first_wrong[self.item[first]] + nth], self.item[first])
 
     @cached_property
     def unscored(self) -> Flags:
-        """Items of which a candidate has no score, (G,)."""
+        """Whether an item has a candidate without a score, (G,)."""
         return np.isin(np.arange(len(self)), self.item[np.isnan(self.values[:, 0])])
 
     def comparable(self) -> "Items":
-        """The items with a correct answer and one that is not."""
+        """Only the items that have both a correct and a wrong response."""
         whole = self.counts.min(axis=1) > 0
         own = whole[self.item]
         return replace(
@@ -83,7 +83,7 @@ class Items:
         )
 
     def texts(self, column: str) -> list[str]:
-        """A column of the items; raises ConfigError where one is null."""
+        """A column of the items as strings, (G,). Raises ConfigError if a value is null."""
         values = self.columns[column]
         for value, where in zip(values, self.where, strict=True):
             if value is None:
@@ -91,17 +91,17 @@ class Items:
         return [str(value) for value in values]
 
     def check(self, kind: str, allowed: Callable[[int, int], bool], expected: str) -> None:
-        """Raises ConfigError where an item has other numbers of correct and other answers than a benchmark has."""
+        """Raises ConfigError if the numbers of correct and wrong responses of an item are not `allowed`."""
         for (correct, wrong), where in zip(self.counts.tolist(), self.where, strict=True):
             if not allowed(correct, wrong):
                 raise ConfigError(
-                    f"{where}: {correct} chosen and {wrong} rejected answers; {kind} has {expected}"
+                    f"{where}: {correct} chosen and {wrong} rejected responses; {kind} has {expected}"
                 )
 
 
-def check_names(found: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raises ConfigError that names what a benchmark does not have."""
-    if unknown := sorted(set(found) - set(known)):
+def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None:
+    """Raises ConfigError that lists the names not among `allowed`; `what` says what they name, such as subset."""
+    if unknown := sorted(set(names) - set(allowed)):
         raise ConfigError(
-            f"not a {what} of this benchmark: {', '.join(unknown[:5])}; expected {', '.join(known)}"
+            f"not a {what} of this benchmark: {', '.join(unknown[:5])}; expected {', '.join(allowed)}"
         )

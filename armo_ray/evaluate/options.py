@@ -1,27 +1,36 @@
-"""The options of `armo-ray evaluate`."""
+"""The options of `armo-ray evaluate`, besides those of `armo-ray score`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from armo_ray.options import Name, Names, NewPlace
+from armo_ray.options import Help, Name, Names, NewPlace
 from armo_ray.outputs.options import ScoresOptions
 
 
 class EvaluateOptions(ScoresOptions):
-    """How often scores are right where the right answer is known."""
+    """Measure how often scores are right where the right answer is known."""
 
-    benchmark: Literal[
-        "labelled", "rewardbench", "rewardbench-2", "rm-bench", "m-rewardbench", "rag-rewardbench", "llmbar"
+    benchmark: Annotated[
+        Literal[
+            "labelled",
+            "rewardbench",
+            "rewardbench-2",
+            "rm-bench",
+            "m-rewardbench",
+            "rag-rewardbench",
+            "llmbar",
+        ],
+        Help("what is measured", "NAME"),
     ] = "labelled"
-    """Whose rules make the table; labelled is any set with chosen and rejected answers."""
-    by: Names = ()
+    """Rules to apply: labelled, rewardbench, rewardbench-2, rm-bench, m-rewardbench, rag-rewardbench or llmbar."""
+    by: Annotated[Names, Help("what is measured", "COLUMN")] = ()
     """With labelled: columns of the scores whose values are the subsets."""
-    output: NewPlace | None = None
-    """Directory or URI for evaluation.json and the figures; nothing may be there yet."""
-    bootstrap: int = Field(1000, ge=100)
-    """Samples that the intervals are made of; they hold 95 % of them."""
-    seed: int = 0
-    """Of those samples."""
-    published: Name | None = None
-    """Model whose published results are put beside; default: the one that the scores are of."""
+    bootstrap: Annotated[int, Help("what is measured", "N")] = Field(1000, ge=100)
+    """Bootstrap samples for the 95 % intervals."""
+    seed: Annotated[int, Help("what is measured", "N")] = 0
+    """Seed of the bootstrap samples."""
+    published: Annotated[Name | None, Help("what is measured", "NAME")] = None
+    """Model whose published results to show too; default: this model."""
+    output: Annotated[NewPlace | None, Help("what is written", "DIR")] = None
+    """Directory or URI for evaluation.json and figures, or scores and tables."""

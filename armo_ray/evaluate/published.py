@@ -1,4 +1,4 @@
-"""Results that were published, and whether an evaluation reproduces them."""
+"""Published results of models on benchmarks, and whether an evaluation reproduces them."""
 
 import difflib
 import json
@@ -9,13 +9,13 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.evaluate.benchmarks import BENCHMARKS
 
-POINTS = 1.0  # that a section may differ by: other kernels and a bfloat16 head move a few close pairs
+POINTS = 1.0  # a section may differ by this: other kernels and a bfloat16 head flip a few close pairs
 
 
 def published(benchmark: str) -> list[dict[str, Any]]:
-    """Entries of model, revision, source, and accuracies in percent: `sections`, and `subsets` where published.
+    """Entries with model, revision, source, and accuracies in percent by section and, where published, by subset.
 
-    Sections that follow from the published subsets are computed by the benchmark's rules.
+    If subsets were published, sections are computed from them by the benchmark's rules.
     """
     content = json.loads(files("armo_ray.evaluate").joinpath("published.json").read_text("utf-8"))
     entries: list[dict[str, Any]] = content.get(benchmark, [])
@@ -26,29 +26,32 @@ def published(benchmark: str) -> list[dict[str, Any]]:
 
 
 def find_published(benchmark: str, model: str, asked: str | None) -> dict[str, Any] | None:
-    """The published results of a model, by the last part of its name; None where there are none.
+    """The published results of the model `asked` for, else of `model`; None if there are none.
 
-    Raises ConfigError where a model that was asked for has none.
+    Models are compared by the last component of their names. Raises ConfigError if the model asked for has no results.
     """
     entries = {_key(entry["model"]): entry for entry in published(benchmark)}
-    found = entries.get(_key(asked or model))
-    if found is None and asked is not None:
-        known = [entry["model"] for entry in entries.values()]
-        close = difflib.get_close_matches(asked, known, 1)
-        told = f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"
-        raise ConfigError(f"published {asked}: no results of it on {benchmark} are known; {told}")
-    return found
+    entry = entries.get(_key(asked or model))
+    if entry is None and asked is not None:
+        models = [e["model"] for e in entries.values()]
+        close = difflib.get_close_matches(asked, models, 1)
+        hint = f"did you mean {close[0]}?" if close else f"models with results: {', '.join(models) or 'none'}"
+        raise ConfigError(f"published {asked}: no results on {benchmark} are known; {hint}")
+    return entry
 
 
 def _key(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2].lower()
 
 
-def against(entry: Mapping[str, Any], found: Mapping[str, float | None]) -> dict[str, Any]:
-    """Sections in percent beside the published ones, and whether all that both have are within a point."""
+def against(entry: Mapping[str, Any], accuracies: Mapping[str, float | None]) -> dict[str, Any]:
+    """Sections in percent beside the published ones, and whether all that both have differ by at most POINTS.
+
+    `accuracies` are fractions of 1.
+    """
     rows = {}
     for name, value in entry["sections"].items():
-        own = found.get(name)
+        own = accuracies.get(name)
         if own is not None:
             rows[name] = {"published": value, "found": 100 * own, "difference": 100 * own - value}
     return {

@@ -1,4 +1,4 @@
-"""From items to the numbers of an evaluation: those of the benchmark's authors, and what they leave out."""
+"""Computes the numbers of an evaluation: those that the benchmark's authors report, and diagnostics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,29 +10,30 @@ from armo_ray.evaluate.diagnostics import agreement_of, by_length, differences, 
 from armo_ray.evaluate.items import Items
 
 
-def judge(items: Items, benchmark: Benchmark, samples: int, seed: int) -> dict[str, Any]:
-    """Judge the first column of items by a benchmark's rules; all numbers are fractions of 1.
+def evaluate_items(items: Items, benchmark: Benchmark, samples: int, seed: int) -> dict[str, Any]:
+    """Evaluate the first column of items, the score, by a benchmark's rules; accuracies are fractions of 1.
 
     Args:
-        samples, seed: of the bootstrap.
+        samples: number of bootstrap samples behind the intervals.
+        seed: seed of the bootstrap.
 
     Returns:
-        `items` and `unscored` ones, which count as wrong; `subsets` and `sections` with their accuracy, its
-        interval, and `longest`, the accuracy of always taking the longest answer; `pairs` of each label;
+        `items`, and how many of them are `unscored`, which count as wrong; `subsets` and `sections` with accuracy,
+        its 95 % interval, and `longest`, the accuracy of always preferring the longest response; `pairs` by label;
         `length`, accuracy by relative length; `objectives`, the overall accuracy of every reward alone; and
         `agreement` between any two columns.
 
-    Raises ConfigError where items are not of the benchmark.
+    Raises ConfigError if items are not of the benchmark.
     """
     labels = benchmark.labels(items)
     columns = (*items.values.T, items.tokens)
-    worth = [benchmark.credits(items, column.astype(np.float64), labels) for column in columns]
-    by_subset = [benchmark.subsets(credit) for credit in worth]
+    by_label = [benchmark.credits(items, column.astype(np.float64), labels) for column in columns]
+    by_subset = [benchmark.subsets(credit) for credit in by_label]
     counts = {name: len(credit) for name, credit in by_subset[0].items()}
-    means = [{name: float(credit.mean()) for name, credit in found.items()} for found in by_subset]
+    means = [{name: float(credit.mean()) for name, credit in subsets.items()} for subsets in by_subset]
     sections = [benchmark.sections(mean, counts) for mean in means]
     generator = np.random.default_rng(seed)
-    drawn = benchmark.subsets({k: resampled(credit, samples, generator) for k, credit in worth[0].items()})
+    drawn = benchmark.subsets({k: resampled(credit, samples, generator) for k, credit in by_label[0].items()})
     section_rows = _rows(sections, benchmark.sections(drawn, counts))
     return {
         "items": len(items),
@@ -53,17 +54,17 @@ def judge(items: Items, benchmark: Benchmark, samples: int, seed: int) -> dict[s
 
 
 def _rows(by_column: list[dict[str, float]], drawn: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """What is known of the first column, beside the last, of lengths."""
-    found = {}
+    """Accuracy and interval of the first column, the score, beside the accuracy of the last, the length."""
+    rows = {}
     for name, accuracy in by_column[0].items():
         if np.isfinite(accuracy):
             low, high = interval(drawn[name])
-            found[name] = {"accuracy": accuracy, "low": low, "high": high, "longest": by_column[-1][name]}
-    return found
+            rows[name] = {"accuracy": accuracy, "low": low, "high": high, "longest": by_column[-1][name]}
+    return rows
 
 
 def _alone(sections: dict[str, float], means: dict[str, float], counts: dict[str, int]) -> float:
-    """The overall accuracy; of a part of a benchmark, the mean over its items."""
+    """The overall accuracy; if subsets of the benchmark are missing, the mean over all items."""
     if np.isfinite(sections[OVERALL]):
         return sections[OVERALL]
     return sum(means[name] * counts[name] for name in counts) / sum(counts.values())

@@ -1,6 +1,6 @@
-"""What an item is worth under the rules of the benchmarks: credits, whose mean is the accuracy of a subset.
+"""The credit of an item under the rules of the benchmarks; the mean of credits is the accuracy of a subset.
 
-Every rule takes one value per candidate, (C,): a score, one reward, or the length of the answer.
+Every rule takes one value per candidate, (C,): a score, a reward, or the length of the response.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from armo_ray.evaluate.items import Floats, Index, Items
 
 
 def pairwise(items: Items, values: Floats) -> Floats:
-    """The fraction of an item's pairs in which the correct answer has strictly more, (G,)."""
+    """The fraction of an item's pairs whose correct response has a strictly larger value, (G,)."""
     pairs = items.pairs
     wins = (values[pairs.correct] > values[pairs.wrong]).astype(np.float64)
     won, count = (np.bincount(pairs.item, weight, len(items)) for weight in (wins, None))
@@ -17,7 +17,7 @@ def pairwise(items: Items, values: Floats) -> Floats:
 
 
 def best_of(items: Items, values: Floats) -> Floats:
-    """1 where the one correct answer has the most, shared among all that have as much, (G,). (RewardBench 2)"""
+    """1 if the only correct response has the largest value, shared equally with ties, (G,). (RewardBench 2)"""
     most = np.maximum.reduceat(values, items.starts)
     best = values == most[items.item]
     number = np.bincount(items.item[best], minlength=len(items))
@@ -26,15 +26,16 @@ def best_of(items: Items, values: Floats) -> Floats:
 
 
 def matrix(items: Items, values: Floats) -> Floats:
-    """Whether correct answer i has strictly more than wrong answer j, of items with three each, (G, 3, 3)."""
+    """Whether correct response i has a strictly larger value than wrong response j, (G, 3, 3), for three of each."""
     correct = values[items.correct].reshape(-1, 3, 1)
     return np.asarray(correct > values[~items.correct].reshape(-1, 1, 3), np.float64)
 
 
 def easy_normal_hard(items: Items, values: Floats) -> Floats:
-    """Three credits of an item, (G, 3): answers are concise, detailed, and detailed in Markdown. (RM-Bench)
+    """Credits of an item in three styles, (G, 3). (RM-Bench)
 
-    Hard: the wrong answer is the more elaborate one; normal: both are alike; easy: the correct answer is.
+    Responses are concise, detailed, and detailed with Markdown, in this order. Easy: the correct response is in the
+    more elaborate style; normal: both are in the same style; hard: the wrong response is in the more elaborate style.
     """
     won = matrix(items, values)
     lower, diagonal, upper = np.tril_indices(3, -1), np.diag_indices(3), np.triu_indices(3, 1)
@@ -42,28 +43,29 @@ def easy_normal_hard(items: Items, values: Floats) -> Floats:
 
 
 def ties(items: Items, values: Floats, ref: Index, tied: Index) -> Floats:
-    """Credits of prompts with one and with several correct answers. (RewardBench 2)
+    """Credits of prompts that exist with one and with several correct responses. (RewardBench 2)
 
     Args:
-        ref, tied: (N,) the items of each prompt with one correct answer, and with several.
+        ref: (N,) item of each prompt with one correct response.
+        tied: (N,) item of the same prompt with several correct responses.
 
     Returns:
-        (N,) 0.3 each for all correct answers above all others, in both items; 0.2 for a margin to the others
-        that is larger than the spread of the correct answers, and 0.2 for one that is so in both items; and
-        0.01 tanh(margin / spread - 1).
+        (N,) 0.3 for each of the two items whose correct responses are all above all wrong ones; 0.2 if the margin
+        between them in `tied` is larger than the spread of its correct responses, and 0.2 if the smaller margin of
+        both items is; and 0.01 tanh(smaller margin / spread - 1).
     """
     lowest = np.minimum.reduceat(np.where(items.correct, values, np.inf), items.starts)
     highest = np.maximum.reduceat(np.where(items.correct, values, -np.inf), items.starts)
-    others = np.maximum.reduceat(np.where(items.correct, -np.inf, values), items.starts)
+    highest_wrong = np.maximum.reduceat(np.where(items.correct, -np.inf, values), items.starts)
     with np.errstate(divide="ignore", invalid="ignore"):
-        margin, spread = lowest - others, (highest - lowest)[tied]
-        least = np.minimum(margin[ref], margin[tied])
-        more = np.nan_to_num(np.tanh(least / spread - 1), nan=0.0)
+        margin, spread = lowest - highest_wrong, (highest - lowest)[tied]
+        smaller = np.minimum(margin[ref], margin[tied])
+        bonus = np.nan_to_num(np.tanh(smaller / spread - 1), nan=0.0)
     return np.asarray(
         0.3 * (margin[tied] > 0)
         + 0.3 * (margin[ref] > 0)
         + 0.2 * (margin[tied] > spread)
-        + 0.2 * (least > spread)
-        + 0.01 * more,
+        + 0.2 * (smaller > spread)
+        + 0.01 * bonus,
         np.float64,
     )

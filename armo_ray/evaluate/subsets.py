@@ -1,4 +1,4 @@
-"""The subsets of known benchmarks, and what each weighs in its section."""
+"""The subsets of known benchmarks, and the weight of each in its section."""
 
 from collections.abc import Mapping
 
@@ -38,10 +38,10 @@ REWARDBENCH: Counts = {
         "hep-rust": 164,
     },
 }
-# Until 2024-09-10 the two counts of xstest were swapped: what was published before has these weights.
+# Until 2024-09-10 the counts of the two xstest subsets were swapped: results published before have these weights.
 SWAPPED = {"xstest-should-refuse": 250, "xstest-should-respond": 154}
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
-# Those of M-RewardBench differ where translations were left out: its analysis/plot_utils.py.
+# M-RewardBench has fewer rows where translations were left out: see its analysis/plot_utils.py.
 _TRANSLATED = {
     "alpacaeval-easy": 79,
     "alpacaeval-length": 79,

@@ -1,1 +1,1 @@
-"""`armo-ray explain`: one row traced back: its source, what the model read, and what its score is made of."""
+"""`armo-ray explain`: traces one row: its source, the tokens that the model read, and the terms of its score."""

@@ -1,4 +1,4 @@
-"""Finding one row of an output, by commits alone: an output need not be complete."""
+"""Finds one row of an output through its commit records, so the output need not be complete."""
 
 import random
 import re
@@ -27,25 +27,26 @@ _ROW_ID = re.compile(r"([0-9a-f]{16}):(\d+)(?::(\d+))?")
 
 @dataclass(frozen=True)
 class Found:
-    """A row of scores, a table of one row with its metadata; or, where there is none, its rejects."""
+    """One row of the source, with its score or its rejects."""
 
     run: Mapping[str, Any]  # _run.json
-    record: Mapping[str, Any]  # of the unit's commit
-    row: int
+    record: Mapping[str, Any]  # commit record of the row's unit
+    row: int  # source_row
     candidate: int | None
-    scores: pa.Table | None
+    scores: pa.Table | None  # one row with its metadata; None if the candidate was not scored
     rejects: list[dict[str, Any]]
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the footer of the scores says of the model."""
+        """Metadata of the model from the footer of the scores; empty if there are none."""
         return {} if self.scores is None else footer(self.scores.schema)
 
 
 def find(uri: str, asked: str) -> Found:
-    """The row of this id, or one of PICKS. Reads the parts of one unit; for highest and lowest, those of all.
+    """The row with the id `asked`, or the one that a word of PICKS selects.
 
-    Raises ConfigError where there is no such output or row.
+    Reads the parts of one unit; for highest and lowest, those of all units. Raises ConfigError if there is no such
+    output or row.
     """
     store = Store(uri)
     try:
@@ -54,9 +55,9 @@ def find(uri: str, asked: str) -> Found:
     except OSError as error:
         raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
     row_id = _pick(store, run, committed, asked) if asked in PICKS else asked
-    if not (parts := _ROW_ID.fullmatch(row_id)):
+    if not (match := _ROW_ID.fullmatch(row_id)):
         raise ConfigError(f"row {row_id}: expected SHARD:ROW:CANDIDATE as in row_id, or {', '.join(PICKS)}")
-    shard, row, candidate = parts[1], int(parts[2]), None if parts[3] is None else int(parts[3])
+    shard, row, candidate = match[1], int(match[2]), None if match[3] is None else int(match[3])
     units = {unit for unit in committed if unit.startswith(shard)}
     record = _unit_of(store, run, units, shard, row)
     tables = [_only(t, row, candidate) for t in _tables(store, record, SCORES)]
@@ -66,18 +67,18 @@ def find(uri: str, asked: str) -> Found:
     rejects = [r for t in _tables(store, record, REJECTS) for r in _rejects(t, row, candidate)]
     if scores is None and not rejects:
         raise ConfigError(
-            f"row {row_id}: not among those of {record['source']} that are committed to {store.uri}: the run has not "
-            f"come to it yet, or there is no such row or candidate"
+            f"row {row_id}: not among the rows of {record['source']} committed to {store.uri}: the run has not reached "
+            f"it yet, or there is no such row or candidate"
         )
     return Found(run, record, row, candidate, scores, rejects)
 
 
 def _unit_of(store: Store, run: Mapping[str, Any], units: set[str], shard: str, row: int) -> dict[str, Any]:
-    """The commit record of the unit that a row belongs to: line numbers may have gaps, so it is the last before it."""
+    """The commit record of the unit that a row belongs to: the last that starts at or before it, for rows have gaps."""
     if not units:
         raise ConfigError(
-            f"row {shard}:{row}: nothing is committed to {store.uri} of a shard with this hash: the run has not come "
-            f"to it yet, or it is of another output"
+            f"row {shard}:{row}: nothing is committed to {store.uri} from a shard with this hash: the run has not "
+            f"reached it yet, or the row is of another output"
         )
     records = [r for r in commits.read_commits(store, units, run=run) if r["first_row"] <= row]
     if not records:
@@ -99,17 +100,17 @@ def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:
 
 
 def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str, Any]]:
-    """The rejects of a row, or of one of its candidates, with the row's text, which only the first has."""
-    found: list[dict[str, Any]] = table.filter(pc.equal(table["source_row"], row)).to_pylist()
-    raw = next((r["raw"] for r in found if r["raw"] is not None), None)
-    those = [r for r in found if candidate is None or r["candidate"] in (None, candidate)]
-    return [r | {"raw": raw} for r in those]
+    """The rejects of a row or of one of its candidates, all with the raw row, which the file has only in the first."""
+    of_row: list[dict[str, Any]] = table.filter(pc.equal(table["source_row"], row)).to_pylist()
+    raw = next((r["raw"] for r in of_row if r["raw"] is not None), None)
+    selected = [r for r in of_row if candidate is None or r["candidate"] in (None, candidate)]
+    return [r | {"raw": raw} for r in selected]
 
 
 def _pick(store: Store, run: Mapping[str, Any], committed: set[str], asked: str) -> str:
-    """The id of the row with the highest or lowest score; or of some row, or reject, of a unit that has any."""
+    """The id of the row with the highest or lowest score, or of a random row or reject."""
     if asked == "rejected":
-        return _some_reject(store, run, committed)
+        return _random_reject(store, run, committed)
 
     def choose(rows: Scored) -> tuple[float, str]:
         return random.choice(rows) if asked == "random" else max(rows) if asked == "highest" else min(rows)
@@ -123,19 +124,19 @@ def _pick(store: Store, run: Mapping[str, Any], committed: set[str], asked: str)
 
     units = sorted(committed)
     if asked == "random":
-        some = next(filter(None, map(of_unit, random.sample(units, len(units)))), [])
+        choices = next(filter(None, map(of_unit, random.sample(units, len(units)))), [])
     else:
-        some = [row for rows in in_parallel(of_unit, units) for row in rows]
-    if not some:
+        choices = [row for rows in in_parallel(of_unit, units) for row in rows]
+    if not choices:
         raise ConfigError(f"{store.uri}: no candidate is scored there yet")
-    return choose(some)[1]
+    return choose(choices)[1]
 
 
-def _some_reject(store: Store, run: Mapping[str, Any], committed: set[str]) -> str:
+def _random_reject(store: Store, run: Mapping[str, Any], committed: set[str]) -> str:
     for unit in random.sample(sorted(committed), len(committed)):
         (record,) = commits.read_commits(store, [unit], run=run)
         for table in _tables(store, record, REJECTS, ["source", "source_row", "candidate"]):
             ids = [row_id(r["source"], r["source_row"], r["candidate"]) for r in table.to_pylist()]
-            if found := [one for one in ids if one is not None]:
-                return random.choice(found)
-    raise ConfigError(f"{store.uri}: no row of a shard was rejected there")
+            if rejected := [row for row in ids if row is not None]:
+                return random.choice(rejected)
+    raise ConfigError(f"{store.uri}: no row was rejected there")

@@ -1,4 +1,4 @@
-"""The conversation of a row once more, as the model read it: its tokens, and those that its head reads."""
+"""Encodes the conversation of a row again as the model read it, and marks the tokens that the head reads."""
 
 import tempfile
 from dataclasses import dataclass
@@ -28,42 +28,43 @@ from armo_ray.text.tokenized import Ids
 
 @dataclass(frozen=True)
 class Trace:
-    """What the model read for a candidate; of answers that are compared, the first comparison with this one first."""
+    """The tokens that the model read for a candidate; for a pairwise model, its first comparison as response A."""
 
     candidate: Candidate
-    text_from: str
+    text_from: str  # the shard, or a phrase for text kept with the scores
     ids: Ids
     pieces: list[str]  # the text of each token
-    num_before: int  # tokens before the answer
-    marks: dict[int, str]  # positions that are read, and what for
-    num_tokens: tuple[int, int]  # of prompt and response, as a run counts them
-    comparisons: int
+    num_before: int  # tokens before the response or comparison
+    marks: dict[int, str]  # positions that the head reads, and for what
+    num_tokens: tuple[int, int]  # tokens of prompt and of response, as in the scores
+    comparisons: int  # with other responses; 0 unless the model is pairwise
 
 
 def trace(found: Found, model: str | None) -> Trace:
-    """Read the conversation of a scored row again and encode it as its run did.
+    """Read the conversation of a scored row again and encode it as the run did.
 
-    Raises ConfigError where its text or the model's tokenizer is not what it was, or not there.
+    `model` is where to read the tokenizer; None reads that of the run's model. Raises ConfigError if the text or the
+    tokenizer is gone or changed.
     """
     identity = found.run["identity"]
     if "chat_fingerprint" not in identity:
-        raise ConfigError("the output says nothing of a tokenizer: no model made its scores")
+        raise ConfigError("the output names no tokenizer: its scores were not made by a model")
     candidates, where = _candidates(found)
     try:
         chat = _chat(found, model)
     except ConfigError as error:
         if model is not None:
             raise
-        raise ConfigError(f"{error}. With --model DIR a tokenizer is read from elsewhere") from error
+        raise ConfigError(f"{error}. Give another place of the tokenizer with --model DIR") from error
     encoder = Encoder(chat, identity["max_length"], identity["truncate"], identity["special_tokens"])
-    done = encoder.encode(candidates)
+    encoded = encoder.encode(candidates)
     (at,) = [k for k, candidate in enumerate(candidates) if candidate.index == found.candidate]
-    if at not in done.source:
-        why = next(f"{reason}: {detail}" for i, reason, detail in done.rejects if i == at)
-        raise ConfigError(f"it would be rejected now, as {why}")
-    place = done.source.index(at)
-    those = [k for k, (first, _) in enumerate(done.contests) if first == place] or [place]
-    prompt, ids = done.prompts[done.group[those[0]]], done.responses[those[0]]
+    if at not in encoded.source:
+        cause = next(f"{reason}: {detail}" for i, reason, detail in encoded.rejects if i == at)
+        raise ConfigError(f"it would now be rejected: {cause}")
+    place = encoded.source.index(at)
+    sequences = [k for k, (first, _) in enumerate(encoded.contests) if first == place] or [place]
+    prompt, ids = encoded.prompts[encoded.group[sequences[0]]], encoded.responses[sequences[0]]
     whole = np.concatenate((prompt, ids))
     return Trace(
         candidate=candidates[at],
@@ -72,17 +73,17 @@ def trace(found: Found, model: str | None) -> Trace:
         pieces=[_piece(chat, i) for i in whole.tolist()],
         num_before=len(prompt),
         marks=_marks(whole, chat),
-        num_tokens=(done.num_prompt_tokens[place], done.num_response_tokens[place]),
-        comparisons=sum(place in both for both in done.contests),
+        num_tokens=(encoded.num_prompt_tokens[place], encoded.num_response_tokens[place]),
+        comparisons=sum(place in both for both in encoded.contests),
     )
 
 
 def _candidates(found: Found) -> tuple[list[Candidate], str]:
-    """The candidates of the row, and where their text is from: kept with the scores, or the shard as it was."""
+    """The candidates of the row, and where their text is from: the scores, if they have all of it, or the shard."""
     assert found.scores is not None, "rejects are not traced"
     (row,) = found.scores.to_pylist()
-    compared = found.run["identity"]["family"] == "pairwise"  # which takes the row's other answers
-    whole = not compared and "structured" not in row["flags"]  # else the text kept is not all that was read
+    compared = found.run["identity"]["family"] == "pairwise"  # which reads the row's other responses too
+    whole = not compared and "structured" not in row["flags"]  # else the model read more than the kept text
     if "response" in row and "prompt" in row and found.run["identity"]["keep_text"] and whole:
         answer = row["response"][-1]["content"]
         return [Candidate(row["candidate"], row["role"], row["prompt"], answer)], "kept with the scores"
@@ -94,7 +95,7 @@ def _read_again(found: Found) -> list[Candidate]:
     try:
         shard = stat_shard(uri)
         if shard is None or not is_unchanged(shard, [found.record], columns_read(found.run)):
-            raise ConfigError(f"{uri} is gone, or changed since it was scored: put it back as it was")
+            raise ConfigError(f"{uri} is gone, or changed since it was scored: put the original back")
         (span,) = cut([shard], "", found.run["identity"]["unit_rows"], layout.candidate_columns)
         ranges = [u for u in span.units if u.first_row <= found.row < u.first_row + u.num_rows]
         unit = ranges[0] if ranges else Unit("", 0)
@@ -102,12 +103,12 @@ def _read_again(found: Found) -> list[Candidate]:
     except OSError as error:
         raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
     if row is None or isinstance(row, BadRow):
-        raise ConfigError(f"{uri}: its row {found.row} cannot be read any more")
+        raise ConfigError(f"{uri}: row {found.row} can no longer be read")
     return candidates_of(row, layout, Reading.of(found.run["identity"]))
 
 
 def _chat(found: Found, model: str | None) -> Chat:
-    """The tokenizer and template that the run used; none of the model's weights is fetched."""
+    """The tokenizer and chat template that the run used. Does not fetch the model's weights."""
     identity, config, revision = found.run["identity"], found.run["config"], None
     family = FAMILIES[identity["family"]]
     if model is None:
@@ -124,7 +125,7 @@ def _chat(found: Found, model: str | None) -> Chat:
 
 
 def _piece(chat: Chat, token: int) -> str:
-    """The text of a token, quoted; of one that is part of a character, as the vocabulary has it."""
+    """The text of a token, quoted. For bytes that are not a whole character: as in the vocabulary."""
     text: str = chat.tokenizer.decode([token], skip_special_tokens=False)
     if "\ufffd" in text or not text:
         text = str(chat.tokenizer.id_to_token(token))
@@ -133,7 +134,7 @@ def _piece(chat: Chat, token: int) -> str:
 
 def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
     family = chat.family
-    positions = read_positions(ids, family, np.array(chat.answer_pattern, np.int32))
+    positions = read_positions(ids, family, np.array(chat.response_pattern, np.int32))
     if family.reads == "headers":
         return {at: f"read: step {k}" for k, at in enumerate(positions, 1)}
     if family.reads == "gate":
@@ -142,6 +143,6 @@ def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
             gate: "read: gate, at the end of the last user turn",
             last: "read: rewards, at the last token",
         }
-    what = "rewards and gate" if family.gated else "verdict" if family.text != "answer" else "rewards"
+    what = "rewards and gate" if family.gated else "verdict" if family.text != "response" else "rewards"
     where = "before the first token of id 0" if family.reads == "before_zero" else "at the last token"
     return dict.fromkeys(positions, f"read: {what}, {where}")

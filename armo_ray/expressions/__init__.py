@@ -1,1 +1,1 @@
-"""Expressions over the columns of scores, as options hold them."""
+"""Expressions over the columns of scores, as used in options."""

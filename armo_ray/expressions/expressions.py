@@ -2,12 +2,13 @@
 
     score >= q0.9 and (helpsteer_helpfulness > 0.5 or not subset in ('math', 'code')) and num_response_tokens < 2048
 
-Comparisons, `and`, `or`, `not`, `in`, `is null`, + - * /, numbers, 'texts', true and false. A name is a column;
-its parts are joined by dots, and quoted as "my column" where they are no plain words. The name of an objective
-alone is its reward. `q0.9` on the right of a comparison is that quantile of what stands on the left.
+The grammar has comparisons, `and`, `or`, `not`, `in`, `is null`, + - * /, numbers, 'text', true and false. A name is
+a column, or a field of a struct column after a dot; a name that is not a plain word is quoted, as in "my column".
+The name of a reward alone is short for its field in `rewards`. `q0.9` on the right of a comparison is the quantile
+0.9 of the expression on the left.
 
-As in SQL, a comparison with a missing value is neither true nor false. NaN, and a division by zero, count as
-missing. Numbers are float64, so a float32 column seldom equals a fraction exactly.
+As in SQL, a comparison with a missing value is neither true nor false. NaN and the result of a division by zero
+count as missing. Numbers are float64, so a float32 column seldom equals a fraction exactly.
 """
 
 import difflib
@@ -22,46 +23,49 @@ from armo_ray.expressions.tokens import Token, point, tokenize
 
 Kind = Literal["truth", "number", "text", "list", "nested"]
 
-_PART = re.compile(r'[^\W\d]\w*|"(?:[^"]|"")+"')
+_IDENTIFIER = re.compile(r'[^\W\d]\w*|"(?:[^"]|"")+"')
 _WORDS = {"and", "or", "not", "in", "is", "null", "true", "false"}
 _COMPARE = {"=": "=", "==": "=", "!=": "<>", "<>": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "DECIMAL", "FLOAT", "DOUBLE")
-_TOLD = {
+_KIND_NAMES = {
     "truth": "a condition",
     "number": "a number",
-    "text": "a text",
+    "text": "text",
     "list": "a list",
     "nested": "a nested value",
 }
-_DEEPEST = 50  # levels of parentheses and nots: far below what Python and DuckDB can do
+_DEEPEST = 50  # limit for nested parentheses and nots, far below the limits of Python and DuckDB
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """A threshold that must be computed: quantile `fraction` of `of`, which `sql` of the expression calls `name`."""
+    """A threshold that must be computed from the data before the expression is evaluated."""
 
-    name: str
-    of: str
+    name: str  # name of its column in the SQL of the expression
+    of: str  # SQL of the value whose quantile it is
     fraction: float
 
 
 @dataclass(frozen=True)
 class Expression:
-    """`sql` is for DuckDB, over the columns in `columns` and one column per quantile, named as the quantile is."""
+    """A parsed expression."""
 
     text: str
-    sql: str
+    sql: str  # for DuckDB; reads `columns` and one column for each quantile
     columns: tuple[str, ...]
     quantiles: tuple[Quantile, ...] = ()
 
 
 def parse(text: str, columns: Mapping[str, str], kind: Kind | None = "truth", prefix: str = "") -> Expression:
-    """The expression that a text stands for. Raises ConfigError, which points at the place.
+    """Parse an expression.
 
     Args:
-        columns: the DuckDB type of every column by its name, which `name_of` makes.
-        kind: what the expression must be: "truth", "number" for what is computed, or None for anything.
-        prefix: the first part of names that SQL does not have.
+        columns: maps the name of every column, as `name_of` writes it, to its DuckDB type.
+        kind: the required kind of the result: "truth" for a condition, "number", or None for any kind.
+        prefix: a struct whose fields are the columns in SQL; names that begin with it lose it.
+
+    Raises:
+        ConfigError: the text is not an expression; the message points at the error.
     """
     try:
         return _Parser(text, columns, prefix).whole(kind)
@@ -73,49 +77,49 @@ def parse(text: str, columns: Mapping[str, str], kind: Kind | None = "truth", pr
 
 
 def _unquoted(text: str, at: int, columns: Iterable[str]) -> str | None:
-    """The column whose name, without the quotes that it needs, is what stands around a place in a text."""
-    found = []
+    """The longest column name that needs quotes and occurs around index `at` of the text without them."""
+    matches = []
     for name in columns:
         bare = ".".join(_path(name))
         starts = range(max(at - len(bare) + 1, 0), at + 1)
         if bare != name and any(text.startswith(bare, start) for start in starts):
-            found.append(name)
-    return max(found, key=len, default=None)
+            matches.append(name)
+    return max(matches, key=len, default=None)
 
 
 def name_of(*path: str) -> str:
-    """How an expression names a column, or a field of a struct column: the parts of the path, quoted if need be."""
+    """The name of a column, or of a field of a struct column, in an expression; quoted where necessary."""
     return ".".join(
         p if re.fullmatch(r"[^\W\d]\w*", p) and p.lower() not in _WORDS else quote(p) for p in path
     )
 
 
 def quote(name: str) -> str:
-    """A name as an identifier of SQL."""
+    """A name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def advice(name: str, names: Iterable[str]) -> str:
-    """What to say of a name that is none of these."""
+    """Advice for a name that is not among `names`: the closest ones, or all of them."""
     names = list(names)
     close = difflib.get_close_matches(name, names, 3)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+    return f"did you mean {' or '.join(close)}?" if close else f"the names are {', '.join(names)}"
 
 
 @dataclass(frozen=True)
 class _Value:
     sql: str
     kind: Kind
-    at: int
-    element: Kind | None = None  # of a list
+    at: int  # index of its first character in the text
+    element: Kind | None = None  # kind of the elements of a list
 
 
 class _Parser:
-    """Recursive descent over the tokens; every method reads what it is named for, from the next token on."""
+    """A recursive descent parser. Every method parses what it is named after, from the next token on."""
 
     def __init__(self, text: str, columns: Mapping[str, str], prefix: str) -> None:
         self.text = text
-        self.known = columns
+        self.columns = columns
         self.prefix = prefix
         self.used: dict[str, None] = {}
         self.quantiles: dict[str, Quantile] = {}
@@ -128,7 +132,7 @@ class _Parser:
         return self.tokens[self.place]
 
     def take(self, *words: str) -> str:
-        """The next token, if it is one of these words or signs."""
+        """Consume and return the next token if it is one of these words or signs; otherwise return ""."""
         word = self.next.word if self.next.word in words else ""
         self.place += bool(word)
         return word
@@ -152,15 +156,15 @@ class _Parser:
 
     def expect(self, value: _Value, *kinds: Kind) -> None:
         if value.kind not in kinds:
-            wanted = " or ".join(_TOLD[kind] for kind in kinds)
-            self.fail(f"expected {wanted}, and this is {_TOLD[value.kind]}", value.at)
+            expected = " or ".join(_KIND_NAMES[kind] for kind in kinds)
+            self.fail(f"expected {expected}, but this is {_KIND_NAMES[value.kind]}", value.at)
 
-    def chain(self, part: Callable[[], _Value], kind: Kind, *words: str) -> _Value:
-        """Parts of one kind with words or signs between them, from the left."""
-        left = part()
+    def chain(self, operand: Callable[[], _Value], kind: Kind, *words: str) -> _Value:
+        """Operands of one kind with any of these words or signs between them; left-associative."""
+        left = operand()
         while word := self.take(*words):
             self.expect(left, kind)
-            right = part()
+            right = operand()
             self.expect(right, kind)
             other = f"nullif({_double(right)}, 0)" if word == "/" else _double(right)
             pair = (_double(left), other) if kind == "number" else (left.sql, right.sql)
@@ -181,11 +185,12 @@ class _Parser:
         self.expect(value, "truth")
         return _Value(f"(NOT {value.sql})", "truth", at)
 
-    def deeper(self, part: Callable[[], _Value]) -> _Value:
+    def deeper(self, operand: Callable[[], _Value]) -> _Value:
+        """Parse an operand one level deeper; fails beyond _DEEPEST levels."""
         self.depth += 1
         if self.depth > _DEEPEST:
-            self.fail(f"more than {_DEEPEST} levels", self.next.at)
-        value = part()
+            self.fail(f"more than {_DEEPEST} levels of nesting", self.next.at)
+        value = operand()
         self.depth -= 1
         return value
 
@@ -219,12 +224,12 @@ class _Parser:
     def quantile(self, of: _Value) -> Quantile:
         fraction, end = float(self.next.text[1:]), self.tokens[self.place - 1].at
         self.place += 1
-        found = Quantile(f"q{fraction} of {self.text[of.at : end].strip()}", of.sql, fraction)
-        self.quantiles[found.name] = found
-        return found
+        quantile = Quantile(f"q{fraction} of {self.text[of.at : end].strip()}", of.sql, fraction)
+        self.quantiles[quantile.name] = quantile
+        return quantile
 
     def membership(self, left: _Value) -> str:
-        """What follows `in`: values in parentheses, or a column that holds lists."""
+        """The right side of `in`: values in parentheses, or a column of lists."""
         self.expect(left, "number", "text")
         if self.next.kind == "name":
             column = self.primary()
@@ -270,43 +275,45 @@ class _Parser:
             return _Value(token.word, "truth", token.at)
         if token.kind == "name" and token.word not in _WORDS:
             return self.column(token)
-        quantile = "; a quantile stands on the right of a comparison" if token.kind == "quantile" else ""
+        quantile = "; a quantile must be on the right of a comparison" if token.kind == "quantile" else ""
         return self.fail(f"expected a column or a value, found {token.text}{quantile}", token.at)
 
     def number(self, token: Token) -> str:
-        if token.text.isdecimal() and len(token.text) < 19:  # an int64, compared exactly
+        if token.text.isdecimal() and len(token.text) < 19:  # fits in an int64, which compares exactly
             return str(int(token.text))
         value = float(token.text)
         if not math.isfinite(value):
             self.fail("larger than a float64", token.at)
-        return repr(value) if "e" in repr(value) else f"{value!r}e0"  # DuckDB reads 0.9 as a decimal
+        return repr(value) if "e" in repr(value) else f"{value!r}e0"  # DuckDB parses 0.9 as a DECIMAL
 
     def column(self, token: Token) -> _Value:
         path = _path(token.text)
-        if name_of(*path) not in self.known:
+        if name_of(*path) not in self.columns:
             path = [*path[:-1], "rewards", path[-1]]
         name = name_of(*path)
-        if name not in self.known:
-            names = dict.fromkeys([*self.known, *(known.replace("rewards.", "") for known in self.known)])
+        if name not in self.columns:
+            names = dict.fromkeys(
+                [*self.columns, *(column.replace("rewards.", "") for column in self.columns)]
+            )
             quoted = token.text.startswith('"')
-            told = "texts are written in single quotes" if quoted else advice(token.text, names)
-            self.fail(f"unknown column {token.text}; {told}", token.at)
+            hint = "text is written in single quotes" if quoted else advice(token.text, names)
+            self.fail(f"unknown column {token.text}; {hint}", token.at)
         self.used[name] = None
         bare = path[1:] if path[0] == self.prefix else path
-        sql, type_name = ".".join(map(quote, bare)), self.known[name].upper()
+        sql, type_name = ".".join(map(quote, bare)), self.columns[name].upper()
         kind = _kind(type_name)
         if kind == "list":
             return _Value(sql, kind, token.at, _kind(type_name.rpartition("[")[0]))
         if type_name in ("FLOAT", "DOUBLE"):
             sql = f"nullif({sql}::DOUBLE, 'nan'::DOUBLE)"
         elif kind == "text":
-            sql = f"{sql}::VARCHAR"  # dates and other types compare as they are written
+            sql = f"{sql}::VARCHAR"  # dates and other types are compared as text
         return _Value(sql, kind, token.at)
 
 
 def _path(name: str) -> list[str]:
-    """The parts of a name as it is written."""
-    return [part[1:-1].replace('""', '"') if part[0] == '"' else part for part in _PART.findall(name)]
+    """The column and the fields in a written name, without quotes."""
+    return [p[1:-1].replace('""', '"') if p[0] == '"' else p for p in _IDENTIFIER.findall(name)]
 
 
 def _double(value: _Value) -> str:
@@ -314,7 +321,7 @@ def _double(value: _Value) -> str:
 
 
 def _kind(name: str) -> Kind:
-    """What a value of a DuckDB type can be used for."""
+    """The kind of values of a DuckDB type."""
     if name.endswith("]"):
         return "list"
     if name.startswith(("STRUCT", "MAP", "UNION")):

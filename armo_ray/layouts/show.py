@@ -1,4 +1,4 @@
-"""The named layouts as text for people."""
+"""The named layouts as readable text."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from armo_ray.text.named_layouts import NAMED, Named
 
 
 def lines(name: str | None) -> Iterator[str]:
-    """All layouts, or one of them. Raises ConfigError where there is none of the name."""
+    """Lines that describe one layout, or all. Raises ConfigError if there is no layout with this name."""
     if name is not None and name not in NAMED:
         raise ConfigError(f"{name}: no such layout; armo-ray layouts lists them")
     for layout in NAMED.values() if name is None else (NAMED[name],):
@@ -16,17 +16,17 @@ def lines(name: str | None) -> Iterator[str]:
 
 
 def _of(layout: Named) -> Iterator[str]:
-    chosen = "" if layout.recognized else "; general layouts read it too, or --layout chooses it"
-    yield f"{layout.name} ({layout.kind}{chosen})"
-    yield f"  parts     {', '.join(f'{part}={path}' for part, path in layout.columns.items())}"
+    how = "" if layout.recognized else "; general layouts read it too, or --layout chooses it"
+    yield f"{layout.name} ({layout.kind}{how})"
+    yield f"  reads     {', '.join(f'{role}={path}' for role, path in layout.columns.items())}"
     if layout.needs:
-        yield f"  known by  {', '.join(layout.needs)}, besides them"
+        yield f"  requires  {', '.join(layout.needs)} too"
     if layout.optional:
-        yield f"  or also   {', '.join(f'{part}={path}' for part, path in layout.optional.items())}"
+        yield f"  optional  {', '.join(f'{role}={path}' for role, path in layout.optional.items())}"
     if layout.winner:
         yield f"  winner    {', '.join(f'{value}: {verdict}' for value, verdict in layout.winner.items())}"
     elif "first_rating" in layout.columns:
-        yield "  winner    the answer with the higher rating; equal ratings are a tie"
+        yield "  winner    the response with the higher rating; equal ratings are a tie"
     if layout.aside:
         yield f"  set aside {', '.join(layout.aside)}"
     if layout.refused or layout.note:

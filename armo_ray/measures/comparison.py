@@ -1,4 +1,4 @@
-"""How far two scores of the same candidates agree, as in `agreement`, for more of them than fit in memory."""
+"""Agreement between two scores of the same candidates, as in `agreement`, for more candidates than fit in memory."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import duckdb
 
 
 def compare(con: duckdb.DuckDBPyConnection, table: str) -> dict[str, Any]:
-    """Compare the columns `old` and `new` of a table, which has `prompt` and a unique `place` besides.
+    """Compare the columns `old` and `new` of a table that also has the columns `prompt` and `place` (unique).
 
     Returns:
-        `candidates`; `spearman`, the rank correlation with mean ranks for ties (None where one is constant);
-        `pairs` of candidates of one prompt, and `pair_flips`, the fraction of those in different order that the
-        old scores do not tie; `prompts` with several candidates, and `top_changes`, the fraction of them where
-        no candidate is best by both; `largest_difference`.
+        `candidates`, their number; `spearman`, the rank correlation with mean ranks for ties (None if a column is
+        constant); `pairs`, the number of pairs of candidates of one prompt; `pair_flips`, the fraction of the pairs
+        not tied in `old` that change order; `prompts`, the number of prompts with several candidates; `top_changes`,
+        the fraction of these prompts where no candidate is best by both; and `largest_difference`.
     """
     pairs, ordered, flips = _one(
         con,
@@ -41,20 +41,20 @@ def compare(con: duckdb.DuckDBPyConnection, table: str) -> dict[str, Any]:
 
 
 def _spearman(con: duckdb.DuckDBPyConnection, table: str) -> float | None:
-    """Ranks are those of a float's equals: the first of them and half of the others."""
+    """Rank correlation. Tied values share the mean of their ranks."""
     ranks = ", ".join(
         f"rank() OVER (ORDER BY {name}) + (count(*) OVER (PARTITION BY {name}) - 1) / 2 AS {name}"
         for name in ("old", "new")
     )
-    (found,) = _one(
+    (correlation,) = _one(
         con,
         f"""SELECT CASE WHEN stddev_pop(old) * stddev_pop(new) > 0 THEN corr(old, new) END
             FROM (SELECT {ranks} FROM {table})""",
     )
-    return None if found is None else float(found)
+    return None if correlation is None else float(correlation)
 
 
 def _one(con: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    found = con.execute(query).fetchone()
-    assert found is not None  # of an aggregate there is a row
-    return tuple(found)
+    row = con.execute(query).fetchone()
+    assert row is not None  # an aggregate always returns a row
+    return tuple(row)

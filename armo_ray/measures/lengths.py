@@ -1,3 +1,3 @@
-"""How much longer one answer is than another."""
+"""Ratios between the lengths of two responses."""
 
-LENGTH_RATIOS = (0.5, 0.8, 1.25, 2.0)  # between bins
+LENGTH_RATIOS = (0.5, 0.8, 1.25, 2.0)  # boundaries between bins

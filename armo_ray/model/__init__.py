@@ -1,1 +1,1 @@
-"""What is known of a reward model without torch: its family, checkpoint, tokenizer and chat template."""
+"""What can be read of a reward model without torch: its family, checkpoint, tokenizer and chat template."""

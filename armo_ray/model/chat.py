@@ -1,10 +1,11 @@
-"""A model's tokenizer and chat template, checked at load, without torch.
+"""A model's tokenizer and chat template, checked when they are loaded. Needs no torch.
 
-A conversation is scored as `prompt + answer + end of turn`: the prompt rendered by the checkpoint's own
-template up to the header of the answer. `Chat.load` proves on probes that this is what the template renders
-and that the two parts can be tokenized apart, and refuses the template otherwise. (On the Llama-3 tokenizer
-the split is exact: special tokens cut the text before BPE, and a trimmed answer cannot join the header's
-newlines. Qwen's template trims nothing: there the header behind its last special token goes with the answer.)
+A conversation is scored as `prompt + response + end of turn`, where the checkpoint's own template renders the prompt
+up to the header of the response. `Chat.load` verifies with probes that the template renders a conversation this way
+and that prompt and response can be tokenized separately; otherwise it refuses the template. (With Llama-3's
+tokenizer the split is exact: the text is split at special tokens before BPE, and a trimmed response cannot merge
+with the header's newlines. Qwen's template does not trim, so the header after its last special token is tokenized
+with the response.)
 """
 
 import hashlib
@@ -21,14 +22,14 @@ from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
 from armo_ray.model.template import render
 
-Messages = list[dict[str, Any]]  # role and content, and what else the template is given of a turn
+Messages = list[dict[str, Any]]  # role, content and any other fields of a turn that the template reads
 
-# BPE's word cache: 10,000 by default, which real text overflows; 65,536 took 470k tokens/s to 600k.
+# BPE's word cache holds 10,000 words by default, too few for real text; 65,536 raised 470k tokens/s to 600k.
 _CACHED_WORDS = 1 << 16
 _THOUGHT = "</think>"
 _PROBE_PROMPT = "What is 2 + 2?"
 _QUESTION = [{"role": "user", "content": _PROBE_PROMPT}]
-_PROBE_ANSWERS = (
+_PROBE_RESPONSES = (
     "It is 4.",
     "\n\n  It is 4,\n\nof course. \t\n",
     "4",
@@ -40,34 +41,36 @@ _PROBE_ANSWERS = (
 )
 _TRIMS: dict[str, Callable[[str], str]] = {
     "white space": str.strip,
-    "newlines": lambda answer: answer.lstrip("\n"),
-    "nothing": lambda answer: answer,
+    "newlines": lambda response: response.lstrip("\n"),
+    "nothing": lambda response: response,
 }
-_SIGNS = ("+", "-")  # the only answers in a conversation that a judge reads
+_VERDICTS = ("+", "-")  # the only assistant turns in a conversation that a judging model reads
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with its template."""
+    """A tokenizer with its chat template."""
 
     tokenizer: Tokenizer
     template: str
-    family: Family  # of the model, which decides what is rendered
-    special_tokens: dict[str, str]  # the names that templates use (bos_token, ...) with their texts
-    model_max_length: int | None  # tokens, None where the tokenizer states none
-    fingerprint: str  # of all that decides which token ids a conversation becomes
-    bos: str = ""  # put before what the template renders: tokenizers add what templates leave out
-    trims: str = "white space"  # what the template strips of an answer: that, newlines before it, or nothing
-    tail: str = ""  # the end of the header, where it is encoded with the answer
-    answer_start: str = ""  # what goes before an answer: the tail, and what templates add there
-    answer_end: str = ""  # what follows an answer
-    answer_pattern: tuple[
-        int, ...
-    ] = ()  # ids from the end of the last user turn to the answer, or its new lines
+    family: Family  # the model's family, which determines what is rendered
+    special_tokens: dict[str, str]  # text of each token by the name that templates use (bos_token, ...)
+    model_max_length: int | None  # in tokens; None if the tokenizer states no limit
+    fingerprint: str  # hash of everything that determines the token ids of a conversation
+    bos: str = ""  # text put before the rendered conversation, if only the tokenizer adds BOS
+    trims: str = "white space"  # what the template strips from a response: a key of _TRIMS
+    tail: str = ""  # the end of the header, if it is encoded with the response
+    response_start: str = ""  # text before a response: the tail, and what the template adds there
+    response_end: str = ""  # text after a response
+    # token ids from the end of the last user turn to the response, or to the newlines before it
+    response_pattern: tuple[int, ...] = ()
 
     @classmethod
     def load(cls, path: Path, family: Family = FAMILIES["armorm"]) -> "Chat":
-        """Read tokenizer.json, tokenizer_config.json and the template of a checkpoint, and check them."""
+        """Read and check tokenizer.json, tokenizer_config.json and the template of a checkpoint.
+
+        Raises ConfigError if a file is missing or damaged, or if the template cannot be used for scoring.
+        """
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (path / name).exists():
                 raise ConfigError(f"{path}: no {name}: save the tokenizer in the fast format")
@@ -86,8 +89,11 @@ class Chat:
         return _checked(cls(tokenizer, template, family, special, limit, digest.hexdigest()), path)
 
     def render(self, messages: Messages, add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
-        """The template's text. Raises jinja2.TemplateError where the template fails, refuses the messages, or does
-        more than the limits of `armo_ray.model.template`."""
+        """The rendered text, with BOS as the family wants it.
+
+        Raises jinja2.TemplateError if the template fails, refuses the messages or exceeds the limits of
+        `armo_ray.model.template`.
+        """
         names = {**self.special_tokens, "add_generation_prompt": add_generation_prompt, "tools": tools}
         text = render(self.template, messages, names)
         if self.family.bos:
@@ -95,22 +101,22 @@ class Chat:
         return text.removeprefix(self.special_tokens.get("bos_token", ""))
 
     def render_prompt(self, messages: Messages, tools: list[Any] | None = None) -> str:
-        """Everything before the answer, its header included, but the tail that goes with the answer."""
+        """The text before the response, including its header but without the tail, which is encoded with it."""
         prompt = self.render(messages, add_generation_prompt=True, tools=tools)
         if not prompt.endswith(self.tail):
-            raise jinja2.TemplateError(f"no {self.tail!r} before the answer")
+            raise jinja2.TemplateError(f"no {self.tail!r} before the response")
         return prompt.removesuffix(self.tail)
 
-    def render_answer(self, answer: str) -> str:
-        """An answer as the template writes it after its header, with the end of its turn."""
-        if _THOUGHT in answer and _THOUGHT in self.template:  # the template takes thoughts and answer apart
-            said = [*_QUESTION, {"role": "assistant", "content": answer}]
-            whole = self.render(said, add_generation_prompt=False)
+    def render_response(self, response: str) -> str:
+        """A response as the template writes it after the header, with the end of its turn."""
+        if _THOUGHT in response and _THOUGHT in self.template:  # the template moves thoughts
+            messages = [*_QUESTION, {"role": "assistant", "content": response}]
+            whole = self.render(messages, add_generation_prompt=False)
             return whole.removeprefix(self.render_prompt(_QUESTION))
-        return self.answer_start + _TRIMS[self.trims](answer) + self.answer_end
+        return self.response_start + _TRIMS[self.trims](response) + self.response_end
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, special-token texts as special tokens, none added."""
+        """Token ids of a text; special-token texts become special tokens, and no token is added."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -118,7 +124,7 @@ class Chat:
 def _tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # of no class of its own
+    except Exception as error:  # tokenizers raises plain Exception
         raise ConfigError(f"{file}: not a tokenizer: {error!s:.300}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -147,33 +153,35 @@ def _read(file: Path) -> str:
 def _template(path: Path, options: dict[str, Any]) -> str:
     if (path / "chat_template.jinja").exists():
         return _read(path / "chat_template.jinja")
-    found = options.get("chat_template")
-    if isinstance(found, list):  # several named ones
-        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
-        found = named[-1].get("template") if named else None
-    if not isinstance(found, str):
+    template = options.get("chat_template")
+    if isinstance(template, list):  # several templates with names
+        defaults = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = defaults[-1].get("template") if defaults else None
+    if not isinstance(template, str):
         raise ConfigError(f"{path}: no chat template in chat_template.jinja or tokenizer_config.json")
-    return found
+    return template
 
 
 def _text(path: Path, name: str, token: Any) -> str:
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
-        raise ConfigError(f"{path}/tokenizer_config.json: {name} is {token!r:.100}, not a text")
+        raise ConfigError(f"{path}/tokenizer_config.json: {name} is {token!r:.100}, not text")
     return text
 
 
 def _checked(draft: Chat, path: Path) -> Chat:
-    """The chat with what its template was found to do; ConfigError where a score would not be the model's."""
+    """The draft with its fields filled in from probes. Raises ConfigError if scores would not be the model's."""
     try:
-        draft = _begun(draft)
+        draft = _with_bos(draft)
         prompt, wholes, turn_end = _rendered(draft)
-        chat = _understood(draft, prompt, wholes, turn_end)
-        if not _apart(chat, prompt, wholes) and draft.family.text == "answer":
-            chat = _joined(chat, prompt, turn_end)
+        chat = _with_response_frame(draft, prompt, wholes, turn_end)
+        if not _is_separate(chat, prompt, wholes) and draft.family.text == "response":
+            chat = _with_tail(chat, prompt, turn_end)
             prompt = prompt.removesuffix(chat.tail)
-        if not _apart(chat, prompt, wholes):
-            raise _Unfit("prompt and answer cannot be tokenized apart: an answer joins the header before it")
+        if not _is_separate(chat, prompt, wholes):
+            raise _Unfit(
+                "prompt and response cannot be tokenized separately: a response merges with the header before it"
+            )
         if draft.family.reads in ("gate", "headers"):
             _check_pattern(chat, (prompt + chat.tail).removesuffix(turn_end), wholes)
     except (_Unfit, jinja2.TemplateError) as error:
@@ -181,12 +189,12 @@ def _checked(draft: Chat, path: Path) -> Chat:
     return chat
 
 
-class _Unfit(Exception):  # noqa: N818 - a verdict, told as a ConfigError
-    """Why a template cannot be scored with."""
+class _Unfit(Exception):  # noqa: N818 - reported as a ConfigError
+    """The reason why a template cannot be used for scoring."""
 
 
-def _begun(draft: Chat) -> Chat:
-    """The chat with the BOS token that its tokenizer puts before a text whose template renders none."""
+def _with_bos(draft: Chat) -> Chat:
+    """The chat with the BOS token if the tokenizer adds it and the template does not."""
     name = draft.special_tokens.get("bos_token", "")
     bos = draft.tokenizer.token_to_id(name)
     if bos is None:
@@ -201,46 +209,46 @@ def _begun(draft: Chat) -> Chat:
 
 
 def _rendered(draft: Chat) -> tuple[str, list[str], str]:
-    """A prompt, the whole conversations of all probe answers to it, and what ends the prompt's turn."""
+    """A rendered prompt, the conversations with all probe responses to it, and the text after the prompt's turn."""
     prompt = draft.render_prompt(_QUESTION)
     wholes = [
-        draft.render([*_QUESTION, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-        for answer in _answers(draft)
+        draft.render([*_QUESTION, {"role": "assistant", "content": response}], add_generation_prompt=False)
+        for response in _responses(draft)
     ]
     if _PROBE_PROMPT not in prompt:
         raise _Unfit("it changes a question by more than trimming it")
     if not wholes[0].startswith(prompt):
         raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
-    if _answers(draft)[0] not in wholes[0][len(prompt) :]:
-        raise _Unfit("it changes an answer by more than trimming it")
+    if _responses(draft)[0] not in wholes[0][len(prompt) :]:
+        raise _Unfit("it changes a response by more than trimming it")
     turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]
-    if turn_end and wholes[0].endswith(
-        turn_end
-    ):  # this template opens the next answer whether asked to or not
+    if turn_end and wholes[0].endswith(turn_end):  # this template always adds the header of the next response
         closing = str(draft.tokenizer.id_to_token(draft.encode(turn_end)[0]))
         wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
     return prompt, wholes, turn_end
 
 
-def _answers(draft: Chat) -> tuple[str, ...]:
-    return _PROBE_ANSWERS if draft.family.text == "answer" else _SIGNS
+def _responses(draft: Chat) -> tuple[str, ...]:
+    return _PROBE_RESPONSES if draft.family.text == "response" else _VERDICTS
 
 
-def _understood(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:
-    """The chat with what stands around its answers, and whether it trims them, as the probes show."""
-    answers = _answers(draft)
-    opening, _, closing = wholes[0][len(prompt) :].partition(answers[0])
+def _with_response_frame(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:
+    """The chat with the text around its responses, and what the template trims from them, as the probes show."""
+    responses = _responses(draft)
+    opening, _, closing = wholes[0][len(prompt) :].partition(responses[0])
     if any(_is_special(draft, i) for i in draft.encode(opening)):
         raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
     end = [_is_special(draft, i) for i in draft.encode(closing)]
     if not end or not end[0] or sum(end) != 1:
-        raise _Unfit(f"an answer must end in one end-of-turn token, not in {closing!r}")
+        raise _Unfit(f"a response must end in one end-of-turn token, not in {closing!r}")
     for trims in _TRIMS:
         pattern = tuple(draft.encode(turn_end))
-        chat = replace(draft, trims=trims, answer_start=opening, answer_end=closing, answer_pattern=pattern)
-        if all(prompt + chat.render_answer(a) == w for a, w in zip(answers, wholes, strict=True)):
+        chat = replace(
+            draft, trims=trims, response_start=opening, response_end=closing, response_pattern=pattern
+        )
+        if all(prompt + chat.render_response(a) == w for a, w in zip(responses, wholes, strict=True)):
             return chat
-    raise _Unfit("it changes an answer by more than trimming it")
+    raise _Unfit("it changes a response by more than trimming it")
 
 
 def _is_special(draft: Chat, token: int) -> bool:
@@ -248,25 +256,31 @@ def _is_special(draft: Chat, token: int) -> bool:
     return token in added and bool(added[token].special)
 
 
-def _apart(chat: Chat, prompt: str, wholes: list[str]) -> bool:
-    answers = zip(_answers(chat), wholes, strict=True)
-    return all(chat.encode(prompt) + chat.encode(chat.render_answer(a)) == chat.encode(w) for a, w in answers)
+def _is_separate(chat: Chat, prompt: str, wholes: list[str]) -> bool:
+    """Whether prompt and response give the same ids separately as together, for all probe responses."""
+    responses = zip(_responses(chat), wholes, strict=True)
+    return all(
+        chat.encode(prompt) + chat.encode(chat.render_response(a)) == chat.encode(w) for a, w in responses
+    )
 
 
-def _joined(chat: Chat, prompt: str, turn_end: str) -> Chat:
-    """The chat with the header after its last special token encoded with the answer: special tokens cut a text
-    before anything else does. New lines that end the header join an answer's, and so mark nothing."""
+def _with_tail(chat: Chat, prompt: str, turn_end: str) -> Chat:
+    """The chat with the header after its last special token encoded with the response.
+
+    Text is split at special tokens before anything else. Newlines that end the header merge with those of a
+    response, so they are left out of the pattern.
+    """
     special = next((i for i in reversed(chat.encode(prompt)) if _is_special(chat, i)), None)
     tail = prompt if special is None else prompt.rpartition(str(chat.tokenizer.id_to_token(special)))[2]
     if _PROBE_PROMPT in tail:
-        raise _Unfit("prompt and answer cannot be tokenized apart: no special token is between them")
+        raise _Unfit("prompt and response cannot be tokenized separately: no special token is between them")
     pattern = tuple(chat.encode(turn_end.rstrip("\n")))
-    return replace(chat, tail=tail, answer_start=tail + chat.answer_start, answer_pattern=pattern)
+    return replace(chat, tail=tail, response_start=tail + chat.response_start, response_pattern=pattern)
 
 
 def _check_pattern(chat: Chat, question: str, wholes: list[str]) -> None:
-    pattern, at = chat.answer_pattern, len(chat.encode(question))
+    pattern, at = chat.response_pattern, len(chat.encode(question))
     for ids in map(chat.encode, wholes):
         starts = [i for i in range(len(ids)) if tuple(ids[i : i + len(pattern)]) == pattern]
         if starts != [at]:
-            raise _Unfit(f"the end of the user turn must occur once, before the answer; found at {starts}")
+            raise _Unfit(f"the end of the user turn must occur once, before the response; found at {starts}")

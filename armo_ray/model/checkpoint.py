@@ -1,6 +1,6 @@
 """A checkpoint directory, read without torch: config, tensor headers, head tensors and a fingerprint.
 
-Everything that can be wrong with a model and seen from its files is found here, before a GPU is asked for.
+Every fault of a model that its files show is reported here, before a GPU is requested.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float32]
 
 
 class Tensor(NamedTuple):
-    """Where one tensor lies: `dtype` and `shape` as safetensors writes them, `start` and `stop` in bytes."""
+    """Location of a tensor in a file: `dtype` and `shape` as in safetensors, `start` and `stop` in bytes."""
 
     file: Path
     dtype: str
@@ -37,7 +37,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model directory whose files were found complete and whose head tensors have the right shapes."""
+    """A model directory whose files are complete and whose head tensors have the right shapes."""
 
     path: Path
     revision: str | None
@@ -52,7 +52,10 @@ class Checkpoint:
 
     @property
     def coefficients(self) -> list[float]:
-        """The weight of each reward in the score of a family without gates: equal ones, but of steps the mean's."""
+        """Weights (K,) of the rewards in the score of a family without gates.
+
+        The score is the mean of the rewards; for a process model, it is the reward "mean" of the steps.
+        """
         names = self.reward_names
         return [1.0, 0.0, 0.0, 0.0] if self.family.text == "steps" else [1 / len(names)] * len(names)
 
@@ -75,7 +78,7 @@ class Checkpoint:
         return _to_float32(raw, tensor.dtype).reshape(tensor.shape)
 
     def read_rows(self, name: str, rows: list[int]) -> Array:
-        """Some rows of one tensor as float32."""
+        """Selected rows (R, ...) of one tensor as float32, flattened to (R, N)."""
         tensor = self.tensors[name]
         raw = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
         return _to_float32(raw.reshape(tensor.shape[0], -1)[rows].ravel(), tensor.dtype).reshape(
@@ -84,10 +87,10 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits over config, tensor headers, all head weights and three samples of every other tensor.
+        """A hash (32 hex digits) of config, tensor headers, all head weights and samples of every other tensor.
 
-        Reading 15 GB to name a model would cost more than many runs. Training moves every tensor, so
-        64 KiB at the start, the middle and the end of each tells two sets of weights apart.
+        Reading 15 GB to identify a model would cost more than many runs. Training changes every tensor, so 64 KiB
+        at the start, the middle and the end of each are enough to distinguish two sets of weights.
         """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps(self.config, sort_keys=True).encode())
@@ -105,7 +108,7 @@ def _rows(matrix: Array) -> list[list[float]]:
 def resolve(
     model: str, revision: str | None = None, files: Sequence[str] = HUB_FILES
 ) -> tuple[Path, str | None]:
-    """The local directory of a model and its revision: a directory as it is, else these files of it from the hub."""
+    """The local directory of a model and its revision, None for a directory. Downloads `files` of a hub id."""
     if Path(model).is_dir():
         if revision is not None:
             raise ConfigError(f"--revision {revision}: {model} is a local directory, which has no revisions")
@@ -118,27 +121,31 @@ def resolve(
         path = Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except Exception as error:
         raise ConfigError(
-            f"model {model}: no such directory, and the hub gave none: {error!s:.200}"
+            f"model {model}: no such directory, and the hub did not provide it: {error!s:.200}"
         ) from error
     return path, path.name
 
 
 def inspect(model: str, revision: str | None = None, family: str | None = None) -> Checkpoint:
-    """Read and check a checkpoint's files, of the family of this name or of the one that its tensors tell.
+    """Read and check a checkpoint's files.
 
-    Raises ConfigError that names the file or tensor at fault.
+    Args:
+        family: a name in FAMILIES; by default the family is identified by the tensors.
+
+    Raises:
+        ConfigError: the message names the file or tensor at fault.
     """
     path, commit = resolve(model, revision)
     config, tensors = _read_json(path / "config.json"), _read_headers(path)
     try:
-        found = recognize(config, {name: tensor.shape for name, tensor in tensors.items()}, family)
+        recognized = recognize(config, {name: tensor.shape for name, tensor in tensors.items()}, family)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise ConfigError(
-            f"{path}/config.json: a value is of the wrong kind: {type(error).__name__}: {error}"
+            f"{path}/config.json: a value has the wrong type: {type(error).__name__}: {error}"
         ) from error
-    checkpoint = Checkpoint(path, commit, config, tensors, found)
+    checkpoint = Checkpoint(path, commit, config, tensors, recognized)
     _check_finite(checkpoint)
     return checkpoint
 
@@ -165,16 +172,19 @@ def _read_headers(path: Path) -> dict[str, Tensor]:
     for file in files:
         tensors.update(_read_header(file))
     index = path / "model.safetensors.index.json"
-    named = _read_json(index).get("weight_map") if index.exists() else {}
-    if not isinstance(named, dict):
+    weight_map = _read_json(index).get("weight_map") if index.exists() else {}
+    if not isinstance(weight_map, dict):
         raise ConfigError(f"{index}: no weight_map, which says where each tensor is")
-    if missing := sorted(set(named) - set(tensors)):
-        raise ConfigError(f"{index} names tensors that no file holds: {', '.join(missing[:5])}")
+    if missing := sorted(set(weight_map) - set(tensors)):
+        raise ConfigError(f"{index} names tensors that are in no file: {', '.join(missing[:5])}")
     return tensors
 
 
 def _read_header(file: Path) -> dict[str, Tensor]:
-    """https://huggingface.co/docs/safetensors: a little-endian u64 length, that much JSON, then the bytes."""
+    """The tensors of a file. The format is a little-endian u64 length, JSON of that length, and the bytes.
+
+    See https://huggingface.co/docs/safetensors.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -188,13 +198,13 @@ def _read_header(file: Path) -> dict[str, Tensor]:
             start, stop = (8 + length + offset for offset in entry["data_offsets"])
             tensors[name] = Tensor(file, entry["dtype"], tuple(entry["shape"]), start, stop)
     if any(tensor.stop > size for tensor in tensors.values()):
-        raise ConfigError(f"{file}: truncated: {size} bytes, fewer than its header promises")
+        raise ConfigError(f"{file}: truncated: {size} bytes, fewer than its header declares")
     return tensors
 
 
 def _check_finite(checkpoint: Checkpoint) -> None:
     for name, tensor in sorted(checkpoint.tensors.items()):
-        if tensor.dtype.startswith(("I", "U", "BOOL")):  # counters of batch norms
+        if tensor.dtype.startswith(("I", "U", "BOOL")):  # batch norms have integer counters
             continue
         for sample in _samples(tensor, whole=name.startswith(HEAD_PREFIXES)):
             if not np.isfinite(_to_float32(np.frombuffer(sample, np.uint8), tensor.dtype)).all():

@@ -1,7 +1,7 @@
-"""The families of reward models: what text each reads, at which tokens, and which numbers it returns.
+"""The families of reward models: which text each reads, at which tokens, and which numbers it returns.
 
-Plain data. How a family's tensors are told from others is in `engine/recognize.py`, how its text is written in
-`text/`, what is computed from the hidden states in `engine/heads.py`.
+Plain data. `model/recognize.py` identifies a family by its tensors, `text/` renders its input, and `engine/heads.py`
+computes rewards from its hidden states.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,20 @@ from typing import Literal
 class Family:
     """One kind of head.
 
-    text: "answer" is the conversation with its answer; "outcome" puts the answer into the user's turn and asks
-        for a sign; "steps" does so for each step of it; "pairs" asks which of two answers is better.
-    reads: "last" token; "gate" is the end of the last user turn, and the last token; "headers" is the end of
-        every assistant header; "before_zero" is the token before the first of id 0, or the last.
-    gated: whether it returns a weight for each reward.
-    bos: whether a conversation begins with the BOS token, where the tokenizer has one.
-    step_end: what ends a step of an answer; of an outcome, what marks one and is left out.
-    max_length: most tokens of a conversation, where the authors' code states it.
+    text: "response" is the conversation with its response; "outcome" puts the response into the user's turn and asks
+        for a verdict, + or -; "steps" does so for each step of the response; "pairs" asks which of two responses is
+        better.
+    reads: which tokens the head reads. "last": the last token; "gate": the end of the last user turn and the last
+        token; "headers": the end of every assistant header; "before_zero": the token before the first with id 0, or
+        the last token if there is none.
+    gated: whether the head returns a weight for each reward.
+    bos: whether a conversation begins with the BOS token, if the tokenizer has one.
+    step_end: text that ends a step of a response; for "outcome", text that marks a step and is removed.
+    max_length: maximum number of tokens in a conversation, if the authors' code states one.
     """
 
     name: str
-    text: Literal["answer", "outcome", "steps", "pairs"] = "answer"
+    text: Literal["response", "outcome", "steps", "pairs"] = "response"
     reads: Literal["last", "gate", "headers", "before_zero"] = "last"
     gated: bool = False
     bos: bool = True

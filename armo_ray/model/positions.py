@@ -1,4 +1,4 @@
-"""Which tokens of a conversation a head reads. Without torch, for those who only look."""
+"""The tokens of a conversation that a head reads. Needs no torch."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +9,11 @@ Ids = npt.NDArray[np.int32]
 
 
 def read_positions(ids: Ids, family: Family, pattern: Ids) -> list[int]:
-    """The positions that are read of a conversation; none where it lacks what marks them.
+    """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them.
 
     Args:
-        pattern: ids from the end of a user turn to the answer.
+        ids: token ids (T,) of a conversation.
+        pattern: token ids from the end of a user turn to the response.
     """
     last = len(ids) - 1
     if family.reads == "last":
@@ -27,6 +28,6 @@ def read_positions(ids: Ids, family: Family, pattern: Ids) -> list[int]:
 
 
 def _occurrences(ids: Ids, pattern: Ids) -> list[int]:
-    """Where `pattern` starts in `ids`."""
+    """The indices where `pattern` starts in `ids`."""
     starts = np.flatnonzero(ids[: max(0, len(ids) - len(pattern) + 1)] == pattern[0])
     return [s for s in starts.tolist() if np.array_equal(ids[s : s + len(pattern)], pattern)]

@@ -1,4 +1,4 @@
-"""Which family a checkpoint belongs to, from its config and tensor names, and whether its head is whole.
+"""Identification of a checkpoint's family by its config and tensor names, and a check that its head is complete.
 
 Nothing is guessed: a tensor that is missing, unexpected or of another shape is an error that says what was
 expected and what was found.
@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 # The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
-ARMORM_OBJECTIVES = (
+ARMORM_REWARDS = (
     "helpsteer_helpfulness",
     "helpsteer_correctness",
     "helpsteer_coherence",
@@ -37,7 +37,7 @@ ARMORM_OBJECTIVES = (
     "code_instruction_following",
     "code_readability",
 )
-HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+HELPSTEER_REWARDS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 STEP_REWARDS = ("mean", "min", "product", "last")
 LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 HEAD_PREFIXES = (
@@ -48,7 +48,7 @@ HEAD_PREFIXES = (
     "weights.",
     "v_head.",
 )
-# Of each family whose head has tensors of its own: one that no other family's head has, the most telling first.
+# For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
 _MARKS = {
     "qrm": "gating.layers.2.running_mean",
     "armorm": "gating.logit_scale",
@@ -58,35 +58,36 @@ _MARKS = {
     "starling": "transformer.embed_tokens.weight",
     "value-head": "v_head.weight",
 }
-# Heads of these classes read every token, marks between steps, or a token that is added behind the answer.
-_OTHERS = re.compile("TokenClassification|ProcessRewardModel|Athene")
+# Heads of these classes read every token, marks between steps, or a token that is appended to the response.
+_UNSUPPORTED = re.compile("TokenClassification|ProcessRewardModel|Athene")
 
 
 def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: str | None) -> Family:
-    """The family of a checkpoint with these tensors, which must have its whole head.
+    """The family of a checkpoint with these tensors, which must include its complete head.
 
     Args:
-        family: a name in FAMILIES, for checkpoints that cannot be told apart, or to be sure.
+        family: a name in FAMILIES, needed if the tensors alone do not identify the family.
 
     Raises:
-        ConfigError: no family, or another one; a tensor of the head missing, unexpected or of a wrong shape.
+        ConfigError: no family fits, or not the one named; a tensor of the head is missing, unexpected or of a wrong
+            shape.
     """
     if family is not None:
         if family not in FAMILIES:
             raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
-        found = FAMILIES[family]
+        recognized = FAMILIES[family]
     else:
-        told = next((name for name, mark in _MARKS.items() if mark in shapes), None)
-        if told is None:
+        name = next((name for name, mark in _MARKS.items() if mark in shapes), None)
+        if name is None:
             raise ConfigError(_no_head(shapes))
-        if read_otherwise := [name for name in config.get("architectures") or () if _OTHERS.search(name)]:
+        if unsupported := [a for a in config.get("architectures") or () if _UNSUPPORTED.search(a)]:
             raise ConfigError(
-                f"architecture {read_otherwise[0]}: its head looks like that of the family {told} but is read at other "
-                f"tokens, which is not known here"
+                f"architecture {unsupported[0]}: its head looks like that of the family {name}, but it reads other "
+                f"tokens, which is not supported"
             )
-        found = FAMILIES[told]
-    _check(found, config, shapes)
-    return found
+        recognized = FAMILIES[name]
+    _check(recognized, config, shapes)
+    return recognized
 
 
 def _no_head(shapes: Mapping[str, Shape]) -> str:
@@ -94,10 +95,10 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
     if heads:
         return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
     kind = "a language-model head" if LM_HEAD in shapes else "no head at all"
-    judges = [name for name, f in FAMILIES.items() if f.text != "answer"]
+    judges = [name for name, f in FAMILIES.items() if f.text != "response"]
     return (
         f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_MARKS.values())}. A language "
-        f"model that was trained to judge looks like any other: say how to read it with --family {'|'.join(judges)}"
+        f"model trained to judge has no tensors of its own: say how to read it with --family {'|'.join(judges)}"
     )
 
 
@@ -105,64 +106,63 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
     try:
         expected, optional = expected_head(family, config, shapes)
     except KeyError as error:
-        raise ConfigError(
-            f"config.json has no {error}: not a checkpoint of the family {family.name}"
-        ) from None
-    found = {name: shape for name, shape in shapes.items() if name.startswith(HEAD_PREFIXES)}
-    found |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
-    faults = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys() - optional.keys())]
+        raise ConfigError(f"config.json has no {error}, which the family {family.name} needs") from None
+    head = {name: shape for name, shape in shapes.items() if name.startswith(HEAD_PREFIXES)}
+    head |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
+    faults = [f"missing {name}" for name in sorted(expected.keys() - head.keys())]
+    faults += [f"unexpected {name}" for name in sorted(head.keys() - expected.keys() - optional.keys())]
     faults += [
-        f"{name} has shape {found[name]}, expected {shape}"
+        f"{name} has shape {head[name]}, expected {shape}"
         for name, shape in sorted((expected | optional).items())
-        if found.get(name, shape) != shape
+        if head.get(name, shape) != shape
     ]
     if faults:
-        raise ConfigError(f"not a whole head of the family {family.name}: {'; '.join(faults)}")
+        raise ConfigError(f"not a complete head of the family {family.name}: {'; '.join(faults)}")
 
 
 def expected_head(
     family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> tuple[Shapes, Shapes]:
-    """The tensors that a head must have, and those that it may have."""
+    """The shapes of the tensors that a head must have, and of those that it may have."""
     return _EXPECTED[family.name](config, shapes)
 
 
 def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
     """The names of a checkpoint's rewards, in the order in which its head returns them.
 
-    Raises ConfigError where labels give one name twice, or none.
+    Raises ConfigError if the labels do not give every reward a name of its own.
     """
-    if family.text != "answer":
+    if family.text != "response":
         return {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}[family.text]
     if family.name in ("armorm", "qrm"):
-        count = int(config.get("num_objectives", len(ARMORM_OBJECTIVES)))
-        return _names(ARMORM_OBJECTIVES, count, "objective")
+        count = int(config.get("num_objectives", len(ARMORM_REWARDS)))
+        return _names(ARMORM_REWARDS, count, "objective")
     if family.name == "urm":
-        return _names(HELPSTEER_ATTRIBUTES, shapes["score.weight"][0] // 2, "attribute")
+        return _names(HELPSTEER_REWARDS, shapes["score.weight"][0] // 2, "attribute")
     count = shapes[_last_layer(family)][0]
-    named = config.get("id2label") or {}
-    found = [
-        re.sub(r"\W+", "_", str(named.get(str(i), f"LABEL_{i}"))).strip("_").lower() for i in range(count)
+    labels = config.get("id2label") or {}
+    names = [
+        re.sub(r"\W+", "_", str(labels.get(str(i), f"LABEL_{i}"))).strip("_").lower() for i in range(count)
     ]
-    if "" in found or len(set(found)) < count:
+    if "" in names or len(set(names)) < count:
         raise ConfigError(
-            f"config.json: id2label {named}: every label must give a name of its own to its reward, "
-            f"found {', '.join(map(repr, found))}"
+            f"config.json: id2label {labels}: every label must give its reward a name of its own, "
+            f"found {', '.join(map(repr, names))}"
         )
-    return ("reward",) if found == ["label_0"] else tuple(found)
+    return ("reward",) if names == ["label_0"] else tuple(names)
 
 
-def _names(known: tuple[str, ...], count: int, otherwise: str) -> tuple[str, ...]:
-    return known if len(known) == count else tuple(f"{otherwise}_{i}" for i in range(count))
+def _names(published: tuple[str, ...], count: int, stem: str) -> tuple[str, ...]:
+    """The published names if their number is right, otherwise the stem with numbers."""
+    return published if len(published) == count else tuple(f"{stem}_{i}" for i in range(count))
 
 
 def _last_layer(family: Family) -> str:
-    known = {"classifier": "score.weight", "mlp-classifier": "score.2.weight"}
-    return known.get(family.name, "v_head.weight")
+    names = {"classifier": "score.weight", "mlp-classifier": "score.2.weight"}
+    return names.get(family.name, "v_head.weight")
 
 
-Expected = tuple[Shapes, Shapes]  # what must be there, and what may
+Expected = tuple[Shapes, Shapes]  # required and optional tensors
 
 
 def _armorm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
@@ -191,7 +191,7 @@ def _qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
     for i in range(depth):
         norm = f"gating.layers.{3 * i + 2}"
         shapes[f"gating.layers.{3 * i}.weight"] = (width, hidden if i == 0 else width)
-        shapes |= {f"{norm}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {f"{norm}.{field}": (width,) for field in ("weight", "bias", "running_mean", "running_var")}
         counters[f"{norm}.num_batches_tracked"] = ()
     return shapes | _linear(f"gating.layers.{3 * depth}", count, width), counters
 
@@ -218,7 +218,7 @@ def _urm(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
 def _value_head(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
     if config.get("reward_token_id") is not None:
         raise ConfigError(
-            "config.json has a reward_token_id: conversations with such a token are not rendered"
+            "config.json has a reward_token_id: models that read a reward token are not supported"
         )
     return {"v_head.weight": (1, int(config["hidden_size"]))}, {"v_head.bias": (1,)}
 
@@ -226,13 +226,13 @@ def _value_head(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
 def _language_model(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
     size = (int(config["vocab_size"]), int(config["hidden_size"]))
     if scaled := [name for name in ("logits_scaling", "logit_scale") if config.get(name) is not None]:
-        raise ConfigError(f"config.json has {scaled[0]}: odds are read from logits that nothing scales")
+        raise ConfigError(f"config.json has {scaled[0]}: a model that scales its logits is not supported")
     tied = config.get("tie_word_embeddings", False) and LM_HEAD not in shapes
     return {EMBEDDINGS if tied else LM_HEAD: size}, {}
 
 
 def _count(config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str) -> int:
-    """The number of labels: what the config names, or else what the last layer has."""
+    """The number of labels, from the config or else from the shape of the last layer."""
     return len(config.get("id2label") or ()) or int(config.get("num_labels") or shapes.get(name, (1,))[0])
 
 
@@ -248,4 +248,4 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected
     "urm": _urm,
     "value-head": _value_head,
     "starling": _value_head,
-} | {name: _language_model for name, family in FAMILIES.items() if family.text != "answer"}
+} | {name: _language_model for name, family in FAMILIES.items() if family.text != "response"}

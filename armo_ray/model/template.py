@@ -1,9 +1,9 @@
 """Chat templates, rendered in bounded time and memory: a template is a program that came with a checkpoint.
 
-Of one conversation a template may take 500,000 steps, and one more for every character of the messages. A step is a
-pass of a loop, a tenth of a call of a macro, or 16 characters that are written, made or given to a filter. A text or
-list in it may have 2 million characters or entries, and 4 more for every character of the messages. What goes beyond
-ends in TemplateError, after a few seconds at most, at the same place on any machine and in any thread.
+For one conversation a template may take 500,000 steps, plus one for every character of the messages. A step is one
+pass of a loop, a tenth of a macro call, or 16 characters that are written, created or passed to a filter. A text or
+list may have 2 million characters or entries, plus 4 for every character of the messages. A template that exceeds a
+limit ends in TemplateError, within a few seconds, at the same point on any machine and in any thread.
 """
 
 import re
@@ -21,8 +21,8 @@ from jinja2.visitor import NodeTransformer
 _STEPS = 500_000
 _STEP_CHARS = 16
 _MOST_CHARS = 2_000_000
-_MOST_BITS = 1 << 16  # of an integer
-# what makes texts as long as a number says
+_MOST_BITS = 1 << 16  # limit for an integer
+# operations whose result is as long as one of their numbers says
 _FORMATTING = {"%", "format", "format_map"}
 _FILLING = {
     "batch",
@@ -44,50 +44,52 @@ _SIZED = (str, bytes, list, tuple, dict, range)
 
 @dataclass
 class _Budget:
+    """The limits that remain for a rendering."""
+
     steps: int
-    most: int  # characters of a text, entries of a list
+    most: int  # limit for the characters of a text or the entries of a list
 
     def spend(self, steps: int) -> None:
         self.steps -= steps
         if self.steps < 0:
-            raise jinja2.TemplateError("it takes too many steps: does it loop for ever?")
+            raise jinja2.TemplateError("it takes too many steps: does it loop forever?")
 
     def made(self, value: Any) -> Any:
-        """A value that a template made, which must not be too large."""
+        """Check and return a value that a template created. Raises TemplateError if it is too large."""
         if isinstance(value, (str, bytes, list, tuple, dict)):
-            self.hold(len(value))
+            self.check_size(len(value))
             self.spend(len(value) // _STEP_CHARS)
         elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
-            raise jinja2.TemplateError("it makes a number that is too large")
+            raise jinja2.TemplateError("it creates a number that is too large")
         return value
 
-    def hold(self, size: int) -> None:
+    def check_size(self, size: int) -> None:
         if size > self.most:
-            raise jinja2.TemplateError(f"it makes a text or list that is too large: more than {self.most}")
+            raise jinja2.TemplateError(f"it creates a text or list that is too large: more than {self.most}")
 
 
 _BUDGET: ContextVar[_Budget | None] = ContextVar("budget", default=None)
 
 
 def _budget() -> _Budget:
-    """What is left of the rendering that goes on; all of it while a template is compiled."""
+    """The budget of the current rendering, or a full one while a template is compiled."""
     return _BUDGET.get() or _Budget(_STEPS, _MOST_CHARS)
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], names: Mapping[str, Any]) -> str:
-    """What a template makes of messages. Raises jinja2.TemplateError where it fails, or does too much."""
+    """Messages rendered with a template. Raises jinja2.TemplateError if it fails or exceeds a limit."""
     size = _chars(names.get("tools")) + sum(map(_chars, messages))
     token = _BUDGET.set(budget := _Budget(_STEPS + size, _MOST_CHARS + 4 * size))
     pieces: list[str] = []
     try:
-        given = [dict(message) for message in messages]
-        for piece in _compiled(template).generate(messages=given, documents=None, **{"tools": None, **names}):
+        variables = {"messages": [dict(message) for message in messages], "documents": None, "tools": None}
+        for piece in _compiled(template).generate(**variables | names):
             pieces.append(budget.made(piece))
-        budget.hold(sum(map(len, pieces)))
+        budget.check_size(sum(map(len, pieces)))
         return "".join(pieces)
     except jinja2.TemplateError:
         raise
-    except Exception as error:  # a template may divide by zero, recurse for ever, ...
+    except Exception as error:  # a template may divide by zero, recurse forever, ...
         raise jinja2.TemplateError(f"{type(error).__name__}: {error!s:.200}") from error
     finally:
         _BUDGET.reset(token)
@@ -112,12 +114,12 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 class _Watched(ImmutableSandboxedEnvironment):
-    """Counts what a template does, and refuses what would make a giant of a few characters."""
+    """Counts the steps of a template, and refuses operations that create huge values from short texts."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        parsed: nodes.Template = _Watch().visit(super()._parse(source, name, filename))
+        parsed: nodes.Template = _AddChecks().visit(super()._parse(source, name, filename))
         parsed.set_environment(self)
         return parsed
 
@@ -132,7 +134,7 @@ class _Watched(ImmutableSandboxedEnvironment):
             _check_product(left, right)
         elif operator == "**":
             if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MOST_BITS:
-                raise jinja2.TemplateError("it makes a number that is too large")
+                raise jinja2.TemplateError("it creates a number that is too large")
         elif operator == "%" and isinstance(left, str):
             _check_call(operator, [left, right])
         return self.made(super().call_binop(context, operator, left, right))
@@ -149,8 +151,8 @@ class _Watched(ImmutableSandboxedEnvironment):
         return self.made(super().call(context, called, *arguments, **named))
 
 
-class _Watch(NodeTransformer):
-    """Has a template call the environment on every pass of a body, and with all that it writes or joins."""
+class _AddChecks(NodeTransformer):
+    """Adds calls of `step` to the body of every loop and macro, and of `made` around all output and joined text."""
 
     def generic_visit(self, node: nodes.Node, *arguments: Any, **named: Any) -> nodes.Node:
         super().generic_visit(node, *arguments, **named)
@@ -178,47 +180,47 @@ def _call(method: str, argument: nodes.Expr) -> nodes.Call:
 
 
 def _watched(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is counted, and refuses what would make a giant."""
+    """A filter or test that counts its steps, and refuses to create a value that is too large."""
 
     @wraps(own)
-    def run(*arguments: Any, **named: Any) -> Any:
+    def checked(*arguments: Any, **named: Any) -> Any:
         budget = _budget()
-        given = [*arguments, *named.values()]
-        _check_call(name, given)
-        budget.spend(1 + sum(len(value) for value in given if isinstance(value, _SIZED)) // _STEP_CHARS)
+        values = [*arguments, *named.values()]
+        _check_call(name, values)
+        budget.spend(1 + sum(len(value) for value in values if isinstance(value, _SIZED)) // _STEP_CHARS)
         return budget.made(own(*arguments, **named))
 
-    return run
+    return checked
 
 
-def _check_call(name: str, given: Sequence[Any]) -> None:
+def _check_call(name: str, arguments: Sequence[Any]) -> None:
     """Refuse a call of a filter or of a text's method whose result would be too large."""
-    hold = _budget().hold
-    texts = [value for value in given if isinstance(value, str)]
+    check_size = _budget().check_size
+    texts = [value for value in arguments if isinstance(value, str)]
     if name in _FORMATTING and any(map(_LONG_WIDTH.search, texts[:1])):
         raise jinja2.TemplateError("it formats to a width that is too large")
-    if name in _FORMATTING | _FILLING:  # one number for each of the characters, at the most
-        hold((1 + sum(map(len, texts))) * max(_numbers(given), default=0) // 8)
+    if name in _FORMATTING | _FILLING:  # at most one number for each character
+        check_size((1 + sum(map(len, texts))) * max(_numbers(arguments), default=0) // 8)
     elif name == "replace" and len(texts) > 2:
-        hold(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
+        check_size(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
     elif name == "join":
         joint = max(map(len, texts), default=0)
-        for value in given:
+        for value in arguments:
             if isinstance(value, (list, tuple)):
-                hold(sum(_size(entry) + joint for entry in value))
+                check_size(sum(_size(entry) + joint for entry in value))
 
 
 def _size(value: Any) -> int:
-    """About the length of a value as text."""
+    """The approximate length of a value as text."""
     if isinstance(value, Mapping):
         return sum(map(_size, value.values()))
     return len(value) if isinstance(value, _SIZED) else 1
 
 
 def _chars(value: Any) -> int:
-    """The characters of all texts in a value, names of fields too."""
+    """The number of characters in all texts of a value, including field names."""
     if isinstance(value, Mapping):
-        return sum(len(str(name)) + _chars(held) for name, held in value.items())
+        return sum(len(str(name)) + _chars(entry) for name, entry in value.items())
     return len(value) if isinstance(value, str) else sum(map(_chars, value)) if isinstance(value, list) else 1
 
 
@@ -231,6 +233,6 @@ def _numbers(values: Iterable[Any]) -> Iterator[int]:
 
 
 def _check_product(left: Any, right: Any) -> None:
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, int) and isinstance(other, _SIZED):
-            _budget().hold(len(other) * one)
+    for count, value in ((left, right), (right, left)):
+        if isinstance(count, int) and isinstance(value, _SIZED):
+            _budget().check_size(len(value) * count)

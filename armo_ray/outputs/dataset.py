@@ -1,4 +1,4 @@
-"""Writing a dataset: parts first; its card and, last, its manifest make it whole."""
+"""Writes a dataset: its parts, then its card, and last its manifest, which makes it complete."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.cards import CARD, front_matter, table
+from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, lock
@@ -26,7 +26,7 @@ from armo_ray.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# all that the commands write into a place of their own
+# every file that commands write into an output of their own
 _WRITTEN = re.compile(
     r"(data|scores|rejects)/(.+/)?part-[^/]+\.(parquet|jsonl)|_commits/[^/]+\.json|_work/.+|_run\.json|_SUCCESS|"
     r"README\.md|contaminated\.jsonl|(rules|comparison|evaluation)\.json|[a-z]+\.svg"
@@ -35,25 +35,25 @@ _WRITTEN = re.compile(
 
 @dataclass(frozen=True)
 class Made:
-    """What a dataset's manifest and card tell of it."""
+    """The contents of a dataset's manifest and card."""
 
     command: str
-    about: str  # what a row is, for people
+    about: str  # what a row is, in Markdown
     scores: Scores
     options: DatasetOptions
     parts: Sequence[Mapping[str, Any]]  # as write_part returned them
-    counts: Mapping[str, Any]  # what was kept, and what was left out by which rule
-    details: Mapping[str, Any] = field(default_factory=dict)  # what else belongs into the manifest
+    counts: Mapping[str, Any]  # rows kept, and rows left out by each rule
+    details: Mapping[str, Any] = field(default_factory=dict)  # more entries of the manifest
 
 
 @contextmanager
 def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = False) -> Iterator[Store]:
-    """A place that this command alone writes, and that holds nothing yet; what it wrote before a failure is deleted.
+    """Lock an empty output for this command; if the command fails, delete what it wrote.
 
-    What a command that was killed on this machine left there is deleted first. With `replace`, there may be something,
-    and it stays.
+    Files left there by a command that was killed on this machine are deleted first. With `replace`, the output may
+    already contain files, and they stay.
 
-    Raises ConfigError where something is there already, another command is at it, or nothing can be written.
+    Raises ConfigError if the output is not empty, another command is writing it, or it cannot be written.
     """
     store = Store(uri)
     if not replace:
@@ -70,33 +70,33 @@ def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = F
 
 
 def names_in(store: Store) -> list[str]:
-    """The files of a place, none where there is no such place."""
+    """Names of all files in an output, relative to it; none if it does not exist. Raises ConfigError."""
     try:
-        found = store.find("")
+        paths = store.find("")
     except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be listed: {explain(error)}") from error
-    # where the last object was deleted a server may list the place itself; on a disk that would be a file
-    return [path.removeprefix(f"{store.root}/") for path in found if store.local or path != store.root]
+    # after its last object is deleted, a server may list the output itself; on a disk that would be a file
+    return [path.removeprefix(f"{store.root}/") for path in paths if store.local or path != store.root]
 
 
 def delete(store: Store, names: Sequence[str]) -> None:
-    """Delete files and, on a disk, their directories where nothing else is in them."""
+    """Delete files and, on a disk, the directories that become empty."""
     in_parallel(store.delete, names)
     if store.local:
         folders = {folder for name in names for folder in map(str, PurePath(name).parents[:-1])}
         remove_empty([store.path(folder) for folder in sorted(folders, key=len, reverse=True)])
 
 
-def written(names: Sequence[str]) -> list[str]:
-    """Of the names in a place those of files that the commands which make datasets and tables write."""
+def own_files(names: Sequence[str]) -> list[str]:
+    """The names of files that commands write into outputs of their own, among all names in an output."""
     return [name for name in names if _WRITTEN.fullmatch(final_name(name))]
 
 
 def _check_unclaimed(store: Store) -> None:
-    """Raises ConfigError where something is there, and no lock that tells whose it is; writes nothing."""
-    found = names_in(store)
-    if lock.LOCK not in found and (others := _besides_lock(found)):
-        raise ConfigError(_filled(store, others))
+    """Raises ConfigError if the output has files but no lock that says whose they are. Writes nothing."""
+    names = names_in(store)
+    if lock.LOCK not in names and (others := _besides_lock(names)):
+        raise ConfigError(_not_empty(store, others))
 
 
 def _besides_lock(names: Sequence[str]) -> list[str]:
@@ -104,30 +104,30 @@ def _besides_lock(names: Sequence[str]) -> list[str]:
 
 
 def _check_empty(held: lock.Held) -> None:
-    """Raises ConfigError where something is there but remains, which are deleted."""
-    found = _besides_lock(names_in(held.store))
-    if not found:
+    """Delete the remains of a killed command. Raises ConfigError if the output has any other files."""
+    names = _besides_lock(names_in(held.store))
+    if not names:
         return
-    if not held.remains or commits.SUCCESS in found or len(written(found)) < len(found):
-        raise ConfigError(_filled(held.store, found))
-    logger.info("%s: deleting %d files of a command that was killed", held.store.uri, len(found))
-    delete(held.store, found)
+    if not held.remains or commits.SUCCESS in names or len(own_files(names)) < len(names):
+        raise ConfigError(_not_empty(held.store, names))
+    logger.info("%s: deleting %d files left by a command that was killed", held.store.uri, len(names))
+    delete(held.store, names)
 
 
-def _filled(store: Store, found: Sequence[str]) -> str:
-    told = f"is not empty, and holds no whole dataset ({found[0]})"
-    if commits.SUCCESS in found:
-        told = "holds a dataset"
-    return f"output {store.uri}: {told}: delete it, or choose another"
+def _not_empty(store: Store, names: Sequence[str]) -> str:
+    state = f"is not empty, and holds no complete dataset ({names[0]})"
+    if commits.SUCCESS in names:
+        state = "holds a dataset"
+    return f"output {store.uri}: {state}: delete it, or choose another"
 
 
 def _undo(held: lock.Held) -> None:
-    """Delete what this command wrote, unless another one has the place now; the failure itself is told by others."""
+    """Delete what this command wrote, unless another command has the output now. Does not raise."""
     try:
         if held.is_ours():
-            delete(held.store, written(names_in(held.store)))
+            delete(held.store, own_files(names_in(held.store)))
     except (OSError, RuntimeError, ConfigError) as error:
-        logger.warning("%s: what was written cannot be deleted: %s", held.store.uri, error)
+        logger.warning("%s: cannot delete the files written so far: %s", held.store.uri, error)
 
 
 def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str
 
 
 def encode(table: pa.Table, kind: str) -> bytes:
-    """The content of a file of rows; `kind` is parquet or jsonl."""
+    """Rows as the content of a file; `kind` is parquet or jsonl."""
     sink = io.BytesIO()
     if kind == "parquet":
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -148,7 +148,7 @@ def encode(table: pa.Table, kind: str) -> bytes:
 
 
 def finish(store: Store, made: Made) -> None:
-    """Write the card, then the manifest: from then on the dataset is whole."""
+    """Write the card, then the manifest, which makes the dataset complete."""
     store.write(CARD, _card(store, made).encode())
     manifest = {
         "command": made.command,
@@ -165,33 +165,11 @@ def finish(store: Store, made: Made) -> None:
 
 
 def _card(store: Store, made: Made) -> str:
-    splits: dict[str, list[Mapping[str, Any]]] = {}
+    by_split: dict[str, list[Mapping[str, Any]]] = {}
     for part in made.parts:
-        splits.setdefault(part["path"].split("/")[1], []).append(part)
-    files = {split: f"{DATA}/{split}/*.{made.options.format}" for split in splits}
-    model = made.scores.metadata
-    given = made.options.model_dump(mode="json", exclude_defaults=True)
-    return "\n".join(
-        [
-            *front_matter(
-                {"default": files},
-                ["armo-ray"],
-                None,
-                (store.uri, commits.now(), made.parts),
-                {"default": splits},
-            ),
-            f"# Made by `armo-ray {made.command}`",
-            "",
-            made.about,
-            "",
-            *(f"- scores: `{output}`" for output in made.scores.outputs),
-            f"- model: `{model['model']}`, revision {model['model_revision']}, {model['dtype']}, "
-            f"fingerprint {model['model_fingerprint']}",
-            f"- armo-ray {__version__}, {commits.now()}",
-            "",
-            *table(("option", ""), given.items()),
-            "",
-            *table(("count", ""), made.counts.items()),
-            "",
-        ]
-    )
+        by_split.setdefault(part["path"].split("/")[1], []).append(part)
+    splits = {
+        name: Split(f"{DATA}/{name}/*.{made.options.format}", parts) for name, parts in by_split.items()
+    }
+    title = f"Made by `armo-ray {made.command}`"
+    return dataset_card(store.uri, title, made.about, made.options, splits, made.scores.metadata, made.counts)

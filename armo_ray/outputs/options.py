@@ -1,35 +1,39 @@
-"""The options of commands that read scores, and of those that make datasets of them."""
+"""The options of commands that read scores, and of those that make datasets from them."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
-from armo_ray.options import NewPlace, Options, Place, Places
+from armo_ray.options import Help, NewPlace, Options, Place, Places
 
-Size = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", strip_whitespace=True)]
+Size = Annotated[
+    str,
+    BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
+    Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$"),
+]
 
 
 class ScoresOptions(Options):
-    """What every command that reads scores takes."""
+    """The options of every command that reads scores."""
 
-    scores: Places = Field(min_length=1)
-    """Complete outputs of armo-ray score, all of one model."""
-    memory: Size = "2GB"
-    """What DuckDB may hold in memory before it spills to disk; with ray, in each task."""
-    threads: int | None = Field(None, ge=1)
-    """Threads of DuckDB; default: one per core, with ray one in each task."""
-    spill: Place | None = None
-    """Directory for what does not fit in memory; default: the system's for temporary files."""
+    scores: Annotated[Places, Help("required", "OUT", word=True)] = Field(min_length=1)
+    """Complete outputs of score, all of one model."""
+    memory: Annotated[Size, Help("running", "SIZE")] = "2GB"
+    """Memory of DuckDB before it spills, per task with ray."""
+    threads: Annotated[int | None, Help("running", "N")] = Field(None, ge=1)
+    """Threads of DuckDB; default: one per core, or one per task with ray."""
+    spill: Annotated[Place | None, Help("running", "DIR")] = None
+    """Where to spill; default: the system's temporary directory."""
 
 
 class DatasetOptions(ScoresOptions):
-    """What every command that makes a dataset takes."""
+    """The options of every command that makes a dataset."""
 
-    output: NewPlace
+    output: Annotated[NewPlace, Help("required", "DIR")]
     """Directory or URI of the new dataset; nothing may be there yet."""
-    format: Literal["parquet", "jsonl"] = "parquet"
-    """Of the files that are written."""
-    engine: Literal["duckdb", "ray"] = "duckdb"
-    """This machine alone, or the same tasks on a Ray cluster; the rows are the same."""
-    task_rows: int = Field(250_000, ge=1)
-    """Candidates that a task works on at once; fewer need less memory."""
+    format: Annotated[Literal["parquet", "jsonl"], Help("what is written")] = "parquet"
+    """File format of the output."""
+    engine: Annotated[Literal["duckdb", "ray"], Help("running")] = "duckdb"
+    """Run here, or on a Ray cluster; the rows are the same."""
+    task_rows: Annotated[int, Help("running", "N")] = Field(250_000, ge=1)
+    """Candidates per task; fewer need less memory."""

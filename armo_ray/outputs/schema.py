@@ -1,4 +1,4 @@
-"""The Arrow schemas of the output, written out. Nothing about them is inferred from what is written."""
+"""The Arrow schemas of the output. They are spelled out here and never inferred from data."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ METADATA_KEY = b"armo_ray"
 
 REJECT_REASONS = (
     "unreadable_shard",  # the shard, or the rest of it, cannot be read
-    "malformed_row",  # not of the layout: wrong types, unknown roles, not text
-    "unsupported_content",  # tool calls, reasoning, images or turns that the chat template does not render
-    "unread_column",  # a column that may hold a part of the conversation, and that the layout does not read
-    "skipped",  # by --winner VALUE=skip
+    "malformed_row",  # does not fit the layout: wrong types, unknown roles, no text
+    "unsupported_content",  # tool calls, reasoning, images or turns that the chat template cannot render
+    "unread_column",  # a column that may belong to the conversation and that the layout does not read
+    "skipped",  # set aside by --winner VALUE=skip
     "empty_prompt",
     "empty_response",
     "no_answer_turn",  # the conversation does not end with an assistant's turn
@@ -26,16 +26,16 @@ REJECT_REASONS = (
 )
 
 FLAGS = (
-    "special_token_text",  # a text spells a special token; it is read as text, unless --special-tokens reference
+    "special_token_text",  # text spells a special token; encoded as plain text unless --special-tokens reference
     "truncated",
-    "tie",  # neither answer of the row is preferred
-    "kept_value_lost:NAME",  # a kept column cannot hold what the input has, and is null
-    "odd_roles",  # two turns of the assistant in a row, or a system message after the start
-    "structured",  # with tools, calls or reasoning that the template renders; prompt and response have them as text
-    "tool_calls_as_text",  # by --tool-calls text
-    "nulls_dropped",  # of arguments or schemas: a struct of Parquet has null for what a row lacks
-    "no_step_marker",  # one step to a process model: nothing cuts the answer
-    "empty_steps",  # left out
+    "tie",  # neither response of the row is preferred
+    "kept_value_lost:NAME",  # null in a kept column, because its type cannot hold the input's value
+    "odd_roles",  # two consecutive assistant turns, or a system message after the start
+    "structured",  # has tools, tool calls or reasoning that the template renders; prompt and response have them as text
+    "tool_calls_as_text",  # tool calls were rendered as text, by --tool-calls text
+    "nulls_dropped",  # nulls were dropped from arguments or schemas: a Parquet struct has null for missing keys
+    "no_step_marker",  # a process model sees one step: nothing in the response marks steps
+    "empty_steps",  # empty steps of a response were left out
 )
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -47,7 +47,7 @@ CANDIDATE_FIELDS = (
     pa.field("role", pa.string()),  # chosen, rejected, response
     pa.field("num_prompt_tokens", pa.int32()),
     pa.field("num_response_tokens", pa.int32()),
-    pa.field("flags", pa.list_(pa.string())),  # of FLAGS
+    pa.field("flags", pa.list_(pa.string())),  # values of FLAGS
 )
 TEXT_FIELDS = (pa.field("prompt", MESSAGES), pa.field("response", MESSAGES))
 
@@ -62,7 +62,7 @@ REJECTS = pa.schema(
         (
             "raw",
             pa.string(),
-        ),  # the row as JSON, of the columns read; null where an earlier reject of the row has it
+        ),  # the columns read, as JSON; null if an earlier reject of the row has it
     ]
 )
 
@@ -81,20 +81,20 @@ _ORDER = (
     "flags",
 )
 RESERVED = frozenset((*_ORDER, "step_scores", "prompt", "response"))
-STEP_SCORES = pa.field("step_scores", pa.list_(pa.float32()))  # of a process reward model
+STEP_SCORES = pa.field("step_scores", pa.list_(pa.float32()))  # only of process reward models
 
 
 def scores_schema(
     reward_names: Sequence[str],
-    carried: pa.Schema,
+    kept: pa.Schema,
     keep_text: bool,
     metadata: Mapping[str, Any],
     step_scores: bool = False,
 ) -> pa.Schema:
-    """Columns of a scores part: the fixed ones, then those carried from the input.
+    """Schema of a part of scores: the fixed columns, then those kept from the input.
 
-    `rewards` and `gating` are structs of float32 with one field per reward name; `gating` is null where the
-    model has none. `metadata` goes into the footer as JSON under the key armo_ray.
+    `rewards` and `gating` are structs of float32 with one field per reward name; `gating` is null if the model has
+    no gates. `metadata` goes into the footer as JSON under the key armo_ray.
     """
     vector = pa.struct([(name, pa.float32()) for name in reward_names])
     fields = {f.name: f for f in CANDIDATE_FIELDS} | {
@@ -107,44 +107,50 @@ def scores_schema(
     steps = (STEP_SCORES,) if step_scores else ()
     text = TEXT_FIELDS if keep_text else ()
     return pa.schema(
-        [*(fields[name] for name in _ORDER), *steps, *carried, *text],
+        [*(fields[name] for name in _ORDER), *steps, *kept, *text],
         metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)},
     )
 
 
 def footer(schema: pa.Schema) -> dict[str, Any]:
-    """What the footer of a scores part says: model, revision, fingerprints, dtype, transform, versions."""
+    """The metadata in the footer of a part of scores: model, revision, fingerprints, dtype, transform, versions.
+
+    Raises ValueError if there is none.
+    """
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
-        raise ValueError("no armo_ray metadata: not the schema of a scores part as it was written")
+        raise ValueError(
+            "no armo_ray metadata: this is not the schema of a part of scores as armo-ray wrote it"
+        )
     content: dict[str, Any] = json.loads(raw)
     return content
 
 
 def coefficients(scores: pa.Table) -> npt.NDArray[np.float32]:
-    """The weight of every reward in every score, shape (rows, objectives), float32: gating · transformᵀ of a model
-    with gates, and the same in every row of one without.
+    """The weight of every reward in every score, float32 of shape (rows, rewards).
 
-    Of reweighed scores: the fixed weights if there are any, and each times the factor of its objective.
-    `recomputed` puts scores together with them. Takes rows of scores with the metadata they were written
-    with, as pyarrow reads them; raises ValueError without it.
+    For a model with gates this is gating · transformᵀ; for one without, and for scores reweighed with fixed weights, it
+    is the same in every row. Factors of reweighed scores are applied. `recomputed` computes scores from these weights.
+
+    Takes rows of scores with their metadata, as pyarrow reads them. Raises ValueError without metadata, and for an
+    ensemble by min or mean-std, which has no weights.
     """
     content = footer(scores.schema)
     if content.get("ensemble") in ("min", "mean-std"):
         raise ValueError(f"the {content['ensemble']} of several scores has no weights; use recomputed")
     if content.get("fixed_weights") is not None:
-        found = np.tile(np.array(content["fixed_weights"], np.float32), (scores.num_rows, 1))
+        weights = np.tile(np.array(content["fixed_weights"], np.float32), (scores.num_rows, 1))
     else:
-        found = vectors(scores, "gating") @ np.array(content["reward_transform_matrix"], np.float32).T
-    return found * np.array(content.get("objective_factors") or 1.0, np.float32)
+        weights = vectors(scores, "gating") @ np.array(content["reward_transform_matrix"], np.float32).T
+    return weights * np.array(content.get("objective_factors") or 1.0, np.float32)
 
 
 def recomputed(scores: pa.Table) -> npt.NDArray[np.float32]:
-    """The scores that the rewards of some rows, and the metadata they were written with, make, shape (rows,).
+    """The scores computed again from the rewards and metadata of rows, float32 of shape (rows,).
 
-    Σ rewards · coefficients; of an ensemble, whose rewards are the scores of its models, their mean, their least,
-    or their mean less `risk` times their deviation; of reweighed scores, less a penalty for every token of the
-    response.
+    A score is Σ rewards · coefficients. In an ensemble the rewards are the scores of its models, and the score is
+    their mean, their minimum, or their mean minus `risk` standard deviations. Reweighed scores may subtract a penalty
+    per token of the response.
     """
     content, values = footer(scores.schema), vectors(scores).astype(np.float64)
     if content.get("ensemble") == "min":
@@ -154,14 +160,14 @@ def recomputed(scores: pa.Table) -> npt.NDArray[np.float32]:
     else:
         total = (values * coefficients(scores)).sum(axis=1)
     penalty = content.get("length_penalty") or 0.0
-    found: npt.NDArray[np.float32] = (total - penalty * scores["num_response_tokens"].to_numpy()).astype(
+    result: npt.NDArray[np.float32] = (total - penalty * scores["num_response_tokens"].to_numpy()).astype(
         np.float32
     )
-    return found
+    return result
 
 
 def vectors(scores: pa.Table, column: str = "rewards") -> npt.NDArray[np.float32]:
-    """The structs of `rewards` or `gating` as an array, shape (rows, objectives), float32."""
+    """The structs of `rewards` or `gating` as a float32 array of shape (rows, rewards)."""
     structs = scores[column].combine_chunks()
     fields = [structs.field(i).to_numpy(zero_copy_only=False) for i in range(structs.type.num_fields)]
     return np.stack(fields, axis=1).astype(np.float32)

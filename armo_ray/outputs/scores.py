@@ -1,6 +1,6 @@
-"""Opening outputs of `armo-ray score`: which parts they have, of which model, and their rows in DuckDB.
+"""Opens outputs of `armo-ray score`: their model, their parts, and their rows in DuckDB.
 
-Only parts that a manifest names are read, and only outputs that are complete.
+Only complete outputs are read, and of these only the parts that the manifest lists.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ _NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
 
 @dataclass(frozen=True)
 class Part:
-    """One file of scores. `output` is a place in the list of outputs."""
+    """A Parquet file of scores or rejects; `output` is the index of its output."""
 
     uri: str
     rows: int
@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Listed:
-    """An output: its _run.json, and its parts as its manifest or commits list them."""
+    """An output with its _run.json and its parts, as its manifest or commit records list them."""
 
     uri: str
     run: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Scores:
     runs: tuple[Mapping[str, Any], ...]  # the _run.json of each output
     parts: tuple[Part, ...]  # in the order of the outputs and their manifests
     rejects: tuple[Part, ...]
-    metadata: Mapping[str, Any]  # of a footer: model, dtype, reward_transform_matrix, ...
+    metadata: Mapping[str, Any]  # from a footer: model, dtype, reward_transform_matrix, ...
     reward_names: tuple[str, ...]
 
     @property
@@ -69,15 +69,15 @@ class Scores:
 
 
 def literal(text: str) -> str:
-    """A text as a literal of SQL."""
+    """A string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def open_scores(uris: Iterable[str]) -> Scores:
     """Read manifests, commit records and footers.
 
-    Raises ConfigError where an output is none, is damaged, is not complete, holds no scores, or is of another
-    model than the first.
+    Raises ConfigError if an output does not exist, is damaged or incomplete, has no scores, or is of another model
+    than the first.
     """
     listed = []
     for store in {store.uri: store for store in map(Store, uris)}.values():
@@ -89,17 +89,17 @@ def open_scores(uris: Iterable[str]) -> Scores:
 
 
 def scores_of(outputs: Sequence[Listed]) -> Scores:
-    """Outputs as one table; one without scores adds none. Raises ConfigError where they are of two models."""
-    parts = [_parts(output, i, SCORES) for i, output in enumerate(outputs)]
+    """Outputs as one table; an output may have no scores. Raises ConfigError if they are of different models."""
+    output_parts = [_parts(output, i, SCORES) for i, output in enumerate(outputs)]
     rejects = [part for i, output in enumerate(outputs) for part in _parts(output, i, REJECTS)]
-    schemas = [_schema(found[0]) for found in parts if found]
+    schemas = [_schema(parts[0]) for parts in output_parts if parts]
     metadata = [footer(schema) for schema in schemas]
-    check_models([output.uri for output, found in zip(outputs, parts, strict=True) if found], metadata)
+    check_models([o.uri for o, parts in zip(outputs, output_parts, strict=True) if parts], metadata)
     rewards = schemas[-1].field("rewards").type if schemas else pa.struct([])
     return Scores(
         outputs=tuple(output.uri for output in outputs),
         runs=tuple(output.run for output in outputs),
-        parts=tuple(part for found in parts for part in found),
+        parts=tuple(part for parts in output_parts for part in parts),
         rejects=tuple(rejects),
         metadata=metadata[0] if metadata else {},
         reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
@@ -107,7 +107,7 @@ def scores_of(outputs: Sequence[Listed]) -> Scores:
 
 
 def read_run_and_manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The _run.json of an output, and its manifest if it is complete. Raises ConfigError where it is no output."""
+    """The _run.json of an output, and its manifest if it is complete. Raises ConfigError if it is no output."""
     try:
         run = commits.read_run(store, _NEEDED)
         return run, commits.find_manifest(store, run)
@@ -136,7 +136,7 @@ def _parts(listed: Listed, output: int, folder: str) -> list[Part]:
 
 
 def _directories(path: str) -> tuple[str, ...]:
-    """Of a path within the output: what its own directories are called makes no column."""
+    """Names of the hive directories in a path relative to the output; directories above the output do not count."""
     return tuple(name for name, _ in hive_values(path))
 
 
@@ -149,23 +149,23 @@ def _schema(part: Part) -> pa.Schema:
 
 
 def check_models(outputs: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ConfigError where footers of some outputs are of two models."""
+    """Raises ConfigError if the footers of outputs are of different models. Takes one footer's metadata per output."""
     for output, other in zip(outputs[1:], metadata[1:], strict=True):
         for key in ("model_fingerprint", "dtype"):
             if other[key] != metadata[0][key]:
-                told = [
+                models = [
                     f"{m['model']} ({m['dtype']}, {m['model_fingerprint']})" for m in (metadata[0], other)
                 ]
                 raise ConfigError(
-                    f"scores of two models cannot be compared: {outputs[0]} is of {told[0]}, {output} of {told[1]}"
+                    f"scores of two models cannot be compared: {outputs[0]} is of {models[0]}, {output} of {models[1]}"
                 )
 
 
 def scan(parts: Iterable[Part], numbered: bool = False) -> str:
-    """SQL that selects the rows of some parts, hive directories as columns of text.
+    """SQL that selects the rows of parts, with hive directories as string columns.
 
-    If numbered, also __part, __row and __output: the places of a row's part among the parts, of the row in it, and of
-    its output among the outputs.
+    If numbered, also selects __part, __row and __output: the 0-based indices of the row's part among the parts, of the
+    row in its part, and of its output among the outputs.
     """
     selects, first = [], 0
     for (output, directories), group in groupby(parts, key=lambda part: (part.output, part.directories)):
@@ -174,7 +174,7 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
         place = numbers if numbered else ""
         values = "".join(
             f", url_decode(nullif(split_part(split_part(__file, '/', -{k}), '=', 2), '{NULL}')) AS {quote(name)}"
-            for k, name in enumerate(reversed(directories), 2)  # the last of the path is the file
+            for k, name in enumerate(reversed(directories), 2)  # the last component of the path is the file
         )
         selects.append(
             f"SELECT * EXCLUDE (__file){values}{place} FROM read_parquet([{', '.join(files)}], "
@@ -185,17 +185,17 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
 
 
 def columns_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
-    """The types of the columns that all of the scores have, and of their fields, by their names in expressions."""
+    """SQL types of the columns that all outputs have, and of their struct fields, by their names in expressions."""
     return {name_of(*path): kind for path, kind in paths_of(con, scores).items()}
 
 
 def paths_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[tuple[str, ...], str]:
-    """The same by their paths: a column, or a struct column and its field."""
-    some = {(part.output, part.directories): part for part in scores.parts}.values()
-    everywhere = set.intersection(*(set(con.sql(scan([part])).columns) for part in some))
-    found = con.sql(scan(some))
+    """Like `columns_of`, by path: (column,), or (struct column, field)."""
+    samples = {(part.output, part.directories): part for part in scores.parts}.values()
+    everywhere = set.intersection(*(set(con.sql(scan([part])).columns) for part in samples))
+    relation = con.sql(scan(samples))
     types: dict[tuple[str, ...], str] = {}
-    for name, kind in zip(found.columns, found.types, strict=True):
+    for name, kind in zip(relation.columns, relation.types, strict=True):
         if name in everywhere:
             types[name,] = str(kind)
             if kind.id == "struct":
@@ -205,7 +205,10 @@ def paths_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[tuple[str, 
 
 @contextmanager
 def database(options: ScoresOptions) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB of bounded memory that reads any storage. Its errors become RuntimeErrors."""
+    """A DuckDB connection with bounded memory that reads any storage; its errors become RuntimeError.
+
+    Raises ConfigError if --spill is not a directory.
+    """
     if options.spill is not None and not Path(options.spill).is_dir():
         raise ConfigError(f"spill {options.spill}: no such directory")
     with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as spill:
@@ -219,7 +222,7 @@ def database(options: ScoresOptions) -> Iterator[duckdb.DuckDBPyConnection]:
                 con.execute(f"SET threads = {options.threads}")
             yield con
         except duckdb.OutOfMemoryException as error:
-            raise RuntimeError(f"more memory is needed than --memory {options.memory}: {error}") from None
+            raise RuntimeError(f"--memory {options.memory} is not enough: {error}") from None
         except duckdb.Error as error:
             raise RuntimeError(str(error)) from None
         finally:

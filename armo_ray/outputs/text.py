@@ -1,4 +1,4 @@
-"""The text of scored candidates, read again from the shards that they came from."""
+"""Reads the text of scored candidates again from the source shards."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -31,11 +31,11 @@ TEXT = pa.schema(
     ]
 )
 _UNIT_ROWS = 2048
-_OTHERWISE = (
-    "{uri}: {output} was scored from it in another state or layout than other scores, and its text is needed: leave "
-    "one of them out, or score again with --keep-text"
+_DIFFERENT = (
+    "{uri}: its text is needed, but {output} was scored from another state or layout of it than the other outputs: "
+    "leave one of them out, or score again with --keep-text"
 )
-_UNLIKE = (
+_CHANGED = (
     "{uri}: the text of its candidates is needed, but the shard {state}. Put it back as it was, or score it again "
     "with --keep-text"
 )
@@ -48,24 +48,24 @@ class Source:
     shard: Shard
     layout: Layout
     reading: Reading
-    scored: int  # candidates
+    scored: int  # number of scored candidates
 
 
 class _Scored(NamedTuple):
-    """What one output holds of a shard."""
+    """How one output was scored from a shard."""
 
     output: str
     identity: str
     layout: tuple[Layout, Reading]
-    columns: list[str]  # that were read
-    records: list[dict[str, Any]]  # of its commits, `content.FIELDS`
+    columns: list[str]  # columns of the shard that were read
+    records: list[dict[str, Any]]  # `content.FIELDS` of its commit records
 
 
 def find_sources(scores: Scores) -> dict[str, Source]:
-    """The shards of all scores by their URIs.
+    """The source shards of all scores, by URI.
 
-    Raises ConfigError where one is gone or its content changed since it was scored, or was scored in two states or
-    layouts: then its text is not what was scored.
+    Raises ConfigError if the text of a shard is no longer what was scored: it is gone, its content changed, or outputs
+    were scored from different states or layouts of it.
     """
     taken: dict[str, list[_Scored]] = {}
     scored: Counter[str] = Counter()
@@ -80,27 +80,27 @@ def find_sources(scores: Scores) -> dict[str, Source]:
         for (uri, identity), records in groups.items():
             taken.setdefault(uri, []).append(_Scored(output, identity, (layout, reading), columns, records))
     taken = {uri: those for uri, those in taken.items() if scored[uri]}
-    found: list[Shard] = in_parallel(lambda uri: _as_scored(uri, taken[uri]), taken)
+    shards: list[Shard] = in_parallel(lambda uri: _as_scored(uri, taken[uri]), taken)
     return {
         uri: Source(shard, *taken[uri][0].layout, scored[uri])
-        for uri, shard in zip(taken, found, strict=True)
+        for uri, shard in zip(taken, shards, strict=True)
     }
 
 
 def _as_scored(uri: str, taken: list[_Scored]) -> Shard:
-    """The shard as it is now, if it holds what every output has scored of it."""
+    """The shard as it is now. Raises ConfigError if an output was scored from other content or in another layout."""
     for other in taken[1:]:
         if other.layout != taken[0].layout:
-            raise ConfigError(_OTHERWISE.format(uri=uri, output=other.output))
+            raise ConfigError(_DIFFERENT.format(uri=uri, output=other.output))
     shard = _stat(uri)
     if shard is None:
-        raise ConfigError(_UNLIKE.format(uri=uri, state="is gone"))
+        raise ConfigError(_CHANGED.format(uri=uri, state="is gone"))
     for one in taken:
         if not content.is_unchanged(shard, one.records, one.columns):
             if others := [other.output for other in taken if other.identity != one.identity]:
-                raise ConfigError(_OTHERWISE.format(uri=uri, output=others[0]))
+                raise ConfigError(_DIFFERENT.format(uri=uri, output=others[0]))
             state = f"changed since (was {one.identity}, is {shard.identity})"
-            raise ConfigError(_UNLIKE.format(uri=uri, state=state))
+            raise ConfigError(_CHANGED.format(uri=uri, state=state))
     return shard
 
 
@@ -112,14 +112,14 @@ def _stat(uri: str) -> Shard | None:
 
 
 def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:
-    """The candidates of some rows of a shard, in the shard's order, in tables of the schema TEXT.
+    """The candidates of the given rows of a shard, in tables of the schema TEXT, in the shard's order.
 
-    Raises RuntimeError where a row cannot be read as it was when it was scored.
+    Raises RuntimeError if a row can no longer be read.
     """
     layout = source.layout
     (span,) = cut([source.shard], "", _UNIT_ROWS, layout.candidate_columns)
     if span.error is not None:
-        raise RuntimeError(f"{source.shard.uri}: cannot be read any more: {span.error}")
+        raise RuntimeError(f"{source.shard.uri}: can no longer be read: {span.error}")
     if span.units:
         ordered = sorted(rows)
         starts = [bisect_left(ordered, unit.first_row) for unit in span.units]
@@ -131,17 +131,17 @@ def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:
         return 1 if isinstance(row, BadRow) else layout.count(row)
 
     for unit in read_units(span, layout.sources, count, _UNIT_ROWS, ""):
-        if found := [(number, row) for number, row in unit.rows if number in rows]:
-            yield _texts(source, found)
+        if selected := [(number, row) for number, row in unit.rows if number in rows]:
+            yield _texts(source, selected)
 
 
 def _texts(source: Source, rows: list[tuple[int, Row]]) -> pa.Table:
     entries = []
     for number, row in rows:
         if isinstance(row, BadRow):
-            raise RuntimeError(f"{source.shard.uri} row {number}: cannot be read any more: {row.detail}")
-        for found in candidates_of(row, source.layout, source.reading):
-            if found.reason is None:
-                entries.append((source.shard.uri, number, found.index, *found.shown()))
+            raise RuntimeError(f"{source.shard.uri} row {number}: can no longer be read: {row.detail}")
+        for candidate in candidates_of(row, source.layout, source.reading):
+            if candidate.reason is None:
+                entries.append((source.shard.uri, number, candidate.index, *candidate.shown()))
     columns = list(zip(*entries, strict=True)) or [()] * len(TEXT)
     return pa.table([pa.array(column, f.type) for column, f in zip(columns, TEXT, strict=True)], schema=TEXT)

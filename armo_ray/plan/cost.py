@@ -30,7 +30,7 @@ def cost(
         return None
     gpus, spread = gpus_of(config), rate.spread or 0.0
     load = rate.load_seconds / 3600 if todo.units.value else 0.0
-    model = todo.computed.times(1 / rate.tokens_per_second / 3600, spread)  # hours of one replica
+    model = todo.computed.times(1 / rate.computed_tokens_per_second / 3600, spread)  # hours of one replica
     units = max(todo.units.value, 1.0)
     low, high = config.replicas or (1, 1)
     walls = {}

@@ -29,7 +29,7 @@ class Throughput(NamedTuple):
     lengths. None where nothing was measured twice.
     """
 
-    tokens_per_second: float
+    computed_tokens_per_second: float
     spread: float | None
     load_seconds: float
     units: int
@@ -38,8 +38,8 @@ class Throughput(NamedTuple):
 
 def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughput | None:
     """By the options; None where neither they nor the output tell. Raises ConfigError where a previous one does not."""
-    if options.tokens_per_second is not None:
-        return Throughput(options.tokens_per_second, None, 0.0, 0, "as stated")
+    if options.computed_tokens_per_second is not None:
+        return Throughput(options.computed_tokens_per_second, None, 0.0, 0, "as stated")
     if options.previous is None:
         return measured(Store(job.output), committed) if committed else None
     store = Store(options.previous)
@@ -50,7 +50,7 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
         raise ConfigError(f"previous {store.uri}: cannot be read: {explain(error)}") from error
     if found is None:
         raise ConfigError(
-            f"previous {store.uri}: no unit of it has computed anything: give another, or --tokens-per-second"
+            f"previous {store.uri}: no unit of it has computed anything: give another, or --computed-tokens-per-second"
         )
     _compare(store.uri, commits.read_run(store, _NEEDED), job)
     return found

@@ -1,15 +1,18 @@
-"""The configuration of a scoring run: a TOML file, overridden by flags, checked before any work."""
+"""The options of a scoring run, and the checks that go beyond their types."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.families import FAMILIES
 from armo_ray.options import (
+    Dtype,
+    FamilyName,
+    Help,
+    ModelName,
     Name,
     Names,
     NewPlace,
@@ -18,131 +21,118 @@ from armo_ray.options import (
     checked,
     listed,
     load_options,
-    read_file,
     read_values,
 )
-from armo_ray.storage.uris import check_uri
 
 ROLES = ("system", "user", "assistant", "tool")
 PARTS = (
-    *(
-        "prompt",
-        "input",
-        "history",
-        "system",
-        "tools",
-        "prefix",
-        "chosen",
-        "rejected",
-        "responses",
-        "response",
-    ),
-    *("steps", "messages", "first", "second", "winner", "first_rating", "second_rating"),
+    *("prompt", "input", "history", "system", "tools", "prefix", "chosen", "rejected", "responses"),
+    *("response", "steps", "messages", "first", "second", "winner", "first_rating", "second_rating"),
 )
 
 
 class ScoreConfig(Options):
-    """What to score, with what, and where to write it."""
+    """What to score, with which model, and where to write it."""
 
-    input: Places = Field(min_length=1)
-    """Shards to score: files, directories or globs of .parquet, .jsonl or .ndjson, plain, .gz or .zst."""
-    output: NewPlace
-    """Directory or URI of the output; an earlier run there is resumed."""
-    model: Name
-    """Checkpoint: a directory, its URI, or a hub id; several score in turn, each into OUTPUT/NAME[@REVISION]."""
-    revision: Name | None = None
-    """Branch, tag or commit of a hub id; of a URI, the revision that an earlier run recorded; one a model."""
-    family: Name | None = None
-    """Family of the model, by its name in the table of models; default: what its tensors tell."""
-    layout: Name = "auto"
-    """What a row holds: auto, preference, rollouts, messages, pairs, or a name that armo-ray layouts lists."""
-    column: Mapping[str, Name] = {}
-    """PART=COLUMN: a part under another name, or nested: prompt=question.full_text, responses=outputs[].text."""
-    winner: Mapping[str, Name] = {}
-    """VALUE=first, second, tie or skip: what the values of the column winner mean."""
-    ignore: Names = ()
-    """Columns that may hold a part of the conversation, to be left unread."""
-    role: Mapping[str, Name] = {}
-    """NAME=ROLE: what another name of a role in messages means: system, user, assistant or tool."""
-    tool_calls: Literal["template", "text"] = "template"
-    """Tools, their calls and reasoning: as the model's template renders them, or written into the text."""
-    dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
+    input: Annotated[Places, Help("required", "URI")] = Field(min_length=1)
+    """Files, directories or globs of .parquet, .jsonl or .ndjson (.gz, .zst)."""
+    output: Annotated[NewPlace, Help("required", "DIR")]
+    """Directory or URI; a stopped run is resumed. Several models write to OUTPUT/NAME, or OUTPUT/NAME@REVISION."""
+    model: Annotated[ModelName, Help("required", "MODEL", several=True)]
+    """Checkpoint: a directory, its URI, or a hub id."""
+
+    layout: Annotated[Name, Help("reading", "NAME")] = "auto"
+    """Kind of rows: preference, rollouts, messages, pairs, or a name that armo-ray layouts lists."""
+    column: Annotated[Mapping[str, Name], Help("reading", "PART=COLUMN")] = {}
+    """Where to find a part: prompt=question.text, responses=outputs[].text."""
+    winner: Annotated[Mapping[str, Name], Help("reading", "VALUE=RESULT")] = {}
+    """Meaning of a value in the winner column: first, second, tie or skip."""
+    ignore: Annotated[Names, Help("reading", "COLUMN")] = ()
+    """Columns to leave unread, though they may be part of a conversation."""
+    role: Annotated[Mapping[str, Name], Help("reading", "NAME=ROLE")] = {}
+    """Role that a name in messages means: system, user, assistant or tool."""
+    tool_calls: Annotated[Literal["template", "text"], Help("reading")] = "template"
+    """Read tools, tool calls and reasoning by the chat template, or as text."""
+    special_tokens: Annotated[Literal["plain", "reference"], Help("reading")] = "plain"
+    """Read special tokens in messages as plain text, or as control tokens like the released code."""
+    max_length: Annotated[int | None, Help("reading", "TOKENS")] = Field(None, ge=1)
+    """Longest conversation, in tokens; default: the most the model allows."""
+    truncate: Annotated[Literal["none", "left", "middle"], Help("reading")] = "none"
+    """Reject longer conversations (none), or cut the left or middle of their prompt and flag them."""
+    date: Annotated[Name | None, Help("reading", "YYYY-MM-DD")] = None
+    """Replaces {date} in --input and --output; default: yesterday, UTC."""
+    days: Annotated[int, Help("reading", "N")] = Field(1, ge=1)
+    """Read the {date} inputs of N days up to --date."""
+
+    revision: Annotated[Name | None, Help("the model", "NAME", several=True)] = None
+    """Branch, tag or commit on the hub; for a URI, the revision an earlier run recorded. Give one per model."""
+    family: Annotated[FamilyName | None, Help("the model", "NAME")] = None
+    """Family of the model; default: recognized by its tensors."""
+    dtype: Annotated[Dtype, Help("the model")] = "bfloat16"
     """Type of the backbone; heads are always float32."""
-    min_agreement: float = Field(0.98, ge=-1, le=1)
-    """With fp8: stop when its scores of a sample rank less like those of bfloat16 (Spearman)."""
-    verify: bool = False
-    """Check the model on a replica first, as armo-ray verify --model does, and stop where it fails."""
-    max_length: int | None = Field(None, ge=1)
-    """Longest conversation in tokens; default: what tokenizer, family and the model's positions all allow."""
-    truncate: Literal["none", "left", "middle"] = "none"
-    """Reject longer conversations (none), or drop the left or middle of their prompt and flag them."""
-    special_tokens: Literal["plain", "reference"] = "plain"
-    """Special-token texts in messages: plain text, or control tokens as in the released code."""
-    token_budget: int | None = Field(None, ge=1)
-    """Tokens in a forward pass; default: 16384 on a GPU, 1024 on a CPU."""
-    fixed_packs: bool = False
-    """Pad every forward pass to the token budget: a unit then scores to the same bits every time."""
-    compile: bool = False
-    """Compile the parts around attention with torch: a slower start, faster passes on a GPU."""
-    date: Name | None = None
-    """What replaces {date} in input and output, YYYY-MM-DD; default: yesterday, UTC."""
-    days: int = Field(1, ge=1)
-    """Days up to that date whose {date} inputs are read; what is committed of them is not scored again."""
-    max_runtime: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Stop cleanly after 90s, 45m or 8h, with status 5; the same command goes on."""
-    unit_rows: int = Field(2048, ge=1)
-    """Candidates in a unit of work, which is committed as a whole."""
-    keep: Mapping[str, Name] = {}
-    """COLUMN or NAME=COLUMN of the input to carry into the scores."""
-    keep_json: Mapping[str, Name] = {}
-    """COLUMN or NAME=COLUMN to carry as JSON text, for values that no one Parquet type holds."""
-    keep_text: bool = False
-    """Add prompt and response as messages to the scores."""
-    partition_by: Names = ()
-    """Columns whose values become directories of the scores, below those of the input."""
-    replicas: tuple[int, int] | None = None
-    """MIN:MAX model replicas; default: one per GPU of the cluster, or one on its CPUs."""
-    gpus_per_replica: float | None = Field(None, ge=0)
-    """GPUs of a replica: 1, a fraction where several share one, 2 and more to split its layers, 0 for a CPU."""
-    device: Name | None = None
+    min_agreement: Annotated[float, Help("the model", "RHO")] = Field(0.98, ge=-1, le=1)
+    """With fp8: stop if scores of a sample agree less with bfloat16 (Spearman)."""
+    verify: Annotated[bool, Help("the model")] = False
+    """First check the model on a replica; stop if the check fails."""
+
+    keep: Annotated[Mapping[str, Name], Help("what is written", "COLUMN")] = {}
+    """Input columns to copy into the scores, as COLUMN or NAME=COLUMN."""
+    keep_json: Annotated[Mapping[str, Name], Help("what is written", "COLUMN")] = {}
+    """The same, as JSON text: for values that fit no single Parquet type."""
+    keep_text: Annotated[bool, Help("what is written")] = False
+    """Add prompt and response to the scores, as messages."""
+    partition_by: Annotated[Names, Help("what is written", "COLUMN")] = ()
+    """Columns to partition by, besides those of the input's directories."""
+
+    replicas: Annotated[tuple[int, int] | None, Help("running", "MIN:MAX")] = None
+    """Model replicas, N or MIN:MAX; default: one per GPU, or one on the CPUs."""
+    gpus_per_replica: Annotated[float | None, Help("running", "X")] = Field(None, ge=0)
+    """0 for the CPU, a fraction to share a GPU, 2 or more to split the layers."""
+    device: Annotated[Name | None, Help("running", "NAME")] = None
     """Devices of a replica, as torch names them; default: its GPUs, or cpu."""
-    wait: float = Field(10, ge=0)
-    """Minutes to wait for a cluster to have the GPUs of the first MIN replicas."""
-    redo: Places = ()
-    """Shards of the input, URIs or globs: where they changed, drop what was scored of them and score them again."""
-    forget: Places = ()
-    """Shards no longer in the input, URIs or globs: drop what was scored of them."""
-    max_reject_fraction: float = Field(0.01, ge=0, le=1)
-    """Exit with status 3 when more than this fraction of candidates, or of shards, was rejected."""
+    wait: Annotated[float, Help("running", "MINUTES")] = Field(10, ge=0)
+    """How long to wait for the GPUs of the first MIN replicas."""
+    token_budget: Annotated[int | None, Help("running", "TOKENS")] = Field(None, ge=1)
+    """Tokens per forward pass; default: 16384 on a GPU, 1024 on a CPU."""
+    fixed_packs: Annotated[bool, Help("running")] = False
+    """Pad all passes to one size, which makes scores reproducible to the bit."""
+    compile: Annotated[bool, Help("running")] = False
+    """Compile with torch: slower to start, faster on a GPU."""
+
+    unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(2048, ge=1)
+    """Candidates per unit, which is committed as a whole."""
+    max_runtime: Annotated[float | None, Help("stopping and resuming", "TIME")] = Field(
+        None, gt=0, allow_inf_nan=False
+    )
+    """Stop cleanly after 90s, 45m or 8h; the same command goes on."""
+    max_reject_fraction: Annotated[float, Help("stopping and resuming", "X")] = Field(0.01, ge=0, le=1)
+    """Exit with status 3 if more of the candidates or shards are rejected."""
+    redo: Annotated[Places, Help("stopping and resuming", "URI")] = ()
+    """Shards or globs that changed: drop their scores and score them again."""
+    forget: Annotated[Places, Help("stopping and resuming", "URI")] = ()
+    """Shards or globs that are gone from the input: drop their scores."""
 
     @model_validator(mode="before")
     @classmethod
     def _with_dates(cls, values: Any) -> Any:
         days = _days(values.get("date"), values.get("days", 1))
-        found, inputs = dict(values), values.get("input")
+        dated, inputs = dict(values), values.get("input")
         if isinstance(inputs, str | list | tuple):
             uris = [inputs] if isinstance(inputs, str) else inputs
-            # every day of a URI with {date}, the others once
-            found["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
+            # once per day if it has {date}, else once
+            dated["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
         if isinstance(values.get("output"), str):
-            found["output"] = _dated(values["output"], days[0])
-        return found
-
-    @field_validator("family")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in FAMILIES:
-            raise ValueError(f"unknown family; expected {', '.join(FAMILIES)}")
-        return value
+            dated["output"] = _dated(values["output"], days[0])
+        return dated
 
     @field_validator("max_runtime", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         """90 and "90s" as 90.0, "45m" as 2700.0, "8h" as 28800.0."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
-        if value is None or not found:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if value is None or not match:
             return value
-        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
     @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod
@@ -152,12 +142,6 @@ class ScoreConfig(Options):
             return value
         pairs = [str(entry).partition("=")[::2] for entry in listed(value)]
         return {name: column or name for name, column in pairs}
-
-    @field_validator("model")
-    @classmethod
-    def _public(cls, value: str) -> str:
-        check_uri(value)
-        return value
 
     @field_validator("column")
     @classmethod
@@ -213,7 +197,7 @@ def _dated(uri: Any, day: str) -> Any:
 
 
 def _days(last: Any, count: Any) -> list[str]:
-    """So many days up to one, by default up to yesterday, the last first."""
+    """This many days up to the last one, which is yesterday by default, in reverse order."""
     try:
         until = date.fromisoformat(str(last)) if last else datetime.now(UTC).date() - timedelta(1)
     except ValueError:
@@ -221,36 +205,41 @@ def _days(last: Any, count: Any) -> list[str]:
     return [str(until - timedelta(back)) for back in range(int(count) if str(count).isdigit() else 1)]
 
 
-def load_config(
-    file: str | None, overrides: Mapping[str, Any], read: Callable[[str], str] = read_file
-) -> ScoreConfig:
-    """The configuration of a scoring run; see `load_options`."""
-    return load_options(ScoreConfig, file, overrides, read)
+def load_config(file: str | None, overrides: Mapping[str, Any]) -> ScoreConfig:
+    """The options of a scoring run with one model; see `load_options`."""
+    return load_options(ScoreConfig, file, overrides)
 
 
-def load_configs(
-    file: str | None, overrides: Mapping[str, Any], read: Callable[[str], str] = read_file
-) -> list[ScoreConfig]:
-    """The configurations of a scoring run with several models: each writes an output of its own, OUTPUT/NAME,
-    or OUTPUT/NAME@REVISION where several have that name.
+def load_configs(file: str | None, overrides: Mapping[str, Any]) -> list[ScoreConfig]:
+    """The options of a scoring run, one for each model. Several models write to OUTPUT/NAME each.
 
-    Raises ConfigError as `load_options` does, and where there is not one revision for each model, or none.
+    NAME is the last part of the model, followed by @REVISION if several models have that name.
+
+    Raises ConfigError as `load_options` does, and if there are revisions, but not one per model.
     """
-    values = read_values(file, read) | dict(overrides)
+    values = read_values(file) | dict(overrides)
     models, revisions = listed(values.get("model")), listed(values.get("revision"))
     if len(models) < 2:
-        only = {name: listed[0] for name, listed in (("model", models), ("revision", revisions)) if listed}
-        return [checked(ScoreConfig, values | only, file)]
+        given = {"model": models, "revision": revisions}
+        return [checked(ScoreConfig, values | {name: some[0] for name, some in given.items() if some}, file)]
     if revisions and len(revisions) != len(models):
-        raise ConfigError(f"revision: {len(models)} models have {len(models)} or none, not {len(revisions)}")
-    names = [str(model).rstrip("/").rpartition("/")[2] for model in models]
-    for i in [i for i, name in enumerate(names) if revisions and names.count(name) > 1]:
-        names[i] += f"@{revisions[i]}".replace("/", "-")
-    if again := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"model: the outputs of two would both be named {again[0]}: score them one by one")
+        raise ConfigError(f"revision: {len(models)} models need {len(models)} or none, not {len(revisions)}")
+    names = _output_names(models, revisions)
     output = str(values.get("output") or "").rstrip("/")
     own = [
         {"model": model, "revision": revision, **({"output": f"{output}/{name}"} if output else {})}
         for model, revision, name in zip(models, revisions or [None] * len(models), names, strict=True)
     ]
     return [checked(ScoreConfig, values | one, file) for one in own]
+
+
+def _output_names(models: list[Any], revisions: list[Any]) -> list[str]:
+    """The directory in OUTPUT of each model. Raises ConfigError if two would be the same."""
+    names = [str(model).rstrip("/").rpartition("/")[2] for model in models]
+    for i in [i for i, name in enumerate(names) if revisions and names.count(name) > 1]:
+        names[i] += f"@{revisions[i]}".replace("/", "-")
+    if again := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(
+            f"model: two outputs would be named {again[0]}: score these models into different outputs"
+        )
+    return names

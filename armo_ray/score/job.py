@@ -26,8 +26,9 @@ from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
-from armo_ray.text.input_columns import Found, joined, of_names, of_schema
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.input_columns import InputColumns, joined, of_names, of_schema
+from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import Reading
 from armo_ray.version import __version__
 
@@ -186,7 +187,7 @@ def _whole(checkpoint: Checkpoint, name: str) -> int:
 def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     """Refuse options that the family cannot have, and say what it is."""
     name, names = checkpoint.family.name, checkpoint.reward_names
-    if checkpoint.family.text != "answer" and config.truncate != "none":
+    if checkpoint.family.text != "response" and config.truncate != "none":
         raise ConfigError(f"truncate: the family {name} reads prompt and answer as one text; use none")
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 is not compared with bfloat16 for the family {name}; use bfloat16")
@@ -276,7 +277,7 @@ def _layout(
     return layout, tuple(unread)
 
 
-def _detected(found: Found, config: ScoreConfig, model: _Model) -> Layout:
+def _detected(found: InputColumns, config: ScoreConfig, model: _Model) -> Layout:
     family = model.checkpoint.family
     step_end = family.step_end if family.text == "steps" else None
     return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)

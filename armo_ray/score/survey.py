@@ -15,7 +15,7 @@ from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 from armo_ray.storage.units import Footer, read_footer
 from armo_ray.text.column_roles import how_to_read
-from armo_ray.text.input_columns import CARRIERS, Found, is_empty, joined, of_rows, of_schema
+from armo_ray.text.input_columns import COLUMN_ROLE_OF, InputColumns, is_empty, joined, of_rows, of_schema
 from armo_ray.text.layouts import Layout
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Sample:
     """
 
     shard: Shard
-    found: Found
+    found: InputColumns
     rows: tuple[dict[str, Any], ...] = ()
     schema: pa.Schema | None = None
     num_rows: int = 0
@@ -51,7 +51,7 @@ class Survey:
     footers: Mapping[str, Footer]  # by URI, of as many shards as memory allows
 
     @property
-    def found(self) -> Found:
+    def found(self) -> InputColumns:
         return joined({id(sample.found): sample.found for sample in self.samples}.values())
 
 
@@ -75,7 +75,7 @@ class _Look:
     def __init__(self) -> None:
         self.footers: dict[str, Footer] = {}
         self.size = 0
-        self.known: dict[pa.Schema, tuple[pa.Schema, Found]] = {}
+        self.known: dict[pa.Schema, tuple[pa.Schema, InputColumns]] = {}
 
     def at(self, shard: Shard) -> Sample | None:
         footer = read_footer(shard)
@@ -88,7 +88,7 @@ class _Look:
         _check_names(shard, schema)
         schema, found = self.known.setdefault(schema, (schema, of_schema(schema)))
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        texts = [name for name in CARRIERS.keys() & found.names if _is_textual(schema.field(name).type)]
+        texts = [name for name in COLUMN_ROLE_OF.keys() & found.names if _is_textual(schema.field(name).type)]
         holds = {name: [_by_statistics(group, name) for group in groups] for name in texts}
         return Sample(shard, found, schema=schema, num_rows=metadata.num_rows, holds=holds)
 

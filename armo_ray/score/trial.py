@@ -25,7 +25,7 @@ from armo_ray.storage import commits
 from armo_ray.storage.readers import BadRow, Row
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
-from armo_ray.text.column_roles import parts_of
+from armo_ray.text.column_roles import content_of
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import unread_keys
@@ -160,17 +160,17 @@ def _texts(row: Mapping[str, Any], path: str) -> Iterator[str]:
 
 
 def _size(candidate: Candidate) -> int:
-    return len(candidate.answer) + sum(len(message["content"]) for message in candidate.prompt)
+    return len(candidate.response) + sum(len(message["content"]) for message in candidate.prompt)
 
 
 def _unread(row: Row, job: Job) -> set[str]:
     if isinstance(row, BadRow):
         return set()
     try:
-        parts = parts_of(row, job.layout)
+        content = content_of(row, job.layout)
     except Rejected:
         return set()
-    return unread_keys([parts.prompt, *(answer for _, answer in parts.answers)])
+    return unread_keys([content.prompt, *(response for _, response in content.responses)])
 
 
 def _apart(task: Callable[[], Any]) -> Any:

@@ -1,51 +1,50 @@
-"""Where the parts of a conversation lie in a row: what stands before the answers, and the answers with their roles."""
+"""What a row says, by column role: the prompt and its context, and the responses with their candidate roles."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from armo_ray.text.input_columns import CARRIERS, is_empty
+from armo_ray.text.input_columns import COLUMN_ROLE_OF, is_empty
 from armo_ray.text.layouts import Layout
 from armo_ray.text.paths import Rejected, decoded, kind_of, value_at
 from armo_ray.text.row_shapes import SHAPES, message
 
+Responses = list[tuple[str, Any]]  # candidate role (chosen, rejected or response) and response, in row order
 
-class Parts(NamedTuple):
-    """The parts of a row as they are written there: text, messages or null."""
 
-    answers: list[tuple[str, Any]]  # role (chosen, rejected or response) and answer, in their order
+class RowContent(NamedTuple):
+    """The content of a row as it is written there: text, messages or null."""
+
+    responses: Responses
     prompt: Any = None
     system: Any = None
-    tools: Any = None  # that the model may call: a list of their schemas, or its JSON
-    flags: tuple[str, ...] = ()  # of every candidate of the row
+    tools: Any = None  # the tools that the model may call: a list of their schemas, or JSON of that list
+    flags: tuple[str, ...] = ()  # for every candidate of the row
 
 
-Answers = list[tuple[str, Any]]
-
-
-def parts_of(row: Mapping[str, Any], layout: Layout) -> Parts:
-    """The parts of a row. Raises Rejected where it is not of the layout."""
+def content_of(row: Mapping[str, Any], layout: Layout) -> RowContent:
+    """The content of a row. Raises Rejected if the row does not fit the layout."""
     if not layout.watched.isdisjoint(row):
         _check_unread(row, layout)
     if not layout.needed <= row.keys():
         _check_present(row, layout)
     values = {
-        part: _as_text(row[path] if path in row else value_at(row, path))
-        for part, path in layout.columns.items()
+        role: _as_text(row[path] if path in row else value_at(row, path))
+        for role, path in layout.columns.items()
     }
     if layout.shape is not None:
         values = SHAPES[layout.shape](values)
-    answers, flags = _ANSWERS[layout.kind](values, layout)
+    responses, flags = _RESPONSES[layout.kind](values, layout)
     if "prefix" in values:
-        answers = [(role, _continued(values["prefix"], value)) for role, value in answers]
+        responses = [(role, _continued(values["prefix"], value)) for role, value in responses]
     prompt, tools = values.get("prompt"), values.get("tools")
     if "input" in values or "history" in values:
         prompt = _prompt(values, layout)
-    return Parts(answers, prompt, values.get("system"), None if is_empty(tools) else tools, flags)
+    return RowContent(responses, prompt, values.get("system"), None if is_empty(tools) else tools, flags)
 
 
 def _as_text(value: Any) -> Any:
-    """A value, or the values of a list, as text where they are bytes: Parquet of some writers has no text."""
+    """The value, or each value of a list, decoded if it is bytes: some writers of Parquet do not mark text as text."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -56,40 +55,40 @@ def _as_text(value: Any) -> Any:
 
 
 def _check_unread(row: Mapping[str, Any], layout: Layout) -> None:
-    """Refuse a row that has a part of a conversation in a column that is not read."""
+    """Reject a row that has conversation content in a column that the layout does not read."""
     for name in layout.watched.intersection(row):
         if not is_empty(row[name]):
             raise Rejected("unread_column", f"{name}: {how_to_read(name)}")
 
 
 def how_to_read(name: str) -> str:
-    """What to do about a column that may hold a part of a conversation and is not read."""
-    part, name = CARRIERS[name], shlex.quote(name)
+    """Advice for an unread column that may hold conversation content."""
+    role, name = COLUMN_ROLE_OF[name], shlex.quote(name)
     read = (
-        f"read it with --column {part}={name}, or " if part else "no part of a conversation is read from it; "
+        f"read it with --column {role}={name}, or " if role else "it cannot be read into the conversation; "
     )
-    return f"it may be a part of the conversation: {read}set it aside with --ignore {name}"
+    return f"it may be part of the conversation: {read}set it aside with --ignore {name}"
 
 
 def _check_present(row: Mapping[str, Any], layout: Layout) -> None:
     if absent := layout.lacking(row):
-        has = ", ".join(sorted(row)) or "no columns"
-        detail = f"no column {', '.join(absent)}; the row has {has}"
+        names = ", ".join(sorted(row)) or "no columns"
+        detail = f"no column {', '.join(absent)}; the row has {names}"
         raise Rejected("malformed_row", detail.encode("utf-8", "backslashreplace").decode())
 
 
-def _preference(values: Mapping[str, Any], _: Layout) -> tuple[Answers, tuple[str, ...]]:
+def _preference(values: Mapping[str, Any], _: Layout) -> tuple[Responses, tuple[str, ...]]:
     if "tied" in values:
-        return [("response", answer) for answer in values["tied"]], ("tie",)
+        return [("response", response) for response in values["tied"]], ("tie",)
     roles = ("chosen", "rejected")
-    return [(role, answer) for role in roles for answer in _several(values[role])], ()
+    return [(role, response) for role in roles for response in _several(values[role])], ()
 
 
-def _rollouts(values: Mapping[str, Any], layout: Layout) -> tuple[Answers, tuple[str, ...]]:
+def _rollouts(values: Mapping[str, Any], layout: Layout) -> tuple[Responses, tuple[str, ...]]:
     if "response" in values:
         return [("response", values["response"])], ()
     if "steps" in values:
-        return [("response", answer) for answer in _of_steps(values["steps"], layout.step_end)], ()
+        return [("response", response) for response in _of_steps(values["steps"], layout.step_end)], ()
     responses = values["responses"]
     if not isinstance(responses, list):
         raise Rejected("malformed_row", f"responses is {kind_of(responses)}, expected a list")
@@ -99,11 +98,11 @@ def _rollouts(values: Mapping[str, Any], layout: Layout) -> tuple[Answers, tuple
 
 
 def _of_steps(value: Any, step_end: str) -> list[str]:
-    """An answer, or several, made of their steps as the model wants them."""
+    """One or several responses, each joined from its steps with the mark that the model expects after a step."""
     if not isinstance(value, list) or not value:
         raise Rejected("malformed_row", f"steps is {'an empty list' if value == [] else kind_of(value)}")
-    answers = value if isinstance(value[0], list) else [value]
-    return [step_end.join(_step(step, step_end.strip(), step_end) for step in answer) for answer in answers]
+    responses = value if isinstance(value[0], list) else [value]
+    return [step_end.join(_step(step, step_end.strip(), step_end) for step in steps) for steps in responses]
 
 
 def _step(step: Any, mark: str, step_end: str) -> str:
@@ -113,11 +112,11 @@ def _step(step: Any, mark: str, step_end: str) -> str:
     if not text:
         raise Rejected("empty_response", "a step is empty")
     if step_end.lstrip(" ") in text:
-        raise Rejected("malformed_row", f"a step holds {step_end!r}, which ends a step")
+        raise Rejected("malformed_row", f"a step contains {step_end!r}, which marks the end of a step")
     return text
 
 
-def _messages(values: Mapping[str, Any], _: Layout) -> tuple[Answers, tuple[str, ...]]:
+def _messages(values: Mapping[str, Any], _: Layout) -> tuple[Responses, tuple[str, ...]]:
     messages = values["messages"]
     if isinstance(messages, str):
         messages = decoded(messages, "messages")
@@ -125,13 +124,14 @@ def _messages(values: Mapping[str, Any], _: Layout) -> tuple[Answers, tuple[str,
         raise Rejected("malformed_row", f"messages is {kind_of(messages)}, expected a list")
     if _is_verdict(messages[-1:]) and all(_is_verdict([turn]) for turn in messages[1::2]):
         raise Rejected(
-            "malformed_row", "the assistant says + or - alone: steps, read with --layout rlhflow-prm"
+            "malformed_row",
+            "every assistant turn is only + or -: these are rated steps; read them with --layout rlhflow-prm",
         )
     return [("response", messages)], ()
 
 
 def _is_verdict(turns: Sequence[Any]) -> bool:
-    """Whether a turn is the verdict on a step, as in the data of RLHFlow's process models."""
+    """Whether one of the turns is a verdict on a step, as in the data of RLHFlow's process models."""
     return any(
         isinstance(turn, dict) and turn.get("content", turn.get("value")) in ("+", "-") for turn in turns
     )
@@ -144,31 +144,31 @@ _ROLES = {
 }
 
 
-def _pairs(values: Mapping[str, Any], layout: Layout) -> tuple[Answers, tuple[str, ...]]:
+def _pairs(values: Mapping[str, Any], layout: Layout) -> tuple[Responses, tuple[str, ...]]:
     verdict = _verdict(values, layout)
     if verdict == "skip":
         raise Rejected("skipped", f"winner {_key(values['winner'])!r} is set aside with --winner")
-    answers = list(zip(_ROLES[verdict], (values["first"], values["second"]), strict=True))
-    return sorted(answers, key=lambda answer: answer[0]), ("tie",) if verdict == "tie" else ()
+    responses = list(zip(_ROLES[verdict], (values["first"], values["second"]), strict=True))
+    return sorted(responses, key=lambda response: response[0]), ("tie",) if verdict == "tie" else ()
 
 
 def _verdict(values: Mapping[str, Any], layout: Layout) -> str:
-    """Which answer is preferred: first, second, tie or skip."""
+    """Which response is preferred: first, second, tie or skip."""
     if "winner" in values:
         key = _key(values["winner"])
         if key not in layout.winner_values:
-            known = ", ".join(layout.winner_values)
+            expected = ", ".join(layout.winner_values)
             raise Rejected(
                 "malformed_row",
-                f"winner {key!r} is none of {known}: say what it means with --winner {key}=first|second|tie|skip",
+                f"winner {key!r} is none of {expected}: say what it means with --winner {key}=first|second|tie|skip",
             )
         return layout.winner_values[key]
-    first, second = (_rating(values[part], part) for part in ("first_rating", "second_rating"))
+    first, second = (_rating(values[role], role) for role in ("first_rating", "second_rating"))
     return "first" if first > second else "second" if second > first else "tie"
 
 
 def _key(value: Any) -> str:
-    """A value of the column winner as --winner has it."""
+    """A value of the column winner, spelled as in --winner."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and value.is_integer():
@@ -176,17 +176,17 @@ def _key(value: Any) -> str:
     return str(value).strip()
 
 
-def _rating(value: Any, part: str) -> float:
+def _rating(value: Any, role: str) -> float:
     try:
         number = float(value) if isinstance(value, int | float | str) else float("nan")
     except ValueError:
         number = float("nan")
     if number != number:
-        raise Rejected("malformed_row", f"{part} is {value!r:.50}, expected a number")
+        raise Rejected("malformed_row", f"{role} is {value!r:.50}, expected a number")
     return number
 
 
-_ANSWERS: dict[str, Callable[[Mapping[str, Any], Layout], tuple[Answers, tuple[str, ...]]]] = {
+_RESPONSES: dict[str, Callable[[Mapping[str, Any], Layout], tuple[Responses, tuple[str, ...]]]] = {
     "preference": _preference,
     "rollouts": _rollouts,
     "messages": _messages,
@@ -195,28 +195,30 @@ _ANSWERS: dict[str, Callable[[Mapping[str, Any], Layout], tuple[Answers, tuple[s
 
 
 def _several(value: Any) -> list[Any]:
-    """One answer, or the answers of a list; a list of messages is one conversation."""
+    """The responses in a column: each entry of a list, but a list of messages is a single conversation."""
     return value if isinstance(value, list) and value and not isinstance(value[0], dict) else [value]
 
 
-def _continued(prefix: Any, answer: Any) -> Any:
-    """An answer after the text that it goes on from."""
+def _continued(prefix: Any, response: Any) -> Any:
+    """A response with the text that it continues put before it."""
     if is_empty(prefix):
-        return answer
-    if not isinstance(prefix, str) or not isinstance(answer, str):
+        return response
+    if not isinstance(prefix, str) or not isinstance(response, str):
         raise Rejected(
-            "malformed_row", f"prefix is {kind_of(prefix)}, an answer {kind_of(answer)}, expected texts"
+            "malformed_row",
+            f"prefix is {kind_of(prefix)} and a response is {kind_of(response)}, expected text for both",
         )
-    return prefix + answer
+    return prefix + response
 
 
 def _prompt(values: Mapping[str, Any], layout: Layout) -> Any:
-    """The prompt, with what is joined to it and what was said before."""
+    """The prompt, joined with the input column and preceded by the history."""
     prompt, more, history = values.get("prompt"), values.get("input"), values.get("history")
     if not is_empty(more):
         if not isinstance(more, str) or not isinstance(prompt, str | None):
             raise Rejected(
-                "malformed_row", f"input is {kind_of(more)}, prompt {kind_of(prompt)}: texts can be joined"
+                "malformed_row",
+                f"input is {kind_of(more)} and prompt is {kind_of(prompt)}: only text can be joined",
             )
         prompt = layout.joint.join(text for text in (prompt, more) if text)
     if is_empty(history):
@@ -228,7 +230,7 @@ def _prompt(values: Mapping[str, Any], layout: Layout) -> Any:
 
 
 def _history(history: Any) -> list[Any]:
-    """Turns that stand before the prompt: messages, or pairs of what the user and the assistant said."""
+    """The turns before the prompt, given as messages or as pairs of a user's and an assistant's text."""
     if isinstance(history, str):
         history = decoded(history, "history")
     if not isinstance(history, list):

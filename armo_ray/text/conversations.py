@@ -1,8 +1,8 @@
-"""Rows of any layout become candidates: the messages before an answer, and the answer.
+"""Conversion of rows of any layout into candidates: a response and the messages before it.
 
-Nothing is dropped: a candidate that cannot be scored is returned with the reason. The shapes read are those
-of TRL (explicit and implicit prompts), Anthropic HH transcripts, RewardBench 2, SimPO and Magpie rollouts,
-chats in OpenAI's and ShareGPT's keys, with tools, calls of them and reasoning.
+Nothing is dropped: a candidate that cannot be scored is returned with the reason. Supported formats are those
+of TRL (explicit and implicit prompts), Anthropic HH transcripts, RewardBench 2, SimPO and Magpie rollouts, and
+chats with OpenAI's or ShareGPT's keys, including tools, tool calls and reasoning.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from armo_ray.model.chat import Messages
-from armo_ray.text.column_roles import Parts, parts_of
+from armo_ray.text.column_roles import RowContent, content_of
 from armo_ray.text.joining import is_same, joined
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import AS_WRITTEN, Message, Reading, conversation, message_of, said
@@ -25,16 +25,16 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One answer and what stands before it, or why it cannot be scored.
+    """One response and the messages before it, or the reason why it cannot be scored.
 
-    `index` counts the candidates of a row; it is None where a row could not be taken apart. `extra` holds the tool
-    calls and the reasoning of the answer's turn, `tools` the schemas of what it may call.
+    `index` counts the candidates of a row from 0; it is None if the row could not be parsed. `extra` holds the tool
+    calls and the reasoning of the response's turn, `tools` the schemas of the tools that it may call.
     """
 
     index: int | None
     role: str | None  # chosen, rejected or response
     prompt: Messages
-    answer: str
+    response: str
     reason: str | None = None
     detail: str | None = None
     flags: tuple[str, ...] = ()
@@ -43,24 +43,24 @@ class Candidate:
 
     @property
     def turn(self) -> Message:
-        """The turn of the answer, as templates take it."""
-        return said("assistant", self.answer) | dict(self.extra or {})
+        """The response as a message for a chat template."""
+        return said("assistant", self.response) | dict(self.extra or {})
 
     @property
     def is_structured(self) -> bool:
-        """Whether there is more to read than roles and texts."""
+        """Whether the conversation has tools, tool calls or reasoning in addition to roles and text."""
         return bool(self.extra or self.tools) or any(len(message) > 2 for message in self.prompt)
 
     def shown(self) -> tuple[Messages, Messages]:
-        """Prompt and response as role and text alone, with tools, calls and reasoning written into the text."""
+        """Prompt and response as messages of role and text only; tools, calls and reasoning are part of the text."""
         if not self.is_structured:
             return self.prompt, [self.turn]
-        *before, answer = as_text([*self.prompt, self.turn], self.tools)
-        return before, [answer]
+        *before, response = as_text([*self.prompt, self.turn], self.tools)
+        return before, [response]
 
 
 class _Shared(NamedTuple):
-    """What the answers of a row have in common."""
+    """What the responses of a row have in common."""
 
     prompt: Messages | None
     system: Message | None
@@ -69,25 +69,26 @@ class _Shared(NamedTuple):
 
 
 def candidates_of(row: Mapping[str, Any], layout: Layout, reading: Reading = AS_WRITTEN) -> list[Candidate]:
-    """The candidates of a row in their order: chosen before rejected, lists in the order of the list."""
+    """The candidates of a row: chosen before rejected, and lists in their own order."""
     try:
-        parts = parts_of(row, layout)
-    except Rejected as verdict:
-        reason, detail = verdict.args
+        content = content_of(row, layout)
+    except Rejected as rejection:
+        reason, detail = rejection.args
         return [Candidate(None, None, [], "", reason, detail)]
-    shared = _shared(parts, reading)
+    shared = _shared(content, reading)
     return [
-        _candidate(index, role, shared, value, reading) for index, (role, value) in enumerate(parts.answers)
+        _candidate(index, role, shared, value, reading)
+        for index, (role, value) in enumerate(content.responses)
     ]
 
 
-def _shared(parts: Parts, reading: Reading) -> _Shared | Rejected:
-    flags = set(parts.flags)
+def _shared(content: RowContent, reading: Reading) -> _Shared | Rejected:
+    flags = set(content.flags)
     try:
-        prompt = _prompt(parts.prompt, reading, flags)
-        system, tools = _system(parts.system), tools_of(parts.tools, flags)
-    except Rejected as verdict:
-        return verdict
+        prompt = _prompt(content.prompt, reading, flags)
+        system, tools = _system(content.system), tools_of(content.tools, flags)
+    except Rejected as rejection:
+        return rejection
     return _Shared(prompt, system, tools, frozenset(flags))
 
 
@@ -96,36 +97,36 @@ def _candidate(index: int, role: str, shared: _Shared | Rejected, value: Any, re
         if isinstance(shared, Rejected):
             raise shared
         flags = set(shared.flags)
-        before, answer = _split(shared.prompt, value, reading, flags)
-        before = _instructed(shared.system, before)
-        _check(before, answer, shared.tools, flags)
-    except Rejected as verdict:
-        reason, detail = verdict.args
+        before, response = _split(shared.prompt, value, reading, flags)
+        before = _with_system(shared.system, before)
+        _check(before, response, shared.tools, flags)
+    except Rejected as rejection:
+        reason, detail = rejection.args
         return Candidate(index, role, [], "", reason, detail)
-    extra = {key: held for key, held in answer.items() if key not in ("role", "content")} or None
-    found = Candidate(
-        index, role, before, answer["content"], None, None, tuple(sorted(flags)), extra, shared.tools
+    extra = {key: entry for key, entry in response.items() if key not in ("role", "content")} or None
+    candidate = Candidate(
+        index, role, before, response["content"], None, None, tuple(sorted(flags)), extra, shared.tools
     )
-    return found if reading.tool_calls == "template" else _as_text(found)
+    return candidate if reading.tool_calls == "template" else _as_text(candidate)
 
 
-def _as_text(found: Candidate) -> Candidate:
-    """The candidate with tools, calls, their results and reasoning in its texts."""
-    if not found.is_structured and all(message["role"] != "tool" for message in found.prompt):
-        return found
-    *before, answer = as_text([*found.prompt, found.turn], found.tools)
-    flags = tuple(sorted({*found.flags, "tool_calls_as_text"}))
-    return Candidate(found.index, found.role, before, answer["content"], flags=flags)
+def _as_text(candidate: Candidate) -> Candidate:
+    """The candidate with tools, tool calls, their results and reasoning written into the text of its messages."""
+    if not candidate.is_structured and all(message["role"] != "tool" for message in candidate.prompt):
+        return candidate
+    *before, response = as_text([*candidate.prompt, candidate.turn], candidate.tools)
+    flags = tuple(sorted({*candidate.flags, "tool_calls_as_text"}))
+    return Candidate(candidate.index, candidate.role, before, response["content"], flags=flags)
 
 
 def _prompt(prompt: Any, reading: Reading, flags: set[str]) -> Messages | None:
-    """The messages of the prompt column; None where the row has none, or says nothing in it."""
+    """The messages of the prompt column; None if there is no prompt or it is blank."""
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         return None
     if isinstance(prompt, str):
         messages = _transcript(prompt) if prompt.startswith("\n\nHuman:") else [said("user", prompt)]
         if messages[-1] == said("assistant", ""):
-            messages.pop()  # a transcript that stops where the answer begins
+            messages.pop()  # a transcript that stops where the response begins
         return messages
     if not isinstance(prompt, list):
         raise Rejected("malformed_row", f"prompt is {kind_of(prompt)}, expected text or messages")
@@ -140,8 +141,8 @@ def _system(system: Any) -> Message | None:
     return said("system", system) if system and system.strip() else None
 
 
-def _instructed(system: Message | None, messages: Messages) -> Messages:
-    """The messages after the system column's, which they may repeat; no prompt stays no prompt."""
+def _with_system(system: Message | None, messages: Messages) -> Messages:
+    """The messages after that of the system column, which they may repeat. An empty prompt stays empty."""
     if system is None or not messages:
         return messages
     if messages[0]["role"] != "system":
@@ -154,13 +155,13 @@ def _instructed(system: Message | None, messages: Messages) -> Messages:
 def _split(
     prompt: Messages | None, value: Any, reading: Reading, flags: set[str]
 ) -> tuple[Messages, Message]:
-    """A candidate's messages before its answer, and the answer's."""
+    """The messages before a response, and the message of the response."""
     if value is None:
-        raise Rejected("empty_response", "the answer is null")
+        raise Rejected("empty_response", "the response is null")
     if isinstance(value, str):
         if not value.startswith("\n\nHuman:"):
             if prompt is None:
-                raise Rejected("empty_prompt", "no prompt, and the text is no '\\n\\nHuman: …' transcript")
+                raise Rejected("empty_prompt", "no prompt, and the text is not a '\\n\\nHuman: …' transcript")
             return prompt, said("assistant", value)
         turns = _transcript(value)
     elif isinstance(value, dict):
@@ -169,34 +170,34 @@ def _split(
     elif isinstance(value, list):
         turns = conversation(value, reading, flags)
     else:
-        raise Rejected("malformed_row", f"an answer is {kind_of(value)}, expected text or messages")
+        raise Rejected("malformed_row", f"a response is {kind_of(value)}, expected text or messages")
     if not turns:
         raise Rejected("empty_response", "the conversation is empty")
     if turns[-1]["role"] != "assistant":
-        raise Rejected("no_answer_turn", f"the last turn is the {turns[-1]['role']}'s")
+        raise Rejected("no_answer_turn", f"the last turn is from the {turns[-1]['role']}, not the assistant")
     return joined(prompt, turns[:-1]), turns[-1]
 
 
 def _transcript(text: str) -> Messages:
-    """Turns of an Anthropic HH transcript."""
-    parts = _TURN.split(text)
-    return [said(_HH_ROLES[name], what.strip()) for name, what in zip(parts[1::2], parts[2::2], strict=True)]
+    """The turns of an Anthropic HH transcript."""
+    _, *pieces = _TURN.split(text)
+    return [said(_HH_ROLES[name], turn.strip()) for name, turn in zip(pieces[::2], pieces[1::2], strict=True)]
 
 
-def _check(prompt: Messages, answer: Message, tools: list[Any] | None, flags: set[str]) -> None:
-    """Refuse what has no defined score, and flag roles that few models were trained on."""
+def _check(prompt: Messages, response: Message, tools: list[Any] | None, flags: set[str]) -> None:
+    """Reject a conversation that has no defined score, and flag orders of roles that few models were trained on."""
     if not any(m["role"] != "assistant" and m["content"].strip() for m in prompt):
-        raise Rejected("empty_prompt", "nothing stands before the answer")
+        raise Rejected("empty_prompt", "there is no prompt before the response")
     if prompt[-1]["role"] == "user" and not prompt[-1]["content"].strip():
         raise Rejected("empty_prompt", "the last user turn is empty")
-    if not answer["content"].strip() and not answer.get("tool_calls"):
-        raise Rejected("empty_response", "the answer is empty")
+    if not response["content"].strip() and not response.get("tool_calls"):
+        raise Rejected("empty_response", "the response is empty")
     before = None
     for role in (*(message["role"] for message in prompt), "assistant"):
         if (role == "system" and before is not None) or (role == before == "assistant"):
             flags.add("odd_roles")
         before = role
-    for message in (answer, *prompt):
+    for message in (response, *prompt):
         _check_text(message["content"] if len(message) == 2 else json.dumps(message, ensure_ascii=False))
     if tools:
         _check_text(json.dumps(tools, ensure_ascii=False))
@@ -207,4 +208,6 @@ def _check_text(text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise Rejected("malformed_row", f"not text: lone surrogate at character {error.start}") from None
+            raise Rejected(
+                "malformed_row", f"not valid text: lone surrogate at character {error.start}"
+            ) from None

@@ -1,4 +1,4 @@
-"""What columns an input has, what is nested in them, and which of them may hold a part of a conversation."""
+"""The columns of an input, the fields nested in them, and which of them may hold conversation content."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any
 import pyarrow as pa
 
 _DEPTH = 6
-_ELEMENTS = 4  # of a list that are looked at
-_NOTHING = ("", "[]", "{}", "null")  # texts that say that there is nothing
+_ELEMENTS = 4  # how many elements of a list are sampled
+_EMPTY_TEXTS = ("", "[]", "{}", "null")
 
-# Columns that hold a part of a conversation in some well-known format, with the part that reads them, "" where
-# none does: such content is not text, or of answers. The formats: Alpaca and LLaMA-Factory (input, history, system,
+# Columns that hold conversation content in a well-known format, with the column role that reads them, or "" if no
+# role does, as for images or fields of a response. The formats: Alpaca and LLaMA-Factory (input, history, system,
 # tools, images, videos, audios), Dolly (context), ms-swift (rejected_*, query), OpenAI (functions, tools, developer),
 # TRL (image, images, tools), Hugging Face's chat templates (documents), axolotl (system_prompt), OpenOrca
 # (system_prompt), exports of reasoning models (thinking, reasoning, reasoning_content), retrieval data (passages).
-_CARRIERS = {
+_COLUMN_ROLE_OF = {
     "input": "input",
     "inputs": "input",
     "context": "input",
@@ -53,7 +53,7 @@ _CARRIERS = {
 
 
 def _spellings(name: str) -> set[str]:
-    """A name as data sets write it: chat_history, Chat_History, CHAT_HISTORY, chatHistory, Chat History, ..."""
+    """Common spellings of a name: chat_history, Chat_History, CHAT_HISTORY, chatHistory, Chat History, ..."""
     words = name.split("_")
     titled = [word.capitalize() for word in words]
     joined_up = {f"{words[0]}{''.join(titled[1:])}", "".join(titled)}
@@ -64,16 +64,16 @@ def _spellings(name: str) -> set[str]:
     } | {name.capitalize(), *joined_up}
 
 
-CARRIERS = {spelled: part for name, part in _CARRIERS.items() for spelled in _spellings(name)}
+COLUMN_ROLE_OF = {spelled: role for name, role in _COLUMN_ROLE_OF.items() for spelled in _spellings(name)}
 
 
 @dataclass(frozen=True)
-class Found:
-    """The columns of an input, and the paths of all that is nested in them, as far as it can be told."""
+class InputColumns:
+    """The columns of an input, and the paths to the fields nested in them, as far as they are known."""
 
     names: frozenset[str]
-    paths: frozenset[str]  # names among them
-    open_ended: bool = False  # later rows may have more
+    paths: frozenset[str]  # includes the names
+    open_ended: bool = False  # rows that were not read may have more
 
     def below(self, path: str) -> set[str]:
         """The fields of the objects at a path."""
@@ -81,17 +81,18 @@ class Found:
         return {p[len(begin) :].split(".")[0].split("[")[0] for p in self.paths if p.startswith(begin)}
 
 
-def of_names(names: Iterable[str]) -> Found:
-    """Columns of which nothing but the names is known."""
-    found = frozenset(names)
-    return Found(found, found)
+def of_names(names: Iterable[str]) -> InputColumns:
+    """Columns of which only the names are known."""
+    unique = frozenset(names)
+    return InputColumns(unique, unique)
 
 
-def of_schema(schema: pa.Schema) -> Found:
+def of_schema(schema: pa.Schema) -> InputColumns:
+    """The columns and nested fields of an Arrow schema."""
     paths: set[str] = set()
     for field in schema:
         _of_type(field.name, field.type, paths, _DEPTH)
-    return Found(frozenset(schema.names), frozenset(paths))
+    return InputColumns(frozenset(schema.names), frozenset(paths))
 
 
 def _of_type(path: str, kind: pa.DataType, paths: set[str], depth: int) -> None:
@@ -103,14 +104,15 @@ def _of_type(path: str, kind: pa.DataType, paths: set[str], depth: int) -> None:
         _of_type(f"{path}[]", kind.value_type, paths, depth - 1)
 
 
-def of_rows(rows: Iterable[Mapping[str, Any]]) -> Found:
+def of_rows(rows: Iterable[Mapping[str, Any]]) -> InputColumns:
+    """The columns and nested fields of sampled rows; other rows may have more."""
     names: set[str] = set()
     paths: set[str] = set()
     for row in rows:
         names.update(row)
         for name, value in row.items():
             _of_value(name, value, paths, _DEPTH)
-    return Found(frozenset(names), frozenset(paths), open_ended=True)
+    return InputColumns(frozenset(names), frozenset(paths), open_ended=True)
 
 
 def _of_value(path: str, value: Any, paths: set[str], depth: int) -> None:
@@ -124,21 +126,22 @@ def _of_value(path: str, value: Any, paths: set[str], depth: int) -> None:
             _of_value(f"{path}[]", entry, paths, depth - 1)
 
 
-def joined(found: Iterable[Found]) -> Found:
-    every = list(found)
-    return Found(
-        frozenset().union(*(one.names for one in every)),
-        frozenset().union(*(one.paths for one in every)),
-        any(one.open_ended for one in every),
+def joined(inputs: Iterable[InputColumns]) -> InputColumns:
+    """The columns of all inputs together."""
+    inputs = list(inputs)
+    return InputColumns(
+        frozenset().union(*(columns.names for columns in inputs)),
+        frozenset().union(*(columns.paths for columns in inputs)),
+        any(columns.open_ended for columns in inputs),
     )
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing that could belong to a conversation; numbers are no text."""
+    """Whether a value has no text that could belong to a conversation; numbers do not count as text."""
     if value is None:
         return True
     if isinstance(value, str):
-        return value.strip() in _NOTHING
+        return value.strip() in _EMPTY_TEXTS
     if isinstance(value, bytes):
         return not value
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What models read that judge an answer inside the user's turn: a whole answer, its steps, or two answers.
+"""Input of judging models, which read a response inside the user's turn: a whole response, its steps, or two responses.
 
 Sources: math-rm and pair-pm of RLHFlow/RLHF-Reward-Modeling. In each case the model's own template is rendered
 up to the header of its next turn, whose last token predicts the verdict.
@@ -16,78 +16,77 @@ from armo_ray.model.families import Family
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.tokenized import Ids, Prompt, Tokenized
 
-Render = Callable[
-    [Sequence[Messages]], list[Prompt]
-]  # conversations as text and ids, None where far too long
-Count = Callable[[str], int]  # the tokens of a text
+# Renders and tokenizes conversations; the ids of a text that is far too long are None.
+Render = Callable[[Sequence[Messages]], list[Prompt]]
+Count = Callable[[str], int]  # the number of tokens in a text
 
-# Most others that an answer is compared with: what one row costs grows with its answers, not with their square.
+# Limit of the comparisons per response, so that the cost of a row grows with its responses and not their square.
 MAX_OPPONENTS = 16
 
 
-def outcome(prompt: Messages, answer: str, family: Family) -> Messages:
-    """The question and its answer in one turn."""
-    return _said(prompt, answer.replace(family.step_end, "") if family.step_end else answer)
+def outcome(prompt: Messages, response: str, family: Family) -> Messages:
+    """The question and the response in one turn."""
+    return _in_last_turn(prompt, response.replace(family.step_end, "") if family.step_end else response)
 
 
-def steps(prompt: Messages, parts: Sequence[str]) -> Messages:
-    """The question and the first step in one turn, every other step in one of its own, each but the last praised."""
-    first, *others = parts
-    turns = _said(prompt, first)
+def steps(prompt: Messages, step_texts: Sequence[str]) -> Messages:
+    """The question and the first step in one turn, then each further step in a turn after the verdict "+"."""
+    first, *others = step_texts
+    turns = _in_last_turn(prompt, first)
     for step in others:
         turns += [{"role": "assistant", "content": "+"}, {"role": "user", "content": step}]
     return turns
 
 
-def steps_of(answer: str, family: Family) -> tuple[list[str], list[str]]:
-    """The steps of an answer, and flags: no_step_marker where nothing cuts it, empty_steps where some say nothing.
+def steps_of(response: str, family: Family) -> tuple[list[str], list[str]]:
+    """The steps of a response, and flags: no_step_marker if it has no marker, empty_steps if a step is blank.
 
-    A marker cuts before an end of line of either kind. The authors' code scores empty steps as well, such as one
-    after a marker that ends the answer; here they are left out.
+    A newline in a marker also matches CRLF. The authors' code scores empty steps too, such as one after a marker
+    that ends the response; here they are left out.
     """
-    found = re.split("\r?\n".join(map(re.escape, family.step_end.split("\n"))), answer)
-    told = [step.strip() for step in found if step.strip()]
-    mark, whole = family.step_end.strip(), answer.rstrip()
-    bare = whole.removesuffix(mark)  # what ends in a marker is one step with it, unless it holds more of them
-    unmarked = len(found) == 1 and (bare == whole or mark in bare)
-    flags = {"no_step_marker": unmarked, "empty_steps": len(told) < len(found)}
-    return told, [flag for flag, holds in flags.items() if holds]
+    pieces = re.split("\r?\n".join(map(re.escape, family.step_end.split("\n"))), response)
+    step_texts = [step.strip() for step in pieces if step.strip()]
+    mark, whole = family.step_end.strip(), response.rstrip()
+    bare = whole.removesuffix(mark)  # a response with one marker, at its end, is one marked step
+    unmarked = len(pieces) == 1 and (bare == whole or mark in bare)
+    flags = {"no_step_marker": unmarked, "empty_steps": len(step_texts) < len(pieces)}
+    return step_texts, [flag for flag, is_set in flags.items() if is_set]
 
 
 def pair(prompt: Messages, first: str, second: str) -> Messages:
-    """Two answers in one turn, after what was said before."""
+    """Two responses in one turn, after the conversation that they continue."""
     said = (f"\n<turn> {'assistant' if i % 2 else 'user'}\n {m['content']}" for i, m in enumerate(prompt))
     context = "\n" + "".join(said) + "\n"
     content = f"[CONTEXT] {context} [RESPONSE A] {first} [RESPONSE B] {second} \n"
     return [{"role": "user", "content": content}]
 
 
-def _said(prompt: Messages, answer: str) -> Messages:
-    return [*prompt[:-1], {"role": "user", "content": f"{prompt[-1]['content']} {answer}"}]
+def _in_last_turn(prompt: Messages, text: str) -> Messages:
+    return [*prompt[:-1], {"role": "user", "content": f"{prompt[-1]['content']} {text}"}]
 
 
 def encode(
     candidates: Sequence[Candidate], family: Family, max_length: int, render: Render, count: Count
 ) -> Tokenized:
-    """Encode the candidates that carry no reason yet; the others come back as rejects."""
+    """Encode the candidates that have no reject reason yet; the others are returned as rejects."""
     out = Tokenized()
     fit: list[int] = []
     for i, candidate in enumerate(candidates):
-        verdict = _unfit(candidate, family)
-        if verdict is None:
+        rejection = _unfit(candidate, family)
+        if rejection is None:
             fit.append(i)
         else:
-            out.rejects.append((i, *verdict))
+            out.rejects.append((i, *rejection))
     alone = dict(zip(fit, render([candidates[i].prompt for i in fit]), strict=True))
     if family.text == "pairs":
         for row in _rows(candidates, fit):
             _Contest(out, candidates, row, alone[row[0]], max_length).play(render, count)
         return out
-    written = [judged(candidates[i].prompt, candidates[i].answer, family) for i in fit]
+    written = [judged(candidates[i].prompt, candidates[i].response, family) for i in fit]
     places: dict[bytes, int] = {}
     for i, whole, (_, flags) in zip(fit, render([messages for messages, _ in written]), written, strict=True):
-        if (verdict := _too_long(whole, max_length)) is not None:
-            out.rejects.append((i, *verdict))
+        if (rejection := _too_long(whole, max_length)) is not None:
+            out.rejects.append((i, *rejection))
             continue
         before, after = _split(alone[i], whole)
         out.group.append(places.setdefault(before.tobytes(), len(out.prompts)))
@@ -99,33 +98,36 @@ def encode(
     return out
 
 
-def judged(prompt: Messages, answer: str, family: Family) -> tuple[Messages, list[str]]:
-    """What a model that judges an answer, or its steps, reads of it, and flags."""
+def judged(prompt: Messages, response: str, family: Family) -> tuple[Messages, list[str]]:
+    """The messages that a model reads to judge a response or its steps, and the flags of the candidate."""
     if family.text != "steps":
-        return outcome(prompt, answer, family), []
-    parts, flags = steps_of(answer, family)
-    return steps(prompt, parts), flags
+        return outcome(prompt, response, family), []
+    step_texts, flags = steps_of(response, family)
+    return steps(prompt, step_texts), flags
 
 
 def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
-    """Why a candidate is not judged, as reason and detail."""
+    """Reason and detail if a candidate cannot be judged, otherwise None."""
     prompt = candidate.prompt
     if candidate.reason is not None:
         return candidate.reason, candidate.detail or ""
     if candidate.is_structured:
         return "unsupported_content", (
-            "tools, tool calls or reasoning: an answer is judged by its text; --tool-calls text writes them into it"
+            "tools, tool calls or reasoning: this model judges only the text of a response; --tool-calls text writes "
+            "them into the text"
         )
     if family.text != "pairs" and prompt[-1]["role"] != "user":
-        told = f"the prompt ends with the {prompt[-1]['role']}'s"
-        return "malformed_row", f"the answer is judged in the user's last turn, but {told}"
+        last = f"the prompt ends with a turn of the {prompt[-1]['role']}"
+        return "malformed_row", f"the response is judged inside the user's last turn, but {last}"
     if family.text == "steps" and any(m["role"] == "assistant" for m in prompt):
-        told = "the prompt has turns of an assistant"
-        return "malformed_row", f"steps of an answer to one question are judged, but {told}"
-    if family.text == "steps" and not steps_of(candidate.answer, family)[0]:
-        return "empty_response", "the answer has no step that says anything"
+        return "malformed_row", "steps are judged after a single question, but the prompt has assistant turns"
+    if family.text == "steps" and not steps_of(candidate.response, family)[0]:
+        return "empty_response", "every step of the response is blank"
     if family.text == "pairs" and "odd_roles" in candidate.flags:
-        return "malformed_row", "roles out of order: who speaks is told by the order of the turns"
+        return (
+            "malformed_row",
+            "roles out of order: this model infers the speaker from the order of the turns",
+        )
     return None
 
 
@@ -140,21 +142,21 @@ def _too_long(whole: Prompt, max_length: int) -> tuple[str, str] | None:
 
 
 def _split(prompt: Prompt, whole: Prompt) -> tuple[Ids, Ids]:
-    """A conversation's ids where they cease to be those of its prompt alone."""
-    assert whole.ids is not None, "_too_long lets encoded texts through only"
+    """A conversation's ids, split where they begin to differ from those of its prompt alone."""
+    assert whole.ids is not None, "_too_long passes only encoded texts"
     shared = 0 if prompt.ids is None else _common(prompt.ids, whole.ids)
     return whole.ids[:shared], whole.ids[shared:]
 
 
 def _common(a: Ids, b: Ids) -> int:
-    """The length of the common beginning, less than that of `b`."""
+    """The length of the longest common prefix, at most len(b) - 1."""
     size = min(len(a), len(b) - 1)
     differs = np.flatnonzero(a[:size] != b[:size])
     return int(differs[0]) if len(differs) else size
 
 
 def _rows(candidates: Sequence[Candidate], fit: Sequence[int]) -> list[list[int]]:
-    """The candidates of each row that have one prompt; a row's first has index 0."""
+    """The candidates of each row, grouped by prompt; the first candidate of a row has index 0."""
     starts = np.cumsum([not candidate.index for candidate in candidates]).tolist()
     rows: dict[str, list[int]] = {}
     for i in fit:
@@ -163,11 +165,11 @@ def _rows(candidates: Sequence[Candidate], fit: Sequence[int]) -> list[list[int]
 
 
 class _Contest:
-    """Comparisons between the answers to one prompt, each pair in both orders.
+    """Comparisons between the responses to one prompt, each pair in both orders.
 
-    Up to MAX_OPPONENTS + 1 answers play a round-robin. More stand in a ring, in an order that hashes of the prompt
-    and their indices give, and each meets its MAX_OPPONENTS nearest, half on either side: as many for every
-    answer, and the same in every run.
+    Up to MAX_OPPONENTS + 1 responses are compared all with all. More are put in a ring, ordered by a hash of the
+    prompt and their indices, and each is compared with its MAX_OPPONENTS nearest, half on either side. So every
+    response has the same number of comparisons, and the same ones in every run.
     """
 
     def __init__(
@@ -177,32 +179,36 @@ class _Contest:
         self.prompt, self.max_length = prompt, max_length
 
     def play(self, render: Render, count: Count) -> None:
-        """Add the candidates that can be compared, and the sequences that do so, or the reason why not."""
-        if (verdict := _too_long(self.prompt, self.max_length)) is not None:
-            self.out.rejects += [(i, *verdict) for i in self.row]
+        """Add the candidates that can be compared with their sequences, and reject the others.
+
+        While a comparison is too long, the longest response is rejected.
+        """
+        if (rejection := _too_long(self.prompt, self.max_length)) is not None:
+            self.out.rejects += [(i, *rejection) for i in self.row]
             return
-        answers = {i: self.candidates[i].answer for i in self.row}
+        responses = {i: self.candidates[i].response for i in self.row}
         wholes: dict[tuple[int, int], Prompt] = {}
-        left, why = list(self.row), ("malformed_row", "two answers to one prompt are compared, this has one")
+        left = list(self.row)
+        why = "malformed_row", "this model compares two responses to one prompt, but there is only one"
         while len(left) > 1:
             pairs = self._pairs(left)
             new = [both for both in pairs if both not in wholes]
-            told = [pair(self.prompt.messages, answers[a], answers[b]) for a, b in new]
-            wholes |= zip(new, render(told), strict=True)
-            if (verdict := self._worst([wholes[both] for both in pairs])) is None:
-                self._add({both: wholes[both] for both in pairs}, {i: count(answers[i]) for i in left})
+            turns = [pair(self.prompt.messages, responses[a], responses[b]) for a, b in new]
+            wholes |= zip(new, render(turns), strict=True)
+            if (rejection := self._first_too_long([wholes[both] for both in pairs])) is None:
+                self._add({both: wholes[both] for both in pairs}, {i: count(responses[i]) for i in left})
                 return
-            longest = max(left, key=lambda i: len(answers[i]))
+            longest = max(left, key=lambda i: len(responses[i]))
             left.remove(longest)
-            self.out.rejects.append((longest, *verdict))
-            why = verdict[0], f"with the other answers: {verdict[1]}"
+            self.out.rejects.append((longest, *rejection))
+            why = rejection[0], f"compared with the other responses: {rejection[1]}"
         self.out.rejects += [(i, *why) for i in left]
 
     def _pairs(self, left: list[int]) -> list[tuple[int, int]]:
-        """Who meets whom, in both orders."""
+        """The pairs to compare, in both orders."""
         if len(left) <= MAX_OPPONENTS + 1:
             return list(permutations(left, 2))
-        ring = sorted(left, key=self._drawn)
+        ring = sorted(left, key=self._ring_key)
         return [
             both
             for step in range(1, MAX_OPPONENTS // 2 + 1)
@@ -210,18 +216,18 @@ class _Contest:
             for both in ((a, b), (b, a))
         ]
 
-    def _drawn(self, i: int) -> bytes:
-        told = f"{self.prompt.id} {self.candidates[i].role} {self.candidates[i].index}"
-        return hashlib.blake2b(told.encode(), digest_size=16).digest()
+    def _ring_key(self, i: int) -> bytes:
+        text = f"{self.prompt.id} {self.candidates[i].role} {self.candidates[i].index}"
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
-    def _worst(self, wholes: list[Prompt]) -> tuple[str, str] | None:
-        verdicts = (_too_long(whole, self.max_length) for whole in wholes)
-        return next((verdict for verdict in verdicts if verdict is not None), None)
+    def _first_too_long(self, wholes: list[Prompt]) -> tuple[str, str] | None:
+        rejections = (_too_long(whole, self.max_length) for whole in wholes)
+        return next((rejection for rejection in rejections if rejection is not None), None)
 
     def _add(self, wholes: dict[tuple[int, int], Prompt], left: dict[int, int]) -> None:
-        """Add what was compared, and the tokens of each answer."""
+        """Add the comparisons, and the candidates with the number of tokens of their responses."""
         out = self.out
-        assert self.prompt.ids is not None, "play lets encoded prompts through only"
+        assert self.prompt.ids is not None, "play passes only encoded prompts"
         ids = [whole.ids for whole in wholes.values() if whole.ids is not None]
         shared = min(_common(ids[0], other) for other in ids[1:])
         place = {i: len(out.source) + k for k, i in enumerate(left)}

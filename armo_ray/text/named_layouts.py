@@ -1,10 +1,10 @@
-"""Public data sets whose rows have shapes of their own: by which columns each is known, and where its parts lie."""
+"""The table of named layouts: the columns that identify a public data set's rows, and the role of each column."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from armo_ray.text.input_columns import Found
+from armo_ray.text.input_columns import InputColumns
 from armo_ray.text.paths import ALL, root_of, steps_of
 
 
@@ -12,13 +12,14 @@ from armo_ray.text.paths import ALL, root_of, steps_of
 class Named:
     """One layout.
 
-    columns: part -> path, as in a Layout; it is known by these and by `needs`.
-    optional: more of them, read where the input has them.
-    winner: what the values of the part winner mean.
-    aside: columns that repeat what is read, or are no part of the conversation.
-    source: where the columns were looked up, or what is remembered of them where `verified` is false.
-    recognized: whether columns alone may choose it; else --layout does, or a general layout reads the same.
-    refused: why such rows cannot be scored.
+    columns: maps a column role to a path, as in a Layout. An input fits if it has these paths and those in `needs`.
+    optional: more columns, read if the input has them.
+    winner: maps a value of the role winner to first, second, tie or skip.
+    aside: columns that repeat what is read, or do not belong to the conversation.
+    source: where the columns were looked up; not checked if `verified` is false.
+    recognized: whether the layout is chosen by columns alone; otherwise only --layout chooses it, because a general
+        layout reads the same rows.
+    refused: why such rows cannot be scored, or empty.
     """
 
     name: str
@@ -39,24 +40,25 @@ class Named:
 
     @property
     def required(self) -> tuple[str, ...]:
+        """The paths that an input must have."""
         return tuple(dict.fromkeys((*self.columns.values(), *self.needs)))
 
 
-def has(seen: Found, path: str) -> bool:
-    """Whether an input has a path; one within a column of which nothing more is known, it may have."""
+def has(available: InputColumns, path: str) -> bool:
+    """Whether an input has a path."""
     steps = steps_of(path)
-    if path in seen.names or steps is None:
-        return path in seen.names
+    if path in available.names or steps is None:
+        return path in available.names
     shown = root_of(path) + "".join(
         ALL if step == ALL or isinstance(step, int) else f".{step}" for step in steps
     )
-    return shown in seen.paths
+    return shown in available.paths
 
 
-def fitting(seen: Found) -> list[Named]:
-    """The recognized layouts all of whose columns an input has, without those that need only some of another's."""
-    fits = [one for one in NAMED.values() if one.recognized and all(has(seen, p) for p in one.required)]
-    return [one for one in fits if not any(set(one.required) < set(other.required) for other in fits)]
+def fitting(available: InputColumns) -> list[Named]:
+    """The recognized layouts whose columns an input has, without those that require only a subset of another's."""
+    fits = [n for n in NAMED.values() if n.recognized and all(has(available, path) for path in n.required)]
+    return [n for n in fits if not any(set(n.required) < set(other.required) for other in fits)]
 
 
 def _user(text: str) -> dict[str, str]:
@@ -91,7 +93,7 @@ _TABLE = (
         },
         "LLaMA-Factory data/README.md; ms-swift AlpacaPreprocessor",
         optional={"history": "history"},
-        note="instruction, a newline and the input, where there is one; history as turns before it",
+        note="the prompt is instruction, a newline and input, if there is one; history becomes the turns before it",
     ),
     Named(
         "dolly",
@@ -105,7 +107,7 @@ _TABLE = (
         },
         "databricks-dolly-15k, as ms-swift's Dolly15kPreprocessor reads it",
         joint="\n\n",
-        note="instruction, a blank line and the context, in the order of Databricks' own template",
+        note="the prompt is instruction, a blank line and context, in the order of Databricks' own template",
     ),
     Named(
         "llama-factory-ranking",
@@ -152,7 +154,7 @@ _TABLE = (
             ],
         },
         "TRL examples/datasets/ultrafeedback.py",
-        note="the system prompt that each completion was drawn with is no part of it, as in UltraFeedback's own use",
+        note="the system prompt of each completion is not read, as in UltraFeedback's own use",
     ),
     Named(
         "ultrafeedback-binarized",
@@ -245,7 +247,7 @@ _TABLE = (
         },
         "open-instruct and Safe-RLHF's dataset classes",
         winner={"0": "first", "1": "second"},
-        note="the better answer is preferred; the safer one with --column winner=safer_response_id",
+        note="the better response is chosen; with --column winner=safer_response_id, the safer one",
     ),
     Named(
         "lmsys-arena",
@@ -260,7 +262,7 @@ _TABLE = (
         },
         "readers of lmsys/chatbot_arena_conversations (33k) and lmarena-ai/arena-human-preference-140k",
         winner=_BY_MODEL,
-        note="ties and rows where both are bad are ties",
+        note="rows where both responses are bad count as ties",
     ),
     Named(
         "lmsys-arena-55k",
@@ -282,7 +284,7 @@ _TABLE = (
         },
         "readers of the Kaggle competition lmsys-chatbot-arena",
         shape="interleaved",
-        note="turns are JSON lists of texts",
+        note="the turns are JSON lists of text",
     ),
     Named(
         "arena-pairs",
@@ -318,7 +320,7 @@ _TABLE = (
             "score_1": -0.5,
         },
         "Open-Assistant qa_datasets.py; open-instruct scripts/data/preferences/webgpt.py",
-        note="the quotes that an answer cites are not read, as Open-Assistant does not",
+        note="the quotes that a response cites are not read, as in Open-Assistant",
     ),
     Named(
         "summarize-from-feedback",
@@ -342,7 +344,7 @@ _TABLE = (
         "TRL examples/datasets/tldr_preference.py",
         winner={"0": "first", "1": "second"},
         shape="tldr",
-        note="the prompt is the one that TRL writes",
+        note="the prompt has the form that TRL's script gives it",
     ),
     Named(
         "stack-exchange-paired",
@@ -506,7 +508,7 @@ _TABLE = (
         "Open-Assistant oasst-data/oasst_data/schemas.py",
         needs=("message_tree_id", "prompt.text", "prompt.replies[].text"),
         shape="tree",
-        note="every answer in the tree is scored, after the messages that lead to it",
+        note="every assistant turn in the tree is scored, after the messages that lead to it",
     ),
     Named(
         "glaive",
@@ -591,7 +593,7 @@ _TABLE = (
         "the card of xinlai/Math-Step-DPO-10K",
         needs=("full_chosen", "full_rejected"),
         aside=("answer",),
-        note="an answer is the first steps and the step that differs",
+        note="a response is the first steps followed by the step that differs",
     ),
     Named(
         "simpo-seed",
@@ -622,7 +624,7 @@ _TABLE = (
         "TRL trl/trainer/grpo_trainer.py (log_completions)",
         needs=("step", "advantage"),
         shape="rendered",
-        note="the prompt as a chat template wrote it is taken apart again",
+        note="the prompt was rendered by a chat template and is split into messages again",
     ),
     Named(
         "trl-stepwise",
@@ -675,7 +677,7 @@ _TABLE = (
         },
         "remembered: OpenAI's batch output",
         verified=False,
-        refused="the output of a batch holds no prompts: join each row with its request by custom_id, as a column body",
+        refused="the output of a batch has no prompts: join each row with its request by custom_id, as a column body",
     ),
     Named(
         "vllm",
@@ -719,7 +721,7 @@ _TABLE = (
         "NeMo-RL nemo_rl/data/datasets/preference_datasets/preference_dataset.py",
         needs=("completions[].rank", "completions[].completion"),
         shape="ranked",
-        note="the least rank is chosen, all others are rejected; all of one rank are a tie",
+        note="responses with the lowest rank are chosen, all others are rejected; if all ranks are equal, it is a tie",
     ),
     Named(
         "nemo-rl-log",
@@ -771,7 +773,7 @@ _TABLE = (
         "TRL examples/datasets/prm800k.py; openai/prm800k README.md",
         needs=("label.steps[].completions[].text",),
         shape="prm800k",
-        note="the labelled path, and every other step that was rated after it, are answers, as in TRL",
+        note="responses are the labelled path, and each of its beginnings followed by another rated step, as in TRL",
     ),
     Named(
         "math-shepherd",

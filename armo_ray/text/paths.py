@@ -1,7 +1,8 @@
 """Paths into rows: `question.full_text`, `completions[].response`, `score[0]`.
 
-A path begins with a column. A field of an object follows a dot, `[]` stands for all elements of a list, and `[N]`
-for one of them, from 0. A text on the way is decoded as JSON. A column whose own name is the whole path comes first.
+A path begins with a column. `.name` is a field of an object, `[]` stands for all elements of a list, and `[N]` for
+the element N, counted from 0. Text on the way is decoded as JSON. A column whose name is the whole path takes
+precedence.
 """
 
 import json
@@ -15,23 +16,23 @@ _ROOT = re.compile(r"[^.\[\]]+")
 ALL = "[]"
 
 
-class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error
+class Rejected(Exception):  # noqa: N818 - a finding about data, not an error
     """A candidate cannot be scored; args are (reason, detail)."""
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for people."""
+    """The type of a value, for messages."""
     return "null" if value is None else type(value).__name__
 
 
 def root_of(path: str) -> str:
-    """The column that a path begins with; of what is no path, all of it."""
+    """The column that a path begins with; the whole text if it is not a path."""
     return path if steps_of(path) is None else _ROOT.match(path)[0]  # type: ignore[index]
 
 
 @cache
 def steps_of(path: str) -> tuple[str | int, ...] | None:
-    """What follows the column of a path: fields, places in lists, and ALL; None of the name of a column alone."""
+    """What follows the column in a path: field names, list indices and ALL. None if the text is a column name only."""
     root = _ROOT.match(path)
     if root is None or root.end() == len(path):
         return None
@@ -46,7 +47,7 @@ def steps_of(path: str) -> tuple[str | int, ...] | None:
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
-    """What a path leads to, None where it ends before. Raises Rejected where it cannot be followed."""
+    """The value at a path; None if a field or element on the way is absent. Raises Rejected on an unexpected type."""
     if path in row:
         return row[path]
     steps = steps_of(path)
@@ -66,12 +67,13 @@ def _follow(value: Any, steps: tuple[str | int, ...], path: str) -> Any:
         elif step != ALL and isinstance(value, dict):
             value = value.get(step)
         else:
-            raise Rejected("malformed_row", f"{path}: found {kind_of(value)} on the way, before {step}")
+            expected = "a list" if step == ALL or isinstance(step, int) else f"an object with {step}"
+            raise Rejected("malformed_row", f"{path}: found {kind_of(value)}, expected {expected}")
     return value
 
 
 def decoded(text: str, what: str) -> Any:
-    """JSON that a text holds. Raises Rejected where it is none."""
+    """The text parsed as JSON. Raises Rejected if it is not JSON; `what` names it in the message."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

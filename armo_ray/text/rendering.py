@@ -1,8 +1,8 @@
-"""Conversations as the model's template writes them: prompt and answer apart, and nothing of them left out.
+"""Rendering of conversations with the model's template, split into prompt and response, with nothing left out.
 
-Texts that spell special tokens cannot forge a turn. What a template refuses, leaves out, or does not let be split
-into prompt and answer is told as the reason of a reject. A conversation of texts alone is tried out once for its
-sequence of roles; one with tools, calls or reasoning by itself, which takes four renderings.
+Text that spells special tokens cannot forge a turn. A conversation is rejected if the template refuses it, leaves
+out text, or does not allow a split into prompt and response. Conversations with text only are checked once for each
+sequence of roles; one with tools, tool calls or reasoning is checked by itself, which takes four renderings.
 """
 
 import hashlib
@@ -22,17 +22,20 @@ from armo_ray.text.messages import said
 from armo_ray.text.render_check import Path, changed, left_out, texts_of, unused
 from armo_ray.text.tokenized import Ids, Prompt
 
-# What a template raises that refuses messages, or does not expect the type of a value.
+# Errors of a template that refuses messages or does not expect the type of a value.
 _REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
-_HEADER = 200  # characters: the header before an answer is shorter
-_MOST_SHAPES = 4096  # sequences of roles that are remembered
+_HEADER = 200  # upper bound in characters for the header before a response
+_MOST_SHAPES = 4096  # how many sequences of roles are cached
 _THOUGHT = "</think>"
 _OPTION = "--tool-calls text writes tools, tool calls, their results and reasoning into the text"
 
 
 @dataclass
-class Answer:
-    """An answer as the template writes it after its header; `mark` is in the special-token texts of a flagged one."""
+class Response:
+    """A response as the template writes it after the header.
+
+    `flagged` says that it contains the text of a special token. If that is to stay text, `mark` breaks it up.
+    """
 
     text: str = ""
     flagged: bool = False
@@ -40,15 +43,20 @@ class Answer:
     error: tuple[str, str] | None = None  # reason and detail
 
 
-class _Tried(NamedTuple):
-    """What became of a prompt: why it cannot be scored, and whether answers to it are written in a way of their own."""
+class _Check(NamedTuple):
+    """The result of checking a prompt."""
 
-    error: tuple[str, str] | None = None
-    whole: bool = False
+    error: tuple[str, str] | None = None  # reason and detail if it cannot be scored
+    whole: bool = (
+        False  # whether responses depend on the prompt, and must be cut out of the whole conversation
+    )
 
 
 class Renderer:
-    """Renders with one chat. Without `plain`, special-token texts are special tokens, as in the released code."""
+    """Renders conversations for one chat.
+
+    With `plain`, text that spells a special token stays text; otherwise it becomes the token, as in the released code.
+    """
 
     def __init__(self, chat: Chat, plain: bool) -> None:
         self.chat, self.plain = chat, plain
@@ -58,54 +66,53 @@ class Renderer:
         self._special = re.compile(
             "|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or r"(?!)"
         )
-        self._openings = sorted({t[:2] for t in special})  # two searches instead of one for each of 257
-        self._shapes: dict[tuple[str, ...], _Tried] = {}
+        self._openings = sorted({t[:2] for t in special})  # two quick searches rule out all 257 tokens
+        self._shapes: dict[tuple[str, ...], _Check] = {}
         self._moves_thoughts = _THOUGHT in chat.template
 
     def prompt(self, messages: Messages, tools: list[Any] | None = None) -> Prompt:
-        """A prompt's text, and its ids where texts in it look like special tokens."""
+        """A rendered prompt. Its ids are set only if text in it looks like special tokens."""
         prompt = Prompt(messages, tools)
         prompt.flagged = self._has_special(_texts(messages, tools))
         try:
-            prompt.error, prompt.whole = self._tried(messages, tools)
+            prompt.error, prompt.whole = self._check(messages, tools)
             if prompt.error is None:
-                broken, told, mark = self._broken(messages, tools, prompt.flagged)
-                prompt.text = self.chat.render_prompt(broken, told)
+                broken, broken_tools, mark = self._broken(messages, tools, prompt.flagged)
+                prompt.text = self.chat.render_prompt(broken, broken_tools)
                 prompt.ids = self.ids(prompt.text, mark) if mark else None
         except _REFUSALS as error:
             prompt.error = _refusal(error, _is_structured(messages, tools))
-        # a text with marks could be another prompt's own: its ids cannot
+        # text with marks could equal the text of another prompt; token ids cannot
         own = prompt.text.encode() if prompt.ids is None else prompt.ids.tobytes()
         prompt.id = hashlib.blake2b(own, digest_size=16).hexdigest()
         return prompt
 
-    def answer(self, candidate: Candidate, prompt: Prompt) -> Answer:
-        """An answer's text, as what the template adds to the prompt."""
+    def response(self, candidate: Candidate, prompt: Prompt) -> Response:
+        """A rendered response: the text that the template adds to the prompt."""
         turn = candidate.turn
         flagged = self._has_special(_texts([turn], None))
         try:
             if candidate.extra or prompt.whole:
                 return self._of_whole(candidate, flagged)
-            if self._moves_thoughts and _THOUGHT in candidate.answer:
+            if self._moves_thoughts and _THOUGHT in candidate.response:
                 lost = left_out(self._write_whole, [said("user", "?"), turn], None, first=1)
                 if lost is not None:
-                    return Answer(
-                        error=("unsupported_content", "the chat template leaves out a part of the answer")
+                    return Response(
+                        error=("unsupported_content", "the chat template leaves out text of the response")
                     )
             ((broken,), _, mark) = self._broken([turn], None, flagged)
-            return Answer(self.chat.render_answer(broken["content"]), flagged, mark)
+            return Response(self.chat.render_response(broken["content"]), flagged, mark)
         except _REFUSALS as error:
-            return Answer(error=_refusal(error, bool(candidate.extra)))
+            return Response(error=_refusal(error, bool(candidate.extra)))
 
     def ids(self, text: str, mark: str) -> Ids:
-        """The ids of a text whose texts that spell special tokens are broken by a mark.
+        """The ids of a text in which a mark breaks up text that spells special tokens.
 
-        Special tokens cut a text before anything else does, so the pieces between them encode alone as they do
-        together.
+        The tokenizer splits text at special tokens first, so the pieces between them can be encoded separately.
         """
         if json.dumps(mark)[1:-1] in text:
             raise ValueError(
-                "it writes characters beyond ASCII as escapes, among them the text of a special token"
+                "it escapes non-ASCII characters, which cannot be combined with text that spells a special token"
             )
         ids: list[int] = []
         at = 0
@@ -117,14 +124,14 @@ class Renderer:
         return np.array(ids, np.int32)
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is a special token."""
+        """The ids of a text, with special-token texts encoded as plain text."""
         ids: list[int] = self._text_only.encode(text, add_special_tokens=False).ids
         return ids
 
     def _broken(
         self, messages: Messages, tools: list[Any] | None, flagged: bool
     ) -> tuple[Messages, list[Any] | None, str]:
-        """A conversation whose special-token texts a mark breaks, so that what matches is the template's own."""
+        """A conversation with a mark inside each special-token text, so that only the template's own tokens match."""
         if not (flagged and self.plain):
             return messages, tools, ""
         mark = unused("".join(texts_of(messages, tools)))
@@ -140,51 +147,53 @@ class Renderer:
             for text in texts
         )
 
-    def _tried(self, messages: Messages, tools: list[Any] | None) -> _Tried:
+    def _check(self, messages: Messages, tools: list[Any] | None) -> _Check:
         if _is_structured(messages, tools) or self._has_thoughts(messages):
-            return self._try(messages, tools)
+            return self._check_rendering(messages, tools)
         shape = tuple(message["role"] for message in messages)
         if shape not in self._shapes:
             if len(self._shapes) == _MOST_SHAPES:
                 self._shapes.clear()
             try:
-                self._shapes[shape] = self._try([said(role, "What is 2 + 2?") for role in shape], None)
+                probe = [said(role, "What is 2 + 2?") for role in shape]
+                self._shapes[shape] = self._check_rendering(probe, None)
             except _REFUSALS as error:
-                self._shapes[shape] = _Tried(_refusal(error, False))
+                self._shapes[shape] = _Check(_refusal(error, False))
         return self._shapes[shape]
 
     def _has_thoughts(self, messages: Messages) -> bool:
         return self._moves_thoughts and any(_THOUGHT in message["content"] for message in messages)
 
-    def _try(self, messages: Messages, tools: list[Any] | None) -> _Tried:
-        """Whether a prompt is rendered with all that it says, and goes on with any answer as it does alone."""
+    def _check_rendering(self, messages: Messages, tools: list[Any] | None) -> _Check:
+        """Check that a prompt is rendered completely, and that a response follows it as after any other prompt."""
         if (lost := left_out(self.chat.render_prompt, messages, tools)) is not None:
-            return _Tried(("unsupported_content", f"the chat template leaves out {lost}; {_OPTION}"))
-        if self.chat.family.text != "answer":
-            return _Tried()
-        answer = "It is 4."
+            return _Check(("unsupported_content", f"the chat template leaves out {lost}; {_OPTION}"))
+        if self.chat.family.text != "response":
+            return _Check()
+        response = "It is 4."
         begun = self.chat.render_prompt(messages, tools)
-        whole = self._write_whole([*messages, said("assistant", answer)], tools)
-        return _Tried(whole=not whole.startswith(begun + self.chat.render_answer(answer)))
+        whole = self._write_whole([*messages, said("assistant", response)], tools)
+        return _Check(whole=not whole.startswith(begun + self.chat.render_response(response)))
 
     def _write_whole(self, messages: Messages, tools: list[Any] | None) -> str:
         return self.chat.render(messages, add_generation_prompt=False, tools=tools)
 
-    def _of_whole(self, candidate: Candidate, flagged: bool) -> Answer:
-        """The answer as what a conversation has more than its prompt."""
+    def _of_whole(self, candidate: Candidate, flagged: bool) -> Response:
+        """The response as the text that the rendered conversation has after the rendered prompt."""
         messages, tools = [*candidate.prompt, candidate.turn], candidate.tools
         if (lost := left_out(self._write_whole, messages, tools, len(messages) - 1)) is not None:
-            return Answer(error=("unsupported_content", f"the chat template leaves out {lost}; {_OPTION}"))
-        broken, told, mark = self._broken(messages, tools, flagged)
-        begun, whole = self.chat.render_prompt(broken[:-1], told), self._write_whole(broken, told)
+            return Response(error=("unsupported_content", f"the chat template leaves out {lost}; {_OPTION}"))
+        broken, broken_tools, mark = self._broken(messages, tools, flagged)
+        begun = self.chat.render_prompt(broken[:-1], broken_tools)
+        whole = self._write_whole(broken, broken_tools)
         text = whole.removeprefix(begun)
-        if text == whole or not text.endswith(self.chat.answer_end) or not self._is_apart(begun, text):
-            detail = "the chat template does not let this conversation be cut into prompt and answer"
-            return Answer(error=("unsupported_content", detail))
-        return Answer(text, flagged, mark)
+        if text == whole or not text.endswith(self.chat.response_end) or not self._is_separate(begun, text):
+            detail = "the chat template does not allow this conversation to be split into prompt and response"
+            return Response(error=("unsupported_content", detail))
+        return Response(text, flagged, mark)
 
-    def _is_apart(self, begun: str, text: str) -> bool:
-        """Whether prompt and answer encode alone as they do together, from the last special token on."""
+    def _is_separate(self, begun: str, text: str) -> bool:
+        """Whether prompt and response can be encoded separately, checked from the last special token of the prompt."""
         special = list(self._special.finditer(begun, max(0, len(begun) - _HEADER)))
         if not special:
             return False

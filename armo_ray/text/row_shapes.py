@@ -1,7 +1,7 @@
-"""Shapes of rows that no path can tell: each function makes the usual parts of what a named layout reads.
+"""Conversions for rows whose conversations no path can reach: one function per format of a named layout.
 
-Each takes the values of the layout's parts and returns those of the parts that it makes. Raises Rejected where a row
-is not of the shape.
+Each function takes the values of a layout's column roles and returns them with the usual ones filled in. It raises
+Rejected if a row does not have the format.
 """
 
 import re
@@ -41,7 +41,7 @@ _EXTRA_ID = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def extra_id_turns(values: Values) -> Values:
-    """HelpSteer2's prompts of several turns, which are marked by <extra_id_1>."""
+    """HelpSteer2's prompts of several turns, separated by <extra_id_1>."""
     prompt = values.get("prompt")
     if not isinstance(prompt, str) or "<extra_id_1>" not in prompt:
         return values
@@ -54,25 +54,28 @@ def extra_id_turns(values: Values) -> Values:
 
 
 def interleaved(values: Values) -> Values:
-    """JSON lists of what the user said, and of what each of two models answered (LMSYS 55k)."""
-    asked = _list(values["prompt"], "prompt")
-    made: Values = {}
-    for part in ("first", "second"):
-        said = _list(values[part], part)
-        if len(said) != len(asked):
+    """JSON lists of the user's turns and of the replies of each of two models (LMSYS 55k)."""
+    questions = _list(values["prompt"], "prompt")
+    conversations: Values = {}
+    for role in ("first", "second"):
+        replies = _list(values[role], role)
+        if len(replies) != len(questions):
             raise Rejected(
-                "malformed_row", f"{len(asked)} turns of the user, {len(said)} answers of the {part}"
+                "malformed_row",
+                f"{len(questions)} turns of the user, but {len(replies)} replies of the {role} model",
             )
-        pairs = zip(asked, said, strict=True)
-        made[part] = [turn for q, a in pairs for turn in (message("user", q), message("assistant", a))]
-    return {**values, **made, "prompt": None}
+        pairs = zip(questions, replies, strict=True)
+        conversations[role] = [
+            turn for q, a in pairs for turn in (message("user", q), message("assistant", a))
+        ]
+    return {**values, **conversations, "prompt": None}
 
 
 _PAIRED = (("input", "output"), ("human", "assistant"))
 
 
 def turn_pairs(values: Values) -> Values:
-    """Turns as objects that hold what the user and what the assistant said (Capybara, ms-swift)."""
+    """Objects that each hold a turn of the user and the assistant's reply (Capybara, ms-swift)."""
     turns: list[dict[str, Any]] = []
     for entry in _list(values["messages"], "conversation"):
         pair = _object(entry, "a turn")
@@ -87,11 +90,11 @@ _OASST_ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
 def tree(values: Values) -> Values:
-    """Every answer of an Open-Assistant tree, as a conversation of its own."""
-    found = list(_paths(_object(values["responses"], "prompt"), []))
-    if not found:
-        raise Rejected("empty_response", "the tree holds no answer")
-    return {**values, "responses": found}
+    """Every assistant turn of an Open-Assistant tree, each with the conversation that leads to it."""
+    conversations = list(_paths(_object(values["responses"], "prompt"), []))
+    if not conversations:
+        raise Rejected("empty_response", "the tree has no assistant turn")
+    return {**values, "responses": conversations}
 
 
 def _paths(node: Mapping[str, Any], before: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -110,7 +113,7 @@ _GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": 
 
 
 def glaive(values: Values) -> Values:
-    """Glaive's chats: a text with USER:, ASSISTANT: and FUNCTION RESPONSE: before each turn."""
+    """Glaive's chats: one text with USER:, ASSISTANT: or FUNCTION RESPONSE: before each turn."""
     before, *rest = _GLAIVE.split(_text(values["messages"], "chat"))
     if before.strip() or not rest:
         raise Rejected("malformed_row", "chat does not begin with USER:")
@@ -127,7 +130,7 @@ _GUANACO_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def guanaco(values: Values) -> Values:
-    """Texts with ### Human: and ### Assistant: before each turn."""
+    """One text with ### Human: or ### Assistant: before each turn."""
     before, *rest = _GUANACO.split(_text(values["messages"], "text"))
     if before.strip() or not rest:
         raise Rejected("malformed_row", "text does not begin with ### Human:")
@@ -136,20 +139,20 @@ def guanaco(values: Values) -> Values:
 
 
 def tldr(values: Values) -> Values:
-    """A post or article to sum up, in the words of TRL's script."""
+    """A post or article to summarize, with the prompt of TRL's script."""
     info = _object(values["prompt"], "info")
     body = info.get("post") or info.get("article")
-    said = _text(body, "info.post and info.article").replace("\n\n", "\n")
+    text = _text(body, "info.post and info.article").replace("\n\n", "\n")
     title = info.get("title") or ""
     if info.get("post"):
-        prompt = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {title}\n\nPOST: {said}\n\nTL;DR:"
+        prompt = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {title}\n\nPOST: {text}\n\nTL;DR:"
     else:
-        prompt = f"TITLE: {title}\n\n{said}\n\nTL;DR:"
+        prompt = f"TITLE: {title}\n\n{text}\n\nTL;DR:"
     return {**values, "prompt": prompt}
 
 
 def swift_rejected(values: Values) -> Values:
-    """Messages, and another answer instead of their last turn (ms-swift)."""
+    """Messages, and a rejected response that replaces their last turn (ms-swift)."""
     messages, other = _list(values["chosen"], "messages"), values["rejected"]
     if other is None:
         raise Rejected("empty_response", "rejected_response is null")
@@ -158,11 +161,11 @@ def swift_rejected(values: Values) -> Values:
 
 
 def ranked(values: Values) -> Values:
-    """Answers with ranks, of which the least is preferred (NeMo-RL)."""
+    """Responses with ranks; those with the lowest rank are chosen (NeMo-RL)."""
     entries = [_object(entry, "a completion") for entry in _list(values["chosen"], "completions")]
     ranks: list[Any] = [entry.get("rank") for entry in entries]
     if len(entries) < 2 or not all(isinstance(rank, int | float) for rank in ranks):
-        raise Rejected("malformed_row", f"the ranks are {ranks!r:.100}, expected two numbers or more")
+        raise Rejected("malformed_row", f"the ranks are {ranks!r:.100}, expected two or more numbers")
     best = min(ranks)
     chosen = [entry.get("completion") for entry in entries if entry["rank"] == best]
     others = [entry.get("completion") for entry in entries if entry["rank"] != best]
@@ -188,22 +191,22 @@ _ENDS = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext
 
 
 def rendered(values: Values) -> Values:
-    """A prompt as a chat template wrote it, ChatML's or Llama-3's, with or without special tokens, as messages."""
+    """A prompt rendered by ChatML's or Llama-3's chat template, with or without special tokens."""
     prompt = values.get("prompt")
-    made: Values = {"prompt": _unrendered(prompt) if isinstance(prompt, str) else prompt}
-    made |= {part: _ended(values[part]) for part in ("response", "responses") if part in values}
-    return {**values, **made}
+    plain: Values = {"prompt": _unrendered(prompt) if isinstance(prompt, str) else prompt}
+    plain |= {role: _without_end(values[role]) for role in ("response", "responses") if role in values}
+    return {**values, **plain}
 
 
-def _ended(value: Any) -> Any:
-    """Answers without the token that ends a turn."""
+def _without_end(value: Any) -> Any:
+    """A response, or a list of them, without the token that ends a turn."""
     if isinstance(value, list):
-        return list(map(_ended, value))
+        return list(map(_without_end, value))
     if not isinstance(value, str):
         return value
     text = _ENDS.sub("", value)
     if mark := next((mark for mark in _MARKS if mark in text), None):
-        raise Rejected("malformed_row", f"the answer holds turns of a chat template: {mark}")
+        raise Rejected("malformed_row", f"the response contains turns of a chat template: {mark}")
     return text
 
 
@@ -216,7 +219,7 @@ def _unrendered(text: str) -> Any:
             return _asked(turns)
     if mark := next((mark for mark in _MARKS if mark in text), None):
         raise Rejected(
-            "malformed_row", f"the prompt was written by an unknown chat template: it holds {mark}"
+            "malformed_row", f"the prompt was rendered by an unknown chat template: it contains {mark}"
         )
     before, *rest = _BARE.split(f"{text.rstrip()}\n" if text.rstrip().endswith("assistant") else text)
     if before or not rest:
@@ -224,22 +227,25 @@ def _unrendered(text: str) -> Any:
     turns = [message(role, said.strip()) for role, said in zip(rest[::2], rest[1::2], strict=True)]
     roles = [turn["role"] for turn in turns if turn["role"] != "system"]
     if roles[::2] != ["user"] * len(roles[::2]) or roles[1::2] != ["assistant"] * len(roles[1::2]):
-        raise Rejected("malformed_row", f"the turns of the prompt cannot be told apart: {', '.join(roles)}")
+        raise Rejected(
+            "malformed_row",
+            f"the turns of the prompt cannot be separated: their roles are {', '.join(roles)}",
+        )
     return _asked(turns)
 
 
 def _asked(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages before the answer, whose header may have been written already."""
+    """The messages before the response, without a trailing header for it."""
     return turns[:-1] if turns[-1] == message("assistant", "") else turns
 
 
 def prm800k(values: Values) -> Values:
-    """The steps that were chosen, and every path that leaves them by another rated step, as TRL's script has them."""
-    answers: list[list[str]] = []
+    """The chosen steps, and every path that ends in another rated step instead, as in TRL's script."""
+    responses: list[list[str]] = []
     path: list[str] = []
     for step in _list(values["steps"], "label.steps"):
         completions, chosen = step.get("completions") or [], step.get("chosen_completion")
-        answers += [[*path, c.get("text")] for k, c in enumerate(completions) if k != chosen]
+        responses += [[*path, c.get("text")] for k, c in enumerate(completions) if k != chosen]
         if chosen is not None:
             path = [*path, completions[chosen].get("text")]
         elif step.get("human_completion"):
@@ -247,7 +253,7 @@ def prm800k(values: Values) -> Values:
             path = [*path, human if isinstance(human, str) else human.get("text")]
         else:
             break
-    return {**values, "steps": [*answers, path] if path else answers}
+    return {**values, "steps": [*responses, path] if path else responses}
 
 
 _SHEPHERD = "ки"
@@ -255,7 +261,7 @@ _STEP = re.compile(r"step 1\s*:", re.IGNORECASE)
 
 
 def math_shepherd(values: Values) -> Values:
-    """A question and its steps in one text, each step with its mark after it."""
+    """A question and the steps in one text, with a mark after each step."""
     text = _text(values["prompt"], "input")
     first = _STEP.search(text)
     if first is None:
@@ -265,7 +271,7 @@ def math_shepherd(values: Values) -> Values:
 
 
 def rlhflow_prm(values: Values) -> Values:
-    """A question with its first step, and every other step, in turns of the user; verdicts in the assistant's."""
+    """A question with the first step, and each further step, in user turns; the assistant's turns are verdicts."""
     turns = [_object(turn, "a turn") for turn in _list(values["prompt"], "conversations")]
     said = [_text(turn.get("content", turn.get("value")), "a turn") for turn in turns]
     if len(said) < 2 or any(verdict not in ("+", "-") for verdict in said[1::2]):

@@ -1,6 +1,6 @@
-"""Candidates become token ids: special-token safety, the length policy, one encoding per prompt.
+"""Conversion of candidates into token ids: special-token safety, the length policy, one encoding per prompt.
 
-Reaches the speed of the tokenizer itself, about 500k tokens/s on a core with the Llama-3 vocabulary; a prompt
+Reaches the speed of the tokenizer itself, about 500k tokens/s on one core with the Llama-3 vocabulary; a prompt
 is rendered and encoded once for all its candidates.
 """
 
@@ -12,10 +12,10 @@ from armo_ray.model.chat import Chat, Messages
 from armo_ray.text import judges
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout
-from armo_ray.text.rendering import Answer, Renderer
+from armo_ray.text.rendering import Renderer, Response
 from armo_ray.text.tokenized import Ids, Prompt, Tokenized
 
-# An encoding holds about 100 bytes per token besides its ids: batches bound that.
+# Batches bound memory: an encoding takes about 100 bytes per token in addition to its ids.
 _BATCH_CHARS = 1 << 20
 _GROUP = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
 
@@ -25,10 +25,10 @@ class Encoder:
 
     Args:
         chat: the model's tokenizer and template.
-        max_length: most tokens of a conversation; longer ones are rejected as too_long.
-        truncate: "none", or which part of a too long prompt to drop: its "left" (after BOS) or its "middle".
-        special_tokens: "plain" encodes special-token texts in messages as ordinary text; "reference" as the
-            released code does, as control tokens.
+        max_length: maximum number of tokens in a conversation; longer ones are rejected as too_long.
+        truncate: "none", or where to cut a prompt that is too long: at the "left" (after BOS) or in the "middle".
+        special_tokens: "plain" encodes special-token texts in messages as ordinary text; "reference" encodes them
+            as control tokens, as the released code does.
     """
 
     def __init__(
@@ -41,27 +41,27 @@ class Encoder:
         self._renderer = Renderer(chat, self.plain)
         self._max_chars = max_length * max(map(len, chat.tokenizer.get_vocab()), default=1)
 
-    def group(self, prompt: Messages, answers: Sequence[str]) -> tuple[Ids, list[Ids]]:
-        """Token ids of one prompt and its answers, as RewardModel.score takes them.
+    def group(self, prompt: Messages, responses: Sequence[str]) -> tuple[Ids, list[Ids]]:
+        """Token ids of one prompt and its responses, as RewardModel.score takes them.
 
-        Raises ValueError with the reason where a candidate cannot be scored, or only in comparison with others.
+        Raises ValueError if a candidate cannot be scored, or if the model compares responses in pairs.
         """
         if self.chat.family.text == "pairs":
             raise ValueError(
-                f"the family {self.chat.family.name} compares answers: use encode, or score_dataset"
+                f"the family {self.chat.family.name} compares responses: use encode, or score_dataset"
             )
-        done = self.encode(candidates_of({"prompt": prompt, "responses": list(answers)}, _GROUP))
+        done = self.encode(candidates_of({"prompt": prompt, "responses": list(responses)}, _GROUP))
         if done.rejects:
             index, reason, detail = done.rejects[0]
-            raise ValueError(f"answer {index}: {reason}: {detail}")
-        first = min(done.prompts, key=len)  # one cut that leaves room for every answer
-        if self.chat.family.text == "answer":
+            raise ValueError(f"response {index}: {reason}: {detail}")
+        first = min(done.prompts, key=len)  # the shortest one leaves room for every response
+        if self.chat.family.text == "response":
             return first, done.responses
         return first, [np.concatenate((p, *ids))[len(first) :] for p, ids in done.sequences()]
 
     def encode(self, candidates: Sequence[Candidate]) -> Tokenized:
-        """Encode the candidates that carry no reason yet; the others come back as rejects."""
-        if self.chat.family.text != "answer":
+        """Encode the candidates that have no reject reason yet; the others are returned as rejects."""
+        if self.chat.family.text != "response":
             return judges.encode(
                 candidates, self.chat.family, self.max_length, self._rendered, self._num_tokens
             )
@@ -74,19 +74,19 @@ class Encoder:
                     prompt = self._renderer.prompt(candidate.prompt, candidate.tools)
                 prompts[i] = prompt
         self._encode_prompts(list(prompts.values()))
-        answers = {
-            i: self._renderer.answer(candidates[i], prompt)
+        responses = {
+            i: self._renderer.response(candidates[i], prompt)
             for i, prompt in prompts.items()
             if prompt.error is None
         }
-        ids = self._encode_answers(answers)
+        ids = self._encode_responses(responses)
         for i, candidate in enumerate(candidates):
             if candidate.reason is not None:
                 out.rejects.append((i, candidate.reason, candidate.detail or ""))
-            elif (detail := self._unfit(prompts[i], answers.get(i))) is not None:
+            elif (detail := self._unfit(prompts[i], responses.get(i))) is not None:
                 out.rejects.append((i, *detail))
             else:
-                self._place(out, i, prompts[i], ids[i], _flags(candidate, prompts[i], answers[i]))
+                self._place(out, i, prompts[i], ids[i], _flags(candidate, prompts[i], responses[i]))
         return out
 
     def _rendered(self, conversations: Sequence[Messages]) -> list[Prompt]:
@@ -103,18 +103,22 @@ class Encoder:
         for prompt, ids in zip(waiting.values(), self._encode_batch(texts), strict=True):
             prompt.ids = ids
 
-    def _encode_answers(self, answers: dict[int, Answer]) -> dict[int, Ids]:
-        """Ids of each answer with its end of turn; equal texts are encoded once."""
-        fit = {i: answer for i, answer in answers.items() if not answer.error and self._may_fit(answer.text)}
-        texts = sorted({answer.text for answer in fit.values() if not answer.mark})
-        known = dict(zip(texts, self._encode_batch(texts), strict=True))
+    def _encode_responses(self, responses: dict[int, Response]) -> dict[int, Ids]:
+        """Ids of each response with its end of turn; equal texts are encoded once."""
+        fit = {
+            i: response
+            for i, response in responses.items()
+            if not response.error and self._may_fit(response.text)
+        }
+        texts = sorted({response.text for response in fit.values() if not response.mark})
+        ids_of = dict(zip(texts, self._encode_batch(texts), strict=True))
         return {
-            i: self._renderer.ids(answer.text, answer.mark) if answer.mark else known[answer.text]
-            for i, answer in fit.items()
+            i: self._renderer.ids(response.text, response.mark) if response.mark else ids_of[response.text]
+            for i, response in fit.items()
         }
 
     def _may_fit(self, text: str) -> bool:
-        """Whether a text could be within max_length: a hundred megabytes need no encoding to be too long."""
+        """Whether a text could fit in max_length; a text of 100 MB is too long without being encoded."""
         return len(text) <= self._max_chars
 
     def _encodes(self, prompt: Prompt) -> bool:
@@ -131,20 +135,20 @@ class Encoder:
                 start, size = stop, 0
         return done
 
-    def _unfit(self, prompt: Prompt, answer: Answer | None) -> tuple[str, str] | None:
-        """Why a candidate was not encoded."""
-        if prompt.error is not None or answer is None:
+    def _unfit(self, prompt: Prompt, response: Response | None) -> tuple[str, str] | None:
+        """Reason and detail if a candidate was not encoded, otherwise None."""
+        if prompt.error is not None or response is None:
             return prompt.error
-        if answer.error is not None or (self._encodes(prompt) and self._may_fit(answer.text)):
-            return answer.error
+        if response.error is not None or (self._encodes(prompt) and self._may_fit(response.text)):
+            return response.error
         return (
             "too_long",
-            f"{len(prompt.text) + len(answer.text)} characters, max_length is {self.max_length} tokens",
+            f"{len(prompt.text) + len(response.text)} characters, max_length is {self.max_length} tokens",
         )
 
     def _place(self, out: Tokenized, i: int, prompt: Prompt, response: Ids, flags: list[str]) -> None:
-        """Add a candidate to the scored ones, or to the rejects if it is too long."""
-        assert prompt.ids is not None, "_unfit lets encoded prompts through only"
+        """Add a candidate to the sequences, or to the rejects if it is too long."""
+        assert prompt.ids is not None, "_unfit passes only encoded prompts"
         num_tokens = len(prompt.ids) + len(response)
         if num_tokens <= self.max_length:
             if prompt.place is None:
@@ -163,14 +167,14 @@ class Encoder:
         out.add(i, prompt, (len(out.prompts[group]), len(response)), flags)
 
     def _truncated(self, prompt: Ids, room: int) -> Ids | None:
-        """A prompt cut to `room` tokens; its first token and the end of its last turn always stay."""
-        tail = len(self.chat.answer_pattern)
+        """A prompt cut to `room` tokens, or None. Its first token and the end of its last turn always remain."""
+        tail = len(self.chat.response_pattern)
         if self.truncate == "none" or room < tail + 1:
             return None
         head = 1 if self.truncate == "left" else max(1, min(room // 2, room - tail))
         return np.concatenate((prompt[:head], prompt[len(prompt) - (room - head) :]))
 
 
-def _flags(candidate: Candidate, prompt: Prompt, answer: Answer) -> list[str]:
-    special = ["special_token_text"] if answer.flagged or prompt.flagged else []
+def _flags(candidate: Candidate, prompt: Prompt, response: Response) -> list[str]:
+    special = ["special_token_text"] if response.flagged or prompt.flagged else []
     return [*candidate.flags, *(["structured"] if candidate.is_structured else []), *special]

@@ -1,4 +1,4 @@
-"""Candidates as token ids, and the prompts that they continue."""
+"""Data types: candidates as token ids, and the prompts that they continue."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,18 +13,18 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass
 class Tokenized:
-    """What can be scored, column by column, and what cannot.
+    """The candidates that can be scored, as columns, and the rejects.
 
     `prompts` holds distinct beginnings; sequence j, which the model reads, is prompts[group[j]] ++ responses[j].
-    Each scored candidate has one, in the same order, but where answers are compared in pairs: there
-    `contests` tells, of each sequence, the candidate that it names first and the other, as places in `source`.
+    Each scored candidate has one sequence, in the same order, unless responses are compared in pairs. Then
+    contests[j] is the pair of candidates in sequence j, first one first, as indices into `source`.
     """
 
     prompts: list[Ids] = field(default_factory=list)
     group: list[int] = field(default_factory=list)
     responses: list[Ids] = field(default_factory=list)
     contests: list[tuple[int, int]] = field(default_factory=list)
-    source: list[int] = field(default_factory=list)  # index into the candidates given
+    source: list[int] = field(default_factory=list)  # index into the list of candidates
     prompt_id: list[str] = field(default_factory=list)
     num_prompt_tokens: list[int] = field(default_factory=list)
     num_response_tokens: list[int] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Tokenized:
     rejects: list[tuple[int, str, str]] = field(default_factory=list)  # index, reason, detail
 
     def add(self, source: int, prompt: "Prompt", num_tokens: tuple[int, int], flags: list[str]) -> None:
-        """Add the columns of a scored candidate; `num_tokens` of its prompt and its response."""
+        """Add a scored candidate to the columns; `num_tokens` counts its prompt and its response."""
         self.source.append(source)
         self.prompt_id.append(prompt.id)
         self.num_prompt_tokens.append(num_tokens[0])
@@ -40,7 +40,7 @@ class Tokenized:
         self.flags.append(flags)
 
     def sequences(self) -> list[tuple[Ids, list[Ids]]]:
-        """What RewardModel.score takes."""
+        """The sequences as groups for RewardModel.score."""
         return [(self.prompts[g], [ids]) for g, ids in zip(self.group, self.responses, strict=True)]
 
 
@@ -53,7 +53,7 @@ class Prompt:
     text: str = ""
     id: str = ""
     flagged: bool = False
-    whole: bool = False  # answers to it are cut from whole conversations
-    error: tuple[str, str] | None = None  # reason and detail of why it cannot be scored
+    whole: bool = False  # responses to it are cut out of the rendered conversation
+    error: tuple[str, str] | None = None  # reason and detail if it cannot be scored
     ids: Ids | None = None
-    place: int | None = None  # in Tokenized.prompts
+    place: int | None = None  # index in Tokenized.prompts

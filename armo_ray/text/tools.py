@@ -1,7 +1,7 @@
-"""Tools, calls of them and reasoning: read from every form that data sets have, and written as text on request.
+"""Tools, tool calls and reasoning: parsed from the forms that data sets use, and written as text on request.
 
-The text is what Qwen2.5's template, and Hermes' before it, makes of them, so that a model whose own template knows
-no tools reads them in the form that is most often written:
+The text has the form of Qwen2.5's template, which comes from Hermes. It is the most common one, for models whose own
+template does not support tools:
 
     system     {its text}\\n\\n# Tools\\n\\nYou may call one or more ... <tools>\\n{schema}\\n</tools> ...
     assistant  <think>\\n{reasoning}\\n</think>\\n\\n{its text}\\n<tool_call>\\n{call as JSON}\\n</tool_call>
@@ -33,16 +33,16 @@ For each function call, return a json object with function name and arguments wi
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a key holds nothing: null, no text, or lists and structs of these, as Parquet has for absent keys."""
+    """Whether a value is null, empty, or a list or struct of such values, as Parquet has for absent keys."""
     if isinstance(value, dict):
         return all(map(is_absent, value.values()))
     return all(map(is_absent, value)) if isinstance(value, list) else value is None or value == ""
 
 
 def calls_of(message: Mapping[str, Any], flags: set[str]) -> list[Any]:
-    """The calls of a message in OpenAI's form, their arguments as objects where they are such or JSON of one.
+    """The tool calls of a message in OpenAI's form, with arguments parsed if they are the JSON of an object.
 
-    Raises Rejected where one is no call, or `function_call` is another than `tool_calls`.
+    Raises Rejected if an entry is not a call, or if `function_call` and `tool_calls` differ.
     """
     calls = _decoded(message.get("tool_calls"), "tool_calls")
     calls = [
@@ -57,7 +57,10 @@ def calls_of(message: Mapping[str, Any], flags: set[str]) -> list[Any]:
 
 
 def tools_of(value: Any, flags: set[str]) -> list[Any] | None:
-    """The schemas of tools, None where there are none; given as a list of objects or JSON, or as JSON of that."""
+    """The schemas of tools, or None if there are none.
+
+    `value` is a list of objects or of JSON texts, or that list as JSON. Raises Rejected if an entry is not an object.
+    """
     tools = _decoded(value, "tools")
     tools = [
         _decoded(tool, "tools")
@@ -70,21 +73,21 @@ def tools_of(value: Any, flags: set[str]) -> list[Any] | None:
 
 
 def as_text(messages: Messages, tools: list[Any] | None) -> Messages:
-    """The messages as role and text alone, with all else written into the text."""
-    found: Messages = []
+    """The messages as role and text only, with tools, tool calls and reasoning written into the text."""
+    turns: Messages = []
     for message in messages:
         if message["role"] != "tool":
-            found.append({"role": message["role"], "content": _written(message)})
-        elif found and found[-1]["role"] == "user" and found[-1]["content"].endswith("</tool_response>"):
-            found[-1] = {"role": "user", "content": f"{found[-1]['content']}\n{_written(message)}"}
+            turns.append({"role": message["role"], "content": _written(message)})
+        elif turns and turns[-1]["role"] == "user" and turns[-1]["content"].endswith("</tool_response>"):
+            turns[-1] = {"role": "user", "content": f"{turns[-1]['content']}\n{_written(message)}"}
         else:
-            found.append({"role": "user", "content": _written(message)})
+            turns.append({"role": "user", "content": _written(message)})
     if not tools:
-        return found
-    told = _TOOLS.format(schemas="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
-    if found[0]["role"] == "system":
-        return [{"role": "system", "content": f"{found[0]['content']}\n\n{told}"}, *found[1:]]
-    return [{"role": "system", "content": told}, *found]
+        return turns
+    instructions = _TOOLS.format(schemas="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+    if turns[0]["role"] == "system":
+        return [{"role": "system", "content": f"{turns[0]['content']}\n\n{instructions}"}, *turns[1:]]
+    return [{"role": "system", "content": instructions}, *turns]
 
 
 def _written(message: Mapping[str, Any]) -> str:
@@ -93,9 +96,11 @@ def _written(message: Mapping[str, Any]) -> str:
         return f"<tool_response>\n{content}\n</tool_response>"
     if thought := message.get("reasoning_content"):
         content = f"<think>\n{thought}\n</think>\n\n{content}"
-    calls = [call["function"] for call in message.get("tool_calls", ())]
-    told = [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls]
-    return "\n".join([content, *told] if content else told)
+    calls = [
+        f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+        for call in message.get("tool_calls", ())
+    ]
+    return "\n".join([content, *calls] if content else calls)
 
 
 def _call(call: Any, flags: set[str]) -> dict[str, Any]:
@@ -107,59 +112,61 @@ def _call(call: Any, flags: set[str]) -> dict[str, Any]:
     function = call if is_absent(call.get("function")) else call["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise Rejected("malformed_row", "a tool call has no name")
-    for key, held in (call | function).items():
-        if key not in _CALL_KEYS and not is_absent(held):
-            raise Rejected("unsupported_content", f"a tool call has {key} beside its name and arguments")
-    given = function.get("arguments")
-    given = function.get("parameters") if given is None else given
-    known = {
+    for key, value in (call | function).items():
+        if key not in _CALL_KEYS and not is_absent(value):
+            raise Rejected(
+                "unsupported_content", f"a tool call has {key} in addition to its name and arguments"
+            )
+    arguments = function.get("arguments")
+    arguments = function.get("parameters") if arguments is None else arguments
+    openai_call = {
         "type": "function",
-        "function": {"name": function["name"], "arguments": _arguments(given, flags)},
+        "function": {"name": function["name"], "arguments": _arguments(arguments, flags)},
     }
-    return known | ({"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {})
+    return openai_call | ({"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {})
 
 
-def _arguments(given: Any, flags: set[str]) -> Any:
-    """The arguments of a call: an object, or text that is not JSON of one, as it is."""
-    if isinstance(given, str) and given.strip():
-        parsed = _exactly(given)
-        return parsed if isinstance(parsed, dict) else given
-    if given is None or isinstance(given, str):
+def _arguments(value: Any, flags: set[str]) -> Any:
+    """The arguments of a call as an object; text that is not the JSON of an object stays as it is."""
+    if isinstance(value, str) and value.strip():
+        parsed = _parse_exactly(value)
+        return parsed if isinstance(parsed, dict) else value
+    if value is None or isinstance(value, str):
         return {}
-    if not isinstance(given, dict):
+    if not isinstance(value, dict):
         raise Rejected(
-            "malformed_row", f"the arguments of a tool call are {kind_of(given)}, expected an object"
+            "malformed_row", f"the arguments of a tool call are {kind_of(value)}, expected an object"
         )
-    return _without_nulls(given, flags)
+    return _without_nulls(value, flags)
 
 
 def _without_nulls(value: Any, flags: set[str]) -> Any:
-    """A struct of Parquet holds null for every key that another row has: such keys are absent."""
+    """The value without null fields: a struct in Parquet has a null for every key that only other rows have."""
     if isinstance(value, list):
         return [_without_nulls(entry, flags) for entry in value]
     if not isinstance(value, dict):
         return value
     if None in value.values():
         flags.add("nulls_dropped")
-    return {key: _without_nulls(held, flags) for key, held in value.items() if held is not None}
+    return {key: _without_nulls(entry, flags) for key, entry in value.items() if entry is not None}
 
 
 def _decoded(value: Any, what: str) -> Any:
-    """A value that may be given as JSON."""
+    """The value, parsed if it is JSON text."""
     return decoded(value, what) if isinstance(value, str) and value.strip() else value
 
 
-def _exactly(text: str) -> Any:
-    """What JSON says, or None where reading it would lose something: keys given twice, numbers beyond floats."""
+def _parse_exactly(text: str) -> Any:
+    """JSON text parsed, or None if parsing would lose data: duplicate keys, numbers too large for a float."""
 
     def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in entries}) < len(entries):
-            raise ValueError("a key twice")
+            raise ValueError("duplicate key")
         return dict(entries)
 
     def number(digits: str) -> float:
         if not math.isfinite(float(digits)):
-            raise ValueError("beyond floats")
+            raise ValueError("too large for a float")
         return float(digits)
 
     try:

@@ -1,1 +1,1 @@
-"""`armo-ray tiny-model`: tiny random checkpoints of every family."""
+"""`armo-ray tiny-model`: tiny checkpoints with random weights for every family."""

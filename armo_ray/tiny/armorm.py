@@ -1,4 +1,4 @@
-"""A tiny random ArmoRM: the released model's tensor names, dtypes, config fields and template, in a megabyte."""
+"""A tiny ArmoRM with random weights: tensor names, dtypes, config and template of the released model in 1 MB."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-# Llama-3's special tokens in their order; ArmoRM adds [PAD] last.
+# Llama-3's special tokens in the order of their ids; ArmoRM appends [PAD].
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -39,7 +39,7 @@ TOKENIZER_CONFIG = NAMED_TOKENS | {
     "model_input_names": ["input_ids", "attention_mask"],
     "tokenizer_class": "PreTrainedTokenizerFast",
 }
-# The fields of the released config.json that do not depend on the size.
+# The fields of the released config.json that do not depend on the size of the model.
 CONFIG = {
     "architectures": ["LlamaForRewardModelWithGating"],
     "attention_bias": False,
@@ -57,7 +57,7 @@ CONFIG = {
     "torch_dtype": "float32",
     "use_cache": False,
 }
-# What the small vocabulary is learned from: enough English for about three characters a token.
+# Training text for the small vocabulary: enough English for about three characters per token.
 CORPUS = """
 system user assistant the of and to in is you that it for on with as this are be or can not have from your
 will what which when how there their they them these would should could about more other some into than then
@@ -80,9 +80,10 @@ def write_tiny_model(
     max_length: int = 8192,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write a checkpoint directory: two safetensors shards with an index, config, tokenizer and template.
+    """Write a checkpoint directory: two safetensors files with an index, config, tokenizer and template.
 
-    Backbone tensors are bfloat16 and head tensors float32, as released. The same seed gives the same bytes.
+    Backbone tensors are bfloat16 and head tensors float32, as in the released model. The same seed gives the same
+    bytes.
     """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer or tiny_tokenizer()
@@ -107,20 +108,21 @@ def write_tiny_model(
     tokenizer.save(str(path / "tokenizer.json"))
     generator = torch.Generator().manual_seed(seed)
     backbone, head = _backbone(config, generator), random_head(config, generator)
-    shards = {"model-00001-of-00002.safetensors": backbone, "model-00002-of-00002.safetensors": head}
-    for name, tensors in shards.items():
+    files = {"model-00001-of-00002.safetensors": backbone, "model-00002-of-00002.safetensors": head}
+    for name, tensors in files.items():
         save_file(tensors, path / name, metadata={"format": "pt"})
     index = {
-        "metadata": {"total_size": sum(t.nbytes for tensors in shards.values() for t in tensors.values())},
-        "weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors},
+        "metadata": {"total_size": sum(t.nbytes for tensors in files.values() for t in tensors.values())},
+        "weight_map": {tensor: name for name, tensors in files.items() for tensor in tensors},
     }
     write_json(path / "model.safetensors.index.json", index)
 
 
 def tiny_tokenizer(special_tokens: Sequence[str] = SPECIAL_TOKENS, split: str = LLAMA3_SPLIT) -> Tokenizer:
-    """Byte-level BPE with Llama-3's pre-tokenizer and special tokens, or others, and some 600 tokens of its own.
+    """Byte-level BPE with about 600 tokens plus special tokens.
 
-    Where there is an unknown token, it has id 0, as in the vocabularies that have one.
+    By default the special tokens and the pre-tokenizer's pattern are Llama-3's. An `<unk>` token has id 0, as in the
+    vocabularies that have one.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -172,11 +174,12 @@ def _backbone(config: dict[str, Any], generator: torch.Generator) -> dict[str, t
 
 
 def random_head(config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The tensors of an ArmoRM head with random weights, named as in a checkpoint."""
     hidden, count, width = config["hidden_size"], config["num_objectives"], config["gating_hidden_dim"]
     transform = torch.eye(count)
     verbosity = min(4, count - 1)
     penalty = torch.rand(count, generator=generator) * 0.3
-    penalty[verbosity] = 1.0  # as released: verbosity counts only against the other objectives
+    penalty[verbosity] = 1.0  # as in the released model: verbosity only lowers the other rewards
     transform[verbosity] -= penalty
     tensors = {
         "regression_layer.weight": torch.randn(count, hidden, generator=generator) * 0.3 * hidden**-0.5,
@@ -193,4 +196,5 @@ def random_head(config: dict[str, Any], generator: torch.Generator) -> dict[str,
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

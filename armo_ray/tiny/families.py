@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of every family: its tensor names, dtypes, config fields and template, in a megabyte."""
+"""A tiny checkpoint with random weights for every family: its tensor names, dtypes, config and template in 1 MB."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
 from armo_ray.tiny.armorm import write_json, write_tiny_model
 from armo_ray.tiny.tokenizers import write_tokenizer
 
-# What a decoder of each kind has besides its size, as the released configs have it.
+# Config fields of each decoder that do not depend on its size, as in released models.
 BACKBONES: dict[str, dict[str, Any]] = {
     "llama": {"rope_theta": 500000.0, "rms_norm_eps": 1e-05},
     "mistral": {"rope_theta": 10000.0, "sliding_window": 128},
@@ -46,10 +46,10 @@ _ARCHITECTURES = {
 def write_family(
     path: Path, name: str, backbone: str = "llama", seed: int = 0, max_length: int = 8192, **fields: Any
 ) -> None:
-    """Write a checkpoint directory of a family in FAMILIES, on a decoder in BACKBONES.
+    """Write a checkpoint directory of a family in FAMILIES with a decoder in BACKBONES.
 
-    `fields` go over those of its config, such as id2label or tie_word_embeddings. Backbones and most heads are
-    bfloat16, heads with a gate for the prompt float32, as released. The same seed gives the same weights.
+    `fields` override config fields, such as id2label or tie_word_embeddings. Backbones and most heads are bfloat16,
+    heads with a gate for the prompt float32, as in released models. The same seed gives the same weights.
     """
     if name == "armorm" and backbone == "llama" and not fields:
         write_tiny_model(path, seed, max_length=max_length)
@@ -63,10 +63,10 @@ def write_family(
     torch.manual_seed(seed)
     auto: Any = AutoModel
     model = auto.from_config(AutoConfig.from_pretrained(path))
-    for (
-        tensor
-    ) in model.parameters():  # norms begin as ones or zeros and biases as zeros: nothing would hide them
-        if tensor.dim() == 1:
+    for tensor in model.parameters():
+        if (
+            tensor.dim() == 1
+        ):  # norms and biases start as ones or zeros, and leaving them out would go unnoticed
             tensor.data.add_(torch.randn(tensor.shape), alpha=0.3)
     prefix = "transformer" if name == "starling" else "model"
     tensors = {f"{prefix}.{n}": t.bfloat16().contiguous() for n, t in model.state_dict().items()}
@@ -75,11 +75,11 @@ def write_family(
 
 def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, Any]:
     stem = backbone.capitalize()
-    kind = "{}ForCausalLM" if family.text != "answer" else "{}ForSequenceClassification"
+    kind = "{}ForCausalLM" if family.text != "response" else "{}ForSequenceClassification"
     config = {
         "architectures": [_ARCHITECTURES.get(family.name, kind).format(stem)],
         "hidden_size": 64,
-        "initializer_range": 0.15,  # tiny weights would make every hidden state nearly the same
+        "initializer_range": 0.15,  # smaller weights would make all hidden states nearly equal
         "intermediate_size": 128,
         "model_type": backbone,
         "num_attention_heads": 4,
@@ -88,14 +88,14 @@ def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, 
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
-    if family.text == "answer" and not family.gated:
+    if family.text == "response" and not family.gated:
         config["id2label"] = {"0": "LABEL_0"}
     return config | BACKBONES[backbone] | _CONFIGS.get(family.name, {}) | fields
 
 
 def _head(family: Family, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     shapes, optional = expected_head(family, config, {} if config["tie_word_embeddings"] else {LM_HEAD: ()})
-    shapes.pop(EMBEDDINGS, None)  # the backbone's own
+    shapes.pop(EMBEDDINGS, None)  # belongs to the backbone
     shapes |= {name: shape for name, shape in optional.items() if not name.endswith(".bias")}
     dtype = torch.float32 if family.reads == "gate" else torch.bfloat16
     tensors = {}

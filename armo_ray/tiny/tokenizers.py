@@ -1,4 +1,4 @@
-"""Small tokenizers with the special tokens and chat templates of the backbones that reward models are trained on."""
+"""Small tokenizers with the special tokens and chat templates of the backbones that reward models use."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ _CHATML = (
     _TURNS + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-# Thoughts are taken out of an answer and put before it; an answer without any gets an empty one.
+# Moves the thought in a response to its start; a response without a thought gets an empty one.
 _QWEN3 = (
     "{% for message in messages %}{% set content = message['content'] %}{% set thought = '' %}"
     "{% if message['role'] == 'assistant' and '</think>' in content %}"
@@ -33,14 +33,14 @@ _QWEN_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 class Kind(NamedTuple):
-    """Special tokens by their role, others in `special`, and what cuts text into words."""
+    """The chat template and the tokens of a kind of tokenizer."""
 
     template: str
-    named: dict[str, str]
-    special: tuple[str, ...] = ()
-    plain: tuple[str, ...] = ()  # added tokens that are text
-    split: str = LLAMA3_SPLIT
-    adds_bos: bool = False
+    named: dict[str, str]  # special tokens by the names that templates use (bos_token, ...)
+    special: tuple[str, ...] = ()  # all special tokens in the order of their ids
+    plain: tuple[str, ...] = ()  # added tokens that are ordinary text
+    split: str = LLAMA3_SPLIT  # pattern of the pre-tokenizer
+    adds_bos: bool = False  # whether the tokenizer adds BOS by itself
 
 
 _LLAMA3 = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|end_of_text|>"}
@@ -48,7 +48,7 @@ _QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATES = {
     "llama3": Kind(LLAMA3_TEMPLATE, _LLAMA3, SPECIAL_TOKENS[:-1]),
-    # Skywork's: the template leaves BOS to the tokenizer.
+    # As in Skywork's models, the template leaves BOS to the tokenizer.
     "llama3-no-bos": Kind(
         LLAMA3_TEMPLATE.replace("bos_token + content", "content"), _LLAMA3, SPECIAL_TOKENS[:-1], adds_bos=True
     ),
@@ -70,7 +70,7 @@ TEMPLATES = {
         ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
         adds_bos=True,
     ),
-    # The last of its turns does not end in a line.
+    # The last turn of a conversation does not end in a newline.
     "yi": Kind(
         _TURNS + "' + ('' if loop.last and not add_generation_prompt else '\n') }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
@@ -86,7 +86,7 @@ TEMPLATES = {
 
 
 def write_tokenizer(path: Path, name: str, max_length: int) -> Tokenizer:
-    """Write tokenizer.json and tokenizer_config.json of the kind TEMPLATES[name]."""
+    """Write tokenizer.json and tokenizer_config.json of the kind TEMPLATES[name]; returns the tokenizer."""
     kind = TEMPLATES[name]
     tokenizer = tiny_tokenizer(kind.special, kind.split)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in kind.plain])

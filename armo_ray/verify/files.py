@@ -7,13 +7,13 @@ import numpy as np
 
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
-from armo_ray.model.recognize import ARMORM_OBJECTIVES, HEAD_PREFIXES
+from armo_ray.model.recognize import ARMORM_REWARDS, HEAD_PREFIXES
 from armo_ray.text import judges
 from armo_ray.verify.conversations import CONVERSATIONS, FORGED, Sequences
 
 _LLAMA3_END = "<|eot_id|>"
 _LLAMA3_TURN = f"{_LLAMA3_END}<|start_header_id|>assistant<|end_header_id|>\n\n"
-_VERBOSITY = ARMORM_OBJECTIVES.index("helpsteer_verbosity")
+_VERBOSITY = ARMORM_REWARDS.index("helpsteer_verbosity")
 
 
 class Check(NamedTuple):
@@ -37,7 +37,7 @@ def check_head(checkpoint: Checkpoint) -> list[Check]:
     told = "; ".join(f"{name} is stored as {dtype}" for name, dtype in list(rounded.items())[:3])
     kept = f"{len(found)} tensors of float32"
     checks = [Check("head types", not rounded, f"{told}: expected F32, scores are rounded" if told else kept)]
-    if checkpoint.family.name == "armorm" and checkpoint.reward_names == ARMORM_OBJECTIVES:
+    if checkpoint.family.name == "armorm" and checkpoint.reward_names == ARMORM_REWARDS:
         fault = _transform_fault(checkpoint.read("reward_transform_matrix"))
         checks.append(Check("head transform", not fault, fault or "only verbosity is taken from objectives"))
     return checks
@@ -51,7 +51,7 @@ def _transform_fault(transform: Any) -> str:
     if len(changed):
         row = np.delete(np.arange(len(transform)), _VERBOSITY)[changed[0]]
         return (
-            f"row {row} ({ARMORM_OBJECTIVES[row]}) of reward_transform_matrix is not that of the unit matrix: "
+            f"row {row} ({ARMORM_REWARDS[row]}) of reward_transform_matrix is not that of the unit matrix: "
             f"rows are swapped, or it is transposed"
         )
     penalties = transform[_VERBOSITY]
@@ -64,7 +64,7 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
     """Whether conversations are tokenized as their template renders them whole, with the gate where it belongs."""
     faults = [fault] if (fault := _turn_fault(chat)) else []
     refused = [f"conversation {i}, answer {j}: {why}" for i, j, why in sequences.rejects]
-    if chat.family.text == "answer":  # some templates know no system role
+    if chat.family.text == "response":  # some templates know no system role
         faults += [why for why in refused if "malformed_row" not in why]
     for place, (prompt, (response,)) in zip(sequences.places, sequences.ids, strict=True):
         whole = [*prompt.tolist(), *response.tolist()]
@@ -72,7 +72,7 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
             faults.append(f"conversation {place[0]}: {fault}")
         if place[0] not in FORGED and whole != _rendered(chat, place)[: len(whole)]:
             faults.append(f"conversation {place[0]}: its token ids are not those of the rendered template")
-    gate = f", gate at {list(chat.answer_pattern)}" if chat.family.reads == "gate" else ""
+    gate = f", gate at {list(chat.response_pattern)}" if chat.family.reads == "gate" else ""
     told = f"{len(sequences.ids)} sequences as the template renders them{gate}"
     told += f"; {len(refused)} answers refused, the first: {refused[0]}" if refused else ""
     return [Check("token ids and gate", bool(sequences.ids) and not faults, "; ".join(faults[:3]) or told)]
@@ -82,15 +82,15 @@ def _turn_fault(chat: Chat) -> str:
     """ArmoRM was trained on the turns of Llama 3; its own code looks for the tokens of these."""
     if chat.family.name != "armorm" or chat.tokenizer.token_to_id(_LLAMA3_END) is None:
         return ""
-    if list(chat.answer_pattern) == chat.encode(_LLAMA3_TURN) and chat.answer_end == _LLAMA3_END:
+    if list(chat.response_pattern) == chat.encode(_LLAMA3_TURN) and chat.response_end == _LLAMA3_END:
         return ""
-    found = chat.tokenizer.decode(list(chat.answer_pattern), skip_special_tokens=False)
-    return f"turns end in {found!r} and {chat.answer_end!r}, not as Llama 3's in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
+    found = chat.tokenizer.decode(list(chat.response_pattern), skip_special_tokens=False)
+    return f"turns end in {found!r} and {chat.response_end!r}, not as Llama 3's in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
 
 
 def _gate_fault(chat: Chat, prompt_length: int, whole: list[int]) -> str:
     """The gate's tokens are the last of the prompt and of what of the header goes with the answer."""
-    pattern = list(chat.answer_pattern)
+    pattern = list(chat.response_pattern)
     starts = [k for k in range(len(whole)) if whole[k : k + len(pattern)] == pattern]
     gate = prompt_length + len(chat.encode(chat.tail.rstrip("\n"))) - len(pattern)
     return "" if starts[-1:] == [gate] else f"its gate is at {starts[-1:]}, expected {gate}"
@@ -100,7 +100,7 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
     """What the model's template makes of a conversation; some open the next answer, asked or not."""
     prompt, answers = CONVERSATIONS[place[0]]
     answer = answers[place[1]]
-    if chat.family.text == "answer":
+    if chat.family.text == "response":
         said = [*prompt, {"role": "assistant", "content": answer}]
         return chat.encode(chat.render(said, add_generation_prompt=False))
     if chat.family.text == "pairs":
@@ -117,8 +117,8 @@ def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, A
         for name, value in published["config"].items()
         if checkpoint.config.get(name) != value
     ]
-    if list(chat.answer_pattern) != published["answer_pattern"]:
+    if list(chat.response_pattern) != published["response_pattern"]:
         faults.append(
-            f"the gate's tokens are {list(chat.answer_pattern)}, released with {published['answer_pattern']}"
+            f"the gate's tokens are {list(chat.response_pattern)}, released with {published['response_pattern']}"
         )
     return [Check("released configuration", not faults, "; ".join(faults) or f"that of {published['model']}")]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow as pa
 
-from armo_ray.model.recognize import ARMORM_OBJECTIVES
+from armo_ray.model.recognize import ARMORM_REWARDS
 from armo_ray.outputs.schema import MESSAGES, footer, scores_schema
 from armo_ray.storage import commits, parts
 from armo_ray.storage.shards import Shard
@@ -28,7 +28,7 @@ from armo_ray.storage.store import Store
 from jobs.measure.synthetic import WORDS
 
 Vectors = npt.NDArray[np.float32]
-NAMES = list(ARMORM_OBJECTIVES)
+NAMES = list(ARMORM_REWARDS)
 ANSWERS = 8  # to each prompt
 UNIT_ROWS = 2048
 _SHARD_UNITS = 64

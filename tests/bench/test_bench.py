@@ -1,4 +1,4 @@
-"""The benchmark: what it tells was measured, and what it compares gives the same scores."""
+"""The benchmark: what it reports was measured, and all contenders give the same scores."""
 
 import importlib.util
 import json
@@ -36,14 +36,14 @@ SMALL = ["--shape", "tiny", "--device", "cpu", "--candidates", "4", "--length-sc
 
 class Run(NamedTuple):
     result: dict[str, Any]
-    told: str  # on stdout
-    modules: set[str]  # that it loaded
+    stdout: str
+    modules: set[str]  # the modules that it imported
     file: Path
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of all synthetic workloads and every contender but the compiled one, as a process of its own."""
+    """The benchmark of all synthetic workloads and every contender but the compiled one, in its own process."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
     options = [*SMALL, "--rounds", "2", "--json", str(file)]
     options += ["--workloads", *WORKLOADS[:-1], "--contenders", *FAST]
@@ -51,8 +51,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    told, modules = done.stdout.rstrip().rsplit("\n", 1)
-    return Run(json.loads(file.read_text()), told, set(modules.split()), file)
+    stdout, modules = done.stdout.rstrip().rsplit("\n", 1)
+    return Run(json.loads(file.read_text()), stdout, set(modules.split()), file)
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +70,16 @@ def test_every_contender_of_every_workload_is_in_the_table_and_in_the_json(run: 
     for workload in run.result["workloads"]:
         assert [c["name"] for c in workload["contenders"]] == FAST
         assert all(c["error"] or len(c["seconds"]) == 2 for c in workload["contenders"])
-        assert f"\n{workload['name']}: " in run.told
+        assert f"\n{workload['name']}: " in run.stdout
         for contender in workload["contenders"]:
-            rows = run.told.count(f"| {contender['name']} ")
+            rows = run.stdout.count(f"| {contender['name']} ")
             assert rows == (0 if contender["error"] else len(run.result["workloads"]))
 
 
 def test_what_cannot_run_here_says_why(run: Run) -> None:
     errors = {c["name"]: c["error"] for w in run.result["workloads"] for c in w["contenders"] if c["error"]}
     assert list(errors) == ["+flash-attention-3"]
-    assert f"+flash-attention-3 did not run: {errors['+flash-attention-3']}" in run.told
+    assert f"+flash-attention-3 did not run: {errors['+flash-attention-3']}" in run.stdout
 
 
 def test_in_float32_every_way_to_score_agrees(run: Run) -> None:
@@ -100,13 +100,13 @@ def test_the_table_for_a_readme_comes_from_the_json(run: Run, capsys: pytest.Cap
 
 @pytest.mark.parametrize("name", ["one-by-one", "padded-8", "padded-32", "sorted"])
 def test_baselines_score_as_the_engine_does(name: str, model: RewardModel, groups: list[Group]) -> None:
-    found, expected = contenders.prepare(name, model).score(groups), model.score(groups)
-    for a, b in zip(found[:3], expected[:3], strict=True):
+    actual, expected = contenders.prepare(name, model).score(groups), model.score(groups)
+    for a, b in zip(actual[:3], expected[:3], strict=True):
         assert np.abs(a - b).max() < 1e-5
-    assert found.num_tokens == expected.num_tokens
+    assert actual.num_tokens == expected.num_tokens
 
 
-def test_a_contender_that_fails_is_told_of_and_the_others_go_on(
+def test_a_contender_that_fails_is_reported_and_the_others_go_on(
     model: RewardModel, groups: list[Group]
 ) -> None:
     passes = iter(range(2))
@@ -127,17 +127,17 @@ def test_a_contender_that_fails_is_told_of_and_the_others_go_on(
 
 
 def hand_made() -> list[Group]:
-    """One prompt of 20 tokens, gate at 15, and answers of 3 and 5."""
+    """One prompt of 20 tokens with the gate at 15, and responses of 3 and 5 tokens."""
     prompt = np.array([7, *range(100, 114), *VOCABULARY.pattern], np.int32)
     return [(prompt, [np.array([200, 201, 9], np.int32), np.array([300, 301, 302, 303, 9], np.int32)])]
 
 
 def test_the_deduplication_ratio_and_padding_are_those_counted_by_hand() -> None:
-    told = workloads.describe(hand_made())
-    assert (told["prompts"], told["candidates"], told["tokens"]) == (1, 2, 48)
-    assert told["tokens_after_sharing"] == 28
-    assert told["dedup_ratio"] == 48 / 28
-    assert told["padding_of_8"] == 50 / 48
+    counts = workloads.describe(hand_made())
+    assert (counts["prompts"], counts["candidates"], counts["tokens"]) == (1, 2, 48)
+    assert counts["tokens_after_sharing"] == 28
+    assert counts["dedup_ratio"] == 48 / 28
+    assert counts["padding_of_8"] == 50 / 48
 
 
 def test_operations_are_those_counted_by_hand() -> None:
@@ -153,7 +153,7 @@ def test_operations_are_those_counted_by_hand() -> None:
     assert flops.floor(shape, sequences, reads) == shared + last
 
 
-def test_the_shape_is_read_off_the_layers(model: RewardModel) -> None:
+def test_the_shape_is_read_from_the_layers(model: RewardModel) -> None:
     shape = flops.shape_of(model.backbone)
     assert shape == (2, 64 * (64 + 32 + 32 + 64 + 3 * 128), 64 * 64, 4, 16)
 
@@ -168,11 +168,11 @@ def test_the_engine_counts_while_it_scores_what_is_counted_here(
     sequences = workloads.sequences_of(groups)
     reads = [model.head.positions(ids) for ids in sequences]
     budget = max(map(len, sequences)) + 100
-    found = model.with_options(token_budget=budget, share_prompts=share, fixed_packs=fixed).score(groups)
+    actual = model.with_options(token_budget=budget, share_prompts=share, fixed_packs=fixed).score(groups)
     work = flops.packed(flops.shape_of(model.backbone), sequences, reads, budget, share, needed_rows=True)
-    assert (found.packed_tokens, found.flops) == work
-    assert found.pack_capacity == found.num_packs * budget
-    assert found.computed_tokens == (found.pack_capacity if fixed else found.packed_tokens)
+    assert (actual.packed_tokens, actual.flops) == work
+    assert actual.pack_capacity == actual.num_packs * budget
+    assert actual.computed_tokens == (actual.pack_capacity if fixed else actual.packed_tokens)
 
 
 def test_the_same_seed_gives_the_same_workload() -> None:
@@ -184,7 +184,7 @@ def test_the_same_seed_gives_the_same_workload() -> None:
 
 
 @pytest.mark.parametrize("name", workloads.MIXES)
-def test_workloads_are_framed_as_conversations_are(name: str) -> None:
+def test_workloads_have_the_tokens_of_conversations(name: str) -> None:
     made = workloads.synthetic(name, VOCABULARY, 33, length_scale=0.01)
     assert sum(len(answers) for _, answers in made) >= 33
     for prompt, answers in made:
@@ -194,21 +194,21 @@ def test_workloads_are_framed_as_conversations_are(name: str) -> None:
         assert not np.isin(prompt[1:-5], [9, 8, 7]).any()
 
 
-def test_batches_by_length_hold_everything_once_within_the_budget() -> None:
+def test_batches_by_length_contain_everything_once_within_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(1, 600, 200).tolist()
     batches = baselines.by_length(lengths, 1000)
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 1000 for b in batches)
 
 
-def test_errors_count_answers_to_one_prompt_that_change_places() -> None:
+def test_errors_count_pairs_of_one_prompt_that_change_order() -> None:
     rewards = np.ones((3, 2), np.float32)
     expected = Scores(np.array([1, 2, 3], np.float32), rewards, rewards, 0, 0, 0, 0.0)
-    found = expected._replace(score=np.array([2, 1, 3], np.float32), rewards=rewards * 1.5)
+    actual = expected._replace(score=np.array([2, 1, 3], np.float32), rewards=rewards * 1.5)
     prompt = np.zeros(1, np.int32)
-    told = errors(found, expected, [(prompt, [prompt, prompt]), (prompt, [prompt])])
-    assert (told["flips"], told["pairs"], told["rewards_error"]) == (1, 1, 0.5)
-    assert told["max_score_error"] == pytest.approx(1 / np.std([1, 2, 3]))
+    measured = errors(actual, expected, [(prompt, [prompt, prompt]), (prompt, [prompt])])
+    assert (measured["flips"], measured["pairs"], measured["rewards_error"]) == (1, 1, 0.5)
+    assert measured["max_score_error"] == pytest.approx(1 / np.std([1, 2, 3]))
 
 
 def test_ratios_are_taken_within_each_round() -> None:
@@ -227,8 +227,8 @@ def test_real_shards_are_read_as_the_model_reads_them(
         for i in range(2)
     ]
     for name in ("a.parquet", "b.jsonl"):
-        found = workloads.from_shards([str(tmp_path / name)], tiny_model, 5, 512)
-        for (prompt, answers), (other, others) in zip(found, expected, strict=True):
+        actual = workloads.from_shards([str(tmp_path / name)], tiny_model, 5, 512)
+        for (prompt, answers), (other, others) in zip(actual, expected, strict=True):
             assert np.array_equal(prompt, other)
             assert all(map(np.array_equal, answers, others))
 
@@ -236,10 +236,10 @@ def test_real_shards_are_read_as_the_model_reads_them(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workloads", "shards"], "--input names the files"),
+        (["--workloads", "shards"], "give the files to read with --input"),
         (["--input", "x.jsonl"], "a shape has no tokenizer"),
         (["--length-scale", "0"], "not in (0, 1]"),
-        (["--revision", "main"], "of which --model?"),
+        (["--revision", "main"], "--revision: needs --model"),
         (["--json", "/no/such/b.json"], "not a directory"),
         (["--device", "cuda:99"], "finds no CUDA device"),
         (["--device", "mps"], "neither cpu nor cuda"),
@@ -252,7 +252,7 @@ def test_what_cannot_be_measured_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_run_needs_neither_ray_nor_pydantic(run: Run) -> None:
+def test_the_benchmark_needs_neither_ray_nor_pydantic(run: Run) -> None:
     assert not {"ray", "pydantic", "s3fs"} & run.modules
 
 

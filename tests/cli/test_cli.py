@@ -12,7 +12,6 @@ import pytest
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
 from armo_ray.score.config import ScoreConfig, load_config, load_configs
-from armo_ray.storage.filesystem import read_text
 from tests.support.paths import ROOT
 
 REQUIRED = {"input": ["x"], "output": "o", "model": "m"}
@@ -93,8 +92,8 @@ def test_a_bad_config_file_is_named(content: str | None, message: str, tmp_path:
 def test_a_config_file_may_begin_with_a_byte_order_mark(line_end: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_bytes(b"\xef\xbb\xbf" + line_end.join(['input = "a"', "unit_rows = 5", ""]).encode())
-    for read in ({}, {"read": read_text}):  # from a disk, and as from a storage
-        config = load_config(str(file), {"model": "m", "output": "o"}, **read)
+    for uri in (str(file), f"file://{file}"):
+        config = load_config(uri, {"model": "m", "output": "o"})
         assert (config.input, config.unit_rows) == ((os.path.abspath("a"),), 5)
 
 
@@ -144,9 +143,9 @@ def test_each_of_several_models_writes_an_output_of_its_own(tmp_path: Path) -> N
     ]
     (only,) = load_configs(None, {**given, "model": ["a/one"]})
     assert (only.model, only.output) == ("a/one", "/out")
-    with pytest.raises(ConfigError, match="2 models have 2 or none, not 1"):
+    with pytest.raises(ConfigError, match="2 models need 2 or none, not 1"):
         load_configs(None, {**given, "revision": "r"})
-    with pytest.raises(ConfigError, match="the outputs of two would both be named one"):
+    with pytest.raises(ConfigError, match="two outputs would be named one"):
         load_configs(None, {**given, "model": ["a/one", "b/one"]})
 
 
@@ -158,7 +157,7 @@ def test_revisions_of_one_model_write_outputs_named_by_them() -> None:
         ("r", "/out/two"),
         ("refs/pr/2", "/out/RM@refs-pr-2"),
     ]
-    with pytest.raises(ConfigError, match="the outputs of two would both be named RM@1"):
+    with pytest.raises(ConfigError, match="two outputs would be named RM@1"):
         load_configs(None, {**given, "revision": ["1", "r", "1"]})
 
 

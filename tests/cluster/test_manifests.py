@@ -25,8 +25,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
 import armo_ray
-from armo_ray.cli.main import MISUSED
 from armo_ray.cli.parser import build_parser
+from armo_ray.exit_status import MISUSED
 from armo_ray.score.config import ScoreConfig, load_config
 from armo_ray.score.progress.metrics import SERIES, TAGS
 from tests.support import kuberay

@@ -52,7 +52,7 @@ def test_a_process_that_comes_back_in_time_stops_nothing(caplog: pytest.LogCaptu
         raise KeyError  # an error of the work's own stays what it is
 
 
-def test_an_error_that_the_loss_caused_is_told_as_the_loss() -> None:
+def test_an_error_that_the_loss_caused_is_reported_as_the_loss() -> None:
     with listener() as server:
         endpoint = endpoint_of(server, 60)
         with (

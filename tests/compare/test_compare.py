@@ -1,4 +1,4 @@
-"""armo-ray compare: two outputs over the same rows, against plain numpy on the rows themselves."""
+"""`armo-ray compare`: two outputs over the same rows, against plain NumPy on these rows."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ from tests.support.synthetic_outputs import score_synthetically
 def compared(*arguments: Path | str) -> dict[str, Any]:
     at = Path(str(arguments[0])).parent / "compared"
     assert main(["compare", *map(str, arguments), "--output", str(at)]) == 0
-    found: dict[str, Any] = json.loads((at / "comparison.json").read_text())
-    return found
+    comparison: dict[str, Any] = json.loads((at / "comparison.json").read_text())
+    return comparison
 
 
 def columns(output: Path) -> dict[str, np.ndarray[Any, Any]]:
     rows = rows_of(output)
-    found = {name: np.array([row["rewards"][name] for row in rows]) for name in rows[0]["rewards"]}
-    return {"score": np.array([row["score"] for row in rows])} | found
+    rewards = {name: np.array([row["rewards"][name] for row in rows]) for name in rows[0]["rewards"]}
+    return {"score": np.array([row["score"] for row in rows])} | rewards
 
 
 def test_two_outputs_agree_as_their_rows_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_two_outputs_agree_as_their_rows_do(tmp_path: Path, capsys: pytest.Captu
     assert found["movers"][0]["response"][0]["content"][:20] in capsys.readouterr().out
 
 
-def test_movers_carry_the_text_that_was_scored(tmp_path: Path) -> None:
+def test_movers_have_the_text_that_was_scored(tmp_path: Path) -> None:
     a, b = (score_synthetically(tmp_path / name, SAMPLE, seed=i) for i, name in enumerate("ab"))
     lines = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
     for mover in compared(a, b)["movers"]:
@@ -68,7 +68,7 @@ def test_only_common_rows_are_compared_and_the_others_are_counted(tmp_path: Path
     assert found["movers"] == []
 
 
-def test_text_that_is_gone_is_left_out(tmp_path: Path) -> None:
+def test_movers_of_a_deleted_shard_have_no_text(tmp_path: Path) -> None:
     shard = tmp_path / "in.jsonl"
     shard.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:10]))
     a, b = (score_synthetically(tmp_path / name, shard, seed=i) for i, name in enumerate("ab"))
@@ -77,7 +77,9 @@ def test_text_that_is_gone_is_left_out(tmp_path: Path) -> None:
     assert [mover["response"] for mover in found["movers"]] == [None] * 5
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_that_cannot_be_compared_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = SAMPLE.read_text().splitlines(keepends=True)
     outputs = []
     for i in range(2):
@@ -85,9 +87,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
         shard.write_text(lines[i])
         outputs.append(str(score_synthetically(tmp_path / f"out{i}", shard)))
     assert main(["compare", *outputs]) == 2
-    told = capsys.readouterr().err
-    assert "have no row in common" in told
-    assert f"sources are {tmp_path}/0.jsonl there and {tmp_path}/1.jsonl here" in told
+    message = capsys.readouterr().err
+    assert "have no row in common" in message
+    assert f"the first has {tmp_path}/0.jsonl, for example, and the second {tmp_path}/1.jsonl" in message
     assert main(["compare", outputs[0]]) == 2
     assert "scores: expected two outputs" in capsys.readouterr().err
     assert main(["compare", outputs[0], str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""Scores of several models for the same rows become one score, and what it says of itself is what it holds."""
+"""An ensemble makes one score from the scores of several models, and its metadata describes its rows."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ from tests.support.paths import SAMPLE
 
 @pytest.fixture(scope="module")
 def scored(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample's first pairs scored by two ArmoRMs and a classifier, and by one in other units."""
+    """The sample's first 40 pairs scored by two ArmoRMs and a classifier, and again by one in other units."""
     folder = tmp_path_factory.mktemp("ensemble")
     write_tiny_model(folder / "other", seed=1)
-    write_family(folder / "judge", "classifier")
+    write_family(folder / "classifier", "classifier")
     (folder / "in.jsonl").write_text(
         "".join(SAMPLE.read_text("utf-8").splitlines(keepends=True)[:40]), "utf-8"
     )
-    for name, model in (("one", tiny_model), ("two", folder / "other"), ("three", folder / "judge")):
+    for name, model in (("one", tiny_model), ("two", folder / "other"), ("three", folder / "classifier")):
         options: dict[str, Any] = {"unit_rows": 20, "keep": ["id"], "max_length": 8192}
         score_locally(model, folder / "in.jsonl", folder / name, **options)
     score_locally(tiny_model, folder / "in.jsonl", folder / "otherwise", unit_rows=7)
@@ -32,7 +32,7 @@ def scored(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["mean", "min", "mean-std"])
-def test_the_score_is_that_of_the_standardized_scores_of_all_models(
+def test_the_score_combines_the_standardized_scores_of_all_models(
     kind: str, scored: Path, tmp_path: Path
 ) -> None:
     outputs = [str(scored / name) for name in ("one", "two", "three")]
@@ -48,17 +48,17 @@ def test_the_score_is_that_of_the_standardized_scores_of_all_models(
     }
     rows = rows_as_written(tmp_path / "out")
     np.testing.assert_allclose([row["score"] for row in rows], expected[kind], rtol=0, atol=1e-5)
-    found = [[row["rewards"][name] for row in rows] for name in ("one", "two", "three")]
-    np.testing.assert_allclose(found, values, rtol=0, atol=1e-5)
+    rewards = [[row["rewards"][name] for row in rows] for name in ("one", "two", "three")]
+    np.testing.assert_allclose(rewards, values, rtol=0, atol=1e-5)
     assert [row["row_id"] for row in rows] == [row["row_id"] for row in rows_as_written(Path(outputs[0]))]
     assert {row["gating"] and row["gating"]["one"] for row in rows} == {None}
     compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert {name: found["candidates"] for name, found in compared.items()} == {
+    assert {name: comparison["candidates"] for name, comparison in compared.items()} == {
         "order by one": 80,
         "order by two": 80,
         "order by three": 80,
     }
-    assert all(0 < found["spearman"] < 1 for found in compared.values())
+    assert all(0 < comparison["spearman"] < 1 for comparison in compared.values())
     counts, faults = verify_output(str(tmp_path / "out"))
     assert (counts["scored"], faults) == (80, [])
 
@@ -77,22 +77,25 @@ def test_a_candidate_that_a_model_rejected_is_left_out_and_counted(
     assert main([*command, "--ensemble", "mean"]) == 0
     left = sum(length <= short for length in lengths)
     assert read_table(tmp_path / "out").num_rows == left < 80
-    assert f"{80 - left} candidates of the first that another model did not score" in capsys.readouterr().out
+    assert (
+        f"left out: {80 - left} candidates of the first output that another model did not score"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["one"], "give the outputs of several models"),
         (["one", "otherwise"], "has other units than"),
     ],
 )
-def test_what_makes_no_ensemble_is_refused_and_nothing_is_written(
-    names: list[str], told: str, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_outputs_that_cannot_be_combined_are_refused_and_nothing_is_written(
+    names: list[str], message: str, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["reweigh", *(str(scored / name) for name in names), "--output", str(tmp_path / "out")]
     assert main([*command, "--ensemble", "min"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -109,7 +112,9 @@ def test_a_shard_that_changed_between_two_models_is_refused(
     assert "has other units than" in capsys.readouterr().err
 
 
-def test_an_ensemble_of_reweighed_scores_keeps_nothing_of_how_they_were(scored: Path, tmp_path: Path) -> None:
+def test_an_ensemble_of_reweighed_scores_does_not_apply_their_formula_again(
+    scored: Path, tmp_path: Path
+) -> None:
     long = ["--length-penalty", "0.01", "--mask", "code_style"]
     for name in ("one", "two"):
         command = ["reweigh", str(scored / name), "--output", str(tmp_path / name), *long]
@@ -118,11 +123,11 @@ def test_an_ensemble_of_reweighed_scores_keeps_nothing_of_how_they_were(scored: 
     assert main(["reweigh", *outputs, "--output", str(tmp_path / "e"), "--ensemble", "mean"]) == 0
     raw = np.array([[row["score"] for row in rows_as_written(Path(output))] for output in outputs])
     values = (raw - raw.mean(axis=1, keepdims=True)) / raw.std(axis=1, keepdims=True)
-    found = [row["score"] for row in rows_as_written(tmp_path / "e")]
-    np.testing.assert_allclose(found, values.mean(0), rtol=0, atol=1e-5)
+    scores = [row["score"] for row in rows_as_written(tmp_path / "e")]
+    np.testing.assert_allclose(scores, values.mean(0), rtol=0, atol=1e-5)
 
 
-def test_the_least_of_several_scores_can_be_weighed_and_not_masked(
+def test_the_minimum_of_several_scores_takes_fixed_weights_but_no_mask(
     scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = [str(scored / name) for name in ("one", "two")]
@@ -135,7 +140,7 @@ def test_the_least_of_several_scores_can_be_weighed_and_not_masked(
     np.testing.assert_allclose([r["score"] for r in rows], [2 * r["rewards"]["two"] for r in rows], rtol=1e-6)
 
 
-def test_its_output_is_one_for_every_other_command(scored: Path, tmp_path: Path) -> None:
+def test_other_commands_read_an_ensemble(scored: Path, tmp_path: Path) -> None:
     outputs = [str(scored / name) for name in ("one", "two")]
     assert main(["reweigh", *outputs, "--output", str(tmp_path / "e"), "--ensemble", "min"]) == 0
     assert main(["mine", str(tmp_path / "e"), "--output", str(tmp_path / "pairs"), "--rank-by", "two"]) == 0

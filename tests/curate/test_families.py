@@ -1,4 +1,4 @@
-"""What is made from scores needs to know nothing of the family of the model that gave them."""
+"""The curation commands work on the scores of every family of models."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from armo_ray.verify.output import verify_output
 from tests.support.local import rows_as_written, score_locally
 from tests.support.paths import SAMPLE
 
-JUDGES = {"prm-mistral", "pairwise"}
+NAMED_FAMILIES = {"prm-mistral", "pairwise"}
 
 
 @pytest.mark.parametrize("family", ["classifier", "urm", "qrm", "prm-mistral", "pairwise"])
@@ -20,7 +20,7 @@ def test_every_command_reads_the_scores_of_every_family(family: str, tmp_path: P
     (tmp_path / "in.jsonl").write_text(
         "".join(SAMPLE.read_text("utf-8").splitlines(keepends=True)[:12]), "utf-8"
     )
-    options = {"family": family} if family in JUDGES else {}
+    options = {"family": family} if family in NAMED_FAMILIES else {}
     score_locally(tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "scores", keep=["id"], **options)
     rows = rows_as_written(tmp_path / "scores")
     assert len(rows) == 24

@@ -1,4 +1,4 @@
-"""Filters keep what plain Python keeps, in its order and whole, and say what each rule removed."""
+"""Filters keep the rows that plain Python keeps, unchanged and in order, and report what each rule removed."""
 
 import json
 import math
@@ -28,11 +28,11 @@ TYPES = {"x": "FLOAT", "g": "VARCHAR"}
 
 
 def quantile(values: list[float], fraction: float) -> float:
-    """The smallest value that at least a fraction of the values do not exceed."""
+    """The smallest value such that at least a fraction of all values are not larger."""
     return sorted(values)[max(math.ceil(round(fraction * len(values), 6)), 1) - 1]
 
 
-def test_what_is_kept_is_what_plain_python_keeps(scored_pairs: Path, tmp_path: Path) -> None:
+def test_the_rows_kept_are_those_that_plain_python_keeps(scored_pairs: Path, tmp_path: Path) -> None:
     output = tmp_path / "kept"
     rules = [
         "score >= q0.25",
@@ -70,10 +70,10 @@ def test_what_is_kept_is_what_plain_python_keeps(scored_pairs: Path, tmp_path: P
     expected = [row for row in left if best[row["prompt_id"]] is row]
     assert 20 < len(expected) < len(left) < len(rows)
     assert rows_as_written(output) == expected  # every column, in the order of the source
-    told = json.loads((output / "rules.json").read_text())["rules"]
-    assert told[-1]["left"] == len(expected)
-    assert told[-1]["removed"] == len(left) - len(expected)
-    assert sum(rule["removed"] for rule in told) == len(rows) - len(expected)
+    counts = json.loads((output / "rules.json").read_text())["rules"]
+    assert counts[-1]["left"] == len(expected)
+    assert counts[-1]["removed"] == len(left) - len(expected)
+    assert sum(rule["removed"] for rule in counts) == len(rows) - len(expected)
     assert verify_output(str(output))[1] == []
 
 
@@ -106,11 +106,11 @@ tables = st.lists(
 
 @settings(max_examples=60)
 @given(tables, st.sampled_from([0.1, 0.25, 0.5, 0.9, 0.99]), st.integers(1, 3), st.booleans())
-def test_thresholds_and_the_best_are_those_of_their_definition(
-    found: list[tuple[float | None, str | None]], fraction: float, k: int, per: bool
+def test_thresholds_and_the_best_rows_match_their_definition(
+    rows: list[tuple[float | None, str | None]], fraction: float, k: int, per: bool
 ) -> None:
     con = duckdb.connect()
-    columns = {"x": [x for x, _ in found], "g": [g for _, g in found], "__row": range(len(found))}
+    columns = {"x": [x for x, _ in rows], "g": [g for _, g in rows], "__row": range(len(rows))}
     con.register("given", pa.table({**columns, "x": pa.array(columns["x"], pa.float32())}))
     group = (parse("g", TYPES, None),)
     top = Top(k, group, parse("-x", TYPES, "number"))
@@ -125,15 +125,15 @@ def test_thresholds_and_the_best_are_those_of_their_definition(
         for row in batch.to_pylist()
     }
     passed: dict[str | None, list[int]] = defaultdict(list)
-    for i, (x, g) in enumerate(found):
-        values = [y for y, h in found if y is not None and (h == g or not per)]
+    for i, (x, g) in enumerate(rows):
+        values = [y for y, h in rows if y is not None and (h == g or not per)]
         low = x is None or x < quantile(values, fraction)
         assert failed[i] & 3 == low + 2 * (g is None)
         if not failed[i] & 3:
             passed[g].append(i)
-    for rows in passed.values():
-        best = sorted(rows, key=lambda i: found[i][0])[:k]  # type: ignore[arg-type, return-value]
-        assert {i for i in rows if not failed[i]} == set(best)
+    for group_rows in passed.values():
+        best = sorted(group_rows, key=lambda i: rows[i][0])[:k]  # type: ignore[arg-type, return-value]
+        assert {i for i in group_rows if not failed[i]} == set(best)
 
 
 def test_quantiles_of_more_than_fits_in_memory_are_exact() -> None:
@@ -142,9 +142,9 @@ def test_quantiles_of_more_than_fits_in_memory_are_exact() -> None:
     rows = 3_000_000  # 24 MB of values and as much of each sort key, in 60 MB with all of DuckDB's own
     relation = f"SELECT (hash(i) % {rows * 7} / 1000)::DOUBLE AS x FROM range({rows}) r(i)"
     rules = Rules((parse("x > q0.9 and x < q.999", {"x": "DOUBLE"}),))
-    (found,) = values_of(con, find_thresholds(con, relation, rules), 10)
+    (thresholds,) = values_of(con, find_thresholds(con, relation, rules), 10)
     values = np.sort(con.sql(relation).fetchnumpy()["x"])
-    assert found == {
+    assert thresholds == {
         "group": [],
         "q0.9 of x": values[rows * 9 // 10 - 1],
         "q0.999 of x": values[rows * 999 // 1000 - 1],
@@ -174,7 +174,7 @@ def test_a_filtered_output_can_be_filtered_and_written_as_lines(scored_pairs: Pa
     assert main(["filter", str(second), "--output", str(tmp_path / "x"), "--where", "score > 0"]) == 2
 
 
-def test_directories_above_an_output_are_no_columns(scored_pairs: Path, tmp_path: Path) -> None:
+def test_directories_above_an_output_do_not_become_columns(scored_pairs: Path, tmp_path: Path) -> None:
     moved = tmp_path / "score=9" / "subset=x" / "day=y"
     shutil.copytree(scored_pairs, moved)
     kept = []
@@ -198,7 +198,7 @@ def test_directories_above_an_output_are_no_columns(scored_pairs: Path, tmp_path
         (["--top-k", "1", "--by", "role"], "expected a number"),
     ],
 )
-def test_a_wrong_filter_leaves_nothing(
+def test_a_wrong_filter_is_refused_and_nothing_is_written(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     output = tmp_path / "kept"
@@ -207,14 +207,14 @@ def test_a_wrong_filter_leaves_nothing(
     assert not output.exists()
 
 
-def test_an_output_that_is_not_complete_or_scored_twice_is_refused(
+def test_an_incomplete_output_and_one_given_twice_are_refused(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(scored_pairs, copy)
     command = ["--output", str(tmp_path / "kept"), "--where", "score < 100"]
     assert main(["filter", str(scored_pairs), str(copy), *command]) == 2
-    assert "is in another of the outputs too" in capsys.readouterr().err
+    assert "is also in another of the outputs" in capsys.readouterr().err
     (copy / "_SUCCESS").unlink()
     assert main(["filter", str(copy), *command]) == 2
     assert "not complete" in capsys.readouterr().err

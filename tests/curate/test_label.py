@@ -1,4 +1,4 @@
-"""Labels are what plain Python makes of the scores, and trainers read them."""
+"""Labels equal those that plain Python computes from the scores."""
 
 import json
 import math
@@ -25,7 +25,7 @@ REAL = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scores of prompts with two answers in one shard and two in another; as many as the shards have rows."""
+    """Scores of 50 prompts, each with two responses in one shard and two in another."""
     folder = tmp_path_factory.mktemp("label-rollouts")
     rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:50]
     (folder / "in").mkdir()
@@ -55,34 +55,36 @@ def labelled(output: Path) -> list[dict[str, Any]]:
 
 
 def manifest(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "_SUCCESS").read_text())
-    return found
+    content: dict[str, Any] = json.loads((output / "_SUCCESS").read_text())
+    return content
 
 
 def by_prompt(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found = defaultdict(list)
+    groups = defaultdict(list)
     for row in rows:
-        found[row["prompt_id"]].append(row)
-    return found
+        groups[row["prompt_id"]].append(row)
+    return groups
 
 
 def check_candidates(rows: list[dict[str, Any]], scores: Path, temperature: float) -> None:
     source = {row["row_id"]: row for row in rows_as_written(scores)}
     assert sorted(source) == sorted(row["row_id"] for row in rows)
     for group in by_prompt(rows).values():
-        found = np.array([source[row["row_id"]]["score"] for row in group], np.float64)
-        odds = np.exp((found - found.max()) / temperature)
+        values = np.array([source[row["row_id"]]["score"] for row in group], np.float64)
+        odds = np.exp((values - values.max()) / temperature)
         assert np.allclose([row["probability"] for row in group], odds / odds.sum(), atol=1e-6)
-        deviation = statistics.stdev(found) if len(set(found)) > 1 else math.inf
-        assert np.allclose([row["advantage"] for row in group], (found - found.mean()) / deviation, atol=1e-4)
+        deviation = statistics.stdev(values) if len(set(values)) > 1 else math.inf
+        assert np.allclose(
+            [row["advantage"] for row in group], (values - values.mean()) / deviation, atol=1e-4
+        )
         ranks = {row["rank"]: row["score"] for row in group}
         assert sorted(ranks) == list(range(1, len(group) + 1))
-        assert [ranks[i] for i in sorted(ranks)] == sorted(found, reverse=True)
+        assert [ranks[i] for i in sorted(ranks)] == sorted(values, reverse=True)
     for row in rows:
         assert row["labels"] == source[row["row_id"]]["rewards"]
 
 
-def test_candidates_have_the_labels_of_all_of_their_prompt(rollouts: Path, tmp_path: Path) -> None:
+def test_labels_of_candidates_are_those_of_plain_python(rollouts: Path, tmp_path: Path) -> None:
     rows = label(rollouts, tmp_path / "out", "--temperature", "0.05", "--test-fraction", "0.3")
     assert {len(group) for group in by_prompt(rows).values()} == {4}
     check_candidates(rows, rollouts, 0.05)
@@ -96,7 +98,7 @@ def test_candidates_have_the_labels_of_all_of_their_prompt(rollouts: Path, tmp_p
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
 @pytest.mark.parametrize("name", ["alpaca_eval_rollouts", "llmbar/preferences.jsonl", "hh_harmless"])
-def test_real_candidates_have_the_labels_of_all_of_their_prompt(name: str, tmp_path: Path) -> None:
+def test_labels_of_real_candidates_are_those_of_plain_python(name: str, tmp_path: Path) -> None:
     scores = score_synthetically(tmp_path / "scores", REAL / name)
     check_candidates(label(scores, tmp_path / "out", "--temperature", "0.1"), scores, 0.1)
     best = label(scores, tmp_path / "best", "--shape", "sft")
@@ -110,7 +112,7 @@ def test_real_candidates_have_the_labels_of_all_of_their_prompt(name: str, tmp_p
 
 
 @pytest.mark.parametrize("per", [(), ("subset", "day")], ids=["corpus", "per-group"])
-def test_standardized_labels_have_no_mean_and_a_deviation_of_one(
+def test_standardized_labels_have_mean_zero_and_deviation_one(
     per: tuple[str, ...], scored_pairs: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -134,7 +136,7 @@ def test_standardized_labels_have_no_mean_and_a_deviation_of_one(
         )
 
 
-def test_only_scales_that_are_known_are_those_of_the_raters(scored_pairs: Path, tmp_path: Path) -> None:
+def test_the_original_scale_has_only_rewards_of_known_scale(scored_pairs: Path, tmp_path: Path) -> None:
     arguments = ["--scale", "original", "--rescale", "code_style=4:1", "--temperature", "1", "--no-text"]
     source = {row["row_id"]: row for row in rows_as_written(scored_pairs)}
     for row in label(scored_pairs, tmp_path / "out", *arguments):
@@ -144,14 +146,14 @@ def test_only_scales_that_are_known_are_those_of_the_raters(scored_pairs: Path, 
 
 
 def labelled_differences(scores: Path) -> list[float]:
-    """Score of chosen less that of rejected, of every labelled row."""
+    """Score of chosen minus score of rejected, for every labelled row."""
     sides: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for row in rows_as_written(scores):
         sides[row["source"], row["source_row"]][row["role"]] = row["score"]
     return [side["chosen"] - side["rejected"] for side in sides.values()]
 
 
-def test_pairs_that_are_labelled_keep_their_side_and_fit_the_temperature(
+def test_labelled_pairs_keep_their_sides_and_fit_the_temperature(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for sign in "+-":  # one of the two agrees with more of the labels than it contradicts
@@ -165,16 +167,16 @@ def test_pairs_that_are_labelled_keep_their_side_and_fit_the_temperature(
     assert temperature == pytest.approx(
         fit_temperature(np.array(labelled_differences(tmp_path / good))), rel=1e-6
     )
-    given = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
+    sample = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
     assert sorted(
         (r["chosen"][0]["content"].strip(), r["rejected"][0]["content"].strip()) for r in rows
-    ) == sorted((row["chosen"].strip(), row["rejected"].strip()) for row in given)
+    ) == sorted((row["chosen"].strip(), row["rejected"].strip()) for row in sample)
     for row in rows:
         odds = 1 / (1 + math.exp(-(row["score_chosen"] - row["score_rejected"]) / temperature))
         assert row["probability"] == pytest.approx(odds, abs=1e-6)
 
 
-def test_pairs_of_answers_without_labels_have_the_better_one_chosen(rollouts: Path, tmp_path: Path) -> None:
+def test_pairs_of_unlabelled_responses_have_the_better_one_as_chosen(rollouts: Path, tmp_path: Path) -> None:
     rows = label(
         rollouts, tmp_path / "out", "--shape", "pairs", "--no-text", "--where", "candidate = 0 or score > 0"
     )
@@ -192,26 +194,26 @@ def test_pairs_of_answers_without_labels_have_the_better_one_chosen(rollouts: Pa
 @settings(max_examples=40)
 @given(st.lists(st.floats(-2, 2, allow_subnormal=False), min_size=2, max_size=30))
 def test_the_temperature_is_the_likeliest(differences: list[float]) -> None:
-    found = np.array(differences)
-    if found.sum() <= 1e-6 or (found >= -1e-6).all():
+    margins = np.array(differences)
+    if margins.sum() <= 1e-6 or (margins >= -1e-6).all():
         return
 
     def likelihood(temperature: float) -> float:
-        return -float(np.logaddexp(0, -found / temperature).sum())
+        return -float(np.logaddexp(0, -margins / temperature).sum())
 
-    best = fit_temperature(found)
+    best = fit_temperature(margins)
     assert all(
         likelihood(best) >= likelihood(best * factor) - 1e-9 for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2)
     )
 
 
 @pytest.mark.parametrize("differences", [[1.0, 2.0], [-1.0, 0.5], [0.0]])
-def test_labels_that_fit_no_temperature_are_told(differences: list[float]) -> None:
+def test_labels_that_fit_no_temperature_are_refused(differences: list[float]) -> None:
     with pytest.raises(ConfigError, match="give --temperature"):
         fit_temperature(np.array(differences))
 
 
-def test_the_best_answers_are_those_of_the_candidates_that_pass(rollouts: Path, tmp_path: Path) -> None:
+def test_the_best_responses_are_those_of_candidates_that_pass(rollouts: Path, tmp_path: Path) -> None:
     arguments = [
         "--shape",
         "sft",
@@ -236,14 +238,14 @@ def test_the_best_answers_are_those_of_the_candidates_that_pass(rollouts: Path, 
     [
         (["--scale", "original", "--rescale", "code_stile=1:2"], "did you mean code_style?"),
         (["--scale", "original", "--rescale", "code_style=1"], "expected FACTOR:OFFSET"),
-        (["--rescale", "code_style=1:0"], "add --scale original"),
-        (["--per", "subset"], "add --scale standardized"),
+        (["--rescale", "code_style=1:0"], "--rescale works only with --scale original"),
+        (["--per", "subset"], "--per works only with --scale standardized"),
         (["--scale", "standardized", "--per", "nowhere"], "unknown column nowhere"),
         (["--scale", "standardized", "--shape", "sft"], "--shape candidates"),
-        (["--where", "score > q0.5"], "no quantiles here"),
+        (["--where", "score > q0.5"], "quantiles are not supported here"),
         (["--keep", "nowhere"], "--keep nowhere"),
-        (["--keep", "score"], "--keep score: rows of --shape candidates have a column of that name"),
-        (["--keep", "row_id", "--shape", "sft"], "--keep row_id: rows of --shape sft have"),
+        (["--keep", "score"], "--keep score: --shape candidates already writes a column of that name"),
+        (["--keep", "row_id", "--shape", "sft"], "--keep row_id: --shape sft already writes"),
         (["--temperature", "0"], "temperature"),
         (["--temperature", "inf"], "temperature"),
         (["--test-fraction", "nan"], "test-fraction"),
@@ -251,7 +253,7 @@ def test_the_best_answers_are_those_of_the_candidates_that_pass(rollouts: Path, 
         (["--scale", "original", "--rescale", "code_style=1:nan"], "expected FACTOR:OFFSET"),
     ],
 )
-def test_wrong_labels_leave_nothing(
+def test_a_wrong_option_is_refused_and_nothing_is_written(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["label", str(scored_pairs), "--output", str(tmp_path / "out"), *arguments]) == 2

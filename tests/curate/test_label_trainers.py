@@ -1,4 +1,4 @@
-"""What was labelled is what trainers read: Hugging Face datasets, and TRL's preprocessing of rewards and SFT."""
+"""Trainers read labels: Hugging Face datasets loads them, and TRL preprocesses them for reward models and SFT."""
 
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,12 @@ def test_trl_tokenizes_the_pairs_for_a_reward_model(scores: Path, tiny_model: Pa
     for tokenized, row in zip(trainer.train_dataset, rows, strict=True):
         for side in ("chosen", "rejected"):
             whole = chat.encode(
-                chat.render_prompt(row["prompt"]) + chat.render_answer(row[side][0]["content"])
+                chat.render_prompt(row["prompt"]) + chat.render_response(row[side][0]["content"])
             )
             assert tokenized[f"{side}_ids"][: len(whole)] == whole
 
 
-def test_trl_tokenizes_the_best_answers_for_sft(scores: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_trl_tokenizes_the_best_responses_for_sft(scores: Path, tiny_model: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -87,6 +87,6 @@ def test_trl_tokenizes_the_best_answers_for_sft(scores: Path, tiny_model: Path, 
     chat = Chat.load(tiny_model)
     for tokenized, row in zip(trainer.train_dataset, rows, strict=True):
         whole = chat.encode(
-            chat.render_prompt(row["prompt"]) + chat.render_answer(row["completion"][0]["content"])
+            chat.render_prompt(row["prompt"]) + chat.render_response(row["completion"][0]["content"])
         )
         assert tokenized["input_ids"][: len(whole)] == whole

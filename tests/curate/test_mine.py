@@ -1,4 +1,4 @@
-"""Preference pairs: every strategy against plain Python, and what holds of every dataset of pairs."""
+"""Preference pairs: every strategy against plain Python, and properties of every dataset of pairs."""
 
 import hashlib
 import json
@@ -32,19 +32,19 @@ STRATEGIES = ("best-worst", "best-vs-sigma", "top-k-bottom-k", "all-above-margin
 
 @pytest.fixture(scope="session")
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts of the sample with the answers to their neighbours, in shards of several kinds; the answers to a
-    prompt lie in two of them, and so in two parts."""
+    """Prompts of the sample with responses to neighboring prompts, in a Parquet and a JSONL shard. Most prompts have
+    responses in both, and so in two parts of the output."""
     folder = tmp_path_factory.mktemp("rollouts")
     rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:40]
-    answers = [row[side] for row in rows for side in ("chosen", "rejected")]
-    made = [
-        {"prompt": row["prompt"], "responses": [answers[(5 * i + k) % 80] for k in range(4)]}
+    responses = [row[side] for row in rows for side in ("chosen", "rejected")]
+    prompts = [
+        {"prompt": row["prompt"], "responses": [responses[(5 * i + k) % 80] for k in range(4)]}
         for i, row in enumerate(rows)
     ]
     more = [
-        {**row, "responses": [*row["responses"][1::2], "Yes.", f"No, {i}."]} for i, row in enumerate(made)
+        {**row, "responses": [*row["responses"][1::2], "Yes.", f"No, {i}."]} for i, row in enumerate(prompts)
     ]
-    pq.write_table(pa.Table.from_pylist(made), folder / "a.parquet", row_group_size=16)
+    pq.write_table(pa.Table.from_pylist(prompts), folder / "a.parquet", row_group_size=16)
     (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more[:30]), "utf-8")
     return folder
 
@@ -88,15 +88,15 @@ def mine(scores: Path | list[Path], output: Path, **options: Any) -> list[dict[s
 
 
 def prompts_of(scores: Path) -> dict[str, list[dict[str, Any]]]:
-    found = defaultdict(list)
+    groups = defaultdict(list)
     for row in rows_of(scores):
-        found[row["prompt_id"]].append(row)
-    return dict(sorted(found.items()))
+        groups[row["prompt_id"]].append(row)
+    return dict(sorted(groups.items()))
 
 
 def plain(rows: list[dict[str, Any]], strategy: str, k: int = 2, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """The pairs that a strategy takes of one prompt's candidates, by row ids."""
-    falling = sorted(rows, key=lambda r: -r["score"])  # stable: of equal ones the first comes first
+    """The pairs that a strategy selects from one prompt's candidates, as row ids."""
+    falling = sorted(rows, key=lambda r: -r["score"])  # stable: among equal scores, the first comes first
     rising = sorted(rows, key=lambda r: r["score"])
     best = falling[0]
     lower = [row for row in rows if row["score"] < best["score"]]
@@ -136,14 +136,14 @@ def check_strategy(scores: Path, texts: Path, output: Path, strategy: str) -> No
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_strategy_takes_the_pairs_that_plain_python_takes(
+def test_a_strategy_selects_the_pairs_that_plain_python_selects(
     strategy: str, scores: Path, texts: Path, tmp_path: Path
 ) -> None:
     check_strategy(scores, texts, tmp_path / "pairs", strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_so_it_does_on_real_rollouts(
+def test_strategies_select_the_same_pairs_of_real_rollouts_as_plain_python(
     strategy: str, real_scores: Path, real_texts: Path, tmp_path: Path
 ) -> None:
     check_strategy(real_scores, real_texts, tmp_path / "pairs", strategy)
@@ -154,19 +154,19 @@ def test_so_it_does_on_real_rollouts(
     strategy=st.sampled_from(STRATEGIES),
     k=st.integers(1, 4),
     margin=st.sampled_from([0, 0.01, 0.1]),
-    objective=st.sampled_from(["helpsteer_helpfulness", "code_style"]),
+    reward=st.sampled_from(["helpsteer_helpfulness", "code_style"]),
     ratio=st.sampled_from([None, 1.5, 3]),
     most=st.sampled_from([None, 1, 3]),
     fraction=st.sampled_from([0, 0.3]),
     residual=st.booleans(),
 )
-def test_what_holds_of_every_dataset_of_pairs(
+def test_every_dataset_of_pairs_meets_its_options(
     scores: Path,
     tmp_path: Path,
     strategy: str,
     k: int,
     margin: float,
-    objective: str,
+    reward: str,
     ratio: float | None,
     most: int | None,
     fraction: float,
@@ -177,7 +177,7 @@ def test_what_holds_of_every_dataset_of_pairs(
         tmp_path / "pairs",
         strategy=strategy,
         k=k,
-        min_margin={"value": margin, objective: 0.0},
+        min_margin={"value": margin, reward: 0.0},
         max_length_ratio=ratio,
         max_pairs=most,
         test_fraction=fraction,
@@ -192,7 +192,7 @@ def test_what_holds_of_every_dataset_of_pairs(
         assert pair["margin"] >= margin
         if not residual:
             assert pair["margin"] == chosen["score"] - rejected["score"]
-        assert pair["margins"][objective] >= 0
+        assert pair["margins"][reward] >= 0
         assert chosen["rewards"]["beavertails_is_safe"] >= 0.4
         assert rejected["num_response_tokens"] < 200
         lengths = sorted((chosen["num_response_tokens"], rejected["num_response_tokens"]))
@@ -215,9 +215,7 @@ def test_a_prompt_in_two_shards_is_one_prompt(scores: Path, tmp_path: Path) -> N
     assert any(c.split(":")[0] != r.split(":")[0] for c, r in ids(pairs))
 
 
-def test_text_is_that_of_the_source_whether_kept_or_joined_back(
-    scores: Path, texts: Path, tmp_path: Path
-) -> None:
+def test_text_equals_the_source_whether_kept_or_read_again(scores: Path, texts: Path, tmp_path: Path) -> None:
     joined = mine(scores, tmp_path / "a", strategy="all-above-margin")
     assert joined == mine(texts, tmp_path / "b", strategy="all-above-margin")
     rows = {row["row_id"]: row for row in rows_of(texts)}
@@ -245,11 +243,11 @@ def test_both_engines_write_the_same_files(local_ray: str, scores: Path, tmp_pat
     assert not (tmp_path / "b" / "_work").exists()
 
 
-def test_ties_and_prompts_of_equal_candidates_give_no_pair(scores: Path, tmp_path: Path) -> None:
+def test_candidates_of_equal_score_give_no_pair(scores: Path, tmp_path: Path) -> None:
     assert mine(scores, tmp_path / "a", strategy="all-above-margin", rank_by="0 * score") == []
 
 
-def test_a_weighted_sum_ranks(scores: Path, tmp_path: Path) -> None:
+def test_candidates_rank_by_a_weighted_sum(scores: Path, tmp_path: Path) -> None:
     pairs = mine(scores, tmp_path / "a", rank_by="0.7 * helpsteer_helpfulness - 0.1 * code_style")
     for pair in pairs:
         chosen, rejected = pair["rewards_chosen"], pair["rewards_rejected"]
@@ -271,7 +269,7 @@ def test_the_chosen_of_a_pareto_pair_dominates(scores: Path, tmp_path: Path) -> 
     assert pairs == dominated
 
 
-def test_texts_in_a_constraint_are_compared_as_they_are_written(scores: Path, tmp_path: Path) -> None:
+def test_string_literals_in_a_constraint_are_compared_unchanged(scores: Path, tmp_path: Path) -> None:
     text = 'the "chosen". one'
     named = with_columns(scores, tmp_path / "scores", **{"chosen": "x", "note": text})
     constraint = [f"chosen.note = '{text}' and chosen.chosen = 'x'", "rejected.rewards.code_style > -9"]
@@ -279,7 +277,7 @@ def test_texts_in_a_constraint_are_compared_as_they_are_written(scores: Path, tm
     assert ids(pairs) == ids(mine(scores, tmp_path / "b"))
 
 
-def test_residual_scores_lean_less_on_length(scores: Path, tmp_path: Path) -> None:
+def test_residual_length_control_makes_scores_depend_less_on_length(scores: Path, tmp_path: Path) -> None:
     by_length = "score + 0.01 * num_response_tokens"
     plain_pairs = mine(scores, tmp_path / "a", rank_by=by_length)
     residual = mine(scores, tmp_path / "b", rank_by=by_length, length_control="residual")
@@ -299,7 +297,7 @@ def test_residual_scores_lean_less_on_length(scores: Path, tmp_path: Path) -> No
     assert longer(residual) < longer(plain_pairs)
 
 
-def test_prompts_with_too_few_candidates_give_none(scores: Path, tmp_path: Path) -> None:
+def test_prompts_with_too_few_candidates_give_no_pair(scores: Path, tmp_path: Path) -> None:
     pairs = mine(scores, tmp_path / "a", min_candidates=5)
     sizes = {prompt: len(rows) for prompt, rows in prompts_of(scores).items()}
     assert {pair["prompt_id"] for pair in pairs} == {p for p, size in sizes.items() if size >= 5}
@@ -307,7 +305,7 @@ def test_prompts_with_too_few_candidates_give_none(scores: Path, tmp_path: Path)
 
 
 def near_duplicates(folder: Path) -> tuple[Path, list[str]]:
-    """Prompts of 30 words each, every third of which changes one word of the one before; and all of them."""
+    """Scores and texts of prompts of 30 words; every third prompt changes one word of the one before it."""
     words = [f"w{i}" for i in range(400)]
     prompts = []
     for i in range(12):
@@ -318,7 +316,7 @@ def near_duplicates(folder: Path) -> tuple[Path, list[str]]:
     return score_synthetically(folder / "scores", folder / "in.jsonl"), prompts
 
 
-def test_of_near_duplicate_prompts_one_is_kept(tmp_path: Path) -> None:
+def test_one_of_several_near_duplicate_prompts_is_kept(tmp_path: Path) -> None:
     scores, prompts = near_duplicates(tmp_path)
     kept = {pair["prompt"][0]["content"] for pair in mine(scores, tmp_path / "a", near_duplicates=0.8)}
     everything = {pair["prompt"][0]["content"] for pair in mine(scores, tmp_path / "b")}
@@ -327,7 +325,7 @@ def test_of_near_duplicate_prompts_one_is_kept(tmp_path: Path) -> None:
     assert {" ".join(prompt.split()[:-1]) for prompt in kept} == {" ".join(p.split()[:-1]) for p in prompts}
 
 
-def test_prompts_of_signs_alone_are_near_duplicates_only_of_the_same_signs(tmp_path: Path) -> None:
+def test_prompts_of_signs_only_are_near_duplicates_only_if_the_signs_are_equal(tmp_path: Path) -> None:
     prompts = ["2 + 2 = ?", "2 - 2 = ?", "2 +2=?", "+++", "-->", "?!", ":)", "😀", " ", "\n"]
     rows = [{"prompt": prompt, "responses": ["one", "two"]} for prompt in prompts]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -351,10 +349,12 @@ def test_prompts_of_a_benchmark_are_removed_and_reported(suffix: str, tmp_path: 
     else:
         pq.write_table(pa.table({"question": ["other", text]}), file)
     pairs = mine(scores, tmp_path / "pairs", decontaminate=[str(file)])
-    told = [json.loads(line) for line in (tmp_path / "pairs" / "contaminated.jsonl").read_text().splitlines()]
+    reported = [
+        json.loads(line) for line in (tmp_path / "pairs" / "contaminated.jsonl").read_text().splitlines()
+    ]
     gone = {p for p in prompts if "w40" in p.split()}
     assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
-    assert [(t["file"], t["ngram"].split()[0]) for t in told] == [(str(file), "w35")] * len(gone)
+    assert [(t["file"], t["ngram"].split()[0]) for t in reported] == [(str(file), "w35")] * len(gone)
 
 
 def test_a_benchmark_text_shorter_than_an_ngram_is_found_within_a_prompt(tmp_path: Path) -> None:
@@ -364,8 +364,8 @@ def test_a_benchmark_text_shorter_than_an_ngram_is_found_within_a_prompt(tmp_pat
     pairs = mine(scores, tmp_path / "a", decontaminate=[str(file)])
     gone = {p for p in prompts if "w42" in p.split()}
     assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
-    told = [json.loads(line)["ngram"] for line in (tmp_path / "a" / "contaminated.jsonl").open()]
-    assert told == ["w40 w41 w42 w43 w44"] * len(gone)
+    reported = [json.loads(line)["ngram"] for line in (tmp_path / "a" / "contaminated.jsonl").open()]
+    assert reported == ["w40 w41 w42 w43 w44"] * len(gone)
     file.write_text(prompts[0] + "\nw70 w71\n")
     pairs = mine(scores, tmp_path / "b", decontaminate=[str(file)], ngram=2)  # as small as it is asked for
     gone = {p for p in prompts if "w0" in p.split() or "w70" in p.split()}
@@ -387,9 +387,9 @@ def test_the_ultrafeedback_layout_has_its_columns(scores: Path, texts: Path, tmp
     assert set(pairs[0]) == names
 
 
-def test_the_size_of_tasks_changes_no_pair(scores: Path, tmp_path: Path) -> None:
-    one = mine(scores, tmp_path / "a", strategy="top-k-bottom-k")
-    assert mine(scores, tmp_path / "b", strategy="top-k-bottom-k", task_rows=30) == one
+def test_the_size_of_tasks_does_not_change_pairs(scores: Path, tmp_path: Path) -> None:
+    pairs = mine(scores, tmp_path / "a", strategy="top-k-bottom-k")
+    assert mine(scores, tmp_path / "b", strategy="top-k-bottom-k", task_rows=30) == pairs
     assert len(list((tmp_path / "b" / "data" / "train").iterdir())) > 5
 
 
@@ -400,7 +400,7 @@ def test_jsonl_holds_the_same_pairs(scores: Path, tmp_path: Path) -> None:
     assert [json.loads(line) | {"split": "train"} for line in lines] == pairs
 
 
-def test_columns_are_carried_from_both_sides(scores: Path, tmp_path: Path) -> None:
+def test_columns_are_kept_from_both_sides(scores: Path, tmp_path: Path) -> None:
     rows = {row["row_id"]: row for row in rows_of(scores)}
     for pair in mine(scores, tmp_path / "a", keep=["role", "source_row", "gating"]):
         for side in ("chosen", "rejected"):
@@ -412,7 +412,7 @@ def test_columns_are_carried_from_both_sides(scores: Path, tmp_path: Path) -> No
             ]
 
 
-def test_a_column_of_two_types_is_carried_without_loss(rollouts: Path, tmp_path: Path) -> None:
+def test_a_column_of_two_types_is_kept_without_loss(rollouts: Path, tmp_path: Path) -> None:
     (tmp_path / "grade=y").mkdir()
     outputs = []
     for name, grade in (("a.parquet", 1), ("b.jsonl", 1.5)):
@@ -427,7 +427,7 @@ def test_a_column_of_two_types_is_carried_without_loss(rollouts: Path, tmp_path:
 
 
 def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:
-    """What a misuse is told; nothing is left."""
+    """The message of a refused command, which leaves nothing behind."""
     output = tmp_path / "pairs"
     listed = [str(path) for path in (scores if isinstance(scores, list) else [scores])]
     with pytest.raises(ConfigError) as error:
@@ -437,7 +437,7 @@ def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"min_margin": {"helpsteer_helpfullness": 0.1}}, "did you mean"),
         ({"rank_by": "scores"}, "unknown column scores"),
@@ -446,18 +446,18 @@ def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:
         ({"pareto": ["nothing"]}, "unknown column nothing"),
         ({"constraint": ["chosen.beavertails_is_saef > 1"]}, "did you mean"),
         ({"constraint": ["score > 1"]}, "unknown column score"),
-        ({"constraint": ["chosen.score > rejected.score"]}, "not of both"),
-        ({"constraint": ["chosen.score > q0.5"]}, "no quantiles"),
+        ({"constraint": ["chosen.score > rejected.score"]}, "columns of either chosen or rejected"),
+        ({"constraint": ["chosen.score > q0.5"]}, "quantiles are not supported here"),
         ({"keep": ["generator"]}, "no column generator"),
         ({"spill": "/nowhere"}, "no such directory"),
         ({"decontaminate": ["/nowhere/gsm8k.jsonl"]}, "/nowhere/gsm8k.jsonl"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_wrong_option_is_told_before_any_work(
-    options: dict[str, Any], told: str, scores: Path, tmp_path: Path
+def test_a_wrong_option_is_refused_before_any_work(
+    options: dict[str, Any], message: str, scores: Path, tmp_path: Path
 ) -> None:
-    assert told in refused(scores, tmp_path, **options)
+    assert message in refused(scores, tmp_path, **options)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -465,13 +465,13 @@ def test_a_wrong_option_is_told_before_any_work(
 def test_numbers_that_are_not_finite_are_refused(
     option: str, value: str, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = f"value={value}" if option == "min-margin" else value
-    assert main(["mine", str(scores), "--output", str(tmp_path / "pairs"), f"--{option}={told}"]) == 2
+    argument = f"value={value}" if option == "min-margin" else value
+    assert main(["mine", str(scores), "--output", str(tmp_path / "pairs"), f"--{option}={argument}"]) == 2
     assert option in capsys.readouterr().err
     assert not (tmp_path / "pairs").exists()
 
 
-def test_outputs_that_are_not_whole_are_refused(scores: Path, tmp_path: Path) -> None:
+def test_incomplete_outputs_are_refused(scores: Path, tmp_path: Path) -> None:
     assert "not an output of armo-ray score" in refused(tmp_path, tmp_path)
     shutil.copytree(scores, tmp_path / "half")
     (tmp_path / "half" / "_SUCCESS").unlink()
@@ -480,10 +480,10 @@ def test_outputs_that_are_not_whole_are_refused(scores: Path, tmp_path: Path) ->
 
 def test_outputs_of_two_models_are_not_mixed(scores: Path, tiny_model: Path, tmp_path: Path) -> None:
     score_locally(tiny_model, SAMPLE, tmp_path / "other", unit_rows=300)
-    told = refused([scores, tmp_path / "other"], tmp_path)
-    assert "two models" in told
-    assert "synthetic" in told
-    assert str(tiny_model) in told
+    message = refused([scores, tmp_path / "other"], tmp_path)
+    assert "two models" in message
+    assert "synthetic" in message
+    assert str(tiny_model) in message
 
 
 def test_a_shard_that_changed_or_is_gone_is_refused(rollouts: Path, tmp_path: Path) -> None:
@@ -514,7 +514,7 @@ def test_a_shard_scored_in_two_states_or_layouts_is_refused(
         assert "in another state or layout" in refused(outputs, tmp_path)
 
 
-def test_the_same_shard_in_two_outputs_stops_the_run_and_leaves_nothing(
+def test_the_same_shard_in_two_outputs_stops_the_command_and_leaves_nothing(
     scores: Path, rollouts: Path, tmp_path: Path
 ) -> None:
     again = score_synthetically(tmp_path / "again", rollouts)
@@ -534,15 +534,19 @@ def test_a_dataset_is_not_written_over_another(
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
 
 
-def test_options_come_from_a_file_and_are_told_in_the_card(scores: Path, tmp_path: Path) -> None:
+def test_options_are_read_from_a_file_and_listed_in_the_card(scores: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(f'scores = "{scores}"\nstrategy = "best-random"\nmin-margin = {{score = 0.01}}\n')
     output = tmp_path / "a"
     assert main(["mine", str(file), "--output", str(output), "--seed", "3"]) == 0
     manifest = json.loads((output / "_SUCCESS").read_text())
-    given = manifest["options"]
-    assert (given["strategy"], given["min_margin"], given["seed"]) == ("best-random", {"score": 0.01}, 3)
+    options = manifest["options"]
+    assert (options["strategy"], options["min_margin"], options["seed"]) == (
+        "best-random",
+        {"score": 0.01},
+        3,
+    )
     assert manifest["counts"]["pairs in train"] == sum(part["rows"] for part in manifest["parts"])
     card = (output / "README.md").read_text("utf-8")
-    for told in ("best-random", str(scores), "model: `synthetic`", "data/train/*.parquet"):
-        assert told in card
+    for text in ("best-random", str(scores), "model: `synthetic`", "data/train/*.parquet"):
+        assert text in card

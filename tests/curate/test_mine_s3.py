@@ -1,4 +1,4 @@
-"""Pairs of scores and shards in an object store, into an object store."""
+"""`mine` reads scores and shards from an object store and writes pairs to one."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.synthetic_outputs import score_synthetically
 pytest_plugins = ("tests.support.s3_server",)
 
 
-def test_pairs_in_an_object_store_are_those_of_a_disk(s3: str, tmp_path: Path) -> None:
+def test_pairs_in_an_object_store_equal_those_on_disk(s3: str, tmp_path: Path) -> None:
     Store(s3).write("in/[a]/llmbar.jsonl", SAMPLE.read_bytes())
     score_synthetically(f"{s3}/scores", f"{s3}/in")
     local = score_synthetically(tmp_path / "scores", SAMPLE)
@@ -32,7 +32,7 @@ def test_pairs_in_an_object_store_are_those_of_a_disk(s3: str, tmp_path: Path) -
     assert Store(f"{s3}/pairs").list_names("").keys() == {"README.md", "_SUCCESS"}
 
 
-def test_a_run_that_fails_leaves_nothing_in_an_object_store(s3: str, tmp_path: Path) -> None:
+def test_a_command_that_fails_leaves_nothing_in_an_object_store(s3: str, tmp_path: Path) -> None:
     Store(s3).write("in/llmbar.jsonl", SAMPLE.read_bytes())
     for name in ("a", "b"):
         score_synthetically(f"{s3}/{name}", f"{s3}/in")

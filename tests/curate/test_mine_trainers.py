@@ -1,4 +1,4 @@
-"""What was mined is what trainers read: Hugging Face datasets, and TRL's own preprocessing for DPO."""
+"""Trainers read mined pairs: Hugging Face datasets loads them, and TRL preprocesses them for DPO."""
 
 from pathlib import Path
 from typing import Any
@@ -65,5 +65,5 @@ def test_trl_tokenizes_the_pairs_for_dpo(pairs: Path, tiny_model: Path, tmp_path
     for tokenized, row in zip(trainer.train_dataset, rows, strict=True):
         assert tokenized["prompt_ids"] == chat.encode(chat.render_prompt(row["prompt"]))
         for side in ("chosen", "rejected"):
-            answer = chat.encode(chat.render_answer(row[side][0]["content"]))
+            answer = chat.encode(chat.render_response(row[side][0]["content"]))
             assert tokenized[f"{side}_ids"][: len(answer)] == answer

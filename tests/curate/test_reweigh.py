@@ -1,4 +1,4 @@
-"""Other scores follow from the stored rewards and gates, and their order is compared with the old one."""
+"""New scores follow from the stored rewards and gates, and their ranking is compared with the old one."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def transform_of(scores: Path) -> np.ndarray[Any, Any]:
 
 
 def expected(rows: list[dict[str, Any]], transform: Any, what: str, other: Any) -> np.ndarray[Any, Any]:
-    """The scores by the formulas of the options, written out."""
+    """The scores that an option should give, in plain NumPy."""
     names = list(rows[0]["rewards"])
     rewards, gating = matrix(rows, "rewards"), matrix(rows, "gating")
     weights = gating @ np.array(other if what == "transform" else transform).T
@@ -117,34 +117,37 @@ def test_new_scores_are_read_by_the_other_commands_and_not_mixed_with_the_old(
     assert not (tmp_path / "mixed").exists()
 
 
-def test_scores_that_were_reweighed_before_start_from_the_model_s_own_formula(
+def test_reweighing_twice_starts_from_the_models_own_formula_both_times(
     scored_pairs: Path, tmp_path: Path
 ) -> None:
     reweigh(scored_pairs, tmp_path / "a", "--mask", "code_style", "--length-penalty", "0.1")
     after = reweigh(tmp_path / "a", tmp_path / "b", "--mask", "helpsteer_verbosity")
     assert after == reweigh(scored_pairs, tmp_path / "c", "--mask", "helpsteer_verbosity")
-    prints = [footer(read_table(tmp_path / name).schema)["model_fingerprint"] for name in ("b", "c")]
-    assert prints[0] == prints[1]
+    fingerprints = [footer(read_table(tmp_path / name).schema)["model_fingerprint"] for name in ("b", "c")]
+    assert fingerprints[0] == fingerprints[1]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
-def test_real_rollouts_are_ranked_anew(tmp_path: Path) -> None:
+def test_real_rollouts_are_rescored(tmp_path: Path) -> None:
     scores = score_synthetically(tmp_path / "scores", REAL)
     before = rows_as_written(scores)
     after = reweigh(scores, tmp_path / "out", "--mask", *MASKED)
     assert len(after) == 6440
-    found = expected(before, transform_of(scores), "mask", None)
-    assert np.abs([row["score"] for row in after] - found).max() < 1e-5
+    scores_expected = expected(before, transform_of(scores), "mask", None)
+    assert np.abs([row["score"] for row in after] - scores_expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mask", "code_stile"], "--mask code_stile: no objective of this model; did you mean code_style?"),
+        (
+            ["--mask", "code_stile"],
+            "--mask code_stile: this model has no such reward; did you mean code_style?",
+        ),
         ([], "nothing to change"),
         (["--weight", "code_style=1", "--mask", "code_style"], "--weight replaces the model's weights"),
-        (["--factor", "code_style=2", "--mask", "code_style"], "it has a --factor too"),
-        (["--factor", "code_style=nan"], "no finite number"),
+        (["--factor", "code_style=2", "--mask", "code_style"], "this reward also has a --factor"),
+        (["--factor", "code_style=nan"], "not a finite number"),
         (["--factor", "code_style"], "expected NAME=VALUE"),
         (["--transform", "/nowhere.json"], "/nowhere.json: cannot be read"),
         (["--transform", __file__], "not valid JSON"),
@@ -152,7 +155,7 @@ def test_real_rollouts_are_ranked_anew(tmp_path: Path) -> None:
         (["--mask", "code_style", "--format", "jsonl"], "--format jsonl"),
     ],
 )
-def test_a_wrong_formula_leaves_nothing(
+def test_a_wrong_formula_is_refused_and_nothing_is_written(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["reweigh", str(scored_pairs), "--output", str(tmp_path / "out"), *arguments]) == 2
@@ -174,7 +177,7 @@ def test_a_transform_of_another_shape_is_refused(
     assert f"--transform {file}" in capsys.readouterr().err
 
 
-def test_a_damaged_part_stops_and_nothing_is_left(
+def test_a_damaged_part_stops_the_command_and_nothing_is_left(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"

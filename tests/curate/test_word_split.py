@@ -1,4 +1,4 @@
-"""Prompts are compared by words, and by characters where a script has no spaces between words."""
+"""Prompts are compared by words, or by characters in scripts without spaces between words."""
 
 # ruff: noqa: RUF001 - punctuation of other languages
 import json
@@ -13,7 +13,7 @@ from armo_ray.curate.word_split import is_as_long, ngrams, readable, shingles, w
 from tests.curate.test_mine import mine
 from tests.support.synthetic_outputs import score_synthetically
 
-# A question, the same with a small change, and one that has nothing to do with it but the language.
+# A question, the same question with a small change, and an unrelated question in the same language.
 TWINS = {
     "english": (
         "The ferry to the northern islands leaves at seven every morning except on Sundays, and a return ticket costs "
@@ -91,14 +91,16 @@ SPACELESS = ["chinese", "japanese", "thai", "lao", "khmer", "burmese"]
 
 
 def twins(folder: Path) -> tuple[Path, dict[str, list[str]]]:
-    """Prompts of every language: one, its twin, and another."""
+    """Scores, and the prompts of every language: a text, a near-duplicate of it, and an unrelated text."""
     prompts = {name: [text, text.replace(*change), other] for name, (text, change, other) in TWINS.items()}
     rows = [{"prompt": p, "responses": ["one", "two"]} for texts in prompts.values() for p in texts]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return score_synthetically(folder / "scores", folder / "in.jsonl"), prompts
 
 
-def test_of_twins_in_every_language_one_is_kept_and_of_others_all(tmp_path: Path) -> None:
+def test_one_of_two_near_duplicates_is_kept_in_every_language_and_unrelated_prompts_stay(
+    tmp_path: Path,
+) -> None:
     scores, prompts = twins(tmp_path)
     kept = {pair["prompt"][0]["content"] for pair in mine(scores, tmp_path / "a", near_duplicates=0.8)}
     for name, (text, twin, other) in prompts.items():
@@ -121,13 +123,13 @@ def test_a_benchmark_is_found_in_prompts_that_wrap_it_in_every_language(suffix: 
     pairs = mine(scores, tmp_path / "a", decontaminate=[str(file)])
     left = {pair["prompt"][0]["content"] for pair in pairs}
     assert left.isdisjoint(texts[0] for texts in prompts.values())
-    told = [
+    reported = [
         json.loads(line) for line in (tmp_path / "a" / "contaminated.jsonl").read_text("utf-8").splitlines()
     ]
-    assert any(prompts["chinese"][0].replace("，", "").find(entry["ngram"]) > 0 for entry in told)
+    assert any(prompts["chinese"][0].replace("，", "").find(entry["ngram"]) > 0 for entry in reported)
 
 
-def test_texts_of_one_language_are_no_benchmark_of_each_other(tmp_path: Path) -> None:
+def test_unrelated_texts_of_one_language_do_not_contaminate_each_other(tmp_path: Path) -> None:
     scores, prompts = twins(tmp_path)
     file = tmp_path / "bench.txt"
     file.write_text("".join(f"{TWINS[name][2]}\n" for name in TWINS), "utf-8")
@@ -136,7 +138,7 @@ def test_texts_of_one_language_are_no_benchmark_of_each_other(tmp_path: Path) ->
 
 
 @given(st.text(st.characters(max_codepoint=0x0DFF)), st.integers(1, 5))
-def test_scripts_with_spaces_have_the_words_they_had(text: str, size: int) -> None:
+def test_scripts_with_spaces_are_split_into_words(text: str, size: int) -> None:
     plain = re.findall(r"\w+", text.lower())
     assert words(text) == plain
     assert words_and_signs(text) == re.findall(r"\w+|[^\w\s]", text.lower())
@@ -145,7 +147,7 @@ def test_scripts_with_spaces_have_the_words_they_had(text: str, size: int) -> No
     assert all(is_as_long(ngram, size) == (len(plain) >= size) for ngram in expected)
 
 
-def test_characters_carry_their_marks_and_count_less_than_words() -> None:
+def test_characters_keep_their_marks_and_are_shorter_than_words() -> None:
     assert words("Tokyo東京タワー 2 本!") == ["tokyo", "東", "京", "タ", "ワ", "ー", "2", "本"]
     assert words("ที่นี่") == ["ที่", "นี่"]
     assert words("ខ្មែរ") == ["ខ្", "មែ", "រ"]

@@ -33,12 +33,12 @@ def load(path: Path, device: str) -> RewardModel:
 def test_layers_on_several_devices_give_the_same_bits(deep_model: Path, needed: bool) -> None:
     whole, split = (load(deep_model, device) for device in ("cpu", "cpu,cpu,cpu"))
     groups = random_groups(whole.pattern)
-    expected, found = (model.with_options(needed_rows=needed).score(groups) for model in (whole, split))
+    expected, actual = (model.with_options(needed_rows=needed).score(groups) for model in (whole, split))
     for name in ("score", "rewards", "gating"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
 
 
-def test_each_device_gets_an_equal_run_of_layers(deep_model: Path) -> None:
+def test_each_device_gets_an_equal_number_of_consecutive_layers(deep_model: Path) -> None:
     backbone = load(deep_model, "cpu").backbone
     place(backbone, [CPU, META])
     assert layer_devices(backbone) == [CPU, CPU, CPU, META, META]
@@ -48,7 +48,7 @@ def test_each_device_gets_an_equal_run_of_layers(deep_model: Path) -> None:
 
 
 @pytest.mark.parametrize("needed", [True, False], ids=["needed-rows", "all-rows"])
-def test_a_pass_moves_all_that_a_layer_needs_to_its_device(deep_model: Path, needed: bool) -> None:
+def test_a_pass_moves_everything_that_a_layer_needs_to_its_device(deep_model: Path, needed: bool) -> None:
     model = load(deep_model, "cpu").with_options(needed_rows=needed)
     place(model.backbone, [CPU, META])  # an operation on tensors of both raises
     ids = np.arange(100, dtype=np.int32)
@@ -73,7 +73,7 @@ def test_what_cannot_be_split_is_refused(deep_model: Path, tmp_path: Path) -> No
         (2, [1, 1], 0),
         (2, [4, 3, 0], 3),
         (0.5, [1, 2], 6),
-        (0.4, [2], 4),  # no replica lies on two GPUs
+        (0.4, [2], 4),  # no replica is on two GPUs
     ],
 )
 def test_a_replica_lies_on_one_node_and_a_fraction_of_one_on_one_gpu(

@@ -1,4 +1,4 @@
-"""Scores of the engine equal an independent implementation's, however the work is packed."""
+"""The engine's scores equal those of an independent implementation, however sequences are packed."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from armo_ray.engine.fixed_shape import BLOCK_ROWS
 from armo_ray.engine.reward_model import Group
 from armo_ray.model.chat import Chat, Messages
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import detect
+from armo_ray.text.detect import detect
 from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.armorm import write_tiny_model
 from tests.support.paths import ROOT
@@ -33,15 +33,15 @@ SHAPES = {
 
 
 def conversations() -> list[tuple[Messages, str]]:
-    """Real conversations: the sample's pairs, and transcripts with shared histories where they are at hand."""
+    """Real conversations: the sample's pairs, and transcripts with shared histories if available."""
     lines = (ROOT / "jobs" / "samples" / "llmbar.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     transcripts = ROOT.parent / "shared" / "data" / "hh_harmless" / "test-half.jsonl.gz"
     if transcripts.exists():
         with gzip.open(transcripts) as stream:
             rows += [json.loads(line) for line, _ in zip(stream, range(160), strict=False)]
-    found = [c for row in rows for c in candidates_of(row, detect(row))]
-    return [(c.prompt, c.answer) for c in found if c.reason is None]
+    actual = [c for row in rows for c in candidates_of(row, detect(row))]
+    return [(c.prompt, c.response) for c in actual if c.reason is None]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,15 @@ def texts() -> list[tuple[Messages, str]]:
 
 
 def groups_of(texts: list[tuple[Messages, str]], model: Path) -> list[Group]:
-    """One group per run of equal prompts."""
+    """One group for consecutive equal prompts."""
     encoder = Encoder(Chat.load(model), 8192)
-    found: list[tuple[Messages, list[str]]] = []
+    actual: list[tuple[Messages, list[str]]] = []
     for prompt, answer in texts:
-        if found and found[-1][0] == prompt:
-            found[-1][1].append(answer)
+        if actual and actual[-1][0] == prompt:
+            actual[-1][1].append(answer)
         else:
-            found.append((prompt, [answer]))
-    return [encoder.group(prompt, answers) for prompt, answers in found]
+            actual.append((prompt, [answer]))
+    return [encoder.group(prompt, answers) for prompt, answers in actual]
 
 
 def largest_difference(a: Scores, b: Scores) -> float:
@@ -72,16 +72,16 @@ def test_scores_equal_the_plain_implementation(
 ) -> None:
     write_tiny_model(tmp_path, seed=len(shape), **shape)  # type: ignore[arg-type]
     chosen = texts if not shape else texts[::4]
-    found = RewardModel.load(str(tmp_path), dtype="float32", device="cpu").score(groups_of(chosen, tmp_path))
+    actual = RewardModel.load(str(tmp_path), dtype="float32", device="cpu").score(groups_of(chosen, tmp_path))
     reference = Reference(tmp_path)
     for i, (prompt, answer) in enumerate(chosen):
         score, rewards, gating = reference.score([*prompt, {"role": "assistant", "content": answer}])
-        assert abs(found.score[i] - score) < 1e-5
-        assert np.abs(found.rewards[i] - rewards).max() < 1e-5
-        assert np.abs(found.gating[i] - gating).max() < 1e-5
+        assert abs(actual.score[i] - score) < 1e-5
+        assert np.abs(actual.rewards[i] - rewards).max() < 1e-5
+        assert np.abs(actual.gating[i] - gating).max() < 1e-5
     transform = reference.head["reward_transform_matrix"].numpy()
-    coefficients = found.gating @ transform.T
-    assert np.abs((found.rewards * coefficients).sum(axis=1) - found.score).max() < 1e-5
+    coefficients = actual.gating @ transform.T
+    assert np.abs((actual.rewards * coefficients).sum(axis=1) - actual.score).max() < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def groups(texts: list[tuple[Messages, str]], tiny_model: Path) -> list[Group]:
 
 @pytest.fixture(scope="module")
 def alone(model: RewardModel, groups: list[Group]) -> Scores:
-    """Every conversation by itself: the scores that nothing may change."""
+    """Scores of every conversation by itself, which no option may change."""
     parts = [model.score([(prompt, [answer])]) for prompt, answers in groups for answer in answers]
     score, rewards, gating = (np.concatenate([p[i] for p in parts]) for i in range(3))
     return Scores(score, rewards, gating, 0, 0, 0, 0.0)
@@ -109,19 +109,19 @@ def test_packing_never_changes_a_score(
     tiny_model: Path, groups: list[Group], alone: Scores, share: bool, fixed: bool, budget: int
 ) -> None:
     model = RewardModel.load(str(tiny_model), None, "float32", "cpu", budget, share, fixed)
-    found = model.score(groups)
-    assert largest_difference(found, alone) < 1e-5
-    assert fixed or (found.computed_tokens < found.num_tokens) == share
+    actual = model.score(groups)
+    assert largest_difference(actual, alone) < 1e-5
+    assert fixed or (actual.computed_tokens < actual.num_tokens) == share
 
 
 def test_the_order_of_groups_never_changes_a_score(
     model: RewardModel, groups: list[Group], alone: Scores
 ) -> None:
     order = np.random.default_rng(0).permutation(len(groups))
-    found = model.score([groups[i] for i in order])
+    actual = model.score([groups[i] for i in order])
     starts = np.cumsum([0, *(len(answers) for _, answers in groups)])
     places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in order])
-    assert np.abs(found.score - alone.score[places]).max() < 1e-5
+    assert np.abs(actual.score - alone.score[places]).max() < 1e-5
 
 
 def test_fixed_packs_give_the_same_bits_in_any_order(tiny_model: Path, groups: list[Group]) -> None:
@@ -134,7 +134,7 @@ def test_fixed_packs_give_the_same_bits_in_any_order(tiny_model: Path, groups: l
     )
 
 
-def test_fixed_packs_without_sharing_give_the_same_bits_in_any_company(
+def test_fixed_packs_without_sharing_give_the_same_bits_with_any_other_groups(
     tiny_model: Path, groups: list[Group]
 ) -> None:
     model = RewardModel.load(
@@ -146,16 +146,16 @@ def test_fixed_packs_without_sharing_give_the_same_bits_in_any_company(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("others", [5, 90], ids=["one-block-of-rows", "many-blocks"])
-def test_the_rows_of_the_last_layer_keep_their_bits_in_any_company(
+def test_the_rows_of_the_last_layer_keep_their_bits_with_any_other_rows(
     tiny_model: Path, groups: list[Group], dtype: str, others: int
 ) -> None:
     model = RewardModel.load(
         str(tiny_model), None, dtype, "cpu", 16_384, share_prompts=False, fixed_packs=True
     )
     one = [(prompt, answers[:1]) for prompt, answers in groups[: others + 1]]
-    alone, found, turned = (model.score(part) for part in (one[:1], one, one[::-1]))
+    alone, actual, turned = (model.score(part) for part in (one[:1], one, one[::-1]))
     assert (2 * len(one) > BLOCK_ROWS) == (others > 5)  # each conversation has two rows
-    for x, y, z in zip(alone[:3], found[:3], turned[:3], strict=True):
+    for x, y, z in zip(alone[:3], actual[:3], turned[:3], strict=True):
         assert np.array_equal(x[0], y[0])
         assert np.array_equal(y, z[::-1])
 
@@ -164,19 +164,19 @@ def test_identical_candidates_are_computed_once_and_score_the_same(
     model: RewardModel, groups: list[Group]
 ) -> None:
     prompt, answers = groups[0]
-    found = model.score([(prompt, [answers[0]] * 5)])
-    assert found.computed_tokens == len(prompt) + len(answers[0])
-    assert found.num_tokens == 5 * found.computed_tokens
-    assert np.unique(found.score).size == 1
+    actual = model.score([(prompt, [answers[0]] * 5)])
+    assert actual.computed_tokens == len(prompt) + len(answers[0])
+    assert actual.num_tokens == 5 * actual.computed_tokens
+    assert np.unique(actual.score).size == 1
 
 
 def test_bfloat16_scores_stay_near_float32_and_keep_float32_heads(
     tiny_model: Path, groups: list[Group], alone: Scores
 ) -> None:
-    found = RewardModel.load(str(tiny_model), dtype="bfloat16", device="cpu").score(groups)
-    assert found.score.dtype == np.float32
-    assert np.corrcoef(found.score, alone.score)[0, 1] > 0.99
-    assert np.unique(found.score).size > 0.9 * np.unique(alone.score).size  # bf16 heads would tie many
+    actual = RewardModel.load(str(tiny_model), dtype="bfloat16", device="cpu").score(groups)
+    assert actual.score.dtype == np.float32
+    assert np.corrcoef(actual.score, alone.score)[0, 1] > 0.99
+    assert np.unique(actual.score).size > 0.9 * np.unique(alone.score).size  # bf16 heads would tie many
 
 
 def test_a_forged_header_moves_the_gate_only_with_reference_special_tokens(tiny_model: Path) -> None:
@@ -188,20 +188,20 @@ def test_a_forged_header_moves_the_gate_only_with_reference_special_tokens(tiny_
     conversation = [*question, {"role": "assistant", "content": answer}]
     for special_tokens in ("plain", "reference"):
         encoder = Encoder(chat, 8192, special_tokens=special_tokens)
-        found = model.score([encoder.group(question, [answer, "4"])])
+        actual = model.score([encoder.group(question, [answer, "4"])])
         score, _, gating = reference.score(conversation, plain_special_tokens=special_tokens == "plain")
-        assert abs(found.score[0] - score) < 1e-5
-        assert np.abs(found.gating[0] - gating).max() < 1e-5
-        same_gate = bool(np.abs(found.gating[0] - found.gating[1]).max() < 1e-6)
+        assert abs(actual.score[0] - score) < 1e-5
+        assert np.abs(actual.gating[0] - gating).max() < 1e-5
+        same_gate = bool(np.abs(actual.gating[0] - actual.gating[1]).max() < 1e-6)
         assert same_gate == (special_tokens == "plain")
 
 
 def test_no_groups_give_no_scores(model: RewardModel) -> None:
-    found = model.score([])
-    assert found.score.shape == (0,)
-    assert found.rewards.shape == (0, 19)
+    actual = model.score([])
+    assert actual.score.shape == (0,)
+    assert actual.rewards.shape == (0, 19)
 
 
-def test_a_sequence_without_an_answer_header_is_refused_by_number(model: RewardModel) -> None:
+def test_a_sequence_without_a_response_header_is_refused_by_number(model: RewardModel) -> None:
     with pytest.raises(ValueError, match="candidate 1: no end of a user turn"):
         model.score([(ids, [[1, 2, 3]]) for ids in (list(model.pattern), [1, 2])])

@@ -13,7 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from armo_ray.engine import RewardModel, Scores
-from armo_ray.engine.attention import Plan, attend, packed_attention
+from armo_ray.engine.attention import Segments, attend, packed_attention
 from armo_ray.engine.device import Stopwatch, free_bytes
 from armo_ray.engine.fixed_shape import BLOCK_ROWS
 from armo_ray.engine.fp8 import Fp8Linear, quantize
@@ -28,13 +28,13 @@ pytestmark = [
 ]
 
 
-# Of torch.compile's own imports, and of its advice to allow TF32.
+# Warnings of torch.compile's own imports, and its advice to allow TF32.
 COMPILE_WARNINGS = ("ignore::DeprecationWarning:torch.*", "ignore::UserWarning:torch.*")
 DEVICE = torch.device("cuda")
 
 
 def groups_for(model: RewardModel, rng: np.random.Generator, count: int) -> list[Group]:
-    """Prompts of 65 tokens with two answers each."""
+    """Prompts of 65 tokens with two responses each."""
     return [
         (
             [*rng.integers(0, 500, 60).tolist(), *model.pattern.tolist()],
@@ -70,8 +70,8 @@ def test_packed_attention_equals_float64_attention_of_each_sequence(
         torch.randn(1, h, count, dim, generator=generator).to(device, dtype)
         for h in (heads, kv_heads, kv_heads)
     )
-    plan = Plan.of(pack, device)
-    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, plan, scaling=dim**-0.5, **rule)
+    segments = Segments.of(pack, device)
+    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, segments, scaling=dim**-0.5, **rule)
     for s in range(len(pack.cu_q) - 1):
         rows = torch.arange(int(pack.cu_q[s]), int(pack.cu_q[s + 1]), device=device)
         keys = torch.from_numpy(pack.kv_index[pack.cu_k[s] : pack.cu_k[s + 1]]).to(device)
@@ -99,15 +99,15 @@ def test_rows_that_are_read_alone_attend_as_in_float64(dtype: torch.dtype, dim: 
         torch.randn(len(pack.input_ids), h, dim, generator=generator).to(DEVICE, dtype)
         for h in (8, kv_heads, kv_heads)
     )
-    plan = Plan.of_rows(pack, rows, DEVICE)
-    (part,) = plan.parts
-    assert part.kv_index is not None
-    found = attend(q[torch.from_numpy(rows).to(DEVICE)], k, v, plan)
-    for i, (_, _, start, stop) in enumerate(part.segments):
-        ks, vs = (x[part.kv_index[start:stop]].double().repeat_interleave(8 // kv_heads, 1) for x in (k, v))
+    segments = Segments.of_rows(pack, rows, DEVICE)
+    (chunk,) = segments.chunks
+    assert chunk.kv_index is not None
+    actual = attend(q[torch.from_numpy(rows).to(DEVICE)], k, v, segments)
+    for i, (_, _, start, stop) in enumerate(chunk.bounds):
+        ks, vs = (x[chunk.kv_index[start:stop]].double().repeat_interleave(8 // kv_heads, 1) for x in (k, v))
         weights = (torch.einsum("hd,khd->hk", q[rows[i]].double(), ks) * dim**-0.5).softmax(-1)
         expected = torch.einsum("hk,khd->hd", weights, vs)
-        error = (found[i].double() - expected).norm() / expected.norm()
+        error = (actual[i].double() - expected).norm() / expected.norm()
         assert error < (1e-5 if dtype == torch.float32 else 5e-3)
 
 
@@ -131,8 +131,8 @@ def test_fixed_packs_give_the_same_bits_in_any_order_on_the_device(tmp_path: Pat
     rng = np.random.default_rng(2)
     groups = groups_for(model, rng, 60)
     order = rng.permutation(len(groups))
-    found = model.score([groups[i] for i in order]).score.reshape(-1, 2)
-    assert np.array_equal(found, model.score(groups).score.reshape(-1, 2)[order])
+    actual = model.score([groups[i] for i in order]).score.reshape(-1, 2)
+    assert np.array_equal(actual, model.score(groups).score.reshape(-1, 2)[order])
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +144,13 @@ def grouped_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def farthest(a: Scores, b: Scores) -> float:
-    """The largest difference of two sets of scores."""
+    """The largest difference between two sets of scores."""
     return float(np.abs(a.score - b.score).max())
 
 
-def error_of(found: Scores, exact: Scores) -> float:
-    """Mean distance of scores from those in float32."""
-    return float(np.abs(found.score - exact.score).mean())
+def error_of(actual: Scores, exact: Scores) -> float:
+    """The mean distance of scores from those in float32."""
+    return float(np.abs(actual.score - exact.score).mean())
 
 
 def test_switches_never_move_a_score_on_the_device(grouped_model: Path) -> None:
@@ -169,7 +169,7 @@ def test_switches_never_move_a_score_on_the_device(grouped_model: Path) -> None:
 
 @pytest.mark.filterwarnings(*COMPILE_WARNINGS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
-def test_compiled_parts_serve_all_layers_and_packs_on_the_device(grouped_model: Path, dtype: str) -> None:
+def test_compiled_functions_serve_all_layers_and_packs_on_the_device(grouped_model: Path, dtype: str) -> None:
     exact, model = (RewardModel.load(str(grouped_model), None, d, "cuda", 500) for d in ("float32", dtype))
     groups = [group for seed in range(4) for group in random_groups(model.pattern, seed)]
     expected, plain = exact.score(groups), model.score(groups)
@@ -177,10 +177,10 @@ def test_compiled_parts_serve_all_layers_and_packs_on_the_device(grouped_model: 
     counters.clear()
     compiled = model.with_options(compile=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        found = [compiled.with_options(token_budget=n).score(groups) for n in (300, 500, 4096)]
+        actual = [compiled.with_options(token_budget=n).score(groups) for n in (300, 500, 4096)]
     assert counters["stats"]["unique_graphs"] == 2
-    assert len({scores.num_packs for scores in found}) == 3
-    assert max(error_of(scores, expected) for scores in found) < 2 * error_of(plain, expected) + 1e-5
+    assert len({scores.num_packs for scores in actual}) == 3
+    assert max(error_of(scores, expected) for scores in actual) < 2 * error_of(plain, expected) + 1e-5
 
 
 @pytest.mark.parametrize("rows", [1, 2, 63, 200])
@@ -190,11 +190,11 @@ def test_a_float8_product_on_the_device_is_that_of_its_rounded_operands(rows: in
         torch.randn(*shape, generator=generator).to(DEVICE, torch.bfloat16)
         for shape in ((rows, 256), (144, 256), (144,))
     )
-    found = Fp8Linear(weight, bias)(x.view(1, rows, 256))[0].double()
+    actual = Fp8Linear(weight, bias)(x.view(1, rows, 256))[0].double()
     (a, scale_a), (b, scale_b) = quantize(x), quantize(weight)
     expected = (a.float() * scale_a).double() @ (b.float() * scale_b).double().T + bias
-    assert (found - expected).norm() / expected.norm() < 5e-3  # bfloat16 of the result
-    assert (found - (x.double() @ weight.double().T + bias)).norm() / expected.norm() < 0.05
+    assert (actual - expected).norm() / expected.norm() < 5e-3  # bfloat16 of the result
+    assert (actual - (x.double() @ weight.double().T + bias)).norm() / expected.norm() < 0.05
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30, 0.0])
@@ -204,9 +204,9 @@ def test_an_odd_row_moves_no_other_in_float8_on_the_device(value: float) -> None
     layer, others = Fp8Linear(weight, None), torch.arange(80) != 5
     plain = layer(x)
     x[5] = value
-    found = layer(x)
-    assert torch.equal(found[others], plain[others])
-    assert bool(found[5].isfinite().all()) == (abs(value) < torch.inf)
+    actual = layer(x)
+    assert torch.equal(actual[others], plain[others])
+    assert bool(actual[5].isfinite().all()) == (abs(value) < torch.inf)
 
 
 def test_float8_scores_follow_bfloat16_ones(grouped_model: Path) -> None:
@@ -214,42 +214,42 @@ def test_float8_scores_follow_bfloat16_ones(grouped_model: Path) -> None:
         RewardModel.load(str(grouped_model), dtype=d, device="cuda") for d in ("bfloat16", "fp8")
     )
     groups = groups_for(model, np.random.default_rng(3), 40)
-    expected, found = rounded.score(groups).score, model.score(groups).score
-    assert np.corrcoef(expected, found)[0, 1] > 0.95
-    assert not np.array_equal(expected, found)
+    expected, actual = rounded.score(groups).score, model.score(groups).score
+    assert np.corrcoef(expected, actual)[0, 1] > 0.95
+    assert not np.array_equal(expected, actual)
 
 
 @pytest.mark.parametrize("others", [5, 90], ids=["one-block-of-rows", "many-blocks"])
-def test_fixed_packs_give_the_same_bits_in_any_company_on_the_device(
+def test_fixed_packs_give_the_same_bits_with_any_other_groups_on_the_device(
     grouped_model: Path, others: int
 ) -> None:
     model = RewardModel.load(
         str(grouped_model), device="cuda", token_budget=8192, share_prompts=False, fixed_packs=True
     )
     groups = groups_for(model, np.random.default_rng(4), others + 1)
-    assert (4 * len(groups) > BLOCK_ROWS) == (others > 5)  # two rows for each of two answers
-    alone, found, turned = (model.score(part) for part in (groups[:1], groups, groups[::-1]))
-    assert np.array_equal(alone.score, found.score[:2])
-    assert np.array_equal(found.score.reshape(-1, 2), turned.score.reshape(-1, 2)[::-1])
+    assert (4 * len(groups) > BLOCK_ROWS) == (others > 5)  # two rows for each of two responses
+    alone, actual, turned = (model.score(part) for part in (groups[:1], groups, groups[::-1]))
+    assert np.array_equal(alone.score, actual.score[:2])
+    assert np.array_equal(actual.score.reshape(-1, 2), turned.score.reshape(-1, 2)[::-1])
 
 
 @pytest.fixture
 def wide_model(tmp_path: Path) -> Path:
-    """Nine million weights a layer, and activations of 40 kB a token in float32."""
+    """Nine million weights per layer, and 40 kB of float32 activations per token."""
     write_tiny_model(tmp_path, hidden_size=1024, num_layers=8, num_heads=8, num_kv_heads=4)
     return tmp_path
 
 
 @pytest.fixture
 def allow() -> Iterator[None]:
-    """Whatever a test takes from the device's memory is there again after it."""
+    """Free the device memory that a test used."""
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
     torch.cuda.empty_cache()
 
 
 def leave(mebibytes: int) -> None:
-    """Let torch have so much more of the device's memory than it holds."""
+    """Limit torch to this much more of the device's memory than it has now."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (mebibytes << 20)) / total)
@@ -261,9 +261,9 @@ def test_packs_shrink_when_the_device_runs_out_of_memory(wide_model: Path) -> No
     groups = groups_for(model, np.random.default_rng(5), 300)  # 45,000 tokens
     expected = model.with_options(token_budget=1024).score(groups)
     leave(400)
-    found = model.score(groups)
+    actual = model.score(groups)
     assert 1024 <= model.options.token_budget < 45_000
-    assert farthest(found, expected) < 1e-5
+    assert farthest(actual, expected) < 1e-5
 
 
 @pytest.mark.usefixtures("allow")
@@ -275,7 +275,7 @@ def test_a_conversation_that_does_not_fit_on_the_device_is_named_and_others_are_
     expected = model.score(small)
     (long,) = groups_for(model, np.random.default_rng(7), 1)
     leave(200)
-    with pytest.raises(RuntimeError, match="30065 tokens of one conversation do not fit into memory"):
+    with pytest.raises(RuntimeError, match="30065 tokens of one conversation do not fit in memory"):
         model.score([*small, (long[0], [np.ones(30_000, np.int32)])])
     assert farthest(model.score(small), expected) < 1e-5
 
@@ -291,9 +291,9 @@ def test_the_token_budget_is_what_fits_into_free_memory(wide_model: Path) -> Non
     model = RewardModel.load(str(wide_model), device="cuda")
     budget = model.options.token_budget
     assert 1024 <= budget < 16_384
-    found = model.score(groups)
+    actual = model.score(groups)
     assert model.options.token_budget == budget  # nothing ran out
-    assert np.corrcoef(found.score, expected.score)[0, 1] > 0.99
+    assert np.corrcoef(actual.score, expected.score)[0, 1] > 0.99
     del hog
 
 
@@ -315,20 +315,22 @@ def test_seconds_in_the_model_are_below_those_of_the_call(grouped_model: Path) -
     groups = groups_for(model, np.random.default_rng(9), 40)
     model.score(groups)
     started = time.perf_counter()
-    found = model.score(groups)
-    assert 0 < found.model_seconds < time.perf_counter() - started
+    actual = model.score(groups)
+    assert 0 < actual.model_seconds < time.perf_counter() - started
     assert model.score([]).model_seconds == 0
 
 
 def host_bytes() -> int:
-    """Memory of this process that is no page of a file."""
+    """Memory of this process that is not mapped from a file."""
     rollup = Path("/proc/self/smaps_rollup").read_text()
     (kilobytes,) = re.findall(r"^Anonymous:\s+(\d+) kB", rollup, re.M)
     return int(kilobytes) * 1024
 
 
 def test_loading_leaves_one_copy_of_the_weights(wide_model: Path) -> None:
-    first = RewardModel.load(str(wide_model), device="cuda", token_budget=1024)  # and what CUDA itself takes
+    first = RewardModel.load(
+        str(wide_model), device="cuda", token_budget=1024
+    )  # also allocates CUDA's own memory
     before, host = torch.cuda.memory_allocated(), host_bytes()
     torch.cuda.reset_peak_memory_stats()
     model = RewardModel.load(str(wide_model), device="cuda", token_budget=1024)

@@ -1,4 +1,4 @@
-"""What the engine takes of a machine's memory, and what it does when there is none left. Each in a fresh process."""
+"""The memory that the engine uses, and what it does when memory runs out. Each test has its own process."""
 
 import re
 import subprocess
@@ -34,7 +34,7 @@ def limit(mebibytes):
 
 
 def printed(code: str, model: Path) -> list[str]:
-    """The lines that a process of its own prints."""
+    """The lines that a new process prints."""
     script = f"{COMMON}\nMODEL = {str(model)!r}\n{code}"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def printed(code: str, model: Path) -> list[str]:
 
 
 def write_wide_model(path: Path, num_layers: int) -> Path:
-    """Some 9 million weights a layer, and activations of 40 kB a token."""
+    """About 9 million weights per layer and 40 kB of activations per token."""
     write_tiny_model(path, hidden_size=1024, num_layers=num_layers, num_heads=8, num_kv_heads=4)
     return path
 
@@ -66,7 +66,7 @@ print(model.options.token_budget, np.abs(found.score - expected.score).max())
     assert float(difference) < 1e-5
 
 
-def test_a_conversation_that_does_not_fit_is_named_and_others_are_scored(tmp_path: Path) -> None:
+def test_a_conversation_that_does_not_fit_is_reported_and_others_are_scored(tmp_path: Path) -> None:
     lines = printed(
         """
 model = RewardModel.load(MODEL, dtype="float32", device="cpu", token_budget=4096)
@@ -82,7 +82,7 @@ print(np.abs(model.score([small]).score - expected.score).max())
         write_wide_model(tmp_path, num_layers=2),
     )
     assert re.match(
-        r"4005 tokens of one conversation do not fit into memory: .*can't allocate memory", lines[-2]
+        r"4005 tokens of one conversation do not fit in memory: .*can't allocate memory", lines[-2]
     )
     assert float(lines[-1]) < 1e-5
 

@@ -1,4 +1,4 @@
-"""Packs read every sequence once and give every token the keys that it would have alone."""
+"""Packs read every sequence once and give every token the keys that it has in its own conversation."""
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +27,15 @@ def conversations(draw: st.DrawFn) -> list[Ids]:
 def replayed(pack: Pack) -> list[tuple[int, Ids, int]]:
     """For every sequence read in a pack: its index, the token ids its last token attends to, and its gate."""
     ids = pack.input_ids.astype(np.int32)
-    found = []
+    actual = []
     assert pack.cu_read.tolist() == list(range(0, 2 * len(pack.sequences) + 1, 2))
     for sequence, (gate, last) in zip(pack.sequences, pack.read_index.reshape(-1, 2), strict=True):
         segment = int(np.searchsorted(pack.cu_q, last, side="right")) - 1
         keys = pack.kv_index[pack.cu_k[segment] : pack.cu_k[segment + 1]]
         assert last == keys[-1]
         assert (pack.position_ids[keys] == np.arange(len(keys))).all()
-        found.append((int(sequence), ids[keys], int(np.flatnonzero(keys == gate)[0])))
-    return found
+        actual.append((int(sequence), ids[keys], int(np.flatnonzero(keys == gate)[0])))
+    return actual
 
 
 @given(sequences=conversations(), budget=st.integers(1, 120), share=st.booleans(), fixed=st.booleans())
@@ -45,9 +45,9 @@ def test_every_sequence_is_read_once_with_its_own_tokens_as_keys(
     gates = [len(ids) * 2 // 3 for ids in sequences]
     reads = [[gate, len(ids) - 1] for gate, ids in zip(gates, sequences, strict=True)]
     packs = list(make_packs(sequences, reads, budget, share, fixed))
-    found = sorted((entry for pack in packs for entry in replayed(pack)), key=lambda entry: entry[0])
-    assert [i for i, _, _ in found] == list(range(len(sequences)))
-    for i, keys, gate in found:
+    actual = sorted((entry for pack in packs for entry in replayed(pack)), key=lambda entry: entry[0])
+    assert [i for i, _, _ in actual] == list(range(len(sequences)))
+    for i, keys, gate in actual:
         assert np.array_equal(keys, sequences[i])
         assert gate == gates[i]
 
@@ -62,7 +62,7 @@ def test_every_query_sees_a_prefix_that_ends_with_itself(sequences: list[Ids], b
 
 
 @given(sequences=conversations(), budget=st.integers(1, 120), fixed=st.booleans())
-def test_a_pack_keeps_the_budget_unless_one_sequence_alone_breaks_it(
+def test_a_pack_keeps_the_budget_unless_a_single_sequence_exceeds_it(
     sequences: list[Ids], budget: int, fixed: bool
 ) -> None:
     for pack in make_packs(sequences, [[0]] * len(sequences), budget, fixed_size=fixed):
@@ -98,7 +98,7 @@ def test_a_group_larger_than_the_budget_repeats_only_its_prompt() -> None:
     prompt = np.arange(100, dtype=np.int32)
     answers = [np.full(30, 1000 + i, np.int32) for i in range(10)]
     packs = list(make_packs([np.concatenate((prompt, a)) for a in answers], [[99]] * 10, 200))
-    assert len(packs) == 4  # three answers of 30 beside a prompt of 100
+    assert len(packs) == 4  # three responses of 30 tokens fit next to a prompt of 100
     assert sum(len(pack.input_ids) for pack in packs) == 4 * 100 + 10 * 30
 
 

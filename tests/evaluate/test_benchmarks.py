@@ -1,4 +1,4 @@
-"""armo-ray evaluate on files as the benchmarks publish them, scored by a tiny model."""
+"""`armo-ray evaluate` on files as the benchmarks publish them, scored by a tiny model."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
-from armo_ray.evaluate.benchmark_files import lined
+from armo_ray.evaluate.benchmark_files import to_json_lines
 from armo_ray.evaluate.subsets import DOMAINS, REWARDBENCH
 from armo_ray.storage.store import Store
 from tests.support.local import rows_of, score_locally
@@ -53,18 +53,18 @@ def evaluated(output: Path, *options: str) -> dict[str, Any]:
     for figure in at.glob("*.svg"):
         assert ElementTree.parse(figure).getroot().tag.endswith("svg")
     assert {figure.name for figure in at.glob("*.svg")} >= FIGURES
-    found: dict[str, Any] = json.loads((at / "evaluation.json").read_text())
-    return found
+    numbers: dict[str, Any] = json.loads((at / "evaluation.json").read_text())
+    return numbers
 
 
 def right(output: Path, column: str = "subset") -> dict[str, list[bool]]:
-    """Row by row, whether the first answer scored more than the second."""
+    """By the value of a column, for every row whether the chosen response scored more than the rejected one."""
     rows = rows_of(output)
-    found: dict[str, list[bool]] = {}
+    won: dict[str, list[bool]] = {}
     for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
         assert (chosen["role"], rejected["role"]) == ("chosen", "rejected")
-        found.setdefault(chosen[column], []).append(chosen["score"] > rejected["score"])
-    return found
+        won.setdefault(chosen[column], []).append(chosen["score"] > rejected["score"])
+    return won
 
 
 def test_rewardbench(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,9 +105,7 @@ def test_rewardbench_2(tiny_model: Path, tmp_path: Path) -> None:
     scored = rows_of(tmp_path / "o")
     for i, row in enumerate(rows[:10]):
         scores = [r["score"] for r in scored if r["source_row"] == i]
-        best.setdefault(str(row["subset"]), []).append(
-            scores[0] == max(scores)
-        )  # of random scores none is tied
+        best.setdefault(str(row["subset"]), []).append(scores[0] == max(scores))  # random scores have no ties
     assert {d: accuracy[d] for d in DOMAINS[:-1]} == pytest.approx({d: np.mean(v) for d, v in best.items()})
     assert found["subsets"]["Ties"]["items"] == 3  # prompts, each of two rows
     assert found["sections"]["Overall"]["accuracy"] == pytest.approx(np.mean(list(accuracy.values())))
@@ -122,7 +120,7 @@ def test_rm_bench(tiny_model: Path, tmp_path: Path) -> None:
         for i, domain in enumerate(domains)
     ]
     (tmp_path / "total.json").write_text(json.dumps(rows))  # as it is published
-    (lines,) = lined([str(tmp_path / "total.json")], Store(str(tmp_path / "rows")))
+    (lines,) = to_json_lines([str(tmp_path / "total.json")], Store(str(tmp_path / "rows")))
     score_locally(tiny_model, Path(lines), tmp_path / "o", keep=["domain"])
     found = evaluated(tmp_path / "o", "--benchmark", "rm-bench")
     scores = np.array([row["score"] for row in rows_of(tmp_path / "o")]).reshape(5, 6)
@@ -135,7 +133,7 @@ def test_rm_bench(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_rm_bench_by_the_names_of_its_files(tiny_model: Path, tmp_path: Path) -> None:
-    """RM-Bench publishes a file for each domain too, without a column that tells it."""
+    """RM-Bench also publishes a file per domain, without a column for the domain."""
     text = texts(7)
     names = ["chat_filtered.json", "code_filtered.jsonl", "math.parquet", "safety-refuse_filtered.json"]
     for name in names:
@@ -146,7 +144,7 @@ def test_rm_bench_by_the_names_of_its_files(tiny_model: Path, tmp_path: Path) ->
             (tmp_path / name).write_text(json.dumps([row]))
         else:
             write(tmp_path / name, [row])
-    files = lined([str(tmp_path / name) for name in names], Store(str(tmp_path / "rows")))
+    files = to_json_lines([str(tmp_path / name) for name in names], Store(str(tmp_path / "rows")))
     score_locally(tiny_model, [Path(file) for file in files], tmp_path / "o")
     found = evaluated(tmp_path / "o", "--benchmark", "rm-bench")
     scores: dict[str, list[float]] = {}
@@ -168,18 +166,18 @@ def test_rm_bench_by_the_names_of_its_files(tiny_model: Path, tmp_path: Path) ->
     ids=["array-with-bom", "lines", "lines-with-bom", "array-over-lines"],
 )
 @pytest.mark.parametrize("name", ["a.json", "a.JSON"])
-def test_a_json_file_holds_an_array_or_lines_with_a_byte_order_mark_or_without(
+def test_a_json_file_may_be_an_array_or_lines_with_or_without_a_byte_order_mark(
     content: bytes, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    (file,) = lined([str(tmp_path / name)], Store(str(tmp_path / "rows")))
+    (file,) = to_json_lines([str(tmp_path / name)], Store(str(tmp_path / "rows")))
     assert [json.loads(line) for line in Path(file).read_text().split("\n")[:-1]] == [
         {"a": 1},
         {"a": "\u2028"},
     ]
     (tmp_path / name).write_bytes(content.rstrip()[:-1])
     with pytest.raises(ConfigError, match=f"{name}: not valid JSON"):
-        lined([str(tmp_path / name)], Store(str(tmp_path / "rows")))
+        to_json_lines([str(tmp_path / name)], Store(str(tmp_path / "rows")))
 
 
 def test_m_rewardbench_by_the_folders_of_its_languages(tiny_model: Path, tmp_path: Path) -> None:
@@ -215,28 +213,28 @@ def test_llmbar_and_any_set_of_labelled_pairs(tiny_model: Path, tmp_path: Path) 
     assert main(["evaluate", str(tmp_path / "o"), "--by", "subset", "candidate"]) == 0
 
 
-def test_llmbar_as_it_is_published_becomes_labelled_pairs_that_are_written_once(tmp_path: Path) -> None:
+def test_published_llmbar_files_become_labelled_pairs_and_are_written_once(tmp_path: Path) -> None:
     row = {"input": "a", "output_1": "b", "output_2": "c"}
     for folder, label in (("Natural", 1), ("Adversarial/GPTInst", 2)):
         path = tmp_path / "LLMBar" / folder / "dataset.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps([row | {"label": label}]))
     inputs, store = [str(tmp_path / "LLMBar" / "**" / "*.json"), "other.jsonl"], Store(str(tmp_path / "rows"))
-    *files, other = lined(inputs, store)
+    *files, other = to_json_lines(inputs, store)
     assert other == "other.jsonl"
     assert [json.loads(Path(file).read_text()) for file in files] == [
         {"subset": "adversarial-gptinst", "prompt": "a", "chosen": "c", "rejected": "b"},
         {"subset": "natural", "prompt": "a", "chosen": "b", "rejected": "c"},
     ]
     written = [Path(file).stat().st_mtime_ns for file in files]
-    assert list(lined(inputs, store))[:2] == files
+    assert list(to_json_lines(inputs, store))[:2] == files
     assert [Path(file).stat().st_mtime_ns for file in files] == written
     path.write_text(json.dumps([row | {"label": 3}]))
     with pytest.raises(ConfigError, match="row 0: expected input, output_1, output_2 and a label of 1 or 2"):
-        lined(inputs, store)
+        to_json_lines(inputs, store)
 
 
-def test_what_was_rejected_counts_as_wrong(tiny_model: Path, tmp_path: Path) -> None:
+def test_rejected_candidates_count_as_wrong(tiny_model: Path, tmp_path: Path) -> None:
     long = "because " * 200
     rows = [
         {"prompt": "a", "chosen": "b", "rejected": long, "subset": "x"},
@@ -251,7 +249,7 @@ def test_what_was_rejected_counts_as_wrong(tiny_model: Path, tmp_path: Path) -> 
     assert found["subsets"]["x z"]["accuracy"] == right_of_two(tmp_path / "o") / 2
 
 
-def test_rows_that_a_filter_left_one_side_of_are_told_and_left_out(
+def test_rows_that_lost_a_side_to_a_filter_are_logged_and_left_out(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     score_locally(tiny_model, SAMPLE, tmp_path / "o", keep=["subset"])
@@ -260,11 +258,14 @@ def test_rows_that_a_filter_left_one_side_of_are_told_and_left_out(
     rows: dict[int, list[float]] = {}
     for row in rows_of(tmp_path / "f"):
         rows.setdefault(row["source_row"], []).append(row["score"])
-    whole = [found[0] > found[1] for found in rows.values() if len(found) == 2]
+    whole = [scores[0] > scores[1] for scores in rows.values() if len(scores) == 2]
     found = evaluated(tmp_path / "f")
     assert (found["items"], found["unscored"]) == (len(whole), 0)
     assert found["sections"]["Overall"]["accuracy"] == pytest.approx(np.mean(whole))
-    assert f"{len(rows) - len(whole)} of {len(rows)} rows lack a chosen or a rejected answer" in caplog.text
+    assert (
+        f"{len(rows) - len(whole)} of {len(rows)} rows that lack a chosen or a rejected response"
+        in caplog.text
+    )
     alone = ["filter", str(tmp_path / "o"), "--output", str(tmp_path / "c"), "--where", "role = 'chosen'"]
     assert main(alone) == 0
     assert main(["evaluate", str(tmp_path / "c")]) == 2
@@ -279,7 +280,7 @@ def right_of_two(output: Path) -> int:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"prompt": "a", "responses": ["b", "c"]}], [], "only rows with chosen and rejected answers"),
+        ([{"prompt": "a", "responses": ["b", "c"]}], [], "only rows with chosen and rejected responses"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], ["--benchmark", "llmbar"], "--keep subset"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], ["--by", "kind"], "no column kind"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], ["--benchmark", "llmbar", "--by", "x"], "its own subsets"),
@@ -291,7 +292,7 @@ def right_of_two(output: Path) -> int:
     ],
     ids=["rollouts", "no-subset", "no-column", "by", "malformed"],
 )  # fmt: skip
-def test_what_cannot_be_evaluated_is_refused(
+def test_scores_that_cannot_be_evaluated_are_refused(
     rows: list[dict[str, Any]],
     options: list[str],
     message: str,
@@ -325,7 +326,7 @@ def transpose(model: Path) -> Path:
     return model
 
 
-def test_llmbar_from_files_to_tables_on_ray_with_a_model_that_is_verified_first(
+def test_llmbar_from_files_to_tables_on_ray_with_a_verified_model(
     local_ray: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = SHARED / "llmbar" / "preferences.jsonl"
@@ -353,7 +354,7 @@ def test_llmbar_from_files_to_tables_on_ray_with_a_model_that_is_verified_first(
     [
         (["out", "--model", "m"], "out: give outputs of armo-ray score, or --input and --model"),
         ([], "give outputs of armo-ray score; or --input, --model and --output"),
-        (["--model", "m"], "--output: missing"),
+        (["--model", "m"], "--output: required"),
         (["--model", "m", "--output", "x"], "input"),
         (["--input", str(SAMPLE), "--output", "x"], "model"),
         (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--benchmark", "rm-bench"], "no column domain"),
@@ -363,7 +364,7 @@ def test_llmbar_from_files_to_tables_on_ray_with_a_model_that_is_verified_first(
     ],
     ids=["both", "nothing", "no-output", "no-input", "no-model", "no-column", "benchmark", "no-file", "published"],
 )  # fmt: skip
-def test_what_cannot_be_scored_first_is_refused(
+def test_options_that_cannot_be_scored_from_are_refused(
     options: list[str],
     message: str,
     tmp_path: Path,

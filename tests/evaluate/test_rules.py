@@ -1,4 +1,4 @@
-"""The rules of the benchmarks, against plain code that goes answer by answer."""
+"""The rules of the benchmarks, against plain code that goes response by response."""
 
 import math
 from collections import defaultdict
@@ -14,14 +14,14 @@ from armo_ray.evaluate.charts import figures
 from armo_ray.evaluate.diagnostics import agreement_of, by_length, margins, reliability, resampled
 from armo_ray.evaluate.items import Items
 from armo_ray.evaluate.published import against, find_published, published
-from armo_ray.evaluate.results import judge
+from armo_ray.evaluate.results import evaluate_items
 from armo_ray.evaluate.subsets import DOMAINS, PRIOR_SETS, REWARDBENCH
 from armo_ray.evaluate.tables import evaluation
 from armo_ray.measures.calibration import fit_temperature
 
 NAN = float("nan")
 score = st.one_of(st.integers(-3, 3).map(float), st.just(NAN))  # few values: many ties
-Rows = list[tuple[list[float], list[float]]]  # scores of correct and of wrong answers
+Rows = list[tuple[list[float], list[float]]]  # scores of correct and of wrong responses
 
 
 def items_of(rows: Rows, **columns: list[str]) -> Items:
@@ -45,20 +45,22 @@ def lists(low: int, high: int) -> st.SearchStrategy[list[float]]:
 
 def accuracies(name: str, items: Items) -> dict[str, float]:
     benchmark = BENCHMARKS[name]
-    found = benchmark.subsets(benchmark.credits(items, items.values[:, 0], benchmark.labels(items)))
-    return {subset: float(credit.mean()) for subset, credit in found.items()}
+    credits_by_subset = benchmark.subsets(
+        benchmark.credits(items, items.values[:, 0], benchmark.labels(items))
+    )
+    return {subset: float(credit.mean()) for subset, credit in credits_by_subset.items()}
 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(lists(1, 3), lists(1, 3)), min_size=1, max_size=6))
-def test_a_labelled_item_is_worth_the_pairs_that_the_scores_order_rightly(rows: Rows) -> None:
+def test_the_credit_of_a_labelled_item_is_its_fraction_of_correctly_ordered_pairs(rows: Rows) -> None:
     expected = [sum(c > w for c in right for w in wrong) / (len(right) * len(wrong)) for right, wrong in rows]
     assert accuracies("labelled", items_of(rows))["all"] == pytest.approx(np.mean(expected))
 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(lists(1, 1), lists(3, 3)), min_size=1, max_size=6))
-def test_rewardbench_2_shares_an_item_among_the_answers_with_the_highest_score(rows: Rows) -> None:
+def test_rewardbench_2_shares_credit_among_the_responses_with_the_highest_score(rows: Rows) -> None:
     def credit(right: list[float], wrong: list[float]) -> float:
         scores = [*right, *wrong]
         if any(map(math.isnan, scores)):
@@ -72,7 +74,7 @@ def test_rewardbench_2_shares_an_item_among_the_answers_with_the_highest_score(r
 
 
 def ties_score(rows: Rows, ids: list[str]) -> float:
-    """The rule as it is described in the reference, one prompt after the other."""
+    """The rule as the reference describes it, prompt by prompt."""
     stats: dict[str, dict[str, tuple[bool, float, float]]] = defaultdict(dict)
     for (right, wrong), name in zip(rows, ids, strict=True):
         lost = any(map(math.isnan, [*right, *wrong]))
@@ -118,7 +120,7 @@ def test_ties_of_rewardbench_2_count_accuracy_and_margin_of_both_prompts(
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(lists(3, 3), lists(3, 3)), min_size=4, max_size=8))
-def test_rm_bench_is_a_matrix_of_three_styles_in_four_domains(rows: Rows) -> None:
+def test_rm_bench_compares_three_styles_in_four_domains(rows: Rows) -> None:
     domains = ["chat", "code", "math", "safety-refuse", "safety-response", "chat", "code", "math"][
         : len(rows)
     ]
@@ -140,9 +142,11 @@ def test_rm_bench_is_a_matrix_of_three_styles_in_four_domains(rows: Rows) -> Non
 
 
 def test_the_styles_of_an_item_of_rm_bench_are_resampled_together() -> None:
-    rows: Rows = [([won] * 3, [0.5] * 3) for won in (0.0, 1.0) for _ in range(10)]  # all nine alike
-    found = judge(items_of(rows, domain=["chat"] * 20), BENCHMARKS["rm-bench"], 1000, 0)
-    for key in ("low", "high"):  # as wide as that of any style, not narrower by the root of three
+    rows: Rows = [
+        ([won] * 3, [0.5] * 3) for won in (0.0, 1.0) for _ in range(10)
+    ]  # all nine comparisons equal
+    found = evaluate_items(items_of(rows, domain=["chat"] * 20), BENCHMARKS["rm-bench"], 1000, 0)
+    for key in ("low", "high"):  # as wide as for one style, not narrower by the root of three
         assert found["sections"]["chat"][key] == pytest.approx(found["subsets"]["chat hard"][key])
 
 
@@ -157,8 +161,8 @@ def test_the_published_subsets_of_armorm_give_its_published_sections() -> None:
     assert round(rounded["Prior Sets"], 1) == 74.3
 
 
-def published_run() -> tuple[dict[str, float], Items]:
-    """Items that are right as often as ArmoRM was published to be."""
+def published_items() -> tuple[dict[str, float], Items]:
+    """The published sections of ArmoRM, and items that are right as often as it was."""
     entry = find_published("rewardbench", "ArmoRM-Llama3-8B-v0.1", None)
     assert entry is not None
     rows: Rows = []
@@ -171,18 +175,18 @@ def published_run() -> tuple[dict[str, float], Items]:
     return entry["sections"], items_of(rows, subset=subsets)
 
 
-def test_a_run_that_is_as_often_right_reproduces_the_published_results_and_one_that_is_not_does_not() -> None:
-    sections, items = published_run()
-    found = judge(items, BENCHMARKS["rewardbench"], 200, 0)
+def test_published_results_are_reproduced_by_equal_accuracies_and_not_by_others() -> None:
+    sections, items = published_items()
+    found = evaluate_items(items, BENCHMARKS["rewardbench"], 200, 0)
     accuracy = {name: row["accuracy"] for name, row in found["sections"].items()}
     assert 100 * accuracy["Overall"] == pytest.approx(sections["Overall"], abs=0.02)
     assert found["missing_sections"] == [s for s in sections if "rior" in s]
     for row in found["sections"].values():
         assert row["low"] < row["accuracy"] < row["high"]
     (entry,) = [e for e in published("rewardbench") if "ArmoRM" in e["model"]]
-    told = against(entry, accuracy)
-    assert told["reproduced"]
-    assert sorted(told["missing"]) == sorted(found["missing_sections"])
+    comparison = against(entry, accuracy)
+    assert comparison["reproduced"]
+    assert sorted(comparison["missing"]) == sorted(found["missing_sections"])
     accuracy["Reasoning"] -= 0.02
     assert not against(entry, accuracy)["reproduced"]
 
@@ -200,29 +204,29 @@ def test_m_rewardbench_is_the_mean_over_languages_other_than_english() -> None:
     wins = {"deu_Latn": 1.0, "arb_Arab": -1.0, "eng_Latn": 1.0}
     rows: Rows = [([win], [0.0]) for win in wins.values() for _ in subsets]
     items = items_of(rows, subset=subsets * 3, language=[name for name in wins for _ in subsets])
-    found = judge(items, BENCHMARKS["m-rewardbench"], 100, 0)["sections"]
+    found = evaluate_items(items, BENCHMARKS["m-rewardbench"], 100, 0)["sections"]
     overall = {name: found[name]["accuracy"] for name in (*wins, "Overall", "deu_Latn Safety")}
     assert overall == {"deu_Latn": 1, "arb_Arab": 0, "eng_Latn": 1, "Overall": 0.5, "deu_Latn Safety": 1}
 
 
-def test_of_very_many_subsets_a_terminal_and_a_figure_show_the_sections_alone() -> None:
+def test_a_terminal_and_a_figure_show_only_the_sections_of_very_many_subsets() -> None:
     rows: Rows = [([1.0], [0.0])] * 61
     for count in (60, 61):
         labels = [f"subset {i}" for i in range(count)]
-        found = judge(items_of(rows[:count], subset=labels), BENCHMARKS["labelled"], 100, 0)
-        whole = {**found, "calibration": {"reason": "none"}, "published": None}
-        for told in (evaluation(whole), figures(whole)["accuracy.svg"]):
-            assert "Mean of subsets" in told
-            assert ("subset 7" in told) == (count == 60)
-    assert "61 subsets are not shown: with --output they are in evaluation.json" in evaluation(whole)
+        found = evaluate_items(items_of(rows[:count], subset=labels), BENCHMARKS["labelled"], 100, 0)
+        numbers = {**found, "calibration": {"reason": "none"}, "published": None}
+        for text in (evaluation(numbers), figures(numbers)["accuracy.svg"]):
+            assert "Mean of subsets" in text
+            assert ("subset 7" in text) == (count == 60)
+    assert "61 subsets are not shown; --output writes them to evaluation.json" in evaluation(numbers)
 
 
-def test_columns_are_judged_by_the_same_rule_and_compared_with_each_other() -> None:
+def test_every_reward_is_evaluated_like_the_score_and_compared_with_it() -> None:
     rows: Rows = [([2.0], [1.0]), ([3.0], [1.0]), ([0.0], [1.0]), ([1.0], [1.0])]
-    found = judge(items_of(rows), BENCHMARKS["labelled"], 100, 0)
+    found = evaluate_items(items_of(rows), BENCHMARKS["labelled"], 100, 0)
     assert found["objectives"] == {"same": 0.5, "opposite": 0.25}
     assert found["agreement"]["matrix"] == [[0.875, 0.875, 0.125]] * 2 + [[0.125, 0.125, 0.875]]
-    assert found["subsets"]["all"]["longest"] == 0  # the wrong answer is longer in every one
+    assert found["subsets"]["all"]["longest"] == 0  # the wrong response is longer in every item
     assert found["pairs"]["all"] == {
         "pairs": 4,
         "ties": 1,
@@ -232,10 +236,10 @@ def test_columns_are_judged_by_the_same_rule_and_compared_with_each_other() -> N
     }
 
 
-def test_an_answer_without_a_score_makes_its_item_wrong_and_is_left_out_of_what_is_measured() -> None:
+def test_a_response_without_a_score_makes_its_item_wrong_and_is_left_out_of_diagnostics() -> None:
     rows: Rows = [([NAN], [1.0]), ([1.0], [NAN]), ([1.0], [0.0])]
     items = items_of(rows)
-    found = judge(items, BENCHMARKS["labelled"], 100, 0)
+    found = evaluate_items(items, BENCHMARKS["labelled"], 100, 0)
     assert (found["items"], found["unscored"]) == (3, 2)
     assert found["subsets"]["all"]["accuracy"] == pytest.approx(1 / 3)
     assert margins(items, ["a", "a", "b"])["a"]["pairs"] == 0
@@ -243,7 +247,7 @@ def test_an_answer_without_a_score_makes_its_item_wrong_and_is_left_out_of_what_
     assert agreement_of(np.ones((1, 2))).tolist() == [[1, 1], [1, 1]]
 
 
-def test_scores_from_bradley_terry_are_found_to_be_calibrated_and_others_not() -> None:
+def test_scores_from_bradley_terry_are_calibrated_at_the_fitted_temperature_only() -> None:
     rng = np.random.default_rng(0)
     margin = rng.normal(0, 2, 20_000)
     right = rng.random(len(margin)) < 1 / (1 + np.exp(-np.abs(margin) / 0.7))
@@ -255,7 +259,7 @@ def test_scores_from_bradley_terry_are_found_to_be_calibrated_and_others_not() -
     assert sum(b["pairs"] for b in reliability(labelled, 1.0)["bins"]) == len(labelled)
 
 
-def test_resampled_means_scatter_as_means_of_samples_do() -> None:
+def test_resampled_means_have_the_mean_and_deviation_of_sample_means() -> None:
     credit = np.array([0.0, 0.5, 1.0, 1.0] * 25)
     drawn = resampled(credit, 20_000, np.random.default_rng(0))
     assert drawn.mean() == pytest.approx(credit.mean(), abs=0.002)
@@ -283,10 +287,10 @@ def test_rows_that_are_not_of_the_benchmark_are_refused(
     name: str, rows: Rows, columns: dict[str, list[str]], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        judge(items_of(rows, **columns), BENCHMARKS[name], 100, 0)
+        evaluate_items(items_of(rows, **columns), BENCHMARKS[name], 100, 0)
 
 
-def test_a_model_without_published_results_is_told_which_have_some() -> None:
+def test_a_model_without_published_results_gets_none_and_a_wrong_name_a_hint() -> None:
     assert find_published("rewardbench", "my-own", None) is None
     with pytest.raises(ConfigError, match="did you mean RLHFlow/ArmoRM-Llama3-8B"):
         find_published("rewardbench", "x", "RLHFlow/ArmoRM-Llama3-8B")

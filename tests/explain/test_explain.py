@@ -46,21 +46,21 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 def contributions(text: str) -> dict[str, tuple[float, float, float]]:
     """Reward, coefficient and contribution by name, in the order of the table."""
     number = r"(-?\d+\.\d+)"
-    found = re.findall(rf"^(\S+) +{number} +(?:-?\d+\.\d+|none) +{number} +{number}", text, re.M)
-    return {name: (float(reward), float(weight), float(product)) for name, reward, weight, product in found}
+    rows = re.findall(rf"^(\S+) +{number} +(?:-?\d+\.\d+|none) +{number} +{number}", text, re.M)
+    return {name: (float(reward), float(weight), float(product)) for name, reward, weight, product in rows}
 
 
-def score_told(text: str) -> float:
-    """The score in the last line, which says that it is the one that is stored."""
-    found = re.search(r"(-?\d+\.\d+)  as stored$", text.strip())
-    assert found, text
-    return float(found[1])
+def printed_score(text: str) -> float:
+    """The score in the last line, which must say that it equals the stored one."""
+    match = re.search(r"(-?\d+\.\d+)  as stored$", text.strip())
+    assert match, text
+    return float(match[1])
 
 
 def listed(text: str) -> dict[int, tuple[int, str]]:
-    """Ids and marks of the tokens that are listed."""
-    found = re.findall(r"^ +(\d+) +(\d+)  ['\"].*?(?:   <- (.*))?$", text, re.M)
-    return {int(at): (int(token), mark) for at, token, mark in found}
+    """The listed tokens: id and mark by position."""
+    tokens = re.findall(r"^ +(\d+) +(\d+)  ['\"].*?(?:   <- (.*))?$", text, re.M)
+    return {int(at): (int(token), mark) for at, token, mark in tokens}
 
 
 def write_pairs(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -68,7 +68,7 @@ def write_pairs(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_the_contributions_of_a_row_are_its_rewards_times_its_weights_and_add_up_to_its_score(
+def test_contributions_are_rewards_times_weights_and_add_up_to_the_score(
     scored_pairs: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transform = load_head(tiny_model)["reward_transform_matrix"].numpy()
@@ -80,10 +80,10 @@ def test_the_contributions_of_a_row_are_its_rewards_times_its_weights_and_add_up
         assert {name: product for name, (_, _, product) in table.items()} == pytest.approx(expected, abs=2e-6)
         assert list(table) == sorted(expected, key=lambda name: -expected[name])
         assert sum(product for _, _, product in table.values()) == pytest.approx(row["score"], abs=5e-5)
-        assert score_told(text) == pytest.approx(row["score"], abs=1e-6)
+        assert printed_score(text) == pytest.approx(row["score"], abs=1e-6)
 
 
-def test_the_tokens_of_a_row_are_those_of_the_models_own_tokenizer(
+def test_the_tokens_equal_those_of_the_models_own_tokenizer(
     scored_pairs: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -102,17 +102,17 @@ def test_the_tokens_of_a_row_are_those_of_the_models_own_tokenizer(
     gate = max(at for at in range(len(ids)) if ids[at : at + len(pattern)] == pattern)
     assert {at: mark for at, (_, mark) in tokens.items() if mark} == {
         gate: "read: gate, at the end of the last user turn",
-        gate + len(pattern): "the answer begins",
+        gate + len(pattern): "the response begins",
         len(ids) - 1: "read: rewards, at the last token",
     }
     assert (
-        f"{row['num_prompt_tokens']:,} of the prompt and {row['num_response_tokens']:,} of the answer, as stored"
+        f"{row['num_prompt_tokens']:,} in the prompt and {row['num_response_tokens']:,} in the response, as stored"
         in text
     )
     assert gate + len(pattern) == row["num_prompt_tokens"]
 
 
-def test_of_a_long_conversation_the_tokens_around_those_that_are_read_are_listed(
+def test_only_tokens_near_those_that_the_head_reads_are_listed_of_a_long_conversation(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt": "word " * 400, "response": "other " * 500}]
@@ -126,7 +126,7 @@ def test_of_a_long_conversation_the_tokens_around_those_that_are_read_are_listed
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_text_is_read_from_the_shard_as_it_was_scored_or_from_the_scores(
+def test_text_comes_from_the_scores_or_from_the_unchanged_shard(
     kind: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = tmp_path / f"in.{kind}"
@@ -136,26 +136,28 @@ def test_text_is_read_from_the_shard_as_it_was_scored_or_from_the_scores(
         pq.write_table(pa.Table.from_pylist(PAIRS), shard, row_group_size=2)
     for name, keep in (("kept", True), ("not", False)):
         score_locally(tiny_model, shard, tmp_path / name, keep_text=keep, unit_rows=4)
-    told = {}
+    traced = {}
     for name in ("kept", "not"):
         for row in rows_of(tmp_path / name):
-            found = trace(find(str(tmp_path / name), row["row_id"]), None)
-            told[name, row["row_id"]] = found.ids.tolist(), found.candidate
+            result = trace(find(str(tmp_path / name), row["row_id"]), None)
+            traced[name, row["row_id"]] = result.ids.tolist(), result.candidate
             pair = PAIRS[row["source_row"]]
-            assert found.candidate.answer == pair[row["role"]]
-            assert found.num_tokens == (row["num_prompt_tokens"], row["num_response_tokens"])
-    assert all(told["kept", row_id] == found for (name, row_id), found in told.items() if name == "not")
-    assert len(told) == 24
+            assert result.candidate.response == pair[row["role"]]
+            assert result.num_tokens == (row["num_prompt_tokens"], row["num_response_tokens"])
+    assert all(traced["kept", row_id] == t for (name, row_id), t in traced.items() if name == "not")
+    assert len(traced) == 24
     shard.write_bytes(shard.read_bytes() + b" ")
     row_id = rows_of(tmp_path / "not")[0]["row_id"]
     assert listed(explained(capsys, tmp_path / "kept", row_id))
     text = explained(capsys, tmp_path / "not", row_id)
-    assert "tokens     not told: " in text
+    assert "tokens     not shown: " in text
     assert "is gone, or changed since it was scored" in text
     assert len(contributions(text)) == 19
 
 
-def test_a_model_that_lies_elsewhere_now_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tokenizer_of_a_moved_model_is_read_from_its_new_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for seed, name in enumerate(("model", "other")):
         assert main(["tiny-model", str(tmp_path / name), "--seed", str(seed)]) == 0
     write_family(tmp_path / "stranger", "classifier")
@@ -166,13 +168,13 @@ def test_a_model_that_lies_elsewhere_now_is_named(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     text = explained(capsys, tmp_path / "out", "highest")
     assert "no such directory" in text
-    assert "With --model DIR" in text
+    assert "with --model DIR" in text
     assert listed(explained(capsys, tmp_path / "out", "highest", "--model", tmp_path / "moved"))
     text = explained(capsys, tmp_path / "out", "highest", "--model", tmp_path / "stranger")
     assert "not the one that the run used" in text
 
 
-def test_output_shard_and_tokenizer_may_lie_in_an_object_store(
+def test_output_shard_and_tokenizer_may_be_in_an_object_store(
     s3: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(s3)
@@ -201,7 +203,7 @@ def test_output_shard_and_tokenizer_may_lie_in_an_object_store(
     assert "no tokenizer.json" in explained(capsys, f"{s3}/out", row["row_id"], "--model", f"{s3}/none")
 
 
-def test_a_reject_tells_why_and_what_to_do(
+def test_a_reject_is_explained_with_its_reason_and_advice(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows: list[dict[str, Any]] = [
@@ -214,10 +216,10 @@ def test_a_reject_tells_why_and_what_to_do(
     shard = rows_of(tmp_path / "out")[0]["row_id"].split(":")[0]
     text = explained(capsys, tmp_path / "out", f"{shard}:1:0")
     assert "rejected   candidate 0 of row 1 of " in text
-    assert "empty_response: the answer is empty" in text
+    assert "empty_response: the response is empty" in text
     assert ADVICE["empty_response"] in text
     assert '"rejected": "b"' in text
-    assert score_told(explained(capsys, tmp_path / "out", f"{shard}:1")) == pytest.approx(
+    assert printed_score(explained(capsys, tmp_path / "out", f"{shard}:1")) == pytest.approx(
         rows_of(tmp_path / "out")[0]["score"], abs=1e-6
     )
     assert "malformed_row: no column" in explained(capsys, tmp_path / "out", f"{shard}:2")
@@ -231,14 +233,14 @@ def test_a_reject_tells_why_and_what_to_do(
     rows = [{"prompt": "a", "chosen": "word " * 900, "rejected": "d"}]
     score_locally(tiny_model, write_pairs(tmp_path / "long.jsonl", rows), tmp_path / "cut", **options)
     text = explained(capsys, tmp_path / "cut", "rejected")
-    assert "what can be cut is not enough" in text
+    assert "there is not enough text to cut" in text
 
 
 def test_there_is_advice_for_every_reason() -> None:
     assert ADVICE.keys() == set(REJECT_REASONS)
 
 
-def test_only_what_is_committed_is_explained(
+def test_only_committed_rows_are_explained(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(scored_pairs, tmp_path / "out")
@@ -250,7 +252,7 @@ def test_only_what_is_committed_is_explained(
     for row in (r for r in rows if r["source"] == rows[0]["source"]):
         if row["source_row"] >= last["first_row"]:
             lost = row["row_id"]
-    assert "not among those" in refused(capsys, tmp_path / "out", lost)
+    assert "not among the rows of" in refused(capsys, tmp_path / "out", lost)
     assert len(contributions(explained(capsys, tmp_path / "out", rows[0]["row_id"]))) == 19
     left = [r for r in rows if r["source"] != last["source"] or r["source_row"] < last["first_row"]]
     for pick, best in (("highest", max), ("lowest", min)):
@@ -260,7 +262,7 @@ def test_only_what_is_committed_is_explained(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_familys_rows_are_explained_by_the_positions_that_its_head_reads(
+def test_rows_of_every_family_show_the_positions_that_its_head_reads(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_family(tmp_path / "model", family)
@@ -268,7 +270,7 @@ def test_every_familys_rows_are_explained_by_the_positions_that_its_head_reads(
         {"prompt": f"What is {k} + 2?", "chosen": f"Think.\n\nIt is {k + 2}.", "rejected": "?"}
         for k in range(3)
     ]
-    judge = FAMILIES[family].text != "answer"
+    judge = FAMILIES[family].text != "response"
     options: dict[str, Any] = {"family": family} if judge else {}
     score_locally(tmp_path / "model", write_pairs(tmp_path / "in.jsonl", rows), tmp_path / "out", **options)
     head = RewardModel.load(
@@ -313,14 +315,14 @@ def test_reweighed_scores_are_explained_by_their_new_formula(
     assert listed(text)
 
 
-def test_scores_that_no_model_made_are_explained_but_for_their_tokens(
+def test_scores_not_made_by_a_model_are_explained_without_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = score_synthetically(tmp_path / "out", write_pairs(tmp_path / "in.jsonl", PAIRS))
     row = max(rows_of(output), key=lambda row: row["score"])
     text = explained(capsys, output, "highest")
-    assert "tokens     not told: the output says nothing of a tokenizer" in text
-    assert score_told(text) == pytest.approx(row["score"], abs=1e-6)
+    assert "tokens     not shown: the output names no tokenizer" in text
+    assert printed_score(text) == pytest.approx(row["score"], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mean", "min", "mean-std"])
@@ -337,7 +339,7 @@ def test_an_ensemble_is_explained_by_the_scores_of_its_models(
     row = rows_of(tmp_path / "both")[0]
     text = explained(capsys, tmp_path / "both", row["row_id"])
     assert listed(text)
-    assert score_told(text) == pytest.approx(row["score"], abs=1e-6)
+    assert printed_score(text) == pytest.approx(row["score"], abs=1e-6)
     for name, reward in row["rewards"].items():
         assert re.search(rf"^{name} +{reward:.4f}", text, re.M)
     if kind != "mean":
@@ -347,8 +349,8 @@ def test_an_ensemble_is_explained_by_the_scores_of_its_models(
         off = 0.01 * less["num_response_tokens"]
         capsys.readouterr()
         text = explained(capsys, tmp_path / "less", less["row_id"])
-        told = rf"is {row['score']:.6f}, less {off:.6f} for its length: {less['score']:.6f}  as stored"
-        assert re.search(told, text), text
+        line = rf"is {row['score']:.6f}, minus {off:.6f} for its length: {less['score']:.6f}  as stored"
+        assert re.search(line, text), text
 
 
 @pytest.mark.parametrize(
@@ -360,18 +362,20 @@ def test_an_ensemble_is_explained_by_the_scores_of_its_models(
         ("{shard}:999999:0", "no such row or candidate"),
     ],
 )
-def test_a_row_that_is_not_there_is_refused(
+def test_a_row_that_does_not_exist_is_refused(
     row: str, message: str, scored_pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = rows_of(scored_pairs)[0]["row_id"].split(":")[0]
     assert message in refused(capsys, scored_pairs, row.format(shard=shard))
 
 
-def test_what_is_no_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_that_is_not_an_output_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "not an output of armo-ray score" in refused(capsys, tmp_path, "highest")
 
 
-def test_text_of_the_data_cannot_write_to_the_terminal(
+def test_text_in_the_data_cannot_control_the_terminal(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evil = "\x1b[2Jgone\x9b31m\u202e"

@@ -1,4 +1,4 @@
-"""Expressions mean what they say, against an evaluator of their own, and hold nothing but what they say."""
+"""Expressions agree with an independent evaluator, and text in them is never evaluated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ rows = st.fixed_dictionaries(
 
 
 def lift(function: Callable[[Any, Any], Any], a: Meaning, b: Meaning) -> Meaning:
-    """The function of two meanings; missing where either is."""
+    """The function of two values; missing if either is."""
 
     def meaning(row: Row) -> Any:
         left, right = a(row), b(row)
@@ -129,9 +129,9 @@ def _doubled(text: str) -> str:
 def evaluate(sql: str, row: Row, types: dict[str, str]) -> Any:
     columns = ", ".join(f"$v{i}::{types[name]} AS {quote(name)}" for i, name in enumerate(row))
     values = {f"v{i}": value for i, value in enumerate(row.values())}
-    found = duckdb.execute(f"SELECT {sql} FROM (SELECT {columns})", values).fetchone()
-    assert found is not None
-    return found[0]
+    actual = duckdb.execute(f"SELECT {sql} FROM (SELECT {columns})", values).fetchone()
+    assert actual is not None
+    return actual[0]
 
 
 @settings(max_examples=300)
@@ -147,7 +147,7 @@ def test_an_expression_means_what_it_says(condition: tuple[str, Meaning], row: R
     st.text(max_size=12),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
 )
-def test_no_text_and_no_name_is_anything_but_itself(name: str, text: str) -> None:
+def test_text_and_names_are_never_evaluated(name: str, text: str) -> None:
     if not name or "\0" in name or name.encode(errors="ignore").decode() != name:
         name = "a'; drop table t; --\""
     types = {name_of(name): "VARCHAR"}
@@ -191,7 +191,7 @@ def test_any_other_text_is_an_error_that_points_into_it(text: str) -> None:
         ("day >= '2026-11-01' and score / 2 - -1 > 3", ("day", "score")),
     ],
 )
-def test_names_are_columns_and_a_bare_objective_is_its_reward(
+def test_names_are_columns_and_the_name_of_a_reward_is_enough(
     text: str, columns: tuple[str, ...] | None
 ) -> None:
     if columns is None:
@@ -210,14 +210,14 @@ def test_names_are_columns_and_a_bare_objective_is_its_reward(
             0,
         ),
         ("score > 0 and gating.code_stile > 0", "did you mean gating.code_style", 14),
-        ('subset = "math"', "texts are written in single quotes", 9),
+        ('subset = "math"', "text is written in single quotes", 9),
         ("0 < score < 1", "comparisons do not chain", 10),
         ("score > q0.9 + 1", "expected and, or, or the end", 13),
-        ("q0.9 < score", "a quantile stands on the right", 0),
-        ("subset > q0.9", "expected a number, and this is a text", 0),
-        ("score", "expected a condition, and this is a number", 0),
-        ("score > 'a'", "expected a number, and this is a text", 8),
-        ("ok < true", "expected a number or a text", 0),
+        ("q0.9 < score", "a quantile must be on the right", 0),
+        ("subset > q0.9", "expected a number, but this is text", 0),
+        ("score", "expected a condition, but this is a number", 0),
+        ("score > 'a'", "expected a number, but this is text", 8),
+        ("ok < true", "expected a number or text", 0),
         ("(score > 1", "expected ), found the end", 10),
         ("score in ()", "expected a column or a value", 10),
         ("1 in flags", "the list holds no numbers", 5),
@@ -230,7 +230,7 @@ def test_names_are_columns_and_a_bare_objective_is_its_reward(
         ("subset = '\0'", "a character that cannot be compared", 10),
     ],
 )
-def test_what_cannot_be_read_is_told_with_its_place(text: str, message: str, at: int) -> None:
+def test_an_error_says_what_is_wrong_and_where(text: str, message: str, at: int) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, COLUMNS)
     assert message in str(caught.value)
@@ -250,7 +250,7 @@ QUOTED = {
 
 
 @pytest.mark.parametrize("path", QUOTED, ids=".".join)
-def test_a_name_that_needs_quotes_is_told_with_them(path: tuple[str, ...]) -> None:
+def test_an_error_quotes_a_name_that_needs_quotes(path: tuple[str, ...]) -> None:
     text, at = QUOTED[path]
     columns = {**COLUMNS, name_of(*path): "VARCHAR"}
     with pytest.raises(ConfigError) as caught:
@@ -261,14 +261,14 @@ def test_a_name_that_needs_quotes_is_told_with_them(path: tuple[str, ...]) -> No
     assert parse(f"{name_of(*path)} = 'x'", columns).columns == (name_of(*path),)
 
 
-def test_a_name_that_stands_elsewhere_is_not_told() -> None:
+def test_an_error_does_not_quote_a_name_elsewhere() -> None:
     columns = {**COLUMNS, name_of("in"): "VARCHAR"}
     with pytest.raises(ConfigError, match=r"^unknown column nothing") as caught:
         parse("nothing = 1 and score in (1)", columns)
     assert "quoted" not in str(caught.value)
 
 
-def test_a_quantile_is_told_as_what_must_be_computed() -> None:
+def test_a_quantile_is_returned_as_a_value_to_compute() -> None:
     expression = parse("score * 2 >= q0.9 or helpsteer_helpfulness < q.5", COLUMNS)
     assert [quantile.fraction for quantile in expression.quantiles] == [0.9, 0.5]
     values = {quantile.name: 1.0 for quantile in expression.quantiles}
@@ -282,11 +282,11 @@ def test_a_quantile_is_told_as_what_must_be_computed() -> None:
     assert evaluate(expression.sql, {**row, "score": 0.25}, types) is False
 
 
-def test_numbers_can_be_asked_for_and_missing_ones_are_missing() -> None:
+def test_an_expression_may_be_a_number_and_missing_values_stay_missing() -> None:
     expression = parse("0.5 * x + y / n", {"x": "DOUBLE", "y": "DOUBLE", "n": "BIGINT"}, "number")
     types = {"x": "DOUBLE", "y": "DOUBLE", "n": "BIGINT"}
     assert evaluate(expression.sql, {"x": 2.0, "y": 3.0, "n": 4}, types) == 1.75
     assert evaluate(expression.sql, {"x": 2.0, "y": 3.0, "n": 0}, types) is None
     assert evaluate(expression.sql, {"x": float("nan"), "y": 3.0, "n": 4}, types) is None
-    with pytest.raises(ConfigError, match="expected a number, and this is a condition"):
+    with pytest.raises(ConfigError, match="expected a number, but this is a condition"):
         parse("x > 1", types, "number")

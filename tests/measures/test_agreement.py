@@ -33,15 +33,15 @@ def test_pairs_are_all_pairs_of_one_prompt() -> None:
 def test_a_report_counts_flips_among_pairs_that_the_reference_does_not_tie() -> None:
     prompt = np.array([7, 7, 7, 3, 3])
     old, new = np.array([1.0, 2.0, 2.0, 5.0, 4.0]), np.array([3.0, 2.0, 1.0, 5.5, 4.0])
-    found = agreement({"score": old}, {"score": new}, prompt)
-    assert (found["candidates"], found["pairs"]) == (5, 4)
-    assert found["columns"]["score"]["pair_flips"] == pytest.approx(
+    actual = agreement({"score": old}, {"score": new}, prompt)
+    assert (actual["candidates"], actual["pairs"]) == (5, 4)
+    assert actual["columns"]["score"]["pair_flips"] == pytest.approx(
         2 / 3
     )  # of 1-2, 1-3 and 4-5; 2-3 was tied
-    assert found["columns"]["score"]["largest_difference"] == 2.0
+    assert actual["columns"]["score"]["largest_difference"] == 2.0
 
 
 def test_candidates_of_no_common_prompt_have_no_flips() -> None:
-    found = agreement({"score": np.arange(3.0)}, {"score": -np.arange(3.0)}, np.arange(3))
-    assert found["pairs"] == 0
-    assert found["columns"]["score"] == {"spearman": -1.0, "pair_flips": 0.0, "largest_difference": 4.0}
+    actual = agreement({"score": np.arange(3.0)}, {"score": -np.arange(3.0)}, np.arange(3))
+    assert actual["pairs"] == 0
+    assert actual["columns"]["score"] == {"spearman": -1.0, "pair_flips": 0.0, "largest_difference": 4.0}

@@ -1,4 +1,4 @@
-"""Old and new scores are compared as armo_ray.measures.agreement does it, in SQL."""
+"""The SQL comparison of old and new scores agrees with armo_ray.measures.agreement."""
 
 import duckdb
 import numpy as np
@@ -19,8 +19,8 @@ rows = st.lists(
 
 @settings(max_examples=30)
 @given(rows)
-def test_sql_counts_what_the_plain_comparison_counts(found: list[tuple[int, float, float]]) -> None:
-    prompt, old, new = (np.array(column) for column in zip(*found, strict=True))
+def test_sql_counts_what_the_plain_comparison_counts(actual: list[tuple[int, float, float]]) -> None:
+    prompt, old, new = (np.array(column) for column in zip(*actual, strict=True))
     con = duckdb.connect()
     table = pa.table({"place": range(len(old)), "prompt": prompt, "old": pa.array(old), "new": pa.array(new)})
     con.register("scores", table)

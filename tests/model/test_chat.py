@@ -1,4 +1,4 @@
-"""A template is taken only if prompt and answer, rendered apart, are what it renders; a refusal says why."""
+"""A template is accepted only if prompt and response, rendered separately, are what it renders; a refusal says why."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from armo_ray.tiny.armorm import LLAMA3_TEMPLATE
 from armo_ray.tiny.tokenizers import TEMPLATES, write_tokenizer
 
 CONDITION = "{% if add_generation_prompt %}"
-GATE_PATTERN = (128009, 128006, 78191, 128007, 271)  # of the released model
+GATE_PATTERN = (128009, 128006, 78191, 128007, 271)  # in the released model
 QUESTION = [{"role": "user", "content": " What is 2 + 2?\n"}]
 CONVERSATIONS = [
     pytest.param(QUESTION, id="one-turn"),
@@ -51,20 +51,20 @@ UNCONDITIONAL = edited(LLAMA3_TEMPLATE, (CONDITION, "{% if true %}"))
 
 
 def test_the_released_vocabulary_gives_the_gate_pattern_of_the_released_code(llama3_chat: Chat) -> None:
-    assert llama3_chat.answer_pattern == GATE_PATTERN
-    assert llama3_chat.encode(llama3_chat.answer_end) == [128009]
+    assert llama3_chat.response_pattern == GATE_PATTERN
+    assert llama3_chat.encode(llama3_chat.response_end) == [128009]
     assert (llama3_chat.trims, llama3_chat.model_max_length) == ("white space", 8192)
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=["plain", "white-space", "special", "unicode"])
 @pytest.mark.parametrize("prompt", CONVERSATIONS)
-def test_prompt_and_answer_are_what_transformers_renders(
+def test_prompt_and_response_are_what_transformers_renders(
     tiny_model: Path, prompt: Messages, answer: str
 ) -> None:
     auto: Any = AutoTokenizer
     chat, tokenizer = Chat.load(tiny_model), auto.from_pretrained(tiny_model)
     whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
-    assert chat.render_prompt(prompt) + chat.render_answer(answer) == whole
+    assert chat.render_prompt(prompt) + chat.render_response(answer) == whole
     assert chat.render_prompt(prompt) == tokenizer.apply_chat_template(
         prompt, tokenize=False, add_generation_prompt=True
     )
@@ -76,11 +76,11 @@ def test_a_template_that_always_appends_the_generation_prompt_renders_the_same(
 ) -> None:
     chat = Chat.load(checkpoint(tiny_model, tmp_path, chat_template=UNCONDITIONAL))
     assert chat.render_prompt(prompt) == tiny_chat.render_prompt(prompt)
-    assert [chat.render_answer(a) for a in ANSWERS] == [tiny_chat.render_answer(a) for a in ANSWERS]
-    assert chat.answer_pattern == tiny_chat.answer_pattern
+    assert [chat.render_response(a) for a in ANSWERS] == [tiny_chat.render_response(a) for a in ANSWERS]
+    assert chat.response_pattern == tiny_chat.response_pattern
 
 
-def test_a_template_file_goes_before_the_configuration(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_template_file_takes_precedence_over_the_configuration(tiny_model: Path, tmp_path: Path) -> None:
     path = checkpoint(tiny_model, tmp_path, chat_template="not this")
     (path / "chat_template.jinja").write_text(LLAMA3_TEMPLATE, "utf-8")
     assert Chat.load(path).template == LLAMA3_TEMPLATE
@@ -134,9 +134,9 @@ NO_HEADER = (CONDITION, "{% if false %}")
         pytest.param(
             edited(LLAMA3_TEMPLATE, TEXT_END), "end-of-turn token, not in '</s>'", id="end-of-turn-as-text"
         ),
-        pytest.param(edited(LLAMA3_TEMPLATE, UPPER_ANSWER), "changes an answer", id="upper-case-answers"),
+        pytest.param(edited(LLAMA3_TEMPLATE, UPPER_ANSWER), "changes a response", id="upper-case-answers"),
         pytest.param(edited(LLAMA3_TEMPLATE, UPPER), "changes a", id="upper-case"),
-        pytest.param(edited(LLAMA3_TEMPLATE, ONE_NEWLINE), "changes an answer", id="collapsed-newlines"),
+        pytest.param(edited(LLAMA3_TEMPLATE, ONE_NEWLINE), "changes a response", id="collapsed-newlines"),
         pytest.param(edited(LLAMA3_TEMPLATE, NO_HEADER), "generation prompt", id="no-generation-prompt"),
         pytest.param("{{ messages[0]['content'] }}", "exactly one BOS token, found 0", id="no-turns"),
         pytest.param("", "chat template", id="empty"),
@@ -159,18 +159,18 @@ def test_an_unfit_template_is_refused_with_the_reason(
     assert str(refused.value).startswith(str(path))
 
 
-def test_a_gate_is_found_before_untrimmed_answers_that_join_the_header(
+def test_a_gate_is_found_before_untrimmed_responses_that_merge_with_the_header(
     llama3_model: Path, tmp_path: Path
 ) -> None:
     path = checkpoint(llama3_model, tmp_path, chat_template=edited(LLAMA3_TEMPLATE, ("| trim", "")))
     chat = Chat.load(path)
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     marks = [chat.encode(token)[0] for token in ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")]
-    assert [i for i in chat.answer_pattern if i in marks] == marks
+    assert [i for i in chat.response_pattern if i in marks] == marks
     for answer in ("4", "\n\n4", "\n"):
-        ids = chat.encode(chat.render_prompt(question)) + chat.encode(chat.render_answer(answer))
+        ids = chat.encode(chat.render_prompt(question)) + chat.encode(chat.render_response(answer))
         at = ids.index(marks[0])
-        assert tuple(ids[at : at + len(chat.answer_pattern)]) == chat.answer_pattern
+        assert tuple(ids[at : at + len(chat.response_pattern)]) == chat.response_pattern
 
 
 def test_a_template_that_ends_a_user_turn_where_none_is_has_no_gate(
@@ -183,7 +183,7 @@ def test_a_template_that_ends_a_user_turn_where_none_is_has_no_gate(
         Chat.load(path)
 
 
-def test_answers_that_cannot_be_told_from_the_header_by_a_special_token_are_refused(
+def test_responses_that_no_special_token_separates_from_the_header_are_refused(
     llama3_model: Path, tmp_path: Path
 ) -> None:
     template = (
@@ -217,7 +217,7 @@ def test_other_templates_are_tokenized_as_transformers_does(
         with pytest.raises(TemplateError, match=str(error)):
             chat.render_prompt(prompt)
         return
-    said = chat.encode(chat.render_prompt(prompt)) + chat.encode(chat.render_answer(answer))
+    said = chat.encode(chat.render_prompt(prompt)) + chat.encode(chat.render_response(answer))
     adds_bos = chat.encode(tokenizer.bos_token or "") == tokenizer("")["input_ids"] != []
     assert said == tokenizer(whole.removeprefix(tokenizer.bos_token) if adds_bos else whole)["input_ids"]
 

@@ -1,4 +1,4 @@
-"""A chat template is a program of somebody else's: it may fail or do too much, and costs its row or its model alone."""
+"""A chat template is someone else's program: if it fails or does too much, only its row or its model is refused."""
 
 import json
 import resource
@@ -72,19 +72,19 @@ def test_a_template_that_fails_or_does_too_much_is_refused_with_the_reason(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
-def test_a_template_is_as_free_in_a_thread_as_elsewhere() -> None:
-    found: list[str] = []
+def test_a_template_has_the_same_limits_in_a_thread() -> None:
+    actual: list[str] = []
 
     def work() -> None:
-        found.append(render(LLAMA3_TEMPLATE, QUESTION, {"bos_token": "<s>"}))
+        actual.append(render(LLAMA3_TEMPLATE, QUESTION, {"bos_token": "<s>"}))
         with pytest.raises(jinja2.TemplateError, match=STEPS):
             render(BAD["loops"][0], QUESTION, {})
-        found.append("refused")
+        actual.append("refused")
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [render(LLAMA3_TEMPLATE, QUESTION, {"bos_token": "<s>"}), "refused"]
+    assert actual == [render(LLAMA3_TEMPLATE, QUESTION, {"bos_token": "<s>"}), "refused"]
 
 
 def test_a_long_conversation_of_long_messages_is_rendered() -> None:
@@ -110,7 +110,7 @@ def test_a_model_with_such_a_template_is_refused_before_the_run(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_row_that_a_template_loops_or_fails_for_is_rejected_alone(tmp_path: Path, suffix: str) -> None:
+def test_only_the_row_for_which_a_template_loops_or_fails_is_rejected(tmp_path: Path, suffix: str) -> None:
     bad = "{% if 'loop' in messages[0].content %}" + BAD["loops"][0] + "{% endif %}"
     bad += "{% if 'fail' in messages[0].content %}{{ 1 / 0 }}{% endif %}"
     model = with_template(tmp_path / "model", bad + LLAMA3_TEMPLATE)
@@ -151,7 +151,7 @@ def test_a_damaged_file_of_a_model_is_named(
         given = ["--model", str(model), "--input", str(tmp_path / "in.jsonl"), "--dtype", "float32"]
         status = main(["plan", *given, "--output", str(tmp_path / "out")])
         error = capsys.readouterr().err
-        if name == "special_tokens_map.json":  # which nothing reads
+        if name == "special_tokens_map.json":  # is never read
             assert status == 0, error
             continue
         assert status == 2, (kind, error)
@@ -175,8 +175,8 @@ def write_copy(model: Path, copy: Path) -> Path:
     ("options", "reason"),
     [
         ({"model_max_length": "many"}, "model_max_length is 'many', not a number"),
-        ({"bos_token": {"text": "<s>"}}, "bos_token is {'text': '<s>'}, not a text"),
-        ({"eos_token": 7}, "eos_token is 7, not a text"),
+        ({"bos_token": {"text": "<s>"}}, "bos_token is {'text': '<s>'}, not text"),
+        ({"eos_token": 7}, "eos_token is 7, not text"),
         ({"chat_template": [{"template": "a"}, "b"]}, "no chat template"),
         ({"chat_template": {"default": "a"}}, "no chat template"),
     ],

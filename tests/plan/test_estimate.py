@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from armo_ray.cli.main import main
+from armo_ray.formatting.numbers import abbreviated
 from armo_ray.model.chat import Chat
 from armo_ray.model.families import FAMILIES
 from armo_ray.plan.describe import lengths
 from armo_ray.plan.estimate import estimate
 from armo_ray.plan.intervals import Counted, Figure, share, total
 from armo_ray.plan.options import PlanOptions
-from armo_ray.plan.show import lines, short
+from armo_ray.plan.show import lines
 from armo_ray.score.config import load_config
 from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.families import write_family
@@ -219,7 +220,8 @@ def test_of_comparisons_that_fit_into_no_pack_no_length_is_made_up(tmp_path: Pat
 
 def test_numbers_are_told_in_three_digits_up_to_the_next_unit() -> None:
     told = [
-        short(x) for x in (0.0, 0.25, 99.97, 999.7, 12_345, 99_999.7, 123_456, 999_900, 999_999_999, 2.5e12)
+        abbreviated(x)
+        for x in (0.0, 0.25, 99.97, 999.7, 12_345, 99_999.7, 123_456, 999_900, 999_999_999, 2.5e12)
     ]
     assert told == ["0", "0.25", "100", "1,000", "12,345", "100 k", "123 k", "1 M", "1 G", "2.5 T"]
 
@@ -272,7 +274,7 @@ def test_a_run_that_is_partly_done_tells_how_long_the_rest_takes(tiny_model: Pat
     assert (told["to_do"]["shards"], told["to_do"]["units"].value) == (2, 4)
     assert told["to_do"]["candidates"] == (1600,) * 3
     rate, spread = rate_of(records)
-    assert told["throughput"]["tokens_per_second"] == pytest.approx(rate)
+    assert told["throughput"]["computed_tokens_per_second"] == pytest.approx(rate)
     assert told["throughput"]["spread"] == pytest.approx(spread)
     load = np.mean([r["load_seconds"] for r in records]) / 3600
     hours = told["to_do"]["computed"].value / rate / 3600
@@ -307,12 +309,16 @@ def test_how_fast_replicas_are_is_measured_stated_or_asked_for(
     command = ["plan", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
     command += ["--dtype", "float32"]
     found = []
-    for more in (["--previous", str(scored_pairs)], ["--tokens-per-second", "1000", "--price", "2"], []):
+    for more in (
+        ["--previous", str(scored_pairs)],
+        ["--computed-tokens-per-second", "1000", "--price", "2"],
+        [],
+    ):
         assert main([*command, *more, "--json"]) == 0
         found.append(json.loads(capsys.readouterr().out))
     previous, stated, unknown = found
     rate, _ = rate_of(commit_records(scored_pairs))
-    assert previous["throughput"]["tokens_per_second"] == pytest.approx(rate)
+    assert previous["throughput"]["computed_tokens_per_second"] == pytest.approx(rate)
     assert previous["throughput"]["source"] == str(scored_pairs)
     hours = stated["to_do"]["computed"][0] / 1000 / 3600
     assert stated["cost"]["gpu_hours"] == pytest.approx(
@@ -340,8 +346,8 @@ def test_scores_that_no_model_made_tell_nothing_of_how_fast_replicas_are(
     ("more", "message"),
     [
         (["--previous", "{sample}"], "not an output of armo-ray score"),
-        (["--previous", "x", "--tokens-per-second", "1"], "give one"),
-        (["--tokens-per-second", "0"], "tokens-per-second: "),
+        (["--previous", "x", "--computed-tokens-per-second", "1"], "give one"),
+        (["--computed-tokens-per-second", "0"], "computed-tokens-per-second: "),
         (["--sample", "1"], "sample: "),
         (["--input", "/none"], "no .parquet, .jsonl"),
         (["--output", "{scored}", "--dtype", "bfloat16"], "dtype was 'float32', now 'bfloat16'"),
@@ -368,7 +374,7 @@ def test_every_family_is_planned_as_it_is_then_scored(family: str, tmp_path: Pat
     (tmp_path / "in.jsonl").write_text(
         "".join(SAMPLE.read_text("utf-8").splitlines(keepends=True)[:6]), "utf-8"
     )
-    options = {"family": family} if FAMILIES[family].text != "answer" else {}
+    options = {"family": family} if FAMILIES[family].text != "response" else {}
     told = planned(tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "out", **options)
     totals = score_locally(tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "out", **options)["totals"]
     assert told["to_do"]["candidates"].value == totals["candidates"] == 12

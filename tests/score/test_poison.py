@@ -29,7 +29,7 @@ from armo_ray.text.tokenization import Encoder
 encode, call = Encoder.encode, score.Scorer.__call__
 
 def fragile_encode(self, candidates):
-    if any("crash the tokenizer" in c.answer for c in candidates):
+    if any("crash the tokenizer" in c.response for c in candidates):
         ctypes.string_at(0)
     return encode(self, candidates)
 

@@ -209,7 +209,7 @@ def test_plan_shows_the_first_conversations_as_the_model_reads_them(
     told = capsys.readouterr().out
     assert "read        chosen=chosen, rejected=rejected, prompt=prompt\nnot read    id\n" in told
     chat = Chat.load(tiny_model)
-    text = chat.render_prompt([{"role": "user", "content": "2+2?"}]) + chat.render_answer("4")
+    text = chat.render_prompt([{"role": "user", "content": "2+2?"}]) + chat.render_response("4")
     assert f"row 0 candidate 0 (chosen): {len(chat.encode(text))} tokens\n{text}\n" in told
     assert "row 0 candidate 1 (rejected): " in told
     assert "tokens, special_token_text\n" in told

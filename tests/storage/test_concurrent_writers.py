@@ -21,7 +21,7 @@ from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
 from armo_ray.evaluate import command as evaluate
 from armo_ray.evaluate.options import EvaluateOptions
-from armo_ray.outputs.dataset import names_in, new_output, written
+from armo_ray.outputs.dataset import names_in, new_output, own_files
 from armo_ray.score.job import prepare
 from armo_ray.storage import commits, lock
 from armo_ray.storage.store import Store
@@ -44,7 +44,11 @@ COMMANDS = {
     "compare": ["compare", "a", "b"],
 }
 ROUNDS = 2  # of each command
-REFUSALS = ("is being written by another run: process", "holds a dataset", "is not empty, and holds no whole")
+REFUSALS = (
+    "is being written by another run: process",
+    "holds a dataset",
+    "is not empty, and holds no complete",
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +136,7 @@ def test_of_two_commands_on_one_output_one_makes_it_whole_and_the_other_is_told(
     for n in range(ROUNDS):
         assert_one_won(together(*[command_of(name, scores, tmp_path / f"deep/er/{n}")] * 2))
         assert_whole(tmp_path / f"deep/er/{n}", tmp_path / "alone")
-    assert written(names_in(Store(str(tmp_path / "alone")))) == names_in(Store(str(tmp_path / "alone")))
+    assert own_files(names_in(Store(str(tmp_path / "alone")))) == names_in(Store(str(tmp_path / "alone")))
 
 
 def test_of_two_commands_on_one_output_in_an_object_store_one_makes_it_whole(
@@ -306,7 +310,7 @@ def test_what_a_killed_command_left_is_deleted_by_the_next(
         p: p.read_bytes() for p in (tmp_path / "kept").rglob("*") if p.is_file() and p.name[0] != "."
     } == before
     assert main(command_of("mine-jsonl", scores, tmp_path / "kept")) == 2
-    assert "holds no whole dataset" in capsys.readouterr().err
+    assert "holds no complete dataset" in capsys.readouterr().err
     assert {"notes.txt", PARTS[0], PARTS[1]} == set(names_in(Store(str(tmp_path / "kept"))))
     process.wait()
 

@@ -204,7 +204,7 @@ def test_text_is_read_again_from_a_touched_shard_and_not_from_a_changed_one(
     second = tmp_path / "second"
     score_locally(tiny_model, path, second, unit_rows=8)  # of the same rows at another time
     row_id = next(iter(scores_of(out)))
-    assert trace(find(str(out), row_id), None).candidate.answer == ROWS[0]["chosen"]
+    assert trace(find(str(out), row_id), None).candidate.response == ROWS[0]["chosen"]
     command = ["label", str(out), "--output", str(tmp_path / "labels"), "--temperature", "1"]
     assert main(command) == 0
     compare = ["compare", str(out), str(second)]

@@ -13,7 +13,8 @@ from armo_ray.storage.readers import BadRow, Row, read_units
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.units import cut
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.layouts import Layout
 
 KINDS = ("parquet", "jsonl")
 Rows = Sequence[dict[str, Any]]
@@ -64,4 +65,4 @@ def conversation(candidate: Candidate) -> str:
     assert candidate.reason is None, (candidate.reason, candidate.detail)
     said = [f"{turn['role']}: {turn['content']}" for turn in candidate.prompt]
     flags = f" ({', '.join(candidate.flags)})" if candidate.flags else ""
-    return "\n".join([*said, f"{candidate.role}{flags}: {candidate.answer}"])
+    return "\n".join([*said, f"{candidate.role}{flags}: {candidate.response}"])

@@ -19,7 +19,7 @@ from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import detect
+from armo_ray.text.detect import detect
 from jobs.measure.synthetic_scores import draw, open_output, scored, write_unit
 
 UNIT_ROWS = 64
@@ -45,7 +45,7 @@ def score_synthetically(
         for done in read_units(span, columns, count, UNIT_ROWS, ""):
             found = [(n, c) for n, row in done.rows for c in candidates_of(row, layout) if c.reason is None]  # type: ignore[arg-type]
             # as of a model: the same answer to the same prompt scores the same
-            drawn = [draw(_rng(seed, c.prompt, c.answer), 1) for _, c in found]
+            drawn = [draw(_rng(seed, c.prompt, c.response), 1) for _, c in found]
             rewards, gating = (np.concatenate(v) for v in zip(*drawn, strict=True))
             table = scored(_columns(shard, found), schema, rewards, gating)
             unit = done.unit
@@ -91,7 +91,7 @@ def _columns(shard: Any, found: list[tuple[int, Any]]) -> dict[str, Any]:
     def digest(prompt: Any) -> str:
         return hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest()
 
-    answers = [[{"role": "assistant", "content": c.answer}] for _, c in found]
+    answers = [[{"role": "assistant", "content": c.response}] for _, c in found]
     return {
         "row_id": [f"{shard.hash}:{n}:{c.index}" for n, c in found],
         "prompt_id": [digest(c.prompt) for _, c in found],
@@ -100,7 +100,7 @@ def _columns(shard: Any, found: list[tuple[int, Any]]) -> dict[str, Any]:
         "candidate": [c.index for _, c in found],
         "role": [c.role for _, c in found],
         "num_prompt_tokens": [sum(len(m["content"].split()) for m in c.prompt) for _, c in found],
-        "num_response_tokens": [len(c.answer.split()) for _, c in found],
+        "num_response_tokens": [len(c.response.split()) for _, c in found],
         "prompt": pa.array([c.prompt for _, c in found], MESSAGES),
         "response": pa.array(answers, MESSAGES),
     }

@@ -1,4 +1,4 @@
-"""Rows of every layout become candidates, and what cannot be scored says why while its neighbours stay."""
+"""Rows of every layout become candidates; one that cannot be scored says why and does not affect the others."""
 
 import gzip
 import json
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from armo_ray.outputs.schema import REJECT_REASONS
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.layouts import Layout
 from tests.support.paths import ROOT
 
 Message = dict[str, str]
@@ -274,10 +275,10 @@ ONE = [("response", [Q], "a")]
     ],
 )
 def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[Message], str]]) -> None:
-    found = of(row)
-    assert [(c.role, c.prompt, c.answer) for c in found] == expected
-    assert [c.index for c in found] == list(range(len(found)))
-    assert {(c.reason, c.detail) for c in found} == {(None, None)}
+    candidates = of(row)
+    assert [(c.role, c.prompt, c.response) for c in candidates] == expected
+    assert [c.index for c in candidates] == list(range(len(candidates)))
+    assert {(c.reason, c.detail) for c in candidates} == {(None, None)}
 
 
 @pytest.mark.parametrize(
@@ -397,11 +398,13 @@ def test_a_row_becomes_its_candidates(row: Row, expected: list[tuple[str, list[M
         ),
     ],
 )
-def test_what_cannot_be_scored_says_why_and_its_neighbours_stay(row: Row, reasons: list[str | None]) -> None:
-    found = of(row)
-    assert [c.reason for c in found] == reasons
-    assert [c.index for c in found] == list(range(len(found)))
-    assert all(bool(c.role) and bool(c.answer) == (c.reason is None) == (not c.detail) for c in found)
+def test_a_candidate_that_cannot_be_scored_says_why_and_the_others_are_scored(
+    row: Row, reasons: list[str | None]
+) -> None:
+    candidates = of(row)
+    assert [c.reason for c in candidates] == reasons
+    assert [c.index for c in candidates] == list(range(len(candidates)))
+    assert all(bool(c.role) and bool(c.response) == (c.reason is None) == (not c.detail) for c in candidates)
 
 
 @pytest.mark.parametrize(
@@ -439,13 +442,11 @@ def test_what_cannot_be_scored_says_why_and_its_neighbours_stay(row: Row, reason
         *("a-column-that-is-not-text", "null-messages", "number-for-messages"),
     ],
 )
-def test_a_row_that_cannot_be_taken_apart_is_one_reject(
-    columns: str, row: Row, reason: str, detail: str
-) -> None:
-    (found,) = candidates_of(row, detect(columns.split()))
-    assert found == Candidate(None, None, [], "", reason, found.detail)
-    assert re.search(detail, found.detail or "")
-    assert (found.detail or "").encode()  # it is written as text
+def test_a_row_that_cannot_be_parsed_is_one_reject(columns: str, row: Row, reason: str, detail: str) -> None:
+    (candidate,) = candidates_of(row, detect(columns.split()))
+    assert candidate == Candidate(None, None, [], "", reason, candidate.detail)
+    assert re.search(detail, candidate.detail or "")
+    assert (candidate.detail or "").encode()  # can be written as text
 
 
 def test_a_row_may_lack_the_system_column() -> None:
@@ -479,30 +480,30 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("columns", LAYOUTS)
 @given(data=st.data())
-def test_any_row_gives_candidates_that_are_text_or_reasons(columns: str, data: st.DataObject) -> None:
+def test_every_candidate_of_any_row_is_text_or_has_a_reason(columns: str, data: st.DataObject) -> None:
     layout = detect(columns.split())
     row = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(columns.split(), VALUES)))
-    found = candidates_of(row, layout)
-    assert found
-    for candidate in found:
-        texts = [candidate.answer, candidate.detail or "", *(m["content"] for m in candidate.prompt)]
+    candidates = candidates_of(row, layout)
+    assert candidates
+    for candidate in candidates:
+        texts = [candidate.response, candidate.detail or "", *(m["content"] for m in candidate.prompt)]
         assert all(text.encode() is not None for text in texts)
         if candidate.reason is None:
-            assert candidate.answer.strip()
+            assert candidate.response.strip()
             assert any(m["content"].strip() for m in candidate.prompt)
         else:
             assert candidate.reason in REJECT_REASONS
 
 
 @pytest.mark.skipif(not HH_HARMLESS.exists(), reason="needs shared/data")
-def test_real_transcripts_are_taken_apart_without_loss() -> None:
+def test_real_transcripts_are_parsed_without_loss() -> None:
     with gzip.open(HH_HARMLESS) as stream:
         rows = [json.loads(line) for line in stream]
-    found = [(row[c.role or ""], c) for row in rows for c in of(row)]
-    scored = [(text, c) for text, c in found if c.reason is None]
-    assert len(found) == 2 * len(rows)
-    assert len(scored) > 0.99 * len(found)
+    candidates = [(row[c.role or ""], c) for row in rows for c in of(row)]
+    scored = [(text, c) for text, c in candidates if c.reason is None]
+    assert len(candidates) == 2 * len(rows)
+    assert len(scored) > 0.99 * len(candidates)
     for text, c in scored:
-        turns = [*c.prompt, assistant(c.answer)]
-        told = "".join(f"{HH_NAMES[turn['role']]}:{turn['content']}" for turn in turns)
-        assert "".join(told.split()) == "".join(text.split())
+        turns = [*c.prompt, assistant(c.response)]
+        spoken = "".join(f"{HH_NAMES[turn['role']]}:{turn['content']}" for turn in turns)
+        assert "".join(spoken.split()) == "".join(text.split())

@@ -1,4 +1,4 @@
-"""Columns tell the layout; where they do not, the error says what was found."""
+"""The columns determine the layout; if they do not, the error lists them."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import pytest
 
 from armo_ray.errors import ConfigError
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.layouts import Layout
 
 NAMES = {
     "prompt": "prompt instruction question query",
@@ -15,7 +16,7 @@ NAMES = {
     "response": "response completion generation output answer",
     "messages": "messages conversation conversations",
 }
-# What else a shard needs for a layout with the part.
+# The other columns that a shard needs for a layout with this column role.
 COMPANIONS = {"prompt": ["response"], "system": ["chosen", "rejected"], "messages": []}
 MESSAGE = {"role": "assistant", "content": "4"}
 
@@ -23,7 +24,7 @@ MESSAGE = {"role": "assistant", "content": "4"}
 @pytest.mark.parametrize(
     ("part", "name"), [(part, name) for part, names in NAMES.items() for name in names.split()]
 )
-def test_a_part_is_found_under_every_name_that_datasets_give_it(part: str, name: str) -> None:
+def test_a_column_role_is_detected_under_every_name_that_datasets_use(part: str, name: str) -> None:
     layout = detect(["id", name, *COMPANIONS.get(part, ["prompt"])])
     assert layout.columns[part] == name
 
@@ -47,12 +48,12 @@ def test_a_part_is_found_under_every_name_that_datasets_give_it(part: str, name:
         ),
     ],
 )
-def test_the_layout_is_told_from_the_columns(columns: str, kind: str, parts: str) -> None:
+def test_the_layout_is_detected_from_the_columns(columns: str, kind: str, parts: str) -> None:
     assert detect(columns.split()) == Layout(kind, {part: part for part in parts.split()})
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         pytest.param("", "unknown layout.*\\(none\\)", id="no-columns"),
         pytest.param("text label", "unknown layout.*label, text", id="nothing-known"),
@@ -74,8 +75,8 @@ def test_the_layout_is_told_from_the_columns(columns: str, kind: str, parts: str
         ),
     ],
 )
-def test_an_unknown_or_ambiguous_layout_is_refused_with_what_was_found(columns: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_an_unknown_or_ambiguous_layout_is_refused_with_the_columns(columns: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         detect(columns.split())
 
 
@@ -104,7 +105,7 @@ def test_a_column_option_decides(columns: str, overrides: dict[str, str], kind: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "overrides", "told"),
+    ("kind", "overrides", "message"),
     [
         pytest.param(
             "auto", {"prompt": "query"}, "prompt=query.*chosen, prompt, rejected", id="no-such-column"
@@ -116,9 +117,9 @@ def test_a_column_option_decides(columns: str, overrides: dict[str, str], kind: 
     ],
 )
 def test_options_that_do_not_fit_the_columns_are_refused(
-    kind: str, overrides: dict[str, str], told: str
+    kind: str, overrides: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         detect(["prompt", "chosen", "rejected"], kind, overrides)
 
 
@@ -148,6 +149,6 @@ def test_the_layout_option_chooses_among_several(kind: str, parts: str) -> None:
         pytest.param({"messages": [{"role": "user", "content": "q"}, MESSAGE]}, 1, id="messages"),
     ],
 )
-def test_a_row_counts_as_many_candidates_as_it_is_taken_apart_into(row: dict[str, Any], count: int) -> None:
+def test_a_row_counts_as_many_candidates_as_it_is_parsed_into(row: dict[str, Any], count: int) -> None:
     layout = detect(row)
     assert layout.count(row) == len(candidates_of(row, layout)) == count

@@ -1,4 +1,4 @@
-"""Messages as people and agents write them: roles under every name, tools, calls, reasoning; nothing lost unsaid."""
+"""Messages with roles under every name, tools, calls and reasoning; nothing is dropped silently."""
 
 import gzip
 import json
@@ -32,8 +32,8 @@ def turns(*said: tuple[str, str]) -> list[dict[str, Any]]:
 
 
 def of(messages: list[Any], tools: Any = None, reading: Reading = Reading()) -> Candidate:  # noqa: B008
-    (found,) = candidates_of({"messages": messages, "tools": tools}, MESSAGES, reading)
-    return found
+    (candidate,) = candidates_of({"messages": messages, "tools": tools}, MESSAGES, reading)
+    return candidate
 
 
 def answered(**answer: Any) -> Candidate:
@@ -47,38 +47,38 @@ def test_a_user_has_many_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Assistant", "gpt", "model", "bot", "ChatGPT", "chatbot", "AI", "bing"])
 def test_an_assistant_has_many_names(name: str) -> None:
-    found = of([{"from": "human", "value": "q"}, {"from": name, "value": "a"}])
-    assert (found.answer, found.reason) == ("a", None)
+    candidate = of([{"from": "human", "value": "q"}, {"from": name, "value": "a"}])
+    assert (candidate.response, candidate.reason) == ("a", None)
 
 
 @pytest.mark.parametrize(
     "name",
     ["tool", "function", "observation", "environment", "ipython", "function-response", "Tool Response"],
 )
-def test_what_a_tool_says_has_many_names(name: str) -> None:
+def test_a_tool_has_many_names(name: str) -> None:
     said = turns(("user", "q"), ("assistant", "let me see"), (name, "12:00"), ("assistant", "noon"))
     assert of(said).prompt[-1] == {"role": "tool", "content": "12:00"}
 
 
-def test_a_developer_is_the_system() -> None:
+def test_developer_means_system() -> None:
     said = turns(("developer", "Be curt."), ("user", "q"), ("assistant", "a"))
     assert of(said).prompt[0] == {"role": "system", "content": "Be curt."}
 
 
 def test_an_unknown_role_is_rejected_with_its_name_and_the_option_that_maps_it() -> None:
     said = turns(("Narrator", "q"), ("assistant", "a"))
-    found = of(said)
-    assert found.reason == "malformed_row"
-    assert "unknown role 'Narrator': map it with --role Narrator=user" in (found.detail or "")
+    candidate = of(said)
+    assert candidate.reason == "malformed_row"
+    assert "unknown role 'Narrator': map it with --role Narrator=user" in (candidate.detail or "")
     assert of(said, reading=Reading({"narrator": "user"})).prompt == turns(("user", "q"))
 
 
-def test_a_mapped_role_goes_before_the_usual_one() -> None:
+def test_a_mapped_role_takes_precedence_over_the_usual_one() -> None:
     said = turns(("model", "q"), ("assistant", "a"))
     assert of(said, reading=Reading({"model": "user"})).prompt == turns(("user", "q"))
 
 
-def test_a_role_can_be_mapped_to_the_four_that_there_are_only() -> None:
+def test_a_role_can_only_be_mapped_to_one_of_four() -> None:
     given = {"input": ["x"], "output": "y", "model": "m"}
     assert load_config(None, given | {"role": ["narrator=user"]}).role == {"narrator": "user"}
     with pytest.raises(
@@ -105,9 +105,9 @@ def test_a_tool_call_is_read_in_every_form(given: Row) -> None:
 
 
 def test_an_older_function_call_is_a_tool_call() -> None:
-    found = answered(content=None, function_call=CALL["function"])
-    assert (found.answer, found.reason) == ("", None)
-    assert found.extra == {"tool_calls": [{"type": "function", "function": CALLED[0]["function"]}]}
+    candidate = answered(content=None, function_call=CALL["function"])
+    assert (candidate.response, candidate.reason) == ("", None)
+    assert candidate.extra == {"tool_calls": [{"type": "function", "function": CALLED[0]["function"]}]}
 
 
 def test_a_sharegpt_turn_of_the_role_function_call_is_a_call() -> None:
@@ -130,20 +130,20 @@ def test_arguments_that_are_absent_are_an_empty_object(arguments: Any) -> None:
 @pytest.mark.parametrize(
     "text", ['{"a": 1, "a": 2}', '{"a": 1e999}', '{"a": NaN}', "[1]", "port=Cork", '{"a": ']
 )
-def test_arguments_that_an_object_would_not_hold_as_they_are_stay_text(text: str) -> None:
+def test_arguments_that_parsing_would_change_stay_text(text: str) -> None:
     extra = answered(tool_calls=[{"function": {"name": "f", "arguments": text}}]).extra or {}
     assert extra["tool_calls"][0]["function"]["arguments"] == text
 
 
-def test_nulls_of_a_struct_are_absent_and_told_but_those_in_text_stay() -> None:
-    found = answered(
+def test_nulls_of_a_struct_are_dropped_with_a_flag_and_those_in_text_stay() -> None:
+    candidate = answered(
         tool_calls=[{"function": {"name": "f", "arguments": {"a": None, "b": {"c": None, "d": 1}}}}]
     )
-    assert (found.extra or {})["tool_calls"][0]["function"]["arguments"] == {"b": {"d": 1}}
-    assert found.flags == ("nulls_dropped",)
-    found = answered(tool_calls=[{"function": {"name": "f", "arguments": '{"a": null}'}}])
-    assert (found.extra or {})["tool_calls"][0]["function"]["arguments"] == {"a": None}
-    assert found.flags == ()
+    assert (candidate.extra or {})["tool_calls"][0]["function"]["arguments"] == {"b": {"d": 1}}
+    assert candidate.flags == ("nulls_dropped",)
+    candidate = answered(tool_calls=[{"function": {"name": "f", "arguments": '{"a": null}'}}])
+    assert (candidate.extra or {})["tool_calls"][0]["function"]["arguments"] == {"a": None}
+    assert candidate.flags == ()
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_nulls_of_a_struct_are_absent_and_told_but_those_in_text_stay() -> None:
         {"name": "Ann", "weight": 0.5, "id": "m1", "loss": True},
     ],
 )
-def test_what_is_null_or_empty_is_absent_and_metadata_are_no_content(extra: Row) -> None:
-    found = answered(**extra)
-    assert (found.answer, found.extra, found.reason, found.flags) == ("a", None, None, ())
+def test_null_and_empty_values_are_absent_and_metadata_is_not_content(extra: Row) -> None:
+    candidate = answered(**extra)
+    assert (candidate.response, candidate.extra, candidate.reason, candidate.flags) == ("a", None, None, ())
 
 
 @pytest.mark.parametrize(
@@ -175,16 +175,16 @@ def test_what_is_null_or_empty_is_absent_and_metadata_are_no_content(extra: Row)
         ({"documents": ["a text"]}, "documents"),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "type 'image_url'"),
         ({"content": [{"type": "tool_use", "name": "f", "input": {}}]}, "type 'tool_use'"),
-        ({"content": [{"type": "text", "text": "a", "image_url": "x"}]}, "image_url beside its text"),
+        ({"content": [{"type": "text", "text": "a", "image_url": "x"}]}, "image_url in addition to its text"),
         ({"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "x"}}]}, "type 'custom'"),
-        ({"tool_calls": [{"name": "f", "arguments": {}, "result": "x"}]}, "result beside"),
+        ({"tool_calls": [{"name": "f", "arguments": {}, "result": "x"}]}, "result in addition"),
         ({"reasoning": [{"text": "hm"}]}, "reasoning of a message is list"),
     ],
 )
-def test_content_that_cannot_be_read_rejects_the_answer_by_its_name(extra: Row, detail: str) -> None:
-    found = answered(**extra)
-    assert found.reason == "unsupported_content"
-    assert detail in (found.detail or "")
+def test_content_that_cannot_be_read_rejects_the_response_and_is_named(extra: Row, detail: str) -> None:
+    candidate = answered(**extra)
+    assert candidate.reason == "unsupported_content"
+    assert detail in (candidate.detail or "")
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_content_that_cannot_be_read_rejects_the_answer_by_its_name(extra: Row, 
         ({"reasoning": "one", "reasoning_content": "other"}, "differ"),
     ],
 )
-def test_what_is_no_call_or_contradicts_itself_is_malformed(extra: Row, detail: str) -> None:
-    found = answered(**extra)
-    assert found.reason == "malformed_row"
-    assert detail in (found.detail or "")
+def test_an_invalid_or_contradictory_call_is_malformed(extra: Row, detail: str) -> None:
+    candidate = answered(**extra)
+    assert candidate.reason == "malformed_row"
+    assert detail in (candidate.detail or "")
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -208,10 +208,10 @@ def test_reasoning_has_three_names(key: str) -> None:
     assert answered(**{key: "2 and 2"}).extra == {"reasoning_content": "2 and 2"}
 
 
-def test_parts_of_a_content_are_text_or_thought() -> None:
+def test_blocks_of_content_are_text_or_thoughts() -> None:
     parts = [{"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "a"}, "b"]
-    found = answered(content=[*parts, {"type": "output_text", "text": "c", "image_url": None}])
-    assert (found.answer, found.extra) == ("abc", {"reasoning_content": "hm"})
+    candidate = answered(content=[*parts, {"type": "output_text", "text": "c", "image_url": None}])
+    assert (candidate.response, candidate.extra) == ("abc", {"reasoning_content": "hm"})
 
 
 @pytest.mark.parametrize("tools", [[TOOL], [json.dumps(TOOL)], json.dumps([TOOL]), json.dumps(TOOL)])
@@ -224,7 +224,7 @@ def test_no_tools_are_none(tools: Any) -> None:
     assert of(turns(("user", "q"), ("assistant", "a")), tools).tools is None
 
 
-def test_an_answer_of_a_call_alone_is_an_answer_and_one_of_thoughts_alone_is_none() -> None:
+def test_a_response_may_be_only_a_call_but_not_only_a_thought() -> None:
     assert answered(content="", tool_calls=[CALL]).reason is None
     assert answered(content="", reasoning="hm").reason == "empty_response"
 
@@ -242,11 +242,11 @@ def test_an_answer_of_a_call_alone_is_an_answer_and_one_of_thoughts_alone_is_non
     ],
 )
 def test_roles_that_few_models_know_are_flagged(roles: str, flags: tuple[str, ...]) -> None:
-    found = of(turns(*((role, "x") for role in roles.split())))
-    assert (found.reason, found.flags) == (None, flags)
+    candidate = of(turns(*((role, "x") for role in roles.split())))
+    assert (candidate.reason, candidate.flags) == (None, flags)
 
 
-def test_keys_that_nothing_reads_are_told() -> None:
+def test_keys_that_are_ignored_are_listed() -> None:
     said: list[Row] = [{"role": "user", "content": "q", "lang": "en", "weight": None, "tool_calls": []}]
     assert unread_keys(said) == {"lang"}
     assert unread_keys({"chosen": said}) == {"chosen"}
@@ -259,9 +259,9 @@ def test_calls_written_as_text_have_the_documented_form() -> None:
         *turns(("tool", "06:12"), ("tool", "18:40")),
         {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
     ]
-    found = of(said, [TOOL], TEXT)
+    candidate = of(said, [TOOL], TEXT)
     call = '<tool_call>\n{"name": "tide_table", "arguments": {"port": "Cork"}}\n</tool_call>'
-    system, *others = found.prompt
+    system, *others = candidate.prompt
     assert system["content"].startswith("Be brief.\n\n# Tools\n\nYou may call")
     assert f"<tools>\n{json.dumps(TOOL)}\n</tools>" in system["content"]
     assert others == turns(
@@ -269,8 +269,8 @@ def test_calls_written_as_text_have_the_documented_form() -> None:
         ("assistant", f"<think>\nAsk.\n</think>\n\nI look.\n{call}"),
         ("user", "<tool_response>\n06:12\n</tool_response>\n<tool_response>\n18:40\n</tool_response>"),
     )
-    assert (found.answer, found.extra, found.tools) == (f"{call}\n{call}", None, None)
-    assert found.flags == ("tool_calls_as_text",)
+    assert (candidate.response, candidate.extra, candidate.tools) == (f"{call}\n{call}", None, None)
+    assert candidate.flags == ("tool_calls_as_text",)
     assert of(turns(("user", "q"), ("assistant", "a")), reading=TEXT).flags == ()
 
 
@@ -278,7 +278,7 @@ def test_calls_written_as_text_have_the_documented_form() -> None:
 
 
 def write(path: Path, rows: list[Row]) -> Path:
-    """A shard of rows, in the format that its name tells."""
+    """A shard of rows, in the format of its file extension."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -299,7 +299,7 @@ def call(name: str, **arguments: str) -> Row:
 
 
 @FILES
-def test_a_column_of_two_kinds_of_keys_is_read_in_both(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_column_with_two_sets_of_keys_is_read_in_both(name: str, tiny_model: Path, tmp_path: Path) -> None:
     rows = [
         {"conversations": [{"from": "human", "value": "Which tree?"}, {"from": "gpt", "value": "The oak."}]},
         {
@@ -317,9 +317,9 @@ def test_a_column_of_two_kinds_of_keys_is_read_in_both(name: str, tiny_model: Pa
     ]
     score_locally(tiny_model, write(tmp_path / name, rows), tmp_path / "out", keep_text=True)
     reference = Reference(tiny_model)
-    found = rows_of(tmp_path / "out")
-    assert [row["response"][0]["content"] for row in found] == ["The oak.", "A pine.", "An elm."]
-    for row in found:
+    candidate = rows_of(tmp_path / "out")
+    assert [row["response"][0]["content"] for row in candidate] == ["The oak.", "A pine.", "An elm."]
+    for row in candidate:
         assert abs(row["score"] - reference.score([*row["prompt"], *row["response"]])[0]) < 1e-5
     assert rejects_of(tmp_path / "out") == []
 
@@ -343,14 +343,14 @@ def test_calls_that_the_template_leaves_out_are_rejected_or_written_as_text(
     )
 
     score_locally(tiny_model, shard, tmp_path / "text", tool_calls="text", keep_text=True)
-    found, reference = rows_of(tmp_path / "text"), Reference(tiny_model)
-    assert [row["flags"] for row in found] == [["tool_calls_as_text"]] * 2 + [[]] + [
+    candidate, reference = rows_of(tmp_path / "text"), Reference(tiny_model)
+    assert [row["flags"] for row in candidate] == [["tool_calls_as_text"]] * 2 + [[]] + [
         ["tool_calls_as_text"]
     ] * 2
-    assert len({row["score"] for row in found}) == 5
-    for row in found:
+    assert len({row["score"] for row in candidate}) == 5
+    for row in candidate:
         assert abs(row["score"] - reference.score([*row["prompt"], *row["response"]])[0]) < 1e-5
-    assert '"name": "delete_all_files", "arguments": {"path": "/"}' in found[1]["response"][0]["content"]
+    assert '"name": "delete_all_files", "arguments": {"path": "/"}' in candidate[1]["response"][0]["content"]
 
 
 @FILES
@@ -367,7 +367,7 @@ def test_text_is_read_again_as_it_was_scored(name: str, tiny_model: Path, tmp_pa
     assert "<tool_call>" in again["response"][0]["content"]
 
 
-def test_an_output_belongs_to_one_reading(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_output_keeps_the_options_for_reading_messages(tiny_model: Path, tmp_path: Path) -> None:
     shard = write(tmp_path / "in.jsonl", [{"messages": [QUESTION, LOOK]}])
     score_locally(tiny_model, shard, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"role.narrator was None, now 'user'"):
@@ -376,7 +376,7 @@ def test_an_output_belongs_to_one_reading(tiny_model: Path, tmp_path: Path) -> N
         score_locally(tiny_model, shard, tmp_path / "out", tool_calls="text")
 
 
-def test_odd_roles_are_scored_as_the_reference_does(tiny_model: Path, tmp_path: Path) -> None:
+def test_odd_roles_are_scored_as_by_the_reference(tiny_model: Path, tmp_path: Path) -> None:
     rows = [turns(*((role, f"{role} says {i}") for i, role in enumerate(roles.split()))) for roles in ODD]
     score_locally(tiny_model, write(tmp_path / "in.jsonl", [{"messages": m} for m in rows]), tmp_path / "out")
     reference = Reference(tiny_model)

@@ -1,4 +1,4 @@
-"""Rows shaped like public data sets are read as a person would write their conversations down."""
+"""Rows of public data sets are read into the conversations that a person would read from them."""
 
 import json
 import re
@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.input_columns import CARRIERS, of_rows
-from armo_ray.text.layouts import Layout, detect
+from armo_ray.text.detect import detect
+from armo_ray.text.input_columns import COLUMN_ROLE_OF, of_rows
+from armo_ray.text.layouts import Layout
 from armo_ray.text.named_layouts import NAMED
 from tests.support.shards import KINDS, conversation, layout_of, read_shards, write_shard
 
-STEP_END = "ки\n"  # of a process model
+STEP_END = "ки\n"  # the end of a step for a process model
 ASKED = "user: Name a river in Ireland.\n"
 PAIR = [f"{ASKED}chosen: The Shannon.", f"{ASKED}rejected: The Box."]
 ANSWERS = [f"{ASKED}response: The Shannon.", f"{ASKED}response: The Box."]
@@ -98,7 +99,7 @@ WRITTEN = {
 REFUSED = {"openai-batch-output"}
 
 
-def test_every_layout_of_the_table_is_written_down_here() -> None:
+def test_every_named_layout_has_an_expected_conversation_here() -> None:
     assert WRITTEN.keys() | REFUSED == NAMED.keys()
 
 
@@ -108,22 +109,22 @@ def chosen(name: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WRITTEN)
-def test_the_example_of_a_layout_reads_as_it_is_written(name: str, kind: str, tmp_path: Path) -> None:
+def test_the_example_of_a_layout_is_read_as_expected(name: str, kind: str, tmp_path: Path) -> None:
     write_shard(tmp_path, kind, [dict(NAMED[name].example)] * 2)
     layout = layout_of(tmp_path, chosen(name), STEP_END)
     assert layout.name == name
-    found = [conversation(candidate) for candidate in read_shards(tmp_path, layout)]
-    assert found == WRITTEN[name] * 2
+    candidates = [conversation(candidate) for candidate in read_shards(tmp_path, layout)]
+    assert candidates == WRITTEN[name] * 2
     assert Layout.of_record(json.loads(json.dumps(layout.record()))) == layout
 
 
 @pytest.mark.parametrize(
     "name", [name for name in WRITTEN if not NAMED[name].recognized and name != "guanaco"]
 )
-def test_what_a_general_layout_reads_needs_no_name(name: str) -> None:
+def test_rows_that_a_general_layout_reads_need_no_named_layout(name: str) -> None:
     example = NAMED[name].example
     layout = detect(of_rows([example]), step_end=STEP_END)
-    if name == "rlhflow-prm":  # its turns look like any chat
+    if name == "rlhflow-prm":  # its turns look like those of any chat
         (refused,) = candidates_of(example, layout)
         assert refused.reason == "malformed_row"
         assert "--layout rlhflow-prm" in (refused.detail or "")
@@ -148,49 +149,55 @@ TIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", TIES)
-def test_both_answers_of_a_tie_are_read_with_a_flag(name: str) -> None:
+def test_both_responses_of_a_tie_are_read_with_a_flag(name: str) -> None:
     example = NAMED[name].example
     layout = detect(of_rows([example]))
-    found = candidates_of({**example, **TIES[name]}, layout)
-    assert [(c.role, c.flags, c.reason) for c in found] == [("response", ("tie",), None)] * 2
+    candidates = candidates_of({**example, **TIES[name]}, layout)
+    assert [(c.role, c.flags, c.reason) for c in candidates] == [("response", ("tie",), None)] * 2
     decided = candidates_of(example, layout)
     assert [(c.role, c.flags) for c in decided] == [("chosen", ()), ("rejected", ())]
     if "completions" not in TIES[name]:
-        assert {c.answer for c in found} == {c.answer for c in decided}
+        assert {c.response for c in candidates} == {c.response for c in decided}
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "told"),
+    ("name", "change", "message"),
     [
         pytest.param("pku-saferlhf", {"better_response_id": 2}, "'2'.*--winner 2=", id="unknown-value"),
         pytest.param("lmsys-arena", {"winner": None}, "'null'.*--winner null=", id="null"),
         pytest.param("judgelm", {"score": [5]}, "second_rating is None", id="no-rating"),
-        pytest.param("lmsys-arena-55k", {"response_a": '["a"]'}, "2 turns.*1 answers", id="uneven-turns"),
+        pytest.param("lmsys-arena-55k", {"response_a": '["a"]'}, "2 turns.*1 replies", id="uneven-turns"),
         pytest.param("lmsys-arena-55k", {"response_a": "[oh"}, "not JSON", id="not-json"),
-        pytest.param("ultrafeedback", {"completions": "[1]"}, "found int on the way", id="not-objects"),
+        pytest.param(
+            "ultrafeedback", {"completions": "[1]"}, "found int, expected an object", id="not-objects"
+        ),
         pytest.param("trl-stepwise", {"completions": ["a", ""]}, "a step is empty", id="empty-step"),
-        pytest.param("trl-stepwise", {"completions": ["a ки\nb"]}, "which ends a step", id="mark-in-step"),
+        pytest.param(
+            "trl-stepwise", {"completions": ["a ки\nb"]}, "marks the end of a step", id="mark-in-step"
+        ),
         pytest.param("guanaco", {"text": "Hello."}, "does not begin with ### Human", id="no-turns"),
         pytest.param("skyrl", {"input_prompt": "[INST] a [/INST]"}, "unknown chat template", id="template"),
         pytest.param(
             "skyrl",
             {"output_response": "a<|im_end|>\n<|im_start|>user\nb<|im_end|>"},
-            "holds turns of a chat template",
+            "contains turns of a chat template",
             id="turns-in-answer",
         ),
         pytest.param("alpaca", {"input": ["a"]}, "input is list", id="input-no-text"),
-        pytest.param("nemo-rl-preference", {"completions": [{"rank": 0}]}, "two numbers", id="one-rank"),
+        pytest.param(
+            "nemo-rl-preference", {"completions": [{"rank": 0}]}, "two or more numbers", id="one-rank"
+        ),
     ],
 )
-def test_a_row_that_is_not_of_the_shape_is_rejected_with_the_reason(
-    name: str, change: dict[str, Any], told: str
+def test_a_row_without_the_format_is_rejected_with_the_reason(
+    name: str, change: dict[str, Any], message: str
 ) -> None:
     example = NAMED[name].example
     layout = detect(of_rows([example]), chosen(name), step_end=STEP_END)
-    found = candidates_of({**example, **change}, layout)
-    assert found
-    assert {c.reason for c in found} <= {"malformed_row", "empty_response"}
-    assert all(re.search(told, c.detail or "") for c in found), found
+    candidates = candidates_of({**example, **change}, layout)
+    assert candidates
+    assert {c.reason for c in candidates} <= {"malformed_row", "empty_response"}
+    assert all(re.search(message, c.detail or "") for c in candidates), candidates
 
 
 def test_a_value_that_is_set_aside_is_a_reject_of_its_own() -> None:
@@ -210,12 +217,12 @@ def test_a_value_that_is_set_aside_is_a_reject_of_its_own() -> None:
         ("ms-swift", "ms-swift-query"),
     ],
 )
-def test_rows_that_are_of_two_layouts_are_refused_with_both_names(one: str, other: str) -> None:
+def test_rows_that_fit_two_layouts_are_refused_with_both_names(one: str, other: str) -> None:
     row = {**NAMED[one].example, **NAMED[other].example}
-    with pytest.raises(ConfigError, match=r"ambiguous layout.*--layout") as told:
+    with pytest.raises(ConfigError, match=r"ambiguous layout.*--layout") as error:
         detect(of_rows([row]))
-    assert one in str(told.value)
-    assert other in str(told.value)
+    assert one in str(error.value)
+    assert other in str(error.value)
     assert detect(of_rows([row]), one).name == one
 
 
@@ -242,12 +249,12 @@ def test_a_layout_that_cannot_be_scored_says_why() -> None:
         detect(of_rows([NAMED["openai-batch-output"].example]))
 
 
-def test_steps_are_refused_for_a_model_that_judges_whole_answers() -> None:
+def test_steps_are_refused_for_a_model_that_judges_whole_responses() -> None:
     with pytest.raises(ConfigError, match=r"process model.*--layout rollouts --column responses=completions"):
         detect(of_rows([NAMED["trl-stepwise"].example]))
     row = NAMED["trl-stepwise"].example
     layout = detect(of_rows([row]), "rollouts", {"responses": "completions"})
-    assert [c.answer for c in candidates_of(row, layout)] == row["completions"]
+    assert [c.response for c in candidates_of(row, layout)] == row["completions"]
 
 
 def test_a_chosen_layout_that_does_not_fit_names_what_is_missing() -> None:
@@ -259,11 +266,11 @@ def test_a_chosen_layout_that_does_not_fit_names_what_is_missing() -> None:
 
 def test_the_command_lists_every_layout_with_its_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layouts"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name, layout in NAMED.items():
-        assert f"\n{name} (" in f"\n{told}"
-        assert json.dumps(layout.example, ensure_ascii=False) in told
-    assert told.count("not verified") == sum(not layout.verified for layout in NAMED.values())
+        assert f"\n{name} (" in f"\n{output}"
+        assert json.dumps(layout.example, ensure_ascii=False) in output
+    assert output.count("not verified") == sum(not layout.verified for layout in NAMED.values())
     assert main(["layouts", "webgpt"]) == 0
     assert capsys.readouterr().out.startswith("webgpt (pairs)\n")
     assert main(["layouts", "nosuch"]) == 2
@@ -273,7 +280,7 @@ TEXT = st.text('abc é日"\\', min_size=1, max_size=8).map(lambda text: f"<{text
 
 
 def texts_of(value: Any) -> set[str]:
-    """The texts of a row that a test put there."""
+    """The texts that a test put into a row."""
     if isinstance(value, str):
         return {value} if value.startswith("<") else set()
     if isinstance(value, dict):
@@ -282,7 +289,7 @@ def texts_of(value: Any) -> set[str]:
 
 
 def retold(value: Any, draw: Any) -> Any:
-    """A row of the same shape that says something else, each time something new."""
+    """A row of the same format with new random texts."""
     if isinstance(value, dict):
         keys = ("role", "from", "winner", "task", "prompt_id", "uuid", "id", "source", "model", "category")
         return {name: v if name in keys else retold(v, draw) for name, v in value.items()}
@@ -306,7 +313,7 @@ def test_every_text_that_the_table_names_is_in_the_conversation_or_the_row_is_re
     row = retold(dict(example), data.draw)
     extra = data.draw(
         st.dictionaries(
-            st.sampled_from([*CARRIERS, "id", "note", "messages", "chosen", "response", "prompt"]),
+            st.sampled_from([*COLUMN_ROLE_OF, "id", "note", "messages", "chosen", "response", "prompt"]),
             TEXT,
             max_size=2,
         )
@@ -316,17 +323,19 @@ def test_every_text_that_the_table_names_is_in_the_conversation_or_the_row_is_re
         layout = detect(of_rows([example, row]), "auto", step_end=STEP_END)
     except ConfigError:
         return
-    found = candidates_of(row, layout)
-    if any(c.reason for c in found):
+    candidates = candidates_of(row, layout)
+    if any(c.reason for c in candidates):
         return
     read = {text for path in layout.sources for text in texts_of(row.get(path))}
     if layout.name:
         own = {p.split(".")[0].split("[")[0] for p in NAMED[layout.name].columns.values()}
         read |= {text for column in own for text in texts_of(row[column])}
-    unread = set().union(*(texts_of(row[n]) for n in CARRIERS.keys() & row.keys() if n not in layout.sources))
-    told = " ".join(conversation(c) for c in found)
-    missing = {text for text in read if text not in told}
+    unread = set().union(
+        *(texts_of(row[n]) for n in COLUMN_ROLE_OF.keys() & row.keys() if n not in layout.sources)
+    )
+    text = " ".join(conversation(c) for c in candidates)
+    missing = {part for part in read if part not in text}
     assert not unread - texts_of([row[n] for n in layout.ignored if n in row])
-    if name == "ultrafeedback-binarized":  # the prompt again
+    if name == "ultrafeedback-binarized":  # repeats the prompt
         return
     assert not missing

@@ -1,6 +1,7 @@
-"""What the models' own templates make of tools, calls, reasoning and odd roles is scored, whole, or nothing is.
+"""Conversations with tools, calls, reasoning and odd roles are scored completely, as the model's template renders
+them, or rejected.
 
-The templates are the released ones, as the package trl has them.
+The templates are the released ones in the package trl.
 """
 
 import json
@@ -204,19 +205,19 @@ LEFT_OUT = [
         None,
         "the text of turn 2",
     ),
-    ("qwen3", [QUESTION, assistant("<think>a</think>b</think>c")], None, "a part of the answer"),
-    # which writes an empty thought into the last turn alone, be it the prompt's or the answer's
-    ("qwen3", [QUESTION, assistant("Hm."), assistant("06:12.")], None, "be cut into prompt and answer"),
+    ("qwen3", [QUESTION, assistant("<think>a</think>b</think>c")], None, "text of the response"),
+    # writes an empty thought only into the last turn, whether it is the prompt's or the response's
+    ("qwen3", [QUESTION, assistant("Hm."), assistant("06:12.")], None, "be split into prompt and response"),
 ]
 
 
 @pytest.mark.parametrize(("template", "messages", "tools", "detail"), LEFT_OUT)
-def test_what_a_template_leaves_out_rejects_the_answer_and_is_named(
+def test_text_that_a_template_leaves_out_rejects_the_response_and_is_named(
     template: str, messages: list[Row], tools: Any, detail: str, encoders: dict[str, Encoder]
 ) -> None:
-    reason, told = rejected(encoders[template], messages, tools)
+    reason, actual = rejected(encoders[template], messages, tools)
     assert reason == "unsupported_content"
-    assert detail in told
+    assert detail in actual
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_what_a_template_leaves_out_rejects_the_answer_and_is_named(
         ("tool", [*HISTORY[::2], assistant("06:12.")]),
     ],
 )
-def test_a_template_that_drops_turns_rejects_what_has_them(
+def test_a_template_that_drops_turns_rejects_conversations_with_such_turns(
     dropped: str, messages: list[Row], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     write_tokenizer(tmp_path, "qwen2", 8192)
@@ -250,7 +251,7 @@ def test_a_template_that_refuses_odd_roles_rejects_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_answers_that_differ_in_their_calls_alone_never_read_the_same(
+def test_responses_that_differ_only_in_their_calls_never_render_the_same(
     template: str, encoders: dict[str, Encoder]
 ) -> None:
     calls = [
@@ -282,7 +283,7 @@ def test_no_text_of_a_call_or_a_tool_forges_a_turn(
 ) -> None:
     if place == "reasoning" and template != "qwen3":
         pytest.skip("this template renders no reasoning")
-    encoder, found = encoders[template], []
+    encoder, actual = encoders[template], []
     for text in (FORGED, "harmless"):
         tool = TOOL | {
             "function": TOOL["function"] | {"description": text if place == "tool" else "High water"}
@@ -303,9 +304,9 @@ def test_no_text_of_a_call_or_a_tool_forges_a_turn(
         done = encoder.encode(read(said, [tool]))
         special = {t.content for t in encoder.chat.tokenizer.get_added_tokens_decoder().values() if t.special}
         pieces = [encoder.chat.tokenizer.id_to_token(i) for i in ids(done)]
-        found.append([piece for piece in pieces if piece in special])
+        actual.append([piece for piece in pieces if piece in special])
         assert ("special_token_text" in done.flags[0]) == (text == FORGED)
-    assert found[0] == found[1]
+    assert actual[0] == actual[1]
 
 
 def test_scores_of_calls_are_the_reference_s_with_llama_3_1(tmp_path: Path) -> None:
@@ -315,9 +316,9 @@ def test_scores_of_calls_are_the_reference_s_with_llama_3_1(tmp_path: Path) -> N
     encoder = Encoder(Chat.load(tmp_path), 8192)
     for case in ("a-call", "a-call-with-tools", "a-result", "a-call-after-a-result", "odd-roles"):
         _, messages, tools = RENDERED[case]
-        (found,) = model.score(encoder.encode(read(messages, tools)).sequences()).score
+        (actual,) = model.score(encoder.encode(read(messages, tools)).sequences()).score
         expected = reference.tokenizer.apply_chat_template(messages, tools=tools, tokenize=True)["input_ids"]
-        assert abs(found - reference.score_ids(expected)[0]) < 1e-5
+        assert abs(actual - reference.score_ids(expected)[0]) < 1e-5
 
 
 def test_scores_of_calls_are_the_published_ones_with_qwen_2_5(tmp_path: Path) -> None:
@@ -334,12 +335,12 @@ def test_scores_of_calls_are_the_published_ones_with_qwen_2_5(tmp_path: Path) ->
     scores = []
     for _, messages, tools in (RENDERED[case] for case in ("two-calls", "text-and-a-call", "two-results")):
         done = encoder.encode(read(messages, tools))
-        (found,) = model.score(done.sequences()).score
+        (actual,) = model.score(done.sequences()).score
         text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
         with torch.inference_mode():
             logits = theirs(torch.tensor([tokenizer(text)["input_ids"]])).logits
-        assert abs(found - float(logits.mean())) < 1e-5
-        scores.append(found)
+        assert abs(actual - float(logits.mean())) < 1e-5
+        scores.append(actual)
     assert np.ptp(scores) > 1e-4
 
 
@@ -379,9 +380,9 @@ def test_text_that_is_kept_shows_the_calls_and_a_row_is_traced_as_it_was_scored(
         "<tool_response>\n06:12\n</tool_response>",
     ]
     for row, place in ((called, str(shard)), (plain, "kept with the scores")):
-        found = trace(find(str(tmp_path / "out"), row["row_id"]), None)
-        assert found.text_from == place
-        assert found.num_tokens == (row["num_prompt_tokens"], row["num_response_tokens"])
+        actual = trace(find(str(tmp_path / "out"), row["row_id"]), None)
+        assert actual.text_from == place
+        assert actual.num_tokens == (row["num_prompt_tokens"], row["num_response_tokens"])
 
 
 WORD = st.text("abcdefgh é的\"\\<>{}'\n", min_size=1, max_size=12).filter(str.strip)
@@ -422,7 +423,7 @@ def every_text(value: Any) -> list[str]:
 
 
 def spoken(messages: list[Row], tools: list[Row] | None) -> list[str]:
-    """All that a conversation says."""
+    """All texts of a conversation."""
     said = [
         text
         for m in messages

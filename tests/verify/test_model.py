@@ -207,7 +207,7 @@ def test_a_sound_model_of_every_family_is_fit_to_score_with(
     family: str, backbone: str, tmp_path: Path
 ) -> None:
     write_family(tmp_path / "model", family, backbone)
-    asked = family if FAMILIES[family].text != "answer" else None
+    asked = family if FAMILIES[family].text != "response" else None
     checks, record = verify_model(str(tmp_path / "model"), dtype="float32", device="cpu", family=asked)
     assert failed(checks) == {}
     assert f"family {family}" in checks[0].detail

@@ -1,4 +1,4 @@
-"""One run: a model, workloads, contenders; a table on stdout, and everything raw in a JSON file."""
+"""The benchmark of one model: a table per workload on stdout, and all raw measurements in a JSON file."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ from armo_ray.version import __version__
 logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Measure, print the tables and write the JSON after each workload; returns what the JSON holds."""
+def benchmark(settings: Settings) -> dict[str, Any]:
+    """Measure; print the table and write the JSON after each workload. Returns the content of the JSON."""
     device = _device(settings.device)
     chosen = DEFAULTS[device.type] | {
         name: value for name, value in asdict(settings).items() if value is not None
@@ -42,21 +42,21 @@ def run(settings: Settings) -> dict[str, Any]:
         workload = {"name": name, **workloads.describe(groups), "floor_flops": _floor(subject, groups)}
         logger.info("%s: %d candidates, %d tokens", name, workload["candidates"], workload["tokens"])
         records, rates = take_turns(prepared, subject.model, groups, chosen["rounds"], settings.seed)
-        told = [asdict(record) for record in records]
-        workload |= {"matmul_flops": rates, "contenders": [r | r.pop("facts") for r in told]}
+        rows = [asdict(record) for record in records]
+        workload |= {"matmul_flops": rates, "contenders": [row | row.pop("facts") for row in rows]}
         result["workloads"].append(report.derive(workload))
         settings.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         print("\n" + report.workload_table(workload), flush=True)
-    print(f"\n{report.GLOSSARY}\n\neverything raw: {settings.json}")
+    print(f"\n{report.GLOSSARY}\n\nraw measurements: {settings.json}")
     return result
 
 
 def show(path: Path) -> None:
-    """Print the README's table of an earlier run."""
+    """Print the README's table from the JSON of an earlier benchmark. Raises ConfigError if it is not one."""
     try:
         table = report.readme_table(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, LookupError) as error:
-        raise ConfigError(f"{path}: not the JSON of a run: {error!r}") from error
+        raise ConfigError(f"{path}: not the JSON of a benchmark: {error!r}") from error
     print(table)
 
 
@@ -70,7 +70,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _prepared(name: str, subject: Subject) -> contenders.Contender | str:
-    """The contender, or why there is none."""
+    """The contender, or the reason why it cannot be measured."""
     contender, reason = attempt(lambda: contenders.prepare(name, subject.model))
     if contender is None:
         logger.info("%s: %s", name, reason)
@@ -94,9 +94,9 @@ def _floor(subject: Subject, groups: Sequence[Group]) -> int:
 
 
 def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    given = sys.argv[2:] if sys.argv[1:2] == ["bench"] else sys.argv[1:]
+    options = sys.argv[2:] if sys.argv[1:2] == ["bench"] else sys.argv[1:]
     return {
-        "command": shlex.join(["armo-ray", "bench", *given]),
+        "command": shlex.join(["armo-ray", "bench", *options]),
         "model": subject.name,
         "dtype": chosen["dtype"],
         "device": str(device),
@@ -118,8 +118,8 @@ def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> d
 
 def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        return {"name": found.name, "memory_bytes": found.total_memory, "cuda": torch.version.cuda}
+        properties = torch.cuda.get_device_properties(device)
+        return {"name": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
     return {"name": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
@@ -128,5 +128,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

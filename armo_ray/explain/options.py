@@ -1,0 +1,18 @@
+"""The options of `armo-ray explain`."""
+
+from typing import Annotated
+
+from armo_ray.options import Help, Name, Options
+
+
+class ExplainOptions(Options):
+    """Trace one row."""
+
+    output: Annotated[Name, Help("required", "OUT", word=True)]
+    """Directory or URI that score wrote, complete or not."""
+    row: Annotated[Name, Help("required", "ROW_ID", word=True)]
+    """Value of row_id; or highest, lowest, random or rejected."""
+    model: Annotated[Name | None, Help("what is shown", "MODEL")] = None
+    """Where the model's tokenizer is now; default: where the run had it."""
+    all_tokens: Annotated[bool, Help("what is shown")] = False
+    """List every token, not only those near a token the model is read at."""

@@ -1,0 +1,244 @@
+"""Detection of the layout of an input from its columns, the options and the table of named layouts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from armo_ray.errors import ConfigError
+from armo_ray.text import named_layouts
+from armo_ray.text.input_columns import InputColumns, of_names
+from armo_ray.text.layouts import ALIASES, CONTEXT_ROLES, OPTIONAL, REQUIRED, RESPONSE_ROLES, Layout
+from armo_ray.text.paths import root_of, steps_of
+
+_MESSAGE_KEYS = {"role", "content", "from", "value"}
+
+
+def detect(
+    columns: InputColumns | Iterable[str],
+    kind: str = "auto",
+    overrides: Mapping[str, str] | None = None,
+    winner: Mapping[str, str] | None = None,
+    ignored: Sequence[str] = (),
+    step_end: str | None = None,
+) -> Layout:
+    """The layout of an input with these columns.
+
+    Args:
+        columns: the columns of the input, or only their names.
+        kind: preference, rollouts, messages or pairs; the name of a named layout; or auto.
+        overrides: maps a column role to a column or path, for columns under other names.
+        winner: maps a value of the role winner to first, second, tie or skip.
+        ignored: columns that are set aside.
+        step_end: for a process model, the text that ends a step of a response.
+
+    Raises:
+        ConfigError: no layout fits, or more than one does; the message lists the columns of the input.
+    """
+    available = columns if isinstance(columns, InputColumns) else of_names(columns)
+    overrides = overrides or {}
+    listing = f"the input has the columns {', '.join(sorted(available.names)) or '(none)'}"
+    _check_overrides(overrides, available, listing)
+    if kind != "auto" and kind not in REQUIRED and kind not in named_layouts.NAMED:
+        kinds = ", ".join(("auto", *REQUIRED))
+        raise ConfigError(
+            f"layout: unknown layout {kind}; expected {kinds}, or a name that armo-ray layouts lists"
+        )
+    preset = _preset(available, kind, overrides, listing)
+    if preset is not None:
+        layout = _of_preset(preset, available, overrides)
+    else:
+        layout = _generic(available, kind, overrides, listing)
+        _check_responses(layout, available, listing)
+    layout = _with_steps(layout, available, overrides, step_end)
+    if winner:
+        layout = replace(layout, winner_values=dict(winner))
+    _check_winner(layout, winner)
+    return replace(layout, ignored=tuple(sorted({*layout.ignored, *ignored})))
+
+
+def _check_overrides(overrides: Mapping[str, str], available: InputColumns, listing: str) -> None:
+    for role, path in overrides.items():
+        later = available.open_ended and role in CONTEXT_ROLES  # a row that was not sampled may have it
+        if path not in available.names and root_of(path) not in available.names and not later:
+            raise ConfigError(f"--column {role}={path}: no column {root_of(path)}; {listing}")
+        if steps_of(path) and path not in available.paths and _is_known(path, available):
+            raise ConfigError(f"--column {role}={path}: no such path; {listing}")
+
+
+def _is_known(path: str, available: InputColumns) -> bool:
+    """Whether it is certain which paths exist there: text on the way could hold JSON with more of them."""
+    if available.open_ended or "[" in path.replace("[]", ""):
+        return False
+    last = max((p for p in available.paths if path.startswith((f"{p}.", f"{p}["))), key=len, default="")
+    return any(p.startswith((f"{last}.", f"{last}[")) for p in available.paths)
+
+
+def _preset(
+    available: InputColumns, kind: str, overrides: Mapping[str, str], listing: str
+) -> named_layouts.Named | None:
+    """The named layout that `kind` names or, with auto, the only one that fits; None if none does."""
+    if kind in named_layouts.NAMED:
+        preset = named_layouts.NAMED[kind]
+        if missing := [path for path in preset.required if not named_layouts.has(available, path)]:
+            raise ConfigError(f"layout {kind}: no {' and no '.join(missing)}; {listing}")
+        fits = [preset]
+    elif kind == "auto" and set(overrides) <= {*CONTEXT_ROLES, "winner"}:
+        fits = named_layouts.fitting(available)
+    else:
+        return None
+    if len(fits) > 1:
+        names = " and ".join(layout.name for layout in fits)
+        raise ConfigError(f"ambiguous layout: {listing}, which fit {names}. Choose with --layout NAME")
+    if fits and kind == "auto" and (others := _left_over(fits[0], available)):
+        raise ConfigError(
+            f"ambiguous layout: {listing}, which fit {fits[0].name}, but {' and '.join(others)} may belong to the "
+            f"conversation too. Choose with --layout {fits[0].name}, or {', '.join(REQUIRED)}"
+        )
+    if fits and fits[0].refused:
+        raise ConfigError(f"layout {fits[0].name}: {fits[0].refused}")
+    return fits[0] if fits else None
+
+
+def _left_over(preset: named_layouts.Named, available: InputColumns) -> list[str]:
+    """Columns that this layout neither reads nor sets aside, and a general layout would read as prompt or response."""
+    paths = (*preset.required, *preset.optional.values(), *preset.aside)
+    rest = available.names - set(map(root_of, paths))
+    pair = {"chosen", "rejected"} & rest
+    roles = ("responses", "response", "messages", "prompt")
+    readable = {name for role in roles for name in ALIASES[role]} & rest
+    return sorted(readable | (pair if len(pair) == 2 else set()))
+
+
+def _of_preset(preset: named_layouts.Named, available: InputColumns, overrides: Mapping[str, str]) -> Layout:
+    optional = {role: path for role, path in preset.optional.items() if named_layouts.has(available, path)}
+    columns = {**preset.columns, **optional, **_system_and_tools(available, preset.columns), **overrides}
+    return Layout(
+        kind=preset.kind,
+        columns=columns,
+        winner_values=preset.winner,
+        joint=preset.joint,
+        shape=preset.shape,
+        ignored=tuple(sorted(set(preset.aside).intersection(available.names))),
+        name=preset.name,
+    )
+
+
+def _system_and_tools(available: InputColumns, columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns for the roles system and tools, where a named layout does not use these roles itself."""
+    used = set(map(root_of, columns.values()))
+    names = {
+        role: [name for name in ALIASES[role] if name in available.names - used]
+        for role in ("system", "tools")
+    }
+    return {role: aliases[0] for role, aliases in names.items() if aliases and role not in columns}
+
+
+def _generic(available: InputColumns, kind: str, overrides: Mapping[str, str], listing: str) -> Layout:
+    names = sorted(available.names)
+    matches = {role: _columns_of(role, names, overrides) for role in (*ALIASES, *overrides)}
+    kinds = [kind] if kind != "auto" else list(REQUIRED)
+    fits = [
+        (k, required)
+        for k in kinds
+        for required in REQUIRED[k]
+        if all(matches.get(role) for role in required) and set(overrides) <= {*required, *OPTIONAL[k]}
+    ]
+    if not fits:
+        expected = "; ".join(f"{k}: {' or '.join(' + '.join(roles) for roles in REQUIRED[k])}" for k in kinds)
+        raise ConfigError(
+            f"unknown layout: {listing}; expected {expected}. Name them with --column NAME=COLUMN, or choose a layout "
+            f"that armo-ray layouts lists"
+        )
+    if len(fits) > 1:
+        options = ", ".join(f"{k} ({' + '.join(required)})" for k, required in fits)
+        raise ConfigError(
+            f"ambiguous layout: {listing}, which fit {options}. Choose with --layout and --column"
+        )
+    chosen_kind, required = fits[0]
+    used = (*required, *(role for role in OPTIONAL[chosen_kind] if matches.get(role)))
+    for role in used:
+        if len(matches[role]) > 1:
+            raise ConfigError(
+                f"ambiguous layout: {' and '.join(matches[role])} could each be the {role}; {listing}. "
+                f"Choose with --column {role}=COLUMN"
+            )
+    columns = {role: matches[role][0] for role in used}
+    return Layout(chosen_kind, columns | _alpaca(available, chosen_kind, columns, overrides))
+
+
+def _columns_of(role: str, names: list[str], overrides: Mapping[str, str]) -> list[str]:
+    """The columns that could have this role."""
+    if role in overrides:
+        return [overrides[role]]
+    free = [name for name in ALIASES[role] if name in names and name not in overrides.values()]
+    if role == "prompt" and not free and "input" in names and "input" not in overrides.values():
+        return ["input"]  # as ms-swift does if there is no other prompt column
+    return free[:1] if ALIASES[role][0] in free else free
+
+
+def _alpaca(
+    available: InputColumns, kind: str, columns: Mapping[str, str], overrides: Mapping[str, str]
+) -> dict[str, str]:
+    """The columns that Alpaca and LLaMA-Factory read in addition to instruction, and ms-swift to query."""
+    prompt, free = columns.get("prompt"), available.names - set(overrides.values())
+    if prompt not in ("instruction", "query") or prompt in overrides.values() or "input" in overrides:
+        more = {}
+    else:
+        more = {"input": "input"} if "input" in free else {}
+    has_history = "history[]" in available.paths and "history" in free and "history" not in overrides
+    if prompt is not None and has_history:
+        more["history"] = "history"
+    return {role: name for role, name in more.items() if role in OPTIONAL[kind]}
+
+
+def _check_responses(layout: Layout, available: InputColumns, listing: str) -> None:
+    """Refuse responses and prompts that are objects with their text in a field of its own."""
+    for role, path in layout.columns.items():
+        if role not in ("prompt", *RESPONSE_ROLES):
+            continue
+        for at in (path, f"{path}[]", f"{path}[][]"):
+            fields = available.below(at)
+            if fields and not fields & _MESSAGE_KEYS:
+                raise ConfigError(
+                    f"{role} {path}: it holds objects with {', '.join(sorted(fields))}, not text or messages: "
+                    f"{_remedy(role, at, fields)}; {listing}"
+                )
+
+
+def _remedy(role: str, at: str, fields: set[str]) -> str:
+    if role in ("prompt", "messages") and at.endswith("[]"):
+        return "a message has role and content, or from and value: rename its keys"
+    likely = ("text", "response", "answer", "completion", "output")
+    field = next((name for name in likely if name in fields), "FIELD")
+    return f"say which field has the text with --column {role}={at}.{field}"
+
+
+def _with_steps(
+    layout: Layout, available: InputColumns, overrides: Mapping[str, str], step_end: str | None
+) -> Layout:
+    """The layout with a list of responses read as the steps of one response if a list of labels accompanies it."""
+    responses = layout.columns.get("responses")
+    has_labels = "labels[]" in available.paths
+    if responses and "responses" not in overrides and layout.shape is None and has_labels:
+        columns = {"steps" if role == "responses" else role: path for role, path in layout.columns.items()}
+        layout = replace(layout, columns=columns)
+    if "steps" not in layout.columns:
+        return layout
+    if step_end is None:
+        path = layout.columns["steps"]
+        raise ConfigError(
+            f"{path}: its rows are steps of a response, which a process model scores (--family prm-mistral, "
+            f"prm-deepseek); --layout rollouts --column responses={path} scores each step as a response of its own"
+        )
+    mark = step_end if step_end[:1].isspace() else f" {step_end}"
+    return replace(layout, step_end=mark)
+
+
+def _check_winner(layout: Layout, winner: Mapping[str, str] | None) -> None:
+    if layout.kind == "pairs" and "winner" in layout.columns and not layout.winner_values:
+        raise ConfigError(
+            f"winner={layout.columns['winner']}: say what its values mean with --winner VALUE=first|second|tie|skip ..."
+        )
+    if winner and "winner" not in layout.columns:
+        raise ConfigError(
+            f"--winner: the layout {layout.title} reads no column winner; add --column winner=COLUMN"
+        )

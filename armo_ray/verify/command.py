@@ -1,0 +1,72 @@
+"""`armo-ray verify`: check an output, or a model. Imports nothing slow before the options are checked."""
+
+import json
+from pathlib import Path
+
+from armo_ray.errors import ConfigError
+from armo_ray.exit_status import COMPLETE, FAILED
+from armo_ray.options import Given, load_options
+from armo_ray.verify.options import VerifyModelOptions, VerifyOptions
+
+
+def run(given: Given) -> int:
+    """Check, print what was found, and return the exit status. Raises ConfigError."""
+    if ("output" in given.values) == ("model" in given.values):
+        raise ConfigError("give an output to check, or --model to try out a model")
+    for_output, for_model = given.of(VerifyOptions), given.of(VerifyModelOptions)
+    if "model" in given.values:
+        if for_output:
+            raise ConfigError("--repair goes with an output")
+        return _check_model(load_options(VerifyModelOptions, None, for_model))
+    if for_model:
+        raise ConfigError(f"{', '.join(f'--{name}' for name in for_model)} can only go with --model")
+    options = load_options(VerifyOptions, None, for_output)
+    return _repair(options.output) if options.repair else _check_output(options.output)
+
+
+def _check_output(output: str) -> int:
+    from armo_ray.storage.store import Store
+    from armo_ray.text.layouts import columns_read
+    from armo_ray.verify.output import counts_of, examine
+    from armo_ray.verify.sources import tell_states
+
+    found = examine(Store(output))
+    tell_states(found.records, found.run, columns_read)
+    for fault in found.faults:
+        print(fault.told)
+    count = len(found.faults)
+    counts = ", ".join(f"{number} {name}" for name, number in counts_of(found).items())
+    repairable = any(not fault.undone for fault in found.faults)
+    state = f"{count} fault{'s' * (count > 1)}{'; --repair repairs what it can' * repairable}"
+    print(f"{output}: {counts}: {state if count else 'whole'}")
+    return FAILED if count else COMPLETE
+
+
+def _repair(output: str) -> int:
+    from armo_ray.text.layouts import columns_read
+    from armo_ray.verify.repair import repair_output
+
+    found = repair_output(output, columns_read)
+    for line in (*found.done, *found.left):
+        print(line)
+    left = f", {len(found.left)} faults are left" if found.left else ""
+    state = "complete" if found.complete else "not complete: run the same armo-ray score command again"
+    print(f"{output}: {len(found.done)} repairs{left}; {state}")
+    return FAILED if found.left else COMPLETE
+
+
+def _check_model(options: VerifyModelOptions) -> int:
+    if options.record is not None and not Path(options.record).parent.is_dir():
+        raise ConfigError(f"--record {options.record}: no such directory")
+    from armo_ray.verify.model import read_record, report, verify_model
+
+    against = None if options.against is None else read_record(options.against)
+    checks, record = verify_model(
+        options.model, options.revision, options.dtype, options.device, options.family, against
+    )
+    print(report(checks))
+    if options.record is not None and record:
+        Path(options.record).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    failed = sum(not check.passed for check in checks)
+    print(f"{options.model}: {f'{failed} checks failed' if failed else 'fit to score with'}")
+    return FAILED if failed else COMPLETE

@@ -1,0 +1,33 @@
+"""The options of `armo-ray verify`: those for an output, and those for a model."""
+
+from typing import Annotated
+
+from armo_ray.options import Dtype, FamilyName, Help, ModelName, Name, Options
+
+
+class VerifyOptions(Options):
+    """Check an output."""
+
+    output: Annotated[Name, Help("to check an output", "OUT", word=True)]
+    """Directory or URI that score wrote."""
+    repair: Annotated[bool, Help("to check an output")] = False
+    """Delete what is damaged; the same score command then redoes it."""
+
+
+class VerifyModelOptions(Options):
+    """Check a model on this machine: its template and tokens, then every way of scoring against float32."""
+
+    model: Annotated[ModelName, Help("to check a model", "MODEL")]
+    """Checkpoint: a directory, its URI, or a hub id."""
+    revision: Annotated[Name | None, Help("to check a model", "NAME")] = None
+    """Branch, tag or commit on the hub."""
+    family: Annotated[FamilyName | None, Help("to check a model", "NAME")] = None
+    """Family of the model; default: recognized by its tensors."""
+    dtype: Annotated[Dtype, Help("to check a model")] = "bfloat16"
+    """Type of the backbone's weights."""
+    device: Annotated[Name | None, Help("to check a model", "NAME")] = None
+    """Device, as torch names it; default: cuda if there is a GPU."""
+    record: Annotated[Name | None, Help("to check a model", "FILE")] = None
+    """Write the model's values to this file, for --against."""
+    against: Annotated[Name | None, Help("to check a model", "FILE")] = None
+    """Compare with the values in a file that --record wrote."""
