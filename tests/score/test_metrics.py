@@ -1,12 +1,14 @@
 """What Prometheus gets to see: scraped over HTTP from a run that goes on."""
 
+import os
 import re
+import signal
 import threading
-import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 import ray
 
 from armo_ray.score import pipeline
@@ -42,19 +44,26 @@ def test_a_run_that_goes_on_exports_every_metric(
     options = {"unit_rows": 2, "gpus_per_replica": 0, "replicas": (1, 1), "layout": "preference"}
     config = config_for(tiny_model, shards_with_a_reject, tmp_path / "out", **options)
     job, spans = prepare(config)
-    run = threading.Thread(target=pipeline.run, args=(job, spans, config))
-    run.start()
     wanted = SERIES.keys() - UNKNOWN_ON_A_CPU - NONE_IN_A_GOOD_RUN
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    # the replicas are counted every other second: the first count is from before one is loaded
-    while run.is_alive() and not (wanted <= found.keys() and found["ray_armo_ray_replicas"][0][1]):
-        time.sleep(0.2)
-        with suppress(OSError):  # the agent does not answer yet, or not in time
-            found = scrape(tmp_path / "out")
-    alive = run.is_alive()
-    run.join()
-    assert wanted <= found.keys()
-    assert alive, "the metrics were there only when the run was over"
+    over = threading.Event()
+
+    def stop_when_all_are_there() -> None:
+        # the replicas are counted every other second: the first count is from before one is loaded
+        while not (wanted <= found.keys() and found["ray_armo_ray_replicas"][0][1]):
+            if over.wait(0.2):
+                return
+            with suppress(OSError):  # the agent does not answer yet, or not in time
+                found.update(scrape(tmp_path / "out"))
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop_when_all_are_there).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):  # else the metrics were not there before the run was over
+            pipeline.run(job, spans, config)
+    finally:
+        over.set()
     for name, samples in found.items():
         for labels, _ in samples:
             assert labels["model"] == str(tiny_model)
