@@ -30,8 +30,11 @@ _KINDS = {
 }
 
 
-def measure(command: list[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Run a command; returns peak private MiB of the largest process of each kind, and CPU seconds of each kind."""
+def measure(command: list[str], kinds: dict[str, str] = _KINDS) -> tuple[dict[str, float], dict[str, float]]:
+    """Run a command; returns peak private MiB of the largest process of each kind, and CPU seconds of each kind.
+
+    `kinds`: parts of command lines and what such a process is, the first match counts; "" matches all.
+    """
     child = subprocess.Popen(command)
     seen: dict[int, tuple[set[str], float, float]] = {}  # names, peak MiB, CPU seconds so far
     while child.poll() is None:
@@ -48,7 +51,7 @@ def measure(command: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     memory: dict[str, float] = {}
     cpu: dict[str, float] = {}
     for names, peak, seconds in seen.values():
-        kind = next(kind for part, kind in _KINDS.items() if any(part in name for name in names))
+        kind = next(kind for part, kind in kinds.items() if any(part in name for name in names))
         memory[kind] = max(memory.get(kind, 0.0), peak)
         cpu[kind] = cpu.get(kind, 0.0) + seconds
     return memory, cpu
