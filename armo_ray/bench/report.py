@@ -4,8 +4,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-Row = Sequence[str]
-Ratio = tuple[float, float, float]  # median, least and most over the rounds
+from armo_ray.formatting.numbers import UNKNOWN, percent, significant
+from armo_ray.formatting.tables import markdown_table
+
+Ratio = tuple[float, float, float]  # median, minimum and maximum over the rounds
 BASELINE = "padded-8"
 STEP = "packed+shared"
 GLOSSARY = """\
@@ -23,15 +25,15 @@ error, rewards, flips: against float32 one by one, the largest score error in st
 
 
 def derive(workload: dict[str, Any]) -> dict[str, Any]:
-    """The workload with the measures of every contender that finished, and what sharing reached."""
+    """Add the measures of every contender that finished, and the share of the possible saving that sharing reached."""
     matmul_flops = statistics.median(workload["matmul_flops"])
     contenders = workload["contenders"]
     by_name = {c["name"]: c for c in contenders if c["error"] is None}
-    for found in by_name.values():
-        found["measures"] = _measures(found, workload, matmul_flops)
+    for contender in by_name.values():
+        contender["measures"] = _measures(contender, workload, matmul_flops)
         for key, other in (("speedup", BASELINE), ("gain", STEP)):
             if other in by_name:
-                found["measures"][key] = ratio(by_name[other]["seconds"], found["seconds"])
+                contender["measures"][key] = ratio(by_name[other]["seconds"], contender["seconds"])
     if "packed" in by_name and STEP in by_name:
         reached = ratio(by_name["packed"]["seconds"], by_name[STEP]["seconds"])
         workload["share_of_dedup"] = [r / workload["dedup_ratio"] for r in reached]
@@ -39,7 +41,7 @@ def derive(workload: dict[str, Any]) -> dict[str, Any]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
-    """How many times faster the second is: the median of the ratios within each round, with min and max."""
+    """How many times faster the second is: median, minimum and maximum of the ratios within each round."""
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
@@ -56,11 +58,11 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def workload_table(workload: dict[str, Any]) -> str:
-    """A workload with a row for every contender, and the reasons of those that did not finish."""
-    told = (
+    """A row for every contender, and the reasons why others did not finish."""
+    summary = (
         f"{workload['name']}: {workload['candidates']} candidates of {workload['prompts']} prompts, "
         f"{workload['tokens']} tokens, deduplication ratio {workload['dedup_ratio']:.2f}, "
-        f"arrival batches of 8 pad {workload['padding_of_8']:.2f}x; "
+        f"batches of 8 in order of arrival compute {workload['padding_of_8']:.2f}x the tokens; "
         f"a dense matrix product runs at {statistics.median(workload['matmul_flops']) / 1e12:.3g} TFLOP/s"
     )
     done = [c for c in workload["contenders"] if "measures" in c]
@@ -72,79 +74,69 @@ def workload_table(workload: dict[str, Any]) -> str:
             " of the deduplication ratio (packed / packed+shared)"
         )
     notes += [
-        f"{c['name']}: {'the same bits' if c['same_bits'] else 'other bits'} in a shuffled order of prompts"
+        f"{c['name']}: {'the same bits' if c['same_bits'] else 'different bits'} with shuffled prompts"
         for c in done
         if "same_bits" in c
     ]
     rows = [_row(contender) for contender in done]
-    table = aligned([list(rows[0]), *(list(row.values()) for row in rows)]) if rows else ""
-    return "\n".join([told, "", table, "", *notes]).rstrip()
+    table = markdown_table(list(rows[0]), (list(row.values()) for row in rows), aligned=True) if rows else ""
+    return "\n".join([summary, "", table, "", *notes]).rstrip()
 
 
 def readme_table(result: dict[str, Any]) -> str:
-    """Markdown: for every contender and workload tokens/s, MFU and the speed-up over padded-8."""
+    """A Markdown table of tokens/s, MFU and the speedup over padded-8, by contender and workload."""
     workloads = result["workloads"]
     heads = [f"{w['name']} (dedup {w['dedup_ratio']:.2f})" for w in workloads]
-    rows: list[Row] = [["tokens/s, MFU, x padded-8", *heads]]
-    for i, contender in enumerate(workloads[0]["contenders"]):
-        rows.append([contender["name"], *(_cell(w["contenders"][i]) for w in workloads)])
-    return f"{headline(result)}\n\n{aligned(rows)}"
+    rows = [
+        [contender["name"], *(_cell(w["contenders"][i]) for w in workloads)]
+        for i, contender in enumerate(workloads[0]["contenders"])
+    ]
+    table = markdown_table(["tokens/s, MFU, x padded-8", *heads], rows, aligned=True)
+    return f"{headline(result)}\n\n{table}"
 
 
-def aligned(rows: Sequence[Row]) -> str:
-    """Markdown with equal widths: the first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * (width - bool(i)) + ":" * bool(i) for i, width in enumerate(widths)]
-
-    def line(row: Row) -> str:
-        cells = (f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row))
-        return f"| {' | '.join(cells)} |"
-
-    return "\n".join(map(line, (rows[0], rule, *rows[1:])))
-
-
-def _measures(found: dict[str, Any], workload: dict[str, Any], matmul_flops: float) -> dict[str, Any]:
-    seconds = statistics.median(found["seconds"])
+def _measures(contender: dict[str, Any], workload: dict[str, Any], matmul_flops: float) -> dict[str, Any]:
+    seconds = statistics.median(contender["seconds"])
     return {
         "seconds": seconds,
         "candidates_per_s": workload["candidates"] / seconds,
         "tokens_per_s": workload["tokens"] / seconds,
-        "computed_tokens_per_s": found["computed_tokens"] / seconds,
-        "mfu": found["flops"] / seconds / matmul_flops,
+        "computed_tokens_per_s": contender["computed_tokens"] / seconds,
+        "mfu": contender["flops"] / seconds / matmul_flops,
         "times_floor": seconds * matmul_flops / workload["floor_flops"],
-        "padding": found["computed_tokens"] / workload["tokens"],
-        "fill": found["needed_tokens"] / found["slots"],
+        "padding": contender["computed_tokens"] / workload["tokens"],
+        "fill": contender["needed_tokens"] / contender["slots"],
     }
 
 
 def _row(contender: dict[str, Any]) -> dict[str, str]:
-    """The cells of a contender by their headings."""
+    """The cells of a contender by heading."""
     m, compared = contender["measures"], "flips" in contender
     return {
         "contender": contender["name"],
-        "cand/s": f"{m['candidates_per_s']:.4g}",
+        "cand/s": significant(m["candidates_per_s"]),
         "tokens/s": f"{m['tokens_per_s']:,.0f}",
         "computed tokens/s": f"{m['computed_tokens_per_s']:,.0f}",
-        "MFU": f"{100 * m['mfu']:.1f} %",
+        "MFU": percent(m["mfu"]),
         "x floor": f"{m['times_floor']:.2f}",
         "comp/real": f"{m['padding']:.2f}",
         "fill": f"{m['fill']:.2f}",
-        "peak MiB": "-" if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
+        "peak MiB": UNKNOWN if contender["peak_bytes"] is None else f"{contender['peak_bytes'] / 2**20:,.0f}",
         "x padded-8": _ratio(m.get("speedup")),
         "x shared": _ratio(m.get("gain")),
-        "error": f"{contender['max_score_error']:.1e}" if compared else "-",
-        "rewards": f"{contender['rewards_error']:.1e}" if compared else "-",
-        "flips": f"{contender['flips']}/{contender['pairs']}" if compared else "-",
+        "error": f"{contender['max_score_error']:.1e}" if compared else UNKNOWN,
+        "rewards": f"{contender['rewards_error']:.1e}" if compared else UNKNOWN,
+        "flips": f"{contender['flips']}/{contender['pairs']}" if compared else UNKNOWN,
     }
 
 
-def _ratio(found: Sequence[float] | None) -> str:
-    return "-" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+def _ratio(spread: Sequence[float] | None) -> str:
+    return UNKNOWN if spread is None else "{:.2f} [{:.2f}, {:.2f}]".format(*spread)
 
 
 def _cell(contender: dict[str, Any]) -> str:
     if "measures" not in contender:
-        return "-"
+        return UNKNOWN
     m = contender["measures"]
     speedup = f", {m['speedup'][0]:.2f}x" if "speedup" in m else ""
     return f"{m['tokens_per_s']:,.0f}, {100 * m['mfu']:.0f} %{speedup}"

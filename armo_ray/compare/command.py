@@ -8,7 +8,8 @@ import duckdb
 from armo_ray.compare.options import CompareOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import quote
-from armo_ray.formatting.tables import number, percent, table
+from armo_ray.formatting.numbers import bare_percent, significant
+from armo_ray.formatting.tables import text_table
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, database, open_scores, scan
@@ -19,19 +20,19 @@ logger = logging.getLogger(__name__)
 
 REPORT = "comparison.json"
 _KEY = "source, source_row, candidate"
-_TEXT_CHARS = 300  # of an answer that are printed
+_TEXT_CHARS = 300  # of a message that are printed
 
 
 def run(options: CompareOptions) -> None:
     """Print how the second output differs from the first, and write it to --output if given. Raises ConfigError."""
     first, second = (open_scores([uri]) for uri in options.scores)
     if options.output is None:
-        print(_told(_compare(options, first, second)))
+        print(_text(_compare(options, first, second)))
         return
     with new_output(options.output, "compare") as store:
-        found = _compare(options, first, second)
-        print(_told(found))
-        store.write(REPORT, commits.to_json(found))
+        comparison = _compare(options, first, second)
+        print(_text(comparison))
+        store.write(REPORT, commits.to_json(comparison))
 
 
 def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str, Any]:
@@ -122,39 +123,39 @@ def _with_text(movers: list[dict[str, Any]], scores: Scores) -> list[dict[str, A
     return with_text
 
 
-def _told(found: dict[str, Any]) -> str:
+def _text(comparison: dict[str, Any]) -> str:
     head = [
         "second against first",
         "rank correlation",
         "flipped pairs, %",
-        "other best, %",
+        "different best, %",
         "largest difference",
     ]
     rows = [
         [
             name,
-            number(row["spearman"]),
-            percent(row["pair_flips"]),
-            percent(row["top_changes"]),
-            number(row["largest_difference"]),
+            significant(row["spearman"]),
+            bare_percent(row["pair_flips"]),
+            bare_percent(row["top_changes"]),
+            significant(row["largest_difference"]),
         ]
-        for name, row in found["columns"].items()
+        for name, row in comparison["columns"].items()
     ]
-    score = found["columns"]["score"]
+    score = comparison["columns"]["score"]
     counts = (
-        f"{found['candidates']} candidates in both, {found['only_in_first']} only in the first, "
-        f"{found['only_in_second']} only in the second; "
-        f"{score['pairs']} pairs of one prompt, {score['prompts']} prompts"
+        f"{comparison['candidates']} candidates in both, {comparison['only_in_first']} only in the first, "
+        f"{comparison['only_in_second']} only in the second; "
+        f"{score['pairs']} pairs within prompts, {score['prompts']} prompts"
     )
-    return "\n\n".join([table(head, rows), counts, *map(_mover, found["movers"])])
+    return "\n\n".join([text_table(head, rows), counts, *map(_mover, comparison["movers"])])
 
 
 def _mover(mover: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{mover['source']} row {mover['source_row']} candidate {mover['candidate']}: score "
-            f"{number(mover['old_score'])} -> {number(mover['new_score'])}, rank "
-            f"{percent(mover['old_rank'])} -> {percent(mover['new_rank'])} %",
+            f"{significant(mover['old_score'])} -> {significant(mover['new_score'])}, rank "
+            f"{bare_percent(mover['old_rank'])} -> {bare_percent(mover['new_rank'])} %",
             f"  prompt: {_short(mover['prompt'])}",
             f"  response: {_short(mover['response'])}",
         ]
@@ -163,6 +164,6 @@ def _mover(mover: dict[str, Any]) -> str:
 
 def _short(messages: list[dict[str, str]] | None) -> str:
     if not messages:
-        return "(its shard is gone or changed)"
+        return "(its shard is gone or has changed)"
     text = " ".join(messages[-1]["content"].split())
     return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]} ..."

@@ -6,7 +6,7 @@ it is for people and trainers only.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from armo_ray.curate.tasks import engine
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.cards import CARD, front_matter
+from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.schema import METADATA_KEY, footer, recomputed
@@ -24,7 +24,6 @@ from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits
 from armo_ray.storage.parts import REJECTS, SCORES, hive_values, put, read_content, read_part, write_table
 from armo_ray.storage.store import Store
-from armo_ray.version import __version__
 
 _TASK_ROWS = 1 << 17
 
@@ -163,17 +162,9 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
     return commits.fingerprint_of(whole)
 
 
-def finish(store: Store, options: DatasetOptions, title: str, told: Sequence[str]) -> None:
-    """Write the manifest, from which on the output is whole, and a card for people."""
-    written = [part for record in commits.finish(store) for part in record["parts"]]
-    scores = [part for part in written if part["path"].startswith(f"{SCORES}/")]
-    front = front_matter(
-        {"default": {"train": f"{SCORES}/**/*.{options.format}"}},
-        ["armo-ray"],
-        state=(store.uri, commits.now(), written),
-        parts={"default": {"train": scores}},
-    )
-    given = commits.to_json(options.model_dump(mode="json", exclude_defaults=True)).decode()
-    lines = [*front, f"# {title}", "", *told, "", "```json", given.strip(), "```"]
-    lines += [f"armo-ray {__version__}, {commits.now()}", ""]
-    store.write(CARD, "\n".join(lines).encode())
+def finish(store: Store, options: DatasetOptions, title: str, about: str) -> None:
+    """Write the manifest, which makes the output complete, and then the card; `about` is Markdown."""
+    parts = [part for record in commits.finish(store) for part in record["parts"]]
+    scores = [part for part in parts if part["path"].startswith(f"{SCORES}/")]
+    splits = {"train": Split(f"{SCORES}/**/*.{options.format}", scores)}
+    store.write(CARD, dataset_card(store.uri, title, about, options, splits).encode())

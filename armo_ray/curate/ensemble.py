@@ -74,9 +74,8 @@ def run(options: ReweighOptions) -> None:
         summary += [f"- {name}: {comparison}" for name, comparison in compared.items()]
         print("\n".join(summary))
         store.write("comparison.json", commits.to_json(compared))
-        derived_output.finish(
-            store, options, "Scores of an ensemble", [f"The {options.ensemble} of", "", *summary]
-        )
+        about = "\n".join([f"The {options.ensemble} of the standardized scores of:", "", *summary])
+        derived_output.finish(store, options, "Scores of an ensemble", about)
 
 
 def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequence[Part]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from armo_ray.curate.filter_sql import PART, ROW, Rules, Top, find_failures, fin
 from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
+from armo_ray.formatting.tables import markdown_table
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
 from armo_ray.storage import commits
@@ -39,7 +40,7 @@ def run(options: FilterOptions) -> None:
         rules = parse_rules(options, columns_of(con, scores))
         selection = select(con, scores, rules)
         counts = count_by_rule(options, selection.patterns)
-        print("\n".join(_table(counts)))
+        print(_markdown(counts))
         if not selection.patterns.get(0):
             raise ConfigError(f"none of the {scores.rows} rows passes")
         made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
@@ -48,8 +49,8 @@ def run(options: FilterOptions) -> None:
         change = derived_output.Change(kept=packed, format=options.format, fingerprint=fingerprint)
         derived_output.rewrite(scores, store, options, change)
         store.write("rules.json", commits.to_json({"rules": counts, "thresholds": selection.thresholds}))
-        about = [f"{selection.patterns[0]} of {scores.rows} rows of {', '.join(scores.outputs)}.", ""]
-        derived_output.finish(store, options, "Scores that passed a filter", [*about, *_table(counts)])
+        about = f"{selection.patterns[0]} of {scores.rows} rows passed.\n\n{_markdown(counts)}"
+        derived_output.finish(store, options, "Scores that passed a filter", about)
 
 
 def parse_rules(options: FilterOptions, columns: Mapping[str, str]) -> Rules:
@@ -108,8 +109,6 @@ def count_by_rule(options: FilterOptions, patterns: Mapping[int, int]) -> list[d
     return counts
 
 
-def _table(told: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a table in Markdown."""
-    cells = [[str(value).replace("|", "\\|").replace("\n", " ") for value in row.values()] for row in told]
-    head = ["rule", "rows that fail it", "and no other", "removed", "left"]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)]
+def _markdown(rules: Sequence[Mapping[str, Any]]) -> str:
+    head = ["rule", "rows that fail it", "rows that fail only it", "removed", "left"]
+    return markdown_table(head, [list(rule.values()) for rule in rules])

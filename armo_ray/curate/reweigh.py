@@ -45,8 +45,8 @@ def run(options: ReweighOptions) -> None:
         summary = [f"- {name}: {value}" for name, value in comparison.items()]
         print("\n".join(summary))
         store.write("comparison.json", commits.to_json(comparison))
-        about = [f"Source: {', '.join(scores.outputs)}. The new scores compared with the old:", ""]
-        derived_output.finish(store, options, "Reweighed scores", [*about, *summary])
+        about = "\n".join(["The new scores compared with the old:", "", *summary])
+        derived_output.finish(store, options, "Reweighed scores", about)
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:

@@ -46,6 +46,15 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.de
         output_loading_info=True,
         key_mapping={r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None,
     )
+    _check_loaded(checkpoint, model, info, len(devices))
+    model.requires_grad_(False)
+    backbone: PreTrainedModel = model.eval()
+    place(backbone, devices, fp8=dtype == "fp8")
+    return backbone
+
+
+def _check_loaded(checkpoint: Checkpoint, model: Any, info: dict[str, Any], num_devices: int) -> None:
+    """Raise ConfigError if weights do not match the config, or the decoder cannot use packs or be split."""
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith((*HEAD_PREFIXES, LM_HEAD))]
     faults = {
         "missing": info["missing_keys"],
@@ -57,14 +66,10 @@ def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.de
         raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {listing}")
     if not (getattr(model, "_supports_attention_backend", False) and hasattr(model, "layers")):
         raise ConfigError(f"{checkpoint.path}: {type(model).__name__} cannot run on packs of conversations")
-    if len(devices) > 1 and (kind := type(model.layers[0]).__name__) not in LLAMA_LIKE:
-        raise ConfigError(f"{checkpoint.path}: layers of {kind} cannot be split over {len(devices)} devices")
-    if len(devices) > len(model.layers):
-        raise ConfigError(f"{checkpoint.path}: {len(model.layers)} layers on {len(devices)} devices")
-    model.requires_grad_(False)
-    backbone: PreTrainedModel = model.eval()
-    place(backbone, devices, fp8=dtype == "fp8")
-    return backbone
+    if num_devices > 1 and (kind := type(model.layers[0]).__name__) not in LLAMA_LIKE:
+        raise ConfigError(f"{checkpoint.path}: layers of {kind} cannot be split over {num_devices} devices")
+    if num_devices > len(model.layers):
+        raise ConfigError(f"{checkpoint.path}: {len(model.layers)} layers on {num_devices} devices")
 
 
 def _config(checkpoint: Checkpoint) -> Any:

@@ -13,8 +13,13 @@ class EvaluateOptions(ScoresOptions):
 
     benchmark: Annotated[
         Literal[
-            *("labelled", "rewardbench", "rewardbench-2", "rm-bench"),
-            *("m-rewardbench", "rag-rewardbench", "llmbar"),
+            "labelled",
+            "rewardbench",
+            "rewardbench-2",
+            "rm-bench",
+            "m-rewardbench",
+            "rag-rewardbench",
+            "llmbar",
         ],
         Help("what is measured", "NAME"),
     ] = "labelled"

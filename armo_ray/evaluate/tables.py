@@ -3,110 +3,116 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from armo_ray.formatting.tables import number, percent, table
+from armo_ray.formatting.numbers import bare_percent, significant
+from armo_ray.formatting.tables import text_table
 
-SHOWN = 60  # subsets at most: M-RewardBench has 552, of which its sections tell enough
+SHOWN = 60  # most subsets that are listed: M-RewardBench has 552, and its sections suffice
 
 
-def evaluation(found: Mapping[str, Any]) -> str:
-    """All tables of an evaluation, under headings."""
+def evaluation(results: Mapping[str, Any]) -> str:
+    """All tables of an evaluation."""
     parts = [
-        _accuracies(found),
-        _pairs(found["pairs"]) if len(found["pairs"]) <= SHOWN else "",
-        _length(found["length"]),
-        _objectives(found),
-        _calibration(found["calibration"]),
+        _accuracies(results),
+        _pairs(results["pairs"]) if len(results["pairs"]) <= SHOWN else "",
+        _length(results["length"]),
+        _objectives(results),
+        _calibration(results["calibration"]),
     ]
-    if found["published"] is not None:
-        parts.append(_published(found["published"]))
+    if results["published"] is not None:
+        parts.append(_published(results["published"]))
     return "\n\n".join(part for part in parts if part)
 
 
-def _accuracies(found: Mapping[str, Any]) -> str:
+def _accuracies(results: Mapping[str, Any]) -> str:
     head = ["accuracy, %", "items", "score", "95 % interval", "always longest"]
-    subsets = found["subsets"] if len(found["subsets"]) <= SHOWN else {}
+    subsets = results["subsets"] if len(results["subsets"]) <= SHOWN else {}
     rows = [_accuracy(name, str(row["items"]), row) for name, row in subsets.items()]
-    rows += [_accuracy(name, "", row) for name, row in found["sections"].items()]
-    told = [table(head, rows)]
-    if len(subsets) < len(found["subsets"]):
-        told.append(
-            f"{len(found['subsets'])} subsets are not shown: with --output they are in evaluation.json"
+    rows += [_accuracy(name, "", row) for name, row in results["sections"].items()]
+    lines = [text_table(head, rows)]
+    if len(subsets) < len(results["subsets"]):
+        lines.append(
+            f"{len(results['subsets'])} subsets are not shown; --output writes them to evaluation.json"
         )
-    if found["unscored"]:
-        told.append(
-            f"{found['unscored']} of {found['items']} items hold answers without a score: they are wrong"
+    if results["unscored"]:
+        lines.append(
+            f"{results['unscored']} of {results['items']} items have responses without a score and count as wrong"
         )
-    if found.get("ties"):
-        told.append(f"{found['ties']} rows are ties, of which no answer is preferred: they are left out")
-    if found["missing_sections"]:
-        told.append(f"subsets are missing for: {', '.join(found['missing_sections'])}")
-    return "\n".join(told)
+    if results.get("ties"):
+        lines.append(f"{results['ties']} rows are ties without a preferred response and are left out")
+    if results["missing_sections"]:
+        lines.append(f"not shown, as subsets are missing: {', '.join(results['missing_sections'])}")
+    return "\n".join(lines)
 
 
 def _accuracy(name: str, items: str, row: Mapping[str, float]) -> list[str]:
-    between = f"{percent(row['low'])} - {percent(row['high'])}"
-    return [name, items, percent(row["accuracy"]), between, percent(row["longest"])]
+    between = f"{bare_percent(row['low'])} - {bare_percent(row['high'])}"
+    return [name, items, bare_percent(row["accuracy"]), between, bare_percent(row["longest"])]
 
 
-def _pairs(found: Mapping[str, Any]) -> str:
+def _pairs(subsets: Mapping[str, Any]) -> str:
     head = ["scored pairs", "pairs", "ties", "mean margin", "median", "correct is longer, %"]
-    return table(
+    return text_table(
         head,
         [
             [
                 name,
                 str(row["pairs"]),
                 str(row["ties"]),
-                number(row["mean_margin"]),
-                number(row["median_margin"]),
-                percent(row["correct_is_longer"]),
+                significant(row["mean_margin"]),
+                significant(row["median_margin"]),
+                bare_percent(row["correct_is_longer"]),
             ]
-            for name, row in found.items()
+            for name, row in subsets.items()
         ],
     )
 
 
 def length_label(row: Mapping[str, Any]) -> str:
     if row["to"] is None:
-        return f"{row['from']:g} times and longer"
+        return f"{row['from']:g} times or longer"
     return f"{row['from']:g} to {row['to']:g} times"
 
 
 def _length(rows: Sequence[Mapping[str, Any]]) -> str:
-    cells = [[length_label(row), str(row["pairs"]), percent(row["accuracy"])] for row in rows]
-    return table(["correct answer's length", "pairs", "accuracy, %"], cells)
+    cells = [[length_label(row), str(row["pairs"]), bare_percent(row["accuracy"])] for row in rows]
+    return text_table(["length of the correct response / wrong one", "pairs", "accuracy, %"], cells)
 
 
-def _objectives(found: Mapping[str, Any]) -> str:
-    alike = dict(zip(found["agreement"]["names"], found["agreement"]["matrix"][0], strict=True))
-    ranked = sorted(found["objectives"].items(), key=lambda entry: -entry[1])
-    rows = [[name, percent(value), percent(alike[name])] for name, value in ranked]
-    return table(["one objective alone", "accuracy, %", "agrees with the score, %"], rows)
+def _objectives(results: Mapping[str, Any]) -> str:
+    alike = dict(zip(results["agreement"]["names"], results["agreement"]["matrix"][0], strict=True))
+    ranked = sorted(results["objectives"].items(), key=lambda entry: -entry[1])
+    rows = [[name, bare_percent(value), bare_percent(alike[name])] for name, value in ranked]
+    return text_table(["each reward alone", "accuracy, %", "agrees with the score, %"], rows)
 
 
-def _calibration(found: Mapping[str, Any]) -> str:
-    if "bins" not in found:
-        return f"calibration: {found['reason']}"
-    head = ["confidence, %", "pairs", "mean", "right, %"]
+def _calibration(calibration: Mapping[str, Any]) -> str:
+    if "bins" not in calibration:
+        return f"calibration: {calibration['reason']}"
+    head = ["confidence, %", "pairs", "mean", "correct, %"]
     rows = [
         [
             f"{100 * b['from']:.0f} - {100 * b['to']:.0f}",
             str(b["pairs"]),
-            percent(b["confidence"]),
-            percent(b["accuracy"]),
+            bare_percent(b["confidence"]),
+            bare_percent(b["accuracy"]),
         ]
-        for b in found["bins"]
+        for b in calibration["bins"]
     ]
-    told = f"sigmoid(margin / {found['temperature']:.4g}) is off by {percent(found['expected_error'])} points"
-    return f"{table(head, rows)}\n{told}, on the pairs that the temperature was fitted to"
+    error = bare_percent(calibration["expected_error"])
+    note = (
+        f"sigmoid(margin / {calibration['temperature']:.4g}) is off by {error} percentage points on the pairs that the "
+        f"temperature was fitted to"
+    )
+    return f"{text_table(head, rows)}\n{note}"
 
 
-def _published(found: Mapping[str, Any]) -> str:
+def _published(published: Mapping[str, Any]) -> str:
     rows = [
         [name, f"{row['published']:.2f}", f"{row['found']:.2f}", f"{row['difference']:+.2f}"]
-        for name, row in found["sections"].items()
+        for name, row in published["sections"].items()
     ]
-    told = table([found["model"], "published", "found", "difference"], rows)
-    missing = f"; without {', '.join(found['missing'])}" if found["missing"] else ""
-    verdict = "reproduces" if found["reproduced"] else "does not reproduce"
-    return f"{told}\n{verdict} what was published in {len(rows)} sections, to a point{missing}\n({found['source']})"
+    table = text_table([published["model"], "published", "measured", "difference"], rows)
+    missing = f"; not measured: {', '.join(published['missing'])}" if published["missing"] else ""
+    verdict = "reproduces" if published["reproduced"] else "does not reproduce"
+    note = f"{verdict} what was published in {len(rows)} sections, to within one point{missing}"
+    return f"{table}\n{note}\n({published['source']})"

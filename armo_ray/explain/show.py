@@ -1,4 +1,4 @@
-"""A row's trace as text for people."""
+"""How a row was scored, or why it was rejected, as text for people."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,27 +13,27 @@ from armo_ray.model.families import FAMILIES
 from armo_ray.outputs.schema import coefficients, footer, recomputed, vectors
 
 _BAR = 24
-_AROUND = 6  # tokens shown on either side of one that is read
+_AROUND = 6  # tokens shown on either side of a marked one
 _TEXT = 300  # characters shown of a message
 _TOLERANCE = 1e-4
 
 ADVICE = {
-    "unreadable_shard": "put a whole file in its place: the next run scores it",
-    "malformed_row": "mend the row in a new shard, or name its columns with --layout and --column",
+    "unreadable_shard": "replace it by a complete file; the next run scores it",
+    "malformed_row": "fix the row in a new shard, or name its columns with --layout and --column",
     "unsupported_content": "score into a new output with --tool-calls text: tool calls and reasoning become text",
-    "unread_column": "read the column with --column PART=COLUMN, or set it aside with --ignore, into a new output",
-    "skipped": "--winner sets such rows aside: score into a new output with another meaning of its value",
-    "empty_prompt": "an answer to nothing has no score: give it a prompt in a new shard, or leave the row out",
-    "empty_response": "an empty answer has no score: leave it out, or put it into a new shard with a text",
-    "no_answer_turn": "end the conversation with the assistant's turn that is to be scored, in a new shard",
+    "unread_column": "score into a new output with --column ROLE=COLUMN to read the column, or --ignore COLUMN",
+    "skipped": "--winner skips such rows; score into a new output where the value means something else",
+    "empty_prompt": "a response without a prompt has no score; add a prompt in a new shard, or leave the row out",
+    "empty_response": "an empty response has no score; add its text in a new shard, or leave it out",
+    "no_answer_turn": "end the conversation with the assistant turn to score, in a new shard",
     "too_long": "score into a new output with a larger --max-length, if the model has one",
     "non_finite_score": "score into a new output with --dtype bfloat16 or float32, which overflow less",
-    "poison": "it killed or failed its worker twice: try it alone, with a smaller --token-budget or --max-length",
+    "poison": "it killed its worker twice or made it fail; try it alone with a smaller --token-budget or --max-length",
 }
 
 
 def lines(found: Found, model: str | None, all_tokens: bool) -> Iterator[str]:
-    """All that is known of a row, line by line."""
+    """What is known of a row, line by line; `model` replaces the model that the output names."""
     if found.scores is None:
         yield from _rejected(found)
         return
@@ -48,7 +48,7 @@ def lines(found: Found, model: str | None, all_tokens: bool) -> Iterator[str]:
     try:
         yield from _tokens(trace(found, model), row, all_tokens)
     except ConfigError as error:
-        yield f"tokens     not told: {error}"
+        yield f"tokens     not shown: {error}"
     yield ""
     yield from _steps(row)
     yield from _sum(found.scores)
@@ -69,9 +69,9 @@ def _advice(found: Found, reason: str) -> str:
     if reason != "too_long":
         return advice
     if FAMILIES[identity["family"]].text != "response":
-        return f"{advice}; what the family {identity['family']} reads cannot be cut"
+        return f"{advice}; the text that family {identity['family']} reads cannot be cut"
     if identity["truncate"] != "none":
-        return f"{advice}: what can be cut is not enough"
+        return f"{advice}: there is not enough text to cut"
     return f"{advice}, or with --truncate left or middle"
 
 
@@ -82,34 +82,36 @@ def _short(text: str, size: int = _TEXT) -> str:
     )
 
 
-def _tokens(found: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator[str]:
-    before, (answer,) = found.candidate.shown()
-    for message in [*before, answer | {"role": "answer"}]:
+def _tokens(traced: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator[str]:
+    before, (response,) = traced.candidate.shown()
+    for message in [*before, response | {"role": "response"}]:
         yield f"{message['role']:<10} {_short(message['content'])!r}"
     stored = (row["num_prompt_tokens"], row["num_response_tokens"])
-    same = "as stored" if found.num_tokens == stored else f"but {stored[0]:,} and {stored[1]:,} are stored"
-    prompt, response = found.num_tokens
-    yield f"text       {found.text_from}"
-    yield f"tokens     {prompt:,} of the prompt and {response:,} of the answer, {same}"
-    if found.comparisons:
-        yield f"compared   {found.comparisons} times with another answer to its prompt; the first time it was A:"
-    marks = dict(found.marks)
-    first = f"{'the answer begins' if found.comparisons == 0 else 'the comparison begins'}"
-    marks[found.num_before] = "; ".join(filter(None, (first, marks.get(found.num_before))))
-    yield from _listed(found, marks, all_tokens)
+    same = (
+        "as stored" if traced.num_tokens == stored else f"but the output has {stored[0]:,} and {stored[1]:,}"
+    )
+    prompt_tokens, response_tokens = traced.num_tokens
+    yield f"text       {traced.text_from}"
+    yield f"tokens     {prompt_tokens:,} in the prompt and {response_tokens:,} in the response, {same}"
+    if traced.comparisons:
+        yield f"compared   {traced.comparisons} times with another response to its prompt; in the first, it was A:"
+    marks = dict(traced.marks)
+    first = "the comparison begins" if traced.comparisons else "the response begins"
+    marks[traced.num_before] = "; ".join(filter(None, (first, marks.get(traced.num_before))))
+    yield from _listed(traced, marks, all_tokens)
 
 
-def _listed(found: Trace, marks: Mapping[int, str], all_tokens: bool) -> Iterator[str]:
-    """The tokens around those that are marked, and at both ends; or all of them."""
-    size = len(found.ids)
+def _listed(traced: Trace, marks: Mapping[int, str], all_tokens: bool) -> Iterator[str]:
+    """The tokens at both ends and around marked ones, or all of them."""
+    size = len(traced.ids)
     near = {at + k for at in (0, *marks, size - 1) for k in range(-_AROUND, _AROUND + 1)}
     shown = range(size) if all_tokens else sorted(at for at in near if 0 <= at < size)
     before = -1
     for at in shown:
         if at > before + 1:
             yield f"{'':>7} {'':>8}  ... {at - before - 1:,} more"
-        told = f"   <- {marks[at]}" if at in marks else ""
-        yield f"{at:>7} {found.ids[at]:>8}  {found.pieces[at]}{told}"
+        mark = f"   <- {marks[at]}" if at in marks else ""
+        yield f"{at:>7} {traced.ids[at]:>8}  {traced.pieces[at]}{mark}"
         before = at
 
 
@@ -121,7 +123,7 @@ def _steps(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sum(scores: pa.Table) -> Iterator[str]:
-    """What the score is made of, the largest contribution first."""
+    """The terms of the score, the largest contribution first."""
     about, (values,) = footer(scores.schema), vectors(scores).astype(np.float64)
     names = [field.name for field in scores.schema.field("rewards").type]
     stored, again = float(scores["score"][0].as_py()), float(recomputed(scores)[0])
@@ -131,7 +133,7 @@ def _sum(scores: pa.Table) -> Iterator[str]:
         yield f"{'model':<{width}} {'reward':>10}"
         yield from (f"{name:<{width}} {value:>10.4f}" for name, value in zip(names, values, strict=True))
         penalty = (about.get("length_penalty") or 0.0) * scores["num_response_tokens"][0].as_py()
-        less = f", less {penalty:.6f} for its length: {again:.6f}" if penalty else ""
+        less = f", minus {penalty:.6f} for its length: {again:.6f}" if penalty else ""
         yield f"their {about['ensemble']}{risk} is {again + penalty:.6f}{less}{_compare(again, stored)}"
         return
     weights = coefficients(scores)[0].astype(np.float64)
@@ -140,9 +142,9 @@ def _sum(scores: pa.Table) -> Iterator[str]:
     most = max(abs(entry[0]) for entry in entries) or 1.0
     yield f"{'objective':<{width}} {'reward':>10} {'gate':>8} {'coefficient':>12} {'contribution':>13}"
     for product, name, value, gate, weight in entries:
-        told = "none" if gate is None else f"{gate:.4f}"
+        shown = "none" if gate is None else f"{gate:.4f}"
         bar = ("#" if product > 0 else "-") * round(_BAR * abs(product) / most)
-        yield f"{name:<{width}} {value:>10.4f} {told:>8} {weight:>12.4f} {product:>13.6f}  {bar}".rstrip()
+        yield f"{name:<{width}} {value:>10.4f} {shown:>8} {weight:>12.4f} {product:>13.6f}  {bar}".rstrip()
     if penalty := about.get("length_penalty"):
         count = scores["num_response_tokens"][0].as_py()
         yield f"{f'{count:,} tokens, each less {penalty:g}':<{width + 33}} {-penalty * count:>13.6f}"
@@ -152,4 +154,4 @@ def _sum(scores: pa.Table) -> Iterator[str]:
 def _compare(again: float, stored: float) -> str:
     if np.isclose(again, stored, rtol=_TOLERANCE, atol=_TOLERANCE):
         return "  as stored"
-    return f"  but {stored:.6f} is stored: check the output with armo-ray verify"
+    return f"  but the output has {stored:.6f}: check it with armo-ray verify"

@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 WIDTH = 100
 _TEXT_COLUMN = 28
@@ -27,8 +27,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return "".join(map(self._format_action, action._get_subactions()))
         return super()._format_action(action)
 
-    def _iter_indented_subactions(self, action: argparse.Action) -> Iterator[argparse.Action]:
-        return iter(action._get_subactions() if isinstance(action, argparse._SubParsersAction) else ())
+    def _iter_indented_subactions(self, action: argparse.Action) -> Generator[argparse.Action, None, None]:
+        yield from action._get_subactions() if isinstance(action, argparse._SubParsersAction) else ()
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):

@@ -82,8 +82,8 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], names: Mapping[
     token = _BUDGET.set(budget := _Budget(_STEPS + size, _MOST_CHARS + 4 * size))
     pieces: list[str] = []
     try:
-        variables = {"messages": [dict(message) for message in messages], "documents": None, "tools": None}
-        for piece in _compiled(template).generate(**variables | names):
+        own = [dict(message) for message in messages]
+        for piece in _compiled(template).generate(messages=own, documents=None, **{"tools": None, **names}):
             pieces.append(budget.made(piece))
         budget.check_size(sum(map(len, pieces)))
         return "".join(pieces)

@@ -1,79 +1,91 @@
-"""The parts that dataset cards have in common, as the Hugging Face hub and its `datasets` read them."""
+"""Dataset cards, README.md, as people, the Hugging Face hub and its `datasets` read them."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+from armo_ray.formatting.templates import render
+from armo_ray.outputs.options import DatasetOptions
+from armo_ray.storage import commits
+from armo_ray.version import __version__
 
 CARD = "README.md"
 
 
-Parts = Mapping[
-    str, Mapping[str, Iterable[Mapping[str, Any]]]
-]  # of each split of each configuration: rows, bytes
+class Split(NamedTuple):
+    """The files of a split: a glob, and its parts with their rows and bytes, None while more may be written.
+
+    `datasets` refuses a split with more or fewer rows than its parts have.
+    """
+
+    files: str
+    parts: Sequence[Mapping[str, Any]] | None
 
 
-def front_matter(
-    configs: Mapping[str, Mapping[str, str]],
+Configs = Mapping[
+    str, Mapping[str, Split]
+]  # configurations, the first one the default; each by name of split
+
+
+def card(
+    template: str,
+    configs: Configs,
     tags: Iterable[str],
+    state: object,
     rows: int | None = None,
-    state: object = None,
-    parts: Parts | None = None,
-) -> list[str]:
-    """The head of a card: which files each configuration and split has, the first one by default, tags, size.
+    **values: Any,
+) -> str:
+    """The text of a card whose template includes the front matter.
 
     Args:
-        state: what is different wherever, and whenever, the data are: `datasets` looks for a dataset in its cache
-            by its folder's name and its card alone.
-        parts: what the splits hold, if that is certain; `datasets` refuses files with more rows or less.
+        template: path within the package.
+        state: differs wherever and whenever the data differ: the cache of `datasets` tells data sets apart by the
+            name of their folder and by their card alone.
+        rows: of all data, for the size category; None leaves it out.
+        values: what else the template takes.
     """
-    lines = ["---"]
-    if configs:
-        lines.append("configs:")
-    for i, (name, splits) in enumerate(configs.items()):
-        lines.append(f"- config_name: {name}")
-        lines += ["  default: true"] if i == 0 and len(configs) > 1 else []
-        lines.append("  data_files:")
-        for split, path in splits.items():
-            lines += [f"  - split: {split}", f"    path: {path}"]
-    lines += _dataset_info(configs, f"state {_hash(state)}", parts or {}) if configs else []
-    lines += ["tags:", *(f"- {tag}" for tag in tags)]
-    if rows is not None:
-        lines += ["size_categories:", f"- {size_category(rows)}"]
-    return [*lines, "---"]
+    return render(
+        template,
+        configs=configs,
+        tags=tags,
+        state=hashlib.blake2b(json.dumps(state, default=str).encode(), digest_size=16).hexdigest(),
+        size_category=None if rows is None else size_category(rows),
+        version=__version__,
+        now=commits.now(),
+        **values,
+    )
 
 
-def _dataset_info(configs: Iterable[str], state: str, parts: Parts) -> list[str]:
-    lines = ["dataset_info:"]
-    for config in configs:
-        lines += [f"- config_name: {config}", f"  description: {state}"]
-        lines += ["  splits:"] if parts.get(config) else []
-        for split, held in parts.get(config, {}).items():
-            sizes = [(part["rows"], part["bytes"]) for part in held]
-            lines += [f"  - name: {split}", f"    num_bytes: {sum(size for _, size in sizes)}"]
-            lines.append(f"    num_examples: {sum(rows for rows, _ in sizes)}")
-    return lines
-
-
-def _hash(value: object) -> str:
-    return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=16).hexdigest()
+def dataset_card(
+    uri: str,
+    title: str,
+    about: str,
+    options: DatasetOptions,
+    splits: Mapping[str, Split],
+    model: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+) -> str:
+    """The card of a dataset that a command made from scores: what a row is, from what, by which options."""
+    parts = [part for split in splits.values() for part in split.parts or ()]
+    return card(
+        "outputs/templates/README.md.jinja",
+        {"default": splits},
+        ["armo-ray"],
+        (uri, commits.now(), parts),
+        title=title,
+        about=about,
+        scores=options.scores,
+        options=options.model_dump(mode="json", exclude_defaults=True, exclude={"scores"}),
+        model=model,
+        counts=counts,
+    )
 
 
 def size_category(rows: int) -> str:
-    """The hub's name for so many rows: n<1K, 1K<n<10K, ..., n>1T."""
+    """The hub's name for a number of rows: n<1K, 1K<n<10K, ..., n>1T."""
     bounds = [f"{step}{unit}" for unit in "KMBT" for step in (1, 10, 100)][:-2]
     for i, bound in enumerate(bounds):
         if rows < 10 ** (i + 3):
             return f"{bounds[i - 1]}<n<{bound}" if i else f"n<{bound}"
     return f"n>{bounds[-1]}"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """A table; whatever a cell holds, it stays one cell."""
-    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
-    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *lines]
-
-
-def cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")

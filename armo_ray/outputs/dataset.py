@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.cards import CARD, front_matter, table
+from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, lock
@@ -35,15 +35,15 @@ _WRITTEN = re.compile(
 
 @dataclass(frozen=True)
 class Made:
-    """What a dataset's manifest and card tell of it."""
+    """The contents of a dataset's manifest and card."""
 
     command: str
-    about: str  # what a row is, for people
+    about: str  # what a row is, in Markdown
     scores: Scores
     options: DatasetOptions
     parts: Sequence[Mapping[str, Any]]  # as write_part returned them
-    counts: Mapping[str, Any]  # what was kept, and what was left out by which rule
-    details: Mapping[str, Any] = field(default_factory=dict)  # what else belongs into the manifest
+    counts: Mapping[str, Any]  # rows kept, and rows left out by each rule
+    details: Mapping[str, Any] = field(default_factory=dict)  # more entries of the manifest
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def encode(table: pa.Table, kind: str) -> bytes:
 
 
 def finish(store: Store, made: Made) -> None:
-    """Write the card, then the manifest: from then on the dataset is whole."""
+    """Write the card, then the manifest, which makes the dataset complete."""
     store.write(CARD, _card(store, made).encode())
     manifest = {
         "command": made.command,
@@ -165,33 +165,11 @@ def finish(store: Store, made: Made) -> None:
 
 
 def _card(store: Store, made: Made) -> str:
-    splits: dict[str, list[Mapping[str, Any]]] = {}
+    by_split: dict[str, list[Mapping[str, Any]]] = {}
     for part in made.parts:
-        splits.setdefault(part["path"].split("/")[1], []).append(part)
-    files = {split: f"{DATA}/{split}/*.{made.options.format}" for split in splits}
-    model = made.scores.metadata
-    given = made.options.model_dump(mode="json", exclude_defaults=True)
-    return "\n".join(
-        [
-            *front_matter(
-                {"default": files},
-                ["armo-ray"],
-                None,
-                (store.uri, commits.now(), made.parts),
-                {"default": splits},
-            ),
-            f"# Made by `armo-ray {made.command}`",
-            "",
-            made.about,
-            "",
-            *(f"- scores: `{output}`" for output in made.scores.outputs),
-            f"- model: `{model['model']}`, revision {model['model_revision']}, {model['dtype']}, "
-            f"fingerprint {model['model_fingerprint']}",
-            f"- armo-ray {__version__}, {commits.now()}",
-            "",
-            *table(("option", ""), given.items()),
-            "",
-            *table(("count", ""), made.counts.items()),
-            "",
-        ]
-    )
+        by_split.setdefault(part["path"].split("/")[1], []).append(part)
+    splits = {
+        name: Split(f"{DATA}/{name}/*.{made.options.format}", parts) for name, parts in by_split.items()
+    }
+    title = f"Made by `armo-ray {made.command}`"
+    return dataset_card(store.uri, title, made.about, made.options, splits, made.scores.metadata, made.counts)

@@ -1,4 +1,4 @@
-"""What the input and a sample of it are like."""
+"""Counts of the input and of the sample, repeated prompts, and lengths of conversations."""
 
 import math
 from collections import Counter
@@ -12,10 +12,10 @@ from armo_ray.plan.intervals import Figure, Z, exact
 from armo_ray.plan.sample import Sample
 from armo_ray.storage.units import Span
 
-Told = dict[str, Any]
+Json = dict[str, Any]
 
 
-def describe_input(spans: Sequence[Span]) -> Told:
+def describe_input(spans: Sequence[Span]) -> Json:
     units = [unit for span in spans if span.error is None for unit in span.units]
     parquet = sum(span.shard.is_parquet for span in spans)
     return {
@@ -29,7 +29,7 @@ def describe_input(spans: Sequence[Span]) -> Told:
     }
 
 
-def describe_sample(sample: Sample) -> Told:
+def describe_sample(sample: Sample) -> Json:
     counts = {
         name: sum(int(s.counts[name].sum()) for s in sample.strata)
         for name in ("rows", "candidates", "tokens")
@@ -38,10 +38,13 @@ def describe_sample(sample: Sample) -> Told:
     return {"places": sum(map(len, sample.runs)), **counts, "complete": complete}
 
 
-def duplicates(sample: Sample, rows_to_do: float) -> Told:
-    """The share of the sampled rows whose prompt another one has too, and in how many other rows of all that are to
-    do a row's prompt is: those of its own run, and as many as the pairs of rows of different runs let expect. That two
-    runs share prompts is one event of a Poisson process, however many they share."""
+def duplicates(sample: Sample, rows_to_do: float) -> Json:
+    """The fraction of sampled rows that share their prompt with another, and the expected number of other rows with a
+    row's prompt among all rows to do.
+
+    The latter counts the rows of the row's own run of consecutive rows, and extrapolates from pairs of rows in
+    different runs. Two runs that share prompts are one event of a Poisson process, however many prompts they share.
+    """
     runs = [run.prompts for runs in sample.runs for run in runs]
     places: dict[str, list[int]] = {}
     for k, run in enumerate(runs):
@@ -60,22 +63,26 @@ def duplicates(sample: Sample, rows_to_do: float) -> Told:
     equal, error = shared.total(), math.sqrt(sum(n**2 for n in shared.values()))
     if all(s.complete for s in sample.strata) or not pairs:
         return {"repeated": 1 - alone / rows, "others": exact(near + 2 * equal / rows)}
-    bounds = (equal, max(equal - Z * error, 0.0), equal + Z * error + 3.0)  # of no event 3 may be expected
+    bounds = (
+        equal,
+        max(equal - Z * error, 0.0),
+        equal + Z * error + 3.0,
+    )  # without any event, up to 3 are possible
     return {
         "repeated": 1 - alone / rows,
         "others": Figure(*(near + n / pairs * rows_to_do for n in bounds)),
     }
 
 
-def lengths(found: Sequence[int], weights: Sequence[float], max_length: int, measured: int) -> Told:
-    """Mean, quantiles and histogram of the tokens of conversations, in bins that double and break at max_length.
+def lengths(tokens: Sequence[int], weights: Sequence[float], max_length: int, measured: int) -> Json:
+    """Mean, quantiles and histogram of the tokens of conversations, in bins that double, with an edge at max_length.
 
-    measured: a length of so many tokens stands for as many or more.
+    measured: the largest length that is counted; longer conversations have this one.
     """
-    if not found:
+    if not tokens:
         return {"mean": None, "quantiles": {}, "longest": None, "is_bound": False, "histogram": []}
-    order = np.argsort(found, kind="stable")
-    values, mass = np.asarray(found)[order], np.asarray(weights)[order]
+    order = np.argsort(tokens, kind="stable")
+    values, mass = np.asarray(tokens)[order], np.asarray(weights)[order]
     below = np.cumsum(mass) / mass.sum()
     at = {q: int(values[np.searchsorted(below, q - 1e-9)]) for q in (0.5, 0.9, 0.99)}
     edges = [1 << k for k in range(4, 40) if 1 << k < max_length]
@@ -91,6 +98,6 @@ def lengths(found: Sequence[int], weights: Sequence[float], max_length: int, mea
         "mean": float(np.average(values, weights=mass)),
         "quantiles": at,
         "longest": int(values[-1]),
-        "is_bound": bool(values[-1] >= measured),  # the longest, and so the mean, are more
+        "is_bound": bool(values[-1] >= measured),  # then longest and mean are lower bounds
         "histogram": bins[filled[0] : filled[-1] + 1],
     }

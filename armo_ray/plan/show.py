@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from armo_ray.formatting.numbers import abbreviated, percent, significant
 from armo_ray.plan import preview
 from armo_ray.plan.intervals import Figure
 
@@ -14,161 +15,163 @@ _NO_RATE = (
 )
 
 
-def lines(told: dict[str, Any]) -> Iterator[str]:
-    """An estimate, line by line."""
-    model = told["model"]
+def lines(estimate: dict[str, Any]) -> Iterator[str]:
+    """The lines of an estimate, as `armo_ray.plan.estimate.estimate` returns it."""
+    model = estimate["model"]
     yield _line(
         "model",
-        f"{model['path']} ({model['family']}, {model['dtype']}), at most {told['max_length']:,} tokens",
+        f"{model['path']} ({model['family']}, {model['dtype']}), at most {estimate['max_length']:,} tokens",
     )
-    yield _line("input", _input(told["input"]))
-    yield _line("layout", _layout(told["layout"]))
-    yield _line("output", f"{told['output']}: {_units(told)}")
-    if told["preview"]:
-        yield from preview.lines(told["preview"])
+    yield _line("input", _input(estimate["input"]))
+    yield _line("layout", _layout(estimate["layout"]))
+    yield _line("output", f"{estimate['output']}: {_units(estimate)}")
+    if estimate["preview"]:
+        yield from preview.lines(estimate["preview"])
         yield ""
-    if told["refused"]:
-        yield _line("refused", told["refused"])
-    todo, sample = told["to_do"], told["sample"]
+    if estimate["refused"]:
+        yield _line("refused", estimate["refused"])
+    todo, sample = estimate["to_do"], estimate["sample"]
     if not todo["shards"]:
         yield _line("to do", "nothing")
         return
-    how = {"footers": "from the footers", "all": "counted", "sample": "as the sample tells"}[todo["counted"]]
-    yield _line("to do", f"{number(todo['rows'])} rows, {number(todo['candidates'])} candidates, {how}")
-    read = "all of it" if sample["complete"] else f"{sample['places']} places of it"
+    how = {"footers": "from the footers", "all": "counted", "sample": "estimated from the sample"}[
+        todo["counted"]
+    ]
+    yield _line("to do", f"{amount(todo['rows'])} rows, {amount(todo['candidates'])} candidates, {how}")
+    read = "the whole input" if sample["complete"] else f"{sample['places']} places"
     yield _line(
         "sample",
-        f"{read}: {sample['rows']:,} rows, {sample['candidates']:,} candidates, {short(sample['tokens'])} tokens, "
-        f"in {sample['seconds']:.1f} s; (a - b) is a 95 % interval",
+        f"{read}: {sample['rows']:,} rows, {sample['candidates']:,} candidates, "
+        f"{abbreviated(sample['tokens'])} tokens, in {sample['seconds']:.1f} s; 95 % intervals in parentheses",
     )
-    yield _line("rejects", _rejects(told))
-    yield _line("prompts", _prompts(told["prompts"]))
-    yield from _lengths(told)
+    yield _line("rejects", _rejects(estimate))
+    yield _line("prompts", _prompts(estimate["prompts"]))
+    yield from _lengths(estimate)
     yield _line(
         "tokens",
-        f"{number(todo['tokens'])} of conversations, {number(todo['computed'])} to compute: {_ratio(told)}",
+        f"{amount(todo['tokens'])} in conversations, {amount(todo['computed'])} to compute: {_ratio(estimate)}",
     )
-    yield from _cost(told)
+    yield from _cost(estimate)
 
 
 def _line(label: str, text: str) -> str:
     return f"{label:<{_LABEL}}{text}"
 
 
-def _input(found: dict[str, Any]) -> str:
-    shards = f"{found['shards']:,} shard{'s' * (found['shards'] != 1)}, {short(found['bytes'])}B"
-    if parquet := found["parquet_shards"]:
-        whose = "" if parquet == found["shards"] else f" in {parquet:,} of Parquet"
-        shards += f": {found['parquet_rows']:,} rows, {found['parquet_candidates']:,} candidates{whose}"
-    unreadable = found["unreadable_shards"]
-    return shards + (f"; {unreadable:,} cannot be read, and will be rejected" if unreadable else "")
+def _input(source: dict[str, Any]) -> str:
+    shards = f"{source['shards']:,} shard{'s' * (source['shards'] != 1)}, {abbreviated(source['bytes'])}B"
+    if parquet := source["parquet_shards"]:
+        whose = "" if parquet == source["shards"] else f" in {parquet:,} Parquet shards"
+        shards += f": {source['parquet_rows']:,} rows, {source['parquet_candidates']:,} candidates{whose}"
+    unreadable = source["unreadable_shards"]
+    return shards + (f"; {unreadable:,} cannot be read and will be rejected" if unreadable else "")
 
 
-def _layout(found: dict[str, Any]) -> str:
-    read = ", ".join(f"{part}={column}" for part, column in found["read"].items())
-    return f"{found['name']}: {read}; columns that are not read: {', '.join(found['unread']) or 'none'}"
+def _layout(layout: dict[str, Any]) -> str:
+    read = ", ".join(f"{role}={column}" for role, column in layout["read"].items())
+    return f"{layout['name']}: {read}; columns that are not read: {', '.join(layout['unread']) or 'none'}"
 
 
-def _units(told: dict[str, Any]) -> str:
-    done, of_all = told["committed"]["units"], told["committed"]["units_of_output"]
-    of_others = f" (and {of_all - done:,} of other shards)" if of_all > done else ""
-    return f"{done:,} units committed{of_others}, {number(told['to_do']['units'])} to do"
+def _units(estimate: dict[str, Any]) -> str:
+    done, of_all = estimate["committed"]["units"], estimate["committed"]["units_of_output"]
+    of_others = f" (and {of_all - done:,} from other shards)" if of_all > done else ""
+    return f"{done:,} units committed{of_others}, {amount(estimate['to_do']['units'])} to do"
 
 
-def _rejects(told: dict[str, Any]) -> str:
-    found = {name: figure for name, figure in told["rejects"].items() if figure.value and name != "truncated"}
-    named = [f"{percent(figure)} {name}" for name, figure in found.items()]
-    long = told["rejects"]["too_long"]
+def _rejects(estimate: dict[str, Any]) -> str:
+    likely = {
+        name: figure for name, figure in estimate["rejects"].items() if figure.value and name != "truncated"
+    }
+    named = [f"{share(figure)} {name}" for name, figure in likely.items()]
+    long = estimate["rejects"]["too_long"]
     if not long.value and long.high:
-        named.append(f"too_long at most {100 * long.high:.2g} %")
-    cut = told["rejects"]["truncated"]
-    return (", ".join(named) or "none") + (f"; {percent(cut)} are truncated and scored" if cut.value else "")
+        named.append(f"too_long at most {significant(100 * long.high, 2)} %")
+    cut = estimate["rejects"]["truncated"]
+    return (", ".join(named) or "none") + (f"; {share(cut)} truncated and scored" if cut.value else "")
 
 
-def _prompts(found: dict[str, Any]) -> str:
-    if found["others"] is None:
+def _prompts(prompts: dict[str, Any]) -> str:
+    if prompts["others"] is None:
         return "none to compare"
     return (
-        f"{100 * found['repeated']:.1f} % of the sampled rows have another's prompt; of all rows to do, "
-        f"{number(found['others'])} others have a row's prompt, on average"
+        f"{percent(prompts['repeated'])} of the sampled rows share their prompt with another row; over all rows to do, "
+        f"a row shares its prompt with {amount(prompts['others'])} others on average"
     )
 
 
-def _lengths(told: dict[str, Any]) -> Iterator[str]:
-    found = told["lengths"]
-    if found["mean"] is None:
+def _lengths(estimate: dict[str, Any]) -> Iterator[str]:
+    lengths = estimate["lengths"]
+    if lengths["mean"] is None:
         return
-    bound = found["longest"] if found["is_bound"] else None  # what is that long may be longer
+    bound = lengths["longest"] if lengths["is_bound"] else None  # a length that is only a lower bound
     quantiles = ", ".join(
         f"{100 * q:.0f} % {f'beyond {n - 1:,}' if n == bound else f'up to {n:,}'}"
-        for q, n in found["quantiles"].items()
+        for q, n in lengths["quantiles"].items()
     )
     more = "at least " if bound else ""
     yield _line(
         "lengths",
-        f"mean {more}{found['mean']:,.0f} tokens, {quantiles}, longest {more}{found['longest']:,}",
+        f"mean {more}{lengths['mean']:,.0f} tokens, {quantiles}, longest {more}{lengths['longest']:,}",
     )
-    most = max(one["share"] for one in found["histogram"])
-    fate = "rejected" if told["truncate"] == "none" else "truncated, or rejected where nothing can be cut"
-    for one in found["histogram"]:
-        bar = "#" * round(_BAR * one["share"] / most) or ("." if one["share"] else "")
-        over = f"  longer than {told['max_length']:,}: {fate}" if one["from"] > told["max_length"] else ""
-        to = f"{one['to']:,}" if bound is None or one["to"] < bound else "more"
-        yield f"{one['from']:>10,} - {to:>7} {100 * one['share']:6.2f} %  {bar}{over}"
+    most = max(bucket["share"] for bucket in lengths["histogram"])
+    fate = "rejected" if estimate["truncate"] == "none" else "truncated, or rejected if nothing can be cut"
+    for bucket in lengths["histogram"]:
+        bar = "#" * round(_BAR * bucket["share"] / most) or ("." if bucket["share"] else "")
+        over = (
+            f"  longer than {estimate['max_length']:,}: {fate}"
+            if bucket["from"] > estimate["max_length"]
+            else ""
+        )
+        to = f"{bucket['to']:,}" if bound is None or bucket["to"] < bound else "more"
+        yield f"{bucket['from']:>10,} - {to:>7} {100 * bucket['share']:6.2f} %  {bar}{over}"
 
 
-def _ratio(told: dict[str, Any]) -> str:
-    found = told["deduplication_ratio"]
-    return "nothing to share" if found is None else f"deduplication ratio {number(found)}"
+def _ratio(estimate: dict[str, Any]) -> str:
+    ratio = estimate["deduplication_ratio"]
+    return "nothing to share" if ratio is None else f"deduplication ratio {amount(ratio)}"
 
 
-def _cost(told: dict[str, Any]) -> Iterator[str]:
-    rate, cost = told["throughput"], told["cost"]
+def _cost(estimate: dict[str, Any]) -> Iterator[str]:
+    rate, cost = estimate["throughput"], estimate["cost"]
     if rate is None:
         yield _line("time", _NO_RATE)
         return
-    spread = "" if rate["spread"] is None else f", give or take {100 * rate['spread']:.0f} % between units"
+    spread = "" if rate["spread"] is None else f", varying by {100 * rate['spread']:.0f} % between units"
     load = f", {rate['load_seconds']:.0f} s to load the model" if rate["load_seconds"] else ""
     units = f"{rate['units']:,} units of {rate['source']}" if rate["units"] else rate["source"]
     yield _line(
         "throughput",
-        f"{rate['computed_tokens_per_second']:,.0f} computed tokens/s a replica{spread} ({units}){load}",
+        f"{rate['computed_tokens_per_second']:,.0f} computed tokens/s per replica{spread} ({units}){load}",
     )
     gpus = cost["gpus_per_replica"]
     paid = cost["gpu_hours"] if gpus else cost["replica_hours"]
     yield _line(
-        "GPU hours" if gpus else "hours", f"{number(paid)}{f', {gpus:g} GPU a replica' if gpus else ''}"
+        "GPU hours" if gpus else "hours", f"{amount(paid)}{f', {gpus:g} GPU per replica' if gpus else ''}"
     )
     walls = [
         f"{duration(figure)} with {n} replica{'s' * (n > 1)}" for n, figure in cost["wall_hours"].items()
     ]
     yield _line("wall time", ", ".join(walls))
     if cost["usd"] is not None:
-        yield _line("cost", f"{number(cost['usd'])} USD at {cost['price']:g} an hour")
+        yield _line("cost", f"{amount(cost['usd'])} USD at {cost['price']:g} per hour")
 
 
-def number(figure: Figure) -> str:
-    """A value, and its interval unless it is exact."""
-    value, low, high = map(short, figure)
-    return value if low == high else f"{value} ({low} - {high})"
+def amount(figure: Figure) -> str:
+    """A value with its interval, unless it is exact."""
+    return _with_interval(*map(abbreviated, figure))
 
 
-def percent(figure: Figure) -> str:
-    value, low, high = (f"{100 * x:.2g}" for x in figure)
-    return f"{value} %" if low == high else f"{value} % ({low} - {high})"
+def share(figure: Figure) -> str:
+    """A fraction of 1 in percent, with two digits and its interval, unless it is exact."""
+    return _with_interval(*(significant(100 * x, 2) for x in figure), unit=" %")
+
+
+def _with_interval(value: str, low: str, high: str, unit: str = "") -> str:
+    return f"{value}{unit}" if low == high else f"{value}{unit} ({low} - {high})"
 
 
 def duration(hours: Figure) -> str:
     size, unit = next(
         (s, u) for s, u in ((1, "h"), (60, "min"), (3600, "s")) if hours.value * s >= 1 or u == "s"
     )
-    return f"{number(Figure(*(x * size for x in hours)))} {unit}"
-
-
-def short(value: float) -> str:
-    """About three digits, with k, M, G or T."""
-    if value < 99_999.5:
-        return f"{value:,.0f}" if value >= 99.95 or value == int(value) else f"{value:.3g}"
-    value = float(f"{value:.3g}")  # first: 999,999 is 1 M
-    size, unit = next((s, u) for s, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s)
-    return f"{value / size:g} {unit}"
+    return f"{amount(Figure(*(x * size for x in hours)))} {unit}"

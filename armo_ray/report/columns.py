@@ -1,6 +1,6 @@
-"""The columns of scores that a report is about, as SQL.
+"""The columns of scores that a report covers, as SQL.
 
-The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `parts` of the score
+The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `terms` of the score
 p0, p1, ... (DOUBLE), `groups` g0, g1, ... (VARCHAR), beside prompt_id, source, source_row, candidate, role, __part,
 __row and __output.
 """
@@ -23,11 +23,11 @@ _SAMPLED_PARTS = 32
 
 @dataclass(frozen=True)
 class Columns:
-    """SQL over a row of scores, by name."""
+    """SQL expressions over a row of scores, by name."""
 
     values: Mapping[str, str]  # score, lengths, rewards.NAME, gating.NAME
-    parts: Mapping[str, str]  # that the score is the sum of; none where it is no sum
-    groups: Mapping[str, str]  # kept columns and directories that rows may be grouped by
+    terms: Mapping[str, str]  # the score is their sum; empty where it is not a sum
+    groups: Mapping[str, str]  # kept columns and directories to group by
 
     def alias(self, name: str) -> str:
         return f"v{list(self.values).index(name)}"
@@ -43,19 +43,19 @@ class Columns:
     def view(self, parts: Iterable[Part]) -> str:
         """The SQL of the view `candidates`."""
         made = [f"({sql})::DOUBLE AS v{i}" for i, sql in enumerate(self.values.values())]
-        made += [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.parts.values())]
+        made += [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.terms.values())]
         made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(self.groups.values())]
         fixed = "prompt_id, source, source_row, candidate, role, __part, __row, __output"
         return f"SELECT {', '.join(made)}, {fixed} FROM ({scan(parts, numbered=True)})"
 
 
 def sampled(parts: Sequence[Part]) -> list[Part]:
-    """Some of the parts, evenly spaced."""
+    """A sample of the parts, evenly spaced."""
     return list(parts[:: max(1, len(parts) // _SAMPLED_PARTS)])
 
 
 def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores, grouped: bool = True) -> Columns:
-    """The columns of outputs that hold at least one score; where not `grouped`, none to group by."""
+    """The columns of outputs that hold at least one score; `grouped`: with those to group by."""
     names = scores.reward_names
     values = {name: name for name in (SCORE, "num_prompt_tokens", LENGTH)}
     values |= {f"rewards.{name}": f"rewards.{quote(name)}" for name in names}
@@ -63,16 +63,16 @@ def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores, grouped: bool =
     gated = con.execute(f"SELECT count(gating.{quote(names[0])}) FROM ({some})").fetchall()
     if gated[0][0]:
         values |= {f"gating.{name}": f"gating.{quote(name)}" for name in names}
-    return Columns(values, _parts_of_score(scores.metadata, names), _groups(con, scores) if grouped else {})
+    return Columns(values, _terms_of_score(scores.metadata, names), _groups(con, scores) if grouped else {})
 
 
-def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """Rewards times their coefficients, as armo_ray.outputs.schema.coefficients has them; and a penalty for length."""
+def _terms_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """Every reward times its coefficient, as in armo_ray.outputs.schema.coefficients, and the penalty for length."""
     if metadata.get("ensemble") in ("min", "mean-std"):
         return {}
     fixed, transform = metadata.get("fixed_weights"), metadata.get("reward_transform_matrix") or []
     factors = metadata.get("objective_factors") or [1.0] * len(names)
-    found = {}
+    terms = {}
     for i, name in enumerate(names):
         weight = (
             repr(float(fixed[i]))
@@ -82,32 +82,32 @@ def _parts_of_score(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[s
             )
             or "0"
         )
-        found[name] = f"rewards.{quote(name)} * {float(factors[i])!r} * ({weight})"
+        terms[name] = f"rewards.{quote(name)} * {float(factors[i])!r} * ({weight})"
     if metadata.get("length_penalty"):
-        found[LENGTH] = f"-{float(metadata['length_penalty'])!r} * {LENGTH}"
-    return found
+        terms[LENGTH] = f"-{float(metadata['length_penalty'])!r} * {LENGTH}"
+    return terms
 
 
 def _groups(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
-    """Kept columns of few types; a list that a row carries where it has an entry for each candidate."""
-    found = {"role": "role"}
+    """Kept columns of text, whole numbers, booleans and dates, and lists of these with an entry for each candidate."""
+    groups = {"role": "role"}
     if len(scores.outputs) > 1:
         names = "".join(f"WHEN {i} THEN {literal(uri)} " for i, uri in enumerate(scores.outputs))
-        found["output"] = f"CASE __output {names}END"
+        groups["output"] = f"CASE __output {names}END"
     for path, kind in paths_of(con, scores).items():
         if path[0] in RESERVED:
             continue
         sql, name = ".".join(map(quote, path)), ".".join(path)
-        name = f"{name} (column)" if name in found else name
+        name = f"{name} (column)" if name in groups else name
         if kind in _WHOLE:
-            found[name] = sql
+            groups[name] = sql
         elif kind.removesuffix("[]") in _WHOLE and _is_of_candidates(con, scores, sql):
-            found[name] = f"{sql}[candidate + 1]"
-    return found
+            groups[name] = f"{sql}[candidate + 1]"
+    return groups
 
 
 def _is_of_candidates(con: duckdb.DuckDBPyConnection, scores: Scores, sql: str) -> bool:
-    """Whether a list has an entry for each candidate of its row: only rows with a list of responses carry such."""
+    """Whether a list has an entry for each candidate of its row, which takes rows with a list of responses."""
     if not all("responses" in (run["identity"].get("layout") or {}) for run in scores.runs):
         return False
     rows = con.execute(f"SELECT bool_and(len({sql}) > candidate) FROM ({scan(sampled(scores.parts))})")

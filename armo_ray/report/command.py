@@ -1,9 +1,6 @@
-"""`armo-ray report`: a page and its numbers about outputs, and whether they drifted."""
+"""`armo-ray report`: a page about outputs, its numbers as JSON, and whether they drifted from an older output."""
 
-import json
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 from armo_ray.exit_status import COMPLETE, DRIFTED
 from armo_ray.report.numbers import measure
@@ -21,17 +18,12 @@ def run(options: ReportOptions) -> int:
         place, _, name = place.rpartition("/")
         place = place or "."
     store = Store(place)
-    found = measure(options)
-    store.write(name, page(found).encode())
-    store.write(name.removesuffix(".html") + ".json", _to_json(found))
+    report = measure(options)
+    store.write(name, page(report).encode())
+    store.write(name.removesuffix(".html") + ".json", report.to_json())
     print(f"report: {store.uri}/{name}")
-    drifted = found["drift"]["drifted"] if found["drift"] else []
+    drifted = report.drift.drifted if report.drift else []
     if drifted:
         logger.error("drifted from %s: %s", options.against, ", ".join(drifted))
         return DRIFTED
     return COMPLETE
-
-
-def _to_json(found: Mapping[str, Any]) -> bytes:
-    """With rewards in the order of the model, and null for what is no number."""
-    return json.dumps(found, indent=1, default=str, allow_nan=False).encode() + b"\n"

@@ -1,6 +1,7 @@
-"""How far the numbers of an output moved away from those of an older one of the same model."""
+"""How far the scores of an output have drifted from those of an older output of the same model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,61 +10,109 @@ from armo_ray.report.histograms import Histogram, steps_of
 
 _DECILES = 10
 _SHIFTED = (0.05, 0.5, 0.95)
-# What chance alone exceeds once in 1,000 times: the index is distributed as chi-squared with 9 degrees of freedom
-# times (1/n + 1/m) (Yurdakul and Naranjo 2020), the distance as Kolmogorov says.
+# Exceeded by chance once in 1,000 times: the index follows chi-squared with 9 degrees of freedom times (1/n + 1/m)
+# (Yurdakul and Naranjo 2020), the distance follows Kolmogorov's distribution.
 _CHANCE_PSI, _CHANCE_KS = 27.88, 1.95
 
 
-def psi(old: Histogram, new: Histogram) -> float:
-    """Population stability index: the sum of (p - q) ln(p / q) over the bins that the older output's deciles make.
+@dataclass(frozen=True)
+class Shift:
+    """A quantile of both outputs, and how far it moved."""
 
-    Half a row more in each bin keeps it finite where one is empty.
+    older: float
+    now: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """Index, distance and quantiles of one column."""
+
+    psi: float
+    ks: float
+    quantiles: dict[str, Shift]
+    drifted: bool
+
+
+@dataclass(frozen=True)
+class PromptCounts:
+    """Prompts of both outputs."""
+
+    older: int
+    now: int
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The comparison with an older output.
+
+    max_psi, max_ks: the limits that were asked for. chance_psi, chance_ks: what chance exceeds once in 1,000 times with
+    so few prompts; None, as `prompts`, where nothing was scored. A column has drifted where it is above both.
+    """
+
+    against: str
+    max_psi: float
+    max_ks: float
+    prompts: PromptCounts | None
+    chance_psi: float | None
+    chance_ks: float | None
+    drifted: list[str]
+    columns: dict[str, ColumnDrift]
+
+
+def psi(old: Histogram, new: Histogram) -> float:
+    """Population stability index: the sum of (p - q) ln(p / q) over the bins between the older output's deciles.
+
+    Half a row is added to each bin, which keeps the index finite where a bin is empty.
     """
     edges = steps_of([old.quantile(i / _DECILES) for i in range(1, _DECILES)])
 
-    def shares(found: Histogram) -> Any:
-        counts = np.diff(np.r_[0.0, found.share(edges), 1.0]) * found.total
-        return (counts + 0.5) / (found.total + 0.5 * len(counts))
+    def shares(histogram: Histogram) -> Any:
+        counts = np.diff(np.r_[0.0, histogram.share(edges), 1.0]) * histogram.total
+        return (counts + 0.5) / (histogram.total + 0.5 * len(counts))
 
     p, q = shares(new), shares(old)
     return float(((p - q) * np.log(p / q)).sum())
 
 
 def ks(old: Histogram, new: Histogram) -> float:
-    """Kolmogorov-Smirnov: how far the two distributions lie apart at most, at the bounds of the bins they share."""
+    """Kolmogorov-Smirnov distance: the largest difference of the two distributions at the bounds of their bins."""
     return float(np.abs(old.below / old.total - new.below / new.total).max())
 
 
 def drift(
+    against: str,
     old: Mapping[str, Histogram],
     new: Mapping[str, Histogram],
-    prompts: tuple[int, int],
+    prompts: PromptCounts,
     limits: tuple[float, float],
-) -> dict[str, Any]:
-    """Of every column: index, distance, how far quantiles moved, and whether it drifted.
+) -> Drift:
+    """Compare two outputs, column by column.
 
     Args:
+        against: URI of the older output.
         old, new: histograms over the same bounds.
-        prompts: of both outputs; what chance does is judged by them, as candidates of one are alike.
+        prompts: of both outputs; they, not the candidates, set the limits of chance, as candidates of a prompt are
+            alike.
         limits: of index and distance.
     """
-    noise = 1 / prompts[0] + 1 / prompts[1]
+    noise = 1 / prompts.older + 1 / prompts.now
     chance = (_CHANCE_PSI * noise, _CHANCE_KS * noise**0.5)
     columns = {}
     for name, before in old.items():
-        found = (psi(before, new[name]), ks(before, new[name]))
-        shifts = {f"{s:g}": (before.quantile(s), new[name].quantile(s)) for s in _SHIFTED}
-        over = [value > max(limit, c) for value, limit, c in zip(found, limits, chance, strict=True)]
-        columns[name] = {
-            "psi": found[0],
-            "ks": found[1],
-            "quantiles": {s: {"older": a, "now": b, "shift": b - a} for s, (a, b) in shifts.items()},
-            "drifted": any(over),
-        }
-    return {
-        "prompts": {"older": prompts[0], "now": prompts[1]},
-        "chance_psi": chance[0],
-        "chance_ks": chance[1],
-        "drifted": [name for name, row in columns.items() if row["drifted"]],
-        "columns": columns,
-    }
+        measured = (psi(before, new[name]), ks(before, new[name]))
+        over = [value > max(limit, c) for value, limit, c in zip(measured, limits, chance, strict=True)]
+        quantiles = {f"{share:g}": _shift(before, new[name], share) for share in _SHIFTED}
+        columns[name] = ColumnDrift(*measured, quantiles, any(over))
+    drifted = [name for name, column in columns.items() if column.drifted]
+    return Drift(against, *limits, prompts, *chance, drifted, columns)
+
+
+def nothing_scored(against: str, limits: tuple[float, float]) -> Drift:
+    """An output without any score has drifted from every other one."""
+    return Drift(against, *limits, None, None, None, ["nothing was scored"], {})
+
+
+def _shift(old: Histogram, new: Histogram, share: float) -> Shift:
+    older, now = old.quantile(share), new.quantile(share)
+    return Shift(older, now, now - older)

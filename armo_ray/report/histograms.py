@@ -1,7 +1,8 @@
-"""Counts of a column's values between bounds, from which its distribution and quantiles are told.
+"""Counts of a column's values between bounds, which give its distribution and quantiles.
 
-The bounds are quantiles of a sample, so that every bin holds about 1/200 of the rows however the values lie, and 40
-equal bins to draw. A value that many rows share has a bin of its own. A quantile is then off by less than a bin.
+The bounds are quantiles of a sample, so that every bin holds about 1/200 of the rows whatever their distribution, and
+the edges of 40 equal bins to draw. A value that many rows share has a bin of its own. A quantile is therefore off by
+less than one bin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,36 +17,46 @@ Floats = npt.NDArray[np.float64]
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _LEVELS, _DRAWN = 200, 40
-_TAIL = 0.005  # of the rows, on each side, that the drawn bins leave out
+_TAIL = 0.005  # share of the rows on each side that the drawn bins leave out
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where the bins of a column end; `drawn` are some of them."""
+    """The upper edges of a column's bins, in rising order; `drawn` is a subset."""
 
     all: Floats
     drawn: Floats
 
 
 @dataclass(frozen=True)
+class Bins:
+    """A histogram to draw: a count between every two edges, and the rows below and above all of them."""
+
+    edges: list[float]
+    counts: list[int]
+    below: int
+    above: int
+
+
+@dataclass(frozen=True)
 class Histogram:
-    """Rows up to each bound, of `total`, between the least and the largest value."""
+    """The rows up to each bound, of `total` rows with values from `low` to `high`."""
 
     bounds: Bounds
-    below: npt.NDArray[np.int64]  # rows with at most the value of each bound
+    below: npt.NDArray[np.int64]  # rows that are at most each bound
     total: int
     low: float
     high: float
 
     def share(self, at: Floats) -> Floats:
-        """The share of rows with at most these values."""
+        """The fraction of rows that are at most each of these values."""
         inside = (self.bounds.all > self.low) & (self.bounds.all < self.high)
         least = self.below[self.bounds.all == self.low]
         start = float(least[0]) if len(least) else 0.0
         places = np.r_[self.low, self.bounds.all[inside], self.high]
         counts = np.r_[start, self.below[inside], self.total]
-        found = np.interp(at, places, counts) / self.total
-        return np.asarray(np.where(at < self.low, 0.0, np.where(at >= self.high, 1.0, found)), np.float64)
+        shares = np.interp(at, places, counts) / self.total
+        return np.asarray(np.where(at < self.low, 0.0, np.where(at >= self.high, 1.0, shares)), np.float64)
 
     def quantile(self, share: float) -> float:
         rows = share * self.total
@@ -56,52 +67,47 @@ class Histogram:
         inside = (self.below[i] if i < len(self.below) else self.total) - before
         return float(lower + (upper - lower) * (rows - before) / inside) if inside else float(upper)
 
-    def to_json(self) -> dict[str, Any]:
-        """The drawn bins, each with its edges, and the rows that lie beside them."""
+    def bins(self) -> Bins:
+        """The bins to draw."""
         edges = self.bounds.drawn
         at = self.below[np.searchsorted(self.bounds.all, edges)]
-        return {
-            "edges": edges.tolist(),
-            "counts": np.diff(at).tolist(),
-            "below": int(at[0]),
-            "above": int(self.total - at[-1]),
-        }
+        return Bins(edges.tolist(), np.diff(at).tolist(), int(at[0]), int(self.total - at[-1]))
 
     def quantiles(self) -> dict[str, float]:
         return {f"{share:g}": self.quantile(share) for share in QUANTILES}
 
 
 def steps_of(values: Sequence[float]) -> Floats:
-    """Bounds at ordered values; one that comes again also ends a bin just below it."""
+    """Bounds at sorted values; a repeated value gets a bin of its own, by a second bound just below it."""
     points, counts = np.unique(np.array(values, np.float64), return_counts=True)
     return np.union1d(points, np.nextafter(points[counts > 1], -np.inf))
 
 
 def equal(low: float, high: float, whole: bool = False) -> Floats:
-    """The edges of equal bins that hold all from low to high; of whole numbers, each bin holds as many of them."""
+    """The edges of equal bins over low to high; for whole numbers, every bin holds equally many of them."""
     if whole:
         width = max(1, int(np.ceil((high - low + 1) / _DRAWN)))
         return np.asarray(np.arange(low - 0.5, high + width, width), np.float64)
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, _DRAWN + 1)
-    edges[0] = np.nextafter(low, -np.inf)  # a bin holds its upper edge, not its lower one
+    edges[0] = np.nextafter(low, -np.inf)  # a bin excludes its lower edge
     return edges
 
 
 def find_bounds(
     con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, str], whole: Sequence[str] = ()
 ) -> dict[str, Bounds]:
-    """Bounds for columns (SQL by name) from the rows of a sample; `whole` are those of whole numbers."""
+    """Bounds for columns, given as SQL by name, from a sample of the rows; `whole` names columns of whole numbers."""
     levels = [i / _LEVELS for i in range(_LEVELS + 1)]
     selects = ", ".join(f"quantile_disc({sql}, {levels})" for sql in columns.values())
     row = con.execute(f"SELECT {selects} FROM {relation}").fetchall()[0]
-    found = {}
+    bounds = {}
     for name, values in zip(columns, row, strict=True):
         tail = round(_TAIL * _LEVELS)
         drawn = equal(values[tail], values[-1 - tail], name in whole)
-        found[name] = Bounds(np.union1d(steps_of(values), drawn), drawn)
-    return found
+        bounds[name] = Bounds(np.union1d(steps_of(values), drawn), drawn)
+    return bounds
 
 
 def fixed_bounds(low: float, high: float) -> Bounds:
@@ -110,12 +116,14 @@ def fixed_bounds(low: float, high: float) -> Bounds:
 
 
 def counted(sql: str, bounds: Bounds) -> str:
-    """SQL of three aggregates that `histogram_of` reads."""
-    ends = ", ".join(f"{bound:.16e}" for bound in bounds.all.tolist())  # with an exponent: DOUBLE, no DECIMAL
+    """SQL of the three aggregates that `histogram_of` takes."""
+    ends = ", ".join(
+        f"{bound:.16e}" for bound in bounds.all.tolist()
+    )  # the exponent makes it a DOUBLE, not a DECIMAL
     return f"histogram({sql}, [{ends}]), min({sql}), max({sql})"
 
 
 def histogram_of(row: Sequence[Any], bounds: Bounds) -> Histogram:
-    found, low, high = row
-    counts = np.array([found.get(b, 0) for b in bounds.all.tolist()], np.int64)
-    return Histogram(bounds, np.cumsum(counts), sum(found.values()), float(low), float(high))
+    rows, low, high = row
+    counts = np.array([rows.get(b, 0) for b in bounds.all.tolist()], np.int64)
+    return Histogram(bounds, np.cumsum(counts), sum(rows.values()), float(low), float(high))

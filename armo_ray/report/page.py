@@ -1,104 +1,209 @@
-"""The report as one HTML file that needs nothing else: no network, no script."""
+"""The report as one HTML file that needs nothing else: no network, no script. A section is a template."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from armo_ray.formatting.numbers import date
+from armo_ray.formatting.svg import Chart, chart_style, curve, histogram
+from armo_ray.formatting.templates import render
 from armo_ray.model.families import FAMILIES
-from armo_ray.report.sections import comparisons, distributions, drift, overview
+from armo_ray.report.groups import Group, LengthBin
+from armo_ray.report.numbers import Report, Scored
+from armo_ray.report.speed import Speed
+from armo_ray.report.summary import Correlation, Distribution, Trend
 
-_PAGE = Markup("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><p>armo_ray report</p><h1>{title}</h1><p>{about}</p></header>
-<nav aria-label="Contents"><ol>{contents}</ol></nav>
-<main>
-{sections}
-</main>
-<footer>Made {made_at} by armo-ray {version}. The JSON file beside this page has more numbers.</footer>
-</body>
-</html>
-""")
-_ENOUGH = 10  # candidates: of fewer, what goes together tells nothing
-_SECTION = Markup(
-    '<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>'
-)
+_ENOUGH = 10  # candidates: correlations of fewer mean nothing
+_MOST_REWARDS = 40  # that are drawn
+_MOST_ROWS = 30  # of a table of groups
+_MOST_VALUES = 24  # of a group whose gates are drawn
+_POLICY = ("max_length", "truncate", "special_tokens", "unit_rows", "partition_by")
+_MODEL = ("model", "model_revision", "model_family", "model_fingerprint", "dtype")
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """The HTML of the numbers of a report."""
-    sections = {title: body for title, body in _sections(found).items() if body}
-    names = {title: title.lower().replace(" ", "-") for title in sections}
-    outputs = ", ".join(uri.rstrip("/").rsplit("/", 1)[-1] for uri in found["outputs"])
-    model = found["model"].get("model")
-    scored = (
-        "Scores of" if found["scored"] else "No scores yet of" if not found["complete"] else "No scores of"
-    )
-    return str(
-        _PAGE.format(
-            title=outputs,
-            about=f"{scored} {model}",
-            # the style sheet is this package's own: nothing of it comes from data
-            style=Markup(files(__package__).joinpath("page.css").read_text("utf-8")),
-            contents=Markup("").join(
-                Markup('<li><a href="#{}">{}</a></li>').format(name, title) for title, name in names.items()
-            ),
-            sections=Markup("\n").join(
-                _SECTION.format(names[title], title, body) for title, body in sections.items()
-            ),
-            made_at=found["made_at"],
-            version=found["armo_ray"],
-        )
+class GateTable(NamedTuple):
+    """Mean gates of the values of a group: gates[i][j] is that of objectives[i] for values[j]."""
+
+    group: str
+    objectives: list[str]
+    values: list[str]
+    gates: list[list[float]]
+    most: float
+    is_cut: bool  # to the values with the most candidates
+
+
+def page(report: Report) -> str:
+    """The HTML of a report."""
+    names = [uri.rstrip("/").rsplit("/", 1)[-1] for uri in report.outputs]
+    scored = "Scores of" if report.scored else "No scores of" if report.complete else "No scores yet of"
+    view = _view(report) | (_scored_view(report, report.scored) if report.scored else {})
+    return render(
+        "report/templates/page.html.jinja",
+        report=report,
+        scored=report.scored,
+        title=", ".join(names),
+        about=f"{scored} {report.model.get('model')}",
+        # the style sheets are the package's own: nothing in them comes from data
+        style=Markup(files(__package__).joinpath("templates/page.css").read_text("utf-8") + chart_style()),
+        sections=_sections(report, view),
+        slug=lambda title: title.lower().replace(" ", "-"),
+        plain=_plain,
+        most_rows=_MOST_ROWS,
+        most_rewards=_MOST_REWARDS,
+        **view,
     )
 
 
-def _told_once(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the only reward of a model where it is the score itself."""
+def _sections(report: Report, view: Mapping[str, Any]) -> list[str]:
+    """The titles of the sections that have something to show, in their order; each names its template."""
+    scored = report.scored
+    several = scored and len(view["rewards"]) > 1 and report.totals["scored"] >= _ENOUGH
+    shown = {
+        "Overview": True,
+        "Drift": report.drift,
+        "Distributions": scored,
+        "What drives the score": several and scored and scored.influence,
+        "Gating": scored and view["gate_tables"],
+        "Correlation": several,
+        "Length": scored,
+        "Within prompts": scored,
+        "Chosen and rejected": scored and scored.pairs,
+        "Groups": scored and scored.groups,
+        "Examples": scored,
+        "Rejects": report.rejects,
+        "Speed and cost": report.speed,
+    }
+    return [title for title, content in shown.items() if content]
+
+
+def _view(report: Report) -> dict[str, Any]:
+    """What the sections about the run and about drift show."""
+    drift = report.drift
+    columns = list(drift.columns.items()) if drift else []
+    most_psi = max((column.psi for _, column in columns), default=0.0)
+    most_ks = max((column.ks for _, column in columns), default=0.0)
+    return {
+        "facts": _facts(report),
+        "rejected": sum(report.totals["rejected"].values()),
+        "drifts": sorted(columns, key=lambda entry: (not entry[1].drifted, -entry[1].psi)),
+        "most_psi": max(most_psi, drift.max_psi) if drift else most_psi,
+        "most_ks": max(most_ks, drift.max_ks) if drift else most_ks,
+        "throughput_chart": _throughput_chart(report.speed) if report.speed else None,
+    }
+
+
+def _scored_view(report: Report, scored: Scored) -> dict[str, Any]:
+    """What the sections about scores show."""
+    columns = _without_duplicate(scored.columns)
+    family = FAMILIES.get(report.model.get("model_family") or "")
+    trends = [entry for entry in scored.length.columns.items() if entry[0] in columns]
+    return {
+        "columns": columns,
+        "rewards": [name for name in columns if name.startswith("rewards.")],
+        "quantile_labels": [f"{100 * float(level):g} %" for level in columns["score"].quantiles],
+        "gates": {_plain(name): own.mean for name, own in columns.items() if name.startswith("gating.")},
+        "drivers": sorted(
+            scored.influence.items(), key=lambda entry: -abs(entry[1].share_of_variance or 0.0)
+        ),
+        "gate_tables": [
+            table
+            for name, groups in scored.groups.items()
+            if (table := _gate_table(name, groups)) is not None
+        ],
+        "gates_read_prompt": family is not None and family.reads == "gate",
+        "correlation": _drawn_correlation(scored.correlation),
+        "length_chart": _length_chart(scored.length.bins, scored.length.columns["score"]),
+        "trends": sorted(trends, key=lambda entry: -(entry[1].correlation or 0.0)),
+        "largest_difference": _largest_difference,
+    }
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("rewards.").removeprefix("gating.")
+
+
+def _without_duplicate(columns: Mapping[str, Distribution]) -> dict[str, Distribution]:
+    """Without the only reward of a model that is the score itself."""
     rewards = [name for name in columns if name.startswith("rewards.")]
-    twice = len(rewards) == 1 and columns[rewards[0]] == columns["score"]
-    return {name: own for name, own in columns.items() if not (twice and name in rewards)}
+    is_score = len(rewards) == 1 and columns[rewards[0]] == columns["score"]
+    return {name: own for name, own in columns.items() if not (is_score and name in rewards)}
 
 
-def _sections(found: Mapping[str, Any]) -> dict[str, Markup]:
-    """By title, in their order; an empty one is left out."""
-    nothing = Markup("")
-    scored, made = found["scored"], {"Overview": overview.overview(found)}
-    if found["drift"]:
-        made["Drift"] = drift.drift(found["drift"])
-    if scored:
-        columns = _told_once(scored["columns"])
-        rewards = [name for name in columns if name.startswith("rewards.")]
-        family = FAMILIES.get(found["model"].get("model_family"))
-        of_prompt = family is not None and family.reads == "gate"
-        several = len(rewards) > 1 and found["totals"]["scored"] >= _ENOUGH
-        made |= {
-            "Distributions": distributions.distributions(columns),
-            "What drives the score": distributions.makeup(scored["influence"], columns)
-            if several and scored["influence"]  # the least of several is no sum
-            else nothing,
-            "Gating": distributions.gating(scored["groups"], of_prompt),
-            "Correlation": distributions.correlation(scored["correlation"]) if several else nothing,
-            "Length": distributions.length(scored["length"], columns),
-            "Within prompts": comparisons.prompts(scored["prompts"]),
-            "Chosen and rejected": comparisons.pairs(scored["pairs"]) if scored["pairs"] else nothing,
-            "Groups": comparisons.groups(scored["groups"], columns["score"]["mean"])
-            if scored["groups"]
-            else nothing,
-            "Examples": overview.examples(scored["examples"]),
-        }
-    if found["rejects"]:
-        made["Rejects"] = overview.rejected(found["rejects"], found["totals"]["candidates"])
-    if found["speed"]:
-        made["Speed and cost"] = overview.speed(found["speed"])
-    return made
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """What was scored, with which model and which options."""
+    identity = report.runs[0].get("identity", {})
+    rows = [("output", ", ".join(report.outputs))]
+    rows += [
+        (_words(name), _listed(report.model[name])) for name in _MODEL if report.model.get(name) is not None
+    ]
+    rows += [(_words(name), _listed(identity[name])) for name in _POLICY if identity.get(name)]
+    if layout := identity.get("layout"):
+        rows.append(("layout", ", ".join(f"{role} = {column}" for role, column in layout.items())))
+    rows += [("started", date(run["created_at"])) for run in report.runs if "created_at" in run]
+    rows += [("made by", _command(run["made_by"])) for run in report.runs if "made_by" in run]
+    rows += [("versions", _listed(run["versions"])) for run in report.runs[:1] if "versions" in run]
+    return rows
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _command(made_by: Mapping[str, Any]) -> str:
+    options = {
+        name: value for name, value in made_by.get("options", {}).items() if value and name != "output"
+    }
+    return f"armo-ray {made_by.get('command')}: {_listed(options)}"
+
+
+def _gate_table(name: str, groups: Sequence[Group]) -> GateTable | None:
+    """None where all mean gates are about equal, as where each prompt has candidates in all groups."""
+    shown = sorted(groups, key=lambda group: -group.candidates)[:_MOST_VALUES]
+    gates = {o: [group.gating[o] for group in shown] for o in shown[0].gating}
+    if not any(max(row) - min(row) >= 0.01 for row in gates.values()):
+        return None
+    objectives = sorted(gates, key=lambda o: -max(gates[o]))[:_MOST_REWARDS]
+    rows = [gates[o] for o in objectives]
+    values = [str(group.value) for group in shown]
+    return GateTable(name, objectives, values, rows, max(map(max, rows)), len(groups) > len(shown))
+
+
+def _drawn_correlation(correlation: Correlation) -> Correlation:
+    """The score, the length and the first rewards, by their plain names."""
+    at = [i for i, name in enumerate(correlation.names) if _plain(name) == name or i < _MOST_REWARDS]
+    names = [_plain(correlation.names[i]) for i in at]
+    return Correlation(names, [[correlation.matrix[i][j] for j in at] for i in at])
+
+
+def _length_chart(bins: Sequence[LengthBin], trend: Trend) -> Chart:
+    points = [(own.mean_tokens, own.mean_score) for own in bins]
+    whiskers = [(own.mean_score - own.sd_score, own.mean_score + own.sd_score) for own in bins]
+    line = None
+    if trend.slope is not None and trend.intercept is not None:
+        line = (trend.slope / 100, trend.intercept)
+    titles = ("mean tokens of the response", "mean score")
+    return curve("Score by response length", points, titles, line, whiskers)
+
+
+def _largest_difference(groups: Sequence[Group], mean: float) -> float:
+    return max(abs(group.mean_score - mean) for group in groups)
+
+
+def _throughput_chart(speed: Speed) -> Chart | None:
+    if not speed.throughput:
+        return None
+    active = speed.active_seconds
+    scale, unit = (
+        (3600, "hours") if active > 3 * 3600 else (60, "minutes") if active > 180 else (1, "seconds")
+    )
+    edges = [own.from_seconds / scale for own in speed.throughput] + [active / scale]
+    rates = [own.tokens_per_second for own in speed.throughput]
+    return histogram("Throughput over time", edges, rates, (f"active {unit}", "tokens/s"))

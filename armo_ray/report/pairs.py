@@ -1,25 +1,77 @@
-"""Chosen against rejected answers of one row, where both were scored."""
+"""Chosen against rejected responses of the same row, where both were scored."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import duckdb
 
 from armo_ray.measures.lengths import LENGTH_RATIOS
 from armo_ray.report.columns import LENGTH, SCORE, Columns
-from armo_ray.report.histograms import counted, fixed_bounds, histogram_of
+from armo_ray.report.histograms import Bins, counted, fixed_bounds, histogram_of
 
 _JOINED = """candidates c JOIN candidates r ON c.source_row = r.source_row AND c.source = r.source
     AND c.__output = r.__output
     WHERE c.role = 'chosen' AND r.role = 'rejected'"""
 
 
+@dataclass(frozen=True)
+class Margins:
+    """Chosen minus rejected score."""
+
+    quantiles: dict[str, float]
+    histogram: Bins
+
+
+@dataclass(frozen=True)
+class ColumnAccuracy:
+    """The fraction of pairs whose chosen response has the larger value, and pairs with equal values."""
+
+    accuracy: float
+    ties: int
+
+
+@dataclass(frozen=True)
+class RatioBin:
+    """Pairs whose ratio of lengths, chosen to rejected, is from `from_` up to, excluding, `to`."""
+
+    from_: float
+    to: float | None
+    pairs: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class GroupPairs:
+    """Pairs of one value of a column."""
+
+    value: str | None
+    pairs: int
+    accuracy: float
+    ties: int
+    mean_margin: float
+    chosen_is_longer: float
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How often the scores agree with the labels; `columns` holds the score and every reward."""
+
+    pairs: int
+    accuracy: float
+    ties: int
+    mean_margin: float
+    chosen_is_longer: float
+    margins: Margins
+    columns: dict[str, ColumnAccuracy]
+    length: list[RatioBin]
+    groups: dict[str, list[GroupPairs]]
+
+
 def by_pair(
     con: duckdb.DuckDBPyConnection, columns: Columns, groups: Sequence[str], deviation: float
-) -> dict[str, Any] | None:
-    """Accuracy, the share of pairs whose chosen answer has the larger value: of score and each reward, by group and
-    by length; and margins. None where no row has both roles."""
+) -> Pairs | None:
+    """Compare chosen with rejected; None where no row has both roles. `deviation` of the score scales the margins."""
     groups = [name for name in groups if name != "role"]
     names = [SCORE, *columns.rewards]
     _compare(con, columns, groups, names)
@@ -30,26 +82,26 @@ def by_pair(
     if not total:
         return None
     values = dict(zip(names, zip(counts[::2], counts[1::2], strict=True), strict=True))
-    return {
-        "pairs": int(total),
-        "accuracy": float(values[SCORE][0] / total),
-        "ties": int(values[SCORE][1]),
-        "mean_margin": float(margin / total),
-        "chosen_is_longer": float(longer / total),
-        "margins": _margins(con, columns, deviation),
-        "columns": {
-            name.removeprefix("rewards."): {"accuracy": float(won / total), "ties": int(tied)}
+    return Pairs(
+        pairs=int(total),
+        accuracy=float(values[SCORE][0] / total),
+        ties=int(values[SCORE][1]),
+        mean_margin=float(margin / total),
+        chosen_is_longer=float(longer / total),
+        margins=_margins(con, columns, deviation),
+        columns={
+            name.removeprefix("rewards."): ColumnAccuracy(float(won / total), int(tied))
             for name, (won, tied) in values.items()
         },
-        "length": _by_length(con),
-        "groups": {name: _by_group(con, i) for i, name in enumerate(groups)},
-    }
+        length=_by_length(con),
+        groups={name: _by_group(con, i) for i, name in enumerate(groups)},
+    )
 
 
 def _compare(
     con: duckdb.DuckDBPyConnection, columns: Columns, groups: Sequence[str], names: Sequence[str]
 ) -> None:
-    """The table `paired`: sums over the pairs that are equal in all groups and in their ratio of lengths."""
+    """Make the table `paired`: sums over the pairs with the same groups and the same bin of length ratios."""
     length, score = columns.alias(LENGTH), columns.alias(SCORE)
     bins = "".join(f"WHEN c.{length} < {x} * r.{length} THEN {i} " for i, x in enumerate(LENGTH_RATIOS))
     keys = [f"CASE {bins}ELSE {len(LENGTH_RATIOS)} END AS ratio"]
@@ -64,27 +116,26 @@ def _compare(
     )
 
 
-def _margins(con: duckdb.DuckDBPyConnection, columns: Columns, deviation: float) -> dict[str, Any]:
+def _margins(con: duckdb.DuckDBPyConnection, columns: Columns, deviation: float) -> Margins:
     bounds = fixed_bounds(-5 * deviation or -1.0, 5 * deviation or 1.0)
     sql = counted(f"c.{columns.alias(SCORE)} - r.{columns.alias(SCORE)}", bounds)
-    found = histogram_of(con.execute(f"SELECT {sql} FROM {_JOINED}").fetchall()[0], bounds)
-    return {"quantiles": found.quantiles(), "histogram": found.to_json()}
+    margins = histogram_of(con.execute(f"SELECT {sql} FROM {_JOINED}").fetchall()[0], bounds)
+    return Margins(margins.quantiles(), margins.bins())
 
 
-def _by_length(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _by_length(con: duckdb.DuckDBPyConnection) -> list[RatioBin]:
     rows = con.execute("SELECT ratio, sum(n), sum(w0) FROM paired GROUP BY ratio").fetchall()
-    found = {ratio: (int(n), float(won / n)) for ratio, n, won in rows}
-    told = []
-    for i, (low, high) in enumerate(pairwise([0.0, *LENGTH_RATIOS, None])):
-        pairs, accuracy = found.get(i, (0, None))
-        told.append({"from": low, "to": high, "pairs": pairs, "accuracy": accuracy})
-    return told
+    counts = {ratio: (int(n), float(won / n)) for ratio, n, won in rows}
+    ends = pairwise([0.0, *LENGTH_RATIOS, None])
+    return [RatioBin(low or 0.0, high, *counts.get(i, (0, None))) for i, (low, high) in enumerate(ends)]
 
 
-def _by_group(con: duckdb.DuckDBPyConnection, i: int) -> list[dict[str, Any]]:
+def _by_group(con: duckdb.DuckDBPyConnection, i: int) -> list[GroupPairs]:
     rows = con.execute(
         f"""SELECT k{i}, sum(n), sum(w0) / sum(n), sum(t0), sum(margin) / sum(n), sum(longer) / sum(n)
             FROM paired GROUP BY k{i} ORDER BY k{i}"""
     ).fetchall()
-    keys = ("value", "pairs", "accuracy", "ties", "mean_margin", "chosen_is_longer")
-    return [dict(zip(keys, (v, int(n), a, int(t), m, le), strict=True)) for v, n, a, t, m, le in rows]
+    return [
+        GroupPairs(value, int(pairs), accuracy, int(ties), margin, longer)
+        for value, pairs, accuracy, ties, margin, longer in rows
+    ]

@@ -1,26 +1,73 @@
-"""Candidates within their prompts: spread, ties, the best of n, and which group has the best."""
+"""Candidates within their prompts: spread, ties, best of n, and which group wins."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb
-from typing import Any
 
 import duckdb
 
 from armo_ray.report.columns import SCORE, Columns
-from armo_ray.report.histograms import counted, fixed_bounds, histogram_of
+from armo_ray.report.histograms import Bins, counted, fixed_bounds, histogram_of
 
-_SLICE_ROWS = 4_000_000  # whose scores are held in lists at once
-_MOST_CANDIDATES = 256  # of a prompt whose candidates the best of n is told of
+_SLICE_ROWS = 4_000_000  # candidates whose scores are in memory at once
+_MOST_CANDIDATES = 256  # of a prompt that counts for best of n
 _MOST_N = 64
+
+Winners = dict[str | None, int]  # prompts won by each value of a column
+
+
+@dataclass(frozen=True)
+class PromptSize:
+    """How many prompts have so many candidates."""
+
+    candidates: int
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Best minus worst score of a prompt."""
+
+    quantiles: dict[str, float]
+    histogram: Bins
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Mean score of the best of n[i] candidates of a prompt."""
+
+    prompts: int
+    n: list[int]
+    mean_score: list[float]
+    most_candidates: int  # of a prompt that counts
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Ties, deviation and range are over the prompts with several candidates, share_of_variance is over all."""
+
+    prompts: int
+    with_several: int
+    sizes: list[PromptSize]
+    tied_for_best: int
+    all_equal: int
+    sd_within: float | None
+    share_of_variance: float | None
+    mean_range: float | None
+    ranges: Ranges | None
+    best_of_n: BestOfN | None
 
 
 def by_prompt(
     con: duckdb.DuckDBPyConnection, columns: Columns, groups: Sequence[str], rows: int, deviation: float
-) -> dict[str, Any]:
-    """Leaves the temporary tables `narrow`, a row a candidate, and `prompts`, a row a prompt."""
+) -> tuple[Prompts, dict[str, Winners]]:
+    """The prompts, and the winners of each group column.
+
+    Leaves the temporary tables `narrow`, a row per candidate, and `prompts`, a row per prompt.
+    """
     places = [f"g{list(columns.groups).index(name)}" for name in groups]
     _gather(con, columns, places, rows)
-    count, several, tied, equal, within, whole, total = con.execute(
+    count, several, tied, equal, within, whole, mean_range = con.execute(
         """SELECT count(*), count(*) FILTER (m > 1), count(*) FILTER (m > 1 AND s[m] = s[m - 1]),
                 count(*) FILTER (m > 1 AND s[m] = s[1]),
                 sum(m * variance) FILTER (m > 1) / sum(m) FILTER (m > 1), sum(m * variance) / sum(m),
@@ -28,19 +75,19 @@ def by_prompt(
             FROM prompts"""
     ).fetchall()[0]
     sizes = con.execute("SELECT m, count(*) FROM prompts GROUP BY m ORDER BY m").fetchall()
-    return {
-        "prompts": count,
-        "with_several": several,
-        "sizes": [{"candidates": m, "prompts": n} for m, n in sizes[:200]],
-        "tied_for_best": tied,
-        "all_equal": equal,
-        "sd_within": None if within is None else within**0.5,
-        "share_of_variance": whole / deviation**2 if deviation else None,
-        "mean_range": total,
-        "ranges": _ranges(con, deviation) if several else None,
-        "best_of_n": _best_of_n(con, dict(sizes)),
-        "best": {name: _winners(con, i) for i, name in enumerate(groups)},
-    }
+    prompts = Prompts(
+        prompts=count,
+        with_several=several,
+        sizes=[PromptSize(m, n) for m, n in sizes[:200]],
+        tied_for_best=tied,
+        all_equal=equal,
+        sd_within=None if within is None else within**0.5,
+        share_of_variance=whole / deviation**2 if deviation else None,
+        mean_range=mean_range,
+        ranges=_ranges(con, deviation) if several else None,
+        best_of_n=_best_of_n(con, dict(sizes)),
+    )
+    return prompts, {name: _winners(con, i) for i, name in enumerate(groups)}
 
 
 def _gather(con: duckdb.DuckDBPyConnection, columns: Columns, places: Sequence[str], rows: int) -> None:
@@ -59,20 +106,19 @@ def _gather(con: duckdb.DuckDBPyConnection, columns: Columns, places: Sequence[s
         )
 
 
-def _ranges(con: duckdb.DuckDBPyConnection, deviation: float) -> dict[str, Any]:
-    """How far the best and the worst score of a prompt lie apart."""
+def _ranges(con: duckdb.DuckDBPyConnection, deviation: float) -> Ranges:
     bounds = fixed_bounds(0.0, 6 * deviation or 1.0)
     sql = counted("s[m]::DOUBLE - s[1]::DOUBLE", bounds)
-    found = histogram_of(con.execute(f"SELECT {sql} FROM prompts WHERE m > 1").fetchall()[0], bounds)
-    return {"quantiles": found.quantiles(), "histogram": found.to_json()}
+    ranges = histogram_of(con.execute(f"SELECT {sql} FROM prompts WHERE m > 1").fetchall()[0], bounds)
+    return Ranges(ranges.quantiles(), ranges.bins())
 
 
-def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> dict[str, Any] | None:
-    """The mean score of the best of n candidates, over all draws of n without return from those of a prompt.
+def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> BestOfN | None:
+    """The mean score of the best of n candidates, over all draws of n candidates of a prompt without replacement.
 
-    Of m scores in rising order the i-th is the best of n in C(i - 1, n - 1) of the C(m, n) draws. n goes as far as
-    at least half of the prompts with several candidates have so many; the curve is of those prompts, but for those
-    with more than `most_candidates`.
+    Of m scores in rising order, the i-th is the best of n in C(i - 1, n - 1) of the C(m, n) draws. The largest n is
+    one that at least half of the prompts with several candidates reach; the curve is over these prompts, except
+    those with more than `most_candidates`.
     """
     some = {m: count for m, count in sizes.items() if 1 < m <= _MOST_CANDIDATES}
     if not some:
@@ -92,15 +138,10 @@ def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> dict[st
         sum(total * comb(i - 1, n - 1) / comb(m, n) for m, i, total in rows) / prompts
         for n in range(1, most + 1)
     ]
-    return {
-        "prompts": prompts,
-        "n": list(range(1, most + 1)),
-        "mean_score": means,
-        "most_candidates": _MOST_CANDIDATES,
-    }
+    return BestOfN(prompts, list(range(1, most + 1)), means, _MOST_CANDIDATES)
 
 
-def _winners(con: duckdb.DuckDBPyConnection, i: int) -> dict[str | None, int]:
-    """Prompts whose one best candidate has each value; ties are nobody's."""
+def _winners(con: duckdb.DuckDBPyConnection, i: int) -> Winners:
+    """The prompts whose single best candidate has each value; a tie counts for none."""
     rows = con.execute(f"SELECT w{i}, count(*) FROM prompts WHERE m > 1 AND s[m] > s[m - 1] GROUP BY w{i}")
     return dict(rows.fetchall())

@@ -1,4 +1,4 @@
-"""Outputs as far as they are committed: the parts, and the records of their units."""
+"""Outputs as far as they are committed: their parts and the records of their units."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from armo_ray.storage.store import Store
 
 @dataclass(frozen=True)
 class Committed:
-    """What of some outputs can be trusted now."""
+    """The part of some outputs that is committed."""
 
     scores: Scores
     records: Sequence[Mapping[str, Any]]
@@ -19,12 +19,12 @@ class Committed:
 
 
 def open_committed(uris: Iterable[str]) -> Committed:
-    """Read commit records and footers. Raises ConfigError where an output is none, or is of another model."""
+    """Read commit records and footers. Raises ConfigError for no output of armo-ray score, or one of another model."""
     listed, records, complete = [], [], True
     for store in {store.uri: store for store in map(Store, uris)}.values():
         run, manifest = read_run_and_manifest(store)
-        found = commits.read_commits(store, run=run)
-        listed.append(Listed(store.uri, run, [part for record in found for part in record["parts"]]))
-        records += found
+        committed = commits.read_commits(store, run=run)
+        listed.append(Listed(store.uri, run, [part for record in committed for part in record["parts"]]))
+        records += committed
         complete &= manifest is not None
     return Committed(scores_of(listed), records, complete)

@@ -1,4 +1,4 @@
-"""One scan of all candidates: distributions, correlations, what follows length, what the score is made of."""
+"""One scan of all candidates: distributions, correlations, trends with length, and what drives the score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ import numpy as np
 
 from armo_ray.outputs.scores import Scores
 from armo_ray.report.columns import LENGTH, SCORE, Columns, sampled
-from armo_ray.report.histograms import Bounds, Floats, Histogram, counted, find_bounds, histogram_of
+from armo_ray.report.histograms import Bins, Bounds, Floats, Histogram, counted, find_bounds, histogram_of
 
-_PER_TOKENS = 100  # slopes are for so many more tokens
+_PER_TOKENS = 100  # unit of the slopes
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of every column of values its histogram, and the moments of all but the gates.
+    """The histogram of every column of values, and the moments of all of them but the gates.
 
-    mean, covariance: (V,) and (V, V) of the columns in `names`, then the parts of the score.
+    mean, covariance: (V,) and (V, V), of the columns in `names`, then of the terms of the score.
     """
 
     rows: int
@@ -27,12 +27,51 @@ class Summary:
     mean: Floats
     covariance: Floats
     gates: Mapping[str, float]  # means
-    absolute: Mapping[str, float]  # means of the parts of the score without their signs
-    distinct: Mapping[str, int]  # about so many values of the columns to group by
+    absolute: Mapping[str, float]  # mean absolute values of the terms of the score
+    distinct: Mapping[str, int]  # approximate number of values of each column to group by
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The values of a column; sd is None for gates."""
+
+    mean: float
+    sd: float | None
+    min: float
+    max: float
+    quantiles: dict[str, float]
+    histogram: Bins
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's correlation of every two columns; None where one is constant."""
+
+    names: list[str]
+    matrix: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Least squares of a column on the response's tokens; slopes are per 100 tokens. None where one is constant."""
+
+    slope: float | None
+    intercept: float | None
+    slope_in_sd: float | None
+    correlation: float | None
+
+
+@dataclass(frozen=True)
+class Influence:
+    """A term of the score. The shares of all terms add up to 1: covariance with the score over its variance."""
+
+    mean: float
+    mean_absolute: float
+    share_of_variance: float | None
 
 
 def sample_bounds(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) -> dict[str, Bounds]:
-    """Bounds for the histograms of all values, from some of the parts."""
+    """Bounds for the histograms of all values, from a sample of the parts."""
     places = {name: columns.alias(name) for name in columns.values}
     whole = [name for name in places if name.startswith("num_")]
     return find_bounds(con, f"({columns.view(sampled(scores.parts))})", places, whole)
@@ -41,7 +80,7 @@ def sample_bounds(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scor
 def histograms(
     con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores, bounds: Mapping[str, Bounds]
 ) -> dict[str, Histogram]:
-    """Of all values over given bounds, in one scan."""
+    """The histograms of all values over given bounds, in one scan."""
     selects = ", ".join(counted(columns.alias(name), own) for name, own in bounds.items())
     row = con.execute(f"SELECT {selects} FROM ({columns.view(scores.parts)})").fetchall()[0]
     return {name: histogram_of(row[3 * i : 3 * i + 3], own) for i, (name, own) in enumerate(bounds.items())}
@@ -51,19 +90,19 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
     """Scan the view `candidates` once."""
     places = {name: columns.alias(name) for name in columns.values}
     bounds = sample_bounds(con, columns, scores)
-    moved = [columns.alias(name) for name in columns.values if name not in columns.gates]
-    moved += [f"p{i}" for i in range(len(columns.parts))]
-    averages = ", ".join(f"avg({m})" for m in moved)
+    moments = [columns.alias(name) for name in columns.values if name not in columns.gates]
+    moments += [f"p{i}" for i in range(len(columns.terms))]
+    averages = ", ".join(f"avg({m})" for m in moments)
     center = con.execute(f"SELECT {averages} FROM ({columns.view(sampled(scores.parts))})").fetchall()[0]
-    pairs = [(i, j) for i in range(len(moved)) for j in range(i + 1) if _wanted(columns, i, j)]
-    # about the means of a sample, so that sums of products lose no digits
-    centered = ", ".join(f"{m} - {c!r} AS d{i}" for i, (m, c) in enumerate(zip(moved, center, strict=True)))
+    pairs = [(i, j) for i in range(len(moments)) for j in range(i + 1) if _is_needed(columns, i, j)]
+    # relative to the means of a sample, so that sums of products lose no digits
+    centered = ", ".join(f"{m} - {c!r} AS d{i}" for i, (m, c) in enumerate(zip(moments, center, strict=True)))
     selects = ["count(*)", *(counted(sql, bounds[name]) for name, sql in places.items())]
-    selects += [f"sum(d{i})" for i in range(len(moved))]
+    selects += [f"sum(d{i})" for i in range(len(moments))]
     selects += [f"sum(d{i} * d{j})" for i, j in pairs]
     selects += [f"avg({columns.alias(name)})" for name in columns.gates]
-    selects += [f"avg(abs(p{i}))" for i in range(len(columns.parts))]
-    selects += [  # two values may be counted as one
+    selects += [f"avg(abs(p{i}))" for i in range(len(columns.terms))]
+    selects += [  # which may take two values for one
         f"greatest(approx_count_distinct(g{i}), if(min(g{i}) <> max(g{i}), 2, 0))"
         for i in range(len(columns.groups))
     ]
@@ -75,8 +114,8 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
 
     rows = next(read)
     histograms = {name: histogram_of(take(3), bounds[name]) for name in places}
-    sums = np.array(take(len(moved)), np.float64) / rows
-    products = np.zeros((len(moved), len(moved)))
+    sums = np.array(take(len(moments)), np.float64) / rows
+    products = np.zeros((len(moments), len(moments)))
     for (i, j), total in zip(pairs, take(len(pairs)), strict=True):
         products[i, j] = products[j, i] = total / rows - sums[i] * sums[j]
     return Summary(
@@ -86,85 +125,74 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
         np.array(center, np.float64) + sums,
         products,
         dict(zip(columns.gates, take(len(columns.gates)), strict=True)),
-        dict(zip(columns.parts, take(len(columns.parts)), strict=True)),
+        dict(zip(columns.terms, take(len(columns.terms)), strict=True)),
         dict(zip(columns.groups, take(len(columns.groups)), strict=True)),
     )
 
 
-def _wanted(columns: Columns, i: int, j: int) -> bool:
-    """Of the parts of the score only their own variance and what they share with the score."""
+def _is_needed(columns: Columns, i: int, j: int) -> bool:
+    """For the terms of the score only their own variance and their covariance with the score."""
     return i < len(columns.values) - len(columns.gates) or j in (0, i)
 
 
-def distributions(found: Summary) -> dict[str, Any]:
-    """Of every column: mean, deviation, quantiles, histogram."""
-    told = {}
-    for name, histogram in found.histograms.items():
-        if name in found.names:
-            i = found.names.index(name)
-            mean, deviation = float(found.mean[i]), float(np.sqrt(max(found.covariance[i, i], 0.0)))
-        else:
-            mean, deviation = found.gates[name], None
-        told[name] = {
-            "mean": mean,
-            "sd": deviation,
-            "min": histogram.low,
-            "max": histogram.high,
-            "quantiles": histogram.quantiles(),
-            "histogram": histogram.to_json(),
-        }
-    return told
+def distributions(summary: Summary) -> dict[str, Distribution]:
+    """Of every column."""
+    return {name: _distribution(summary, name, histogram) for name, histogram in summary.histograms.items()}
 
 
-def correlations(found: Summary) -> dict[str, Any]:
-    """Pearson's, of score, response length and rewards; null where a column is constant."""
-    names = [name for name in found.names if name != "num_prompt_tokens"]
-    at = [found.names.index(name) for name in names]
-    return {"names": names, "matrix": [[_correlation(found, i, j) for j in at] for i in at]}
+def _distribution(summary: Summary, name: str, histogram: Histogram) -> Distribution:
+    if name in summary.names:
+        i = summary.names.index(name)
+        mean, deviation = float(summary.mean[i]), float(np.sqrt(max(summary.covariance[i, i], 0.0)))
+    else:
+        mean, deviation = summary.gates[name], None
+    return Distribution(
+        mean, deviation, histogram.low, histogram.high, histogram.quantiles(), histogram.bins()
+    )
 
 
-def _correlation(found: Summary, i: int, j: int) -> float | None:
-    a, b = found.covariance[i, i], found.covariance[j, j]
-    if not (_varies(found, i) and _varies(found, j)):
+def correlations(summary: Summary) -> Correlation:
+    """Of score, response length and rewards."""
+    names = [name for name in summary.names if name != "num_prompt_tokens"]
+    at = [summary.names.index(name) for name in names]
+    return Correlation(names, [[_correlation(summary, i, j) for j in at] for i in at])
+
+
+def _correlation(summary: Summary, i: int, j: int) -> float | None:
+    a, b = summary.covariance[i, i], summary.covariance[j, j]
+    if not (_varies(summary, i) and _varies(summary, j)):
         return None
-    return float(np.clip(found.covariance[i, j] / np.sqrt(a * b), -1, 1))
+    return float(np.clip(summary.covariance[i, j] / np.sqrt(a * b), -1, 1))
 
 
-def _varies(found: Summary, i: int) -> bool:
-    """Whether a variance is more than what rounding makes of a constant."""
-    return bool(found.covariance[i, i] > 1e-14 * (1 + found.mean[i] ** 2))
+def _varies(summary: Summary, i: int) -> bool:
+    """Whether a variance is larger than what rounding makes of a constant."""
+    return bool(summary.covariance[i, i] > 1e-14 * (1 + summary.mean[i] ** 2))
 
 
-def by_length(found: Summary) -> dict[str, Any]:
-    """Least squares of score and every reward on the response's tokens."""
-    at = found.names.index(LENGTH)
-    told = {}
-    for i, name in enumerate(found.names):
-        if name.startswith("num_"):
-            continue
-        variance, own = found.covariance[at, at], float(np.sqrt(max(found.covariance[i, i], 0)))
-        slope = float(found.covariance[i, at] / variance) if _varies(found, at) else None
-        told[name] = {
-            "slope": None if slope is None else slope * _PER_TOKENS,
-            "intercept": None if slope is None else float(found.mean[i] - slope * found.mean[at]),
-            "slope_in_sd": slope * _PER_TOKENS / own if slope is not None and _varies(found, i) else None,
-            "correlation": _correlation(found, i, at),
-        }
-    return told
+def by_length(summary: Summary) -> dict[str, Trend]:
+    """Of score and every reward."""
+    names = [name for name in summary.names if not name.startswith("num_")]
+    return {name: _trend(summary, summary.names.index(name), summary.names.index(LENGTH)) for name in names}
 
 
-def influence(found: Summary) -> dict[str, Any]:
-    """Of every part of the score: its mean, with and without signs, and its share of the score's variance.
+def _trend(summary: Summary, i: int, length: int) -> Trend:
+    if not _varies(summary, length):
+        return Trend(None, None, None, None)
+    slope = float(summary.covariance[i, length] / summary.covariance[length, length])
+    intercept = float(summary.mean[i] - slope * summary.mean[length])
+    deviation = float(np.sqrt(max(summary.covariance[i, i], 0)))
+    in_sd = slope * _PER_TOKENS / deviation if _varies(summary, i) else None
+    return Trend(slope * _PER_TOKENS, intercept, in_sd, _correlation(summary, i, length))
 
-    The shares add up to 1: each is the covariance of the part and the score over the variance of the score.
-    """
-    score, first = found.names.index(SCORE), len(found.names)
-    told = {}
-    for i, (name, absolute) in enumerate(found.absolute.items(), first):
-        share = found.covariance[i, score] / found.covariance[score, score] if _varies(found, score) else None
-        told[name] = {
-            "mean": float(found.mean[i]),
-            "mean_absolute": absolute,
-            "share_of_variance": None if share is None else float(share),
-        }
-    return told
+
+def influence(summary: Summary) -> dict[str, Influence]:
+    """Of every term of the score."""
+    score, first = summary.names.index(SCORE), len(summary.names)
+    terms = {}
+    for i, (name, absolute) in enumerate(summary.absolute.items(), first):
+        share = None
+        if _varies(summary, score):
+            share = float(summary.covariance[i, score] / summary.covariance[score, score])
+        terms[name] = Influence(float(summary.mean[i]), absolute, share)
+    return terms

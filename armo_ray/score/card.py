@@ -1,7 +1,7 @@
-"""The dataset card of an output, README.md: what was scored with what, how far, and how to read it.
+"""The dataset card of an output, README.md: what was scored, with which model, how far, and how to read it.
 
-The driver writes it, now and then while a run goes on and at its end. A card that somebody edited, which has
-lost its first comment, stays as it is.
+The driver writes it from time to time during a run and at its end. A card whose first comment was deleted belongs to
+whoever edited it, and is not written again.
 """
 
 import json
@@ -10,19 +10,18 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from armo_ray.outputs.cards import CARD, Parts, front_matter, table
+from armo_ray.outputs.cards import CARD, Split, card
 from armo_ray.outputs.schema import REJECTS, footer
 from armo_ray.score.job import Job
 from armo_ray.storage import commits, parts
 from armo_ray.storage.store import Store
-from armo_ray.version import __version__
 
 MARK = "<!-- armo-ray writes this file; delete this line to keep it as you edit it -->"
 _SUMS = ("units", "candidates", "scored", "num_tokens", "computed_tokens")
 _TOTALLED = ("rejected", *_SUMS[1:])
 _LLAMA3 = "https://www.llama.com/llama3/license/"
-# of models whose card names one; nothing is guessed of others
-_LICENCES = {
+# only of models whose card names one
+_LICENSES = {
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": f"[Meta Llama 3 Community License]({_LLAMA3}) (`llama3` on its model card)"
 }
 _LONGER = {
@@ -33,22 +32,22 @@ _LONGER = {
 _MEANING = {
     "row_id": "`<shard hash>:<row>:<candidate>`, unique and stable",
     "prompt_id": "hash of the rendered prompt: groups a prompt across shards",
-    "source": "the shard that it came from",
-    "source_row": "row of the shard, from 0; line number in JSONL",
-    "candidate": "which answer of the row, from 0",
+    "source": "URI of the shard",
+    "source_row": "row of the shard, from 0; in JSONL the line",
+    "candidate": "index of the response within its row, from 0",
     "role": "`chosen`, `rejected` or `response`",
     "score": "the model's score, higher is better",
-    "rewards": "what the model says of each objective",
-    "gating": "the weights of the objectives; null where the model has none",
-    "num_prompt_tokens": "tokens before the answer",
-    "num_response_tokens": "tokens of the answer",
-    "flags": "what to know of a row, such as `truncated`; README lists them",
-    "step_scores": "what a process reward model says of each step",
-    "prompt": "messages before the answer",
-    "response": "the answer",
-    "reason": "why it could not be scored",
-    "detail": "the same, in words",
-    "raw": "the row as JSON, once for each row",
+    "rewards": "the model's reward for each objective",
+    "gating": "the model's weights of the objectives; null where it has none",
+    "num_prompt_tokens": "tokens before the response",
+    "num_response_tokens": "tokens of the response",
+    "flags": "notes on the row, such as `truncated`; README of armo-ray lists them",
+    "step_scores": "a process reward model's score of each step",
+    "prompt": "messages before the response",
+    "response": "messages of the response",
+    "reason": "why it was not scored",
+    "detail": "the reason in words",
+    "raw": "the row as JSON, with the first of its rejects",
 }
 
 
@@ -56,9 +55,9 @@ class Card:
     """The card of an output while a run writes it.
 
     Args:
-        inputs: of this run.
-        earlier: units that were committed before it.
-        planned: units that it has to commit, where that can be told before the shards are read.
+        inputs: URIs that the run reads.
+        earlier: ids of the units that were committed before it.
+        planned: units that it has to commit, if they can be counted before the shards are read.
     """
 
     def __init__(
@@ -74,10 +73,10 @@ class Card:
         self.inputs = inputs
         self.earlier = earlier
         self.planned = planned
-        self.before: dict[str, Any] | None = None  # totals of the earlier units, read when they are wanted
+        self.before: dict[str, Any] | None = None  # totals of the earlier units, once read
 
     def in_progress(self, own: Mapping[str, Any], done: float) -> None:
-        """Write how far the run is: the totals of what it committed, and the fraction of its input that is."""
+        """Write how far the run is: totals of its own commits, and the fraction of its input that is done."""
         if self.before is None:
             self.before = commits.totals(commits.read_commits(self.store, self.earlier, _TOTALLED))
         totals = {name: self.before[name] + own[name] for name in _SUMS}
@@ -87,9 +86,9 @@ class Card:
         self._write(totals, f"In progress: {done:.0%} of the input, {totals['units']}{of} units committed.")
 
     def stopped(self) -> None:
-        """Write what is committed now: more than the run counted, where units were committed as it stopped."""
+        """Write what is committed, which may be more than the run counted before it stopped."""
         if self.store.read_json(commits.SUCCESS) is not None:
-            return  # stopped before it began: the output is as whole as it was
+            return  # stopped before it began; the output is still complete
         if records := commits.read_commits(self.store, names=_TOTALLED):
             state = f"Not complete: {len(records)} units were committed when the run stopped."
             self._write(commits.totals(records), state)
@@ -112,96 +111,70 @@ class Card:
 
 
 class Facts(NamedTuple):
-    """What a card tells besides the job."""
+    """What a card shows besides the job."""
 
     uri: str
     inputs: Sequence[str]
-    totals: Mapping[str, Any]  # as commits.totals has them; shards may be missing
+    totals: Mapping[str, Any]  # those of commits.totals; shards may be missing
     state: str
-    parts: Sequence[Mapping[str, Any]] | None = None  # all of them, once no more are written
+    parts: Sequence[Mapping[str, Any]] | None = None  # all parts, once the output is complete
 
 
 def render(job: Job, facts: Facts) -> str:
     """The text of a card."""
-    totals, model = facts.totals, footer(job.scores)["model"]
+    totals, about = facts.totals, footer(job.scores)
     configs = {}
     if totals["scored"]:
-        configs["scores"] = {"train": f"{parts.SCORES}/**/*.parquet"}
+        configs["scores"] = {"train": _split(parts.SCORES, "**/*.parquet", facts.parts)}
     if totals["rejected"]:
-        configs["rejects"] = {"train": f"{parts.REJECTS}/*.parquet"}
-    tags, state = ("armo-ray", "reward-model"), (facts.uri, facts.parts or commits.now())
-    lines = [
-        *front_matter(configs, tags, totals["scored"], state, _by_folder(configs, facts.parts)),
-        MARK,
-        f"# Scores by {model.rstrip('/').rpartition('/')[2]}",
-        "",
-        f"{facts.state} One row per answer, scored by armo-ray {__version__}. As of {commits.now()}.",
-        "",
-        "## Source",
-        "",
-        *(f"- `{uri}`" for uri in facts.inputs),
-        "",
-        f"Layout {job.layout.title}: " + ", ".join(f"{k} from `{v}`" for k, v in job.layout.columns.items()),
-        "",
-        *_model(job),
-        *_counts(totals),
-        *_columns(job),
-        *_licence(model),
-        *_loading(facts.uri, bool(job.partition_by) or any("=" in p["path"] for p in facts.parts or ())),
-    ]
-    return "\n".join(lines)
+        configs["rejects"] = {"train": _split(parts.REJECTS, "*.parquet", facts.parts)}
+    is_partitioned = bool(job.partition_by) or any("=" in part["path"] for part in facts.parts or ())
+    rewards = job.scores.field("rewards").type
+    return card(
+        "score/templates/README.md.jinja",
+        configs,
+        ("armo-ray", "reward-model"),
+        (facts.uri, facts.parts or commits.now()),
+        totals["scored"],
+        mark=MARK,
+        model=about["model"].rstrip("/").rpartition("/")[2],
+        facts=facts,
+        uri=json.dumps(facts.uri),
+        is_remote="://" in facts.uri,
+        is_partitioned=is_partitioned,
+        layout=job.layout,
+        about=_model(job, about),
+        counts=_counts(totals),
+        columns=[(f"`{field.name}`", kind(field.type), _meaning(field.name, job)) for field in job.scores],
+        rewards=[rewards.field(i).name for i in range(rewards.num_fields)],
+        rejects=[(f"`{field.name}`", kind(field.type), _MEANING[field.name]) for field in REJECTS],
+        license=_LICENSES.get(about["model"]),
+    )
 
 
-def _by_folder(folders: Iterable[str], written: Sequence[Mapping[str, Any]] | None) -> Parts | None:
-    if written is None:
-        return None
-    return {name: {"train": [p for p in written if p["path"].startswith(f"{name}/")]} for name in folders}
+def _split(folder: str, files: str, written: Sequence[Mapping[str, Any]] | None) -> Split:
+    own = None if written is None else [part for part in written if part["path"].startswith(f"{folder}/")]
+    return Split(f"{folder}/{files}", own)
 
 
-def _model(job: Job) -> list[str]:
-    known = footer(job.scores)
+def _model(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
     special = "read as plain text and flagged" if job.special_tokens == "plain" else "read as special tokens"
-    rows = [
-        ("model", f"`{known['model']}`"),
-        ("revision", f"`{known['model_revision']}`" if known["model_revision"] else "none, a directory"),
+    return [
+        ("model", f"`{about['model']}`"),
+        ("revision", f"`{about['model_revision']}`" if about["model_revision"] else "none, a directory"),
         ("family", job.family.name),
-        ("fingerprint of the weights", f"`{known['model_fingerprint']}`"),
-        ("backbone's type", job.dtype),
-        ("longest conversation", f"{job.max_length} tokens; longer ones are {_LONGER[job.truncate]}"),
+        ("fingerprint of the weights", f"`{about['model_fingerprint']}`"),
+        ("dtype of the backbone", job.dtype),
+        ("maximum length", f"{job.max_length} tokens; longer conversations are {_LONGER[job.truncate]}"),
         ("text that spells special tokens", special),
     ]
-    return ["## Model", "", *table(("", ""), rows), ""]
 
 
-def _counts(totals: Mapping[str, Any]) -> list[str]:
+def _counts(totals: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = {"shards": "shards", "units": "units of work", "candidates": "candidates", "scored": "scored"}
-    rows = [(told, f"{totals[name]:,}") for name, told in names.items() if name in totals]
-    rows.append(("tokens, each conversation whole", f"{totals['num_tokens']:,}"))
-    rows += [(f"rejected: `{reason}`", f"{n:,}") for reason, n in sorted(totals["rejected"].items())]
-    return ["## Counts", "", *table(("", ""), rows), ""]
-
-
-def _columns(job: Job) -> list[str]:
-    rewards = job.scores.field("rewards").type
-    return [
-        "## Columns",
-        "",
-        *table(
-            ("column", "type", "meaning"),
-            [(f"`{f.name}`", kind(f.type), _meaning(f.name, job)) for f in job.scores],
-        ),
-        "",
-        "Rewards: " + ", ".join(f"`{rewards.field(i).name}`" for i in range(rewards.num_fields)),
-        "",
-        "Directories `NAME=VALUE` on the way to a part are columns for readers of hive partitions.",
-        "",
-        "Of rejects:",
-        "",
-        *table(
-            ("column", "type", "meaning"), [(f"`{f.name}`", kind(f.type), _MEANING[f.name]) for f in REJECTS]
-        ),
-        "",
-    ]
+    rows = [(label, f"{totals[name]:,}") for name, label in names.items() if name in totals]
+    rows.append(("tokens, each conversation counted whole", f"{totals['num_tokens']:,}"))
+    return rows + [(f"rejected: `{reason}`", f"{n:,}") for reason, n in sorted(totals["rejected"].items())]
 
 
 def _meaning(name: str, job: Job) -> str:
@@ -209,49 +182,7 @@ def _meaning(name: str, job: Job) -> str:
 
 
 def kind(of: pa.DataType) -> str:
-    """The name of a type; of the rewards' struct not all of its names."""
+    """The name of a type; a struct of rewards is abbreviated."""
     if pa.types.is_struct(of) and of.num_fields and len({field.type for field in of}) == 1:
         return f"struct of {of.num_fields} {kind(of.field(0).type)}"
     return "float32" if pa.types.is_float32(of) else str(of)
-
-
-def _licence(model: str) -> list[str]:
-    told = _LICENCES.get(model, "not known to armo-ray: see where it came from")
-    return [
-        "## Licence",
-        "",
-        f"- of the model: {told}",
-        "- of the data: what holds for its source holds for what was kept of it here",
-        "",
-    ]
-
-
-def _loading(uri: str, partitioned: bool) -> list[str]:
-    # datasets reads the card of a directory, but none of an object store
-    given = f'"parquet", data_files=f"{{OUT}}/{parts.SCORES}/**/*.parquet"' if "://" in uri else "OUT"
-    columns = [
-        f'scores = datasets.Dataset(pyarrow.parquet.read_table(f"{{OUT}}/{parts.SCORES}"))'
-        "  # with the directories as columns",
-    ]
-    return [
-        "## Loading",
-        "",
-        "```python",
-        f"OUT = {json.dumps(uri)}",
-        "",
-        "import datasets",
-        *(["import pyarrow.parquet"] if partitioned else []),
-        f'scores = datasets.load_dataset({given}, split="train")',
-        *(columns if partitioned else []),
-        "",
-        "import duckdb",
-        f"files = f\"read_parquet('{{OUT}}/{parts.SCORES}/**/*.parquet', hive_partitioning = true)\"",
-        'best = duckdb.sql(f"FROM {files} ORDER BY score DESC LIMIT 10")',
-        "",
-        "import ray.data",
-        f'ds = ray.data.read_parquet(f"{{OUT}}/{parts.SCORES}")',
-        "```",
-        "",
-        "While a run goes on, only the parts that a record in `_commits/` names are there to stay.",
-        "",
-    ]

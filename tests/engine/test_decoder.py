@@ -103,14 +103,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "dynamic-rope": (
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0} | ROPE},
-        "rope_type dynamic depends on",
+        "rope_type dynamic would depend on",
     ),
     "long-rope": (
         {
             "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
             | ROPE
         },
-        "rope_type longrope depends on",
+        "rope_type longrope would depend on",
     ),
 }
 

@@ -218,7 +218,7 @@ def test_a_terminal_and_a_figure_show_only_the_sections_of_very_many_subsets() -
         for text in (evaluation(numbers), figures(numbers)["accuracy.svg"]):
             assert "Mean of subsets" in text
             assert ("subset 7" in text) == (count == 60)
-    assert "61 subsets are not shown: with --output they are in evaluation.json" in evaluation(numbers)
+    assert "61 subsets are not shown; --output writes them to evaluation.json" in evaluation(numbers)
 
 
 def test_every_reward_is_evaluated_like_the_score_and_compared_with_it() -> None:

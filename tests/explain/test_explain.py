@@ -102,11 +102,11 @@ def test_the_tokens_equal_those_of_the_models_own_tokenizer(
     gate = max(at for at in range(len(ids)) if ids[at : at + len(pattern)] == pattern)
     assert {at: mark for at, (_, mark) in tokens.items() if mark} == {
         gate: "read: gate, at the end of the last user turn",
-        gate + len(pattern): "the answer begins",
+        gate + len(pattern): "the response begins",
         len(ids) - 1: "read: rewards, at the last token",
     }
     assert (
-        f"{row['num_prompt_tokens']:,} of the prompt and {row['num_response_tokens']:,} of the answer, as stored"
+        f"{row['num_prompt_tokens']:,} in the prompt and {row['num_response_tokens']:,} in the response, as stored"
         in text
     )
     assert gate + len(pattern) == row["num_prompt_tokens"]
@@ -150,7 +150,7 @@ def test_text_comes_from_the_scores_or_from_the_unchanged_shard(
     row_id = rows_of(tmp_path / "not")[0]["row_id"]
     assert listed(explained(capsys, tmp_path / "kept", row_id))
     text = explained(capsys, tmp_path / "not", row_id)
-    assert "tokens     not told: " in text
+    assert "tokens     not shown: " in text
     assert "is gone, or changed since it was scored" in text
     assert len(contributions(text)) == 19
 
@@ -233,7 +233,7 @@ def test_a_reject_is_explained_with_its_reason_and_advice(
     rows = [{"prompt": "a", "chosen": "word " * 900, "rejected": "d"}]
     score_locally(tiny_model, write_pairs(tmp_path / "long.jsonl", rows), tmp_path / "cut", **options)
     text = explained(capsys, tmp_path / "cut", "rejected")
-    assert "what can be cut is not enough" in text
+    assert "there is not enough text to cut" in text
 
 
 def test_there_is_advice_for_every_reason() -> None:
@@ -321,7 +321,7 @@ def test_scores_not_made_by_a_model_are_explained_without_tokens(
     output = score_synthetically(tmp_path / "out", write_pairs(tmp_path / "in.jsonl", PAIRS))
     row = max(rows_of(output), key=lambda row: row["score"])
     text = explained(capsys, output, "highest")
-    assert "tokens     not told: the output names no tokenizer" in text
+    assert "tokens     not shown: the output names no tokenizer" in text
     assert printed_score(text) == pytest.approx(row["score"], abs=1e-6)
 
 
@@ -349,7 +349,7 @@ def test_an_ensemble_is_explained_by_the_scores_of_its_models(
         off = 0.01 * less["num_response_tokens"]
         capsys.readouterr()
         text = explained(capsys, tmp_path / "less", less["row_id"])
-        line = rf"is {row['score']:.6f}, less {off:.6f} for its length: {less['score']:.6f}  as stored"
+        line = rf"is {row['score']:.6f}, minus {off:.6f} for its length: {less['score']:.6f}  as stored"
         assert re.search(line, text), text
 
 

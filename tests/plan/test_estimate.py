@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from armo_ray.cli.main import main
+from armo_ray.formatting.numbers import abbreviated
 from armo_ray.model.chat import Chat
 from armo_ray.model.families import FAMILIES
 from armo_ray.plan.describe import lengths
 from armo_ray.plan.estimate import estimate
 from armo_ray.plan.intervals import Counted, Figure, share, total
 from armo_ray.plan.options import PlanOptions
-from armo_ray.plan.show import lines, short
+from armo_ray.plan.show import lines
 from armo_ray.score.config import load_config
 from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.families import write_family
@@ -219,7 +220,8 @@ def test_of_comparisons_that_fit_into_no_pack_no_length_is_made_up(tmp_path: Pat
 
 def test_numbers_are_told_in_three_digits_up_to_the_next_unit() -> None:
     told = [
-        short(x) for x in (0.0, 0.25, 99.97, 999.7, 12_345, 99_999.7, 123_456, 999_900, 999_999_999, 2.5e12)
+        abbreviated(x)
+        for x in (0.0, 0.25, 99.97, 999.7, 12_345, 99_999.7, 123_456, 999_900, 999_999_999, 2.5e12)
     ]
     assert told == ["0", "0.25", "100", "1,000", "12,345", "100 k", "123 k", "1 M", "1 G", "2.5 T"]
 

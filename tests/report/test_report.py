@@ -279,10 +279,13 @@ def test_the_use_of_the_devices_is_the_one_that_the_run_told(scored_pairs: Path)
     counts = Counts(0)
     for record in records:
         counts = counts.plus(record, 0.0)
-    told = speed(records, [{}], None)
-    assert told is not None
-    assert 0 < told["mfu"] == pytest.approx(counts.mfu)
-    assert speed([{**records[0], "peak_flops": None}], [{}], None)["mfu"] is None  # type: ignore[index]
+    measured = speed(records, [{}], None)
+    assert measured is not None
+    assert measured.mfu == pytest.approx(counts.mfu)
+    assert measured.mfu
+    unknown = speed([{**records[0], "peak_flops": None}], [{}], None)
+    assert unknown is not None
+    assert unknown.mfu is None
 
 
 def shifted(output: Path, copy: Path, by: float) -> Path:
@@ -465,7 +468,7 @@ def test_scores_that_were_made_anew_have_a_report(
     influence = found["influence"]
     page = (tmp_path / "report" / "report.html").read_text("utf-8")
     assert ("What drives the score" in page) == bool(influence)
-    assert "tokens, each conversation whole" not in page
+    assert "tokens, each conversation counted whole" not in page
     if arguments[0] == "--ensemble":
         assert influence == {}
     else:

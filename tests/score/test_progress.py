@@ -19,10 +19,11 @@ import pytest
 from rich.console import Console
 
 from armo_ray.engine.flops import peak_of
+from armo_ray.formatting.numbers import clock, rate
 from armo_ray.score.job import prepare
 from armo_ray.score.progress import Counts, Progress, every
 from armo_ray.score.progress.terminal import render
-from armo_ray.score.progress.text import clock, line, number
+from armo_ray.score.progress.text import line
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage.commits import SUCCESS
 from armo_ray.storage.store import Store
@@ -156,7 +157,7 @@ def test_a_time_is_told_in_hours(seconds: float | None, told: str) -> None:
     ("value", "told"), [(None, "-"), (0.5234, "0.523"), (34.12, "34.1"), (12345.6, "12,346")]
 )
 def test_a_rate_has_three_digits_at_least(value: float | None, told: str) -> None:
-    assert number(value, grouped=True) == told
+    assert rate(value, grouped=True) == told
 
 
 CHILD = """

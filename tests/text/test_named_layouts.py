@@ -245,7 +245,7 @@ def test_a_named_layout_does_not_win_over_columns_that_it_leaves_unread(
 
 
 def test_a_layout_that_cannot_be_scored_says_why() -> None:
-    with pytest.raises(ConfigError, match="holds no prompts: join each row with its request"):
+    with pytest.raises(ConfigError, match="has no prompts: join each row with its request"):
         detect(of_rows([NAMED["openai-batch-output"].example]))
 
 

@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from armo_ray.formatting.numbers import UNKNOWN, clock, percent, rate, times
 from armo_ray.score.progress.counts import Counts
-from armo_ray.score.progress.text import UNKNOWN, clock, number, percent, times
 
 _DRAWN_PER_S = 2  # takes 4 ms
 _MOST_REASONS = 4
@@ -70,20 +70,20 @@ def render(counts: Counts, now: float) -> RenderableType:
 
 
 def _figures(counts: Counts, now: float) -> dict[str, str]:
-    def rate(count: int) -> str:
-        return number(counts.rate(count, now), grouped=True)
+    def per_second(count: int) -> str:
+        return rate(counts.rate(count, now), grouped=True)
 
     return {
         "units": f"{counts.units:,}",
         "scored": f"{counts.scored:,}",
         "rejected": f"{counts.all_rejected:,}",
-        "candidates/s": rate(counts.scored),
-        "tokens/s": rate(counts.num_tokens),
-        "computed/s": rate(counts.computed_tokens),
+        "candidates/s": per_second(counts.scored),
+        "tokens/s": per_second(counts.num_tokens),
+        "computed/s": per_second(counts.computed_tokens),
         "sharing": times(counts.sharing),
-        "pack fill": percent(counts.pack_fill),
-        "MFU": percent(counts.mfu),
-        "idle": percent(counts.idle),
+        "pack fill": percent(counts.pack_fill, unit="%"),
+        "MFU": percent(counts.mfu, unit="%"),
+        "idle": percent(counts.idle, unit="%"),
         "replicas": _replicas(counts),
         "retries": f"{counts.retries:,}",
     }

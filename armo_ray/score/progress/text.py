@@ -1,12 +1,11 @@
-"""Numbers as people read them, and the one line that a log gets."""
+"""The counts as one line of a log."""
 
+from armo_ray.formatting.numbers import UNKNOWN, clock, percent, rate, times
 from armo_ray.score.progress.counts import Counts
-
-UNKNOWN = "-"
 
 
 def line(counts: Counts, now: float) -> str:
-    """All that is known, as key=value words."""
+    """All counts and rates as key=value words; `now` is in seconds of the monotonic clock."""
     reasons = ",".join(f"{reason}:{n}" for reason, n in sorted(counts.rejected.items()))
     words = {
         "done": f"{counts.done:.1%}",
@@ -15,40 +14,14 @@ def line(counts: Counts, now: float) -> str:
         "scored": counts.scored,
         "rejected": counts.all_rejected,
         **({"reasons": reasons} if reasons else {}),
-        "candidates/s": number(counts.rate(counts.scored, now)),
-        "tokens/s": number(counts.rate(counts.num_tokens, now)),
-        "computed/s": number(counts.rate(counts.computed_tokens, now)),
+        "candidates/s": rate(counts.rate(counts.scored, now)),
+        "tokens/s": rate(counts.rate(counts.num_tokens, now)),
+        "computed/s": rate(counts.rate(counts.computed_tokens, now)),
         "sharing": times(counts.sharing),
-        "fill": percent(counts.pack_fill),
-        "mfu": percent(counts.mfu),
-        "idle": percent(counts.idle),
+        "fill": percent(counts.pack_fill, unit="%"),
+        "mfu": percent(counts.mfu, unit="%"),
+        "idle": percent(counts.idle, unit="%"),
         "replicas": UNKNOWN if counts.replicas is None else counts.replicas,
         "retries": counts.retries,
     }
     return "progress " + " ".join(f"{name}={value}" for name, value in words.items())
-
-
-def number(value: float | None, grouped: bool = False) -> str:
-    """Three digits at least: 0.523, 34.1, 12345, and grouped 12,345."""
-    if value is None:
-        return UNKNOWN
-    if value < 100:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if grouped else f"{value:.0f}"
-
-
-def percent(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.1%}"
-
-
-def times(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.2f}x"
-
-
-def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
-    if seconds is None:
-        return UNKNOWN
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
