@@ -12,7 +12,8 @@ FILES = {
     "base/__init__.py": "",
     "base/low.py": '"""Low."""\n\n\ndef short() -> int:\n    return 1\n',
     "base/other.py": "def late() -> None:\n    from ..top import main\n",
-    "top.py": '"""Top."""\nimport pkg.base.low\nRUN = "pkg.lazy:run"\n\n\ndef main() -> None:\n' + "    x = 1\n" * 50,
+    "top.py": '"""Top."""\nimport pkg.base.low\nRUN = "pkg.lazy:run"\n\n\ndef main() -> None:\n'
+    + "    x = 1\n" * 50,
     "lazy.py": '"""Lazy."""\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from . import side\n',
     "side.py": '"""Side."""\n',
 }

@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 GAP, HEADING = 24, 24  # SVG user units
-CHART = re.compile(r'<svg class="chart"[^>]*viewBox="0 0 (\d+) (\d+)"[^>]*aria-label="([^"]*)">(.*?)</svg>', re.S)
+CHART = re.compile(
+    r'<svg class="chart"[^>]*viewBox="0 0 (\d+) (\d+)"[^>]*aria-label="([^"]*)">(.*?)</svg>', re.S
+)
 
 
 def picture(page: str, titles: list[str]) -> str:
