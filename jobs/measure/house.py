@@ -3,9 +3,9 @@
 python -m jobs.measure.house [--json] [PACKAGE]
 
 A room is a folder or a module directly inside the package; the package's own `__init__` is one too. An arrow leads
-from a room to one that it imports, also inside a function, for types alone, or by a text "module:name". A room is one floor above the highest of
-those that it imports; rooms of a circle share a floor. A circle is a group of rooms, or of modules, that lead to each
-other.
+from a room to one that it imports, also inside a function, for types alone, or by a text "module:name". A room is one
+floor above the highest of those that it imports; rooms of a circle share a floor. A circle is a group of rooms, or of
+modules, that lead to each other.
 """
 
 import argparse
