@@ -20,10 +20,12 @@ from armo_ray import exit_status
 from armo_ray.cli.commands import COMMANDS as ARMO_RAY
 from armo_ray.cli.main import main
 from armo_ray.cli.parser import build_parser
+from armo_ray.formatting.svg import chart_style, histogram
 from armo_ray.model.families import FAMILIES
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, FLAGS, REJECT_REASONS, RESERVED
 from armo_ray.score.config import load_config
 from armo_ray.text.layouts import ALIASES
+from jobs.measure.picture import picture
 from tests.support.local import score_locally
 from tests.support.paths import ROOT, SAMPLE
 from tests.test_architecture import BETWEEN_COMMANDS, COMMANDS, CORE, FACE
@@ -76,10 +78,10 @@ def test_every_command_is_one_that_exists(line: str) -> None:
     if words[0] == "armo-ray":
         build_parser().parse_args(words[1:])
     elif words[0] == "ray":
-        command = ray_cli
-        context = click.Context(command)
+        command: click.Command | None = ray_cli
+        arguments = words[1:]
         while isinstance(command, click.Group):
-            _, command, words = command.resolve_command(context, words[1:] if command is ray_cli else words)
+            _, command, arguments = command.resolve_command(click.Context(command), arguments)
         assert command is not None
     elif words[0] == "bash":
         assert (ROOT / words[1]).exists()
@@ -189,3 +191,13 @@ def test_the_identity_of_the_score_holds_as_it_is_told(tiny_model: Path, tmp_pat
     names = {"armo_ray": armo_ray, "numpy": numpy, "pyarrow": pyarrow}
     exec(example.replace("OUT/scores/", f"{tmp_path}/scores/"), names)
     assert names["table"].num_rows == 260
+
+
+def test_charts_of_a_page_become_one_file_in_the_colors_of_the_page() -> None:
+    css = (ROOT / "armo_ray/report/templates/page.css").read_text("utf-8") + chart_style()
+    charts = [histogram(title, [0, 1, 2], [3, 4], ("x", "y")).__html__() for title in ("A", "B")]
+    svg = picture(f"<style>\n{css}</style>{''.join(charts)}", ["B"])
+    assert [text.text for text in ET.fromstring(svg).findall(".//{*}text[@class='heading']")] == ["B"]
+    assert "fill: #3b6ea8" in svg
+    with pytest.raises(KeyError, match="C"):
+        picture("", ["C"])
