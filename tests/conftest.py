@@ -33,17 +33,32 @@ settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the nightly tests too, and longer searches")
     parser.addoption("--soak", action="store_true", help="run the tests that inject faults for hours")
     parser.addoption("--soak-faults", type=int, default=1000, help="faults that they inject (default: 1000)")
     parser.addoption("--soak-seed", type=int, default=0, help="of their kinds and times (default: 0)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The soak without the rest, or the rest without the soak."""
-    soak = config.getoption("--soak")
-    others = [item for item in items if ("soak" in item.keywords) != soak]
+    """The soak without the rest, or the rest without the soak; tests that need Ray first, all on one worker."""
+    soak, nightly = config.getoption("--soak"), config.getoption("--soak") or config.getoption("--all")
+    others = [
+        item
+        for item in items
+        if ("soak" in item.keywords) != soak or ("nightly" in item.keywords and not nightly)
+    ]
     config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+    items[:] = sorted((item for item in items if item not in others), key=_order)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:  # tests of one module share its fixtures
+            item.add_marker(pytest.mark.xdist_group("ray" if _order(item) < 2 else item.path.stem))
+
+
+def _order(item: pytest.Item) -> int:
+    """Tests on the shared Ray come first, then those that start one of their own, then all others."""
+    if "local_ray" in getattr(item, "fixturenames", ()):
+        return 0
+    return 1 if item.get_closest_marker("ray") else 2
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -51,6 +66,32 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{name}: {value}")
+
+
+@pytest.fixture
+def local_ray() -> str:
+    """A Ray on this machine, shared by the tests that ask for it; returns its address. It exports metrics every
+    half second, not every ten."""
+    import ray  # takes seconds, which not every test wants
+
+    if not ray.is_initialized():
+        ray.init(
+            "local",
+            num_cpus=3,
+            include_dashboard=False,
+            log_to_driver=False,
+            _system_config={"metrics_report_interval_ms": 500},
+        )
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The shared Ray ends where the next test does not use it."""
+    if _order(item) == 0 and (nextitem is None or _order(nextitem) > 0):
+        import ray
+
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

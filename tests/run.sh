@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Lint, types and every test, from a clean checkout: makes .venv unless PYTHON names an environment to use.
-# With --soak, instead of the tests, 1,000 faults at random; other arguments go to pytest.
+# Lint and types are checked beside the tests, which two workers share; `-n 0` runs them in one process.
+# With --all, the nightly tests too; with --soak, instead of the tests, 1,000 faults at random. Other arguments go
+# to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,8 +14,20 @@ if [ -z "${PYTHON:-}" ]; then
     # only its tokenizer.model, the Llama-3 vocabulary, is used
     "$PYTHON" -m pip install -q --disable-pip-version-check -c cluster/constraints.txt --no-deps llama-models
 fi
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
-"$PYTHON" -m mypy
-case " $* " in *" --soak "*) set -- tests/test_soak.py tests/test_transaction.py "$@" ;; esac
-"$PYTHON" -m pytest -q "$@"
+
+lint() {
+    "$PYTHON" -m ruff check . && "$PYTHON" -m ruff format --check . && "$PYTHON" -m mypy
+}
+
+case " $* " in *" --soak "*) set -- tests/score/test_soak.py tests/score/test_transaction.py "$@" ;; esac
+workers=(-n 2 --dist loadgroup --no-loadscope-reorder)
+case " $* " in *no:xdist*) workers=() ;; esac
+
+told=$(mktemp)
+trap 'rm -f "$told"' EXIT
+lint >"$told" 2>&1 &
+status=0
+"$PYTHON" -m pytest -q "${workers[@]}" "$@" || status=$?
+wait $! || status=1
+cat "$told"
+exit "$status"

@@ -75,7 +75,8 @@ def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length:
     Raises ConfigError if no conversation can be scored.
     """
     from armo_ray.model.chat import Chat
-    from armo_ray.storage import readers, units
+    from armo_ray.storage.readers import sample
+    from armo_ray.storage.shard_rows import read_shard
     from armo_ray.storage.shards import find_shards
     from armo_ray.text.conversations import candidates_of
     from armo_ray.text.detect import detect
@@ -85,12 +86,10 @@ def from_shards(inputs: Sequence[str], model: Path, candidates: int, max_length:
     encoder = Encoder(Chat.load(model), max_length)
     groups: list[Group] = []
     for shard in find_shards(inputs):
-        _, schema, rows = readers.sample(shard, candidates)
+        _, schema, rows = sample(shard, candidates)
         layout = detect(of_rows(rows) if schema is None else of_schema(schema))
-        (span,) = units.cut([shard], "", candidates, layout.candidate_columns)
-        columns = layout.sources
-        for unit in readers.read_units(span, columns, lambda _: 1, candidates, ""):
-            rows = [row for _, row in unit.rows if isinstance(row, dict)]
+        for batch in read_shard(shard, layout.sources, layout.candidate_columns, batch_rows=candidates):
+            rows = [row for _, row in batch if isinstance(row, dict)]
             encoded = encoder.encode([c for row in rows for c in candidates_of(row, layout)])
             responses: list[list[Ids]] = [[] for _ in encoded.prompts]
             for at, response in zip(encoded.group, encoded.responses, strict=True):

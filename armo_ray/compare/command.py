@@ -14,7 +14,7 @@ from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, database, open_scores, scan
 from armo_ray.outputs.text import find_sources, read_text
-from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def run(options: CompareOptions) -> None:
     with new_output(options.output, "compare") as store:
         comparison = _compare(options, first, second)
         print(_text(comparison))
-        store.write(REPORT, commits.to_json(comparison))
+        store.write(REPORT, to_json(comparison))
 
 
 def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.schema import METADATA_KEY, footer, recomputed
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits
+from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.parts import REJECTS, SCORES, hive_values, put, read_content, read_part, write_table
+from armo_ray.storage.records import CommitRecord, PartEntry, RunFile
 from armo_ray.storage.store import Store
 
 _TASK_ROWS = 1 << 17
@@ -44,7 +46,7 @@ class Task:
 
     source: str
     output: str
-    records: tuple[Mapping[str, Any], ...]
+    records: tuple[CommitRecord, ...]
     change: Change
 
 
@@ -53,15 +55,15 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        for records in _runs(Store(output), run):
-            if twice := units & {record["unit"] for record in records}:
+        for records in _task_records(Store(output), run):
+            if twice := units & {record.unit for record in records}:
                 raise ConfigError(
                     f"{output}: unit {min(twice)} is also in another of the outputs: leave one of them out"
                 )
-            units |= {record["unit"] for record in records}
+            units |= {record.unit for record in records}
             kept = change.kept
             if kept is not None:
-                paths = [f"{output}/{part['path']}" for record in records for part in record["parts"]]
+                paths = [f"{output}/{part.path}" for record in records for part in record.parts]
                 kept = {path: kept[path] for path in paths if path in kept}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept)))
     if options.engine == "duckdb":  # each thread holds one part in memory at a time
@@ -72,35 +74,35 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
         run_tasks(_rewrite, tasks)
 
 
-def _runs(store: Store, of: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], ...]]:
+def _task_records(store: Store, run: RunFile) -> Iterator[tuple[CommitRecord, ...]]:
     """The commit records of an output, in batches of at most about _TASK_ROWS rows."""
-    run: list[Mapping[str, Any]] = []
+    records: list[CommitRecord] = []
     rows = 0
-    for record in commits.read_commits(store, run=of):
-        if run and rows + record["scored"] > _TASK_ROWS:
-            yield tuple(run)
-            run, rows = [], 0
-        run.append(record)
-        rows += record["scored"]
-    if run:
-        yield tuple(run)
+    for record in commits.read_commits(store, run=run):
+        if records and rows + record.scored > _TASK_ROWS:
+            yield tuple(records)
+            records, rows = [], 0
+        records.append(record)
+        rows += record.scored
+    if records:
+        yield tuple(records)
 
 
 def _rewrite(task: Task) -> None:
     source, store = Store(task.source), Store(task.output)
     for record in task.records:
         written = []
-        for part in record["parts"]:
-            if part["path"].startswith(f"{SCORES}/"):
+        for part in record.parts:
+            if part.is_in(SCORES):
                 table = read_part(source, part)
-                table = _changed(table, task.change, f"{source.uri}/{part['path']}")
-                written += [_write(store, part["path"], table, task.change.format)] if table.num_rows else []
+                table = _changed(table, task.change, f"{source.uri}/{part.path}")
+                written += [_write(store, part.path, table, task.change.format)] if table.num_rows else []
             elif task.change.kept is None:
                 written.append(copy_part(source, store, part))
         commits.commit(store, record_of(record, written, task.change.fingerprint))
 
 
-def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any]:
+def _write(store: Store, path: str, table: pa.Table, kind: str) -> PartEntry:
     if kind == "parquet":
         return write_table(store, path, table)
     for name, value in hive_values(path):  # JSON lines get the hive directories as columns
@@ -108,9 +110,9 @@ def _write(store: Store, path: str, table: pa.Table, kind: str) -> dict[str, Any
     return put(store, f"{path.removesuffix('parquet')}{kind}", encode(table, kind), table.num_rows)
 
 
-def copy_part(source: Store, store: Store, part: Mapping[str, Any]) -> dict[str, Any]:
+def copy_part(source: Store, store: Store, part: PartEntry) -> PartEntry:
     """Copy a part from one output to another, unchanged."""
-    return put(store, part["path"], read_content(source, part), part["rows"])
+    return put(store, part.path, read_content(source, part), part.rows)
 
 
 def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
@@ -128,13 +130,18 @@ def rescored(table: pa.Table, made_by: Mapping[str, Any]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.array(recomputed(table)))
 
 
-def record_of(record: Mapping[str, Any], parts: list[dict[str, Any]], fingerprint: str) -> dict[str, Any]:
+def record_of(record: CommitRecord, parts: list[PartEntry], fingerprint: str) -> CommitRecord:
     """The record of a unit of a new output: rows that were not kept count as never read."""
-    scored = sum(part["rows"] for part in parts if part["path"].startswith(f"{SCORES}/"))
-    rejected = record["rejected"] if any(p["path"].startswith(f"{REJECTS}/") for p in parts) else {}
-    candidates = scored + sum(rejected.values())
-    counts = {"scored": scored, "rejected": rejected, "candidates": candidates}
-    return {**record, **counts, "parts": parts, "run_fingerprint": fingerprint}
+    scored = sum(part.rows for part in parts if part.is_in(SCORES))
+    rejected = record.rejected if any(part.is_in(REJECTS) for part in parts) else {}
+    return replace(
+        record,
+        candidates=scored + sum(rejected.values()),
+        scored=scored,
+        rejected=rejected,
+        parts=tuple(parts),
+        run_fingerprint=fingerprint,
+    )
 
 
 def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
@@ -146,25 +153,26 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
     for output, other in zip(scores.outputs[1:], others, strict=True):
         differs = sorted(
             name
-            for name in first["identity"].keys() | other["identity"].keys()
-            if name != "unit_rows" and first["identity"].get(name) != other["identity"].get(name)
+            for name in first.identity.keys() | other.identity.keys()
+            if name != "unit_rows" and first.identity.get(name) != other.identity.get(name)
         )
-        if differs or first.get("carried") != other.get("carried"):
+        if differs or first.carried != other.carried:
             difference = ", ".join(differs) or "the types of kept columns"
             raise ConfigError(
                 f"{output} and {scores.outputs[0]} were scored with different settings ({difference}): "
                 f"use one at a time"
             )
-    details = {name: value for name, value in first.items() if name not in ("identity", "created_at")}
-    whole = {**first["identity"], **identity}
+    details = {
+        name: value for name, value in first.to_dict().items() if name not in ("identity", "created_at")
+    }
+    whole = {**first.identity, **identity}
     if made["options"]["format"] == "parquet":
         commits.open_run(store, whole, {**details, "made_by": made})
-    return commits.fingerprint_of(whole)
+    return fingerprint_of(whole)
 
 
 def finish(store: Store, options: DatasetOptions, title: str, about: str) -> None:
     """Write the manifest, which makes the output complete, and then the card; `about` is Markdown."""
-    parts = [part for record in commits.finish(store) for part in record["parts"]]
-    scores = [part for part in parts if part["path"].startswith(f"{SCORES}/")]
+    scores = [part for record in commits.finish(store) for part in record.parts_in(SCORES)]
     splits = {"train": Split(f"{SCORES}/**/*.{options.format}", scores)}
     store.write(CARD, dataset_card(store.uri, title, about, options, splits).encode())

@@ -18,9 +18,11 @@ from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Part, Scores, database, open_scores, scan
 from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
 from armo_ray.storage.parts import SCORES, read_part, write_table
+from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.store import Store
-from armo_ray.text.messages import Reading
+from armo_ray.text.layouts import layout_and_reading
 
 _TASK_UNITS = 64
 
@@ -40,7 +42,7 @@ class Task:
     """Some units, each with its commit records: one from the output of every member."""
 
     members: tuple[Member, ...]
-    units: tuple[tuple[Mapping[str, Any], ...], ...]
+    units: tuple[tuple[CommitRecord, ...], ...]
     output: str
     formula: Mapping[str, Any]
     fingerprint: str  # of the output
@@ -73,7 +75,7 @@ def run(options: ReweighOptions) -> None:
         compared = _compare(options, members, written)
         summary += [f"- {name}: {comparison}" for name, comparison in compared.items()]
         print("\n".join(summary))
-        store.write("comparison.json", commits.to_json(compared))
+        store.write("comparison.json", to_json(compared))
         about = "\n".join([f"The {options.ensemble} of the standardized scores of:", "", *summary])
         derived_output.finish(store, options, "Scores of an ensemble", about)
 
@@ -93,18 +95,17 @@ def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequen
     return comparisons
 
 
-def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
+def _paired(outputs: Sequence[Scores]) -> list[tuple[CommitRecord, ...]]:
     """For each unit, its commit record in every output. Raises ConfigError if the outputs have different units."""
-    found: list[dict[Any, Mapping[str, Any]]] = []
+    by_output: list[dict[tuple[str, int, int, str], CommitRecord]] = []
     for scores in outputs:
-        store = Store(scores.outputs[0])
-        records = commits.read_commits(store, run=scores.runs[0])
-        found.append({(r["source"], r["first_row"], r["num_rows"], r["identity"]): r for r in records})
-    for scores, units in zip(outputs[1:], found[1:], strict=True):
-        differs = sorted(units.keys() ^ found[0].keys())
-        read = [one.runs[0]["identity"] for one in (outputs[0], scores)]
-        same = read[0]["layout"] == read[1]["layout"] and Reading.of(read[0]) == Reading.of(read[1])
-        if differs or not same:
+        records = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
+        by_output.append({(r.source, r.first_row, r.num_rows, r.identity): r for r in records})
+    first = by_output[0]
+    for scores, units in zip(outputs[1:], by_output[1:], strict=True):
+        differs = sorted(units.keys() ^ first.keys())
+        readings = [layout_and_reading(one.runs[0].identity) for one in (outputs[0], scores)]
+        if differs or readings[0] != readings[1]:
             difference = (
                 f"first difference: {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
                 if differs
@@ -114,7 +115,7 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[Mapping[str, Any], ...]]:
                 f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]} ({difference}). Score both in one "
                 f"run, with --model A B, on shards that do not change"
             )
-    return [tuple(units[key] for units in found) for key in found[0]]
+    return [tuple(units[key] for units in by_output) for key in first]
 
 
 def _members(options: ReweighOptions, outputs: Sequence[Scores]) -> tuple[Member, ...]:
@@ -160,29 +161,28 @@ def _combine(task: Task) -> tuple[int, list[Part]]:
     for records in task.units:
         others = [_scores_of(m, record) for m, record in zip(task.members[1:], records[1:], strict=True)]
         written = []
-        for part in records[0]["parts"]:
+        for part in records[0].parts:
             source = Store(task.members[0].output)
-            if not part["path"].startswith(f"{SCORES}/"):
+            if not part.is_in(SCORES):
                 written.append(derived_output.copy_part(source, store, part))
                 continue
             table = read_part(source, part)
             combined = _combined(table, others, task)
             missing += table.num_rows - combined.num_rows
             if combined.num_rows:
-                written.append(write_table(store, part["path"], combined))
-                parts.append(Part(f"{store.uri}/{part['path']}", combined.num_rows, 0, ()))
+                written.append(write_table(store, part.path, combined))
+                parts.append(Part(f"{store.uri}/{part.path}", combined.num_rows, 0, ()))
         commits.commit(store, derived_output.record_of(records[0], written, task.fingerprint))
     return missing, parts
 
 
-def _scores_of(member: Member, record: Mapping[str, Any]) -> dict[str, float]:
+def _scores_of(member: Member, record: CommitRecord) -> dict[str, float]:
     """The standardized scores of a unit by row id."""
     standardized: dict[str, float] = {}
-    for part in record["parts"]:
-        if part["path"].startswith(f"{SCORES}/"):
-            table = read_part(Store(member.output), part)
-            values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
-            standardized |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
+    for part in record.parts_in(SCORES):
+        table = read_part(Store(member.output), part)
+        values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
+        standardized |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
     return standardized
 
 

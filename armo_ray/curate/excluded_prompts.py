@@ -12,15 +12,14 @@ from armo_ray.curate.word_split import is_as_long, ngrams, readable, shingles, w
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.scores import database
 from armo_ray.storage.filesystem import read_text
-from armo_ray.storage.readers import BadRow, read_units, sample
+from armo_ray.storage.readers import BadRow, sample
+from armo_ray.storage.shard_rows import read_shard
 from armo_ray.storage.shards import find_shards
-from armo_ray.storage.units import cut
 
 _SHINGLE = 3  # words and signs
 _HASHES = 128
 # a benchmark text that is shorter than an n-gram matches within a prompt only if it has this many words
 _MIN_WORDS = 5
-_UNIT_ROWS = 2048
 
 
 class Contaminated(NamedTuple):
@@ -58,9 +57,8 @@ def _texts(uri: str) -> Iterator[str]:
     """All texts of a Parquet or JSONL file, or of a directory of them."""
     for shard in find_shards([uri]):
         names, _, _ = sample(shard, 1)
-        (span,) = cut([shard], "", _UNIT_ROWS, {})
-        for unit in read_units(span, names, lambda row: 1, _UNIT_ROWS, ""):
-            for number, row in unit.rows:
+        for batch in read_shard(shard, names, {}):
+            for number, row in batch:
                 if isinstance(row, BadRow):
                     raise ConfigError(f"decontaminate: {shard.uri} row {number}: {row.detail}")
                 yield from _strings(row)

@@ -17,7 +17,7 @@ from armo_ray.expressions.expressions import parse
 from armo_ray.formatting.tables import markdown_table
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
-from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
 
 _MAX_GROUPS = 100  # groups whose thresholds rules.json lists
 
@@ -48,7 +48,7 @@ def run(options: FilterOptions) -> None:
         packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
         change = derived_output.Change(kept=packed, format=options.format, fingerprint=fingerprint)
         derived_output.rewrite(scores, store, options, change)
-        store.write("rules.json", commits.to_json({"rules": counts, "thresholds": selection.thresholds}))
+        store.write("rules.json", to_json({"rules": counts, "thresholds": selection.thresholds}))
         about = f"{selection.patterns[0]} of {scores.rows} rows passed.\n\n{_markdown(counts)}"
         derived_output.finish(store, options, "Scores that passed a filter", about)
 

@@ -17,6 +17,7 @@ from armo_ray.measures.calibration import find_temperature, standardization
 from armo_ray.outputs.dataset import Made, finish, new_output
 from armo_ray.outputs.scores import Scores, columns_of, database, literal, open_scores, scan
 from armo_ray.outputs.text import find_sources
+from armo_ray.storage.records import PartEntry
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def _select(
 
 def _label(
     job: CurationJob, calibration: Calibration, run_tasks: TaskRunner, shard_groups: list[Any]
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[PartEntry], dict[str, Any]]:
     groups, buckets = range(len(job.part_groups)), range(job.num_buckets)
     run_tasks(partial(read_candidates, job), groups)
     counted = run_tasks(partial(label_bucket, job, calibration), buckets)
@@ -149,4 +150,4 @@ def _label(
     written = run_tasks(partial(write_bucket, job, [name for names in files for name in names]), buckets)
     parts = [part for bucket_parts in written for part in bucket_parts]
     counts = {name: sum(bucket[name] for bucket in counted) for name in counted[0]}
-    return parts, counts | {"rows": sum(part["rows"] for part in parts)}
+    return parts, counts | {"rows": sum(part.rows for part in parts)}

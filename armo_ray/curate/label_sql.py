@@ -13,6 +13,7 @@ from armo_ray.curate.trainer_rows import SPLITS, split_of
 from armo_ray.expressions.expressions import quote
 from armo_ray.outputs.dataset import write_part
 from armo_ray.outputs.scores import database, literal
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 # names that --keep cannot use: columns that each shape writes itself
@@ -137,7 +138,7 @@ def _text_needed(job: CurationJob) -> str:
     )
 
 
-def write_bucket(job: CurationJob, texts: Sequence[str], bucket: int) -> list[dict[str, Any]]:
+def write_bucket(job: CurationJob, texts: Sequence[str], bucket: int) -> list[PartEntry]:
     """Write the rows of a bucket with their text, ordered by prompt and candidate; returns the parts."""
     options: LabelOptions = job.options
     labels = scan_scratch(job, iter([f"labels-{bucket:05d}"]))

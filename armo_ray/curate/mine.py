@@ -19,6 +19,7 @@ from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.outputs.dataset import Made, finish, new_output
 from armo_ray.outputs.scores import open_scores
 from armo_ray.outputs.text import find_sources
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def run(options: MineOptions) -> None:
 
 def _mine(
     job: CurationJob, run_tasks: TaskRunner, shard_groups: list[Any], benchmark: dict[str, str]
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[PartEntry], dict[str, Any]]:
     options, buckets = job.options, range(job.num_buckets)
     groups = range(len(job.part_groups))
     without_value = sum(run_tasks(partial(read_candidates, job), groups))

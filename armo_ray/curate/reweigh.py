@@ -15,8 +15,8 @@ from armo_ray.expressions.expressions import advice
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.scores import Scores, database, open_scores, scan
-from armo_ray.storage import commits
 from armo_ray.storage.filesystem import read_text
+from armo_ray.storage.json_files import to_json
 
 _BASE = ("model_fingerprint", "fixed_weights", "reward_transform_matrix", "ensemble", "risk")
 
@@ -44,7 +44,7 @@ def run(options: ReweighOptions) -> None:
         comparison = compare_with(options, scores, store.uri)
         summary = [f"- {name}: {value}" for name, value in comparison.items()]
         print("\n".join(summary))
-        store.write("comparison.json", commits.to_json(comparison))
+        store.write("comparison.json", to_json(comparison))
         about = "\n".join(["The new scores compared with the old:", "", *summary])
         derived_output.finish(store, options, "Reweighed scores", about)
 

@@ -10,6 +10,7 @@ from armo_ray.curate.options import MineOptions
 from armo_ray.expressions.expressions import quote
 from armo_ray.outputs.dataset import write_part
 from armo_ray.outputs.scores import database
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 SPLITS = ("train", "test")
@@ -17,7 +18,7 @@ SPLITS = ("train", "test")
 
 def assemble_bucket(
     job: CurationJob, texts: Sequence[str], removed: frozenset[str], bucket: int
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+) -> tuple[list[PartEntry], dict[str, int]]:
     """Write the pairs of a bucket, ordered by prompt and pair; returns the parts and counts.
 
     Args:

@@ -15,7 +15,7 @@ from armo_ray.evaluate.tables import evaluation
 from armo_ray.measures.calibration import fit_temperature
 from armo_ray.outputs.dataset import delete, names_in, new_output, own_files
 from armo_ray.outputs.scores import Scores, open_scores
-from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
 
 REPORT = "evaluation.json"
 
@@ -36,7 +36,7 @@ def run(options: EvaluateOptions, replace: bool = False) -> None:
         delete(store, own_files(names_in(store)))
         for name, text in figures(numbers).items():
             store.write(name, text.encode())
-        store.write(REPORT, commits.to_json(numbers))
+        store.write(REPORT, to_json(numbers))
 
 
 def check(options: EvaluateOptions, model: str) -> dict[str, Any] | None:

@@ -139,7 +139,7 @@ def _of_rejects(
     rows: list[dict[str, Any]], scores: Scores, columns: Sequence[str], scored: _Candidates
 ) -> _Candidates:
     """Rejects as candidates without scores; their columns are read from the raw rows."""
-    kept = {name: column for run in scores.runs for name, column in run["identity"]["keep"].items()}
+    kept = {name: column for run in scores.runs for name, column in run.identity["keep"].items()}
     read: dict[tuple[str, int], dict[str, Any]] = {}  # the columns of each row
     for r in rows:
         key = (r["source"], r["source_row"])

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from armo_ray.outputs.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS, SCORES, read_part
-from armo_ray.storage.retries import explain
+from armo_ray.storage.records import CommitRecord, RunFile
 from armo_ray.storage.shards import row_id
 from armo_ray.storage.store import Store
 
@@ -29,8 +29,8 @@ _ROW_ID = re.compile(r"([0-9a-f]{16}):(\d+)(?::(\d+))?")
 class Found:
     """One row of the source, with its score or its rejects."""
 
-    run: Mapping[str, Any]  # _run.json
-    record: Mapping[str, Any]  # commit record of the row's unit
+    run: RunFile
+    record: CommitRecord  # of the row's unit
     row: int  # source_row
     candidate: int | None
     scores: pa.Table | None  # one row with its metadata; None if the candidate was not scored
@@ -49,11 +49,9 @@ def find(uri: str, asked: str) -> Found:
     output or row.
     """
     store = Store(uri)
-    try:
+    with commits.reading(store):
         run = commits.read_run(store, _NEEDED)
         committed = commits.list_commits(store)
-    except OSError as error:
-        raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
     row_id = _pick(store, run, committed, asked) if asked in PICKS else asked
     if not (match := _ROW_ID.fullmatch(row_id)):
         raise ConfigError(f"row {row_id}: expected SHARD:ROW:CANDIDATE as in row_id, or {', '.join(PICKS)}")
@@ -67,31 +65,30 @@ def find(uri: str, asked: str) -> Found:
     rejects = [r for t in _tables(store, record, REJECTS) for r in _rejects(t, row, candidate)]
     if scores is None and not rejects:
         raise ConfigError(
-            f"row {row_id}: not among the rows of {record['source']} committed to {store.uri}: the run has not reached "
+            f"row {row_id}: not among the rows of {record.source} committed to {store.uri}: the run has not reached "
             f"it yet, or there is no such row or candidate"
         )
     return Found(run, record, row, candidate, scores, rejects)
 
 
-def _unit_of(store: Store, run: Mapping[str, Any], units: set[str], shard: str, row: int) -> dict[str, Any]:
+def _unit_of(store: Store, run: RunFile, units: set[str], shard: str, row: int) -> CommitRecord:
     """The commit record of the unit that a row belongs to: the last that starts at or before it, for rows have gaps."""
     if not units:
         raise ConfigError(
             f"row {shard}:{row}: nothing is committed to {store.uri} from a shard with this hash: the run has not "
             f"reached it yet, or the row is of another output"
         )
-    records = [r for r in commits.read_commits(store, units, run=run) if r["first_row"] <= row]
+    records = [r for r in commits.read_commits(store, units, run=run) if r.first_row <= row]
     if not records:
         raise ConfigError(f"row {shard}:{row}: the unit that holds it is not committed to {store.uri} yet")
     return records[-1]
 
 
 def _tables(
-    store: Store, record: Mapping[str, Any], folder: str, columns: list[str] | None = None
+    store: Store, record: CommitRecord, folder: str, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    for part in record["parts"]:
-        if part["path"].startswith(f"{folder}/"):
-            yield read_part(store, part, columns)
+    for part in record.parts_in(folder):
+        yield read_part(store, part, columns)
 
 
 def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:
@@ -107,7 +104,7 @@ def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str,
     return [r | {"raw": raw} for r in selected]
 
 
-def _pick(store: Store, run: Mapping[str, Any], committed: set[str], asked: str) -> str:
+def _pick(store: Store, run: RunFile, committed: set[str], asked: str) -> str:
     """The id of the row with the highest or lowest score, or of a random row or reject."""
     if asked == "rejected":
         return _random_reject(store, run, committed)
@@ -132,7 +129,7 @@ def _pick(store: Store, run: Mapping[str, Any], committed: set[str], asked: str)
     return choose(choices)[1]
 
 
-def _random_reject(store: Store, run: Mapping[str, Any], committed: set[str]) -> str:
+def _random_reject(store: Store, run: RunFile, committed: set[str]) -> str:
     for unit in random.sample(sorted(committed), len(committed)):
         (record,) = commits.read_commits(store, [unit], run=run)
         for table in _tables(store, record, REJECTS, ["source", "source_row", "candidate"]):

@@ -65,7 +65,7 @@ def _rejected(found: Found) -> Iterator[str]:
 
 
 def _advice(found: Found, reason: str) -> str:
-    identity, advice = found.run["identity"], ADVICE[reason]
+    identity, advice = found.run.identity, ADVICE[reason]
     if reason != "too_long":
         return advice
     if FAMILIES[identity["family"]].text != "response":

@@ -15,13 +15,12 @@ from armo_ray.model.positions import read_positions
 from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer
-from armo_ray.storage.readers import BadRow, read_rows
+from armo_ray.storage.readers import BadRow
 from armo_ray.storage.retries import explain
+from armo_ray.storage.shard_rows import read_shard
 from armo_ray.storage.shards import stat_shard
-from armo_ray.storage.units import Unit, cut
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.layouts import Layout, columns_read
-from armo_ray.text.messages import Reading
+from armo_ray.text.layouts import columns_read, layout_and_reading
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Ids
 
@@ -46,7 +45,7 @@ def trace(found: Found, model: str | None) -> Trace:
     `model` is where to read the tokenizer; None reads that of the run's model. Raises ConfigError if the text or the
     tokenizer is gone or changed.
     """
-    identity = found.run["identity"]
+    identity = found.run.identity
     if "chat_fingerprint" not in identity:
         raise ConfigError("the output names no tokenizer: its scores were not made by a model")
     candidates, where = _candidates(found)
@@ -82,34 +81,33 @@ def _candidates(found: Found) -> tuple[list[Candidate], str]:
     """The candidates of the row, and where their text is from: the scores, if they have all of it, or the shard."""
     assert found.scores is not None, "rejects are not traced"
     (row,) = found.scores.to_pylist()
-    compared = found.run["identity"]["family"] == "pairwise"  # which reads the row's other responses too
+    compared = found.run.identity["family"] == "pairwise"  # which reads the row's other responses too
     whole = not compared and "structured" not in row["flags"]  # else the model read more than the kept text
-    if "response" in row and "prompt" in row and found.run["identity"]["keep_text"] and whole:
+    if "response" in row and "prompt" in row and found.run.keep_text and whole:
         answer = row["response"][-1]["content"]
         return [Candidate(row["candidate"], row["role"], row["prompt"], answer)], "kept with the scores"
-    return _read_again(found), found.record["source"]
+    return _read_again(found), found.record.source
 
 
 def _read_again(found: Found) -> list[Candidate]:
-    uri, layout = found.record["source"], Layout.of_record(found.run["identity"]["layout"])
+    uri, identity = found.record.source, found.run.identity
+    layout, reading = layout_and_reading(identity)
     try:
         shard = stat_shard(uri)
-        if shard is None or not is_unchanged(shard, [found.record], columns_read(found.run)):
+        if shard is None or not is_unchanged(shard, [found.record], columns_read(identity)):
             raise ConfigError(f"{uri} is gone, or changed since it was scored: put the original back")
-        (span,) = cut([shard], "", found.run["identity"]["unit_rows"], layout.candidate_columns)
-        ranges = [u for u in span.units if u.first_row <= found.row < u.first_row + u.num_rows]
-        unit = ranges[0] if ranges else Unit("", 0)
-        row = read_rows(shard, unit, layout.sources, {found.row}).get(found.row)
+        batches = read_shard(shard, layout.sources, layout.candidate_columns, {found.row})
+        row = next((row for batch in batches for number, row in batch if number == found.row), None)
     except OSError as error:
         raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
     if row is None or isinstance(row, BadRow):
         raise ConfigError(f"{uri}: row {found.row} can no longer be read")
-    return candidates_of(row, layout, Reading.of(found.run["identity"]))
+    return candidates_of(row, layout, reading)
 
 
 def _chat(found: Found, model: str | None) -> Chat:
     """The tokenizer and chat template that the run used. Does not fetch the model's weights."""
-    identity, config, revision = found.run["identity"], found.run["config"], None
+    identity, config, revision = found.run.identity, found.run.config or {}, None
     family = FAMILIES[identity["family"]]
     if model is None:
         model, revision = str(config["model"]), config["revision"] or found.about["model_revision"]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from armo_ray.formatting.templates import render
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.storage import commits
+from armo_ray.storage.records import PartEntry
 from armo_ray.version import __version__
 
 CARD = "README.md"
@@ -20,7 +21,7 @@ class Split(NamedTuple):
     """
 
     files: str
-    parts: Sequence[Mapping[str, Any]] | None
+    parts: Sequence[PartEntry] | None
 
 
 Configs = Mapping[

@@ -19,7 +19,9 @@ from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, lock
 from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.json_files import sealed
 from armo_ray.storage.parts import DATA, put
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store, final_name, remove_empty
 from armo_ray.version import __version__
@@ -41,7 +43,7 @@ class Made:
     about: str  # what a row is, in Markdown
     scores: Scores
     options: DatasetOptions
-    parts: Sequence[Mapping[str, Any]]  # as write_part returned them
+    parts: Sequence[PartEntry]  # as write_part returned them
     counts: Mapping[str, Any]  # rows kept, and rows left out by each rule
     details: Mapping[str, Any] = field(default_factory=dict)  # more entries of the manifest
 
@@ -130,8 +132,8 @@ def _undo(held: lock.Held) -> None:
         logger.warning("%s: cannot delete the files written so far: %s", held.store.uri, error)
 
 
-def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str) -> dict[str, Any]:
-    """Write rows as part `number` of a split; `kind` is parquet or jsonl. Returns path, rows, bytes and digest."""
+def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str) -> PartEntry:
+    """Write rows as part `number` of a split; `kind` is parquet or jsonl."""
     return put(store, f"{DATA}/{split}/part-{number:05d}.{kind}", encode(table, kind), table.num_rows)
 
 
@@ -157,17 +159,17 @@ def finish(store: Store, made: Made) -> None:
         "model": made.scores.metadata,
         "counts": made.counts,
         **made.details,
-        "parts": list(made.parts),
+        "parts": [part.to_dict() for part in made.parts],
         "version": __version__,
         "finished_at": commits.now(),
     }
-    store.write(commits.SUCCESS, commits.sealed(manifest))
+    store.write(commits.SUCCESS, sealed(manifest))
 
 
 def _card(store: Store, made: Made) -> str:
-    by_split: dict[str, list[Mapping[str, Any]]] = {}
+    by_split: dict[str, list[PartEntry]] = {}
     for part in made.parts:
-        by_split.setdefault(part["path"].split("/")[1], []).append(part)
+        by_split.setdefault(part.path.split("/")[1], []).append(part)
     splits = {
         name: Split(f"{DATA}/{name}/*.{made.options.format}", parts) for name, parts in by_split.items()
     }

@@ -22,7 +22,7 @@ from armo_ray.outputs.schema import footer
 from armo_ray.storage import commits
 from armo_ray.storage.local_files import Opened, readable
 from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
-from armo_ray.storage.retries import explain
+from armo_ray.storage.records import Manifest, PartEntry, RunFile
 from armo_ray.storage.store import Store
 
 _NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
@@ -43,8 +43,8 @@ class Listed:
     """An output with its _run.json and its parts, as its manifest or commit records list them."""
 
     uri: str
-    run: Mapping[str, Any]
-    parts: Sequence[Mapping[str, Any]]
+    run: RunFile
+    parts: Sequence[PartEntry]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scores:
     """Complete outputs of one model, read as one table."""
 
     outputs: tuple[str, ...]
-    runs: tuple[Mapping[str, Any], ...]  # the _run.json of each output
+    runs: tuple[RunFile, ...]  # the _run.json of each output
     parts: tuple[Part, ...]  # in the order of the outputs and their manifests
     rejects: tuple[Part, ...]
     metadata: Mapping[str, Any]  # from a footer: model, dtype, reward_transform_matrix, ...
@@ -65,7 +65,7 @@ class Scores:
     @property
     def has_text(self) -> bool:
         """Whether every output was written with --keep-text."""
-        return all(run["identity"]["keep_text"] for run in self.runs)
+        return all(run.keep_text for run in self.runs)
 
 
 def literal(text: str) -> str:
@@ -82,9 +82,9 @@ def open_scores(uris: Iterable[str]) -> Scores:
     listed = []
     for store in {store.uri: store for store in map(Store, uris)}.values():
         run, manifest = _manifest(store)
-        if not any(part["path"].startswith(f"{SCORES}/") for part in manifest["parts"]):
+        if not any(part.is_in(SCORES) for part in manifest.parts):
             raise ConfigError(f"{store.uri}: no candidate was scored there")
-        listed.append(Listed(store.uri, run, manifest["parts"]))
+        listed.append(Listed(store.uri, run, manifest.parts))
     return scores_of(listed)
 
 
@@ -106,32 +106,30 @@ def scores_of(outputs: Sequence[Listed]) -> Scores:
     )
 
 
-def read_run_and_manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def read_run_and_manifest(store: Store) -> tuple[RunFile, Manifest | None]:
     """The _run.json of an output, and its manifest if it is complete. Raises ConfigError if it is no output."""
-    try:
+    with commits.reading(store):
         run = commits.read_run(store, _NEEDED)
         return run, commits.find_manifest(store, run)
-    except OSError as error:
-        raise ConfigError(f"{store.uri}: cannot be read: {explain(error)}") from error
 
 
-def _manifest(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+def _manifest(store: Store) -> tuple[RunFile, Manifest]:
     run, manifest = read_run_and_manifest(store)
     if manifest is None:
         raise ConfigError(
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
             f"Run the same armo-ray score command again until it ends with status 0 or 3"
         )
-    commits.check_manifest(store, manifest, commits.read_commits(store, names=("parts",), run=run))
+    commits.check_manifest(store, manifest, commits.read_commits(store, run=run))
     return run, manifest
 
 
 def _parts(listed: Listed, output: int, folder: str) -> list[Part]:
     root = listed.uri.rstrip("/")
     return [
-        Part(f"{root}/{p['path']}", p["rows"], output, _directories(p["path"]))
-        for p in listed.parts
-        if p["path"].startswith(f"{folder}/")
+        Part(f"{root}/{part.path}", part.rows, output, _directories(part.path))
+        for part in listed.parts
+        if part.is_in(folder)
     ]
 
 

@@ -1,10 +1,9 @@
 """Reads the text of scored candidates again from the source shards."""
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -13,13 +12,14 @@ from armo_ray.outputs.schema import TEXT_FIELDS
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, content
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.readers import BadRow, Row, read_units
+from armo_ray.storage.readers import BadRow
+from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.retries import explain
+from armo_ray.storage.shard_rows import NumberedRows, read_shard
 from armo_ray.storage.shards import Shard, stat_shard
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import cut
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import Layout, columns_read
+from armo_ray.text.layouts import Layout, columns_read, layout_and_reading
 from armo_ray.text.messages import Reading
 
 TEXT = pa.schema(
@@ -30,7 +30,6 @@ TEXT = pa.schema(
         *TEXT_FIELDS,
     ]
 )
-_UNIT_ROWS = 2048
 _DIFFERENT = (
     "{uri}: its text is needed, but {output} was scored from another state or layout of it than the other outputs: "
     "leave one of them out, or score again with --keep-text"
@@ -58,7 +57,7 @@ class _Scored(NamedTuple):
     identity: str
     layout: tuple[Layout, Reading]
     columns: list[str]  # columns of the shard that were read
-    records: list[dict[str, Any]]  # `content.FIELDS` of its commit records
+    records: list[CommitRecord]
 
 
 def find_sources(scores: Scores) -> dict[str, Source]:
@@ -70,15 +69,13 @@ def find_sources(scores: Scores) -> dict[str, Source]:
     taken: dict[str, list[_Scored]] = {}
     scored: Counter[str] = Counter()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        layout, reading = Layout.of_record(run["identity"]["layout"]), Reading.of(run["identity"])
-        columns = columns_read(run)
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        layout, columns = layout_and_reading(run.identity), columns_read(run.identity)
+        groups: dict[tuple[str, str], list[CommitRecord]] = {}
         for record in commits.read_commits(Store(output), run=run):
-            kept = {name: record.get(name) for name in content.FIELDS}
-            groups.setdefault((record["source"], record["identity"]), []).append(kept)
-            scored[record["source"]] += record["scored"]
+            groups.setdefault((record.source, record.identity), []).append(record)
+            scored[record.source] += record.scored
         for (uri, identity), records in groups.items():
-            taken.setdefault(uri, []).append(_Scored(output, identity, (layout, reading), columns, records))
+            taken.setdefault(uri, []).append(_Scored(output, identity, layout, columns, records))
     taken = {uri: those for uri, those in taken.items() if scored[uri]}
     shards: list[Shard] = in_parallel(lambda uri: _as_scored(uri, taken[uri]), taken)
     return {
@@ -116,26 +113,11 @@ def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:
 
     Raises RuntimeError if a row can no longer be read.
     """
-    layout = source.layout
-    (span,) = cut([source.shard], "", _UNIT_ROWS, layout.candidate_columns)
-    if span.error is not None:
-        raise RuntimeError(f"{source.shard.uri}: can no longer be read: {span.error}")
-    if span.units:
-        ordered = sorted(rows)
-        starts = [bisect_left(ordered, unit.first_row) for unit in span.units]
-        stops = [bisect_left(ordered, unit.first_row + unit.num_rows) for unit in span.units]
-        wanted = zip(span.units, starts, stops, strict=True)
-        span = replace(span, units=tuple(unit for unit, start, stop in wanted if start < stop))
-
-    def count(row: Row) -> int:
-        return 1 if isinstance(row, BadRow) else layout.count(row)
-
-    for unit in read_units(span, layout.sources, count, _UNIT_ROWS, ""):
-        if selected := [(number, row) for number, row in unit.rows if number in rows]:
-            yield _texts(source, selected)
+    for batch in read_shard(source.shard, source.layout.sources, source.layout.candidate_columns, rows):
+        yield _texts(source, batch)
 
 
-def _texts(source: Source, rows: list[tuple[int, Row]]) -> pa.Table:
+def _texts(source: Source, rows: NumberedRows) -> pa.Table:
     entries = []
     for number, row in rows:
         if isinstance(row, BadRow):

@@ -30,11 +30,10 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     started = time.monotonic()
     job, spans = prepare(config, write=False)
     store = Store(job.output)
-    shards = [span.shard for span in spans]
-    found = resume.standing(store, spans, job.fingerprint)
-    left, committed = found.left, resume.resolve(found, store, shards, config.redo, config.forget).committed
+    standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
+    left, committed = standing.left, standing.committed
     rate = throughput(options, job, committed)
-    trial = None if found.committed else try_out(job, spans)
+    trial = None if committed or standing.dropped else try_out(job, spans)
     sample = take(left, job, options.sample, token_budget(config))
     todo = work(left, sample, job, store)
     return {

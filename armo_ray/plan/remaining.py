@@ -8,15 +8,14 @@ from armo_ray.plan.intervals import Figure, exact, ratio, total
 from armo_ray.plan.sample import Sample
 from armo_ray.score.job import Job
 from armo_ray.storage import commits
+from armo_ray.storage.records import CommitRecord, Totals
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, unit_id
 
-_DONE = ("num_rows", "candidates", "num_tokens", "computed_tokens")
-
 
 class Work(NamedTuple):
-    """Units, rows, candidates and tokens of what is to do. `counted` tells where the rows and candidates are from:
-    "footers" of Parquet, the "sample", or "all" rows, which were read."""
+    """Units, rows, candidates and tokens of what is to do. `counted` says where rows and candidates come from:
+    the "footers" of Parquet, the "sample", or "all" rows, which were read."""
 
     counted: str
     units: Figure
@@ -29,6 +28,7 @@ class Work(NamedTuple):
 def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
     """What is to do of the spans that are left, from their footers and a sample of them."""
     done = _done(left, job, store)
+    finished = Totals.of(done)
     rows, candidates = total(sample.strata, "rows"), total(sample.strata, "candidates")
     counted = "all" if all(stratum.complete for stratum in sample.strata) else "sample"
     if sample.exact and all(span.shard.is_parquet for span in left):
@@ -38,18 +38,17 @@ def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
     return Work(
         counted=counted,
         units=_units(left, sample, job),
-        rows=rows.minus(done["num_rows"]),
-        candidates=candidates.minus(done["candidates"]),
-        tokens=total(sample.strata, "tokens").minus(done["num_tokens"]),
-        computed=total(sample.strata, "computed").minus(done["computed_tokens"]),
+        rows=rows.minus(sum(record.num_rows for record in done)),
+        candidates=candidates.minus(finished.candidates),
+        tokens=total(sample.strata, "tokens").minus(finished.num_tokens),
+        computed=total(sample.strata, "computed").minus(finished.computed_tokens),
     )
 
 
-def _done(left: Sequence[Span], job: Job, store: Store) -> dict[str, int]:
-    """What is committed of JSONL shards that are not done: the sample is of the whole of these."""
+def _done(left: Sequence[Span], job: Job, store: Store) -> list[CommitRecord]:
+    """What is committed of JSONL shards that are not done: the sample is of these shards as a whole."""
     units = [unit_id(s.shard, job.fingerprint, str(ordinal)) for s in left for ordinal in s.done]
-    records = commits.read_commits(store, units, _DONE)
-    return {name: sum(record[name] for record in records) for name in _DONE}
+    return commits.read_commits(store, units)
 
 
 def _units(left: Sequence[Span], sample: Sample, job: Job) -> Figure:

@@ -163,7 +163,8 @@ def amount(figure: Figure) -> str:
 
 def share(figure: Figure) -> str:
     """A fraction of 1 in percent, with two digits and its interval, unless it is exact."""
-    return _with_interval(*(significant(100 * x, 2) for x in figure), unit=" %")
+    value, low, high = (significant(100 * x, 2) for x in figure)
+    return _with_interval(value, low, high, " %")
 
 
 def _with_interval(value: str, low: str, high: str, unit: str = "") -> str:

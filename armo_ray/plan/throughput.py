@@ -1,9 +1,9 @@
-"""How fast a replica is: as commit records measured it, or as somebody says."""
+"""How fast a replica is: as commit records measured it, or as the options state."""
 
 import logging
 import math
-from collections.abc import Mapping, Set
-from typing import Any, NamedTuple
+from collections.abc import Set
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,12 +11,12 @@ from armo_ray.errors import ConfigError
 from armo_ray.plan.options import PlanOptions
 from armo_ray.score.job import Job
 from armo_ray.storage import commits
-from armo_ray.storage.retries import explain
+from armo_ray.storage.records import RunFile
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-_RECORDS = 1000  # read of an output: its spread between units is known well enough by then
+_RECORDS = 1000  # read of an output: enough to know the spread between units
 _NEEDED = ("identity.family", "identity.dtype", "config.model")
 _FEW, _LEAST_SPREAD = 10, 0.1  # of so few units, from one stretch of time, little can be told
 
@@ -37,27 +37,27 @@ class Throughput(NamedTuple):
 
 
 def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughput | None:
-    """By the options; None where neither they nor the output tell. Raises ConfigError where a previous one does not."""
+    """Throughput from the options, else from this output's commits, else None.
+
+    Raises ConfigError if the options name a previous output that has none.
+    """
     if options.computed_tokens_per_second is not None:
         return Throughput(options.computed_tokens_per_second, None, 0.0, 0, "as stated")
     if options.previous is None:
         return measured(Store(job.output), committed) if committed else None
     store = Store(options.previous)
-    try:
-        run = commits.read_run(store)
-        found = measured(store, commits.list_commits(store), run)
-    except OSError as error:
-        raise ConfigError(f"previous {store.uri}: cannot be read: {explain(error)}") from error
-    if found is None:
+    with commits.reading(store, "previous "):
+        rate = measured(store, commits.list_commits(store), commits.read_run(store))
+    if rate is None:
         raise ConfigError(
             f"previous {store.uri}: no unit of it has computed anything: give another, or --computed-tokens-per-second"
         )
     _compare(store.uri, commits.read_run(store, _NEEDED), job)
-    return found
+    return rate
 
 
-def _compare(uri: str, run: Mapping[str, Any], job: Job) -> None:
-    identity, config = run["identity"], run["config"]
+def _compare(uri: str, run: RunFile, job: Job) -> None:
+    identity, config = run.identity, run.config or {}
     if (identity["family"], identity["dtype"], config["model"]) != (job.family.name, job.dtype, job.model):
         logger.warning(
             "previous %s is of %s in %s, this run of %s in %s: is one as fast as the other?",
@@ -65,19 +65,20 @@ def _compare(uri: str, run: Mapping[str, Any], job: Job) -> None:
         )
 
 
-def measured(store: Store, units: Set[str], run: Mapping[str, Any] | None = None) -> Throughput | None:
-    """What the commit records of some units tell, a thousand of them at most; None where nothing was computed."""
+def measured(store: Store, units: Set[str], run: RunFile | None = None) -> Throughput | None:
+    """What the commit records of some units, at most a thousand, measured; None if nothing was computed."""
     names = sorted(units)  # by hashes: in no order of time or length
     records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1], run=run)
-    records = [record for record in records if record["computed_tokens"] and "seconds" in record]
-    if not records:
+    computed = [(record.computed_tokens, record.timing) for record in records if record.computed_tokens]
+    measures = [(count, timing) for count, timing in computed if timing is not None]
+    if not measures:
         return None
-    tokens = np.array([record["computed_tokens"] for record in records], np.float64)
-    seconds = np.array([commits.replica_seconds(record) for record in records])
+    tokens = np.array([count for count, _ in measures], np.float64)
+    seconds = np.array([timing.replica_seconds for _, timing in measures])
     rate = tokens.sum() / seconds.sum()
     logs = np.log(tokens / seconds / rate)
     spread = math.sqrt(np.average((logs - np.average(logs, weights=seconds)) ** 2, weights=seconds))
-    load = float(np.mean([record["load_seconds"] for record in records]))
-    if 1 < len(records) < _FEW:
+    load = float(np.mean([timing.load_seconds for _, timing in measures]))
+    if 1 < len(measures) < _FEW:
         spread = max(spread, _LEAST_SPREAD)
-    return Throughput(float(rate), spread if len(records) > 1 else None, load, len(records), store.uri)
+    return Throughput(float(rate), spread if len(measures) > 1 else None, load, len(measures), store.uri)

@@ -108,7 +108,7 @@ def _groups(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
 
 def _is_of_candidates(con: duckdb.DuckDBPyConnection, scores: Scores, sql: str) -> bool:
     """Whether a list has an entry for each candidate of its row, which takes rows with a list of responses."""
-    if not all("responses" in (run["identity"].get("layout") or {}) for run in scores.runs):
+    if not all("responses" in (run.identity.get("layout") or {}) for run in scores.runs):
         return False
     rows = con.execute(f"SELECT bool_and(len({sql}) > candidate) FROM ({scan(sampled(scores.parts))})")
     return bool(rows.fetchall()[0][0])

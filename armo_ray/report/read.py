@@ -6,6 +6,7 @@ from typing import Any
 
 from armo_ray.outputs.scores import Listed, Scores, read_run_and_manifest, scores_of
 from armo_ray.storage import commits
+from armo_ray.storage.records import CommitRecord, Totals
 from armo_ray.storage.store import Store
 
 
@@ -14,17 +15,27 @@ class Committed:
     """The part of some outputs that is committed."""
 
     scores: Scores
-    records: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]]  # as their files have them
+    runs: Sequence[Mapping[str, Any]]  # the _run.json of each output
+    totals: Mapping[str, Any]
     complete: bool
 
 
 def open_committed(uris: Iterable[str]) -> Committed:
     """Read commit records and footers. Raises ConfigError for no output of armo-ray score, or one of another model."""
-    listed, records, complete = [], [], True
+    listed: list[Listed] = []
+    records: list[CommitRecord] = []
+    complete = True
     for store in {store.uri: store for store in map(Store, uris)}.values():
         run, manifest = read_run_and_manifest(store)
         committed = commits.read_commits(store, run=run)
-        listed.append(Listed(store.uri, run, [part for record in committed for part in record["parts"]]))
+        listed.append(Listed(store.uri, run, [part for record in committed for part in record.parts]))
         records += committed
         complete &= manifest is not None
-    return Committed(scores_of(listed), records, complete)
+    return Committed(
+        scores_of(listed),
+        [record.to_dict() for record in records],
+        [output.run.to_dict() for output in listed],
+        Totals.of(records).to_dict(),
+        complete,
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from armo_ray.storage.commits import replica_seconds
+from armo_ray.storage.records import replica_seconds
 
 _BINS = 40
 _SLOWEST = 5
@@ -77,7 +77,7 @@ def speed(
         step: sum(record["seconds"].get(step, 0.0) for record in timed) for step in timed[0]["seconds"]
     }
     loads = {record["load_seconds"] for record in timed}  # the same in all units of a replica
-    hours = (sum(map(replica_seconds, timed)) + sum(loads)) / 3600
+    hours = (sum(replica_seconds(record["seconds"]) for record in timed) + sum(loads)) / 3600
     # without GPUs, replicas are billed
     gpus = max((run.get("config") or {}).get("gpus_per_replica") or 1 for run in runs)
     times, active = _timeline(began, ended)
@@ -108,7 +108,7 @@ def _utilization(timed: Sequence[Mapping[str, Any]]) -> float | None:
     replicas' time. None where a device's rate is unknown."""
     if not all(record.get("peak_flops") for record in timed):
         return None
-    possible = sum(record["peak_flops"] * replica_seconds(record) for record in timed)
+    possible = sum(record["peak_flops"] * replica_seconds(record["seconds"]) for record in timed)
     return float(sum(record["flops"] for record in timed) / possible) if possible else None
 
 

@@ -14,11 +14,10 @@ from armo_ray.outputs.cards import CARD, Split, card
 from armo_ray.outputs.schema import REJECTS, footer
 from armo_ray.score.job import Job
 from armo_ray.storage import commits, parts
+from armo_ray.storage.records import PartEntry, Totals
 from armo_ray.storage.store import Store
 
 MARK = "<!-- armo-ray writes this file; delete this line to keep it as you edit it -->"
-_SUMS = ("units", "candidates", "scored", "num_tokens", "computed_tokens")
-_TOTALLED = ("rejected", *_SUMS[1:])
 _LLAMA3 = "https://www.llama.com/llama3/license/"
 # only of models whose card names one
 _LICENSES = {
@@ -73,34 +72,30 @@ class Card:
         self.inputs = inputs
         self.earlier = earlier
         self.planned = planned
-        self.before: dict[str, Any] | None = None  # totals of the earlier units, once read
+        self.before: Totals | None = None  # totals of the earlier units, once read
 
-    def in_progress(self, own: Mapping[str, Any], done: float) -> None:
+    def in_progress(self, own: Totals, done: float) -> None:
         """Write how far the run is: totals of its own commits, and the fraction of its input that is done."""
         if self.before is None:
-            self.before = commits.totals(commits.read_commits(self.store, self.earlier, _TOTALLED))
-        totals = {name: self.before[name] + own[name] for name in _SUMS}
-        reasons = {*self.before["rejected"], *own["rejected"]}
-        totals["rejected"] = {r: sum(t["rejected"].get(r, 0) for t in (self.before, own)) for r in reasons}
-        of = "" if self.planned is None else f" of {self.before['units'] + self.planned}"
-        self._write(totals, f"In progress: {done:.0%} of the input, {totals['units']}{of} units committed.")
+            self.before = Totals.of(commits.read_commits(self.store, self.earlier))
+        totals = self.before.plus(own)
+        of = "" if self.planned is None else f" of {self.before.units + self.planned}"
+        self._write(totals, f"In progress: {done:.0%} of the input, {totals.units}{of} units committed.")
 
     def stopped(self) -> None:
         """Write what is committed, which may be more than the run counted before it stopped."""
-        if self.store.read_json(commits.SUCCESS) is not None:
+        if commits.SUCCESS in self.store.list_names(""):
             return  # stopped before it began; the output is still complete
-        if records := commits.read_commits(self.store, names=_TOTALLED):
+        if records := commits.read_commits(self.store):
             state = f"Not complete: {len(records)} units were committed when the run stopped."
-            self._write(commits.totals(records), state)
+            self._write(Totals.of(records), state)
 
-    def complete(self, totals: Mapping[str, Any]) -> None:
+    def complete(self, totals: Totals) -> None:
         """Write the totals of all commits."""
-        manifest = self.store.read_json(commits.SUCCESS) or {}
-        self._write(totals, "Complete.", manifest.get("parts"))
+        manifest = commits.find_manifest(self.store)
+        self._write(totals, "Complete.", None if manifest is None else manifest.parts)
 
-    def _write(
-        self, totals: Mapping[str, Any], state: str, written: Sequence[Mapping[str, Any]] | None = None
-    ) -> None:
+    def _write(self, totals: Totals, state: str, written: Sequence[PartEntry] | None = None) -> None:
         try:
             if MARK.encode() not in self.store.read(CARD):
                 return
@@ -115,27 +110,27 @@ class Facts(NamedTuple):
 
     uri: str
     inputs: Sequence[str]
-    totals: Mapping[str, Any]  # those of commits.totals; shards may be missing
+    totals: Totals
     state: str
-    parts: Sequence[Mapping[str, Any]] | None = None  # all parts, once the output is complete
+    parts: Sequence[PartEntry] | None = None  # all parts, once the output is complete
 
 
 def render(job: Job, facts: Facts) -> str:
     """The text of a card."""
     totals, about = facts.totals, footer(job.scores)
     configs = {}
-    if totals["scored"]:
+    if totals.scored:
         configs["scores"] = {"train": _split(parts.SCORES, "**/*.parquet", facts.parts)}
-    if totals["rejected"]:
+    if totals.rejected:
         configs["rejects"] = {"train": _split(parts.REJECTS, "*.parquet", facts.parts)}
-    is_partitioned = bool(job.partition_by) or any("=" in part["path"] for part in facts.parts or ())
+    is_partitioned = bool(job.partition_by) or any("=" in part.path for part in facts.parts or ())
     rewards = job.scores.field("rewards").type
     return card(
         "score/templates/README.md.jinja",
         configs,
         ("armo-ray", "reward-model"),
-        (facts.uri, facts.parts or commits.now()),
-        totals["scored"],
+        (facts.uri, [part.to_dict() for part in facts.parts or ()] or commits.now()),
+        totals.scored,
         mark=MARK,
         model=about["model"].rstrip("/").rpartition("/")[2],
         facts=facts,
@@ -152,8 +147,8 @@ def render(job: Job, facts: Facts) -> str:
     )
 
 
-def _split(folder: str, files: str, written: Sequence[Mapping[str, Any]] | None) -> Split:
-    own = None if written is None else [part for part in written if part["path"].startswith(f"{folder}/")]
+def _split(folder: str, files: str, written: Sequence[PartEntry] | None) -> Split:
+    own = None if written is None else [part for part in written if part.is_in(folder)]
     return Split(f"{folder}/{files}", own)
 
 
@@ -170,11 +165,12 @@ def _model(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _counts(totals: Mapping[str, Any]) -> list[tuple[str, str]]:
-    names = {"shards": "shards", "units": "units of work", "candidates": "candidates", "scored": "scored"}
-    rows = [(label, f"{totals[name]:,}") for name, label in names.items() if name in totals]
-    rows.append(("tokens, each conversation counted whole", f"{totals['num_tokens']:,}"))
-    return rows + [(f"rejected: `{reason}`", f"{n:,}") for reason, n in sorted(totals["rejected"].items())]
+def _counts(totals: Totals) -> list[tuple[str, str]]:
+    counts = [] if totals.shards is None else [("shards", totals.shards)]
+    counts += [("units of work", totals.units), ("candidates", totals.candidates), ("scored", totals.scored)]
+    counts.append(("tokens, each conversation counted whole", totals.num_tokens))
+    counts += [(f"rejected: `{reason}`", count) for reason, count in sorted(totals.rejected.items())]
+    return [(name, f"{count:,}") for name, count in counts]
 
 
 def _meaning(name: str, job: Job) -> str:

@@ -2,13 +2,16 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from armo_ray.exit_status import COMPLETE, TOO_MANY_REJECTS
 from armo_ray.options import Given
 from armo_ray.score.config import ScoreConfig, load_configs
 from armo_ray.signals import limited
+
+if TYPE_CHECKING:
+    from armo_ray.storage.records import Totals  # imports pyarrow
 
 logger = logging.getLogger(__name__)
 
@@ -39,26 +42,25 @@ def score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     return max(statuses)
 
 
-def _summarize(totals: Mapping[str, Any], config: ScoreConfig) -> None:
-    rejected = sum(totals["rejected"].values())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals["rejected"].items()))
+def _summarize(totals: "Totals", config: ScoreConfig) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals.rejected.items()))
     logger.info(
         "%s: %d of %d candidates scored, %d rejected%s",
         config.output,
-        totals["scored"],
-        totals["candidates"],
-        rejected,
+        totals.scored,
+        totals.candidates,
+        totals.num_rejected,
         f" ({reasons})" if reasons else "",
     )
 
 
-def _status(totals: Mapping[str, Any], config: ScoreConfig) -> int:
+def _status(totals: "Totals", config: ScoreConfig) -> int:
     """The exit status, which depends on the shards of this run alone."""
     # an unreadable shard counts as one reject, however many rows it held: compare shards with shards
-    unreadable = totals["rejected"].get("unreadable_shard", 0) / max(totals["shards"], 1)
+    unreadable = totals.rejected.get("unreadable_shard", 0) / max(totals.shards or 0, 1)
     # --winner asks for rows to be skipped
-    rejected = sum(totals["rejected"].values()) - totals["rejected"].get("skipped", 0)
-    fraction = max(rejected / max(totals["candidates"], 1), unreadable)
+    rejected = totals.num_rejected - totals.rejected.get("skipped", 0)
+    fraction = max(rejected / max(totals.candidates, 1), unreadable)
     if fraction <= config.max_reject_fraction:
         return COMPLETE
     logger.error(

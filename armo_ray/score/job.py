@@ -22,6 +22,7 @@ from armo_ray.score.partitions import carried_columns
 from armo_ray.storage import commits, lock, parts, resume
 from armo_ray.storage.content import settled
 from armo_ray.storage.filesystem import is_remote
+from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.models import local_model
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
@@ -76,7 +77,7 @@ Check = Callable[["Job", list[Span], ScoreConfig], None]
 def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None) -> tuple[Job, list[Span]]:
     """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet.
 
-    Without `write` all is checked alike, and nothing is created. `check` may refuse the run before that as well.
+    Without `write` the checks are the same, and nothing is created. `check` may refuse the run too.
     """
     ((job, spans),) = prepare_all([config], write, check)
     return job, spans
@@ -106,8 +107,8 @@ class _Checked(NamedTuple):
 def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     model = _model(config)
     store = Store(config.output)
-    found = find_shards(config.input, each=config.days == 1)
-    shards = [shard for shard in found if not shard.uri.startswith(store.uri + "/")]
+    shards = find_shards(config.input, each=config.days == 1)
+    shards = [shard for shard in shards if not shard.uri.startswith(store.uri + "/")]
     if not shards:
         raise ConfigError(f"output {config.output}: all of the input lies in it")
     parts.check_directories(store, shards)
@@ -123,8 +124,8 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     identity = _identity(config, model, layout, columns)
     run = commits.open_run(store, identity, details, write=False)
-    commits.read_commits(store, names=("unit",), run=run)  # what is damaged is found before any work
-    carried = _decode(run["carried"])  # of the first run: a later shard must not change a column's type
+    commits.read_commits(store, run=run)  # damaged records are found before any work
+    carried = _decode(run.carried)  # of the first run: a later shard must not change a column's type
     kept_columns.check(carried, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, carried), unread=unread)
     try:
@@ -132,8 +133,7 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     except OSError as error:
         raise ConfigError(f"input: cannot be compared with what is committed: {error}") from error
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
-    standing = resume.standing(store, spans, job.fingerprint)
-    resume.resolve(standing, store, shards, config.redo, config.forget)
+    resume.standing(store, spans, job.fingerprint, config.redo, config.forget)  # which may refuse the run
     if check is not None:
         check(job, spans, config)
     return _Checked(job, spans, identity, details)
@@ -192,15 +192,15 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 is not compared with bfloat16 for the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
-    told = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
-    logger.info("model family %s: rewards %s%s", name, told, mean)
+    named = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
+    logger.info("model family %s: rewards %s%s", name, named, mean)
 
 
 def _job(
     config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
 ) -> Job:
     checkpoint = model.checkpoint
-    fingerprint = commits.fingerprint_of(_identity(config, model, layout, columns))
+    fingerprint = fingerprint_of(_identity(config, model, layout, columns))
     metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,
@@ -307,5 +307,6 @@ def _encode(schema: pa.Schema) -> str:
     return text
 
 
-def _decode(text: str) -> pa.Schema:
+def _decode(text: str | None) -> pa.Schema:
+    assert text is not None, "open_run refuses a _run.json without it"
     return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

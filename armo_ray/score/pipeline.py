@@ -4,7 +4,6 @@ A unit is one row and one block from end to end, so that a task that Ray replays
 before. The driver only counts commit records as they come out.
 """
 
-import json
 import logging
 import pickle
 import time
@@ -25,11 +24,14 @@ from armo_ray.score import fp8_check, kept_columns, passes, shared_paths
 from armo_ray.score.card import Card
 from armo_ray.score.config import ScoreConfig, load_config
 from armo_ray.score.job import Job, prepare_dataset
+from armo_ray.score.passes import Committed
 from armo_ray.score.poison import isolate
 from armo_ray.score.progress import Progress, every
 from armo_ray.score.replicas import Pool, Replica, pool_of, replicas_up
 from armo_ray.score.stages import candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock, resume
+from armo_ray.storage.json_files import to_json
+from armo_ray.storage.records import Totals
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, spread
 from armo_ray.verify import model as preflight
@@ -45,43 +47,41 @@ _SAMPLE_ROWS = 1000  # of a dataset, that tell types which its schema does not
 _MOST_ERRORED = 32
 
 
-def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
     """Do what is not committed yet of the spans, the units of the whole input.
 
     Returns the totals of the whole output, and of the shards of this input, whenever they were scored.
 
     Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
 
-    Raises ConfigError where another run holds the output or the replicas find no room, and RuntimeError where
-    a task failed for good.
+    Raises ConfigError if another run holds the output or there is no room for the replicas, and RuntimeError if a
+    task failed for good.
     """
     store = Store(job.output)
-    shards = [span.shard for span in spans]
     with lock.held(store):
-        found = resume.standing(store, spans, job.fingerprint)
-        found = resume.resolve(found, store, shards, config.redo, config.forget)
-        logger.info("%d of %d shards have units to do", len(found.left), len(spans))
+        standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
+        logger.info("%d of %d shards have units to do", len(standing.left), len(spans))
         try:
-            if found.left:
-                _execute(store, job, spans, found, config)
-            elif found.dropped:
-                passes.begin(store, found)
+            if standing.left:
+                _execute(store, job, spans, standing, config)
+            elif standing.dropped:
+                passes.begin(store, standing)
             records = commits.finish(store)
         except BaseException:
             with suppress(Exception):  # the reason why the run stopped must not be hidden
                 Card(store, job, config.input).stopped()
             raise
-        totals = commits.totals(records)
+        totals = Totals.of(records)
         try:
             Card(store, job, config.input).complete(totals)
         except Exception as error:  # whatever it is, the scores are there
             logger.warning("the dataset card is not written: %s", error)
-    uris = {shard.uri for shard in shards}
-    _tell_vanished(resume.vanished(records, uris, config.input), job)
-    return totals, commits.totals(record for record in records if record["source"] in uris)
+    uris = {span.shard.uri for span in spans}
+    _log_vanished(resume.vanished(records, uris, config.input), job)
+    return totals, Totals.of(record for record in records if record.source in uris)
 
 
-def _tell_vanished(gone: list[str], job: Job) -> None:
+def _log_vanished(gone: list[str], job: Job) -> None:
     if gone:
         text = (
             "is in the scores" if job.keep_text else "cannot be read again (--keep-text would have kept it)"
@@ -96,9 +96,11 @@ def _tell_vanished(gone: list[str], job: Job) -> None:
         )
 
 
-def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, config: ScoreConfig) -> None:
+def _execute(
+    store: Store, job: Job, spans: list[Span], standing: resume.Standing, config: ScoreConfig
+) -> None:
     """Commit every unit of the spans that is to be done. Nothing is deleted before the first is dispatched."""
-    began, left = time.time(), found.left
+    began, left = time.time(), standing.left
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
     with connected() as joined:
         if joined:
@@ -109,7 +111,7 @@ def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, 
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
-        card = Card(store, job, config.input, found.committed, planned)
+        card = Card(store, job, config.input, standing.committed, planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
         drafted = every(
             _CARD_EVERY_S,
@@ -117,17 +119,17 @@ def _execute(store: Store, job: Job, spans: list[Span], found: resume.Standing, 
             lambda: card.in_progress(progress.counts.totals, progress.counts.done),
         )
 
-        def work(left: list[Span]) -> Iterator[dict[str, Any]]:
-            for record in _records(job, spread(left), pool):
-                progress.update(record)
-                yield record
+        def work(left: list[Span]) -> Iterator[Committed]:
+            for unit in _committed_units(job, spread(left), pool):
+                progress.update(unit)
+                yield unit
 
-        def work_alone(span: Span) -> dict[str, Any]:
-            record = isolate(span, job, pool)
-            progress.update(record, isolated=True)
-            return record
+        def work_alone(span: Span) -> Committed:
+            unit = isolate(span, job, pool)
+            progress.update(unit, isolated=True)
+            return unit
 
-        passes.begin(store, found)
+        passes.begin(store, standing)
         with drafted, progress:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
 
@@ -147,12 +149,12 @@ def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreem
     if report is None or report["columns"]["score"]["spearman"] is None:  # too little input then
         task: Any = ray.remote(**pool.resources)(fp8_check.fp8_agreement)
         report = ray.get(task.remote(spans, job, pool.device))
-        store.write(fp8_check.REPORT, commits.to_json(report))
+        store.write(fp8_check.REPORT, to_json(report))
     fp8_check.judge(report, min_agreement)
 
 
-def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]]:
-    """The commit records, as units are committed."""
+def _committed_units(job: Job, spans: list[Span], pool: Pool) -> Iterator[Committed]:
+    """The units, as they are committed."""
     items = [{"span": pickle.dumps(span)} for span in spans]
     with _one_row_a_block():
         ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -164,7 +166,7 @@ def _records(job: Job, spans: list[Span], pool: Pool) -> Iterator[dict[str, Any]
     with remote_arguments():
         ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **one)
     for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-        yield json.loads(batch["record"][0].as_py())
+        yield pickle.loads(batch["committed"][0].as_py())
 
 
 def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
@@ -274,4 +276,4 @@ def _tokenize(batch: pa.Table, job: Job) -> pa.Table:
 
 
 def _write(batch: pa.Table, job: Job) -> pa.Table:
-    return pa.table({"record": [json.dumps(write_and_commit(batch, job))]})
+    return pa.table({"committed": [pickle.dumps(write_and_commit(batch, job))]})

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from armo_ray.score.job import Job
+from armo_ray.score.passes import Committed
 from armo_ray.score.replicas import Pool, isolated
 from armo_ray.storage.shards import check_unchanged
 from armo_ray.storage.units import Span
@@ -52,25 +53,25 @@ class _Worker:
         return None
 
 
-def isolate(span: Span, job: Job, pool: Pool) -> dict[str, Any]:
-    """Commit the first unit of a span that is to be done, its poison rejected; returns the commit record.
+def isolate(span: Span, job: Job, pool: Pool) -> Committed:
+    """Commit the first unit of a span that is to be done, its poison rejected.
 
-    Raises RayError where reading the unit kills the actor, RuntimeError where too many of its rows do, and OSError
-    where its shard is no longer the file that was planned.
+    Raises RayError if reading the unit kills the actor, RuntimeError if too many of its rows do, and OSError if its
+    shard is no longer the file that was planned.
     """
     check_unchanged(span.shard)
     worker = _Worker(span, job, pool)
     poison = find_poison(worker.failure, worker.call("count"), span.shard.uri)
-    record: dict[str, Any] = worker.call("finish", poison)
+    committed: Committed = worker.call("finish", poison)
     logger.warning(
         "%s: the unit of rows %d+%d failed; alone it is committed, with %d rows rejected as poison",
         span.shard.uri,
-        record["first_row"],
-        record["num_rows"],
+        committed.record.first_row,
+        committed.record.num_rows,
         len(poison),
     )
     ray.kill(worker.actor)
-    return record
+    return committed
 
 
 def find_poison(failure: Callable[[int, int], str | None], count: int, where: str) -> dict[int, str]:

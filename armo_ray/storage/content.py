@@ -6,23 +6,20 @@ the shard counts as changed.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from armo_ray.storage import commits, digest
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.readers import read_lines, text_of
+from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
-
-# what of a commit record is needed here
-FIELDS = ("source", "identity", "ordinal", "first_row", "num_rows", "last", "content")
 
 
 def settled(
@@ -45,9 +42,9 @@ def settled(
     units: dict[str, list[str]] = {}
     for unit in sorted(committed):
         units.setdefault(unit[:16], []).append(unit)
-    asked = [(shard, units[shard.hash]) for shard in shards if shard.is_timed and shard.hash in units]
-    found: list[Shard] = in_parallel(lambda pair: _settle(store, pair[0], pair[1], columns), asked)
-    same = {shard.uri: shard for shard in found if shard.stamp is not None}
+    timed = [(shard, units[shard.hash]) for shard in shards if shard.is_timed and shard.hash in units]
+    compared: list[Shard] = in_parallel(lambda pair: _settle(store, pair[0], pair[1], columns), timed)
+    same = {shard.uri: shard for shard in compared if shard.stamp is not None}
     if same:
         logger.info(
             "%d shard%s only in modification time from what was scored, and %s done again",
@@ -59,33 +56,33 @@ def settled(
 
 
 def _settle(store: Store, shard: Shard, units: list[str], columns: Sequence[str]) -> Shard:
-    (first,) = commits.read_commits(store, units[:1])
-    if first["identity"] == shard.identity or not _could_be(shard, [first]):
+    first = commits.read_record(store, units[0])
+    if first.identity == shard.identity or not _could_be(shard, [first]):
         return shard
     records = commits.read_commits(store, units)
     same = same_content(shard, records, columns)
-    return replace(shard, identity=first["identity"], stamp=shard.identity) if same else shard
+    return replace(shard, identity=first.identity, stamp=shard.identity) if same else shard
 
 
-def _could_be(shard: Shard, records: Sequence[Mapping[str, Any]]) -> bool:
+def _could_be(shard: Shard, records: Sequence[CommitRecord]) -> bool:
     """Whether only digests can tell: the records have them, and the size is the same."""
-    identities = {str(record["identity"]) for record in records}
+    identities = {record.identity for record in records}
     return (
         shard.is_timed
         and len(identities) == 1
         and identities.pop().partition("-")[0] == str(shard.size)
-        and all(record.get("content") for record in records)
+        and all(record.content for record in records)
     )
 
 
-def is_unchanged(shard: Shard, records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bool:
+def is_unchanged(shard: Shard, records: Sequence[CommitRecord], columns: Sequence[str]) -> bool:
     """Whether a shard is the one that all records are of: by its identity or, where that differs, by content."""
-    return all(record["identity"] == shard.identity for record in records) or same_content(
+    return all(record.identity == shard.identity for record in records) or same_content(
         shard, records, columns
     )
 
 
-def same_content(shard: Shard, records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bool:
+def same_content(shard: Shard, records: Sequence[CommitRecord], columns: Sequence[str]) -> bool:
     """Whether all that was committed of a shard is what the shard holds now, by reading it.
 
     Args:
@@ -97,15 +94,15 @@ def same_content(shard: Shard, records: Sequence[Mapping[str, Any]], columns: Se
     """
     if not records or not _could_be(shard, records):
         return False
-    ordered = sorted(records, key=lambda record: (record["first_row"], record["num_rows"]))
+    ordered = sorted(records, key=lambda record: (record.first_row, record.num_rows))
     digests = _of_row_groups(shard, ordered, columns) if shard.is_parquet else _of_lines(shard, ordered)
-    same = all(found == record["content"] for found, record in zip(digests, ordered, strict=True))
+    same = all(now == record.content for now, record in zip(digests, ordered, strict=True))
     check_read(shard)
     return same
 
 
 def _of_row_groups(
-    shard: Shard, records: Sequence[Mapping[str, Any]], columns: Sequence[str]
+    shard: Shard, records: Sequence[CommitRecord], columns: Sequence[str]
 ) -> Iterator[str | None]:
     """The digest of each unit now, None where its rows are no row groups' any more; each row group is read once."""
     with open_shard(shard) as source:
@@ -115,8 +112,8 @@ def _of_row_groups(
             starts = [0, *accumulate(sizes)]
             before: tuple[list[int], str] = ([], "")
             for record in records:
-                start, stop = record["first_row"], record["first_row"] + record["num_rows"]
-                if stop > starts[-1] or record["last"] != (stop == starts[-1]):
+                start, stop = record.first_row, record.first_row + record.num_rows
+                if stop > starts[-1] or record.last != (stop == starts[-1]):
                     yield None
                     continue
                 groups = [i for i, at in enumerate(starts[:-1]) if at < stop and at + sizes[i] > start]
@@ -128,18 +125,18 @@ def _of_row_groups(
             yield from (None for _ in records)
 
 
-def _of_lines(shard: Shard, records: Sequence[Mapping[str, Any]]) -> Iterator[str | None]:
+def _of_lines(shard: Shard, records: Sequence[CommitRecord]) -> Iterator[str | None]:
     """The digest of each unit now, None where its lines are not all there, or are followed by more than they were."""
     lines = read_lines(shard)
     line = next(lines, None)
     following = 0
     for record in records:
         # lines of units that are not among the records are passed over; there are none between a unit and the next
-        while record["ordinal"] != following and line is not None and line[0] < record["first_row"]:
+        while record.ordinal != following and line is not None and line[0] < record.first_row:
             line = next(lines, None)
-        following = record["ordinal"] + 1
-        found, left = digest.LineDigest(record["first_row"]), record["num_rows"]
+        following = record.ordinal + 1
+        content, left = digest.LineDigest(record.first_row), record.num_rows
         while line is not None and left:
-            found.add(line[0], text_of(line[1]))
+            content.add(line[0], text_of(line[1]))
             line, left = next(lines, None), left - 1
-        yield found.hex if not left and record["last"] == (line is None) else None
+        yield content.hex if not left and record.last == (line is None) else None

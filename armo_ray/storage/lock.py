@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.commits import COMMITS, now, to_json
+from armo_ray.storage.commits import COMMITS, now
+from armo_ray.storage.json_files import OWNER, parse, to_json
 from armo_ray.storage.parts import DATA, REJECTS, SCORES
-from armo_ray.storage.records import OWNER, DamagedError, parse
+from armo_ray.storage.records import DamagedError
 from armo_ray.storage.retries import explain
 from armo_ray.storage.store import Store, missing_directories, remove_empty
 

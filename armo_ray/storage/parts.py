@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.records import digest_of
+from armo_ray.storage.json_files import digest_of
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
 
@@ -21,11 +23,8 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 
 def write_scores(
     store: Store, unit: str, scores: pa.Table, fixed: Sequence[tuple[str, str]], by: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Write scored rows below the directories of `fixed` and of their values in the columns `by`.
-
-    Returns path (relative to the output), rows, bytes and digest of every part.
-    """
+) -> list[PartEntry]:
+    """Write scored rows below the directories of `fixed` and of their values in the columns `by`."""
     by = [name for name in by if name not in dict(fixed)]
     parts = []
     for values, rows in _split(scores, by):
@@ -36,7 +35,7 @@ def write_scores(
     return parts
 
 
-def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[dict[str, Any]]:
+def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[PartEntry]:
     """Write the rejects of a unit, if there are any."""
     return [write_table(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
 
@@ -94,20 +93,20 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
         yield path, kind
 
 
-def put(store: Store, name: str, content: bytes, rows: int) -> dict[str, Any]:
-    """Write one part; returns its path, rows, bytes and digest."""
+def put(store: Store, name: str, content: bytes, rows: int) -> PartEntry:
+    """Write one part."""
     store.write(name, content)
-    return {"path": name, "rows": rows, "bytes": len(content), "digest": digest_of(content)}
+    return PartEntry(name, rows, len(content), digest_of(content))
 
 
-def as_written(store: Store, part: Mapping[str, Any]) -> dict[str, Any]:
-    """What `put` returned of a part whose file was last written by this or another worker."""
-    content = store.read(part["path"])
-    return {**part, "bytes": len(content), "digest": digest_of(content)}
+def as_written(store: Store, part: PartEntry) -> PartEntry:
+    """The entry of a part as its file is now, which this or another worker wrote last."""
+    content = store.read(part.path)
+    return replace(part, bytes=len(content), digest=digest_of(content))
 
 
-def write_table(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
-    """Write rows as one part of Parquet; returns what `put` does."""
+def write_table(store: Store, name: str, table: pa.Table) -> PartEntry:
+    """Write rows as one part of Parquet."""
     sink = io.BytesIO()
     # a dictionary of numbers that hardly repeat costs more than it saves: the parts are a fifth smaller without
     repeated = [
@@ -119,8 +118,8 @@ def write_table(store: Store, name: str, table: pa.Table) -> dict[str, Any]:
     return put(store, name, sink.getvalue(), table.num_rows)
 
 
-def read_part(store: Store, part: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a part that a commit names. Raises RuntimeError where it is not what was committed."""
+def read_part(store: Store, part: PartEntry, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a part that a commit names. Raises RuntimeError if it is not what was committed."""
     content = read_content(store, part)
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
@@ -128,30 +127,30 @@ def read_part(store: Store, part: Mapping[str, Any], columns: Sequence[str] | No
         table = file.read(None if columns is None else list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(store, part, f"cannot be read: {error}") from error
-    if table.num_rows != part["rows"]:
-        raise _damaged(store, part, f"{table.num_rows} rows, its commit says {part['rows']}")
+    if table.num_rows != part.rows:
+        raise _damaged(store, part, f"{table.num_rows} rows, its commit says {part.rows}")
     return table
 
 
-def read_content(store: Store, part: Mapping[str, Any]) -> bytes:
-    """The bytes of a part that a commit names. Raises RuntimeError where they are not what was committed."""
+def read_content(store: Store, part: PartEntry) -> bytes:
+    """The bytes of a part that a commit names. Raises RuntimeError if they are not what was committed."""
     try:
-        content = store.read(part["path"])
+        content = store.read(part.path)
     except OSError as error:
         raise _damaged(store, part, f"cannot be read: {error}") from error
-    if told := difference(content, part):
-        raise _damaged(store, part, told)
+    if fault := difference(content, part):
+        raise _damaged(store, part, fault)
     return content
 
 
-def difference(content: bytes, part: Mapping[str, Any]) -> str | None:
+def difference(content: bytes, part: PartEntry) -> str | None:
     """How the bytes of a part differ from those that were committed; parts of earlier versions have no digest."""
-    if len(content) != part["bytes"]:
-        return f"{len(content)} bytes, its commit says {part['bytes']}"
-    if digest_of(content) != part.get("digest", digest_of(content)):
+    if len(content) != part.bytes:
+        return f"{len(content)} bytes, its commit says {part.bytes}"
+    if part.digest not in (None, digest_of(content)):
         return "its bytes are not those that were committed"
     return None
 
 
-def _damaged(store: Store, part: Mapping[str, Any], told: str) -> RuntimeError:
-    return RuntimeError(f"{store.uri}/{part['path']}: {told}. Check it with armo-ray verify")
+def _damaged(store: Store, part: PartEntry, fault: str) -> RuntimeError:
+    return RuntimeError(f"{store.uri}/{part.path}: {fault}. Check it with armo-ray verify")

@@ -1,232 +1,288 @@
-"""What the JSON files of an output must hold to be read, whoever wrote them and whatever became of them since.
+"""What the JSON files of an output hold: commit records, `_run.json` and the manifest `_SUCCESS`.
 
-Commit records, `_run.json` and `_SUCCESS` carry a checksum of their own content; those of earlier versions have none,
-and are held to the rest alone.
+`from_json` checks a file and reads it, `to_json` writes it with a checksum. Keys that this version does not know are
+kept in `extra` and written back.
 """
 
-import hashlib
-import json
-import re
 import sys
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any, NamedTuple
-
-import pyarrow as pa
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.filesystem import check_input, is_remote
-from armo_ray.storage.formats import kind_of
+from armo_ray.storage import json_files
 
-CHECKSUM = "checksum"
-_ALGORITHM = "blake2b:"  # begins a checksum: it is known by this where its name is damaged
-_UNIT = r"[0-9a-f]{32}(?:-unreadable)?"
-_FOLDER = r"[\w.~%-]*=[\w.~%-]*/"  # as armo_ray.storage.parts.hive makes them
-_PART = re.compile(rf"(?:scores/(?:{_FOLDER})*|rejects/)part-({_UNIT})\.(?:parquet|jsonl)", re.ASCII)
-_DIGEST = re.compile(r"[0-9a-f]{32}")
+Extra = tuple[tuple[str, Any], ...]  # keys and values
+
+_PART = ("bytes", "digest", "path", "rows")
+_TIMING = ("seconds", "began", "load_seconds")
+_PASSES = ("num_packs", "packed_tokens", "pack_capacity", "flops", "peak_flops", "token_budget")
+_COUNTS = ("candidates", "scored", "rejected", "num_tokens", "computed_tokens")
+_RECORD = (
+    *("unit", "source", "identity", "ordinal", "first_row", "num_rows", "last"),
+    *_COUNTS,
+    *("run_fingerprint", "committed_at", json_files.CHECKSUM),
+)
+_RUN = ("identity", "config", "versions", "carried", "made_by", "created_at", json_files.CHECKSUM)
+_MANIFEST = ("totals", "run_fingerprint", "finished_at", json_files.CHECKSUM)
 
 
 class DamagedError(ConfigError):
     """A file of an output is not what a run wrote there."""
 
 
-class Kind(NamedTuple):
-    """What a file must hold, and what else must be of a certain type where it is there."""
+@dataclass(frozen=True, slots=True)
+class PartEntry:
+    """A part as commit records and manifests list it."""
 
-    needed: Mapping[str, Callable[[Any], bool]]
-    known: Mapping[str, Callable[[Any], bool]]
+    path: str  # relative to the output
+    rows: int
+    bytes: int
+    digest: str | None = None  # 32 hex digits; None: written by an earlier version
+    extra: Extra = ()
 
+    @staticmethod
+    def from_dict(entry: Mapping[str, Any]) -> "PartEntry":
+        values = dict(entry)
+        return PartEntry(**_take(values, _PART), extra=tuple(values.items()))
 
-def digest_of(content: bytes) -> str:
-    """32 hex digits: BLAKE2b of 128 bits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as the files have it."""
+        return _known(self, _PART) | dict(self.extra)
 
-
-def checksum_of(content: Mapping[str, Any]) -> str:
-    """Of all but the checksum itself, which stands for every value and not for how they are laid out."""
-    rest = {name: value for name, value in content.items() if name != CHECKSUM}
-    return _ALGORITHM + digest_of(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
-
-
-def parse(raw: bytes, kind: Kind) -> dict[str, Any]:
-    """The content of a file. Raises ValueError that says what is wrong with it."""
-    try:
-        content = json.loads(raw, object_pairs_hook=_interned)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-    if missing := sorted(kind.needed.keys() - content.keys()):
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    _check_checksum(content)
-    for name, is_right in {**kind.needed, **kind.known}.items():
-        if name in content and not is_right(content[name]):
-            raise ValueError(f"its {name} cannot be {_short(content[name])}")
-    return content
+    def is_in(self, folder: str) -> bool:
+        """Whether the part lies in this folder of the output: scores or rejects."""
+        return self.path.startswith(f"{folder}/")
 
 
-def parse_record(raw: bytes, unit: str) -> dict[str, Any]:
-    """The commit record of a unit. Raises ValueError that says what is wrong with it."""
-    record = parse(raw, RECORD)
-    if record["unit"] != unit:
-        raise ValueError(f"it is the record of unit {record['unit']}")
-    paths = [part["path"] for part in record["parts"]]
-    if len(set(paths)) < len(paths) or any(unit_of(path) != unit for path in paths):
-        raise ValueError(f"its parts cannot be {_short(paths)}")
-    if "seconds" in record and (missing := {"began", "load_seconds", "committed_at"} - record.keys()):
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a unit took."""
+
+    seconds: Mapping[str, float]  # by step: read, tokenize, wait, pack, model, write
+    began: float  # when its first forward pass did, in seconds since 1970
+    load_seconds: float  # that its replica took to load the model; it tells replicas apart
+
+    @property
+    def replica_seconds(self) -> float:
+        """Seconds of a replica's time, including those that it waited for the unit."""
+        return replica_seconds(self.seconds)
+
+
+def replica_seconds(seconds: Mapping[str, float]) -> float:
+    """The seconds of a replica's time among those of a unit's steps."""
+    return sum(float(seconds.get(step, 0.0)) for step in ("wait", "pack", "model"))
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPasses:
+    """What the forward passes of a unit computed."""
+
+    num_packs: int
+    packed_tokens: int  # without padding
+    pack_capacity: int  # tokens that the passes had room for
+    flops: int
+    peak_flops: float | None  # of the device, per second; None if not known
+    token_budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """The record of a committed unit, `_commits/<unit>.json`."""
+
+    unit: str
+    source: str  # URI of the shard
+    identity: str  # of the shard: its size, and its ETag or modification time
+    ordinal: int  # place among the units of the shard
+    first_row: int
+    num_rows: int
+    last: bool  # whether it is the last unit of the shard
+    candidates: int
+    scored: int
+    rejected: Mapping[str, int]  # by reason
+    num_tokens: int  # of all conversations, each counted whole
+    computed_tokens: int  # that went through the model, padding included
+    parts: tuple[PartEntry, ...] = ()
+    content: str | None = ""  # digest of what was read; None: not computed; "": written by an earlier version
+    run_fingerprint: str | None = None
+    timing: Timing | None = None
+    passes: ForwardPasses | None = None
+    committed_at: str | None = None
+    checksum: str | None = None  # that was read; None: not yet written, or by an earlier version
+    extra: Extra = ()
+
+    @staticmethod
+    def from_json(raw: bytes, unit: str) -> "CommitRecord":
+        """The record of this unit. Raises ValueError that says what is wrong with it."""
+        values = json_files.parse(raw, json_files.RECORD)
+        _check_record(values, unit)
+        for name in ("source", "identity", "run_fingerprint"):  # many units have the same
+            if name in values:
+                values[name] = sys.intern(values[name])
+        return CommitRecord(
+            **_take(values, _RECORD),
+            parts=tuple(map(PartEntry.from_dict, values.pop("parts"))),
+            content=values.pop("content", ""),
+            timing=Timing(**_take(values, _TIMING)) if "seconds" in values else None,
+            passes=ForwardPasses(**_take(values, _PASSES)) if values.keys() >= set(_PASSES) else None,
+            extra=tuple(values.items()),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as the file has them."""
+        values = _known(self, _RECORD) | {"parts": [part.to_dict() for part in self.parts]}
+        if self.content != "":
+            values["content"] = self.content
+        if self.timing is not None:
+            values |= _known(self.timing, _TIMING)
+        if self.passes is not None:
+            values |= _known(self.passes, _PASSES) | {"peak_flops": self.passes.peak_flops}
+        return values | dict(self.extra)
+
+    def to_json(self) -> bytes:
+        return json_files.sealed(self.to_dict())
+
+    def parts_in(self, folder: str) -> list[PartEntry]:
+        """The parts in this folder of the output: scores or rejects."""
+        return [part for part in self.parts if part.is_in(folder)]
+
+
+def _check_record(values: Mapping[str, Any], unit: str) -> None:
+    if values["unit"] != unit:
+        raise ValueError(f"it is the record of unit {values['unit']}")
+    paths = [part["path"] for part in values["parts"]]
+    if len(set(paths)) < len(paths) or any(json_files.unit_of(path) != unit for path in paths):
+        raise ValueError(f"its parts cannot be {json_files.shortened(paths)}")
+    if "seconds" in values and (missing := {"began", "load_seconds", "committed_at"} - values.keys()):
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    return record
 
 
-def unit_of(path: str) -> str | None:
-    """The unit that a part is of, by its path within the output; None where no part has such a path."""
-    found = _PART.fullmatch(path)
-    return found and found[1]
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """The content of `_run.json`: the run that an output belongs to.
+
+    `identity` holds the settings that rows, columns and units depend on. Two runs share an output only if theirs are
+    equal. `_run.json` of an earlier version may lack some of them.
+    """
+
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any] | None = None
+    versions: Mapping[str, Any] | None = None
+    carried: str | None = None  # Arrow schema of the kept columns, serialized, in hex
+    made_by: Mapping[str, Any] | None = None  # the command that made the output from others, and its options
+    created_at: str | None = None
+    checksum: str | None = None
+    extra: Extra = ()
+
+    @staticmethod
+    def from_json(raw: bytes) -> "RunFile":
+        """Raises ValueError that says what is wrong with the file."""
+        values = json_files.parse(raw, json_files.RUN)
+        return RunFile(**_take(values, _RUN), extra=tuple(values.items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as the file has them."""
+        return _known(self, _RUN) | dict(self.extra)
+
+    def to_json(self) -> bytes:
+        return json_files.sealed(self.to_dict())
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of the identity."""
+        return json_files.fingerprint_of(self.identity)
+
+    @property
+    def keep_text(self) -> bool:
+        """Whether the scores hold the text of prompts and responses."""
+        return bool(self.identity.get("keep_text"))
 
 
-def _check_checksum(content: Mapping[str, Any]) -> None:
-    if CHECKSUM in content:
-        if content[CHECKSUM] != checksum_of(content):
-            raise ValueError("its content is not that of its checksum: it was changed after it was written")
-    elif any(isinstance(value, str) and value.startswith(_ALGORITHM) for value in content.values()):
-        raise ValueError("the name of its checksum was changed")
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over commit records; `shards` is None if they were not counted."""
+
+    units: int = 0
+    candidates: int = 0
+    scored: int = 0
+    num_tokens: int = 0
+    computed_tokens: int = 0
+    shards: int | None = None
+    rejected: Mapping[str, int] = field(default_factory=dict)  # by reason
+
+    @staticmethod
+    def of(records: Iterable[CommitRecord]) -> "Totals":
+        sums = dict.fromkeys(("units", "candidates", "scored", "num_tokens", "computed_tokens"), 0)
+        rejected: dict[str, int] = {}
+        shards = set()
+        for record in records:
+            shards.add(record.source)
+            sums["units"] += 1
+            for name in ("candidates", "scored", "num_tokens", "computed_tokens"):
+                sums[name] += getattr(record, name)
+            for reason, count in record.rejected.items():
+                rejected[reason] = rejected.get(reason, 0) + count
+        return Totals(**sums, shards=len(shards), rejected=rejected)
+
+    @property
+    def num_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    def plus(self, other: "Totals") -> "Totals":
+        """Both added, without `shards`: some may be in both."""
+        return Totals(
+            units=self.units + other.units,
+            candidates=self.candidates + other.candidates,
+            scored=self.scored + other.scored,
+            num_tokens=self.num_tokens + other.num_tokens,
+            computed_tokens=self.computed_tokens + other.computed_tokens,
+            rejected=added(self.rejected, other.rejected),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The totals as the manifest has them."""
+        names = ("units", "candidates", "scored", "num_tokens", "computed_tokens", "shards")
+        return _known(self, names) | {"rejected": dict(self.rejected)}
 
 
-def _interned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names are not copies of their own: records come by the hundred thousand."""
-    return {sys.intern(name): value for name, value in pairs}
+def added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    """Counts of both, by name."""
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of `_SUCCESS`: every part of a complete output."""
+
+    totals: Mapping[str, Any]  # as the version that wrote it counts; see Totals
+    parts: tuple[PartEntry, ...]
+    run_fingerprint: str | None = None
+    finished_at: str | None = None
+    checksum: str | None = None
+    extra: Extra = ()
+
+    @staticmethod
+    def from_json(raw: bytes) -> "Manifest":
+        """Raises ValueError that says what is wrong with the file."""
+        values = json_files.parse(raw, json_files.MANIFEST)
+        parts = tuple(map(PartEntry.from_dict, values.pop("parts")))
+        return Manifest(**_take(values, _MANIFEST), parts=parts, extra=tuple(values.items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as the file has them."""
+        parts = [part.to_dict() for part in self.parts]
+        return _known(self, _MANIFEST) | {"parts": parts} | dict(self.extra)
+
+    def to_json(self) -> bytes:
+        return json_files.sealed(self.to_dict())
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _take(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the values that have these names, removed from the others."""
+    return {name: values.pop(name) for name in names if name in values}
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value >= 0
-
-
-def _is_number_or_null(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _each(is_right: Callable[[Any], bool], *names: str) -> Callable[[Any], bool]:
-    """Whether a value is an object with these names, and all of its values are right."""
-    return lambda value: (
-        isinstance(value, dict) and set(names) <= value.keys() and all(map(is_right, value.values()))
-    )
-
-
-def _is_unit(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(_UNIT, value) is not None
-
-
-def _is_source(value: Any) -> bool:
-    """Whether a shard could be there: what a record says of its origin is opened by other commands."""
-    if not isinstance(value, str) or kind_of(value) is None:
-        return False
-    try:
-        check_input(value)
-    except ConfigError:
-        return False
-    return is_remote(value) or value.startswith("/")
-
-
-def _is_time(value: Any) -> bool:
-    try:
-        datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _is_part(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("path"), str)
-        and unit_of(value["path"]) is not None
-        and _is_count(value.get("rows"))
-        and _is_count(value.get("bytes"))
-        and isinstance(digest := value.get("digest", "0" * 32), str)
-        and _DIGEST.fullmatch(digest) is not None
-    )
-
-
-def _are_parts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_part, value))
-
-
-def _is_totals(value: Any) -> bool:
-    return isinstance(value, dict) and _each(_is_count)(value.get("rejected"))
-
-
-def _is_layout(value: Any) -> bool:
-    return isinstance(value, dict) and _is_text(value.get("kind"))
-
-
-def _is_identity(value: Any) -> bool:
-    kinds = {"layout": _is_layout, "keep_text": _is_bool, "dtype": _is_text, "family": _is_text}
-    kinds |= {"unit_rows": _is_count, "chat_fingerprint": _is_text}
-    if not isinstance(value, dict) or ("chat_fingerprint" in value and kinds.keys() - value.keys()):
-        return False
-    return all(is_right(value[name]) for name, is_right in kinds.items() if name in value)
-
-
-def _is_schema(value: Any) -> bool:
-    try:
-        pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(value)))
-    except (TypeError, ValueError, OSError, pa.ArrowException):
-        return False
-    return True
-
-
-RUN = Kind(
-    {"identity": _is_identity},
-    {"config": _is_object, "versions": _is_object, "carried": _is_schema, "made_by": _is_object},
-)
-OWNER = Kind({"run": _is_text, "host": _is_text, "pid": _is_count, "since": _is_text}, {})
-MANIFEST = Kind({"totals": _is_totals, "parts": _are_parts}, {"run_fingerprint": _is_text})
-RECORD = Kind(
-    {
-        "unit": _is_unit,
-        "source": _is_source,
-        "identity": _is_text,
-        "ordinal": _is_count,
-        "first_row": _is_count,
-        "num_rows": _is_count,
-        "last": _is_bool,
-        "candidates": _is_count,
-        "scored": _is_count,
-        "rejected": _each(_is_count),
-        "num_tokens": _is_count,
-        "computed_tokens": _is_count,
-        "parts": _are_parts,
-    },
-    {
-        "run_fingerprint": _is_text,
-        "seconds": _each(_is_number),
-        "began": _is_number,
-        "load_seconds": _is_number,
-        "committed_at": _is_time,
-        "packed_tokens": _is_count,
-        "pack_capacity": _is_count,
-        "flops": _is_number,
-        "peak_flops": _is_number_or_null,
-    },
-)
+def _known(record: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The attributes of these names that are not None."""
+    values = {name: getattr(record, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

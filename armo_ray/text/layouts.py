@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from armo_ray.text.input_columns import COLUMN_ROLE_OF
+from armo_ray.text.messages import Reading
 from armo_ray.text.paths import Rejected, root_of, value_at
 
 # The column names that public data sets use for each column role; the first name is that of the role itself.
@@ -45,10 +46,14 @@ RESPONSE_ROLES = ("chosen", "rejected", "responses", "response", "steps", "messa
 _OTHER_FIELDS = ("winner_values", "joint", "shape", "step_end", "ignored", "name")
 
 
-def columns_read(run_file: Mapping[str, Any]) -> list[str]:
-    """The input columns that a run reads, from the content of its `_run.json`."""
-    settings = run_file["identity"]
-    return [*Layout.of_record(settings["layout"]).sources, *settings.get("keep", {}).values()]
+def columns_read(identity: Mapping[str, Any]) -> list[str]:
+    """The input columns that a run of this identity reads."""
+    return [*Layout.of_record(identity["layout"]).sources, *identity.get("keep", {}).values()]
+
+
+def layout_and_reading(identity: Mapping[str, Any]) -> tuple["Layout", Reading]:
+    """How a run of this identity reads rows and messages."""
+    return Layout.of_record(identity["layout"]), Reading.of(identity)
 
 
 @dataclass(frozen=True)

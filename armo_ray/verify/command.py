@@ -33,7 +33,7 @@ def _check_output(output: str) -> int:
     found = examine(Store(output))
     tell_states(found.records, found.run, columns_read)
     for fault in found.faults:
-        print(fault.told)
+        print(fault.message)
     count = len(found.faults)
     counts = ", ".join(f"{number} {name}" for name, number in counts_of(found).items())
     repairable = any(not fault.undone for fault in found.faults)

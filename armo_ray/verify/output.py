@@ -1,10 +1,9 @@
 """Checking an output: every part against its commit record, every record against the run and the manifest."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,71 +14,73 @@ from armo_ray.outputs.schema import REJECTS, recomputed
 from armo_ray.storage import commits, lock, parts
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.formats import PARQUET, kind_of
-from armo_ray.storage.records import CHECKSUM, DamagedError
+from armo_ray.storage.records import CommitRecord, DamagedError, PartEntry, RunFile, Totals
 from armo_ray.storage.shards import hash_of
 from armo_ray.storage.store import Store
 
 # float32 rounding of a sum of 19 products of a transformed gate: measured 1e-6 on scores about 1
 _TOLERANCE = 1e-4
 
-Record = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an output, and with what of it."""
+    """What is wrong with an output, and where."""
 
-    told: str
+    message: str
     units: tuple[str, ...] = ()  # that are damaged
     stray: str = ""  # a part that no commit names, by its name in the output
-    file: str = ""  # the manifest, lock or _run.json, where that is at fault
-    undone: bool = False  # only what the run has still to do
+    file: str = ""  # the manifest, lock or _run.json, if that is at fault
+    undone: bool = False  # nothing is damaged; the run has still to do this
 
 
 @dataclass(frozen=True)
 class Examined:
     """All that was found in an output."""
 
-    run: Mapping[str, Any] | None  # None where it is damaged
-    records: Sequence[Record]  # those that can be read and are of the run
+    run: RunFile | None  # None if it is damaged
+    records: Sequence[CommitRecord]  # those that can be read and are of the run
     faults: Sequence[Fault]
 
 
 def verify_output(uri: str) -> tuple[dict[str, int], list[str]]:
     """Re-read a whole output. Returns what was counted, and a line for each fault found.
 
-    Raises ConfigError where there is no output at all.
+    Raises ConfigError if there is no output at all.
     """
-    found = examine(Store(uri))
-    return counts_of(found), [fault.told for fault in found.faults]
+    examined = examine(Store(uri))
+    return counts_of(examined), [fault.message for fault in examined.faults]
 
 
-def counts_of(found: Examined) -> dict[str, int]:
+def counts_of(examined: Examined) -> dict[str, int]:
     """Units and candidates of the records that could be read."""
-    totals = commits.totals(found.records)
-    counts = {name: totals[name] for name in ("units", "candidates", "scored")}
-    return counts | {"rejected": sum(totals["rejected"].values())}
+    totals = Totals.of(examined.records)
+    return {
+        "units": totals.units,
+        "candidates": totals.candidates,
+        "scored": totals.scored,
+        "rejected": totals.num_rejected,
+    }
 
 
 def examine(store: Store) -> Examined:
-    """Read all of an output. Raises ConfigError where there is none."""
+    """Read all of an output. Raises ConfigError if there is none."""
     run, faults = _run(store)
     records, damaged = _records(store, run)
     if run is not None and damaged and not records:  # it is not the commits that are out of place
         unbound = _records(store, None)
         if unbound[0]:
-            told = f"{store.uri}/{commits.RUN}: is of another run than all {len(unbound[0])} commits"
-            faults.append(Fault(f"{told}: restore it from a copy, or use a new output", file=commits.RUN))
+            message = f"{store.uri}/{commits.RUN}: is of another run than all {len(unbound[0])} commits"
+            faults.append(Fault(f"{message}: restore it from a copy, or use a new output", file=commits.RUN))
             run, (records, damaged) = None, unbound
     faults += damaged + _lock(store) + _manifest(store, run, records)
-    for source, units in groupby(records, key=lambda r: str(r["source"])):
+    for source, units in groupby(records, key=lambda record: record.source):
         faults += _chain(source, list(units))
-    for found in in_parallel(lambda record: _check_unit(store, record), records):
-        faults += found
+    for unit_faults in in_parallel(lambda record: _check_unit(store, record), records):
+        faults += unit_faults
     return Examined(run, records, faults + _strays(store, records))
 
 
-def _run(store: Store) -> tuple[dict[str, Any] | None, list[Fault]]:
+def _run(store: Store) -> tuple[RunFile | None, list[Fault]]:
     try:
         return commits.read_run(store), []
     except DamagedError as error:
@@ -94,73 +95,73 @@ def _lock(store: Store) -> list[Fault]:
     return []
 
 
-def _records(store: Store, run: Mapping[str, Any] | None) -> tuple[list[Record], list[Fault]]:
+def _records(store: Store, run: RunFile | None) -> tuple[list[CommitRecord], list[Fault]]:
     """The records that can be trusted, sorted by shard and row, and a fault for each of the others."""
-    fingerprint = None if run is None else commits.fingerprint_of(run["identity"])
+    fingerprint = None if run is None else run.fingerprint
 
-    def read(unit: str) -> Record | Fault:
+    def read(unit: str) -> CommitRecord | Fault:
         try:
             record = commits.read_record(store, unit)
         except DamagedError as error:
             return Fault(str(error), units=(unit,))
         if run is not None and commits.is_foreign(record, run, fingerprint):
             return Fault(f"unit {unit}: its record is of another run", units=(unit,))
-        if CHECKSUM in record and unit[:16] != hash_of(record["source"]):
-            return Fault(f"unit {unit}: its record is not of {record['source']}", units=(unit,))
+        if record.checksum is not None and unit[:16] != hash_of(record.source):
+            return Fault(f"unit {unit}: its record is not of {record.source}", units=(unit,))
         return record
 
-    found = in_parallel(read, sorted(commits.list_commits(store)))
-    records = [record for record in found if not isinstance(record, Fault)]
-    records.sort(key=lambda r: (r["source"], r["first_row"], r["ordinal"]))
-    return records, [fault for fault in found if isinstance(fault, Fault)]
+    results = in_parallel(read, sorted(commits.list_commits(store)))
+    records = [record for record in results if not isinstance(record, Fault)]
+    records.sort(key=lambda record: (record.source, record.first_row, record.ordinal))
+    return records, [fault for fault in results if isinstance(fault, Fault)]
 
 
-def _manifest(store: Store, run: Mapping[str, Any] | None, records: Sequence[Record]) -> list[Fault]:
+def _manifest(store: Store, run: RunFile | None, records: Sequence[CommitRecord]) -> list[Fault]:
     try:
         manifest = commits.find_manifest(store, run)
     except DamagedError as error:
         return [Fault(str(error), file=commits.SUCCESS)]
     if manifest is None:
         return [Fault(f"no {commits.SUCCESS}: the run has not finished; run it again", undone=True)]
-    told: list[str] = []
+    wrong: list[str] = []
     lost: list[str] = []
-    if (totals := commits.totals(records)) != manifest["totals"]:
-        told.append(f"{commits.SUCCESS}: its totals are {manifest['totals']}, those of the commits {totals}")
-    listed = {part["path"]: part for part in manifest["parts"]}
-    committed = {part["path"]: part for record in records for part in record["parts"]}
+    if (totals := Totals.of(records).to_dict()) != manifest.totals:
+        wrong.append(f"{commits.SUCCESS}: its totals are {manifest.totals}, those of the commits {totals}")
+    listed = {part.path: part.to_dict() for part in manifest.parts}
+    committed = {part.path: part.to_dict() for record in records for part in record.parts}
     for path in sorted(listed.keys() | committed.keys()):
         if listed.get(path) != committed.get(path):
             line = f"{path}: the manifest says {listed.get(path)}, the commits {committed.get(path)}"
-            (told if path in committed else lost).append(line)
-    return [Fault(line, file=commits.SUCCESS) for line in told] + [Fault(line, undone=True) for line in lost]
+            (wrong if path in committed else lost).append(line)
+    return [Fault(line, file=commits.SUCCESS) for line in wrong] + [Fault(line, undone=True) for line in lost]
 
 
-def _chain(source: str, units: Sequence[Record]) -> list[Fault]:
+def _chain(source: str, units: Sequence[CommitRecord]) -> list[Fault]:
     """Whether the units of a shard, sorted by row, are all of it from its first row on, each row once."""
-    every = tuple(unit["unit"] for unit in units)
+    every = tuple(unit.unit for unit in units)
     faults = []
-    if len(states := sorted({unit["identity"] for unit in units})) > 1:
+    if len(states := sorted({unit.identity for unit in units})) > 1:
         faults.append(Fault(f"{source}: its units are of several states: {', '.join(states)}", every))
-    if [unit["ordinal"] for unit in units] != sorted({unit["ordinal"] for unit in units}):
+    if [unit.ordinal for unit in units] != sorted({unit.ordinal for unit in units}):
         faults.append(Fault(f"{source}: its units are not in the order of its rows", every))
-    if any(unit["last"] for unit in units[:-1]):
+    if any(unit.last for unit in units[:-1]):
         faults.append(Fault(f"{source}: a unit is its last, and others come after it", every))
     row = 0
     for before, unit in zip((None, *units), units, strict=False):
-        if unit["first_row"] < row and before is not None:
-            told = f"{source}: units {before['unit']} and {unit['unit']} both hold row {unit['first_row']}"
-            faults.append(Fault(told, every))
+        if unit.first_row < row and before is not None:
+            message = f"{source}: units {before.unit} and {unit.unit} both hold row {unit.first_row}"
+            faults.append(Fault(message, every))
         # line numbers may have gaps: lines that hold nothing are no rows
-        if unit["first_row"] > row and (kind_of(source) == PARQUET or before is None):
-            told = f"{source}: no unit holds its rows {row} to {unit['first_row'] - 1}"
-            faults.append(Fault(told, undone=True))
-        row = unit["first_row"] + unit["num_rows"]
+        if unit.first_row > row and (kind_of(source) == PARQUET or before is None):
+            message = f"{source}: no unit holds its rows {row} to {unit.first_row - 1}"
+            faults.append(Fault(message, undone=True))
+        row = unit.first_row + unit.num_rows
     if commits.unfinished(units):
         faults.append(Fault(f"{source}: not all of its units are committed", undone=True))
     return faults
 
 
-def _strays(store: Store, records: Iterable[Record]) -> list[Fault]:
+def _strays(store: Store, records: Iterable[CommitRecord]) -> list[Fault]:
     """Parts that no commit names: left by a task that was stopped and never done again."""
     return [
         Fault(
@@ -171,30 +172,30 @@ def _strays(store: Store, records: Iterable[Record]) -> list[Fault]:
     ]
 
 
-def stray_parts(store: Store, records: Iterable[Record]) -> list[str]:
+def stray_parts(store: Store, records: Iterable[CommitRecord]) -> list[str]:
     """The names of parts that none of these records names."""
-    known = {part["path"] for record in records for part in record["parts"]}
+    known = {part.path for record in records for part in record.parts}
     paths = [path for folder in (parts.SCORES, parts.REJECTS) for path in store.find(folder)]
     names = [path.removeprefix(f"{store.root}/") for path in paths]
     return [name for name in names if name.endswith(".parquet") and name not in known and "/." not in name]
 
 
-def _check_unit(store: Store, record: Record) -> list[Fault]:
-    unit, faults = record["unit"], []
+def _check_unit(store: Store, record: CommitRecord) -> list[Fault]:
+    unit, faults = record.unit, []
     counted = {parts.SCORES: 0, parts.REJECTS: 0}
     reasons: Counter[str] = Counter()
-    for part in record["parts"]:
+    for part in record.parts:
         try:
-            content = store.read(part["path"])
+            content = store.read(part.path)
         except FileNotFoundError:
-            faults.append(Fault(f"{part['path']}: is gone", (unit,)))
+            faults.append(Fault(f"{part.path}: is gone", (unit,)))
             continue
-        except OSError as error:  # who may not read it does not know that it is damaged
-            faults.append(Fault(f"{part['path']}: cannot be read: {error}"))
+        except OSError as error:  # a part that may not be read need not be damaged
+            faults.append(Fault(f"{part.path}: cannot be read: {error}"))
             continue
         try:
             table = _table(content, part)
-            folder = part["path"].split("/")[0]
+            folder = part.path.split("/")[0]
             counted[folder] += table.num_rows
             if folder == parts.SCORES:
                 _check_scores(table, record)
@@ -202,30 +203,31 @@ def _check_unit(store: Store, record: Record) -> list[Fault]:
                 _check_rejects(table, record)
                 reasons.update(table["reason"].to_pylist())
         except Exception as error:  # whatever a damaged file makes its readers raise
-            faults.append(Fault(f"{part['path']}: {error}", (unit,)))
+            faults.append(Fault(f"{part.path}: {error}", (unit,)))
     if faults:
         return faults
-    rejected = sum(record["rejected"].values())
-    if counted[parts.SCORES] != record["scored"] or reasons != record["rejected"]:
-        told = f"its parts hold {counted}, {dict(reasons)}, its record says {record['scored']}, {record['rejected']}"
-        faults.append(Fault(f"unit {unit}: {told}", (unit,)))
-    if record["scored"] + rejected != record["candidates"]:
-        told = f"{record['candidates']} candidates, not all scored or rejected"
-        faults.append(Fault(f"unit {unit}: {told}", (unit,)))
+    if counted[parts.SCORES] != record.scored or reasons != record.rejected:
+        message = (
+            f"its parts hold {counted}, {dict(reasons)}, its record says {record.scored}, {record.rejected}"
+        )
+        faults.append(Fault(f"unit {unit}: {message}", (unit,)))
+    if record.scored + sum(record.rejected.values()) != record.candidates:
+        message = f"{record.candidates} candidates, not all scored or rejected"
+        faults.append(Fault(f"unit {unit}: {message}", (unit,)))
     return faults
 
 
-def _table(content: bytes, part: Mapping[str, Any]) -> pa.Table:
-    if told := parts.difference(content, part):
-        raise ValueError(told)
+def _table(content: bytes, part: PartEntry) -> pa.Table:
+    if fault := parts.difference(content, part):
+        raise ValueError(fault)
     file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
     table = file.read(use_threads=False)
-    if table.num_rows != part["rows"]:
-        raise ValueError(f"{table.num_rows} rows, the commit says {part['rows']}")
+    if table.num_rows != part.rows:
+        raise ValueError(f"{table.num_rows} rows, the commit says {part.rows}")
     return table
 
 
-def _check_scores(table: pa.Table, record: Record) -> None:
+def _check_scores(table: pa.Table, record: CommitRecord) -> None:
     _check_rows(table, record)
     if len(table["row_id"].unique()) != table.num_rows:
         raise ValueError("row ids that are not unique")
@@ -233,19 +235,19 @@ def _check_scores(table: pa.Table, record: Record) -> None:
         raise ValueError("scores that are not the sum of rewards times coefficients")
 
 
-def _check_rejects(table: pa.Table, record: Record) -> None:
+def _check_rejects(table: pa.Table, record: CommitRecord) -> None:
     if not table.schema.equals(REJECTS):
         raise ValueError(f"unexpected schema {table.schema}")
     _check_rows(table, record)
 
 
-def _check_rows(table: pa.Table, record: Record) -> None:
+def _check_rows(table: pa.Table, record: CommitRecord) -> None:
     """Whether rows are of the unit's rows of its shard."""
-    if table["source"].unique().to_pylist() != [record["source"]] * bool(table.num_rows):
-        raise ValueError(f"rows that are not of {record['source']}")
-    if (least := pc.min(table["source_row"]).as_py()) is not None and least < record["first_row"]:
+    if table["source"].unique().to_pylist() != [record.source] * bool(table.num_rows):
+        raise ValueError(f"rows that are not of {record.source}")
+    if (least := pc.min(table["source_row"]).as_py()) is not None and least < record.first_row:
         raise ValueError(f"row {least} is of a unit before")
-    beyond = record["first_row"] + max(record["num_rows"], 1)
+    beyond = record.first_row + max(record.num_rows, 1)
     most = pc.max(table["source_row"]).as_py()
-    if kind_of(record["source"]) == PARQUET and most is not None and most >= beyond:
+    if kind_of(record.source) == PARQUET and most is not None and most >= beyond:
         raise ValueError(f"row {most} is of a unit after")

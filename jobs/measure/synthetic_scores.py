@@ -23,6 +23,7 @@ import pyarrow as pa
 from armo_ray.model.recognize import ARMORM_REWARDS
 from armo_ray.outputs.schema import MESSAGES, footer, scores_schema
 from armo_ray.storage import commits, parts
+from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
 from jobs.measure.synthetic import WORDS
@@ -94,21 +95,21 @@ def write_unit(
     """Write and commit a unit like a run."""
     unit = shard.hash + f"{ordinal:016x}"
     written = parts.write_scores(store, unit, table, shard.partitions, ())
-    record = {
-        "unit": unit,
-        "source": shard.uri,
-        "identity": shard.identity,
-        "ordinal": ordinal,
-        "first_row": first_row,
-        "num_rows": rows,
-        "last": last,
-        "candidates": table.num_rows,
-        "scored": table.num_rows,
-        "rejected": {},
-        "num_tokens": 0,
-        "computed_tokens": 0,
-        "parts": written,
-    }
+    record = CommitRecord(
+        unit=unit,
+        source=shard.uri,
+        identity=shard.identity,
+        ordinal=ordinal,
+        first_row=first_row,
+        num_rows=rows,
+        last=last,
+        candidates=table.num_rows,
+        scored=table.num_rows,
+        rejected={},
+        num_tokens=0,
+        computed_tokens=0,
+        parts=tuple(written),
+    )
     commits.commit(store, record)
 
 

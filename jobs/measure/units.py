@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 from armo_ray.score.config import load_config
 from armo_ray.score.job import prepare
 from armo_ray.storage import commits, resume
+from armo_ray.storage.json_files import to_json
+from armo_ray.storage.records import CommitRecord, PartEntry
 from armo_ray.storage.store import Store
 from jobs.measure.scale import measure
 
@@ -65,21 +67,23 @@ def _commit(store: Store, fingerprint: str, units: list[Any]) -> None:
     folder = Path(store.root, commits.COMMITS)
     folder.mkdir(exist_ok=True)
     for shard, unit in units:
-        record = {
-            "unit": unit.id,
-            "source": shard.uri,
-            "ordinal": unit.ordinal,
-            "last": unit.last,
-            "identity": shard.identity,
-            "first_row": unit.first_row,
-            "num_rows": unit.num_rows,
-            **dict.fromkeys(("candidates", "scored"), 2),
-            **dict.fromkeys(("num_tokens", "computed_tokens"), 40),
-            "rejected": {},
-            "run_fingerprint": fingerprint,
-            "parts": [{"path": f"scores/part-{unit.id}.parquet", "rows": 2, "bytes": 30000}],
-        }
-        (folder / f"{unit.id}.json").write_bytes(commits.to_json(record))
+        record = CommitRecord(
+            unit=unit.id,
+            source=shard.uri,
+            identity=shard.identity,
+            ordinal=unit.ordinal,
+            first_row=unit.first_row,
+            num_rows=unit.num_rows,
+            last=unit.last,
+            candidates=2,
+            scored=2,
+            rejected={},
+            num_tokens=40,
+            computed_tokens=40,
+            run_fingerprint=fingerprint,
+            parts=(PartEntry(f"scores/part-{unit.id}.parquet", rows=2, bytes=30000),),
+        )
+        (folder / f"{unit.id}.json").write_bytes(to_json(record.to_dict()))
 
 
 def execute(folder: str, model: str, units: int) -> None:

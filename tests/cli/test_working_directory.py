@@ -9,17 +9,14 @@ import pytest
 
 from tests.support.local import PAIR
 from tests.support.paths import ROOT
-
-# names of modules that Python or the packages of a run import after the first of this package
-NAMES = ("profile", "random", "config", "queue", "data", "enum", "json", "typing", "datasets", "packaging")
+from tests.support.runs import write_user_modules
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A directory with a shard, and with modules that end the process that imports them."""
     (tmp_path / "in.jsonl").write_bytes(PAIR)
-    for name in NAMES:
-        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the user')\n", "utf-8")
+    write_user_modules(tmp_path)
     return tmp_path
 
 
@@ -35,6 +32,8 @@ def run(folder: Path, module: str, *arguments: str, path: Path = ROOT) -> subpro
     )
 
 
+@pytest.mark.ray
+@pytest.mark.nightly  # test_life runs in such a directory
 def test_a_run_takes_no_module_from_the_working_directory(folder: Path, tiny_model: Path) -> None:
     done = run(folder, "armo_ray", "score", "--model", str(tiny_model), "--output", "out")
     assert done.returncode == 0, done.stderr

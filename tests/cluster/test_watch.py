@@ -13,11 +13,8 @@ import pytest
 from armo_ray.cli.main import main
 from armo_ray.cluster import connect
 from armo_ray.cluster.watch import Endpoint, Lost, watched
-from armo_ray.verify.output import verify_output
-from jobs.measure.scale import descendants
-from tests.support.local import score_locally
 from tests.support.paths import ROOT, SAMPLE
-from tests.support.runs import finish, free_ports, kill, program_of, start, wait_for_commits, wait_for_orphans
+from tests.support.runs import free_ports
 
 
 def listener(port: int = 0) -> socket.socket:
@@ -106,27 +103,6 @@ def test_work_that_hangs_or_is_ended_without_a_word_ends_with_the_error_as_the_l
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "armo-ray score: failed: the head is gone. Do it again"
-
-
-@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
-def test_a_run_says_which_process_of_its_ray_is_gone_and_goes_on_when_run_again(
-    process: str, tiny_model: Path, shards: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    run = start(tiny_model, shards, out, "--unit-rows", "8")
-    wait_for_commits(run, out, 1)
-    family = descendants(run.pid)
-    kill([pid for pid in family if program_of(pid) == process])
-    told = finish(run, 1).splitlines()
-    what = {"raylet": "this node's raylet", "gcs_server": "the head"}[process]
-    assert told[-1] == (
-        f"armo-ray score: failed: {what} of the Ray that was started here is gone. "
-        "What is committed stays: run the same command again"
-    )
-    assert not any("Traceback" in line for line in told)
-    wait_for_orphans(family)
-    score_locally(tiny_model, shards, out, unit_rows=8)
-    assert verify_output(str(out))[1] == []
 
 
 def test_a_cluster_that_is_not_there_is_told_with_what_to_do(

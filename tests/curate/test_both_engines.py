@@ -23,7 +23,9 @@ def parts(output: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_ray_writes_the_rows_that_duckdb_writes(command: str, scored_pairs: Path, tmp_path: Path) -> None:
+def test_ray_writes_the_rows_that_duckdb_writes(
+    command: str, local_ray: str, scored_pairs: Path, tmp_path: Path
+) -> None:
     for engine in ("duckdb", "ray"):
         output = ["--output", str(tmp_path / engine), "--engine", engine]
         assert main([command, str(scored_pairs), *COMMANDS[command], *output]) == 0

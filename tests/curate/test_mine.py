@@ -225,7 +225,7 @@ def test_text_equals_the_source_whether_kept_or_read_again(scores: Path, texts: 
         assert pair["rejected"] == rows[pair["row_id_rejected"]]["response"]
 
 
-def test_both_engines_write_the_same_files(scores: Path, tmp_path: Path) -> None:
+def test_both_engines_write_the_same_files(local_ray: str, scores: Path, tmp_path: Path) -> None:
     options = {
         "strategy": "all-above-margin",
         "near_duplicates": 0.9,

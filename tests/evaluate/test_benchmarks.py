@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from safetensors.torch import load_file, save_file
 
 from armo_ray.cli.main import main
@@ -319,13 +318,6 @@ def test_real_transcripts(tiny_model: Path, tmp_path: Path) -> None:
     assert sum(row["pairs"] for row in found["length"]) == 100 - found["unscored"]
 
 
-@pytest.fixture
-def local_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def transpose(model: Path) -> Path:
     path = model / "model-00002-of-00002.safetensors"
     tensors = load_file(path)
@@ -335,7 +327,7 @@ def transpose(model: Path) -> Path:
 
 
 def test_llmbar_from_files_to_tables_on_ray_with_a_verified_model(
-    local_ray: None, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    local_ray: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = SHARED / "llmbar" / "preferences.jsonl"
     lines = (real if real.exists() else SAMPLE).read_text("utf-8").splitlines()[::4]

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter, defaultdict
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -18,8 +19,10 @@ import pytest
 from armo_ray import coefficients, vectors
 from armo_ray.cli.main import main
 from armo_ray.report.speed import speed
+from armo_ray.score.passes import Committed
 from armo_ray.score.progress import Counts
 from armo_ray.storage import commits
+from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.store import Store
 from armo_ray.tiny.families import write_family
 from tests.support.local import read_table, rows_as_written, rows_of, score_locally
@@ -264,9 +267,10 @@ def test_rejects_and_times_are_told(pairs: tuple[Any, dict[str, Any]], scored_pa
     store = Store(str(scored_pairs))
     records = commits.read_commits(store)
     times = numbers["speed"]
-    assert times["tokens"] == sum(r["num_tokens"] for r in records)
-    replica = sum(r["seconds"][step] for r in records for step in ("wait", "pack", "model"))
-    loads = sum({r["load_seconds"] for r in records})
+    timings = [record.timing for record in records if record.timing is not None]
+    assert times["tokens"] == sum(record.num_tokens for record in records)
+    replica = sum(timing.seconds[step] for timing in timings for step in ("wait", "pack", "model"))
+    loads = sum({timing.load_seconds for timing in timings})
     assert times["replica_hours"] == pytest.approx((replica + loads) / 3600)
     assert times["cost_usd"] == pytest.approx(2 * times["paid_hours"])
     assert len(times["slowest_units"]) == min(5, len(records))
@@ -274,18 +278,24 @@ def test_rejects_and_times_are_told(pairs: tuple[Any, dict[str, Any]], scored_pa
 
 def test_the_use_of_the_devices_is_the_one_that_the_run_told(scored_pairs: Path) -> None:
     store = Store(str(scored_pairs))
-    records = commits.read_commits(store)
-    records = [{**record, "flops": 10**9, "peak_flops": 1e12, "source_bytes": 1} for record in records]
+    records = [with_flops(record) for record in commits.read_commits(store)]
     counts = Counts(0)
     for record in records:
-        counts = counts.plus(record, 0.0)
-    measured = speed(records, [{}], None)
+        counts = counts.plus(Committed(record, 1, "here"), 0.0)
+    files = [record.to_dict() for record in records]
+    measured = speed(files, [{}], None)
     assert measured is not None
     assert measured.mfu == pytest.approx(counts.mfu)
     assert measured.mfu
-    unknown = speed([{**records[0], "peak_flops": None}], [{}], None)
+    unknown = speed([{**files[0], "peak_flops": None}], [{}], None)
     assert unknown is not None
     assert unknown.mfu is None
+
+
+def with_flops(record: CommitRecord) -> CommitRecord:
+    """The record as of a device whose peak is known."""
+    assert record.passes is not None
+    return replace(record, passes=replace(record.passes, flops=10**9, peak_flops=1e12))
 
 
 def shifted(output: Path, copy: Path, by: float) -> Path:

@@ -17,6 +17,8 @@ from armo_ray.outputs.schema import REJECTS, RESERVED
 from armo_ray.score.card import _MEANING, MARK, Card, Facts, render
 from armo_ray.score.job import prepare
 from armo_ray.storage import commits
+from armo_ray.storage.json_files import to_json
+from armo_ray.storage.records import Totals
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.tiny.families import write_family
@@ -25,7 +27,7 @@ from tests.support.local import config_for, rows_as_written, rows_of, score_loca
 from tests.support.paths import SAMPLE
 
 OPTIONS: dict[str, Any] = {"max_length": 700, "keep": {"id": "id", "text": "prompt"}, "unit_rows": 60}
-NOTHING = {"units": 0, "candidates": 0, "scored": 0, "num_tokens": 0, "computed_tokens": 0, "rejected": {}}
+NOTHING = Totals()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def output(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "in" / "date=2026-11-20").mkdir(parents=True)
     (folder / "in" / "date=2026-11-20" / "a.jsonl").write_bytes(SAMPLE.read_bytes())
     manifest = score_locally(tiny_model, folder / "in", folder / "out", **OPTIONS)
-    card_of(tiny_model, folder / "in", folder / "out").complete(manifest["totals"])
+    card_of(tiny_model, folder / "in", folder / "out").complete(Totals(**manifest["totals"]))
     return folder / "out"
 
 
@@ -99,8 +101,8 @@ def test_a_card_says_how_far_a_run_is_and_counts_what_was_there_before(
     store = Store(str(output))
     earlier = commits.list_commits(store)
     card = card_of(tiny_model, output.parent / "in", output, earlier=earlier, planned=7)
-    own = {**NOTHING, "units": 2, "candidates": 30, "scored": 20, "rejected": {"too_long": 4, "poison": 6}}
-    totals = commits.totals(commits.read_commits(store, earlier))
+    own = Totals(units=2, candidates=30, scored=20, rejected={"too_long": 4, "poison": 6})
+    totals = Totals.of(commits.read_commits(store, earlier))
     before = text_of(output)
     try:
         card.in_progress(own, 0.254)
@@ -108,8 +110,8 @@ def test_a_card_says_how_far_a_run_is_and_counts_what_was_there_before(
     finally:
         (output / "README.md").write_text(before, "utf-8")
     assert f"In progress: 25% of the input, {len(earlier) + 2} of {len(earlier) + 7} units committed." in text
-    assert f"| scored | {totals['scored'] + 20} |" in text
-    assert f"| rejected: `too_long` | {totals['rejected']['too_long'] + 4} |" in text
+    assert f"| scored | {totals.scored + 20} |" in text
+    assert f"| rejected: `too_long` | {totals.rejected['too_long'] + 4} |" in text
     assert "| rejected: `poison` | 6 |" in text
 
 
@@ -136,7 +138,7 @@ def test_every_family_has_a_card(family: str, tmp_path: Path) -> None:
     write_family(tmp_path / "model", family, "llama")
     given = {"family": family, "keep_text": True, "partition_by": ["role"]}
     job, _ = prepare(config_for(tmp_path / "model", SAMPLE, tmp_path / "out", **given))
-    text = render(job, Facts("s3://bucket/out", ["s3://bucket/in"], {**NOTHING, "scored": 5}, "Complete."))
+    text = render(job, Facts("s3://bucket/out", ["s3://bucket/in"], Totals(scored=5), "Complete."))
     assert f"| family | {family} |" in text
     for name in job.scores.names:
         assert f"| `{name}` |" in text
@@ -186,12 +188,12 @@ def test_records_of_a_version_before_are_counted(output: Path, tiny_model: Path,
         record = store.read_json(f"_commits/{unit}.json") or {}
         assert new <= record.keys()
         kept = {name: value for name, value in record.items() if name not in new}
-        old.write(f"_commits/{unit}.json", commits.to_json(kept))
+        old.write(f"_commits/{unit}.json", to_json(kept))
     job, _ = prepare(config_for(tiny_model, output.parent / "in", output, **OPTIONS))
     Card(old, job, ["in"], commits.list_commits(old)).in_progress(NOTHING, 0.5)
-    totals = commits.totals(commits.finish(old))
-    assert totals == commits.totals(commits.finish(store))
-    assert f"| scored | {totals['scored']} |" in text_of(tmp_path / "old")
+    totals = Totals.of(commits.finish(old))
+    assert totals == Totals.of(commits.finish(store))
+    assert f"| scored | {totals.scored} |" in text_of(tmp_path / "old")
 
 
 def rows_for(start: int, count: int) -> str:
@@ -204,7 +206,7 @@ def rows_for(start: int, count: int) -> str:
 
 def complete(model: Path, inputs: Path, out: Path, **options: Any) -> None:
     """Score what is new and write the card, as a run does."""
-    totals = score_locally(model, inputs, out, **options)["totals"]
+    totals = Totals(**score_locally(model, inputs, out, **options)["totals"])
     job, _ = prepare(config_for(model, inputs, out, **options))
     Card(Store(job.output), job, [str(inputs)]).complete(totals)
 

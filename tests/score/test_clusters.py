@@ -17,15 +17,16 @@ from tests.support import runs
 from tests.support.local import score_locally, scores_of
 from tests.support.runs import commits_of, finish, read_until, task_of, wait_until
 
-GPU_NODE: Any = {"num_cpus": 1, "num_gpus": 1}  # in name: its replicas run on CPUs
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+GPU: Any = {"num_cpus": 1, "num_gpus": 1}  # in name: replicas run on CPUs
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head and a node without GPUs, and one with a GPU."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    cluster.add_node(**GPU_NODE)
+    """A head and a node of one GPU each. Tests add nodes, and run in the order in which they stand here."""
+    cluster = Cluster(initialize_head=True, head_node_args=GPU)
+    cluster.add_node(**GPU)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -55,12 +56,28 @@ def workers(node: Any) -> set[str]:
     return {*map(task_of, descendants(node.all_processes["raylet"][0].process.pid))} - {""}
 
 
-@pytest.mark.timeout(400)
-def test_every_node_works_and_the_loss_of_one_costs_nothing(
+def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
+    cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    options = ("--replicas", "3", "--gpus-per-replica", "1", "--wait", "0.1")
+    process = start(cluster, tiny_model, shards, tmp_path, *options)
+    told = "3 replicas of 1 GPUs: after 0.1 minutes the nodes of the cluster have 1 + 1 GPUs"
+    assert told in finish(process, 2)
+    ray.init(cluster.address)
+    assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
+    ray.shutdown()
+
+
+def test_replicas_of_two_gpus_wait_for_nodes_that_have_both_then_every_node_works_and_the_loss_of_one_costs_nothing(
     cluster: Cluster, shards: Path, expected: dict[str, float], tiny_model: Path, tmp_path: Path
 ) -> None:
-    lost = cluster.add_node(**GPU_NODE)
-    process = start(cluster, tiny_model, shards, tmp_path, "--replicas", "2", "--gpus-per-replica", "1")
+    options = ("--replicas", "2", "--gpus-per-replica", "2", "--device", "cpu,cpu")
+    process = start(cluster, tiny_model, shards, tmp_path, *options)
+    # two GPUs on two nodes are no room for a replica of two
+    read_until(process, "waiting for the GPUs of 2 replicas of 2 GPUs: the nodes have 1 + 1")
+    assert commits_of(tmp_path) == {}
+    cluster.add_node(num_cpus=1, num_gpus=2)
+    lost = cluster.add_node(num_cpus=1, num_gpus=2)
     nodes = list(cluster.list_all_nodes())
     seen: list[set[str]] = [set() for _ in nodes]
 
@@ -76,38 +93,12 @@ def test_every_node_works_and_the_loss_of_one_costs_nothing(
     check(tmp_path, expected)
 
 
-@pytest.mark.timeout(400)
-def test_a_replica_of_two_gpus_waits_for_a_node_that_has_both(
-    cluster: Cluster, shards: Path, expected: dict[str, float], tiny_model: Path, tmp_path: Path
-) -> None:
-    cluster.add_node(**GPU_NODE)  # two GPUs on two nodes are no room for a replica of two
-    options = ("--replicas", "1", "--gpus-per-replica", "2", "--device", "cpu,cpu")
-    process = start(cluster, tiny_model, shards, tmp_path, *options)
-    read_until(process, "waiting for the GPUs of 1 replicas of 2 GPUs: the nodes have 1 + 1")
-    assert commits_of(tmp_path) == {}
-    cluster.add_node(num_cpus=1, num_gpus=2)
-    finish(process)
-    check(tmp_path, expected)
-
-
-def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
-    cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    options = ("--replicas", "3", "--gpus-per-replica", "1", "--wait", "0.1")
-    process = start(cluster, tiny_model, shards, tmp_path, *options)
-    told = "3 replicas of 1 GPUs: after 0.1 minutes the nodes of the cluster have 1 GPUs"
-    assert told in finish(process, 2)
-    ray.init(cluster.address)
-    assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
-
-
-@pytest.mark.timeout(400)
 def test_a_run_whose_cluster_stops_says_so_and_what_to_do(
     cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     process = start(cluster, tiny_model, shards, tmp_path, "--replicas", "1", "--gpus-per-replica", "1")
     read_until(process, "scoring on 1 replica")
-    for node in cluster.list_all_nodes():
+    for node in cluster.list_all_nodes():  # the last that a test does with them
         node.kill_all_processes(check_alive=False, allow_graceful=False)
     told = finish(process, 1).splitlines()
     assert told[-1].startswith("armo-ray score: failed: this node's raylet of the Ray cluster at ")

@@ -1,12 +1,13 @@
 """Night after night into one output: what a night left undone is done by the next, and a limit ends any wait."""
 
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from armo_ray.errors import ConfigError
+from armo_ray.signals import OutOfTime, limited
 from armo_ray.storage.commits import SUCCESS
 from armo_ray.verify.output import verify_output
 from tests.support.local import score_locally
@@ -40,21 +41,8 @@ def test_days_that_are_all_without_shards_are_refused(tiny_model: Path, tmp_path
         score_locally(tiny_model, tmp_path / "date={date}", tmp_path / "out", date="2026-11-20", days=3)
 
 
-WAITING_ON_RAY = """
-import time
-import ray
-from armo_ray.signals import OutOfTime, limited
-
-ray.init("local", include_dashboard=False, log_to_driver=False)
-ref = ray.remote(lambda: time.sleep(100)).remote()
-try:
-    with limited(2):
-        ray.get(ref)
-except OutOfTime:
-    print("out of time")
-"""
-
-
-def test_the_end_of_the_time_reaches_a_run_that_waits_for_ray() -> None:
-    done = subprocess.run([sys.executable, "-c", WAITING_ON_RAY], capture_output=True, text=True, check=True)
-    assert done.stdout == "out of time\n"
+def test_the_end_of_the_time_reaches_a_run_that_waits_for_ray(local_ray: str) -> None:
+    task = ray.remote(lambda: time.sleep(100)).remote()
+    with pytest.raises(OutOfTime), limited(2):
+        ray.get(task)
+    ray.cancel(task, force=True)

@@ -46,19 +46,20 @@ Encoder.encode, score.Scorer.__call__ = fragile_encode, fragile_call
 
 
 POISON = {
-    "a.parquet": {7: "crash the tokenizer"},  # in the first of three units
-    "b.jsonl": {4: "crash the model", 8: "fail the model"},
+    "a.parquet": {4: "crash the tokenizer"},  # in the second of three units
+    "b.jsonl": {1: "crash the model", 2: "fail the model"},  # in the first of two
 }
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_scored(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    rows = [json.loads(line) for line in SAMPLE.open()][:40]
-    shards = {"a.parquet": rows[:25], "b.jsonl": rows[25:]}
+    rows = [json.loads(line) for line in SAMPLE.open()][:15]
+    shards = {"a.parquet": rows[:9], "b.jsonl": rows[9:]}
     write(tmp_path / "sound-in", shards)
-    score_locally(tiny_model, tmp_path / "sound-in", tmp_path / "sound", unit_rows=20)
+    score_locally(tiny_model, tmp_path / "sound-in", tmp_path / "sound", unit_rows=6)
     expected = by_place(tmp_path / "sound")
     for name, poison in POISON.items():
         for i, text in poison.items():
@@ -66,7 +67,7 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     write(tmp_path / "in", shards)
     (tmp_path / "fragile").mkdir()
     (tmp_path / "fragile" / "sitecustomize.py").write_text(FRAGILE)
-    out, options = tmp_path / "out", ("--unit-rows", "20", "--keep-text")
+    out, options = tmp_path / "out", ("--unit-rows", "6", "--keep-text")
     run = start(tiny_model, tmp_path / "in", out, *options, PYTHONPATH=f"{tmp_path}/fragile:{ROOT}")
     told = finish(run, 3)  # more than one in a hundred
     assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
@@ -86,7 +87,7 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
 
 def write(folder: Path, shards: dict[str, list[dict[str, Any]]]) -> None:
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(shards["a.parquet"]), folder / "a.parquet", row_group_size=5)
+    pq.write_table(pa.Table.from_pylist(shards["a.parquet"]), folder / "a.parquet", row_group_size=3)
     (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shards["b.jsonl"]))
 
 

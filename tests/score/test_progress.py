@@ -12,7 +12,6 @@ import time
 from dataclasses import replace
 from fcntl import ioctl
 from pathlib import Path
-from typing import Any
 
 import pyte
 import pytest
@@ -27,34 +26,16 @@ from armo_ray.score.progress.text import line
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage.commits import SUCCESS
 from armo_ray.storage.store import Store
+from tests.support.commit_records import committed
 from tests.support.local import config_for, score_locally
 from tests.support.paths import ROOT, SAMPLE
 
 NOW = 1000.0
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    """Of a unit that took a replica 10 seconds, on a device of 100 operations a second."""
-    return {
-        "source_bytes": 250,
-        "scored": 8,
-        "rejected": {"too_long": 2},
-        "num_tokens": 3000,
-        "computed_tokens": 2000,
-        "packed_tokens": 1800,
-        "pack_capacity": 2400,
-        "flops": 300,
-        "peak_flops": 100.0,
-        "seconds": {"read": 1.0, "tokenize": 1.0, "wait": 1.0, "pack": 1.0, "model": 8.0, "write": 0.5},
-        "began": 5.0,
-        "load_seconds": 1.0,
-        **changes,
-    }
-
-
 def two_units() -> Counts:
-    other = record(rejected={"poison": 1, "too_long": 1}, scored=0)
-    return Counts(total_bytes=1000).plus(record(), NOW).plus(other, NOW + 10)
+    other = committed(rejected={"poison": 1, "too_long": 1}, scored=0)
+    return Counts(total_bytes=1000).plus(committed(), NOW).plus(other, NOW + 10)
 
 
 def test_the_counts_of_records_are_those_counted_by_hand() -> None:
@@ -71,7 +52,7 @@ def test_the_counts_of_records_are_those_counted_by_hand() -> None:
 
 
 def test_a_device_of_unknown_speed_has_no_mfu_and_spoils_that_of_the_run() -> None:
-    counts = two_units().plus(record(peak_flops=None), NOW).plus(record(), NOW)
+    counts = two_units().plus(committed(peak_flops=None), NOW).plus(committed(), NOW)
     assert counts.mfu is None
     assert "mfu=- " in line(counts, NOW)
 
@@ -115,7 +96,7 @@ def test_the_records_of_a_run_add_up_to_its_manifest(tiny_model: Path, tmp_path:
     for table in read_and_tokenize(spans[0], job):
         counts = counts.plus(write_and_commit(scorer(table), job), time.monotonic())
     manifest = Store(str(tmp_path / "out")).read_json(SUCCESS) or {}
-    assert {**counts.totals, "shards": 1} == manifest["totals"]
+    assert replace(counts.totals, shards=1).to_dict() == manifest["totals"]
     assert 0.99 < counts.done <= 1.0
     assert counts.sharing is not None
     assert counts.sharing > 1
@@ -226,8 +207,8 @@ def test_a_run_goes_on_where_neither_replicas_nor_metrics_can_be_had(
         caplog.at_level(logging.INFO),
         Progress(1000, 0.0, {"model": "m, but of no output"}, fail) as progress,
     ):
-        progress.update(record())
-        progress.update(record(), isolated=True)
+        progress.update(committed())
+        progress.update(committed(), isolated=True)
     told = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
     assert sorted(text.split(",")[0] for text in told) == [
         "counting replicas failed",

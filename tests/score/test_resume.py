@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from armo_ray.errors import ConfigError
 from armo_ray.score.job import prepare
 from armo_ray.storage import commits, resume
-from armo_ray.storage.resume import standing, to_do
+from armo_ray.storage.resume import list_standing, to_do
 from armo_ray.storage.shards import Shard, find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut, unit_id
@@ -70,7 +70,7 @@ def test_what_is_left_is_told_again_and_again_from_the_same_spans(
     job, _ = prepare(config_for(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4))
     store = Store(job.output)
     for _ in range(2):
-        found = standing(store, spans, job.fingerprint)
+        found = list_standing(store, spans, job.fingerprint)
         assert found.changed == {}
         assert bool(found.left) == (units < 6)
     score_locally(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4)

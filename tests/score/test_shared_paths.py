@@ -3,25 +3,25 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from armo_ray.score import passes, shared_paths
+from armo_ray.score.passes import Committed
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
+from tests.support.commit_records import commit_record
 from tests.support.paths import ROOT, SAMPLE
 
 
 def test_a_commit_that_the_driver_does_not_see_ends_the_run(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
-    record = {"unit": "0" * 32, "host": "node-7"}
+    unit = Committed(commit_record(), 0, "node-7")
     with pytest.raises(RuntimeError, match=r"node-7 committed unit 0.*not the same place on every node"):
-        passes.see(store, record, patience=0)
-    store.write(f"_commits/{record['unit']}.json", b"{}")
-    passes.see(store, record, patience=0)
+        passes.see(store, unit, patience=0)
+    store.write(f"_commits/{unit.record.unit}.json", b"{}")
+    passes.see(store, unit, patience=0)
 
 
 def test_a_node_lacks_what_is_not_there_or_differs(tiny_model: Path, tmp_path: Path) -> None:
@@ -41,16 +41,8 @@ def test_a_node_lacks_what_is_not_there_or_differs(tiny_model: Path, tmp_path: P
     assert shared_paths._missing(None, None, [planned]) == [f"input {copy}"]
 
 
-@pytest.fixture
-def cluster() -> Iterator[str]:
-    """The address of a Ray of one node."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
 def test_an_output_of_the_driver_alone_is_refused_before_any_work(
-    cluster: str, tiny_model: Path, tmp_path: Path
+    local_ray: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -59,7 +51,7 @@ def test_an_output_of_the_driver_alone_is_refused_before_any_work(
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(out)]
     if subprocess.run([*mount, "true"], check=False, capture_output=True).returncode:
         pytest.skip("a mount of one's own is not permitted here")
-    environment = os.environ | {"RAY_ADDRESS": cluster}
+    environment = os.environ | {"RAY_ADDRESS": local_ray}
     done = subprocess.run(
         [*mount, *score], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

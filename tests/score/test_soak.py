@@ -117,6 +117,7 @@ def attempt(
     return process.returncode == 0
 
 
+@pytest.mark.ray
 @pytest.mark.soak
 @pytest.mark.timeout(24 * 3600)
 def test_faults_at_random_change_nothing(

@@ -157,11 +157,12 @@ class Runs(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_runs_faults_and_changes_ends_whole_and_equal(
-    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     Runs.model = tiny_model
     Runs.make_folder = partial(tmp_path_factory.mktemp, "runs")
-    run_state_machine_as_test(Runs, settings=settings(max_examples=10, stateful_step_count=6))
+    examples = 10 if request.config.getoption("--all") else 4
+    run_state_machine_as_test(Runs, settings=settings(max_examples=examples, stateful_step_count=6))
 
 
 def run_to_the_end(cluster: Cluster, config: ScoreConfig, rng: random.Random, faults: Counter[str]) -> None:

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage import commits
 from armo_ray.storage.commits import (
     COMMITS,
     RUN,
@@ -25,10 +24,12 @@ from armo_ray.storage.commits import (
 )
 from armo_ray.storage.parts import write_scores
 from armo_ray.storage.readers import BadRow, Row, UnitRows, read_units
+from armo_ray.storage.records import Timing, Totals
 from armo_ray.storage.resume import to_do
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
+from tests.support.commit_records import commit_record
 
 F = "fingerprint"
 U1, U2, U3 = ("0" * 31 + digit for digit in "123")
@@ -46,28 +47,6 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "out"))
 
 
-def record(unit: str = U1, **changes: Any) -> dict[str, Any]:
-    return {
-        "unit": unit,
-        "source": "/in/a.jsonl",
-        "identity": "100-1",
-        "first_row": 0,
-        "num_rows": 5,
-        "ordinal": 0,
-        "last": True,
-        "candidates": 10,
-        "scored": 8,
-        "rejected": {"too_long": 2},
-        "num_tokens": 100,
-        "computed_tokens": 80,
-        "seconds": {"read": 0.1},
-        "began": 1.5,
-        "load_seconds": 0.5,
-        "parts": [{"path": f"scores/part-{unit}.parquet", "rows": 8, "bytes": 1000}],
-        **changes,
-    }
-
-
 def count(row: Row) -> int:
     return 1
 
@@ -76,7 +55,7 @@ def commit_unit(store: Store, done: UnitRows, source: str) -> None:
     """Write and commit a unit, every row of it scored."""
     table = pa.table({"row": [number for number, row in done.rows if not isinstance(row, BadRow)]})
     n = table.num_rows
-    parts = write_scores(store, done.unit.id, table, [], [])
+    parts = tuple(write_scores(store, done.unit.id, table, [], []))
     first, last = done.unit.first_row, done.unit.last
     changes = {
         "source": source,
@@ -87,7 +66,7 @@ def commit_unit(store: Store, done: UnitRows, source: str) -> None:
         "candidates": n,
         "scored": n,
     }
-    commit(store, record(done.unit.id, **changes, rejected={}, parts=parts))
+    commit(store, commit_record(done.unit.id, **changes, rejected={}, parts=parts))
 
 
 def run(store: Store, spans: list[Span], at_most: int | None = None) -> list[str]:
@@ -115,14 +94,15 @@ def spans(tmp_path: Path) -> list[Span]:
 
 def test_a_run_is_opened_again_with_what_was_written_first(store: Store) -> None:
     first = open_run(store, IDENTITY, {"versions": {"ray": "1"}})
-    assert (first["identity"], first["versions"]) == (IDENTITY, {"ray": "1"})
-    assert open_run(store, IDENTITY, {"versions": {"ray": "2"}}) == first == store.read_json(RUN)
+    assert (first.identity, first.versions) == (IDENTITY, {"ray": "1"})
+    assert open_run(store, IDENTITY, {"versions": {"ray": "2"}}) == first
+    assert first.to_dict() == store.read_json(RUN)
 
 
 def test_an_identity_is_the_same_whichever_sequence_and_order_it_is_given_in(store: Store) -> None:
     open_run(store, {"by": ("a", "b"), "dtype": "float32"}, {})
     again = open_run(store, {"dtype": "float32", "by": ["a", "b"]}, {})
-    assert again["identity"] == {"by": ["a", "b"], "dtype": "float32"}
+    assert again.identity == {"by": ["a", "b"], "dtype": "float32"}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +120,7 @@ def test_another_identity_is_refused_and_the_difference_named(store: Store, chan
         open_run(store, IDENTITY | changes, {})
     assert store.uri in str(caught.value)
     assert "model_fingerprint" not in str(caught.value)
-    assert store.read_json(RUN) == before
+    assert store.read_json(RUN) == before.to_dict()
 
 
 @pytest.mark.parametrize("name", ["file", "file/out", "file/deep/out"])
@@ -152,7 +132,7 @@ def test_an_output_that_cannot_be_written_is_refused_by_name(tmp_path: Path, nam
 
 
 def test_an_output_with_commits_but_without_its_run_is_refused_every_time(store: Store) -> None:
-    commit(store, record())
+    commit(store, commit_record(U1))
     for _ in range(2):
         with pytest.raises(ConfigError, match=f"{store.uri}: has commits but lost its {RUN}"):
             open_run(store, IDENTITY, {})
@@ -166,21 +146,23 @@ def test_of_runs_that_begin_one_output_together_all_find_the_same(store: Store) 
 
 
 def test_a_unit_committed_again_alike_keeps_its_first_record(store: Store) -> None:
-    commit(store, record())
+    commit(store, commit_record(U1, timing=Timing({"read": 0.1}, 1.5, 0.5)))
     before = store.read(f"{COMMITS}/{U1}.json")
-    commit(store, record(seconds={"read": 9.9}))  # another worker took longer for the same unit
+    commit(store, commit_record(U1, timing=Timing({"read": 9.9}, 1.5, 0.5)))  # another worker took longer
     assert store.read(f"{COMMITS}/{U1}.json") == before
-    assert json.loads(before).items() >= record().items()
+    assert json.loads(before)["seconds"] == {"read": 0.1}
 
 
 def test_of_two_writers_of_other_bytes_the_record_tells_those_that_are_there(store: Store) -> None:
     """On another device the same rows may round to other bits."""
     unit = "0" * 31 + "9"
-    first, second = (write_scores(store, unit, pa.table({"score": [x] * 8}), [], []) for x in (0.1, 0.2))
-    commit(store, record(unit, parts=first))
-    commit(store, record(unit, parts=second))
+    first, second = (
+        tuple(write_scores(store, unit, pa.table({"score": [x] * 8}), [], [])) for x in (0.1, 0.2)
+    )
+    commit(store, commit_record(unit, parts=first))
+    commit(store, commit_record(unit, parts=second))
     (found,) = read_commits(store)
-    assert first != second == found["parts"]
+    assert first != second == found.parts
 
 
 @pytest.mark.parametrize(
@@ -195,11 +177,11 @@ def test_of_two_writers_of_other_bytes_the_record_tells_those_that_are_there(sto
     ],
 )
 def test_a_unit_committed_again_with_other_counts_is_an_error(store: Store, changes: dict[str, Any]) -> None:
-    commit(store, record())
+    commit(store, commit_record(U1))
     (key,) = changes
     with pytest.raises(RuntimeError, match=f"{U1}.json: another run committed {key} "):
-        commit(store, record(**changes))
-    assert (store.read_json(f"{COMMITS}/{U1}.json") or {}).items() >= record().items()
+        commit(store, commit_record(U1, **changes))
+    assert (store.read_json(f"{COMMITS}/{U1}.json") or {}).items() >= commit_record(U1).to_dict().items()
 
 
 def create_all(uri: str, names: list[str], writer: int) -> list[str]:
@@ -219,8 +201,12 @@ def test_of_several_processes_that_commit_a_unit_exactly_one_wins(store: Store) 
 
 def test_threads_that_commit_alike_agree_and_one_that_does_not_fails(store: Store) -> None:
     with ThreadPoolExecutor(12) as pool:
-        list(pool.map(lambda n: commit(store, record(seconds={"read": n})), range(12)))
-        outcomes = [pool.submit(commit, store, record(U2, scored=n)) for n in range(6)]
+        list(
+            pool.map(
+                lambda n: commit(store, commit_record(U1, timing=Timing({"read": n}, 1.5, 0.5))), range(12)
+            )
+        )
+        outcomes = [pool.submit(commit, store, commit_record(U2, scored=n)) for n in range(6)]
     failed = [error for error in (outcome.exception() for outcome in outcomes) if error is not None]
     assert [type(error) for error in failed] == [RuntimeError] * 5
     assert list_commits(store) == {U1, U2}
@@ -228,13 +214,13 @@ def test_threads_that_commit_alike_agree_and_one_that_does_not_fails(store: Stor
 
 def test_records_are_read_in_the_order_of_the_input(store: Store) -> None:
     for unit, source, first in [(U1, "/b.jsonl", 0), (U2, "/a.jsonl", 10), (U3, "/a.jsonl", 9)]:
-        commit(store, record(unit, source=source, first_row=first))
+        commit(store, commit_record(unit, source=source, first_row=first))
     assert list_commits(store) == {U1, U2, U3}
-    assert [r["unit"] for r in read_commits(store)] == [U3, U2, U1]
+    assert [r.unit for r in read_commits(store)] == [U3, U2, U1]
 
 
 def test_files_that_are_no_records_are_no_commits(store: Store) -> None:
-    commit(store, record())
+    commit(store, commit_record(U1))
     store.write(f"{COMMITS}/note.txt", b"")
     store.write(f"{COMMITS}/.{U2}.json.0123", b"")  # what a killed writer leaves
     assert list_commits(store) == {U1}
@@ -256,7 +242,7 @@ def test_a_run_that_stopped_anywhere_goes_on_with_the_units_that_are_missing(
     assert (len(before), len(after)) == (stop, 10 - stop)
     assert list_commits(store) == {*before, *after}
     assert to_do(store, spans, F) == []
-    rows = sorted((r["source"], r["first_row"], r["num_rows"]) for r in read_commits(store))
+    rows = sorted((r.source, r.first_row, r.num_rows) for r in read_commits(store))
     assert [n for _, _, n in rows] == [10] * 8 + [3, 0]
 
 
@@ -294,8 +280,8 @@ def test_the_manifest_has_totals_and_parts_of_the_commits_and_of_nothing_else(st
     open_run(store, IDENTITY, {})
     orphan = pa.table({"row": [1, 2, 3]})
     write_scores(store, "0" * 32, orphan, [], [])  # a task that was killed before its commit
-    commit(store, record(U2, source="/in/b.jsonl", rejected={"too_long": 1, "poison": 1}))
-    commit(store, record(U1))
+    commit(store, commit_record(U2, source="/in/b.jsonl", rejected={"too_long": 1, "poison": 1}))
+    commit(store, commit_record(U1))
     manifest = finished(store)
     assert manifest == store.read_json(SUCCESS)
     assert manifest["totals"] == {
@@ -307,7 +293,8 @@ def test_the_manifest_has_totals_and_parts_of_the_commits_and_of_nothing_else(st
         "shards": 2,
         "rejected": {"too_long": 3, "poison": 1},
     }
-    assert manifest["parts"] == [*record(U1)["parts"], *record(U2)["parts"]]
+    parts = (*commit_record(U1).parts, *commit_record(U2).parts)
+    assert manifest["parts"] == [part.to_dict() for part in parts]
 
 
 def test_a_part_without_its_commit_is_written_again_under_its_name(store: Store, spans: list[Span]) -> None:
@@ -323,4 +310,4 @@ def test_a_part_without_its_commit_is_written_again_under_its_name(store: Store,
 def test_an_output_without_commits_has_an_empty_manifest(store: Store) -> None:
     manifest = finished(store)
     assert (manifest["totals"]["units"], manifest["totals"]["rejected"], manifest["parts"]) == (0, {}, [])
-    assert commits.totals([]) == manifest["totals"]
+    assert Totals.of([]).to_dict() == manifest["totals"]

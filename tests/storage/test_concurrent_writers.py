@@ -24,6 +24,7 @@ from armo_ray.evaluate.options import EvaluateOptions
 from armo_ray.outputs.dataset import names_in, new_output, own_files
 from armo_ray.score.job import prepare
 from armo_ray.storage import commits, lock
+from armo_ray.storage.json_files import to_json
 from armo_ray.storage.store import Store
 from armo_ray.verify.output import verify_output
 from tests.support.local import config_for
@@ -244,7 +245,7 @@ def test_what_another_command_took_over_is_left_to_it(tmp_path: Path) -> None:
     def lose() -> None:
         with new_output(str(tmp_path), "mine") as store:
             store.write("data/train/part-00000.parquet", b"of the other by now")
-            store.write(lock.LOCK, commits.to_json({"run": "o", "host": "other", "pid": 1, "since": "now"}))
+            store.write(lock.LOCK, to_json({"run": "o", "host": "other", "pid": 1, "since": "now"}))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -20,7 +20,7 @@ from armo_ray.score.job import Job, prepare
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits, resume
 from armo_ray.storage.content import settled
-from armo_ray.storage.records import CHECKSUM
+from armo_ray.storage.json_files import CHECKSUM
 from armo_ray.storage.shards import Shard, find_shards
 from armo_ray.storage.store import Store
 from armo_ray.verify.output import verify_output
@@ -53,7 +53,11 @@ def write(path: Path, rows: list[dict[str, Any]], seconds: int, blank: int = 5) 
 def found_now(config: ScoreConfig) -> tuple[list[Shard], resume.Standing, Job]:
     """The shards of a run that goes on, and what of them is to do; those that changed are not refused."""
     job, spans = prepare(config.model_copy(update={"redo": tuple(config.input)}), write=False)
-    return [span.shard for span in spans], resume.standing(Store(job.output), spans, job.fingerprint), job
+    return (
+        [span.shard for span in spans],
+        resume.list_standing(Store(job.output), spans, job.fingerprint),
+        job,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,9 +68,9 @@ def test_a_touched_shard_is_done_and_keeps_its_identity(
     write(tmp_path / "y.jsonl", ROWS, 1000)
     options: dict[str, Any] = {"unit_rows": 8, "keep": ["id"]}
     score_locally(tiny_model, [path, tmp_path / "y.jsonl"], out, **options)
-    records = [r for r in commits.read_commits(Store(str(out))) if r["source"] == str(path)]
-    assert [r["num_rows"] for r in records] == [4, 4, 4]
-    digests = [r["content"] for r in records]
+    records = [r for r in commits.read_commits(Store(str(out))) if r.source == str(path)]
+    assert [r.num_rows for r in records] == [4, 4, 4]
+    digests = [r.content or "" for r in records]
     assert all(len(text) == 32 for text in digests)
     assert len(set(digests)) == (2 if kind == "parquet" else 3)  # two units of one row group
     write(path, ROWS, 2000)
@@ -75,7 +79,7 @@ def test_a_touched_shard_is_done_and_keeps_its_identity(
         shards, found, _ = found_now(config)
     (now,) = find_shards([str(path)])
     assert [(s.identity, s.stamp) for s in shards] == [
-        (records[0]["identity"], now.identity),
+        (records[0].identity, now.identity),
         (find_shards([str(tmp_path / "y.jsonl")])[0].identity, None),
     ]
     assert len([line for line in caplog.messages if "1 shard differs only in modification time" in line]) == 1
@@ -99,7 +103,7 @@ def test_the_rest_of_a_touched_shard_is_scored_under_its_first_identity(
         write_and_commit(scorer(table), job)
     commits.finish(Store(job.output))
     assert scores_of(tmp_path / "out") == pytest.approx(scores_of(tmp_path / "whole"))
-    assert {r["identity"] for r in commits.read_commits(Store(job.output))} == {span.shard.identity}
+    assert {r.identity for r in commits.read_commits(Store(job.output))} == {span.shard.identity}
     assert verify_output(job.output)[1] == []
 
 

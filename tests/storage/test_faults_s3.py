@@ -29,6 +29,7 @@ from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
 from armo_ray.verify.output import verify_output
+from tests.support.commit_records import commit_record
 from tests.support.fault_proxy import (
     EVERY,
     LOST,
@@ -250,23 +251,14 @@ def test_a_run_is_opened_committed_and_finished_through_faults(s3: str, faulty: 
     faulty.chances = {(EVERY, f): 0.05 for f in FAULTS}
     run = open_run(store, {"model": "a"}, {})
     assert open_run(store, {"model": "a"}, {}) == run
-    base = {
-        "identity": "1-1",
-        "first_row": 0,
-        "num_rows": 1,
-        "ordinal": 0,
-        "last": True,
-        "candidates": 1,
-        "scored": 1,
-    }
     records = [
-        base | {"unit": f"{k:032x}", "source": f"s3://in/{k}.jsonl", "rejected": {}, "parts": []}
+        commit_record(f"{k:032x}", source=f"s3://in/{k}.jsonl", candidates=1, scored=1, rejected={}, parts=())
         for k in range(12)
     ]
     for record in records:
         for _ in range(2):  # as two tasks would that do the same unit
-            commit(store, record | {"num_tokens": 1, "computed_tokens": 1})
-    assert list_commits(store) == {record["unit"] for record in records}
+            commit(store, record)
+    assert list_commits(store) == {record.unit for record in records}
     assert to_do(store, [], F) == []
     assert len(finish(store)) == 12
     assert (store.read_json("_SUCCESS") or {})["totals"]["candidates"] == 12

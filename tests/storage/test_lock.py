@@ -15,7 +15,8 @@ import pytest
 from armo_ray.errors import ConfigError
 from armo_ray.signals import stop_on_sigterm
 from armo_ray.storage import lock
-from armo_ray.storage.commits import now, to_json
+from armo_ray.storage.commits import now
+from armo_ray.storage.json_files import to_json
 from armo_ray.storage.store import Store
 
 pytest_plugins = ["tests.support.s3_server"]

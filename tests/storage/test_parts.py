@@ -59,10 +59,10 @@ def test_odd_partition_values_stay_below_the_output_and_read_back_equal(tmp_path
     out = tmp_path / "deep" / "out"
     table = pa.table({"lang": ODD, "v": range(len(ODD))})
     written = write_scores(Store(str(out)), UNIT, table, [("date", "2026/11")], ["lang"])
-    assert files_below(tmp_path) == sorted(f"deep/out/{part['path']}" for part in written)
+    assert files_below(tmp_path) == sorted(f"deep/out/{part.path}" for part in written)
     assert len(written) == len(ODD)
-    assert all(part["path"].startswith("scores/date=2026%2F11/lang=") for part in written)
-    assert all(part["path"].count("/") == 3 for part in written)
+    assert all(part.path.startswith("scores/date=2026%2F11/lang=") for part in written)
+    assert all(part.path.count("/") == 3 for part in written)
     back = read_back(out, date=pa.string(), lang=pa.string())
     assert back["lang"].to_pylist() == ODD
     assert set(back["date"].to_pylist()) == {"2026/11"}
@@ -97,14 +97,14 @@ def test_what_data_name_stays_below_the_output_on_a_disk_and_on_s3(places: tuple
     for outer in ("..", "%2e%2e", "../../x", "a\0b"):
         written = write_scores(out, UNIT, table, [("date", outer), (outer, "x")], ["lang"])
         for part in written:
-            assert part["path"].count("/") == 4
-            assert not set(part["path"].split("/")) & {"", ".", ".."}
+            assert part.path.count("/") == 4
+            assert not set(part.path.split("/")) & {"", ".", ".."}
         found = {path.removeprefix(f"{root.root}/deep/out/") for path in root.find("")}
-        assert {part["path"] for part in written} <= found
+        assert {part.path for part in written} <= found
         assert all(path.startswith("scores/date=") for path in found)
         for part in written:
-            rows = pq.read_table(io.BytesIO(out.read(part["path"])), partitioning=None)
-            folder = part["path"].split("/")[3]
+            rows = pq.read_table(io.BytesIO(out.read(part.path)), partitioning=None)
+            folder = part.path.split("/")[3]
             assert [hive("lang", values[v]) for v in rows["v"].to_pylist()] == [folder]
 
 
@@ -166,13 +166,13 @@ def test_there_is_one_part_for_each_combination_of_values_with_its_rows_in_order
     for v, key in enumerate(rows):
         expected.setdefault(key, []).append(v)
     paths = {f"scores/{hive('a', a)}/{hive('b', b)}/part-{UNIT}.parquet": v for (a, b), v in expected.items()}
-    assert {part["path"]: part["rows"] for part in written} == {path: len(v) for path, v in paths.items()}
+    assert {part.path: part.rows for part in written} == {path: len(v) for path, v in paths.items()}
     for part in written:
-        found = pq.read_table(out / part["path"], partitioning=None)
+        found = pq.read_table(out / part.path, partitioning=None)
         assert found.column_names == ["v"]
-        assert found["v"].to_pylist() == paths[part["path"]]
+        assert found["v"].to_pylist() == paths[part.path]
         assert found.schema.metadata[b"armo_ray"] == b"{}"
-        assert part["bytes"] == (out / part["path"]).stat().st_size
+        assert part.bytes == (out / part.path).stat().st_size
     assert read_back(out, a=pa.string(), b=pa.int32()).select(["a", "b", "v"]).to_pylist() == [
         {"a": a, "b": b, "v": v} for v, (a, b) in enumerate(rows)
     ]
@@ -198,7 +198,7 @@ def test_partition_values_of_other_types_read_back_equal(
 def test_a_column_that_is_already_a_directory_is_not_split_again(tmp_path: Path) -> None:
     table = pa.table({"v": [1, 2]})
     (part,) = write_scores(Store(str(tmp_path)), UNIT, table, [("date", HIVE_NULL)], ["date"])
-    assert part["path"] == f"scores/date={HIVE_NULL}/part-{UNIT}.parquet"
+    assert part.path == f"scores/date={HIVE_NULL}/part-{UNIT}.parquet"
     assert read_back(tmp_path, date=pa.string())["date"].to_pylist() == [None, None]
 
 
@@ -209,7 +209,7 @@ def test_the_same_rows_are_written_as_the_same_bytes(tmp_path: Path) -> None:
         out = tmp_path / name
         table = pa.table({"k": values, "v": range(1000)}, metadata={b"armo_ray": b"{}"})
         written = write_scores(Store(str(out)), UNIT, table, [], ["k"])
-        contents.append([(part, (out / part["path"]).read_bytes()) for part in written])
+        contents.append([(part, (out / part.path).read_bytes()) for part in written])
     assert contents[0] == contents[1]
     assert len(contents[0]) == 7
 
@@ -218,8 +218,8 @@ def test_writing_a_unit_again_replaces_its_parts(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for rows in (3, 2):
         written = write_scores(store, UNIT, pa.table({"v": range(rows)}), [], [])
-    assert [part["path"] for part in written] == files_below(tmp_path) == [f"scores/part-{UNIT}.parquet"]
-    assert pq.read_table(tmp_path / written[0]["path"])["v"].to_pylist() == [0, 1]
+    assert [part.path for part in written] == files_below(tmp_path) == [f"scores/part-{UNIT}.parquet"]
+    assert pq.read_table(tmp_path / written[0].path)["v"].to_pylist() == [0, 1]
 
 
 def test_a_table_without_rows_writes_nothing(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_table_without_rows_writes_nothing(tmp_path: Path) -> None:
 def test_rejects_keep_their_schema(tmp_path: Path) -> None:
     row = dict.fromkeys(REJECTS.names) | {"source": "x", "source_row": 1, "reason": "malformed_row"}
     (part,) = write_rejects(Store(str(tmp_path)), UNIT, pa.Table.from_pylist([row], schema=REJECTS))
-    found = pq.read_table(tmp_path / part["path"])
-    assert part["path"] == f"rejects/part-{UNIT}.parquet"
+    found = pq.read_table(tmp_path / part.path)
+    assert part.path == f"rejects/part-{UNIT}.parquet"
     assert found.schema.equals(REJECTS)
     assert found.to_pylist() == [row]

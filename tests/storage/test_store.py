@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event
 from typing import Any
@@ -28,24 +29,11 @@ from armo_ray.storage.resume import to_do
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
+from tests.support.commit_records import commit_record
 
 pytest_plugins = ("tests.support.s3_server",)
 
 F = "fingerprint"
-RECORD = {
-    "source": "/in/a.jsonl",
-    "identity": "9-1",
-    "first_row": 0,
-    "num_rows": 1,
-    "ordinal": 0,
-    "last": True,
-    "candidates": 1,
-    "scored": 1,
-    "rejected": {},
-    "num_tokens": 1,
-    "computed_tokens": 1,
-    "parts": [],
-}
 
 
 def finished(store: Store) -> dict[str, Any]:
@@ -186,11 +174,13 @@ def test_an_output_goes_from_opened_to_finished(root: str, store: Store, tmp_pat
         assert to_do(store, spans, F) == spans[done:]
         (unit,) = read_units(span, [], lambda row: 1, 10, F)
         parts = write_scores(store, unit.unit.id, pa.table({"v": [done]}), [("name", f"a/{done}")], [])
-        record = RECORD | {"unit": unit.unit.id, "source": span.shard.uri, "parts": parts}
+        record = commit_record(
+            unit.unit.id, source=span.shard.uri, candidates=1, scored=1, rejected={}, parts=tuple(parts)
+        )
         commit(store, record)
         commit(store, record)
         with pytest.raises(RuntimeError, match="another run committed scored 1, not 0"):
-            commit(store, record | {"scored": 0})
+            commit(store, replace(record, scored=0))
     assert to_do(store, spans, F) == []
     manifest = finished(store)
     assert manifest["totals"]["units"] == len(list_commits(store)) == 2

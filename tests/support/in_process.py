@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
 from armo_ray.score import passes
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.job import Job, prepare
+from armo_ray.score.passes import Committed
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.score.stages.unit_table import Header
 from armo_ray.storage import commits, resume
@@ -39,15 +39,14 @@ class Cluster:
         """As `armo-ray score`. Raises Crash where the driver dies."""
         job, spans = prepare(config)
         store = Store(job.output)
-        found = resume.standing(store, spans, job.fingerprint)
-        found = resume.resolve(found, store, [s.shard for s in spans], config.redo, config.forget)
-        if found.left or found.dropped:
-            passes.begin(store, found)
+        standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
+        if standing.left or standing.dropped:
+            passes.begin(store, standing)
         passes.commit_all(
             store,
             job.fingerprint,
             spans,
-            found.left,
+            standing.left,
             lambda left: self._work(left, job),
             lambda span: self._work_alone(span, job),
         )
@@ -59,7 +58,7 @@ class Cluster:
             write_and_commit(table, job)
         self.late = []
 
-    def _work(self, left: list[Span], job: Job) -> Iterator[dict[str, Any]]:
+    def _work(self, left: list[Span], job: Job) -> Iterator[Committed]:
         for span in self.shuffle(spread(left)):
             for table in read_and_tokenize(span, job):
                 fault = self.draw()
@@ -67,7 +66,7 @@ class Cluster:
                     break
                 yield from self._unit(table, job, fault)
 
-    def _unit(self, table: pa.Table, job: Job, fault: str) -> Iterator[dict[str, Any]]:
+    def _unit(self, table: pa.Table, job: Job, fault: str) -> Iterator[Committed]:
         if fault == "driver-before":
             raise Crash
         if fault == "lost":
@@ -76,18 +75,18 @@ class Cluster:
         if fault == "late":
             self.late.append((scored, job))
             return
-        record = write_and_commit(scored, job)
+        committed = write_and_commit(scored, job)
         if fault == "twice":
-            record = write_and_commit(scored, job)
+            committed = write_and_commit(scored, job)
         if fault == "uncommitted":
             Store(job.output).delete(f"_commits/{Header.of(table).unit.id}.json")
             return
         if fault == "driver-after":
             raise Crash
         if fault != "unreported":
-            yield record
+            yield committed
 
-    def _work_alone(self, span: Span, job: Job) -> dict[str, Any]:
+    def _work_alone(self, span: Span, job: Job) -> Committed:
         table = next(read_and_tokenize(span, job))
         if self.draw().startswith("driver"):
             raise Crash

@@ -33,10 +33,9 @@ def score_locally(model: Path | str, inputs: Any, output: Path | str, **options:
     if key not in _SCORERS:
         _SCORERS[key] = Scorer(job, "cpu")
     store = Store(job.output)
-    found = resume.standing(store, spans, job.fingerprint)
-    found = resume.resolve(found, store, [span.shard for span in spans], config.redo, config.forget)
-    resume.drop(store, found.dropped)
-    for span in found.left:
+    standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
+    resume.drop(store, standing.dropped)
+    for span in standing.left:
         for table in read_and_tokenize(span, job):
             write_and_commit(_SCORERS[key](table), job)
     assert resume.to_do(store, spans, job.fingerprint) == []

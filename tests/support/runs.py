@@ -16,14 +16,26 @@ from typing import Any
 from jobs.measure.scale import descendants
 from tests.support.paths import ROOT
 
+# names of modules that Python or the packages of a run import after the first of this package
+NAMES = ("profile", "random", "config", "queue", "data", "enum", "json", "typing", "datasets", "packaging")
 
-def start(model: Path, inputs: Any, output: Any, *options: str, **variables: str) -> subprocess.Popen[str]:
+
+def write_user_modules(folder: Path) -> None:
+    """Modules that end the process that imports them."""
+    for name in NAMES:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the user')\n", "utf-8")
+
+
+def start(
+    model: Path, inputs: Any, output: Any, *options: str, cwd: Path = ROOT, **variables: str
+) -> subprocess.Popen[str]:
     """`armo-ray score` in float32, on a Ray of its own unless `variables` of the environment say otherwise."""
     command = [sys.executable, "-m", "armo_ray", "score", "--model", str(model), "--dtype", "float32"]
     command += ["--input", str(inputs), "--output", str(output), *options]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -103,11 +115,12 @@ def wait_for_orphans(family: list[int]) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on, below those that the system gives to outgoing connections."""
+    first = 20000 + 4000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 3)  # each worker its own
     with ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < count:
             listener = stack.enter_context(socket.socket())
             with suppress(OSError):
-                listener.bind(("127.0.0.1", randrange(20000, 32000)))
+                listener.bind(("127.0.0.1", randrange(first, first + 4000)))
                 ports.append(listener.getsockname()[1])
         return ports

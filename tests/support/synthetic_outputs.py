@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 
 from armo_ray.outputs.schema import MESSAGES
 from armo_ray.storage import commits
+from armo_ray.storage.parts import as_written
 from armo_ray.storage.readers import BadRow, read_units, sample
-from armo_ray.storage.records import digest_of
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import cut
@@ -71,16 +72,11 @@ def commit_again(output: Path) -> Path:
     """Have the commits and the manifest of an output name its parts as they are now."""
     store = Store(str(output))
     for record in commits.read_commits(store):
-        parts = [{**part, **_measured(store, part["path"])} for part in record["parts"]]
-        store.write(f"{commits.COMMITS}/{record['unit']}.json", commits.sealed({**record, "parts": parts}))
+        parts = tuple(as_written(store, part) for part in record.parts)
+        store.write(f"{commits.COMMITS}/{record.unit}.json", replace(record, parts=parts).to_json())
     if store.read_json(commits.SUCCESS):
         commits.finish(store)
     return output
-
-
-def _measured(store: Store, path: str) -> dict[str, Any]:
-    content = store.read(path)
-    return {"bytes": len(content), "digest": digest_of(content)}
 
 
 def _rng(seed: int, prompt: Any, answer: str) -> np.random.Generator:

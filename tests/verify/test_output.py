@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,13 +20,16 @@ import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
-from armo_ray.storage import commits, lock, records
+from armo_ray.storage import commits, json_files, lock
 from armo_ray.storage.commits import COMMITS, RUN, SUCCESS
+from armo_ray.storage.json_files import sealed, to_json
+from armo_ray.storage.records import CommitRecord, RunFile
 from armo_ray.storage.store import Store
 from armo_ray.text.layouts import columns_read
 from armo_ray.verify.output import verify_output
 from armo_ray.verify.repair import repair_output
 from armo_ray.verify.sources import describe, find_states
+from tests.support.commit_records import commit_record
 from tests.support.local import rows_of, score_locally, scores_of
 
 pytest_plugins = ["tests.support.s3_server"]
@@ -87,7 +91,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change a JSON file and give it the checksum of its new content, as who forges it would."""
     content = json.loads(path.read_text())
     change(content)
-    path.write_bytes(commits.sealed(content))
+    path.write_bytes(sealed(content))
 
 
 # verify
@@ -131,34 +135,29 @@ def flip(content: bytes, at: int, bit: int) -> bytes:
 @pytest.mark.parametrize("file", [RUN, SUCCESS, COMMITS])
 def test_a_flip_in_any_name_of_a_file_is_found(file: str, output: Path) -> None:
     path = record_paths(output)[0] if file == COMMITS else output / file
-    kind = {RUN: records.RUN, SUCCESS: records.MANIFEST, COMMITS: records.RECORD}[file]
+    kind = {RUN: json_files.RUN, SUCCESS: json_files.MANIFEST, COMMITS: json_files.RECORD}[file]
     content = path.read_bytes()
     names = [found for found in re.finditer(rb'"(\w+)":', content) if found.start() < 3000]
     assert len(names) > 10
     for at in (at for found in names for at in range(found.start(), found.end())):
         for bit in range(8):
             with pytest.raises(ValueError, match=r"checksum|not valid JSON|lacks"):
-                records.parse(flip(content, at, bit), kind)
+                json_files.parse(flip(content, at, bit), kind)
 
 
 def test_every_page_of_what_is_written_has_a_checksum_and_every_part_a_digest(output: Path) -> None:
     manifest = json.loads((output / SUCCESS).read_text())
     for part in manifest["parts"]:
         path = output / part["path"]
-        assert part["digest"] == records.digest_of(path.read_bytes())
+        assert part["digest"] == json_files.digest_of(path.read_bytes())
         content, column = path.read_bytes(), pq.read_metadata(path).row_group(0).column(0)
         at = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1
         path.write_bytes(flip(content, at, 0))
         with pytest.raises(OSError, match="CRC"):
             pq.ParquetFile(path, page_checksum_verification=True).read()
-    listed = {
-        path: part for record in commits.read_commits(Store(str(output))) for path, part in parts_of(record)
-    }
+    committed = [part for record in commits.read_commits(Store(str(output))) for part in record.parts]
+    listed = {part.path: part.to_dict() for part in committed}
     assert listed == {part["path"]: part for part in manifest["parts"]}
-
-
-def parts_of(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(part["path"], part) for part in record["parts"]]
 
 
 def test_an_output_of_before_digests_and_checksums_is_read_and_checked_by_the_rest(
@@ -169,7 +168,7 @@ def test_an_output_of_before_digests_and_checksums_is_read_and_checked_by_the_re
         del content["checksum"]
         for part in content.get("parts", ()):
             del part["digest"]
-        path.write_bytes(commits.to_json(content))
+        path.write_bytes(to_json(content))
     assert faults_of(output) == []
     assert main(["reweigh", str(output), "--output", str(tmp_path / "new"), "--mask", "code_style"]) == 0
     part = next((output / "scores").rglob("*.parquet"))
@@ -253,7 +252,7 @@ def _of_another_run(content: bytes) -> bytes:
         found["identity"]["max_length"] = 7
     else:
         found["run_fingerprint"] = "0" * 32
-    return commits.sealed(found)
+    return sealed(found)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -445,9 +444,9 @@ def test_an_output_made_from_an_output_is_whole_and_its_records_are_its_own(
         )
     assert main([*line, "--output", str(tmp_path / "new")]) == 0
     assert faults_of(tmp_path / "new") == []
-    run = json.loads((tmp_path / "new" / RUN).read_text())
+    run = RunFile.from_json((tmp_path / "new" / RUN).read_bytes())
     records = commits.read_commits(Store(str(tmp_path / "new")))
-    assert {record["run_fingerprint"] for record in records} == {commits.fingerprint_of(run["identity"])}
+    assert {record.run_fingerprint for record in records} == {run.fingerprint}
     shutil.copy(next((output / COMMITS).iterdir()), tmp_path / "new" / COMMITS)
     if name != "filter":  # whose scores are still those of the run
         assert any("of another run" in fault for fault in faults_of(tmp_path / "new"))
@@ -480,8 +479,8 @@ def _flip(output: Store, name: str) -> None:
     output.write(name, flip(content, 200, 0))
 
 
-def _records(store: Store, suffix: str) -> list[dict[str, Any]]:
-    return [r for r in commits.read_commits(store) if r["source"].endswith(suffix)]
+def _records(store: Store, suffix: str) -> list[CommitRecord]:
+    return [record for record in commits.read_commits(store) if record.source.endswith(suffix)]
 
 
 def _harm(store: Store, how: str, suffix: str) -> None:
@@ -489,8 +488,8 @@ def _harm(store: Store, how: str, suffix: str) -> None:
     _damage(store, how, _records(store, suffix)[1])
 
 
-def _damage(store: Store, how: str, record: dict[str, Any]) -> None:
-    name, part = f"{COMMITS}/{record['unit']}.json", record["parts"][0]["path"]
+def _damage(store: Store, how: str, record: CommitRecord) -> None:
+    name, part = f"{COMMITS}/{record.unit}.json", record.parts[0].path
     if how == "part":
         _flip(store, part)
     elif how == "part-gone":
@@ -498,11 +497,11 @@ def _damage(store: Store, how: str, record: dict[str, Any]) -> None:
     elif how == "record":
         store.write(name, store.read(name)[:300])
     elif how == "record-of-another-run":
-        store.write(name, commits.sealed({**record, "run_fingerprint": "0" * 32}))
+        store.write(name, replace(record, run_fingerprint="0" * 32).to_json())
     elif how == "record-gone":
         store.delete(name)
     else:
-        store.write(name, commits.sealed({**record, "scored": record["scored"] + 1}))
+        store.write(name, replace(record, scored=record.scored + 1).to_json())
 
 
 HARMS = ["part", "part-gone", "record", "record-of-another-run", "record-gone", "counts"]
@@ -519,7 +518,7 @@ def test_what_repair_takes_away_is_scored_again_and_nothing_else(
     harmed = [_records(store, suffix)[1] for suffix in SUFFIXES]  # a unit in the middle of every shard
     for record in harmed:
         _damage(store, how, record)
-    kept = whole - {record["unit"] for record in harmed}
+    kept = whole - {record.unit for record in harmed}
     before = {unit: store.read(f"{COMMITS}/{unit}.json") for unit in kept}
     assert len(verify_output(store.uri)[1]) >= len(SUFFIXES)
     assert main(["verify", store.uri, "--repair"]) == 0
@@ -715,10 +714,10 @@ def test_units_of_a_shard_that_is_copied_back_byte_for_byte_are_scored_again(
 
 def test_a_storage_that_cannot_be_reached_is_told(output: Path) -> None:
     records = commits.read_commits(Store(str(output)))
-    away = [{"source": f"az://nowhere/{i}.jsonl", "identity": "1-1"} for i in range(100)]
+    away = [commit_record(source=f"az://nowhere/{i}.jsonl", identity="1-1") for i in range(100)]
     if find_spec("adlfs"):
         pytest.skip("adlfs is there and would look for the storage")
     states, told = find_states([*records, *away], None, columns_read)
     assert len(told) == 1
     assert "az://nowhere: " in told[0]
-    assert "of 104 shards 4 as they were scored, 100 unknown" in describe(states, {})
+    assert "of 104 shards 4 as they were scored, 100 unknown" in describe(states, False)

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import Any
 
+from armo_ray.score.passes import Committed
 from armo_ray.score.progress.counts import Counts
 from armo_ray.score.progress.metrics import Exporter
 from armo_ray.score.progress.periodic import every
@@ -24,7 +24,7 @@ _WAIT_S = 5.0  # at the end, for a count of the replicas: where Ray's head is go
 
 
 class Progress:
-    """Counts commit records as they come in, and shows the counts, also while none comes in.
+    """Counts committed units as they are reported, and shows the counts at all times.
 
     Args:
         total_bytes: of the input that is left to do.
@@ -61,17 +61,17 @@ class Progress:
         if self.terminal and self.counts.units:
             self._log()
 
-    def update(self, record: Mapping[str, Any], isolated: bool = False) -> None:
+    def update(self, unit: Committed, isolated: bool = False) -> None:
         """Count one committed unit, and whether it had to be done row by row."""
         first = not self.counts.units
-        self.counts = self.counts.plus(record, time.monotonic())
+        self.counts = self.counts.plus(unit, time.monotonic())
         if isolated:
             self.counts = replace(self.counts, isolated=self.counts.isolated + 1)
-        if first:
+        if first and (timing := unit.record.timing):
             logger.info(
                 "first pack %.1f s after the start; loading the model took %.1f s",
-                record["began"] - self.began,
-                record["load_seconds"],
+                timing.began - self.began,
+                timing.load_seconds,
             )
 
     def snapshot(self) -> Counts:

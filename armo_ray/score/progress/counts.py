@@ -1,13 +1,15 @@
-"""What a run has done so far, added up from its commit records. Nothing else is known of workers elsewhere."""
+"""What a run has done so far, added up from its commit records: the driver knows nothing else of the workers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+from armo_ray.score.passes import Committed
+from armo_ray.storage.records import Totals, added
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over the units that a run committed. A record added makes new ones: other threads may read these."""
+    """Sums over the units that a run committed. Adding a unit makes new sums: other threads may read these."""
 
     total_bytes: int  # of the input that the run has to do
     started: float | None = None  # when the first unit was, in seconds of the clock that `now` is of
@@ -26,37 +28,46 @@ class Counts:
     possible_flops: float | None = 0.0  # in the replicas' time; None where a device's rate is not known
     isolated: int = 0  # units that failed and were done row by row
     restarts: int = 0  # replicas that were lost and loaded again
-    replicas: int | None = None  # that are up; None: not told yet
+    replicas: int | None = None  # that are up; None: not known yet
 
-    def plus(self, record: Mapping[str, Any], now: float) -> "Counts":
+    def plus(self, unit: Committed, now: float) -> "Counts":
         """With one more committed unit."""
-        seconds, reasons = record["seconds"], record["rejected"]
-        spent = seconds["model"] + seconds["pack"] + seconds["wait"]
-        known = None not in (self.possible_flops, record["peak_flops"])
-        added = ("source_bytes", "scored", "num_tokens", "computed_tokens", "packed_tokens", "pack_capacity")
+        record, timing, passes = unit.record, unit.record.timing, unit.record.passes
+        assert timing is not None, "a unit of this run has its timing"
+        assert passes is not None, "a unit of this run has its forward passes"
+        seconds = timing.seconds
+        possible = None
+        if self.possible_flops is not None and passes.peak_flops is not None:
+            possible = self.possible_flops + passes.peak_flops * timing.replica_seconds
         return replace(
             self,
-            **{name: getattr(self, name) + record[name] for name in (*added, "flops")},
             started=now - sum(seconds.values()) if self.started is None else self.started,
             units=self.units + 1,
-            rejected={r: self.rejected.get(r, 0) + reasons.get(r, 0) for r in {*self.rejected, *reasons}},
+            source_bytes=self.source_bytes + unit.source_bytes,
+            scored=self.scored + record.scored,
+            rejected=added(self.rejected, record.rejected),
+            num_tokens=self.num_tokens + record.num_tokens,
+            computed_tokens=self.computed_tokens + record.computed_tokens,
+            packed_tokens=self.packed_tokens + passes.packed_tokens,
+            pack_capacity=self.pack_capacity + passes.pack_capacity,
+            flops=self.flops + passes.flops,
+            possible_flops=possible,
             model_s=self.model_s + seconds["model"],
             pack_s=self.pack_s + seconds["pack"],
             wait_s=self.wait_s + seconds["wait"],
-            possible_flops=self.possible_flops + record["peak_flops"] * spent if known else None,
         )
 
     @property
-    def totals(self) -> dict[str, Any]:
-        """Sums as storage.commits has them of records, but for shards."""
-        return {
-            "units": self.units,
-            "candidates": self.scored + self.all_rejected,
-            "scored": self.scored,
-            "num_tokens": self.num_tokens,
-            "computed_tokens": self.computed_tokens,
-            "rejected": dict(self.rejected),
-        }
+    def totals(self) -> Totals:
+        """The sums that the manifest has too; of the shards nothing is known."""
+        return Totals(
+            units=self.units,
+            candidates=self.scored + self.all_rejected,
+            scored=self.scored,
+            num_tokens=self.num_tokens,
+            computed_tokens=self.computed_tokens,
+            rejected=self.rejected,
+        )
 
     @property
     def all_rejected(self) -> int:

@@ -96,6 +96,6 @@ def _replicas(counts: Counts) -> str:
 def _reasons(counts: Counts) -> str:
     """The most frequent reasons of rejects, and what the others sum up to."""
     ranked = sorted(counts.rejected.items(), key=lambda entry: (-entry[1], entry[0]))
-    told = [f"{count:,} {reason}" for reason, count in ranked[:_MOST_REASONS]]
+    named = [f"{count:,} {reason}" for reason, count in ranked[:_MOST_REASONS]]
     rest = sum(count for _, count in ranked[_MOST_REASONS:])
-    return ", ".join(told + ([f"{rest:,} of other reasons"] if rest else []))
+    return ", ".join(named + ([f"{rest:,} of other reasons"] if rest else []))

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from armo_ray.score.job import Job
+from armo_ray.score.passes import Committed
 from armo_ray.score.stages.read import load_encoder, tokenized, units_of
 from armo_ray.score.stages.score import Scorer
 from armo_ray.score.stages.unit_table import to_raw
@@ -33,8 +34,8 @@ class Isolated:
         """Tokenize and score the rows [start, stop) of the unit, which kills the process or raises if one does."""
         self._score(self.unit.rows[start:stop])
 
-    def finish(self, poison: dict[int, str]) -> dict[str, Any]:
-        """Score and commit the unit with some rows, by their place in it, rejected; returns its record."""
+    def finish(self, poison: dict[int, str]) -> Committed:
+        """Score and commit the unit with some rows, by their place in it, rejected."""
         rows = [
             (number, _poisoned(row, poison[i]) if i in poison else row)
             for i, (number, row) in enumerate(self.unit.rows)

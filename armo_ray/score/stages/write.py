@@ -2,6 +2,7 @@
 
 import socket
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,19 @@ import pyarrow as pa
 
 from armo_ray.outputs.schema import STEP_SCORES
 from armo_ray.score.job import Job
+from armo_ray.score.passes import Committed
 from armo_ray.score.stages.unit_table import NO_SHARD, Header, reject_table, to_raw, unnest
 from armo_ray.storage import commits, parts, readers
+from armo_ray.storage.records import CommitRecord, ForwardPasses, Timing
 from armo_ray.storage.shards import Shard, row_id
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Unit
 
 
-def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
-    """Write the parts of a scored unit, then its commit record; returns it, with the bytes read and the host."""
+def write_and_commit(table: pa.Table, job: Job) -> Committed:
+    """Write the parts of a scored unit, then its commit record."""
     started = time.perf_counter()
-    header = Header.of(table)
+    header, store = Header.of(table), Store(job.output)
     shard, unit = header.shard, header.unit
     scores, failed = _score_table(table, shard, job)
     rejects = pa.concat_tables([unnest(table["rejects"]), _non_finite(failed, shard, unit, job)])
@@ -29,41 +32,51 @@ def write_and_commit(table: pa.Table, job: Job) -> dict[str, Any]:
             f"{shard.uri} rows {unit.first_row}+{unit.num_rows}: {header.candidates} candidates were read, but "
             f"{scores.num_rows} scored and {rejects.num_rows} rejected"
         )
-    store, told = Store(job.output), {"source_bytes": unit.source_bytes, "host": socket.gethostname()}
-    record: dict[str, Any] = {
-        "unit": unit.id,
-        "source": shard.uri,
-        "identity": shard.identity,
-        "content": header.content,
-        "ordinal": unit.ordinal,
-        "first_row": unit.first_row,
-        "num_rows": unit.num_rows,
-        "last": unit.last,
-        "candidates": header.candidates,
-        "scored": scores.num_rows,
-        "rejected": _counts(rejects["reason"]),
-        "num_tokens": header.num_tokens,
-        "computed_tokens": header.computed_tokens,
-        "num_packs": header.num_packs,
-        "packed_tokens": header.packed_tokens,
-        "pack_capacity": header.pack_capacity,
-        "flops": header.flops,
-        "peak_flops": header.peak_flops,
-        "token_budget": header.token_budget,
-        "began": round(header.began, 3),
-        "load_seconds": header.load_seconds,  # all digits: it tells replicas apart
-        "run_fingerprint": job.fingerprint,
-    }
-    if (found := commits.find_record(store, unit.id)) is not None:  # a replayed task leaves its parts alone
-        commits.check_same(store, found, record)
-        return found | told
-    record["parts"] = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
-    rejects = rejects.replace_schema_metadata(job.scores.metadata)
-    record["parts"] += parts.write_rejects(store, unit.id, rejects)
-    header.seconds["write"] = time.perf_counter() - started
-    record["seconds"] = {name: round(value, 4) for name, value in header.seconds.items()}
+    record = _record(header, job, scores.num_rows, _counts(rejects["reason"]))
+    before = commits.find_record(store, unit.id)
+    if before is not None:  # a replayed task leaves the parts alone
+        commits.check_same(store, before, record)
+        return Committed(before, unit.source_bytes, socket.gethostname())
+    written = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
+    written += parts.write_rejects(store, unit.id, rejects.replace_schema_metadata(job.scores.metadata))
+    seconds = header.seconds | {"write": time.perf_counter() - started}
+    timing = Timing(
+        seconds={step: round(value, 4) for step, value in seconds.items()},
+        began=round(header.began, 3),
+        load_seconds=header.load_seconds,  # all digits: it tells replicas apart
+    )
+    record = replace(record, parts=tuple(written), timing=timing)
     commits.commit(store, record)
-    return record | told
+    return Committed(record, unit.source_bytes, socket.gethostname())
+
+
+def _record(header: Header, job: Job, scored: int, rejected: dict[str, int]) -> CommitRecord:
+    """What the commit record of a unit counts, before its parts are written."""
+    shard, unit = header.shard, header.unit
+    return CommitRecord(
+        unit=unit.id,
+        source=shard.uri,
+        identity=shard.identity,
+        content=header.content,
+        ordinal=unit.ordinal,
+        first_row=unit.first_row,
+        num_rows=unit.num_rows,
+        last=unit.last,
+        candidates=header.candidates,
+        scored=scored,
+        rejected=rejected,
+        num_tokens=header.num_tokens,
+        computed_tokens=header.computed_tokens,
+        run_fingerprint=job.fingerprint,
+        passes=ForwardPasses(
+            num_packs=header.num_packs,
+            packed_tokens=header.packed_tokens,
+            pack_capacity=header.pack_capacity,
+            flops=header.flops,
+            peak_flops=header.peak_flops,
+            token_budget=header.token_budget,
+        ),
+    )
 
 
 def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
