@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# sbatch cluster/slurm.sh [options of armo-ray score]     at the root of the repository, on a disk that all nodes see
+# sbatch cluster/slurm.sh [options of armo-ray score]     at the root of the repository, on a disk that all nodes share
 #
-# A job that was preempted, requeued or out of time goes on where it stopped when it runs again. One replica for every
-# GPU of the allocation. The dashboard is on the first node's loopback: ssh -L 8265:127.0.0.1:8265 NODE
-# Credentials of S3 and of the hub come from the files in $HOME that their own tools wrote.
+# A job that was preempted, requeued or ran out of time continues when it runs again. Every GPU of the allocation gets a
+# replica. The dashboard listens on the loopback of the first node: ssh -L 8265:127.0.0.1:8265 NODE
+# Credentials for S3 and the hub are read from the files in $HOME that their own tools wrote.
 #SBATCH --job-name=armo-ray
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -12,7 +12,7 @@
 #SBATCH --exclusive
 #SBATCH --time=07:00:00
 #SBATCH --requeue
-# exclusive: symmetric-run ends every Ray process of the user on a node when it is done
+# --exclusive, because symmetric-run ends every Ray process of the user on a node when it is done
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit with sbatch}"
 
@@ -21,13 +21,13 @@ PATH=$PWD/.venv/bin:$PATH
 [ -x .venv/bin/armo-ray ] || python -m pip install -q --disable-pip-version-check -c cluster/constraints.txt -e .
 
 export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
-(umask 077 && ray get-auth-token --generate >/dev/null) # ~/.ray/auth_token, if there is none; all nodes read it
+(umask 077 && ray get-auth-token --generate >/dev/null) # writes ~/.ray/auth_token if there is none; all nodes read it
 
-address=$(hostname -I | cut -d' ' -f1):6379 # this is the first node, and the name of a node may mean its loopback
+address=$(hostname -I | cut -d' ' -f1):6379 # this is the first node; its name may resolve to its loopback
 started=$(mktemp)
 trap 'rm -f "$started"' EXIT
 
-# symmetric-run exits with 0 where Ray did not start, so the command says that it was reached
+# symmetric-run exits with 0 if Ray did not start, so the command records that it was reached
 # shellcheck disable=SC2016
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \

@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.bench ...`: the same as `armo-ray bench`."""
+"""The same as `armo-ray bench`, for `ray job submit --working-dir . -- python -m jobs.bench ...`."""
 
 import sys
 

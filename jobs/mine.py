@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.mine OUT --engine ray ...`: the same as `armo-ray mine`."""
+"""The same as `armo-ray mine`, for `ray job submit --working-dir . -- python -m jobs.mine OUT --engine ray ...`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to preference pairs and a report: a virtual environment, a tiny random model, a sample of real pairs.
+# Makes a virtual environment and a tiny random model, scores a sample of real pairs, mines pairs and writes a report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

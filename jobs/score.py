@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.score CONFIG.toml ...`: the same as `armo-ray score`."""
+"""The same as `armo-ray score`, for `ray job submit --working-dir . -- python -m jobs.score CONFIG.toml ...`."""
 
 import sys
 

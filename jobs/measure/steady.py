@@ -1,9 +1,9 @@
-"""How much of the bare engine's speed a whole job reaches, and how long its replica idles between packs.
+"""Measure which share of the bare engine's speed a whole job reaches, and how long its replica idles between packs.
 
 python -m jobs.measure.steady --model DIR --input SHARD... [options of armo-ray score]
 
 Runs `armo-ray score` with one replica, then gives the same units to the engine alone, with as many threads.
-Tokens are counted whole. The first unit, which is there before the pipeline has filled, is left out.
+Tokens count every conversation whole. The first unit is left out, because the pipeline has not filled by then.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from armo_ray.score.stages.unit_table import conversations
 
 
 def bare_rate(options: dict[str, object], device: str) -> float:
-    """Tokens of conversations a second that the engine reaches on the units of the input, but the first."""
+    """The engine's tokens per second on all units of the input but the first, each conversation counted whole."""
     job, spans = prepare(load_config(None, options))
     scorer = Replica(job, Pool(gpus=0, low=1, high=1, device=device))
     units = [conversations(unit) for span in spans for unit in read_and_tokenize(span, job)]
@@ -51,19 +51,19 @@ def main() -> None:
         subprocess.run(command, check=True)
         records = [json.loads(path.read_text()) for path in Path(folder, "out", "_commits").iterdir()]
         if len(records) < 2:
-            sys.exit("one unit has no steady state: give more input, or a smaller --unit-rows")
+            sys.exit("a single unit has no steady state: give more input, or a smaller --unit-rows")
         config = json.loads(Path(folder, "out", "_run.json").read_text())["config"]
         bare = bare_rate({**config, "output": f"{folder}/bare"}, device)
     first, *rest = sorted(records, key=lambda r: r["began"])
     spent = {name: sum(r["seconds"][name] for r in rest) for name in ("model", "pack", "wait")}
     rate = sum(r["num_tokens"] for r in rest) / sum(spent.values())
     print(f"{len(records)} units; first pack {first['began'] - started:.1f} s after the start of the command")
-    print(f"of it {first['load_seconds']:.1f} s to load the model")
+    print(f"of which {first['load_seconds']:.1f} s to load the model")
     print("replica s   " + "  ".join(f"{name} {seconds:.2f}" for name, seconds in spent.items()))
     print(
         f"idle        {1 - spent['model'] / sum(spent.values()):.1%} of the time between first and last pack"
     )
-    print(f"tokens/s    {rate:.0f} in the job, {bare:.0f} by the engine alone: {rate / bare:.1%}")
+    print(f"tokens/s    {rate:.0f} in the job, {bare:.0f} in the engine alone: {rate / bare:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write seeded rollout shards of short answers, to try a run at any size.
+"""Write rollout shards of short random responses, to try a run at any size. The same seed gives the same shards.
 
 python -m jobs.measure.synthetic DIR --candidates 400000 [--shards 8] [--jsonl]
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ANSWERS = 4  # to each prompt
+ANSWERS = 4  # per prompt
 ROW_GROUP = 512
 TEXT = (
     "the of and to in is was for with as be at by not are but from or have which one all there their been has "
@@ -23,7 +23,7 @@ WORDS = np.array(TEXT.split())
 def write_shards(
     directory: Path, candidates: int, shards: int = 8, jsonl: bool = False, seed: int = 0
 ) -> None:
-    """Shards of rows with `id`, `prompt` and four `responses` of 4 to 40 words."""
+    """Write shards of rows with `id`, `prompt` and four `responses` of 4 to 39 words."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = candidates // ANSWERS
     for shard in range(shards):

@@ -1,4 +1,4 @@
-"""Write a complete output of scores with random numbers, to try curation at any size; measure a command on it.
+"""Write a complete output with random scores, to try curation at any size, or measure commands on it.
 
 python -m jobs.measure.synthetic_scores DIR --candidates 1000000
 python -m jobs.measure.synthetic_scores --measure mine filter reweigh report --candidates 100000 1000000 10000000
@@ -30,10 +30,10 @@ from jobs.measure.synthetic import WORDS
 
 Vectors = npt.NDArray[np.float32]
 NAMES = list(ARMORM_REWARDS)
-ANSWERS = 8  # to each prompt
+ANSWERS = 8  # per prompt
 UNIT_ROWS = 2048
 _SHARD_UNITS = 64
-_POOL = 4096  # texts, of 10 to 60 words, that all answers are drawn from
+_POOL = 4096  # texts of 10 to 59 words, from which all responses are drawn
 ARGUMENTS: dict[str, list[str]] = {
     "mine": ["--strategy", "best-vs-sigma", "--min-margin", "score=0.01", "--test-fraction", "0.05"],
     "filter": ["--where", "score >= q0.5"],
@@ -43,7 +43,7 @@ ARGUMENTS: dict[str, list[str]] = {
 
 
 def open_output(uri: str, keep_text: bool, layout: dict[str, str]) -> tuple[Store, pa.Schema]:
-    """A new output of a model that does not exist, and the schema of its parts."""
+    """Start an output of a model that does not exist. Returns it with the schema of its parts."""
     store = Store(uri)
     identity = {
         "model_fingerprint": "synthetic",
@@ -73,13 +73,13 @@ def draw(rng: np.random.Generator, rows: int) -> tuple[Vectors, Vectors]:
 
 
 def scored(columns: dict[str, Any], schema: pa.Schema, rewards: Vectors, gating: Vectors) -> pa.Table:
-    """Rows with rewards and gates, and the score that follows from them."""
+    """A table with these columns, the rewards and gates, and the score that follows from them."""
     rows = len(columns["row_id"])
     columns = columns | {"rewards": _struct(rewards), "gating": _struct(gating), "score": pa.nulls(rows)}
     columns |= {"flags": pa.array([[]] * rows, pa.list_(pa.string()))}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in schema]
     table = pa.table(arrays, schema=schema)
-    # in float64: equal rewards and gates make equal scores in any row, whatever the processor's order of sums
+    # in float64, so that equal rewards and gates give equal scores, whatever the processor's order of summation
     weights = gating @ np.array(footer(schema)["reward_transform_matrix"]).T
     score = pa.array((rewards * weights).sum(axis=1), pa.float32())
     return table.set_column(schema.get_field_index("score"), schema.field("score"), score)
@@ -92,7 +92,7 @@ def _struct(values: Vectors) -> pa.StructArray:
 def write_unit(
     store: Store, table: pa.Table, shard: Shard, ordinal: int, first_row: int, rows: int, last: bool
 ) -> None:
-    """Write and commit a unit as a run does."""
+    """Write and commit a unit like a run."""
     unit = shard.hash + f"{ordinal:016x}"
     written = parts.write_scores(store, unit, table, shard.partitions, ())
     record = CommitRecord(
@@ -114,7 +114,7 @@ def write_unit(
 
 
 def write_output(directory: Path, candidates: int, seed: int = 0) -> None:
-    """A complete output with text, of `candidates` answers, ANSWERS to each prompt."""
+    """Write a complete output with text: `candidates` responses, ANSWERS per prompt."""
     store, schema = open_output(str(directory), True, {"kind": "rollouts", "prompt": "p", "responses": "r"})
     pool = _texts(np.random.default_rng(seed))
     starts = range(0, candidates // ANSWERS, UNIT_ROWS // ANSWERS)
@@ -167,7 +167,7 @@ def _messages(role: str, content: pa.Array) -> pa.Array:
 
 
 def measure(command: list[str]) -> tuple[float, float, float]:
-    """Seconds that a command takes and those of CPU, and the most GiB resident of it and what it started."""
+    """Run a command; returns seconds, CPU seconds, and peak resident GiB of it and the processes that it started."""
     began, used, peak = time.monotonic(), _cpu(), 0
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while child.poll() is None:

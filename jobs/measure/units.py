@@ -1,8 +1,8 @@
-"""What many units cost the driver: to plan, to find what a resume has left, to finish, and to execute.
+"""Measure what many units cost the driver: planning, finding what a resumed run has left, finishing, executing.
 
 python -m jobs.measure.units --model DIR [--units 1000 10000 100000] [--execute 1000 5000]
 
-Units are as small as can be: two candidates. Each measurement has a process of its own; memory is its peak.
+Units are as small as possible: two candidates. Each measurement has a process of its own; memory is its peak.
 """
 
 import argparse
@@ -30,7 +30,7 @@ UNITS_A_SHARD = 1000
 
 
 def write_shards(folder: Path, units: int) -> None:
-    """Shards of 1,000 row groups of one pair each."""
+    """Write shards of 1,000 row groups of one pair each."""
     folder.mkdir()
     for shard in range(0, units, UNITS_A_SHARD):
         rows = min(UNITS_A_SHARD, units - shard)
@@ -41,7 +41,7 @@ def write_shards(folder: Path, units: int) -> None:
 
 
 def plan(folder: str, model: str) -> dict[str, Any]:
-    """Seconds to plan, to list what is left with 90 % committed, and to finish with all; peak MiB."""
+    """Seconds to plan, to list what is left when 90 % is committed, and to finish; and the peak MiB."""
     options = {"input": [f"{folder}/in"], "output": f"{folder}/out", "model": model, "unit_rows": 2}
     started = time.perf_counter()
     job, spans = prepare(load_config(None, options))
@@ -63,7 +63,7 @@ def plan(folder: str, model: str) -> dict[str, Any]:
 
 
 def _commit(store: Store, fingerprint: str, units: list[Any]) -> None:
-    """Records such as a run writes, without its parts; written plainly, since that is not what is measured."""
+    """Write commit records like a run, without parts. Writing is not measured, so it bypasses the store."""
     folder = Path(store.root, commits.COMMITS)
     folder.mkdir(exist_ok=True)
     for shard, unit in units:
@@ -87,15 +87,15 @@ def _commit(store: Store, fingerprint: str, units: list[Any]) -> None:
 
 
 def execute(folder: str, model: str, units: int) -> None:
-    """Print what the driver takes for each unit that a run executes."""
+    """Execute a run, and print the time and memory that the driver needs per unit."""
     command = [sys.executable, "-m", "armo_ray", "score", "--dtype", "float32", "--unit-rows", "2"]
     command += ["--input", f"{folder}/in", "--output", f"{folder}/run", "--model", model]
     started = time.monotonic()
     memory, cpu = measure(command)
     wall = time.monotonic() - started
     print(
-        f"{units} units executed: {wall:.0f} s, {1000 * wall / units:.0f} ms a unit; driver "
-        f"{1000 * cpu['driver'] / units:.1f} ms of CPU a unit, {memory['driver']:.0f} MiB at its peak"
+        f"{units} units executed: {wall:.0f} s, {1000 * wall / units:.0f} ms per unit; driver "
+        f"{1000 * cpu['driver'] / units:.1f} ms of CPU per unit, {memory['driver']:.0f} MiB at its peak"
     )
 
 
@@ -106,9 +106,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--units", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--execute", type=int, nargs="*", default=[1_000, 5_000])
-    parser.add_argument(
-        "--only", help=argparse.SUPPRESS
-    )  # the folder of the one plan that this process measures
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # the folder whose planning this process measures
     args = parser.parse_args()
     if args.only:
         print(json.dumps(plan(args.only, args.model)))
@@ -118,9 +116,9 @@ def main() -> None:
             write_shards(Path(folder) / "in", units)
             command = [sys.executable, "-m", "jobs.measure.units", "--model", args.model, "--only", folder]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found["seconds"].items())
-        print(f"{found['units']} units: {told}; {found['peak_mib']:.0f} MiB at the peak", flush=True)
+        figures = json.loads(done.stdout.splitlines()[-1])
+        times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in figures["seconds"].items())
+        print(f"{figures['units']} units: {times}; {figures['peak_mib']:.0f} MiB at the peak", flush=True)
     for units in args.execute:
         with tempfile.TemporaryDirectory() as folder:
             write_shards(Path(folder) / "in", units)
