@@ -25,7 +25,7 @@ from armo_ray.options import (
 )
 
 ROLES = ("system", "user", "assistant", "tool")
-PARTS = (
+COLUMN_ROLES = (
     *("prompt", "input", "history", "system", "tools", "prefix", "chosen", "rejected", "responses"),
     *("response", "steps", "messages", "first", "second", "winner", "first_rating", "second_rating"),
 )
@@ -43,7 +43,7 @@ class ScoreConfig(Options):
 
     layout: Annotated[Name, Help("reading", "NAME")] = "auto"
     """Kind of rows: preference, rollouts, messages, pairs, or a name that armo-ray layouts lists."""
-    column: Annotated[Mapping[str, Name], Help("reading", "PART=COLUMN")] = {}
+    column: Annotated[Mapping[str, Name], Help("reading", "NAME=COLUMN")] = {}
     """Where to find a part: prompt=question.text, responses=outputs[].text."""
     winner: Annotated[Mapping[str, Name], Help("reading", "VALUE=RESULT")] = {}
     """Meaning of a value in the winner column: first, second, tie or skip."""
@@ -146,8 +146,8 @@ class ScoreConfig(Options):
     @field_validator("column")
     @classmethod
     def _parts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        if unknown := sorted(set(value) - set(PARTS)):
-            raise ValueError(f"unknown part {', '.join(unknown)}; expected {', '.join(PARTS)}")
+        if unknown := sorted(set(value) - set(COLUMN_ROLES)):
+            raise ValueError(f"unknown name {', '.join(unknown)}; expected {', '.join(COLUMN_ROLES)}")
         return value
 
     @field_validator("winner")

@@ -64,7 +64,7 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
         ({"unit_rows": 0}, "unit-rows: "),
         ({"replicas": "4:2"}, "replicas: expected 1 <= MIN <= MAX"),
         ({"replicas": "x"}, "replicas: expected N or MIN:MAX"),
-        ({"column": ["question=q"]}, "column: unknown part question"),
+        ({"column": ["question=q"]}, "column: unknown name question"),
         ({"max_reject_fraction": 2}, "max-reject-fraction: "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -413,7 +413,7 @@ def test_options_of_reading_are_checked() -> None:
     assert (dict(config.winner), config.ignore) == ({"model_a": "first", "x": "tie"}, ("context",))
     with pytest.raises(ValueError, match="unknown verdict best"):
         ScoreConfig.model_validate({**given, "winner": {"a": "best"}})
-    with pytest.raises(ValueError, match="unknown part winners"):
+    with pytest.raises(ValueError, match="unknown name winners"):
         ScoreConfig.model_validate({**given, "column": {"winners": "a"}})
 
 
