@@ -71,9 +71,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _run(program: str, command: Command, args: argparse.Namespace) -> int:
     """Check the options and run the command."""
-    from armo_ray.cluster import watch
+    from armo_ray.cluster import watchdog
 
-    watch.command = program
+    watchdog.command = program
     if not command.options:
         return int(load(command.run)(args))
     given = _given(args)

@@ -16,7 +16,7 @@ import ray.data
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
-from armo_ray.cluster.watch import Endpoint, Lost, answers, watched
+from armo_ray.cluster.watchdog import Endpoint, Lost, answers, watched
 from armo_ray.signals import stop_on_sigterm
 
 logger = logging.getLogger(__name__)

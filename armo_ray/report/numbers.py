@@ -27,15 +27,7 @@ import duckdb
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.scores import Scores, check_models, database, scan
 from armo_ray.report.columns import LENGTH, SCORE, find_columns
-from armo_ray.report.drift import Drift, PromptCounts, drift, nothing_scored
-from armo_ray.report.examples import Examples, Rejects, extremes, rejects
-from armo_ray.report.groups import Group, LengthBin, by_group, chosen_groups, length_bins
-from armo_ray.report.options import ReportOptions
-from armo_ray.report.pairs import Pairs, by_pair
-from armo_ray.report.prompts import Prompts, by_prompt
-from armo_ray.report.read import Committed, open_committed
-from armo_ray.report.speed import Speed, speed
-from armo_ray.report.summary import (
+from armo_ray.report.distributions import (
     Correlation,
     Distribution,
     Influence,
@@ -48,6 +40,14 @@ from armo_ray.report.summary import (
     sample_bounds,
     summarize,
 )
+from armo_ray.report.drift import Drift, PromptCounts, drift, nothing_scored
+from armo_ray.report.examples import Examples, Rejects, extremes, rejects
+from armo_ray.report.groups import Group, LengthBin, by_group, chosen_groups, length_bins
+from armo_ray.report.options import ReportOptions
+from armo_ray.report.pairs import Pairs, by_pair
+from armo_ray.report.prompts import Prompts, by_prompt
+from armo_ray.report.read import Committed, open_committed
+from armo_ray.report.speed import Speed, speed
 from armo_ray.storage import commits
 from armo_ray.version import __version__
 

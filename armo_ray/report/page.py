@@ -10,10 +10,10 @@ from armo_ray.formatting.numbers import date
 from armo_ray.formatting.svg import Chart, chart_style, curve, histogram
 from armo_ray.formatting.templates import render
 from armo_ray.model.families import FAMILIES
+from armo_ray.report.distributions import Correlation, Distribution, Trend
 from armo_ray.report.groups import Group, LengthBin
 from armo_ray.report.numbers import Report, Scored
 from armo_ray.report.speed import Speed
-from armo_ray.report.summary import Correlation, Distribution, Trend
 
 _ENOUGH = 10  # candidates: correlations of fewer mean nothing
 _MOST_REWARDS = 40  # that are drawn

@@ -12,7 +12,7 @@ import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.cluster import connect
-from armo_ray.cluster.watch import Endpoint, Lost, watched
+from armo_ray.cluster.watchdog import Endpoint, Lost, watched
 from tests.support.paths import ROOT, SAMPLE
 from tests.support.runs import free_ports
 
@@ -77,12 +77,12 @@ def test_ctrl_c_and_an_end_before_the_loss_are_left_alone() -> None:
 
 HANGS = """
 import socket, sys, time
-from armo_ray.cluster import watch
+from armo_ray.cluster import watchdog
 
-watch.command = "armo-ray score"
-watch._GRACE_S = 0.5
+watchdog.command = "armo-ray score"
+watchdog._GRACE_S = 0.5
 server = socket.create_server(("127.0.0.1", 0))
-with watch.watched([watch.Endpoint("the head", *server.getsockname(), 0)], "Do it again"):
+with watchdog.watched([watchdog.Endpoint("the head", *server.getsockname(), 0)], "Do it again"):
     try:
         server.close()
         time.sleep(60)
@@ -90,7 +90,7 @@ with watch.watched([watch.Endpoint("the head", *server.getsockname(), 0)], "Do i
         time.sleep(60)  # as a call that waits for an answer
 """
 IS_ENDED = HANGS.replace(
-    "time.sleep(60)\n    finally", "watch.os._exit(1)  # as Ray does in a call\n    finally"
+    "time.sleep(60)\n    finally", "watchdog.os._exit(1)  # as Ray does in a call\n    finally"
 )
 
 
