@@ -17,7 +17,7 @@ from armo_ray.storage import parts
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.json_files import sealed
 from armo_ray.storage.records import CommitRecord, DamagedError, Manifest, RunFile, Totals
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
@@ -42,7 +42,7 @@ def open_run(
             created = not write or store.create(RUN, content)
             run = RunFile.from_json(content) if created else find_run(store)
     except OSError as error:
-        raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
+        raise ConfigError(f"output {store.uri}: cannot be written: {describe_error(error)}") from error
     if run is None:
         raise ConfigError(f"output {store.uri}: {RUN} vanished while it was read")
     check_identity(store, run.identity, new_identity)
@@ -78,7 +78,7 @@ def reading(store: Store, option: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{option}{store.uri}: cannot be read: {explain(error)}") from error
+        raise ConfigError(f"{option}{store.uri}: cannot be read: {describe_error(error)}") from error
 
 
 def find_manifest(store: Store, run: RunFile | None = None) -> Manifest | None:

@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.retries import explain, patiently
+from armo_ray.storage.retries import describe_error, patiently
 from armo_ray.storage.uris import check_uri
 
 THREADS = 16
@@ -48,7 +48,7 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         fs = filesystem(protocol, use_listings_cache=False, **kind._get_kwargs_from_urls(uri))
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)
-        advice = f"install its package: pip install 'armo-ray[{extra}]'" if extra else explain(error)
+        advice = f"install its package: pip install 'armo-ray[{extra}]'" if extra else describe_error(error)
         raise ConfigError(f"{uri}: {advice}") from error
     if speaks(fs, S3):
         # s3fs repeats what botocore has repeated: 25 attempts, of up to 15 s, at every request
@@ -75,7 +75,7 @@ def read_text(uri: str) -> str:
         content: bytes = patiently(f"reading {uri}", lambda: fs.cat_file(path))
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
+        raise ConfigError(f"{uri}: cannot be read: {describe_error(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{uri}: not UTF-8 text: {error}") from error
 

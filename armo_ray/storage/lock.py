@@ -25,7 +25,7 @@ from armo_ray.storage.commits import COMMITS, now
 from armo_ray.storage.json_files import OWNER, parse, to_json
 from armo_ray.storage.parts import DATA, REJECTS, SCORES
 from armo_ray.storage.records import DamagedError
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store, missing_directories, remove_empty
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _acquire(store: Store, owner: dict[str, Any]) -> bool:
             if store.create(LOCK, _renewed(owner)):
                 return False
         except OSError as error:
-            raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
+            raise ConfigError(f"output {store.uri}: cannot be written: {describe_error(error)}") from error
         if before := _taken_over(store, owner):
             return before.get("disposable") is True and _is_gone(before)
 

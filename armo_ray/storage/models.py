@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HOME
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel, is_remote, open_filesystem
-from armo_ray.storage.retries import explain, patiently
+from armo_ray.storage.retries import describe_error, patiently
 from armo_ray.storage.shards import version_of
 
 SUFFIXES = (".safetensors", ".json", ".jinja")  # nothing that could run code when it is loaded
@@ -51,7 +51,7 @@ def _files(fs: Any, root: str, model: str) -> dict[str, tuple[int, str]]:
     except FileNotFoundError:
         entries = []
     except OSError as error:
-        raise ConfigError(f"model {model}: cannot be listed: {explain(error)}") from error
+        raise ConfigError(f"model {model}: cannot be listed: {describe_error(error)}") from error
     files = {
         str(e["name"]): (int(e["size"]), version_of(e))
         for e in entries
@@ -122,5 +122,5 @@ def copy_tokenizer(model: str, to: Path) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise ConfigError(f"model {model}: {name} cannot be read: {explain(error)}") from error
+            raise ConfigError(f"model {model}: {name} cannot be read: {describe_error(error)}") from error
         (to / name).write_bytes(content)

@@ -85,13 +85,13 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
             return attempt()
         except Exception as error:
             if isinstance(error, BotoCoreError) and not is_transient(error):  # no credentials, or no region
-                raise OSError(explain(error)) from None
+                raise OSError(describe_error(error)) from None
             if not is_transient(error):
                 raise
-            told, attempts = explain(error), attempts + 1
+            told, attempts = describe_error(error), attempts + 1
         waited = time.monotonic() - began
         if waited + pause > PATIENCE_SECONDS:
-            # not `from`: the error's own text may hold what `explain` leaves out
+            # not `from`: the error's own text may hold what `describe_error` leaves out
             raise RuntimeError(
                 f"{what}: failed {attempts} times in {waited:.0f} s, last: {told}. Check that the storage can be "
                 f"reached and is not overloaded, then run the same command again; what is committed stays"
@@ -101,7 +101,7 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def explain(error: Any) -> str:
+def describe_error(error: Any) -> str:
     """The kind and text of an error, without credentials."""
     answer = answer_of(error) if isinstance(error, BaseException) else Answer(None)
     status = f" (HTTP {answer.status})" if answer.status else ""

@@ -13,7 +13,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import S3, Source, check_input, is_remote, open_filesystem, speaks, uri_of
 from armo_ray.storage.formats import KINDS, LINES, PARQUET, advice, is_read, kind_of
 from armo_ray.storage.listing import BROKEN, READ, File, Listing, list_files
-from armo_ray.storage.retries import explain, patiently
+from armo_ray.storage.retries import describe_error, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _list(uri: str) -> tuple[Any, Listing]:
     try:
         listing = patiently(f"listing {uri}", lambda: list_files(fs, path, lambda name: is_read(name, uri)))
     except OSError as error:
-        raise ConfigError(f"input {uri}: cannot be listed: {explain(error)}") from error
+        raise ConfigError(f"input {uri}: cannot be listed: {describe_error(error)}") from error
     if listing.is_file and not listing.files:
         told = f": {found}" if (found := advice(uri)) else ""
         raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(KINDS)}{told}")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 
 UNIT_BYTES = 64 << 20
@@ -107,7 +107,7 @@ def read_footer(shard: Shard) -> Footer:
     try:
         source = open_shard(shard)
     except OSError as error:
-        raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
+        raise ConfigError(f"{shard.uri}: cannot be opened: {describe_error(error)}") from error
     try:
         with source:
             file = pq.ParquetFile(source)
