@@ -330,7 +330,7 @@ def test_an_output_with_a_half_done_shard_is_not_called_whole(tiny_model: Path, 
     commits = {json.loads(p.read_text())["source"]: p for p in (tmp_path / "out" / "_commits").iterdir()}
     commits[str(tmp_path / "b.jsonl")].unlink()
     with pytest.raises(
-        RuntimeError, match=r"1 shards of an earlier run are not done, the first is .*b\.jsonl"
+        RuntimeError, match=r"an earlier run left 1 shards unfinished, the first is .*b\.jsonl"
     ):
         score_locally(tiny_model, tmp_path / "a.jsonl", tmp_path / "out", unit_rows=4)
     faults = verify_output(str(tmp_path / "out"))[1]

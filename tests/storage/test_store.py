@@ -243,7 +243,7 @@ def test_shards_are_found_on_s3(shards_on_s3: str, pattern: str, names: str) -> 
 def test_what_is_passed_over_on_s3_is_counted(shards_on_s3: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         find_shards([shards_on_s3])
-    told = f"input {shards_on_s3}: 3 shards; passed over: 3 hidden names, 1 other file (.txt)"
+    told = f"input {shards_on_s3}: 3 shards; skipped: 3 hidden names, 1 other file (.txt)"
     assert told in caplog.messages
 
 
