@@ -119,14 +119,14 @@ class ScoreConfig(Options):
     @classmethod
     def _with_dates(cls, values: Any) -> Any:
         days = _days(values.get("date"), values.get("days", 1))
-        found, inputs = dict(values), values.get("input")
+        dated, inputs = dict(values), values.get("input")
         if isinstance(inputs, str | list | tuple):
             uris = [inputs] if isinstance(inputs, str) else inputs
-            # every day of a URI with {date}, the others once
-            found["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
+            # a URI with {date} once for every day, other URIs once
+            dated["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
         if isinstance(values.get("output"), str):
-            found["output"] = _dated(values["output"], days[0])
-        return found
+            dated["output"] = _dated(values["output"], days[0])
+        return dated
 
     @field_validator("family")
     @classmethod
@@ -138,16 +138,16 @@ class ScoreConfig(Options):
     @field_validator("max_runtime", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
-        """90 and "90s" as 90.0, "45m" as 2700.0, "8h" as 28800.0."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
-        if value is None or not found:
+        """Convert to seconds: 90 and "90s" to 90.0, "45m" to 2700.0, "8h" to 28800.0."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if value is None or not match:
             return value
-        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
     @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
-        """["a", "b=c"] as {"a": "a", "b": "c"}, and "a" as {"a": "a"}."""
+        """Convert ["a", "b=c"] to {"a": "a", "b": "c"}, and "a" to {"a": "a"}."""
         if not isinstance(value, list | tuple | str):
             return value
         pairs = [str(entry).partition("=")[::2] for entry in listed(value)]
@@ -190,7 +190,7 @@ class ScoreConfig(Options):
     @field_validator("replicas", mode="before")
     @classmethod
     def _range(cls, value: Any) -> Any:
-        """4 as (4, 4), "2:8" as (2, 8)."""
+        """Convert 4 to (4, 4) and "2:8" to (2, 8)."""
         if isinstance(value, int):
             value = str(value)
         if isinstance(value, str):
@@ -213,7 +213,7 @@ def _dated(uri: Any, day: str) -> Any:
 
 
 def _days(last: Any, count: Any) -> list[str]:
-    """So many days up to one, by default up to yesterday, the last first."""
+    """The dates of `count` days that end with `last` (default: yesterday, UTC), latest first."""
     try:
         until = date.fromisoformat(str(last)) if last else datetime.now(UTC).date() - timedelta(1)
     except ValueError:
@@ -231,10 +231,12 @@ def load_config(
 def load_configs(
     file: str | None, overrides: Mapping[str, Any], read: Callable[[str], str] = read_file
 ) -> list[ScoreConfig]:
-    """The configurations of a scoring run with several models: each writes an output of its own, OUTPUT/NAME,
-    or OUTPUT/NAME@REVISION where several have that name.
+    """One configuration per model. With several models, each has its own output: OUTPUT/NAME.
 
-    Raises ConfigError as `load_options` does, and where there is not one revision for each model, or none.
+    If several models have the same name and revisions are given, it is OUTPUT/NAME@REVISION.
+
+    Raises ConfigError as `load_options` does, if the number of revisions is neither 0 nor that of the models, and if
+    two models would have the same output.
     """
     values = read_values(file, read) | dict(overrides)
     models, revisions = listed(values.get("model")), listed(values.get("revision"))
@@ -242,15 +244,19 @@ def load_configs(
         only = {name: listed[0] for name, listed in (("model", models), ("revision", revisions)) if listed}
         return [checked(ScoreConfig, values | only, file)]
     if revisions and len(revisions) != len(models):
-        raise ConfigError(f"revision: {len(models)} models have {len(models)} or none, not {len(revisions)}")
+        raise ConfigError(
+            f"revision: expected none or one for each of the {len(models)} models, not {len(revisions)}"
+        )
     names = [str(model).rstrip("/").rpartition("/")[2] for model in models]
     for i in [i for i, name in enumerate(names) if revisions and names.count(name) > 1]:
         names[i] += f"@{revisions[i]}".replace("/", "-")
-    if again := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"model: the outputs of two would both be named {again[0]}: score them one by one")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(
+            f"model: the outputs of two models would both be named {repeated[0]}: score them one by one"
+        )
     output = str(values.get("output") or "").rstrip("/")
-    own = [
+    settings = [
         {"model": model, "revision": revision, **({"output": f"{output}/{name}"} if output else {})}
         for model, revision, name in zip(models, revisions or [None] * len(models), names, strict=True)
     ]
-    return [checked(ScoreConfig, values | one, file) for one in own]
+    return [checked(ScoreConfig, values | of_model, file) for of_model in settings]

@@ -214,7 +214,7 @@ def _is_free(store: Store, first: dict[str, Any]) -> bool:
 
 
 def _refusal(store: Store, owner: dict[str, Any]) -> str:
-    return f"output {store.uri} is being written by another command: {_described(owner)}. Wait until it ends, or stop it"
+    return f"output {store.uri} is being written by another command: {_described(owner)}. Wait until it ends or stop it"
 
 
 def _check_kind(store: Store, before: dict[str, Any], owner: dict[str, Any]) -> None:

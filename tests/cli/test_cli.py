@@ -144,9 +144,9 @@ def test_each_of_several_models_writes_an_output_of_its_own(tmp_path: Path) -> N
     ]
     (only,) = load_configs(None, {**given, "model": ["a/one"]})
     assert (only.model, only.output) == ("a/one", "/out")
-    with pytest.raises(ConfigError, match="2 models have 2 or none, not 1"):
+    with pytest.raises(ConfigError, match="expected none or one for each of the 2 models, not 1"):
         load_configs(None, {**given, "revision": "r"})
-    with pytest.raises(ConfigError, match="the outputs of two would both be named one"):
+    with pytest.raises(ConfigError, match="the outputs of two models would both be named one"):
         load_configs(None, {**given, "model": ["a/one", "b/one"]})
 
 
@@ -158,7 +158,7 @@ def test_revisions_of_one_model_write_outputs_named_by_them() -> None:
         ("r", "/out/two"),
         ("refs/pr/2", "/out/RM@refs-pr-2"),
     ]
-    with pytest.raises(ConfigError, match="the outputs of two would both be named RM@1"):
+    with pytest.raises(ConfigError, match="the outputs of two models would both be named RM@1"):
         load_configs(None, {**given, "revision": ["1", "r", "1"]})
 
 

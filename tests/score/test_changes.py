@@ -90,7 +90,7 @@ def test_no_unit_follows_a_change_of_the_shard_that_is_read(
     assert [row["t"][:6] for _, row in first.rows if isinstance(row, dict)] == ["before"] * 100
     change(shard.path, contents(kind, "behind"))
     with pytest.raises(
-        OSError, match=r"x\..* (changed|was deleted) while it was read.*run the same command again"
+        OSError, match=r"x\..* (changed|was deleted) while it was being read.*run the same command again"
     ):
         next(units)
 

@@ -162,7 +162,9 @@ def test_of_two_commands_of_different_kinds_one_wins(
 
 def test_a_run_does_not_begin_where_a_dataset_is_made(tiny_model: Path, tmp_path: Path) -> None:
     with new_output(str(tmp_path / "out"), "mine") as store:
-        with pytest.raises(ConfigError, match=r"being written by another run: process .*\(armo-ray mine\)"):
+        with pytest.raises(
+            ConfigError, match=r"being written by another command: process .*\(armo-ray mine\)"
+        ):
             prepare(config_for(tiny_model, SAMPLE, tmp_path / "out"))
         assert names_in(store) == [lock.LOCK]
 

@@ -233,7 +233,7 @@ def test_identity_changes_with_the_content_and_only_with_it(tmp_path: Path) -> N
     (same_time,) = find_shards([str(path)])
     assert len({before.identity, same_size.identity, same_time.identity}) == 3
     assert before.hash == same_size.hash == same_time.hash
-    with pytest.raises(OSError, match=r"x\.jsonl changed while it was read"):
+    with pytest.raises(OSError, match=r"x\.jsonl changed while it was being read"):
         open_shard(before)
 
 

@@ -275,7 +275,7 @@ def test_an_object_that_is_replaced_is_another_shard_and_is_not_read_as_the_old_
     (after,) = find_shards([s3])
     assert (before.hash, before.size) == (after.hash, after.size)
     assert before.identity != after.identity
-    with pytest.raises(OSError, match=r"x\.jsonl changed while it was read"):
+    with pytest.raises(OSError, match=r"x\.jsonl changed while it was being read"):
         list(read_units(Span(before), [], count, 10, F))
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the one line that a log gets."""
+"""Formatting numbers for people, and the progress line of the log."""
 
 from armo_ray.score.progress.counts import Counts
 
@@ -6,7 +6,7 @@ UNKNOWN = "-"
 
 
 def line(counts: Counts, now: float) -> str:
-    """All that is known, as key=value words."""
+    """The counts as one line of key=value words."""
     reasons = ",".join(f"{reason}:{n}" for reason, n in sorted(counts.rejected.items()))
     words = {
         "done": f"{counts.done:.1%}",
@@ -29,7 +29,7 @@ def line(counts: Counts, now: float) -> str:
 
 
 def number(value: float | None, grouped: bool = False) -> str:
-    """Three digits at least: 0.523, 34.1, 12345, and grouped 12,345."""
+    """A number with at least three significant digits: 0.523, 34.1, 12345; with `grouped`, 12,345."""
     if value is None:
         return UNKNOWN
     if value < 100:
@@ -46,7 +46,7 @@ def times(value: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
+    """Seconds as hours, minutes and seconds: 1:02:03."""
     if seconds is None:
         return UNKNOWN
     minutes, rest = divmod(round(seconds), 60)
