@@ -16,7 +16,7 @@ from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer
 from armo_ray.storage.readers import BadRow
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.shard_rows import read_shard
 from armo_ray.storage.shards import stat_shard
 from armo_ray.text.conversations import Candidate, candidates_of
@@ -99,7 +99,7 @@ def _read_again(found: Found) -> list[Candidate]:
         batches = read_shard(shard, layout.sources, layout.candidate_columns, {found.row})
         row = next((row for batch in batches for number, row in batch if number == found.row), None)
     except OSError as error:
-        raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
+        raise ConfigError(f"{uri}: cannot be read: {describe_error(error)}") from error
     if row is None or isinstance(row, BadRow):
         raise ConfigError(f"{uri}: row {found.row} can no longer be read")
     return candidates_of(row, layout, reading)

@@ -22,7 +22,7 @@ from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.json_files import sealed
 from armo_ray.storage.parts import DATA, put
 from armo_ray.storage.records import PartEntry
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store, final_name, remove_empty
 from armo_ray.version import __version__
 
@@ -76,7 +76,7 @@ def names_in(store: Store) -> list[str]:
     try:
         paths = store.find("")
     except OSError as error:
-        raise ConfigError(f"output {store.uri}: cannot be listed: {explain(error)}") from error
+        raise ConfigError(f"output {store.uri}: cannot be listed: {describe_error(error)}") from error
     # after its last object is deleted, a server may list the output itself; on a disk that would be a file
     return [path.removeprefix(f"{store.root}/") for path in paths if store.local or path != store.root]
 

@@ -14,7 +14,7 @@ from armo_ray.storage import commits, content
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.readers import BadRow
 from armo_ray.storage.records import CommitRecord
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.shard_rows import NumberedRows, read_shard
 from armo_ray.storage.shards import Shard, stat_shard
 from armo_ray.storage.store import Store
@@ -105,7 +105,7 @@ def _stat(uri: str) -> Shard | None:
     try:
         return stat_shard(uri)
     except OSError as error:
-        raise ConfigError(f"{uri}: cannot be looked up: {explain(error)}") from error
+        raise ConfigError(f"{uri}: cannot be looked up: {describe_error(error)}") from error
 
 
 def read_text(source: Source, rows: set[int]) -> Iterator[pa.Table]:

@@ -1,1 +1,1 @@
-"""`armo-ray score`: from a configuration to a committed output."""
+"""`armo-ray score`: turns a configuration into a committed output."""

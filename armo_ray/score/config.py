@@ -137,7 +137,7 @@ class ScoreConfig(Options):
     @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
-        """["a", "b=c"] as {"a": "a", "b": "c"}, and "a" as {"a": "a"}."""
+        """Convert ["a", "b=c"] to {"a": "a", "b": "c"}, and "a" to {"a": "a"}."""
         if not isinstance(value, list | tuple | str):
             return value
         pairs = [str(entry).partition("=")[::2] for entry in listed(value)]
@@ -174,7 +174,7 @@ class ScoreConfig(Options):
     @field_validator("replicas", mode="before")
     @classmethod
     def _range(cls, value: Any) -> Any:
-        """4 as (4, 4), "2:8" as (2, 8)."""
+        """Convert 4 to (4, 4) and "2:8" to (2, 8)."""
         if isinstance(value, int):
             value = str(value)
         if isinstance(value, str):

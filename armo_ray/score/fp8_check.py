@@ -1,4 +1,4 @@
-"""What float8 does to the scores of the data at hand, before all of it is scored that way."""
+"""Comparing float8 with bfloat16 scores on a sample of the input, before all of it is scored in float8."""
 
 import logging
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from armo_ray.storage.units import Span
 logger = logging.getLogger(__name__)
 
 REPORT = "_fp8.json"  # in the output
-CANDIDATES = 512  # in the sample
-SPANS = 8  # that it is taken from
+CANDIDATES = 512  # in the sample, at most
+SPANS = 8  # that the sample is taken from, at most
 
 
 def fp8_agreement(spans: list[Span], job: Job, device: str) -> dict[str, Any]:
-    """Score a sample of the input in bfloat16 and in float8 on one device, and compare.
+    """Score a sample of the input in bfloat16 and in float8 on one device, and compare the scores.
 
-    The sample is the first candidates of up to eight shards, spread over the input. Returns what `agreement`
-    does, for the score and for every reward.
+    The sample consists of the first candidates of up to eight spans, spread evenly over the input. Returns the result
+    of `agreement` for the score and every reward.
     """
     from armo_ray.engine import RewardModel
     from armo_ray.engine.fp8 import quantize_
@@ -43,44 +43,44 @@ def fp8_agreement(spans: list[Span], job: Job, device: str) -> dict[str, Any]:
 
 
 def _sample(spans: list[Span], job: Job) -> tuple[list[Any], list[str]]:
-    """Conversations, and the id of the prompt of each."""
+    """The conversations of the sample, and the prompt id of each."""
     chosen = spans[:: -(-len(spans) // SPANS)]
     groups: list[Any] = []
     prompts: list[str] = []
     for k, span in enumerate(chosen, 1):
-        enough = k * CANDIDATES // len(chosen)
+        target = k * CANDIDATES // len(chosen)
         for unit in read_and_tokenize(span, job):
-            room = enough - len(groups)
+            room = target - len(groups)
             groups += conversations(unit)[:room]
             prompts += unnest(unit["scored"])["prompt_id"].to_pylist()[:room]
-            if len(groups) >= enough:
+            if len(groups) >= target:
                 break
     return groups, prompts
 
 
-def judge(report: Mapping[str, Any], min_agreement: float) -> None:
-    """Say what a report holds. Raises ConfigError where scores rank less alike than they have to."""
+def check_agreement(report: Mapping[str, Any], min_agreement: float) -> None:
+    """Log a report. Raises ConfigError if the rank correlation of the scores is below `min_agreement` or unknown."""
     logger.info(
-        "fp8 against bfloat16 on %d candidates, %d pairs of one prompt:",
+        "fp8 compared with bfloat16 on %d candidates, %d pairs of candidates of one prompt:",
         report["candidates"],
         report["pairs"],
     )
-    for name, found in report["columns"].items():
-        rank = "none" if found["spearman"] is None else f"{found['spearman']:.4f}"
+    for name, column in report["columns"].items():
+        rank = "none" if column["spearman"] is None else f"{column['spearman']:.4f}"
         logger.info(
             "  %-36s rank correlation %s, %.2f %% of pairs flipped, largest difference %.4g",
             name,
             rank,
-            100 * found["pair_flips"],
-            found["largest_difference"],
+            100 * column["pair_flips"],
+            column["largest_difference"],
         )
-    found = report["columns"]["score"]["spearman"]
-    if found is None:
+    correlation = report["columns"]["score"]["spearman"]
+    if correlation is None:
         raise ConfigError(
-            f"fp8: its agreement with bfloat16 cannot be told from {report['candidates']} candidates: use bfloat16"
+            f"fp8: {report['candidates']} candidates are too few to measure its agreement with bfloat16: use bfloat16"
         )
-    if found < min_agreement:
+    if correlation < min_agreement:
         raise ConfigError(
-            f"fp8: its scores rank like those of bfloat16 with a correlation of {found:.4f}, less than "
-            f"--min-agreement {min_agreement:g}, on a sample of the input: use bfloat16, or lower the bar"
+            f"fp8: on a sample of the input, the rank correlation of its scores with those of bfloat16 is "
+            f"{correlation:.4f}, less than --min-agreement {min_agreement:g}: use bfloat16, or lower --min-agreement"
         )

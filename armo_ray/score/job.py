@@ -1,4 +1,4 @@
-"""From a configuration to a job: everything that can be known, and refused, before Ray starts.
+"""From a configuration to a job: everything that can be determined or refused before Ray starts.
 
 Imports neither torch nor ray.
 """
@@ -40,10 +40,10 @@ _VERSIONED = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs to know; travels to them with each task."""
+    """The settings that every worker needs; sent with each task."""
 
     output: str
-    model: str  # a directory that every node sees, or a URI or hub id with its revision
+    model: str  # a directory that every node sees; with `revision`, a URI or hub id
     revision: str | None
     family: Family
     dtype: str
@@ -58,12 +58,12 @@ class Job:
     truncate: str
     special_tokens: str
     fingerprint: str
-    scores: pa.Schema  # of a part, partition columns included
+    scores: pa.Schema  # of the scores, partition columns included
     carried: dict[str, str]  # name in the scores -> column of the input
-    as_json: tuple[str, ...]  # the names in the scores of those that are kept as JSON text
+    as_json: tuple[str, ...]  # names in the scores of the columns kept as JSON text
     keep_text: bool
     partition_by: tuple[str, ...]
-    unread: tuple[str, ...] = ()  # columns of the input, for people
+    unread: tuple[str, ...] = ()  # input columns that are not read, to be displayed
 
     @property
     def columns(self) -> list[str]:
@@ -75,9 +75,11 @@ Check = Callable[["Job", list[Span], ScoreConfig], None]
 
 
 def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None) -> tuple[Job, list[Span]]:
-    """Check model, input and output, and open the run. Raises ConfigError; nothing is scored yet.
+    """Check model, input and output, and write `_run.json`. Returns the job and its spans; scores nothing.
 
-    Without `write` the checks are the same, and nothing is created. `check` may refuse the run too.
+    `write=False` makes the same checks but writes nothing. `check` is a further check, which may raise ConfigError.
+
+    Raises ConfigError if the run cannot begin.
     """
     ((job, spans),) = prepare_all([config], write, check)
     return job, spans
@@ -86,17 +88,17 @@ def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None)
 def prepare_all(
     configs: Sequence[ScoreConfig], write: bool = True, check: Check | None = None
 ) -> list[tuple[Job, list[Span]]]:
-    """`prepare` for several runs: all of them are checked before the first is opened."""
+    """`prepare` for several runs: all are checked before the first `_run.json` is written."""
     checked = [_checked(config, check) for config in configs]
     for job, _, identity, details in checked if write else ():
         store = Store(job.output)
-        with lock.held(store):  # a dataset may be made there
+        with lock.held(store):  # another command may be writing there
             commits.open_run(store, identity, details)
     return [(job, spans) for job, spans, _, _ in checked]
 
 
 class _Checked(NamedTuple):
-    """A run that can begin, and what its `_run.json` is made of."""
+    """A run that passed all checks, and the contents of its `_run.json`."""
 
     job: Job
     spans: list[Span]
@@ -110,40 +112,41 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     shards = find_shards(config.input, each=config.days == 1)
     shards = [shard for shard in shards if not shard.uri.startswith(store.uri + "/")]
     if not shards:
-        raise ConfigError(f"output {config.output}: all of the input lies in it")
+        raise ConfigError(f"output {config.output}: the whole input lies in it")
     parts.check_directories(store, shards)
     columns = carried_columns({**config.keep, **config.keep_json}, config.partition_by, shards)
     seen = survey.survey(shards)
     layout, unread = _layout(seen, config, model, columns)
     kept_seen = [
-        kept_columns.Seen(one.shard.uri, list(one.found.names), one.schema, one.rows)
-        for one in seen.samples
-        if one.found.names
+        kept_columns.Seen(sample.shard.uri, list(sample.found.names), sample.schema, sample.rows)
+        for sample in seen.samples
+        if sample.found.names
     ]
     carried = _carried_types(columns, config, kept_seen)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
     identity = _identity(config, model, layout, columns)
     run = commits.open_run(store, identity, details, write=False)
-    commits.read_commits(store, run=run)  # damaged records are found before any work
-    carried = _decode(run.carried)  # of the first run: a later shard must not change a column's type
+    commits.read_commits(store, run=run)  # raises if a record is damaged, before any work
+    carried = _decode(run.carried)  # types from the first run: a later shard must not change them
     kept_columns.check(carried, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, carried), unread=unread)
     try:
         shards = settled(store, shards, commits.list_commits(store), job.columns)
     except OSError as error:
-        raise ConfigError(f"input: cannot be compared with what is committed: {error}") from error
+        raise ConfigError(f"input: cannot be compared with the committed rows: {error}") from error
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
-    resume.standing(store, spans, job.fingerprint, config.redo, config.forget)  # which may refuse the run
+    resume.standing(store, spans, job.fingerprint, config.redo, config.forget)  # may raise ConfigError
     if check is not None:
         check(job, spans, config)
     return _Checked(job, spans, identity, details)
 
 
 def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> Job:
-    """A job for rows like these that are read and written by somebody else; input and output are not used."""
+    """A job for rows with the columns `seen` that the caller reads and writes. Ignores `input` and `output`."""
     model, columns = _model(config), carried_columns({**config.keep, **config.keep_json}, (), [])
     found = joined(
-        of_schema(one.schema) if one.schema and one.schema.names else of_names(one.names) for one in seen
+        of_schema(block.schema) if block.schema and block.schema.names else of_names(block.names)
+        for block in seen
     )
     layout = _detected(found, config, model)
     carried = _carried_types(columns, config, seen)
@@ -151,7 +154,7 @@ def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> Job:
 
 
 class _Model(NamedTuple):
-    """A checkpoint, found whole, its chat, and the longest conversation it is asked to score."""
+    """A complete checkpoint, its chat, and the longest conversation to score, in tokens."""
 
     checkpoint: Checkpoint
     chat: Chat
@@ -167,12 +170,12 @@ def _model(config: ScoreConfig) -> _Model:
     _check_family(config, checkpoint)
     size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
     if size > rows:
-        raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, its model {rows}")
+        raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, but its model {rows}")
     positions = _whole(checkpoint, "max_position_embeddings")
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
-    known = (chat.model_max_length, checkpoint.family.max_length, positions)
-    return _Model(checkpoint, chat, config.max_length or min(limit for limit in known if limit))
+    limits = (chat.model_max_length, checkpoint.family.max_length, positions)
+    return _Model(checkpoint, chat, config.max_length or min(limit for limit in limits if limit))
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> int:
@@ -185,12 +188,12 @@ def _whole(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
-    """Refuse options that the family cannot have, and say what it is."""
+    """Log the family and its rewards. Raises ConfigError if an option does not fit the family."""
     name, names = checkpoint.family.name, checkpoint.reward_names
     if checkpoint.family.text != "response" and config.truncate != "none":
-        raise ConfigError(f"truncate: the family {name} reads prompt and answer as one text; use none")
+        raise ConfigError(f"truncate: the family {name} reads prompt and response as one text; use none")
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
-        raise ConfigError(f"dtype: fp8 is not compared with bfloat16 for the family {name}; use bfloat16")
+        raise ConfigError(f"dtype: fp8 cannot be compared with bfloat16 for the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
     named = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
     logger.info("model family %s: rewards %s%s", name, named, mean)
@@ -245,7 +248,7 @@ def _reading(config: ScoreConfig) -> Reading:
 
 
 def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
-    """What must be the same for two runs to share an output: all that rows, columns or units depend on."""
+    """The settings that rows, columns or units depend on; two runs can share an output only if these are equal."""
     as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
     return as_json | {
         "model_fingerprint": model.checkpoint.fingerprint,
@@ -268,7 +271,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
 def _layout(
     seen: survey.Survey, config: ScoreConfig, model: _Model, columns: dict[str, str]
 ) -> tuple[Layout, tuple[str, ...]]:
-    """The layout that the columns of all shards tell, and the columns that are not read."""
+    """The layout of the input, from the columns of all shards, and the columns that are not read."""
     layout = _detected(seen.found, config, model)
     survey.check(seen, layout)
     unread = survey.unread(seen, layout, columns.values())
@@ -291,9 +294,12 @@ def _carried_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept
     if nested:
         raise ConfigError(f"partition-by: {nested[0].name} is {nested[0].type}, not one value")
     for column in dict.fromkeys(columns.values()):
-        if without := [one.uri for one in seen if column not in one.names]:
+        if without := [shard.uri for shard in seen if column not in shard.names]:
             logger.warning(
-                "kept column %s is null in %d shards without it: %s", column, len(without), without[0]
+                "kept column %s is null for the %d shards that lack it, the first is %s",
+                column,
+                len(without),
+                without[0],
             )
     return carried
 
@@ -308,5 +314,5 @@ def _encode(schema: pa.Schema) -> str:
 
 
 def _decode(text: str | None) -> pa.Schema:
-    assert text is not None, "open_run refuses a _run.json without it"
+    assert text is not None, "open_run raises if _run.json lacks it"
     return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

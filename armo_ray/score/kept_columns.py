@@ -1,6 +1,6 @@
-"""Columns that scores keep of the input: the type that all shards share, and whether it holds a value.
+"""Input columns kept in the scores: a type that fits all shards, and whether that type holds a value.
 
-Types are widened without loss. A value that its column cannot hold is told apart from one that is null.
+Types are widened without loss. A value that its column cannot hold becomes null, and its candidate gets a flag.
 """
 
 import json
@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 
-LOST = "kept_value_lost"  # the flag of a candidate, before a colon and the name of the column
+LOST = "kept_value_lost"  # prefix of a flag; a colon and the name of the column follow
 _UNITS = ("s", "ms", "us", "ns")  # from coarse to fine
-_TOLD = 3  # shards that a message names
-Types = dict[pa.DataType, list[str]]  # each with the shards that have it, in the order of the input
+_NAMED = 3  # shards per type that a message names
+Types = dict[pa.DataType, list[str]]  # by type: URIs of the shards that have it, in the order of the input
 
 
 class Seen(NamedTuple):
-    """What one shard, or block, says of its columns: its Arrow schema, or its first rows where that does not tell."""
+    """The columns of a shard or block: its Arrow schema, and its first rows if the schema is not enough."""
 
     uri: str
     names: Sequence[str]
@@ -28,22 +28,22 @@ class Seen(NamedTuple):
 
 
 def unify(columns: Mapping[str, str], as_json: Iterable[str], seen: Sequence[Seen]) -> pa.Schema:
-    """The type of every kept column, by its name in the scores, over all shards.
+    """The type of every kept column that fits all shards, by its name in the scores.
 
     Args:
         columns: name in the scores -> column of the input.
-        as_json: the names whose values become JSON text.
+        as_json: names in the scores whose values are stored as JSON text.
 
     Raises:
-        ConfigError: no shard has the column, or no type holds its values in all of them.
+        ConfigError: no shard has the column, or no type holds its values in all shards.
     """
     as_json = frozenset(as_json)
     kinds = {name: pa.string() if name in as_json else _unified(c, seen) for name, c in columns.items()}
     for column in columns.values():
-        if not any(column in one.names for one in seen):
-            has = ", ".join(dict.fromkeys(name for one in seen for name in one.names))
+        if not any(column in shard.names for shard in seen):
+            names = ", ".join(dict.fromkeys(name for shard in seen for name in shard.names))
             where = seen[0].uri if len(seen) == 1 else f"any of {len(seen)} shards"
-            raise ConfigError(f"keep or partition-by: no column {column} in {where}; there are {has}")
+            raise ConfigError(f"keep or partition-by: no column {column} in {where}; there are {names}")
     for name, kind in kinds.items():
         _check_written(columns[name], kind)
     return pa.schema(list(kinds.items()))
@@ -52,64 +52,64 @@ def unify(columns: Mapping[str, str], as_json: Iterable[str], seen: Sequence[See
 def check(
     recorded: pa.Schema, columns: Mapping[str, str], as_json: Iterable[str], seen: Sequence[Seen]
 ) -> None:
-    """Refuse shards with a schema whose columns the types of an output's first run cannot hold."""
+    """Raises ConfigError if a shard has a column that its type in `recorded`, from the first run, cannot hold."""
     for name, column in columns.items():
         if name in as_json:
             continue
-        held = recorded.field(name).type
-        for one in seen:
-            if one.schema is None or column not in one.names:
+        first = recorded.field(name).type
+        for shard in seen:
+            if shard.schema is None or column not in shard.names:
                 continue
-            (found,) = _types_in(column, one)
-            if found != held and _plain(_common(held, found)) != _plain(held):
+            (kind,) = _types_in(column, shard)
+            if kind != first and _plain(_common(first, kind)) != _plain(first):
                 raise ConfigError(
-                    f"keep: column {column} is {found} in {one.uri}, and {held} in the output since its first "
+                    f"keep: column {column} is {kind} in {shard.uri}, but {first} in the output since its first "
                     f"run: choose another output, or keep it as text: --keep-json {column}"
                 )
 
 
 def _unified(column: str, seen: Sequence[Seen]) -> pa.DataType:
     types: Types = {}
-    for one in seen:
-        if column in one.names:
-            for kind in _types_in(column, one):
-                types.setdefault(kind, []).append(one.uri)
+    for shard in seen:
+        if column in shard.names:
+            for kind in _types_in(column, shard):
+                types.setdefault(kind, []).append(shard.uri)
     if not types:
         return pa.null()
-    if types.keys() == {pa.null()} and not any(one.schema for one in seen):
-        rows = sum(len(one.rows) for one in seen)
+    if types.keys() == {pa.null()} and not any(shard.schema for shard in seen):
+        rows = sum(len(shard.rows) for shard in seen)
         raise ConfigError(
-            f"keep: column {column} is null in the first {rows} rows of {seen[0].uri}: its type cannot be told; "
+            f"keep: column {column} is null in the first {rows} rows of {seen[0].uri}, so its type is unknown; "
             f"keep it as text: --keep-json {column}"
         )
-    found = _folded(types)
-    if found is None:
-        raise ConfigError(_apart(column, types))
-    return found
+    common = _folded(types)
+    if common is None:
+        raise ConfigError(_conflict(column, types))
+    return common
 
 
-def _types_in(column: str, one: Seen) -> list[pa.DataType]:
+def _types_in(column: str, shard: Seen) -> list[pa.DataType]:
     try:
-        if one.schema is not None and not (one.rows and is_unclear(one.schema.field(column).type)):
-            return [_of_field(one.schema.field(column))]
-        return list(dict.fromkeys(json_type(row.get(column)) for row in one.rows))
+        if shard.schema is not None and not (shard.rows and is_unclear(shard.schema.field(column).type)):
+            return [_of_field(shard.schema.field(column))]
+        return list(dict.fromkeys(json_type(row.get(column)) for row in shard.rows))
     except ValueError as error:
         raise ConfigError(
-            f"keep: column {column} of {one.uri} holds {error}; keep it as text: --keep-json {column}"
+            f"keep: column {column} of {shard.uri} holds {error}; keep it as text: --keep-json {column}"
         ) from None
 
 
 def is_unclear(kind: pa.DataType) -> bool:
-    """Whether a type of one block tells nothing of others: null, or objects of Python, as lists of numpy become."""
+    """Whether the type in one block says nothing about other blocks: null, or pickled Python objects."""
     pickled = getattr(kind, "extension_name", "") == "ray.data.arrow_pickled_object"
     return pickled or bool(pa.types.is_null(kind))
 
 
 def _of_field(field: pa.Field) -> pa.DataType:
-    """The type of a column, of a tensor lists, nested as its dimensions are.
+    """The type of a column; for a tensor, lists nested like its dimensions.
 
-    Raises ValueError where values of an extension type cannot be told. Ray's are known as such where ray.data is
-    imported, and only by the metadata of the field elsewhere: there tensors are flat.
+    Raises ValueError if the extension type is not supported. Unless ray.data is imported, Ray's extension types are
+    recognized by the metadata of the field only; then tensors of several dimensions are not supported.
     """
     kind = field.type
     if not isinstance(kind, pa.BaseExtensionType):
@@ -127,19 +127,21 @@ def _of_field(field: pa.Field) -> pa.DataType:
     if name == "arrow.fixed_shape_tensor" and len(kind.shape) == 1:
         return pa.list_(kind.value_type)
     if name.startswith("ray.data.") and "tensor" in name:
-        found = kind.value_type
+        nested = kind.value_type
         for _ in kind.shape:
-            found = pa.list_(found)
-        return found
+            nested = pa.list_(nested)
+        return nested
     raise ValueError(f"values of the extension type {name}")
 
 
-def _apart(column: str, types: Types) -> str:
-    told = "; ".join(
-        f"{kind} in {', '.join(uris[:_TOLD])}" + (f" and {len(uris) - _TOLD} more" if uris[_TOLD:] else "")
+def _conflict(column: str, types: Types) -> str:
+    places = "; ".join(
+        f"{kind} in {', '.join(uris[:_NAMED])}" + (f" and {len(uris) - _NAMED} more" if uris[_NAMED:] else "")
         for kind, uris in types.items()
     )
-    return f"keep: no type holds all values of column {column}: {told}. Keep it as text: --keep-json {column}"
+    return (
+        f"keep: no type holds all values of column {column}: {places}. Keep it as text: --keep-json {column}"
+    )
 
 
 def _check_written(column: str, kind: pa.DataType) -> None:
@@ -153,30 +155,30 @@ def _check_written(column: str, kind: pa.DataType) -> None:
 
 
 def json_type(value: Any) -> pa.DataType:
-    """The type of a value, of JSON or of Python. Raises ValueError where no type holds it."""
+    """The Arrow type of a JSON or Python value. Raises ValueError if no type holds it."""
     if value is None:
         return pa.null()
     if isinstance(value, dict):
         return pa.struct([(str(name), json_type(entry)) for name, entry in value.items()])
     if isinstance(value, list):
         kinds = list(dict.fromkeys(map(json_type, value)))
-        found = _folded(kinds)
-        if found is None:
+        entry_type = _folded(kinds)
+        if entry_type is None:
             raise ValueError(f"a list of {' and '.join(map(str, kinds))}")
-        return pa.list_(found)
+        return pa.list_(entry_type)
     if isinstance(value, int) and not isinstance(value, bool):
         if not -(2**63) <= value < 2**64:
             raise ValueError(f"{str(value)[:40]}, an integer of more than 64 bits")
         return pa.int64() if value < 2**63 else pa.uint64()
-    known = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+    simple = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
     try:
-        return known.get(type(value)) or pa.scalar(value).type
+        return simple.get(type(value)) or pa.scalar(value).type
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(f"a {type(value).__name__}: {error}") from None
 
 
 def _folded(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
-    """The type that all of some share, a single one as it is; floats come first, as integers fit into them."""
+    """The type that holds the values of all these types, or None. Floats come first: integers are widened to them."""
     first, *others = sorted(kinds, key=lambda kind: not pa.types.is_floating(kind)) or [pa.null()]
     for kind in others:
         if first is not None and first != kind:
@@ -185,26 +187,26 @@ def _folded(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
 
 
 def _common(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    """The narrowest type that holds the values of both, None where there is none.
+    """The narrowest type that holds the values of both, or None if there is none.
 
-    Integers and floats share a double: an integer that is none is told when it is met.
+    Integers and floats become a double; an integer that a double cannot hold is flagged when it is read.
     """
     a, b = _storage(a), _storage(b)
     if pa.types.is_null(a) or pa.types.is_null(b):
         return b if pa.types.is_null(a) else a
     for join in (_nested, _numbers, _times, _texts):
-        if (found := join(a, b)) is not None:
-            return found
+        if (common := join(a, b)) is not None:
+            return common
     return a if a == b else None
 
 
 def _plain(kind: pa.DataType | None) -> pa.DataType | None:
-    """A type without what makes no difference to values: names of list entries, whether nulls may be."""
+    """A type without details that do not affect values: the names of list entries, and nullability."""
     return kind if kind is None else _common(kind, kind)
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
-    """What a dictionary encodes; a view as what it views."""
+    """The value type of a dictionary, and the plain type of a view; any other type as it is."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
     if pa.types.is_string_view(kind):
@@ -261,7 +263,7 @@ def _numbers(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 
 
 def _integers(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    """The narrowest integer of either sign; of uint64 and one with a sign a decimal."""
+    """The narrowest integer type that holds both; for uint64 and a signed type, a decimal."""
     if pa.types.is_signed_integer(a) == pa.types.is_signed_integer(b):
         return max(a, b, key=lambda kind: kind.bit_width)
     signed, unsigned = (a, b) if pa.types.is_signed_integer(a) else (b, a)
@@ -270,7 +272,7 @@ def _integers(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 
 
 def _digits(kind: pa.DataType) -> tuple[int, int] | None:
-    """Digits of a decimal or an integer before and after the point, None of other types."""
+    """The digits of a decimal or integer type before and after the point; None for other types."""
     if pa.types.is_decimal(kind):
         return max(kind.precision - kind.scale, 0), max(kind.scale, 0)
     return (len(str(2**kind.bit_width)), 0) if pa.types.is_integer(kind) else None
@@ -307,7 +309,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def holds(kind: pa.DataType, value: Any) -> bool:
-    """Whether a type holds a value as it is: Arrow would cut 1.5 to an int64 of 1."""
+    """Whether a type holds a value unchanged. Arrow alone would truncate 1.5 to an int64 of 1."""
     try:
         return _same(pa.scalar(value, kind).as_py(), value)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -315,7 +317,7 @@ def holds(kind: pa.DataType, value: Any) -> bool:
 
 
 def _same(kept: Any, value: Any) -> bool:
-    """Equality, but for fields of a struct that are absent or null, and NaN."""
+    """Whether two values are equal. Absent and null fields of a struct are the same, and NaN equals itself."""
     if isinstance(value, dict) and isinstance(kept, dict):
         return all(_same(kept.get(name), entry) for name, entry in value.items())
     if isinstance(value, list) and isinstance(kept, list):
@@ -326,7 +328,7 @@ def _same(kept: Any, value: Any) -> bool:
 def values_of(
     row: Mapping[str, Any], columns: Mapping[str, str], schema: pa.Schema, as_json: Iterable[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The kept values of a row by their names in the scores, and a flag for each that its column cannot hold."""
+    """The kept values of a row by name in the scores, and a flag for each value that its column cannot hold."""
     values, flags = {}, []
     for name, column in columns.items():
         value = plain(row.get(column))
@@ -340,7 +342,7 @@ def values_of(
 
 
 def plain(value: Any) -> Any:
-    """A value with lists and numbers of Python where it has those of numpy."""
+    """A value with numpy arrays and numbers converted to Python lists and numbers."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
@@ -351,5 +353,5 @@ def plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """What JSON has no type for."""
+    """The text of a value that JSON has no type for."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

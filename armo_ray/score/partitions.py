@@ -1,6 +1,6 @@
-"""The columns that scores get from the input: kept ones, those to partition by, and directories on the way.
+"""The columns that scores get from the input: kept columns, partition columns and hive directories.
 
-Their names are told apart whatever their case, as DuckDB and other readers of the output do not tell it.
+Their names must differ in more than case, because DuckDB and other readers of the output ignore case.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,15 +14,17 @@ from armo_ray.storage.shards import Shard
 def carried_columns(
     keep: Mapping[str, str], partition_by: Sequence[str], shards: Sequence[Shard]
 ) -> dict[str, str]:
-    """Kept columns, and those to partition by that nothing else provides: name in the scores -> input column.
+    """The input columns to store in the scores: name in the scores -> input column.
 
-    Raises ConfigError where two names, or a name and one of the scores' own, are the same or differ only in case.
+    These are the kept columns, and the partition columns that are neither kept nor a directory of the input.
+
+    Raises ConfigError if two names, or a name and a column of the scores, are the same or differ only in case.
     """
     for name in partition_by:
         if name.lower() in RESERVED and name != "role":
             raise ConfigError(
-                f"partition-by: {name}: of the scores' own columns only role can be used; give a column of the input "
-                f"another name: --keep input_{name}={name} --partition-by input_{name}"
+                f"partition-by: {name}: the only column of the scores that can be used is role; rename the column of "
+                f"the input: --keep input_{name}={name} --partition-by input_{name}"
             )
     for shard in shards:
         _check_directories(shard)
@@ -43,19 +45,19 @@ def carried_columns(
 
 
 def _check_directories(shard: Shard) -> None:
-    """Refuse directories of a shard that could not be read back on the way to its scores."""
+    """Raises ConfigError if the hive directories of a shard could not be read back from the scores."""
     seen: dict[str, str] = {}
     for name, value in shard.partitions:
         if not name or not value:
             missing = "name" if not name else "value"
-            told = "" if not name else f", to {name}={NULL} where there is none"
+            null_advice = "" if not name else f", to {name}={NULL} for a null value"
             raise ConfigError(
-                f"input {shard.uri}: its directory {name}={value} has no {missing}: rename it{told}"
+                f"input {shard.uri}: its directory {name}={value} has no {missing}: rename it{null_advice}"
             )
         if (lower := name.lower()) in RESERVED:
             raise ConfigError(
-                f"input {shard.uri}: its directory {name}={value} would be a column of the scores, which have one of "
-                f"their own named {lower}: rename the directory, as to input_{name}={value}"
+                f"input {shard.uri}: its directory {name}={value} would be a column of the scores, which already "
+                f"have a column {lower}: rename the directory, for example to input_{name}={value}"
             )
         if lower in seen:
             raise ConfigError(
@@ -66,15 +68,15 @@ def _check_directories(shard: Shard) -> None:
 
 
 def _check_distinct(directories: Iterable[str], columns: Mapping[str, str]) -> None:
-    known: dict[str, str] = {}
+    by_lower: dict[str, str] = {}
     for name in sorted(directories):
-        if (other := known.setdefault(name.lower(), name)) != name:
+        if (other := by_lower.setdefault(name.lower(), name)) != name:
             raise ConfigError(f"input: its directories {other}= and {name}= differ only in case: rename one")
     for name, column in columns.items():
-        other = known.setdefault(name.lower(), name)
+        other = by_lower.setdefault(name.lower(), name)
         if name in directories or other in directories:
             raise ConfigError(
-                f"keep or partition-by: {name} is a directory of the input, and of the scores, already"
+                f"keep or partition-by: {name} is already a directory of the input and the scores"
                 f"{_whatever_case(name, other)}; rename the column: --keep input_{name}={column}"
             )
         if other != name:

@@ -1,4 +1,4 @@
-"""Passes over what is left of an input, until all of it is committed. The caller says how the work is done."""
+"""Passes over the uncommitted units of an input until all are committed. The caller supplies the work."""
 
 import os
 import time
@@ -10,21 +10,21 @@ from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 
-# an NFS client may believe for so long that a new file in a directory is not there
+# an NFS client may cache for so long that a new file does not exist
 _UNSEEN_S = 60.0
 
 
 @dataclass(frozen=True)
 class Committed:
-    """What a worker reports of a unit that it committed."""
+    """A worker's report of a unit that it committed."""
 
     record: CommitRecord
-    source_bytes: int  # about how much of the shard the unit stands for
+    source_bytes: int  # estimated bytes of the shard that the unit covers
     host: str
 
 
 def begin(store: Store, standing: resume.Standing) -> None:
-    """Delete what the run makes untrue: the manifest, and the commits that are to be dropped."""
+    """Delete what the run makes obsolete: the manifest, and the commits to be dropped."""
     store.delete(commits.SUCCESS)
     resume.drop(store, standing.dropped)
 
@@ -37,12 +37,13 @@ def commit_all(
     work: Callable[[list[Span]], Iterable[Committed]],
     work_alone: Callable[[Span], Committed],
 ) -> None:
-    """Commit every unit of the spans that is left.
+    """Commit every uncommitted unit of the spans.
 
     Args:
-        spans: whole ones, of which `left` holds the units that are not committed.
-        work: commits what it can of some spans, and reports each unit as it is committed.
-        work_alone: commits the first unit of a span by itself, bad rows rejected, or raises.
+        spans: the whole spans of the input.
+        left: the spans with only the units that are not committed.
+        work: commits as many units of the given spans as it can, and yields each as it is committed.
+        work_alone: commits the first unit of a span alone, rejecting rows that kill the worker, or raises.
 
     Raises RuntimeError if a unit that was reported as committed is not in the output.
     """
@@ -59,9 +60,9 @@ def commit_all(
 
 
 def see(store: Store, committed: Committed, patience: float = _UNSEEN_S) -> None:
-    """Raise RuntimeError if a unit that a worker says it committed is not in the output, as seen from here.
+    """Raises RuntimeError if a unit that a worker reported as committed is not in the output as seen from this node.
 
-    Looks on a disk only, for up to `patience` seconds: an object store is the same everywhere.
+    Waits up to `patience` seconds for it. Checks only a disk: an object store is the same from every node.
     """
     unit = committed.record.unit
     path = store.path(f"{commits.COMMITS}/{unit}.json")
@@ -71,8 +72,8 @@ def see(store: Store, committed: Committed, patience: float = _UNSEEN_S) -> None
     while unit not in commits.list_commits(store):
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"{committed.host} committed unit {unit}, but {path} is not there as seen from here: "
-                f"the output is not the same place on every node. Use a URI such as s3://, or a directory that all "
+                f"{committed.host} committed unit {unit}, but this node does not see {path}: "
+                f"the output is not the same directory on every node. Use a URI such as s3://, or a directory that all "
                 f"nodes mount"
             )
         time.sleep(0.5)

@@ -1,7 +1,7 @@
 """The Ray Data graph: spans -> read and tokenize -> score on a pool of replicas -> write and commit.
 
-A unit is one row and one block from end to end, so that a task that Ray replays gives exactly what it gave
-before. The driver only counts commit records as they come out.
+A unit is one row and one block from end to end, so that a task that Ray replays returns exactly what it returned
+before. The driver only counts the commit records that come out.
 """
 
 import logging
@@ -39,28 +39,28 @@ from armo_ray.verify import model as preflight
 logger = logging.getLogger(__name__)
 
 _WRITE_CPUS = 0.25
-# Units queued at a replica, so that the next is there when one ends.
+# units queued at a replica, so that the next is ready when one ends
 _IN_FLIGHT = 4
 _CARD_EVERY_S = 30.0
-_SAMPLE_ROWS = 1000  # of a dataset, that tell types which its schema does not
-# Blocks that may fail before a run does: those of a poison row, and those that waited at the replica it killed.
+_SAMPLE_ROWS = 1000  # of a dataset, from which types are inferred if its schema lacks them
+# blocks that may fail before the run fails: a poison row fails its block and those queued at the replica it kills
 _MOST_ERRORED = 32
 
 
 def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
-    """Do what is not committed yet of the spans, the units of the whole input.
+    """Score and commit the units of `spans`, the whole input, that are not committed yet.
 
-    Returns the totals of the whole output, and of the shards of this input, whenever they were scored.
+    Returns the totals of the whole output, and those of the shards of this input, including earlier runs.
 
-    Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is up already.
+    Starts a local Ray, or joins the cluster of RAY_ADDRESS, unless Ray is already running.
 
-    Raises ConfigError if another run holds the output or there is no room for the replicas, and RuntimeError if a
-    task failed for good.
+    Raises ConfigError if another command is writing the output or there is no room for the replicas, and RuntimeError
+    if a task failed for good.
     """
     store = Store(job.output)
     with lock.held(store):
         standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
-        logger.info("%d of %d shards have units to do", len(standing.left), len(spans))
+        logger.info("%d of %d shards have units to score", len(standing.left), len(spans))
         try:
             if standing.left:
                 _execute(store, job, spans, standing, config)
@@ -68,14 +68,14 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Total
                 passes.begin(store, standing)
             records = commits.finish(store)
         except BaseException:
-            with suppress(Exception):  # the reason why the run stopped must not be hidden
+            with suppress(Exception):  # must not hide the error that stopped the run
                 Card(store, job, config.input).stopped()
             raise
         totals = Totals.of(records)
         try:
             Card(store, job, config.input).complete(totals)
-        except Exception as error:  # whatever it is, the scores are there
-            logger.warning("the dataset card is not written: %s", error)
+        except Exception as error:  # the scores are complete without it
+            logger.warning("the dataset card cannot be written: %s", error)
     uris = {span.shard.uri for span in spans}
     _log_vanished(resume.vanished(records, uris, config.input), job)
     return totals, Totals.of(record for record in records if record.source in uris)
@@ -88,7 +88,7 @@ def _log_vanished(gone: list[str], job: Job) -> None:
         )
         logger.warning(
             "%d shards that were scored are no longer in the input, the first is %s: their rows stay in %s, their "
-            "text %s; --forget SHARD drops what was scored of one",
+            "text %s; --forget SHARD drops the scores of one",
             len(gone),
             gone[0],
             job.output,
@@ -99,7 +99,7 @@ def _log_vanished(gone: list[str], job: Job) -> None:
 def _execute(
     store: Store, job: Job, spans: list[Span], standing: resume.Standing, config: ScoreConfig
 ) -> None:
-    """Commit every unit of the spans that is to be done. Nothing is deleted before the first is dispatched."""
+    """Commit every unit that is left. Nothing is deleted before the checks of the cluster and the model pass."""
     began, left = time.time(), standing.left
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
     with connected() as joined:
@@ -135,7 +135,7 @@ def _execute(
 
 
 def _check_model(job: Job, pool: Pool) -> None:
-    """Try the model out where a replica of it would be; raises ConfigError where it is not fit to score with."""
+    """Run the checks of `armo-ray verify --model` on a replica. Raises ConfigError if one fails."""
     task: Any = ray.remote(**pool.resources)(preflight.verify_model)
     checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device, job.family.name))
     logger.info("the model on a replica:\n%s", preflight.report(checks))
@@ -144,33 +144,33 @@ def _check_model(job: Job, pool: Pool) -> None:
 
 
 def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreement: float) -> None:
-    """Compare float8 with bfloat16 on the input, once for an output; raises ConfigError where they disagree."""
+    """Compare float8 with bfloat16 on the input, once per output. Raises ConfigError if they disagree."""
     report = store.read_json(fp8_check.REPORT)
-    if report is None or report["columns"]["score"]["spearman"] is None:  # too little input then
+    if report is None or report["columns"]["score"]["spearman"] is None:  # the earlier input was too small
         task: Any = ray.remote(**pool.resources)(fp8_check.fp8_agreement)
         report = ray.get(task.remote(spans, job, pool.device))
         store.write(fp8_check.REPORT, to_json(report))
-    fp8_check.judge(report, min_agreement)
+    fp8_check.check_agreement(report, min_agreement)
 
 
 def _committed_units(job: Job, spans: list[Span], pool: Pool) -> Iterator[Committed]:
-    """The units, as they are committed."""
+    """Yield the units as they are committed."""
     items = [{"span": pickle.dumps(span)} for span in spans]
     with _one_row_a_block():
         ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     read, write = partial(_read, job=job), partial(_write, job=job)
-    one: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
+    options: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
     with remote_arguments():
-        ds = ds.map_batches(read, num_cpus=1, **one)
+        ds = ds.map_batches(read, num_cpus=1, **options)
     ds = _on_replicas(ds, job, pool)
     with remote_arguments():
-        ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **one)
+        ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **options)
     for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
         yield pickle.loads(batch["committed"][0].as_py())
 
 
 def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
-    """Tokenized units through a pool of replicas."""
+    """Score tokenized units on a pool of replicas."""
     with remote_arguments():
         return ds.map_batches(
             Replica,
@@ -183,7 +183,7 @@ def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset
                 initial_size=pool.high,
                 max_tasks_in_flight_per_actor=_IN_FLIGHT,
             ),
-            max_restarts=-1,  # bounded by the tries of a task and by how many tasks may fail
+            max_restarts=-1,  # bounded by the retries of a task and by how many blocks may fail
             max_task_retries=RETRIES,
             **pool.resources,
         )
@@ -201,17 +201,17 @@ def score_dataset(
         ds: rows of any layout that `armo-ray score` reads.
         model: a checkpoint directory that every node sees, or a hub id.
         rows_per_task: rows that one task tokenizes and a replica scores at once.
-        options: those of `armo-ray score`, by their names in a TOML file: dtype, keep, layout, replicas, ...
-            With dtype fp8 nothing is compared with bfloat16 first.
+        options: options of `armo-ray score`, by their names in a TOML file: dtype, keep, layout, replicas, ...
+            With dtype fp8, scores are not compared with bfloat16 first.
 
     Returns:
-        A dataset of one row per candidate: the columns of the scores but row_id, source and source_row, then
-        `reason` and `detail`, null where the candidate was scored. There is no order and no resume: what a
-        run of `armo-ray score` promises beyond this lies in its commits. Kept columns have the type of the first
-        rows, tensors as lists. A dataset that has neither rows nor columns comes back as it is.
+        A dataset with one row per candidate: the columns of the scores except row_id, source and source_row, then
+        `reason` and `detail`, which are null if the candidate was scored. Rows have no order, and the work cannot be
+        resumed: that takes the commits of `armo-ray score`. Kept columns have the type of the first rows; tensors
+        become lists. A dataset with neither rows nor columns is returned as it is.
 
     Raises:
-        ConfigError: a wrong option, model or layout.
+        ConfigError: an option, the model or the layout is wrong.
     """
     config = load_config(None, {"input": ["dataset"], "output": "dataset", "model": model, **options})
     seen = _seen(ds, bool(config.keep))
@@ -228,7 +228,7 @@ def score_dataset(
 
 
 def _seen(ds: ray.data.Dataset, with_types: bool) -> list[kept_columns.Seen]:
-    """The columns of a dataset and, of its first rows where its schema does not tell them, their types."""
+    """The columns of a dataset; with types, its first rows too if the schema does not define the types."""
     schema = ds.schema()
     if schema is None:
         return []
@@ -249,14 +249,14 @@ def _seen(ds: ray.data.Dataset, with_types: bool) -> list[kept_columns.Seen]:
 
 @contextmanager
 def _one_row_a_block() -> Iterator[None]:
-    """The context that a dataset made now keeps; the caller's own comes back."""
+    """Set the context for a dataset that is created in the body, then restore that of the caller."""
     before = DataContext.get_current()
     context = before.copy()
-    context.target_max_block_size = 1  # the smallest target closes a block after every row: a unit is a block
+    context.target_max_block_size = 1  # the smallest target ends a block after every row: a unit is a block
     context.max_errored_blocks = _MOST_ERRORED
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too, and printed once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well: print them once
     # Ray counts inputs; one JSONL shard is one input and many units
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     DataContext._set_current(context)

@@ -1,7 +1,7 @@
-"""Units that the graph could not do: the rows that kill a worker are found by bisection and rejected.
+"""Units that failed in the graph: the rows that kill a worker are found by bisection and rejected.
 
-Every attempt runs in an actor that an attempt may kill; the driver only counts which did. A row is `poison`
-when it killed, or failed, the worker twice on its own. Where many do, the fault is not in the rows.
+Every attempt runs in an actor, which it may kill; the driver only counts the attempts that fail. A row is `poison`
+if it killed or failed the worker twice when scored alone. If many rows do, the fault is not in the rows.
 """
 
 import logging
@@ -19,23 +19,23 @@ from armo_ray.storage.units import Span
 
 logger = logging.getLogger(__name__)
 
-PARTS = 8  # that a failed range of rows is cut into: a new actor has to load the model
-MOST_POISON = 16  # rows of a unit
+FANOUT = 8  # ranges that a failed range is cut into; not 2, because each failure may load the model again
+MOST_POISON = 16  # poison rows that a unit may have
 
 
 class _Worker:
-    """An actor that is made anew when a call killed it."""
+    """An actor that is replaced when a call kills it."""
 
     def __init__(self, span: Span, job: Job, pool: Pool) -> None:
         self.task = (span, job, pool)
         self.actor = isolated(*self.task)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of the actor returns. Raises RayError where it raised or died."""
+        """Call a method of the actor. Raises RayError if the method raises or the actor dies."""
         try:
             return ray.get(getattr(self.actor, method).remote(*arguments))
         except RayTaskError as error:
-            if isinstance(error.cause, OSError):  # a shard that changed, a full disk: no row is to blame
+            if isinstance(error.cause, OSError):  # a changed shard or a full disk: not the fault of a row
                 raise RuntimeError(str(error.cause)) from None
             raise
         except RayError:
@@ -43,28 +43,28 @@ class _Worker:
             raise
 
     def failure(self, start: int, stop: int) -> str | None:
-        """Why these rows cannot be scored together, None where they can."""
+        """Why the rows [start, stop) cannot be scored together, or None if they can."""
         try:
             self.call("attempt", start, stop)
         except RayError as error:
-            self.call("count")  # a new actor that cannot read its unit is no row's fault: this raises
+            self.call("count")  # raises if the new actor cannot read its unit: not the fault of a row
             lines = str(error).strip().splitlines() or [""]
             return f"{type(error).__name__}: {lines[-1]:.300}"
         return None
 
 
 def isolate(span: Span, job: Job, pool: Pool) -> Committed:
-    """Commit the first unit of a span that is to be done, its poison rejected.
+    """Commit the first uncommitted unit of a span, with its poison rows rejected.
 
     Raises RayError if reading the unit kills the actor, RuntimeError if too many of its rows do, and OSError if its
-    shard is no longer the file that was planned.
+    shard changed.
     """
     check_unchanged(span.shard)
     worker = _Worker(span, job, pool)
     poison = find_poison(worker.failure, worker.call("count"), span.shard.uri)
     committed: Committed = worker.call("finish", poison)
     logger.warning(
-        "%s: the unit of rows %d+%d failed; alone it is committed, with %d rows rejected as poison",
+        "%s: the unit of rows %d+%d failed; it was committed alone, with %d rows rejected as poison",
         span.shard.uri,
         committed.record.first_row,
         committed.record.num_rows,
@@ -75,15 +75,15 @@ def isolate(span: Span, job: Job, pool: Pool) -> Committed:
 
 
 def find_poison(failure: Callable[[int, int], str | None], count: int, where: str) -> dict[int, str]:
-    """The places, of `count` rows, that fail on their own, twice, and why.
+    """The indices of the rows that fail twice when scored alone, and why.
 
     Args:
-        failure: why the rows [start, stop) cannot be scored together, None where they can.
-        count: of the rows.
-        where: they are, for messages.
+        failure: returns why the rows [start, stop) cannot be scored together, or None if they can.
+        count: the number of rows.
+        where: the URI of their shard, for messages.
 
     Raises:
-        RuntimeError: more than MOST_POISON rows do.
+        RuntimeError: more than MOST_POISON rows fail.
     """
     poison: dict[int, str] = {}
     ranges = [(0, count)] if count else []
@@ -92,14 +92,14 @@ def find_poison(failure: Callable[[int, int], str | None], count: int, where: st
         if failure(start, stop) is None:
             continue
         if stop - start > 1:
-            step = -(-(stop - start) // PARTS)
+            step = -(-(stop - start) // FANOUT)
             ranges += [(at, min(at + step, stop)) for at in range(start, stop, step)]
-        elif why := failure(start, stop):
-            poison[start] = why
-            logger.warning("%s: row %d of the unit is poison: %s", where, start, why)
+        elif reason := failure(start, stop):
+            poison[start] = reason
+            logger.warning("%s: row %d of the unit is poison: %s", where, start, reason)
         if len(poison) > MOST_POISON:
             raise RuntimeError(
                 f"{where}: more than {MOST_POISON} rows of one unit kill or fail the worker, the last "
-                f"with {why}: the fault is not in the rows. Nothing of the unit is committed"
+                f"with {reason}: the fault is not in the rows. The unit is not committed"
             )
     return poison

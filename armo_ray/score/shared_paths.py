@@ -1,6 +1,6 @@
-"""Whether every node of a cluster sees the paths of a run as the driver does.
+"""Checks that every node of a cluster sees the paths of a run as the driver does.
 
-A path without a protocol names another place on every machine, unless they share a disk there.
+A path without a protocol names a different place on every machine, unless the machines mount the same disk there.
 """
 
 import logging
@@ -24,43 +24,43 @@ from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-_MOST_FOLDERS = 64  # of the input that are looked for on every node, a shard in each
+_MOST_FOLDERS = 64  # input folders checked on every node, one shard in each
 _PROBE_S = 60.0
 _ADVICE = "Use a URI such as s3://, or a directory that all nodes mount"
 
 
 def probe(store: Store, job: Job, shards: Sequence[Shard]) -> None:
-    """Look for what is local of output, model and input on every node that can do work.
+    """Check on every node that can do work that it sees the local output, model and input.
 
-    Raises ConfigError where a node lacks it. A node that does not answer in a minute is left to the run.
+    Raises ConfigError if a node does not. A node that does not answer within a minute is only logged.
     """
     folders = {shard.uri.rpartition("/")[0]: shard for shard in shards if not is_remote(shard.uri)}
     firsts = list(folders.values())[:_MOST_FOLDERS]
     model = None if job.revision else _files_of(job.model)
     if not (store.local or firsts or model):
         return
-    name = f".probe.{uuid.uuid4().hex}"  # which is swept where this process is killed
+    name = f".probe.{uuid.uuid4().hex}"  # named like a temporary file: swept later if this process is killed
     if store.local:
         store.write(name, b"")
     try:
-        look: Any = ray.remote(num_cpus=0, max_retries=0)(_missing)
+        task: Any = ray.remote(num_cpus=0, max_retries=0)(_missing)
         nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].keys() & {"CPU", "GPU"}]
         tasks = [
-            look.options(
+            task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(store.path(name) if store.local else None, model, firsts)
             for node in nodes
         ]
         deadline = time.monotonic() + _PROBE_S
-        for node, task in zip(nodes, tasks, strict=True):
-            _judge(node["NodeManagerHostname"], task, deadline - time.monotonic())
+        for node, result in zip(nodes, tasks, strict=True):
+            _check_node(node["NodeManagerHostname"], result, deadline - time.monotonic())
     finally:
         if store.local:
             store.delete(name)
 
 
 def _files_of(model: str) -> tuple[str, dict[str, int]]:
-    """A model directory, and the sizes of its files by their names."""
+    """A model directory, and the sizes in bytes of its files by name."""
     files = Path(model).iterdir() if Path(model).is_dir() else ()
     return model, {file.name: file.stat().st_size for file in files if file.suffix in SUFFIXES}
 
@@ -68,7 +68,7 @@ def _files_of(model: str) -> tuple[str, dict[str, int]]:
 def _missing(
     written: str | None, model: tuple[str, dict[str, int]] | None, shards: Sequence[Shard]
 ) -> list[str]:
-    """What this node lacks of a file in the output, a model and some shards."""
+    """Which of these this node does not see: a file written in the output, a model and shards."""
     missing = []
     if written is not None and not Path(written).exists():
         missing.append(f"output {os.path.dirname(written)}")
@@ -78,15 +78,15 @@ def _missing(
 
 
 def _is_here(shard: Shard) -> bool:
-    found = stat_shard(shard.uri)
-    return found is not None and found.identity == (shard.stamp or shard.identity)
+    current = stat_shard(shard.uri)
+    return current is not None and current.identity == (shard.stamp or shard.identity)
 
 
-def _judge(host: str, task: Any, seconds: float) -> None:
+def _check_node(host: str, result: Any, seconds: float) -> None:
     try:
-        missing = ray.get(task, timeout=max(seconds, 0.0))
+        missing = ray.get(result, timeout=max(seconds, 0.0))
     except (RayError, GetTimeoutError) as error:
-        logger.warning("node %s: not known whether it sees the paths of this run: %s", host, error)
+        logger.warning("node %s: cannot check whether it sees the paths of this run: %s", host, error)
         return
     if missing:
-        raise ConfigError(f"{missing[0]}: not the same place on node {host} as here. {_ADVICE}")
+        raise ConfigError(f"{missing[0]}: not the same on node {host} as on the driver. {_ADVICE}")

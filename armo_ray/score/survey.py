@@ -1,4 +1,4 @@
-"""What the shards of an input hold: the columns of all of them, from footers and first rows, before any work."""
+"""The columns of the shards of an input, from Parquet footers and the first JSONL rows, before any work."""
 
 import logging
 from collections import Counter
@@ -21,18 +21,18 @@ from armo_ray.text.layouts import Layout
 logger = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 1000  # of the first JSONL shard
-_OTHER_ROWS = 50  # of each of some others
+_OTHER_ROWS = 50  # of each of some other JSONL shards
 _OTHER_SHARDS = 15
-_HELD_BYTES = 128 << 20  # of footers that are kept for cutting; others are read again
-_LOOKED_AT = 64  # row groups whose column is read where statistics do not tell whether it is empty
+_FOOTER_BYTES = 128 << 20  # of footers kept in memory for cutting; the rest are read again
+_MOST_GROUPS = 64  # row groups to read if statistics do not show whether a column is empty
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A shard as far as it was looked at: its schema if it is Parquet, its first rows if it is JSONL.
+    """What the survey read of a shard: the schema if it is Parquet, the first rows if it is JSONL.
 
-    holds: of a Parquet shard's columns that may hold a part of a conversation, whether each row group holds anything,
-        None where its statistics do not tell.
+    `holds` covers the columns of a Parquet shard that may hold text of a conversation: whether each row group holds
+    anything, None if its statistics do not show it.
     """
 
     shard: Shard
@@ -45,10 +45,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Survey:
-    """All Parquet shards that can be read, and some JSONL shards, in their order."""
+    """All readable Parquet shards and some JSONL shards, sorted by URI."""
 
     samples: list[Sample]
-    footers: Mapping[str, Footer]  # by URI, of as many shards as memory allows
+    footers: Mapping[str, Footer]  # by shard URI; as many as memory allows
 
     @property
     def found(self) -> InputColumns:
@@ -56,37 +56,39 @@ class Survey:
 
 
 def survey(shards: Sequence[Shard]) -> Survey:
-    """Look at the shards. Raises ConfigError where none has a row, or one has two columns of one name."""
-    look = _Look()
-    looked = in_parallel(look.at, [shard for shard in shards if shard.is_parquet])
-    samples = [sample for sample in looked if sample is not None]
-    failures = [f"{uri}: {footer.error}" for uri, footer in look.footers.items() if footer.error]
+    """Survey the shards. Raises ConfigError if none has a row, or if one has two columns of the same name."""
+    reader = _FooterReader()
+    results = in_parallel(reader.read, [shard for shard in shards if shard.is_parquet])
+    samples = [sample for sample in results if sample is not None]
+    failures = [f"{uri}: {footer.error}" for uri, footer in reader.footers.items() if footer.error]
     samples += _lined([shard for shard in shards if not shard.is_parquet], failures)
     if not any(sample.found.names for sample in samples):
-        told = f"; {len(failures)} cannot be read, the first: {failures[0]}" if failures else ""
-        raise ConfigError(f"input: none of {len(shards)} shards has a row to tell the layout from{told}")
+        unreadable = f"; {len(failures)} cannot be read, the first: {failures[0]}" if failures else ""
+        raise ConfigError(
+            f"input: none of {len(shards)} shards has a row from which to detect the layout{unreadable}"
+        )
     samples.sort(key=lambda sample: sample.shard.uri)
-    return Survey(samples, look.footers)
+    return Survey(samples, reader.footers)
 
 
-class _Look:
-    """Reads footers, and holds as many as memory allows; what shards have alike is held once."""
+class _FooterReader:
+    """Reads footers and keeps as many as memory allows. Equal schemas are kept once."""
 
     def __init__(self) -> None:
         self.footers: dict[str, Footer] = {}
         self.size = 0
-        self.known: dict[pa.Schema, tuple[pa.Schema, InputColumns]] = {}
+        self.schemas: dict[pa.Schema, tuple[pa.Schema, InputColumns]] = {}
 
-    def at(self, shard: Shard) -> Sample | None:
+    def read(self, shard: Shard) -> Sample | None:
         footer = read_footer(shard)
         metadata, schema = footer.metadata, footer.schema
         self.size += metadata.serialized_size if metadata is not None else 0
-        if self.size <= _HELD_BYTES:
+        if self.size <= _FOOTER_BYTES:
             self.footers[shard.uri] = footer
         if metadata is None or schema is None:
             return None
         _check_names(shard, schema)
-        schema, found = self.known.setdefault(schema, (schema, of_schema(schema)))
+        schema, found = self.schemas.setdefault(schema, (schema, of_schema(schema)))
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         texts = [name for name in COLUMN_ROLE_OF.keys() & found.names if _is_textual(schema.field(name).type)]
         holds = {name: [_by_statistics(group, name) for group in groups] for name in texts}
@@ -94,19 +96,19 @@ class _Look:
 
 
 def _check_names(shard: Shard, schema: pa.Schema) -> None:
-    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+    if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
         raise ConfigError(
-            f"{shard.uri}: it has {schema.names.count(twice[0])} columns {twice[0]}; rename one of them"
+            f"{shard.uri}: it has {schema.names.count(repeated[0])} columns {repeated[0]}; rename one of them"
         )
 
 
 def _lined(shards: Sequence[Shard], failures: list[str]) -> list[Sample]:
-    """The first JSONL shard that has rows, and some of those after it."""
+    """Samples of the first JSONL shard that has rows, and of some JSONL shards after it."""
     for at, shard in enumerate(shards):
         if (first := _first_rows(shard, _SAMPLE_ROWS, failures)).rows:
             others = shards[at + 1 :]
-            some = others[:: -(-len(others) // _OTHER_SHARDS) or 1]
-            return [first, *in_parallel(lambda one: _first_rows(one, _OTHER_ROWS, []), some)]
+            chosen = others[:: -(-len(others) // _OTHER_SHARDS) or 1]
+            return [first, *in_parallel(lambda other: _first_rows(other, _OTHER_ROWS, []), chosen)]
     return []
 
 
@@ -130,15 +132,18 @@ def _oddity_of(shard: Shard) -> str | None:
 
 
 def check(seen: Survey, layout: Layout) -> None:
-    """Raises ConfigError where a Parquet shard lacks a column that the layout needs, or where a column that may hold
-    a part of a conversation holds something and is neither read nor set aside."""
-    limit = _LOOKED_AT
+    """Check the shards against the layout.
+
+    Raises ConfigError if a Parquet shard lacks a column that the layout needs, or if a column that may hold text of a
+    conversation is not empty and is neither read nor ignored by an option.
+    """
+    limit = _MOST_GROUPS
     for sample in seen.samples:
-        lacks = layout.lacking(sample.found.names)
-        if sample.num_rows and lacks:
+        missing = layout.lacking(sample.found.names)
+        if sample.num_rows and missing:
             raise ConfigError(
-                f"{sample.shard.uri}: no column {', '.join(lacks)}, which the layout {layout.title} needs; it has "
-                f"{', '.join(sorted(sample.found.names))}. Leave the shard out, or name its columns with --column"
+                f"{sample.shard.uri}: no column {', '.join(missing)}, which the layout {layout.title} needs; it has "
+                f"{', '.join(sorted(sample.found.names))}. Leave out the shard, or name its columns with --column"
             )
         for name in sorted(layout.watched & sample.found.names):
             unsure = [i for i, holds in enumerate(sample.holds.get(name, ())) if holds is None]
@@ -155,7 +160,7 @@ def unread(seen: Survey, layout: Layout, kept: Iterable[str]) -> list[str]:
 
 
 def _holds_anything(sample: Sample, name: str, unsure: Sequence[int]) -> bool:
-    """Whether a column holds anything but null and empty text; `unsure`: row groups to read for that."""
+    """Whether a column holds anything but null and empty text; reads the row groups in `unsure` if needed."""
     if sample.schema is None:
         return any(not is_empty(row.get(name)) for row in sample.rows)
     return True in sample.holds.get(name, ()) or any(_read_any(sample.shard, name, i) for i in unsure)
@@ -176,24 +181,24 @@ def _is_textual(kind: pa.DataType) -> bool:
 
 
 def _by_statistics(group: pq.RowGroupMetaData, name: str) -> bool | None:
-    """Whether a column of a row group holds anything, as its statistics tell; None where they do not."""
-    verdicts: list[bool | None] = []
+    """Whether a column of a row group holds anything, from its statistics; None if they do not show it."""
+    holds: list[bool | None] = []  # by leaf column
     for i in range(group.num_columns):
         column = group.column(i)
         if column.path_in_schema != name and not column.path_in_schema.startswith(f"{name}."):
             continue
-        found = column.statistics
-        if found is None or not found.has_null_count:
-            verdicts.append(None)
-        elif found.null_count == column.num_values or group.num_rows == 0:
-            verdicts.append(False)
-        elif not found.has_min_max:
-            verdicts.append(None)
-        elif found.min == found.max or not isinstance(found.min, str | bytes):
-            verdicts.append(not is_empty(found.min))
+        stats = column.statistics
+        if stats is None or not stats.has_null_count:
+            holds.append(None)
+        elif stats.null_count == column.num_values or group.num_rows == 0:
+            holds.append(False)
+        elif not stats.has_min_max:
+            holds.append(None)
+        elif stats.min == stats.max or not isinstance(stats.min, str | bytes):
+            holds.append(not is_empty(stats.min))
         else:
-            verdicts.append(None if is_empty(found.min) and is_empty(found.max) else True)
-    return True if True in verdicts else None if None in verdicts else False
+            holds.append(None if is_empty(stats.min) and is_empty(stats.max) else True)
+    return True if True in holds else None if None in holds else False
 
 
 def _read_any(shard: Shard, name: str, group: int) -> bool:

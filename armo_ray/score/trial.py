@@ -1,8 +1,7 @@
-"""The first rows of an input, read and tokenized before any replica starts: a wrong layout, role or length is told
-then, and not when the GPUs have worked.
+"""A trial of the first rows: read and tokenized before any replica starts, to report a wrong layout, role or length.
 
-They are tokenized in a process of their own, about 1 s for a thousand rows: a row that kills it costs no more here
-than it does later.
+The rows are tokenized in a separate process, so that a row that kills the tokenizer does not end the run: about 1 s
+for a thousand rows.
 """
 
 import logging
@@ -35,16 +34,16 @@ logger = logging.getLogger(__name__)
 
 ROWS = 1000
 _CHARACTERS = 1 << 22  # of the candidates' texts, about a million tokens
-# parts that may be text
+# roles of columns that may hold text
 _TEXTS = ("prompt", "chosen", "rejected", "responses", "response", "first", "second")
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
-_SECONDS = 300.0  # for what takes about one
+_SECONDS = 300.0  # time limit; about 1 s is normal
 _ADVICE = {
-    "malformed_row": "--layout and --column say where the parts of a row lie, --role NAME=ROLE what a role is",
-    "too_long": "--max-length raises the limit where the model allows it, --truncate cuts prompts",
+    "malformed_row": "--layout and --column say which columns to read, --role NAME=ROLE what a role means",
+    "too_long": "--max-length raises the limit if the model allows it, --truncate shortens prompts",
     "empty_prompt": "--column prompt=COLUMN names the column of the prompt",
-    "empty_response": "--layout and --column say where the answers lie",
-    "no_answer_turn": "--layout and --column say where the answers lie",
+    "empty_response": "--layout and --column say which columns hold the responses",
+    "no_answer_turn": "--layout and --column say which columns hold the responses",
 }
 
 
@@ -57,49 +56,51 @@ class Place(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What became of some rows."""
+    """The result of a trial."""
 
     rows: int
     candidates: int
     rejects: list[tuple[str, int, str, str]]  # shard, row, reason and detail
-    encoded: Mapping[str, str]  # parts all of whose texts are messages that are written as text; their paths
+    encoded: Mapping[
+        str, str
+    ]  # by role, the paths of columns whose texts are all serialized lists of messages
 
 
 def check(job: Job, spans: Sequence[Span], config: ScoreConfig) -> None:
-    """Raise ConfigError where too many of the first rows would be rejected, unless the output has commits.
+    """Raises ConfigError if too many of the first rows would be rejected.
 
-    What was accepted once is so when the run goes on.
+    An output that has commits is not tried again, so that a resumed run cannot be refused.
     """
     if not commits.list_commits(Store(job.output)):
         trial = take(job, spans)
-        if trial is not None and (told := refusal(trial, config)):
-            raise ConfigError(told)
+        if trial is not None and (reason := refusal(trial, config)):
+            raise ConfigError(reason)
 
 
 def take(job: Job, spans: Sequence[Span]) -> Trial | None:
-    """Read and tokenize the first rows of the spans; None where that kills a process, or takes too long."""
+    """Read and tokenize the first rows of the spans. Returns None if that kills the process or takes too long."""
     places, candidates, owners = list(first_rows(job, spans, ROWS)), [], []
     size = rows = 0
     for place in places:
-        found = row_candidates(place.row, job)
-        size += sum(map(_size, found))
-        candidates += found
-        owners += [place] * len(found)
+        own = row_candidates(place.row, job)
+        size += sum(map(_size, own))
+        candidates += own
+        owners += [place] * len(own)
         rows += 1
         if size > _CHARACTERS:
             break
     if unread := sorted({key for place in places[:rows] for key in _unread(place.row, job)}):
         logger.info("keys of messages that are not read: %s", ", ".join(unread))
     encoder = load_encoder(job)
-    rejects = _apart(lambda: encoder.encode(candidates).rejects)
+    rejects = _in_process(lambda: encoder.encode(candidates).rejects)
     if rejects is None:
         return None
-    told = [(owners[i].uri, owners[i].number, reason, detail) for i, reason, detail in rejects]
-    return Trial(rows, len(candidates), told, _encoded([place.row for place in places[:rows]], job.layout))
+    located = [(owners[i].uri, owners[i].number, reason, detail) for i, reason, detail in rejects]
+    return Trial(rows, len(candidates), located, _encoded([place.row for place in places[:rows]], job.layout))
 
 
 def first_rows(job: Job, spans: Sequence[Span], most: int) -> Iterator[Place]:
-    """The first rows of the spans, in their order."""
+    """The first `most` rows of the spans, in order."""
     few = replace(job, unit_rows=min(job.unit_rows, most))
     rows = (
         Place(span.shard.uri, number, row)
@@ -111,16 +112,16 @@ def first_rows(job: Job, spans: Sequence[Span], most: int) -> Iterator[Place]:
 
 
 def refusal(trial: Trial, config: ScoreConfig) -> str | None:
-    """Why a run whose first rows became this is not begun, None where it may begin."""
-    for part, path in trial.encoded.items():
-        if part not in config.column:
+    """Why a run with this trial must not begin, or None if it may."""
+    for role, path in trial.encoded.items():
+        if role not in config.column:
             return (
-                f"input: every text of {path} in the first {trial.rows} rows is a list of messages that is written as "
-                f"text: read JSON with --column {part}={path}[] (Python's own form is to be written as JSON first), or "
-                f"score the text as it is with --column {part}={path}"
+                f"input: every text of {path} in the first {trial.rows} rows is a list of messages serialized as text: "
+                f"to parse JSON use --column {role}={path}[] (convert Python literals to JSON first), to score the "
+                f"text as it is use --column {role}={path}"
             )
     most = config.max_reject_fraction
-    rejects = [reject for reject in trial.rejects if reject[2] != "skipped"]  # which --winner asks for
+    rejects = [reject for reject in trial.rejects if reject[2] != "skipped"]  # requested by --winner
     fraction = len(rejects) / max(trial.candidates, 1)
     if fraction <= most:
         return None
@@ -132,31 +133,31 @@ def refusal(trial: Trial, config: ScoreConfig) -> str | None:
     return (
         f"input: {len(rejects)} of the {trial.candidates} candidates in the first {trial.rows} rows would be "
         f"rejected ({named}), more than --max-reject-fraction {most:g}. For example {uri} row {row}: {first}: "
-        f"{detail}. {advice}--max-reject-fraction {ceil(fraction * 100) / 100:g} accepts that; armo-ray plan "
-        f"--show 3 prints what would be read"
+        f"{detail}. {advice}--max-reject-fraction {ceil(fraction * 100) / 100:g} accepts them; armo-ray plan "
+        f"--show 3 prints conversations as they would be read"
     )
 
 
 def _encoded(rows: Sequence[Row], layout: Layout) -> dict[str, str]:
-    """The parts all of whose texts are lists of messages, and where they lie."""
-    found = {}
-    for part, path in layout.columns.items():
-        if part in _TEXTS and layout.shape is None:
+    """The roles of columns whose texts are all serialized lists of messages, and the paths of the columns."""
+    encoded = {}
+    for role, path in layout.columns.items():
+        if role in _TEXTS and layout.shape is None:
             texts = [text for row in rows if isinstance(row, dict) for text in _texts(row, path)]
             if texts and all(map(_MESSAGES.match, texts)):
-                found[part] = path
-    return found
+                encoded[role] = path
+    return encoded
 
 
 def _texts(row: Mapping[str, Any], path: str) -> Iterator[str]:
-    """The texts at a path that are not empty."""
+    """The texts at a path of a row that are not empty."""
     try:
-        found = value_at(row, path)
+        value = value_at(row, path)
     except Rejected:
         return
-    for value in found if isinstance(found, list) else [found]:
-        if value and isinstance(value, str):
-            yield value
+    for text in value if isinstance(value, list) else [value]:
+        if text and isinstance(text, str):
+            yield text
 
 
 def _size(candidate: Candidate) -> int:
@@ -173,9 +174,9 @@ def _unread(row: Row, job: Job) -> set[str]:
     return unread_keys([content.prompt, *(response for _, response in content.responses)])
 
 
-def _apart(task: Callable[[], Any]) -> Any:
-    """What a task returns in a process of its own, or None where it dies or does not end."""
-    context = get_context("fork")  # with all that is loaded; it uses neither threads nor files of its own
+def _in_process(task: Callable[[], Any]) -> Any:
+    """The result of a task in a separate process, or None if the process dies or does not end in time."""
+    context = get_context("fork")  # inherits what is loaded; the task uses no threads and no open files
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send, args=(task, sender), daemon=True)
     child.start()
@@ -183,11 +184,11 @@ def _apart(task: Callable[[], Any]) -> Any:
     try:
         if receiver.poll(_SECONDS):
             return receiver.recv()
-        logger.warning("the first rows were not tried out: tokenizing them takes more than %g s", _SECONDS)
+        logger.warning("the first rows were not checked: tokenizing them takes more than %g s", _SECONDS)
     except EOFError:
         child.join()
         logger.warning(
-            "the first rows were not tried out: tokenizing them ends with status %s", child.exitcode
+            "the first rows were not checked: tokenizing them ended with status %s", child.exitcode
         )
     finally:
         child.kill()

@@ -1,1 +1,1 @@
-"""Where bytes live: URIs, stores, shards and units of work, readers, parts, commits, models. No torch, no Ray."""
+"""Storage: URIs, stores, shards, units of work, readers, parts, commits, models. Imports neither torch nor Ray."""

@@ -1,7 +1,7 @@
-"""The output's transaction log: one identity per output, one record per unit, a manifest when all is there.
+"""The output's transaction log: one identity per output, one record per unit, a manifest once every unit is committed.
 
-Readers trust `_commits/` only: a part without a record was left by a task that stopped, and is written again under
-the same name.
+Readers trust `_commits/` only. A part without a record was left by a task that was stopped; when its unit is done
+again, the part is written under the same name.
 """
 
 import json
@@ -17,7 +17,7 @@ from armo_ray.storage import parts
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.json_files import sealed
 from armo_ray.storage.records import CommitRecord, DamagedError, Manifest, RunFile, Totals
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
@@ -26,25 +26,25 @@ RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
 def open_run(
     store: Store, identity: Mapping[str, Any], details: Mapping[str, Any], write: bool = True
 ) -> RunFile:
-    """The content of `_run.json`, which is written if the output is new; without `write`, what would be written.
+    """Return the content of `_run.json`, and write the file if the output is new. `write=False` never writes.
 
-    Raises ConfigError if the output belongs to a run of another identity, cannot be written, or is damaged.
+    Raises ConfigError if the output belongs to a run with another identity, cannot be written, or is damaged.
     """
-    new_identity = json.loads(json.dumps(identity))  # as it is read back
+    new_identity = json.loads(json.dumps(identity))  # as reading it back gives it
     content = sealed({"identity": new_identity, **details, "created_at": now()})
     try:
         run = find_run(store)
         if run is None:
             if store.list_names(COMMITS):
                 raise ConfigError(
-                    f"output {store.uri}: has commits but lost its {RUN}: restore it, or use a new output"
+                    f"output {store.uri}: has commits but no {RUN}: restore that file, or use a new output"
                 )
             created = not write or store.create(RUN, content)
             run = RunFile.from_json(content) if created else find_run(store)
     except OSError as error:
-        raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
+        raise ConfigError(f"output {store.uri}: cannot be written: {describe_error(error)}") from error
     if run is None:
-        raise ConfigError(f"output {store.uri}: {RUN} vanished while it was read")
+        raise ConfigError(f"output {store.uri}: {RUN} disappeared while it was being read")
     check_identity(store, run.identity, new_identity)
     if missing := sorted(details.keys() - run.to_dict().keys()):
         raise _damaged_run(store, f"it lacks {missing[0]}")
@@ -52,7 +52,7 @@ def open_run(
 
 
 def find_run(store: Store) -> RunFile | None:
-    """The content of `_run.json`, None if there is none. Raises DamagedError."""
+    """The content of `_run.json`, or None if there is no such file. Raises DamagedError if it is damaged."""
     try:
         return RunFile.from_json(store.read(RUN))
     except FileNotFoundError:
@@ -62,7 +62,10 @@ def find_run(store: Store) -> RunFile | None:
 
 
 def read_run(store: Store, needed: Sequence[str] = ()) -> RunFile:
-    """The content of `_run.json`. Raises ConfigError if there is none or it lacks one of `needed`, dotted names."""
+    """The content of `_run.json`.
+
+    Raises ConfigError if there is no such file or it lacks one of `needed`: dotted names such as identity.layout.
+    """
     run = find_run(store)
     if run is None:
         raise ConfigError(f"{store.uri}: no {RUN}: not an output of armo-ray score")
@@ -74,15 +77,15 @@ def read_run(store: Store, needed: Sequence[str] = ()) -> RunFile:
 
 @contextmanager
 def reading(store: Store, option: str = "") -> Iterator[None]:
-    """Raises ConfigError, and no OSError, if an output cannot be read; `option` names it in the message."""
+    """Turn an OSError from reading an output into a ConfigError; `option` begins its message."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{option}{store.uri}: cannot be read: {explain(error)}") from error
+        raise ConfigError(f"{option}{store.uri}: cannot be read: {describe_error(error)}") from error
 
 
 def find_manifest(store: Store, run: RunFile | None = None) -> Manifest | None:
-    """The manifest, None if the output is not complete. Raises DamagedError, also if it is not of this run."""
+    """The manifest, or None if the output is not complete. Raises DamagedError if it is damaged or of another run."""
     try:
         manifest = Manifest.from_json(store.read(SUCCESS))
     except FileNotFoundError:
@@ -90,16 +93,17 @@ def find_manifest(store: Store, run: RunFile | None = None) -> Manifest | None:
     except ValueError as error:
         raise DamagedError(f"{store.uri}/{SUCCESS}: damaged: {error}. {repair_advice(store)}") from error
     if run is not None and manifest.run_fingerprint not in (None, run.fingerprint):
-        raise DamagedError(f"{store.uri}/{SUCCESS}: is of another run. {repair_advice(store)}")
+        raise DamagedError(f"{store.uri}/{SUCCESS}: belongs to another run. {repair_advice(store)}")
     return manifest
 
 
 def check_manifest(store: Store, manifest: Manifest, records: Iterable[CommitRecord]) -> None:
-    """Raises DamagedError if a manifest lists other parts than the commit records."""
+    """Raises DamagedError if the manifest and the commit records do not list the same parts."""
     listed = {part.path: part for part in manifest.parts}
     if listed != {part.path: part for record in records for part in record.parts}:
         raise DamagedError(
-            f"{store.uri}/{SUCCESS}: lists other parts than the commits do: armo-ray verify {store.uri} names them"
+            f"{store.uri}/{SUCCESS}: does not list the same parts as the commits: armo-ray verify "
+            f"{store.uri} names them"
         )
 
 
@@ -112,27 +116,27 @@ def _damaged_run(store: Store, what: str) -> DamagedError:
     return DamagedError(f"{store.uri}/{RUN}: damaged: {what}. {advice}")
 
 
-def check_identity(store: Store, before: Mapping[str, Any], now_asked: Mapping[str, Any]) -> None:
-    """Refuse to mix two runs in one output, naming what differs."""
-    old, new = _flat(before), _flat(now_asked)
-    differs = [
-        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+def check_identity(store: Store, recorded: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming the settings that differ, if these are the identities of two different runs."""
+    before, now = _flat(recorded), _flat(new)
+    differences = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
-    if differs:
+    if differences:
         committed = len(list_commits(store))
         advice = (
-            "Use the same settings, or another output" if committed else f"Delete its {RUN} to begin anew"
+            "Use the same settings, or another output" if committed else f"Delete its {RUN} to start over"
         )
         raise ConfigError(
-            f"output {store.uri}, with {committed} units committed, was begun by another run: "
-            f"{'; '.join(differs)}. {advice}"
+            f"output {store.uri}, with {committed} units committed, was started by another run: "
+            f"{'; '.join(differences)}. {advice}"
         )
 
 
 def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted names."""
+    """The settings by their dotted names, such as layout.kind."""
     settings: dict[str, Any] = {}
     for name, value in identity.items():
         settings |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -140,16 +144,16 @@ def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def list_commits(store: Store) -> set[str]:
-    """The ids of the units that are committed."""
+    """The ids of the committed units."""
     return {name.removesuffix(".json") for name in store.list_names(COMMITS) if name.endswith(".json")}
 
 
 def read_commits(
     store: Store, units: Iterable[str] | None = None, run: RunFile | None = None
 ) -> list[CommitRecord]:
-    """The records of some units, or of all, sorted by shard and row.
+    """The records of the given units, by default of all, sorted by shard and row.
 
-    Raises DamagedError if a record is damaged or, with `run`, of another run.
+    Raises DamagedError if a record is damaged or, if `run` is given, belongs to another run.
     """
     units = list_commits(store) if units is None else units
     fingerprint = None if run is None else run.fingerprint
@@ -157,7 +161,7 @@ def read_commits(
     def read(unit: str) -> CommitRecord:
         record = read_record(store, unit)
         if run is not None and is_foreign(record, run, fingerprint):
-            raise DamagedError(f"{store.uri}/{_name(unit)}: is of another run. {repair_advice(store)}")
+            raise DamagedError(f"{store.uri}/{_name(unit)}: belongs to another run. {repair_advice(store)}")
         return record
 
     records: list[CommitRecord] = in_parallel(read, sorted(units))
@@ -165,7 +169,7 @@ def read_commits(
 
 
 def read_record(store: Store, unit: str) -> CommitRecord:
-    """The record of a unit. Raises DamagedError, and FileNotFoundError if it is not committed."""
+    """The record of a unit. Raises DamagedError if it is damaged, FileNotFoundError if the unit is not committed."""
     try:
         return CommitRecord.from_json(store.read(_name(unit)), unit)
     except ValueError as error:
@@ -173,8 +177,8 @@ def read_record(store: Store, unit: str) -> CommitRecord:
 
 
 def is_foreign(record: CommitRecord, run: RunFile, fingerprint: str | None) -> bool:
-    """Whether a record is of another run than this one, which has this fingerprint."""
-    # records of derived outputs of earlier versions hold the fingerprint of their origin
+    """Whether a record belongs to another run than `run`, whose fingerprint is given."""
+    # an output derived by an earlier version holds records with the fingerprint of the output it came from
     is_own = record.checksum is not None or run.made_by is None
     return is_own and record.run_fingerprint not in (None, fingerprint)
 
@@ -184,7 +188,7 @@ def _name(unit: str) -> str:
 
 
 def find_record(store: Store, unit: str) -> CommitRecord | None:
-    """The record of a unit, None if it is not committed. Raises DamagedError."""
+    """The record of a unit, or None if the unit is not committed. Raises DamagedError if it is damaged."""
     try:
         return read_record(store, unit)
     except FileNotFoundError:
@@ -192,11 +196,10 @@ def find_record(store: Store, unit: str) -> CommitRecord | None:
 
 
 def commit(store: Store, record: CommitRecord) -> None:
-    """Write the record of a unit whose parts are written.
+    """Write the record of a unit whose parts have been written.
 
-    Another worker may have committed the unit already. That is an error only if it counted something else. If both
-    wrote the parts, the record is changed to describe the files that are there: on another device the same rows may
-    round to other bits.
+    Another worker may have committed the unit already. Raises RuntimeError if its counts differ. If both wrote the
+    parts, the record is updated to describe the files now there: another device may round the same rows to other bits.
     """
     name = _name(record.unit)
     if store.create(name, replace(record, committed_at=now()).to_json()):
@@ -204,22 +207,22 @@ def commit(store: Store, record: CommitRecord) -> None:
     committed = read_record(store, record.unit)
     check_same(store, committed, record)
     if committed.parts != record.parts:
-        there = tuple(parts.as_written(store, part) for part in committed.parts)
-        store.write(name, replace(committed, parts=there).to_json())
+        current = tuple(parts.as_written(store, part) for part in committed.parts)
+        store.write(name, replace(committed, parts=current).to_json())
 
 
 def check_same(store: Store, committed: CommitRecord, record: CommitRecord) -> None:
-    """Raises RuntimeError if two records of a unit do not count the same."""
+    """Raises RuntimeError if two records of a unit have different counts."""
     for key in ("source", "first_row", "num_rows", "candidates", "scored", "rejected"):
         before, after = getattr(committed, key), getattr(record, key)
         if before != after:
             raise RuntimeError(
-                f"{store.path(_name(record.unit))}: another run committed {key} {before}, not {after}"
+                f"{store.path(_name(record.unit))}: another run committed {key}={before}, this one has {after}"
             )
 
 
 def unfinished(records: Iterable[CommitRecord]) -> list[str]:
-    """Shards that have some, but not all, of their units committed. Takes records sorted by shard and row."""
+    """The shards with some but not all of their units committed, from records sorted by shard and row."""
     sources = []
     for source, group in groupby(records, key=lambda record: record.source):
         units = sorted((record.ordinal, record.last) for record in group)
@@ -229,17 +232,17 @@ def unfinished(records: Iterable[CommitRecord]) -> list[str]:
 
 
 def finish(store: Store) -> list[CommitRecord]:
-    """Write the manifest: the totals, and every part of every commit. Returns the commit records.
+    """Write the manifest: the totals, and the parts of every commit. Returns the commit records.
 
-    Raises RuntimeError if a shard of an earlier run, with another input, is not done, and DamagedError if a record
-    is damaged or of another run.
+    Raises RuntimeError if an earlier run, with another input, left a shard unfinished, and DamagedError if a record
+    is damaged or belongs to another run.
     """
     run = find_run(store)
     records = read_commits(store, run=run)
-    if half := unfinished(records):
+    if incomplete := unfinished(records):
         raise RuntimeError(
-            f"{store.uri}: {len(half)} shards of an earlier run are not done, the first is {half[0]}. Run again with "
-            f"them in the input, or drop what is committed of them with --forget {half[0]}"
+            f"{store.uri}: an earlier run left {len(incomplete)} shards unfinished, the first is {incomplete[0]}. "
+            f"Run again with them in the input, or drop what is committed of them with --forget {incomplete[0]}"
         )
     manifest = Manifest(
         totals=Totals.of(records).to_dict(),

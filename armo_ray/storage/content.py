@@ -1,8 +1,8 @@
-"""Whether a shard that has another modification time holds what was scored of it.
+"""Whether a shard whose modification time changed still holds the rows that were scored.
 
-A file that is copied back byte for byte is the same shard: commit records hold a digest of what their rows were read
-from, and those of the shard as it is now are compared with them. Records of versions before digests hold none: then
-the shard counts as changed.
+A file that is copied back byte for byte is the same shard. Commit records hold a digest of the bytes that their rows
+were read from; it is compared with the digest of the shard's present bytes. If the records have no digest, because an
+earlier version wrote them, the shard counts as changed.
 """
 
 import logging
@@ -25,32 +25,36 @@ logger = logging.getLogger(__name__)
 def settled(
     store: Store, shards: Sequence[Shard], committed: Iterable[str], columns: Sequence[str]
 ) -> list[Shard]:
-    """The shards, in their order; one that differs only in time has the identity that it is committed under.
+    """The same shards in the same order; one that differs only in its modification time gets its committed identity.
 
-    Such a shard has its present identity as its `stamp`: its units are named as before, and it is opened as it is.
-    All others, also those that changed, are returned as they are.
+    Such a shard keeps its present identity in `stamp`: its units are named as before, and the file is opened as it
+    is now. All other shards, including changed ones, are returned as they are.
 
     Args:
         store: an output.
-        shards: as they are found now.
-        committed: the ids of units that are committed to the output; of each shard's only one record is read where
-            its identity is still the same, and all of them where it is not.
-        columns: those that the run reads of a Parquet shard.
+        shards: the shards as they are now.
+        committed: ids of the units committed to the output. One record of each shard is read, and all of them if
+            the shard's identity differs from that record's.
+        columns: the columns that the run reads from a Parquet shard.
 
-    Raises OSError or RuntimeError where a record or a shard cannot be read.
+    Raises OSError or RuntimeError if a record or a shard cannot be read.
     """
     units: dict[str, list[str]] = {}
     for unit in sorted(committed):
         units.setdefault(unit[:16], []).append(unit)
-    timed = [(shard, units[shard.hash]) for shard in shards if shard.is_timed and shard.hash in units]
-    compared: list[Shard] = in_parallel(lambda pair: _settle(store, pair[0], pair[1], columns), timed)
+    committed_before = [
+        (shard, units[shard.hash]) for shard in shards if shard.is_timed and shard.hash in units
+    ]
+    compared: list[Shard] = in_parallel(
+        lambda pair: _settle(store, pair[0], pair[1], columns), committed_before
+    )
     same = {shard.uri: shard for shard in compared if shard.stamp is not None}
     if same:
         logger.info(
-            "%d shard%s only in modification time from what was scored, and %s done again",
+            "%d shard%s only in modification time from what was scored, and %s not scored again",
             len(same),
             "s differ" if len(same) > 1 else " differs",
-            "are not" if len(same) > 1 else "is not",
+            "are" if len(same) > 1 else "is",
         )
     return [same.get(shard.uri, shard) for shard in shards]
 
@@ -65,7 +69,7 @@ def _settle(store: Store, shard: Shard, units: list[str], columns: Sequence[str]
 
 
 def _could_be(shard: Shard, records: Sequence[CommitRecord]) -> bool:
-    """Whether only digests can tell: the records have them, and the size is the same."""
+    """Whether digests can decide if a shard is the same: every record has one, and the size has not changed."""
     identities = {record.identity for record in records}
     return (
         shard.is_timed
@@ -76,35 +80,35 @@ def _could_be(shard: Shard, records: Sequence[CommitRecord]) -> bool:
 
 
 def is_unchanged(shard: Shard, records: Sequence[CommitRecord], columns: Sequence[str]) -> bool:
-    """Whether a shard is the one that all records are of: by its identity or, where that differs, by content."""
+    """Whether a shard is the one its records were made from: by identity or, if that differs, by content."""
     return all(record.identity == shard.identity for record in records) or same_content(
         shard, records, columns
     )
 
 
 def same_content(shard: Shard, records: Sequence[CommitRecord], columns: Sequence[str]) -> bool:
-    """Whether all that was committed of a shard is what the shard holds now, by reading it.
+    """Whether a shard still holds the bytes that its committed units were read from. Reads the shard.
 
     Args:
-        shard: as it is now.
-        records: commit records of it, made under one other identity.
-        columns: those that were read, of a Parquet shard.
+        shard: the shard as it is now.
+        records: its commit records, all of the same identity.
+        columns: the columns that were read, for a Parquet shard.
 
-    Raises OSError where the shard changes meanwhile, and what the storage raises.
+    Raises OSError if the shard changes while it is read, and whatever the storage raises.
     """
     if not records or not _could_be(shard, records):
         return False
     ordered = sorted(records, key=lambda record: (record.first_row, record.num_rows))
     digests = _of_row_groups(shard, ordered, columns) if shard.is_parquet else _of_lines(shard, ordered)
-    same = all(now == record.content for now, record in zip(digests, ordered, strict=True))
+    is_same = all(now == record.content for now, record in zip(digests, ordered, strict=True))
     check_read(shard)
-    return same
+    return is_same
 
 
 def _of_row_groups(
     shard: Shard, records: Sequence[CommitRecord], columns: Sequence[str]
 ) -> Iterator[str | None]:
-    """The digest of each unit now, None where its rows are no row groups' any more; each row group is read once."""
+    """The present digest of each unit, None if the row groups no longer hold its rows. Each row group is read once."""
     with open_shard(shard) as source:
         try:
             file = pq.ParquetFile(source)
@@ -126,12 +130,12 @@ def _of_row_groups(
 
 
 def _of_lines(shard: Shard, records: Sequence[CommitRecord]) -> Iterator[str | None]:
-    """The digest of each unit now, None where its lines are not all there, or are followed by more than they were."""
+    """The present digest of each unit, None if lines of it are missing or lines follow what was the last unit."""
     lines = read_lines(shard)
     line = next(lines, None)
     following = 0
     for record in records:
-        # lines of units that are not among the records are passed over; there are none between a unit and the next
+        # skip the lines of units without a record; between a unit and the next one there are no other lines
         while record.ordinal != following and line is not None and line[0] < record.first_row:
             line = next(lines, None)
         following = record.ordinal + 1

@@ -1,4 +1,4 @@
-"""Digests of what a unit was read from: 128 bits of BLAKE2b, in hex."""
+"""Digests of the bytes that a unit was read from: 128-bit BLAKE2b, in hex."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _PIECE = 1 << 20
 
 
 class LineDigest:
-    """Of the lines of a unit, and how many lines on each is from the one before it."""
+    """The digest of the lines of a unit and of the distance from each line to the one before it."""
 
     def __init__(self, first_row: int) -> None:
         self.at = first_row
@@ -30,33 +30,33 @@ class LineDigest:
 
 
 def of_row_groups(source: Source, file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> str:
-    """Of the stored bytes of some columns of row groups, in the order of the file.
+    """The digest of the stored bytes of some columns of row groups, in file order.
 
-    Raises OSError where they cannot be read.
+    Raises OSError if they cannot be read.
     """
-    found = _new()
+    digest = _new()
     for group in (file.metadata.row_group(i) for i in groups):
         if not group.num_rows:
             continue  # it holds no rows of any unit
-        found.update(f"{group.num_rows} rows\n".encode())
+        digest.update(f"{group.num_rows} rows\n".encode())
         for i in range(group.num_columns):
             chunk, kind = group.column(i), file.schema.column(i)
             if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
                 name = (
                     f"{chunk.path_in_schema} {kind.physical_type} {kind.converted_type} {chunk.num_values}\n"
                 )
-                found.update(name.encode())
-                _add(found, source, chunk)
-    return str(found.hexdigest())
+                digest.update(name.encode())
+                _add(digest, source, chunk)
+    return str(digest.hexdigest())
 
 
-def _add(found: Any, source: Source, chunk: pq.ColumnChunkMetaData) -> None:
-    """The pages of a column chunk: those of a dictionary, where there is one, lie first."""
+def _add(digest: Any, source: Source, chunk: pq.ColumnChunkMetaData) -> None:
+    """Add the pages of a column chunk to a digest. A dictionary page, if there is one, comes first."""
     pages = (chunk.dictionary_page_offset, chunk.data_page_offset)
     source.seek(min(at for at in pages if at is not None))
     left = chunk.total_compressed_size
     while left > 0 and (piece := source.read(min(left, _PIECE))):
-        found.update(piece)
+        digest.update(piece)
         left -= len(piece)
 
 

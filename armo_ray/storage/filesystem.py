@@ -1,4 +1,4 @@
-"""The filesystem of a URI, local or remote (fsspec), and files read from it by ranges."""
+"""The local or remote filesystem (fsspec) of a URI, and files read from it in ranges."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -11,11 +11,11 @@ from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage.retries import explain, patiently
+from armo_ray.storage.retries import describe_error, patiently
 from armo_ray.storage.uris import check_uri
 
 THREADS = 16
-_AT_ONCE = 4_096  # calls that wait for a thread; each costs a kilobyte or more
+_AT_ONCE = 4_096  # calls queued for a thread; each takes a kilobyte or more
 S3, GS, AZ = {"s3", "s3a"}, {"gs", "gcs"}, {"az", "abfs", "abfss"}
 _EXTRAS = dict.fromkeys(GS, "gs") | dict.fromkeys(AZ, "az")
 _INPUTS = {"file", "hf"} | S3 | GS | AZ
@@ -26,7 +26,7 @@ def is_remote(uri: str) -> bool:
 
 
 def check_input(uri: str) -> None:
-    """Raises ConfigError where input cannot come from such a place: nothing is asked for there."""
+    """Raises ConfigError if input cannot be read from this kind of URI. Sends no request."""
     check_uri(uri)
     protocol, separator, _ = uri.partition("://")
     if separator and protocol not in _INPUTS:
@@ -34,10 +34,10 @@ def check_input(uri: str) -> None:
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URI and the path in it.
+    """The filesystem of a URI and the path in it. Raises ConfigError if the protocol is unknown or not installed.
 
-    A listing is never cached: others write meanwhile. A URI is one place: fsspec's chains of them (`a::b`) are
-    not followed, for a name in a listing may look like one.
+    Listings are never cached, because other processes write at the same time. fsspec's chained URIs (`a::b`) are not
+    supported, because a file name in a listing may look like one.
     """
     check_uri(uri)
     protocol, separator, _ = uri.partition("://")
@@ -48,13 +48,13 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         fs = filesystem(protocol, use_listings_cache=False, **kind._get_kwargs_from_urls(uri))
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)
-        advice = f"install its package: pip install 'armo-ray[{extra}]'" if extra else explain(error)
+        advice = f"install its package: pip install 'armo-ray[{extra}]'" if extra else describe_error(error)
         raise ConfigError(f"{uri}: {advice}") from error
     if speaks(fs, S3):
-        # s3fs repeats what botocore has repeated: 25 attempts, of up to 15 s, at every request
+        # s3fs would repeat the attempts of botocore: 25 per request, each up to 15 s
         fs.retries = 1
     path = str(fs._strip_protocol(uri))
-    # one file has one URI, however it was named
+    # an absolute path, so that a file has one URI however it was named
     return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
 
 
@@ -64,26 +64,26 @@ def speaks(fs: AbstractFileSystem, *protocols: set[str]) -> bool:
 
 
 def uri_of(fs: AbstractFileSystem, path: str) -> str:
-    """How a path is written in records: with its protocol, but a local path as it is."""
+    """A path as records hold it: with its protocol, except for local paths."""
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
 def read_text(uri: str) -> str:
-    """The text of a small file, without a byte order mark. Raises ConfigError where it cannot be had."""
+    """The text of a small file, without a byte order mark. Raises ConfigError if it cannot be read or is not UTF-8."""
     try:
         fs, path = open_filesystem(uri)
         content: bytes = patiently(f"reading {uri}", lambda: fs.cat_file(path))
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{uri}: cannot be read: {explain(error)}") from error
+        raise ConfigError(f"{uri}: cannot be read: {describe_error(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{uri}: not UTF-8 text: {error}") from error
 
 
 class Source:
-    """An open file of a known size, read by ranges. A range that fails is asked for again.
+    """An open file of known size, read in ranges. A range that fails is requested again.
 
-    It remembers whether the storage failed for good: such a file is not damaged, and is read another time.
+    `failure` remembers the error if the storage failed for good: then the file is not damaged, only unreachable.
     """
 
     def __init__(self, stream: Any, uri: str, size: int) -> None:
@@ -111,11 +111,11 @@ class Source:
             content: bytes = self.stream.read(wanted)
             if len(content) != wanted and isinstance(self.stream, LocalFileOpener):
                 raise OSError(
-                    f"{self.uri} changed while it was read: it is shorter than its {self.size} bytes. When it is "
-                    f"whole, run the same command again"
+                    f"{self.uri} changed while it was being read: it is shorter than its {self.size} bytes. "
+                    f"Once it is complete, run the same command again"
                 )
             if len(content) != wanted:
-                raise ConnectionError(f"{len(content)} bytes came of {wanted} from {at} on")
+                raise ConnectionError(f"received {len(content)} of {wanted} bytes from offset {at}")
             return content
 
         try:
@@ -125,16 +125,16 @@ class Source:
             raise
 
     def raise_failure(self) -> None:
-        """Raise what the storage raised, if it did; what else went wrong is the content's fault."""
+        """Raise the error of the storage, if there was one; if not, the content is at fault."""
         if self.failure is not None:
             raise self.failure
 
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """`function` of every item, in order, on a few threads: for calls that wait for storage."""
+    """Apply a function to every item on a few threads, for calls that wait for storage. Results keep the order."""
     rest = iter(items)
-    found: list[Any] = []
+    results: list[Any] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        while some := list(islice(rest, _AT_ONCE)):
-            found += pool.map(function, some)
-    return found
+        while batch := list(islice(rest, _AT_ONCE)):
+            results += pool.map(function, batch)
+    return results

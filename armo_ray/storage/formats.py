@@ -1,5 +1,4 @@
-"""The formats of input files: told by their names, in whatever case, and of files that are something else by their
-first bytes."""
+"""The formats of input files, recognized by file name in any case; first bytes show if a file is something else."""
 
 import re
 
@@ -19,54 +18,54 @@ _ADVICE = {
     ".bz2": "decompress it, or compress it with gzip or zstd",
     ".xz": "decompress it, or compress it with gzip or zstd",
     ".zip": "unpack it",
-    ".txt": "write one JSON object a line",
+    ".txt": "write one JSON object per line",
 }
 _MAGIC = {
-    b"\x1f\x8b": "it is compressed by gzip: name it .jsonl.gz",
-    b"\x28\xb5\x2f\xfd": "it is compressed by zstd: name it .jsonl.zst",
+    b"\x1f\x8b": "it is compressed with gzip: name it .jsonl.gz",
+    b"\x28\xb5\x2f\xfd": "it is compressed with zstd: name it .jsonl.zst",
     b"PAR1": "it is Parquet: name it .parquet",
-    b"BZh": "it is compressed by bzip2: decompress it",
+    b"BZh": "it is compressed with bzip2: decompress it",
 }
 
 
 def kind_of(uri: str) -> str | None:
-    """The kind of a file that is read, None of others: .ndjson and .json are lines of JSON as .jsonl is."""
-    found = _NAME.search(uri)
-    if found is None:
+    """One of `KINDS`, or None for a file of another kind. .ndjson and .json are read as .jsonl is."""
+    match = _NAME.search(uri)
+    if match is None:
         return None
-    return PARQUET if found[1] else LINES + (found[3] or "").lower()
+    return PARQUET if match[1] else LINES + (match[3] or "").lower()
 
 
-def is_read(path: str, asked: str) -> bool:
-    """Whether a file is a shard of an input that is asked for by a name, directory or glob.
+def is_read(path: str, input_uri: str) -> bool:
+    """Whether a file below an input (a file name, directory or glob) is one of its shards.
 
-    A .json file is one where the input says so: beside shards such files mostly tell about a data set.
+    A .json file is one only if the input names .json files: beside shards they usually hold metadata.
     """
-    found = _NAME.search(path)
-    return found is not None and (
-        (found[2] or "").lower() != "json" or ".json" in asked.rpartition("/")[2].lower()
+    match = _NAME.search(path)
+    return match is not None and (
+        (match[2] or "").lower() != "json" or ".json" in input_uri.rpartition("/")[2].lower()
     )
 
 
 def advice(path: str) -> str:
-    """What to do about a file of another kind, "" where that cannot be told."""
+    """How to convert a file of another kind, or "" if it is not a known one."""
     stem, dot, end = path.rpartition(".")
-    told = _ADVICE.get(f"{dot}{end}".lower(), "")
-    return told.format(path=path, stem=stem) if told else ""
+    template = _ADVICE.get(f"{dot}{end}".lower(), "")
+    return template.format(path=path, stem=stem)
 
 
 def oddity(head: bytes) -> str | None:
-    """What a file with these first bytes is, after decompression, where it is no lines of JSON; None where it is."""
-    for magic, told in _MAGIC.items():
+    """What is wrong with a file that begins with these decompressed bytes; None if they look like lines of JSON."""
+    for magic, fault in _MAGIC.items():
         if head.startswith(magic):
-            return told
+            return fault
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
-        return "it is a JSON array: write one object a line, as jq -c '.[]' does"
+        return "it is a JSON array: write one object per line, as jq -c '.[]' does"
     if text.startswith((b"{'", b'{"')) and b"\r" in text and b"\n" not in text:
-        return "its lines end with CR alone: write them with LF, as tr '\\r' '\\n' does"
+        return "its lines end with CR only: end them with LF, as tr '\\r' '\\n' does"
     if text.startswith(b"{'"):
-        return "its lines are Python's, not JSON: write them with json.dumps"
+        return "its lines are Python dicts, not JSON: write them with json.dumps"
     if re.match(rb"\{\s*\n", text):
-        return "its objects go over several lines: write one object a line, as jq -c . does"
+        return "its objects span several lines: write one object per line, as jq -c . does"
     return None

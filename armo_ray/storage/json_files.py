@@ -1,6 +1,6 @@
-"""The JSON files of an output: how they are written, and what they must hold to be read.
+"""The JSON files of an output: writing them, and checking them when they are read.
 
-Commit records, `_run.json` and `_SUCCESS` carry a checksum of their own content. Files of earlier versions have none;
+Commit records, `_run.json` and `_SUCCESS` hold a checksum of their own content. Files of earlier versions have none;
 only their values are checked.
 """
 
@@ -19,49 +19,49 @@ from armo_ray.storage.filesystem import check_input, is_remote
 from armo_ray.storage.formats import kind_of
 
 CHECKSUM = "checksum"
-_ALGORITHM = "blake2b:"  # begins a checksum: it is known by this where its name is damaged
+_ALGORITHM = "blake2b:"  # prefix of a checksum, by which it is recognized even if its key is damaged
 _UNIT = r"[0-9a-f]{32}(?:-unreadable)?"
-_FOLDER = r"[\w.~%-]*=[\w.~%-]*/"  # as armo_ray.storage.parts.hive makes them
+_FOLDER = r"[\w.~%-]*=[\w.~%-]*/"  # as armo_ray.storage.parts.hive writes it
 _PART = re.compile(rf"(?:scores/(?:{_FOLDER})*|rejects/)part-({_UNIT})\.(?:parquet|jsonl)", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 class Kind(NamedTuple):
-    """The checks on the values of a file: of keys that it must have, and of keys that it may have."""
+    """The checks on the values of a file: `needed` for the keys that it must have, `known` for those it may have."""
 
     needed: Mapping[str, Callable[[Any], bool]]
     known: Mapping[str, Callable[[Any], bool]]
 
 
 def digest_of(content: bytes) -> str:
-    """32 hex digits: BLAKE2b of 128 bits."""
+    """128-bit BLAKE2b, as 32 hex digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:
-    """The checksum of all values but the checksum itself, however they are laid out in the file."""
+    """The checksum of all values except the checksum itself, independent of their formatting."""
     rest = {name: value for name, value in content.items() if name != CHECKSUM}
     return _ALGORITHM + digest_of(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
 def fingerprint_of(identity: Mapping[str, Any]) -> str:
-    """32 hex digits of what rows, columns and units of a run depend on."""
+    """32 hex digits that identify the settings that rows, columns and units of a run depend on."""
     return digest_of(json.dumps(identity, sort_keys=True).encode())
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """JSON with sorted keys, and a newline at its end."""
+    """JSON with sorted keys and a newline at the end."""
     return json.dumps(content, indent=1, sort_keys=True, default=str).encode() + b"\n"
 
 
 def sealed(content: Mapping[str, Any]) -> bytes:
     """JSON with a checksum of its own content."""
-    plain = json.loads(to_json(content))  # as it is read back
+    plain = json.loads(to_json(content))  # as reading it back gives it
     return to_json({**plain, CHECKSUM: checksum_of(plain)})
 
 
 def parse(raw: bytes, kind: Kind) -> dict[str, Any]:
-    """The content of a file. Raises ValueError that says what is wrong with it."""
+    """The content of a file. Raises ValueError that says what is wrong with the file."""
     try:
         content = json.loads(raw, object_pairs_hook=_interned)
     except (ValueError, RecursionError) as error:
@@ -78,7 +78,7 @@ def parse(raw: bytes, kind: Kind) -> dict[str, Any]:
 
 
 def unit_of(path: str) -> str | None:
-    """The id of the unit that wrote a part, from its path within the output; None if no part has such a path."""
+    """The id of the unit that wrote a part, from its path in the output; None if it is not the path of a part."""
     match = _PART.fullmatch(path)
     return match and match[1]
 
@@ -86,18 +86,18 @@ def unit_of(path: str) -> str | None:
 def _check_checksum(content: Mapping[str, Any]) -> None:
     if CHECKSUM in content:
         if content[CHECKSUM] != checksum_of(content):
-            raise ValueError("its content is not that of its checksum: it was changed after it was written")
+            raise ValueError("its content does not match its checksum: it was changed after it was written")
     elif any(isinstance(value, str) and value.startswith(_ALGORITHM) for value in content.values()):
-        raise ValueError("the name of its checksum was changed")
+        raise ValueError("the key of its checksum was changed")
 
 
 def _interned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are shared with all others: records come by the hundred thousand."""
+    """An object with interned keys: hundreds of thousands of records have the same ones."""
     return {sys.intern(name): value for name, value in pairs}
 
 
 def shortened(value: Any) -> str:
-    """At most 100 characters of a value, for messages."""
+    """A value for a message, cut to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
@@ -127,7 +127,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _each(is_right: Callable[[Any], bool], *names: str) -> Callable[[Any], bool]:
-    """Whether a value is an object with these names, and all of its values are right."""
+    """A check that a value is an object with these names and that each of its values passes `is_right`."""
     return lambda value: (
         isinstance(value, dict) and set(names) <= value.keys() and all(map(is_right, value.values()))
     )
@@ -138,7 +138,7 @@ def _is_unit(value: Any) -> bool:
 
 
 def _is_source(value: Any) -> bool:
-    """Whether this can be the URI of a shard: other commands open what a record names."""
+    """Whether this can be the URI of a shard: commands open the files that records name."""
     if not isinstance(value, str) or kind_of(value) is None:
         return False
     try:

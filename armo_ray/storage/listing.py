@@ -1,4 +1,4 @@
-"""The files that an input names: a file, a directory or a glob. Links are followed, and no loop of them is."""
+"""The files that an input (a file, directory or glob) names. Links are followed, except in loops."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from fsspec.utils import glob_translate
 
 from armo_ray.storage.filesystem import S3, speaks
 
-# what is passed over: one, several
+# kinds of names that are not read: singular and plural
 OTHER, HIDDEN = ("other file", "other files"), ("hidden name", "hidden names")
 BROKEN = ("broken link", "broken links")
 READ = ("link to a shard already read", "links to shards already read")
@@ -27,40 +27,40 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 
 @dataclass(frozen=True)
 class File:
-    """A file below an input. A hard link is a file of its own, as a copy is."""
+    """A file below an input. A hard link counts as a separate file, as a copy does."""
 
     path: str
-    info: Mapping[str, Any]  # what the storage says of it: of a link, of the file that it leads to
+    info: Mapping[str, Any]  # as fsspec returns it; for a link, that of its target
     real: str  # the path without links
-    linked: bool = False  # whether a link below the input leads to it
+    linked: bool = False  # whether the path goes through a link below the input
 
     @property
     def rank(self) -> tuple[bool, bool, str]:
-        """Of several names of one file the smallest is kept: the one without links, else the first in order."""
+        """Sort key of the names of one file; the smallest is used: one without links, else the first by name."""
         return self.linked, self.path != self.real, self.path
 
 
 @dataclass
 class Listing:
-    """The files that are read, and how much of what else there was, by kind."""
+    """The files to read, and counts of the names that are not read."""
 
-    is_file: bool  # whether the input is a file itself
+    is_file: bool  # whether the input itself is a file
     files: list[File] = field(default_factory=list)
     passed_over: Counts = field(default_factory=Counter)
     other_suffixes: set[str] = field(default_factory=set)
 
-    def told(self) -> str:
-        """What is passed over: `3 other files (.md, .txt), 1 hidden name`."""
-        names = f" ({', '.join(sorted(self.other_suffixes))})"
+    def skipped(self) -> str:
+        """What is not read, such as `3 other files (.md, .txt), 1 hidden name`."""
+        suffixes = f" ({', '.join(sorted(self.other_suffixes))})"
         return ", ".join(
-            f"{count} {kind[count > 1]}{names if kind == OTHER else ''}"
+            f"{count} {kind[count > 1]}{suffixes if kind == OTHER else ''}"
             for kind, count in sorted(self.passed_over.items())
             if count
         )
 
 
 def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
-    """What a path, directory or glob names. Raises OSError where it cannot be listed."""
+    """The files that a path, directory or glob names. Raises OSError if it cannot be listed."""
     try:
         kind = fs.info(path)["type"]
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
 
 
 def _local_file(fs: Any, path: str, linked: bool) -> list[File]:
-    """None where it was deleted since it was listed, or is a pipe or a socket."""
+    """The file, or no entry if it was deleted since it was listed or is a pipe or socket."""
     try:
         info = fs.info(path)
     except FileNotFoundError:
@@ -96,22 +96,25 @@ def _local_file(fs: Any, path: str, linked: bool) -> list[File]:
 
 
 def _remote(fs: Any, path: str, glob: bool) -> dict[str, Any]:
-    """All files below a prefix. A glob is matched here, against one listing of all that begins like it: fsspec's
-    own asks for one directory after the other, and takes one that cannot be listed for empty."""
+    """All files below a prefix, with their info.
+
+    A glob is matched here, against one listing of all names with its fixed prefix. fsspec's own glob lists one
+    directory after the other and treats one that it cannot list as empty.
+    """
     options = {}
     if glob := glob and any(c in path for c in "*?["):
-        folder, _, begin = re.split(r"[*?[]", path)[0].rpartition("/")
-        options = {"prefix": begin} if begin and speaks(fs, S3) else {}
+        folder, _, prefix = re.split(r"[*?[]", path)[0].rpartition("/")
+        options = {"prefix": prefix} if prefix and speaks(fs, S3) else {}
     try:
-        found: dict[str, Any] = fs.find(folder if glob else path, detail=True, **options)
+        entries: dict[str, Any] = fs.find(folder if glob else path, detail=True, **options)
     except FileNotFoundError:
         return {}
     matches = re.compile(glob_translate(path) if glob else "").match
-    return {name: entry for name, entry in found.items() if matches(name)}
+    return {name: entry for name, entry in entries.items() if matches(name)}
 
 
 def _below(path: str, glob: bool, passed_over: Counts) -> dict[str, bool]:
-    """The local files that a directory or glob names, and whether a link below it leads to each."""
+    """The local files that a directory or glob names, and whether the path of each goes through a link."""
     if not (glob and any(c in path for c in "*?[")):
         if os.path.islink(path) and not os.path.exists(path):
             passed_over[BROKEN] += 1
@@ -119,17 +122,17 @@ def _below(path: str, glob: bool, passed_over: Counts) -> dict[str, bool]:
     folder = re.split(r"[*?[]", path)[0].rpartition("/")[0]
     matches = re.compile(glob_translate(path)).match
     steps = path[len(folder) + 1 :].split("/")
-    uncounted: Counts = Counter()  # most of it does not match
-    found = {n: linked for n, linked in _walk(folder or "/", steps, uncounted) if matches(n)}
+    uncounted: Counts = Counter()  # most of these names do not match the glob
+    files = {n: linked for n, linked in _walk(folder or "/", steps, uncounted) if matches(n)}
     passed_over[BROKEN] += uncounted[BROKEN]
-    return found
+    return files
 
 
 def _walk(top: str, steps: list[str] | None, passed_over: Counts) -> Iterator[tuple[str, bool]]:
-    """Every file below a directory, and whether a link leads to it.
+    """Every file below a directory, and whether its path goes through a link.
 
-    Each directory is read once, under its own name if that is below `top` too. With the `steps` of a glob, under
-    every name that may match, but never within itself.
+    Each directory is read once, preferably under its own name rather than through a link. With the `steps` of a glob
+    it is read under every name that may match, but never inside itself.
     """
     own: list[tuple[str, bool, tuple[str, ...]]] = [(top, False, ())]
     links: list[tuple[str, bool, tuple[str, ...]]] = []
@@ -152,7 +155,7 @@ def _walk(top: str, steps: list[str] | None, passed_over: Counts) -> Iterator[tu
 
 
 def _entries(path: str, passed_over: Counts) -> Iterator[tuple[str, bool, bool]]:
-    """Name, whether it is a link, and whether it is or leads to a directory, of what lies in a directory."""
+    """The entries of a directory: name, whether it is a link, whether it is a directory or a link to one."""
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except _GONE:
@@ -169,12 +172,12 @@ def _entries(path: str, passed_over: Counts) -> Iterator[tuple[str, bool, bool]]
 
 
 def _may_match(steps: list[str], depth: int, name: str) -> bool:
-    """Whether a glob may name files in a directory of this name, so far below where the glob begins."""
+    """Whether a glob may match files in a directory of this name, `depth` levels below its fixed prefix."""
     if "**" in steps[: depth + 1]:
         return True
     return depth < len(steps) - 1 and bool(re.match(glob_translate(steps[depth]), name))
 
 
 def hidden(below: str) -> bool:
-    """Whether a name that follows what the input spells out begins with _ or a dot."""
-    return any(part.startswith(("_", ".")) for part in below.split("/")[1:])
+    """Whether a name below what the input spells out begins with an underscore or a dot."""
+    return any(name.startswith(("_", ".")) for name in below.split("/")[1:])

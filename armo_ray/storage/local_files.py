@@ -1,4 +1,4 @@
-"""Files of any storage for a reader that opens paths by itself, such as DuckDB."""
+"""Files in any storage, for a reader that opens paths itself, such as DuckDB."""
 
 import re
 from typing import Any
@@ -13,13 +13,13 @@ _AHEAD_BYTES = 1 << 20
 
 
 def readable(uri: str) -> str:
-    """The path under which a reader that knows `Opened` finds a file; plain local files need no help."""
+    """The path by which a reader with `Opened` registered opens a file; a plain local path is returned as it is."""
     plain = "://" not in uri and not re.search(r"[*?\[\]]", uri)
     return uri if plain else f"{PROTOCOL}://{uri}"
 
 
 class Opened(AbstractFileSystem):  # type: ignore[misc]
-    """Opens `armo://URI` by the filesystem of the URI; a range that fails is asked for again."""
+    """Opens `armo://URI` with the filesystem of the URI; a range that fails is requested again."""
 
     protocol = PROTOCOL
     cachable = False
@@ -32,11 +32,11 @@ class Opened(AbstractFileSystem):  # type: ignore[misc]
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         fs, inner = open_filesystem(self._strip_protocol(path))
-        found: dict[str, Any] = patiently(f"looking up {inner}", lambda: fs.info(inner))
-        return found
+        entry: dict[str, Any] = patiently(f"looking up {inner}", lambda: fs.info(inner))
+        return entry
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        return [path]  # a part's name is told by its manifest, whatever characters it holds
+        return [path]  # paths come from the manifest and are never patterns, whatever characters they hold
 
     def modified(self, path: str) -> Any:
         fs, inner = open_filesystem(self._strip_protocol(path))

@@ -1,9 +1,11 @@
-"""One command at a time writes an output: a file that names its owner, renewed while that lives.
+"""A lock that lets one command at a time write an output: a file that names its owner, renewed while the owner lives.
 
-A command that finds the file learns how its owner is. A process of this machine that lives and renews it: the command
-stops at once and names the owner. One that has ended: the output is free. Of other owners it waits for a sign of life
-for `STALE_S`, then the output is free. Commits stay exactly-once without it: it saves the work of two runs that do the
-same, and keeps apart the commands that write files of the same names.
+A command that finds the lock checks its owner. If it is a live process of this machine that renews the lock, the
+command stops at once and names it. If it was a process of this machine that has ended, the output is free. Any other
+owner has `STALE_S` to renew the lock; if it does not, the output is free.
+
+Commits are exactly-once without the lock. It keeps two runs from doing the same work, and separates commands that write
+files of the same names.
 """
 
 import logging
@@ -25,7 +27,7 @@ from armo_ray.storage.commits import COMMITS, now
 from armo_ray.storage.json_files import OWNER, parse, to_json
 from armo_ray.storage.parts import DATA, REJECTS, SCORES
 from armo_ray.storage.records import DamagedError
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store, missing_directories, remove_empty
 
 logger = logging.getLogger(__name__)
@@ -39,30 +41,29 @@ _FOLDERS = (SCORES, REJECTS, COMMITS, DATA)
 
 @dataclass(frozen=True)
 class Held:
-    """An output that this command holds."""
+    """An output that is locked by this command."""
 
     store: Store
     owner: dict[str, Any]
-    remains: (
-        bool  # what is there may be deleted: its owner, of this machine, was killed, and marked it disposable
-    )
+    remains: bool  # what is there may be deleted: left by a killed process of this machine that marked it disposable
 
     def is_ours(self) -> bool:
-        """Whether it is still held, and no other command took it meanwhile."""
+        """Whether this command still has the lock, and no other command took it over."""
         return _is_ours(self.store, self.owner)
 
 
 @contextmanager
 def held(store: Store, command: str = "score", disposable: bool = False) -> Iterator[Held]:
-    """Hold the output; what killed writers left there half-written is deleted, on a disk.
+    """Lock an output while the body runs. On a disk, files that killed writers left half-written are deleted.
 
-    Where another command took it meanwhile, for this one was away for a minute, SIGTERM stops this one.
+    If this process is suspended for a minute, another command may take over the lock; then SIGTERM stops this one.
 
-    Raises ConfigError where another command holds it or left something of another kind, and where it cannot be written.
+    Raises ConfigError if another command has the lock or left an unfinished output that `command` cannot continue, and
+    if the output cannot be written.
 
     Args:
-        command: of armo-ray: score goes on with what another score left, and no other command does.
-        disposable: what this process leaves when it is killed is of no use, and nobody else is writing it then.
+        command: the armo-ray command. Only score continues an unfinished output, and only one of score.
+        disposable: whether the files that this process leaves if it is killed may be deleted by the next command.
     """
     owner = {
         "run": uuid.uuid4().hex,
@@ -85,7 +86,7 @@ def held(store: Store, command: str = "score", disposable: bool = False) -> Iter
 
 @contextmanager
 def _renewing(store: Store, owner: dict[str, Any]) -> Iterator[None]:
-    """Renew a lock that was acquired, and release it at the end."""
+    """Renew an acquired lock while the body runs, then release it."""
     ended = threading.Event()
     renewer = threading.Thread(target=_renew, args=(store, owner, ended), daemon=True)
     renewer.start()
@@ -98,13 +99,13 @@ def _renewing(store: Store, owner: dict[str, Any]) -> Iterator[None]:
 
 
 def _acquire(store: Store, owner: dict[str, Any]) -> bool:
-    """Take the lock; tells whether it was that of a process that has ended, and left what is disposable."""
+    """Take the lock. Returns whether it was left by a process that has ended and marked its files as disposable."""
     while True:
         try:
             if store.create(LOCK, _renewed(owner)):
                 return False
         except OSError as error:
-            raise ConfigError(f"output {store.uri}: cannot be written: {explain(error)}") from error
+            raise ConfigError(f"output {store.uri}: cannot be written: {describe_error(error)}") from error
         if before := _taken_over(store, owner):
             return before.get("disposable") is True and _is_gone(before)
 
@@ -114,12 +115,12 @@ def _release(store: Store, owner: dict[str, Any]) -> None:
         if _is_ours(store, owner):
             store.sweep(_FOLDERS)
             store.delete(LOCK)
-    except (OSError, RuntimeError, ConfigError) as error:  # what was done under the lock is done
+    except (OSError, RuntimeError, ConfigError) as error:  # the work under the lock is complete
         logger.warning("%s: cannot be deleted: %s", store.path(LOCK), error)
 
 
 def _whereabouts() -> dict[str, str]:
-    """By what a process id means the same process: the machine since its start and, in a container, its own count."""
+    """Where process ids identify a process: the host, its boot and its PID namespace."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     started = boot.read_text().strip() if boot.is_file() else ""
     return {
@@ -129,7 +130,7 @@ def _whereabouts() -> dict[str, str]:
 
 
 def _beginning_of(pid: int) -> str | None:
-    """When a process of this machine began, in ticks; "" where the system does not tell, None where it has ended."""
+    """The start time of a process of this machine, in clock ticks; "" if unknown, None if the process has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -148,7 +149,7 @@ def _renewed(owner: dict[str, Any]) -> bytes:
 
 
 def read_owner(store: Store) -> dict[str, Any] | None:
-    """What the lock says of the run that has the output, None where it is free. Raises DamagedError."""
+    """The owner that the lock names, or None if the output is not locked. Raises DamagedError if it is damaged."""
     try:
         return parse(store.read(LOCK), OWNER)
     except FileNotFoundError:
@@ -168,7 +169,7 @@ def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(RENEW_S):
         try:
             if not _is_ours(store, owner):
-                logger.error("%s: another command has the output now: stopping", store.path(LOCK))
+                logger.error("%s: another command has taken the output: stopping", store.path(LOCK))
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             store.write(LOCK, _renewed(owner))
@@ -177,9 +178,9 @@ def _renew(store: Store, owner: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _taken_over(store: Store, owner: dict[str, Any]) -> dict[str, Any] | None:
-    """The lock that is now ours, of an owner that is gone; None where somebody was faster, or released it.
+    """Take over the lock of an owner that is gone. Returns that owner, or None if the lock has to be tried again.
 
-    Raises ConfigError where its owner is alive, or wrote something of another kind.
+    Raises ConfigError if the owner is alive, or left an unfinished output that this command cannot continue.
     """
     first = read_owner(store)
     if first is None or not _is_free(store, first):
@@ -188,49 +189,52 @@ def _taken_over(store: Store, owner: dict[str, Any]) -> dict[str, Any] | None:
     if read_owner(store) != first:
         return None
     store.write(LOCK, _renewed(owner))
-    time.sleep(_LOOK_S)  # of several that came to this point the last one stays
+    time.sleep(_LOOK_S)  # of several commands that reach this point, the last to write has the lock
     return first if _is_ours(store, owner) else None
 
 
 def _is_free(store: Store, first: dict[str, Any]) -> bool:
-    """Whether the owner of a lock is gone, False where it releases it. Raises ConfigError where it is alive."""
+    """Whether the owner of a lock is gone; False if it released the lock. Raises ConfigError if it is alive."""
     if _is_gone(first):
-        logger.info("%s was left by %s, which is gone", store.path(LOCK), _told(first))
+        logger.info("%s was left by %s, which has ended", store.path(LOCK), _described(first))
         return True
     if _is_alive(first):
         raise ConfigError(_refusal(store, first))
-    logger.info("%s: held by %s: waiting %g s for a sign of life", store.path(LOCK), _told(first), STALE_S)
+    logger.info(
+        "%s: held by %s: waiting %g s for a sign of life", store.path(LOCK), _described(first), STALE_S
+    )
     for _ in range(int(STALE_S / _LOOK_S)):
         time.sleep(_LOOK_S)
-        found = read_owner(store)
-        if found is None:
+        owner = read_owner(store)
+        if owner is None:
             return False
-        if found != first:
-            raise ConfigError(_refusal(store, found))
+        if owner != first:
+            raise ConfigError(_refusal(store, owner))
     return True
 
 
 def _refusal(store: Store, owner: dict[str, Any]) -> str:
-    return f"output {store.uri} is being written by another run: {_told(owner)}. Wait for its end, or stop it"
+    return f"output {store.uri} is being written by another command: {_described(owner)}. Wait until it ends or stop it"
 
 
 def _check_kind(store: Store, before: dict[str, Any], owner: dict[str, Any]) -> None:
-    """Refuse what a command left that this one cannot go on with."""
+    """Raises ConfigError if the previous owner left an unfinished output that this command cannot continue."""
     scoring = before.get("command", "score") == "score"
     if scoring != (owner["command"] == "score"):
-        advice = "Run that again to go on with it" if scoring else "Delete it"
+        advice = "Run that command again to finish it" if scoring else "Delete it"
         raise ConfigError(
-            f"output {store.uri} is the unfinished one of {_told(before)}, which is gone. {advice}, or choose another"
+            f"output {store.uri} was left unfinished by {_described(before)}, which has ended. {advice}, or choose "
+            f"another output"
         )
 
 
-def _told(owner: dict[str, Any]) -> str:
+def _described(owner: dict[str, Any]) -> str:
     command = owner.get("command", "score")
     return f"process {owner['pid']} on {owner['host']}, running since {owner['since']} (armo-ray {command})"
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine that has ended."""
+    """Whether the owner is a process of this machine that has ended."""
     if not _is_here(owner):
         return False
     began = _beginning_of(owner["pid"])
@@ -238,7 +242,7 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the owner is a process of this machine that lives, and still renews its lock."""
+    """Whether the owner is a live process of this machine that still renews the lock."""
     if not _is_here(owner) or _beginning_of(owner["pid"]) != owner.get("began"):
         return False
     with suppress(KeyError, TypeError, ValueError):

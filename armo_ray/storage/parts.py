@@ -1,4 +1,4 @@
-"""Writing the parts of a unit under names that depend on the unit alone."""
+"""Writing and reading the parts of a unit. The name of a part depends only on its unit."""
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
 
 SCORES, REJECTS = "scores", "rejects"
-DATA = "data"  # of a dataset that is no output of scores
+DATA = "data"  # folder of a dataset that is not an output of scores
 _LONGEST_NAME, _LONGEST_PATH, _LONGEST_ROOT = 255, 384, 192
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -24,12 +24,12 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 def write_scores(
     store: Store, unit: str, scores: pa.Table, fixed: Sequence[tuple[str, str]], by: Sequence[str]
 ) -> list[PartEntry]:
-    """Write scored rows below the directories of `fixed` and of their values in the columns `by`."""
+    """Write scored rows below the hive directories of `fixed`, then of their own values in the columns `by`."""
     by = [name for name in by if name not in dict(fixed)]
     parts = []
     for values, rows in _split(scores, by):
-        given = ((name, None if value == NULL else value) for name, value in fixed)  # as the input has null
-        folders = [hive(name, value) for name, value in (*given, *values.items())]
+        input_values = ((name, None if value == NULL else value) for name, value in fixed)
+        folders = [hive(name, value) for name, value in (*input_values, *values.items())]
         name = "/".join([SCORES, *folders, f"part-{unit}.parquet"])
         parts.append(write_table(store, name, rows))
     return parts
@@ -41,31 +41,33 @@ def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[PartEntry]
 
 
 def fit_directories(values: Iterable[tuple[str, Any]]) -> bool:
-    """Whether values can be directories, one in the other: of 255 bytes at most, as most filesystems want it,
-    and not much of the 1024 that a key of S3 has."""
+    """Whether nested hive directories for these values are short enough.
+
+    Most filesystems allow 255 bytes per name; all names together must leave room in the 1024 bytes of an S3 key.
+    """
     lengths = [len(hive(name, value)) for name, value in values]
     return max(lengths, default=0) <= _LONGEST_NAME and sum(lengths) + len(lengths) <= _LONGEST_PATH
 
 
 def check_directories(store: Store, shards: Iterable[Shard]) -> None:
-    """Raises ConfigError where the directories of a shard are too long to be those of its scores."""
+    """Raises ConfigError if the directories of a shard are too long to be repeated in the output."""
     for shard in shards:
         if not fit_directories(shard.partitions) or len(store.root) > _LONGEST_ROOT:
             raise ConfigError(
                 f"output {store.uri}: the directories of {shard.uri} are too long to be repeated there: "
-                f"{_LONGEST_NAME} bytes for one, {_LONGEST_PATH} for all, with all but letters, digits and _.-~ "
-                f"counted as three, and {_LONGEST_ROOT} for the output's own"
+                f"at most {_LONGEST_NAME} bytes each and {_LONGEST_PATH} together (characters other than letters, "
+                f"digits and _.-~ count as three bytes or more), and {_LONGEST_ROOT} for the path of the output"
             )
 
 
 def hive(name: str, value: Any) -> str:
-    """One directory name; whatever a value holds, it stays one name, and a text is never null."""
+    """The directory name of a value. Special characters are escaped, and so is a text that would read as null."""
     text = f"%5F{NULL[1:]}" if value == NULL else quote(str(value), safe="")
     return f"{quote(name, safe='')}={NULL if value is None else text}"
 
 
 def hive_values(path: str) -> list[tuple[str, str | None]]:
-    """Names and values of the hive directories of a path."""
+    """The names and values of the hive directories in a path; None is null."""
     pairs = [folder.partition("=") for folder in path.split("/")[:-1]]
     return [(unquote(n), None if value == NULL else unquote(value)) for n, sign, value in pairs if sign]
 
@@ -83,7 +85,7 @@ def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], 
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
-    """The columns that Parquet makes of a column: their paths and types."""
+    """The leaf columns that Parquet stores for a column: paths and types."""
     if pa.types.is_struct(kind):
         for field in kind:
             yield from _leaves(f"{path}.{field.name}", field.type)
@@ -94,21 +96,21 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
 
 
 def put(store: Store, name: str, content: bytes, rows: int) -> PartEntry:
-    """Write one part."""
+    """Write one part of `rows` rows."""
     store.write(name, content)
     return PartEntry(name, rows, len(content), digest_of(content))
 
 
 def as_written(store: Store, part: PartEntry) -> PartEntry:
-    """The entry of a part as its file is now, which this or another worker wrote last."""
+    """The entry of a part, updated to its present file: this or another worker may have written it again."""
     content = store.read(part.path)
     return replace(part, bytes=len(content), digest=digest_of(content))
 
 
 def write_table(store: Store, name: str, table: pa.Table) -> PartEntry:
-    """Write rows as one part of Parquet."""
+    """Write rows as one part."""
     sink = io.BytesIO()
-    # a dictionary of numbers that hardly repeat costs more than it saves: the parts are a fifth smaller without
+    # floats rarely repeat: without dictionaries for them the parts are a fifth smaller
     repeated = [
         path for f in table.schema for path, kind in _leaves(f.name, f.type) if not pa.types.is_floating(kind)
     ]
@@ -119,11 +121,11 @@ def write_table(store: Store, name: str, table: pa.Table) -> PartEntry:
 
 
 def read_part(store: Store, part: PartEntry, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a part that a commit names. Raises RuntimeError if it is not what was committed."""
+    """The rows of a committed part. Raises RuntimeError if its file is not the one that was committed."""
     content = read_content(store, part)
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        # small parts: a third of the time of threads
+        # parts are small: this takes a third of the time that threads take
         table = file.read(None if columns is None else list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(store, part, f"cannot be read: {error}") from error
@@ -133,7 +135,7 @@ def read_part(store: Store, part: PartEntry, columns: Sequence[str] | None = Non
 
 
 def read_content(store: Store, part: PartEntry) -> bytes:
-    """The bytes of a part that a commit names. Raises RuntimeError if they are not what was committed."""
+    """The bytes of a committed part. Raises RuntimeError if they are not the ones that were committed."""
     try:
         content = store.read(part.path)
     except OSError as error:
@@ -144,7 +146,7 @@ def read_content(store: Store, part: PartEntry) -> bytes:
 
 
 def difference(content: bytes, part: PartEntry) -> str | None:
-    """How the bytes of a part differ from those that were committed; parts of earlier versions have no digest."""
+    """How bytes differ from the committed part, or None. Parts of earlier versions have no digest: size is compared."""
     if len(content) != part.bytes:
         return f"{len(content)} bytes, its commit says {part.bytes}"
     if part.digest not in (None, digest_of(content)):

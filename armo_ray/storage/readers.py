@@ -1,4 +1,4 @@
-"""Reading the rows of units, each shard once from start to end, in bounded memory."""
+"""Reading the rows of units: each shard once from start to end, in bounded memory."""
 
 import codecs
 import gzip
@@ -25,12 +25,12 @@ _CHUNK = 1 << 20
 _HEAD_BYTES = 1 << 12
 _BEGINS = {LINES_GZ: b"\x1f\x8b", LINES_ZST: b"\x28\xb5\x2f\xfd"}
 _NOT_BLANK = re.compile(rb"\S")
-_MOST_ROWS = 16  # times the candidates of a unit: rows without candidates must not gather without end
-_MOST_LEVELS = 200  # of nested JSON: Python's own limit moves with the code that is running
+_MOST_ROWS = 16  # rows of a unit per candidate of `unit_rows`: limits the rows without candidates in a unit
+_MOST_LEVELS = 200  # of nested JSON: Python's own limit depends on the call stack
 
 
 class BadRow(NamedTuple):
-    """A row that could not be read: its reason, the detail, and its text as far as it was read."""
+    """A row that cannot be read: the reject reason, the detail, and the text of the row if it was read."""
 
     reason: str
     detail: str
@@ -44,7 +44,7 @@ Row = dict[str, Any] | BadRow
 class UnitRows:
     """The rows of a unit with their numbers in the shard (0-based; line numbers in a JSONL shard).
 
-    `content` is a digest of what they were read from, of shards whose identity holds a modification time.
+    `content` is a digest of the bytes they were read from, if the shard's identity holds a modification time.
     """
 
     unit: Unit
@@ -55,11 +55,13 @@ class UnitRows:
 def read_units(
     span: Span, columns: Sequence[str], count: Callable[[Row], int], unit_rows: int, fingerprint: str
 ) -> Iterator[UnitRows]:
-    """The units of a span that are not done, one after the other.
+    """The rows of the units of a span that are not done, unit by unit.
 
     Args:
-        columns: those to read of a Parquet shard.
-        count: how many candidates a row holds; a run of JSONL lines ends when it reaches `unit_rows`.
+        columns: the columns to read from a Parquet shard.
+        count: the number of candidates in a row. A unit of JSONL lines ends when it has `unit_rows` of them.
+
+    Raises OSError if the shard changes while it is read.
     """
     if span.error is not None:
         units = iter([UnitRows(span.units[0], [(0, BadRow("unreadable_shard", span.error))])])
@@ -68,7 +70,7 @@ def read_units(
     else:
         units = _read_jsonl(span, count, unit_rows, fingerprint)
     for unit in units:
-        check_read(span.shard)  # after its rows were read, and before damage that was found is told as such
+        check_read(span.shard)  # a shard that changed may look damaged: check for the change first
         yield unit
 
 
@@ -77,36 +79,36 @@ def _read_parquet(span: Span, columns: Sequence[str]) -> Iterator[UnitRows]:
         file = pq.ParquetFile(source)
         present = [name for name in columns if name in file.schema_arrow.names]
         for units in _consecutive(span.units):
-            yield from _read_run(span.shard, source, file, units, present)
+            yield from _read_groups(span.shard, source, file, units, present)
 
 
 def _consecutive(units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units that cut one row group are read together, so that it is decoded once."""
-    runs: list[list[Unit]] = []
+    """Units that begin in the same row group, together, so that it is decoded once."""
+    together: list[list[Unit]] = []
     for unit in units:
-        if runs and unit.group_start == runs[-1][-1].group_start:
-            runs[-1].append(unit)
+        if together and unit.group_start == together[-1][-1].group_start:
+            together[-1].append(unit)
         else:
-            runs.append([unit])
-    return runs
+            together.append([unit])
+    return together
 
 
-def _read_run(
+def _read_groups(
     shard: Shard, source: Source, file: pq.ParquetFile, units: list[Unit], columns: list[str]
 ) -> Iterator[UnitRows]:
     groups = list(range(units[0].group_start, units[0].group_stop))
-    at = 0  # rows of the row groups before the next batch
+    at = 0  # rows of the row groups that come before the next batch
     waiting = [UnitRows(unit) for unit in units]
     try:
         if shard.is_timed:
             content = digest.of_row_groups(source, file, groups, columns)
             waiting = [UnitRows(unit, content=content) for unit in units]
-        if not columns:  # such rows have none of the columns; they are still rows
+        if not columns:  # the shard has none of the columns: its rows are empty, but still rows
             batches: Iterator[pa.RecordBatch] = iter(())
             for done in waiting:
                 done.rows = [(done.unit.first_row + k, {}) for k in range(done.unit.num_rows)]
         else:
-            size = max(1, min(1024, *(unit.num_rows for unit in units), 1024))  # no more than a unit at once
+            size = max(1, min(1024, *(unit.num_rows for unit in units), 1024))  # at most one unit at a time
             batches = file.iter_batches(batch_size=size, row_groups=groups, columns=columns)
         for batch in batches:
             rows = to_rows(batch)
@@ -130,7 +132,7 @@ def _read_run(
 
 
 def to_rows(batch: pa.RecordBatch) -> list[Row]:
-    """The rows of a batch; one with a value that Python cannot hold, as text that is no UTF-8, is bad alone."""
+    """The rows of a batch. A value that Python cannot hold, such as text that is not UTF-8, makes only its row bad."""
     try:
         rows: list[Row] = batch.to_pylist()
         return rows
@@ -160,7 +162,7 @@ def _read_jsonl(
         return UnitRows(where, rows, content.hex if span.shard.is_timed else None)
 
     for number, line, here in read_lines(span.shard):
-        # a full unit is held until there is a line after it: only then is it not the shard's last
+        # a full unit is yielded when another line follows: only then it is known not to be the last
         if candidates >= unit_rows or size >= UNIT_BYTES or len(rows) >= _MOST_ROWS * unit_rows:
             if ordinal not in span.done:
                 yield unit(last=False)
@@ -179,24 +181,24 @@ def _read_jsonl(
 
 
 def text_of(line: bytes | BadRow) -> bytes:
-    """What a digest holds of a line: of one that is not read, why."""
+    """The bytes of a line that go into a digest; for a line that cannot be read, the reason."""
     return line.detail.encode() if isinstance(line, BadRow) else line
 
 
 def parse(line: bytes) -> Row:
-    """The object that a line of JSON holds."""
+    """The object in a line of JSON, or a BadRow."""
     try:
         row = json.loads(line)
-        told = "" if isinstance(row, dict) else f"expected a JSON object, found {type(row).__name__}"
+        fault = "" if isinstance(row, dict) else f"expected a JSON object, found {type(row).__name__}"
         if line.count(b"[") + line.count(b"{") > _MOST_LEVELS and _is_deep(row):
-            told = f"not valid JSON: nested more than {_MOST_LEVELS} levels deep"
+            fault = f"not valid JSON: nested more than {_MOST_LEVELS} levels deep"
     except (ValueError, RecursionError) as error:
-        told = f"not valid JSON: {error}"
-    return BadRow("malformed_row", told, line.decode("utf-8", "replace")) if told else row
+        fault = f"not valid JSON: {error}"
+    return BadRow("malformed_row", fault, line.decode("utf-8", "replace")) if fault else row
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether lists and objects are nested deeper than is read."""
+    """Whether lists and objects are nested more than `_MOST_LEVELS` levels deep."""
     level = [value]
     for _ in range(_MOST_LEVELS):
         level = [
@@ -211,11 +213,11 @@ def _is_deep(value: Any) -> bool:
 
 
 def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, bytes | BadRow, int]]:
-    """Lines that hold anything, with their numbers and the bytes of the shard read so far.
+    """The lines that are not blank, with their numbers and the bytes of the shard read so far.
 
-    A shard that breaks off ends with a BadRow. With a `limit`, in bytes after decompression, no more is read.
+    A truncated shard ends with a BadRow. `limit` is the number of bytes to read, after decompression.
     """
-    number = at = held = done = 0
+    number = at = pending_size = done = 0
     pending: list[bytes] = []
     with open_shard(shard) as source:
         codec = CODECS.get(shard.kind)
@@ -228,19 +230,19 @@ def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, by
                 first, last = chunk.find(b"\n"), chunk.rfind(b"\n")
                 if first >= 0:
                     at = before + int((first + 1) * share)
-                    yield from _held(number, [*pending, chunk[:first]], held + first, at)
-                    pending, held, number, seen = [], 0, number + 1, first + 1
+                    yield from _joined(number, [*pending, chunk[:first]], pending_size + first, at)
+                    pending, pending_size, number, seen = [], 0, number + 1, first + 1
                     for start, stop in texts(chunk, first + 1, last):
                         number += chunk.count(b"\n", seen, seen := start)
                         at = before + int((stop + 1) * share)
                         yield number, chunk[start:stop].rstrip(), at
                     number += chunk.count(b"\n", seen, last + 1)
                 at = before + int(len(chunk) * share)
-                held += len(chunk) - last - 1
-                pending = [*pending, chunk[last + 1 :]] if held <= UNIT_BYTES else []
+                pending_size += len(chunk) - last - 1
+                pending = [*pending, chunk[last + 1 :]] if pending_size <= UNIT_BYTES else []
                 done += len(chunk)
                 if limit is not None and done >= limit:
-                    logger.warning("%s: only its first %d MiB are looked at", shard.uri, done >> 20)
+                    logger.warning("%s: only its first %d MiB are read", shard.uri, done >> 20)
                     return
         except (OSError, EOFError, pa.ArrowException) as error:
             source.raise_failure()
@@ -248,11 +250,11 @@ def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, by
                 detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
                 yield number, BadRow("unreadable_shard", detail), at
                 return
-    yield from _held(number, pending, held, at)
+    yield from _joined(number, pending, pending_size, at)
 
 
 def _is_padded(shard: Shard) -> bool:
-    """Whether a gzip file that Arrow takes for damaged is whole, and only followed by zeros, as tar leaves them."""
+    """Whether a gzip file that Arrow reports as damaged is complete, and only padded with zeros as tar does."""
     with open_shard(shard) as source:
         try:
             with gzip.GzipFile(fileobj=source) as stream:
@@ -265,13 +267,13 @@ def _is_padded(shard: Shard) -> bool:
 
 
 def oddity_of(shard: Shard) -> str | None:
-    """What is wrong with a shard of lines that holds no row: what it is instead, or its first fault."""
+    """What is wrong with a JSONL shard that holds no row: what it is instead, or the fault of its first line."""
     with open_shard(shard) as source:
         head = bytes(source.read(_HEAD_BYTES))
     if shard.kind in CODECS and head and not head.startswith(_BEGINS[shard.kind]):
-        return f"it is no {CODECS[shard.kind]} file, as its name says"
-    if shard.kind == LINES and (found := oddity(head)):
-        return found
+        return f"it is not a {CODECS[shard.kind]} file, although its name says so"
+    if shard.kind == LINES and (fault := oddity(head)):
+        return fault
     for _, line, _ in read_lines(shard, _CHUNK):
         row = line if isinstance(line, BadRow) else parse(line)
         if isinstance(row, BadRow):
@@ -281,7 +283,7 @@ def oddity_of(shard: Shard) -> str | None:
 
 
 def texts(content: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Where the lines between two places begin and end, without white space before them. Blank ones cost little."""
+    """The start and end of each line of content[start:stop] that is not blank, without leading white space."""
     while start < stop and (match := _NOT_BLANK.search(content, start, stop)):
         start = match.start()
         end = content.find(b"\n", start, stop)
@@ -289,8 +291,10 @@ def texts(content: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
         start = end + 1 if end >= 0 else stop
 
 
-def _held(number: int, pieces: list[bytes], size: int, at: int) -> Iterator[tuple[int, bytes | BadRow, int]]:
-    """A line that was read piece by piece, unless it is blank."""
+def _joined(
+    number: int, pieces: list[bytes], size: int, at: int
+) -> Iterator[tuple[int, bytes | BadRow, int]]:
+    """A line that was read in pieces, unless it is blank; `size` is their length in bytes."""
     if size > UNIT_BYTES:
         yield number, BadRow("malformed_row", f"a line of more than {UNIT_BYTES >> 20} MiB"), at
         return
@@ -302,9 +306,9 @@ def _held(number: int, pieces: list[bytes], size: int, at: int) -> Iterator[tupl
 
 
 def chunks(stream: Any) -> Iterator[bytes]:
-    """The content piece by piece; of a compressed file that breaks off, all that comes before the break.
+    """The content in pieces. For a truncated compressed file, all that can be decoded, then the error.
 
-    Arrow raises in the middle of a read, when it has already written into the buffer what it decoded.
+    Arrow raises in the middle of a read, after it has written the decoded bytes into the buffer.
     """
     while True:
         buffer = bytearray(_CHUNK)
@@ -320,25 +324,25 @@ def chunks(stream: Any) -> Iterator[bytes]:
 
 
 def read_rows(shard: Shard, unit: Unit, columns: Sequence[str], numbers: set[int]) -> dict[int, Row]:
-    """Some rows of a unit again, by number: for the rare ones that failed after their text was let go."""
-    found: dict[int, Row] = {}
+    """Read some rows of a unit again, by number: the few that failed after their text was dropped."""
+    rows: dict[int, Row] = {}
     if shard.is_parquet:
         units = _read_parquet(Span(shard, (unit,)), columns)
-        found = {number: row for done in units for number, row in done.rows if number in numbers}
+        rows = {number: row for done in units for number, row in done.rows if number in numbers}
     else:
         for number, line, _ in read_lines(shard):
             if number in numbers:
-                found[number] = line if isinstance(line, BadRow) else parse(line)
+                rows[number] = line if isinstance(line, BadRow) else parse(line)
             if number >= max(numbers):
                 break
     check_read(shard)
-    return found
+    return rows
 
 
 def sample(shard: Shard, num_rows: int) -> tuple[list[str], pa.Schema | None, list[dict[str, Any]]]:
     """The column names of a shard, its Arrow schema if it is Parquet, and its first rows if it is JSONL.
 
-    No more than 64 MiB of text are looked at.
+    Reads at most 64 MiB of text.
     """
     if shard.is_parquet:
         with open_shard(shard) as stream:

@@ -1,6 +1,6 @@
-"""What the JSON files of an output hold: commit records, `_run.json` and the manifest `_SUCCESS`.
+"""The contents of the JSON files of an output: commit records, `_run.json` and the manifest `_SUCCESS`.
 
-`from_json` checks a file and reads it, `to_json` writes it with a checksum. Keys that this version does not know are
+`from_json` checks and parses a file, `to_json` serializes it with a checksum. Keys that this version does not know are
 kept in `extra` and written back.
 """
 
@@ -28,7 +28,7 @@ _MANIFEST = ("totals", "run_fingerprint", "finished_at", json_files.CHECKSUM)
 
 
 class DamagedError(ConfigError):
-    """A file of an output is not what a run wrote there."""
+    """A file of an output is not the one that a run wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class PartEntry:
         return PartEntry(**_take(values, _PART), extra=tuple(values.items()))
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as the files have it."""
+        """The entry as it is stored."""
         return _known(self, _PART) | dict(self.extra)
 
     def is_in(self, folder: str) -> bool:
@@ -60,17 +60,17 @@ class Timing:
     """How long a unit took."""
 
     seconds: Mapping[str, float]  # by step: read, tokenize, wait, pack, model, write
-    began: float  # when its first forward pass did, in seconds since 1970
-    load_seconds: float  # that its replica took to load the model; it tells replicas apart
+    began: float  # start of its first forward pass, in seconds since 1970
+    load_seconds: float  # for its replica to load the model; all digits, to distinguish replicas
 
     @property
     def replica_seconds(self) -> float:
-        """Seconds of a replica's time, including those that it waited for the unit."""
+        """Seconds of a replica's time that the unit took, waiting for it included."""
         return replica_seconds(self.seconds)
 
 
 def replica_seconds(seconds: Mapping[str, float]) -> float:
-    """The seconds of a replica's time among those of a unit's steps."""
+    """The share of a unit's seconds by step that a replica spent on it."""
     return sum(float(seconds.get(step, 0.0)) for step in ("wait", "pack", "model"))
 
 
@@ -82,7 +82,7 @@ class ForwardPasses:
     packed_tokens: int  # without padding
     pack_capacity: int  # tokens that the passes had room for
     flops: int
-    peak_flops: float | None  # of the device, per second; None if not known
+    peak_flops: float | None  # of the device, per second; None if unknown
     token_budget: int
 
 
@@ -92,7 +92,7 @@ class CommitRecord:
 
     unit: str
     source: str  # URI of the shard
-    identity: str  # of the shard: its size, and its ETag or modification time
+    identity: str  # of the shard: size in bytes, and ETag or modification time
     ordinal: int  # place among the units of the shard
     first_row: int
     num_rows: int
@@ -103,20 +103,22 @@ class CommitRecord:
     num_tokens: int  # of all conversations, each counted whole
     computed_tokens: int  # that went through the model, padding included
     parts: tuple[PartEntry, ...] = ()
-    content: str | None = ""  # digest of what was read; None: not computed; "": written by an earlier version
+    content: str | None = (
+        ""  # digest of the bytes read; None: not computed; "": written by an earlier version
+    )
     run_fingerprint: str | None = None
     timing: Timing | None = None
     passes: ForwardPasses | None = None
     committed_at: str | None = None
-    checksum: str | None = None  # that was read; None: not yet written, or by an earlier version
+    checksum: str | None = None  # as read; None: not written yet, or by an earlier version
     extra: Extra = ()
 
     @staticmethod
     def from_json(raw: bytes, unit: str) -> "CommitRecord":
-        """The record of this unit. Raises ValueError that says what is wrong with it."""
+        """Parse the record of a unit. Raises ValueError that says what is wrong with it."""
         values = json_files.parse(raw, json_files.RECORD)
         _check_record(values, unit)
-        for name in ("source", "identity", "run_fingerprint"):  # many units have the same
+        for name in ("source", "identity", "run_fingerprint"):  # shared by many units
             if name in values:
                 values[name] = sys.intern(values[name])
         return CommitRecord(
@@ -129,7 +131,7 @@ class CommitRecord:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as the file has them."""
+        """The values as they are stored."""
         values = _known(self, _RECORD) | {"parts": [part.to_dict() for part in self.parts]}
         if self.content != "":
             values["content"] = self.content
@@ -161,8 +163,8 @@ def _check_record(values: Mapping[str, Any], unit: str) -> None:
 class RunFile:
     """The content of `_run.json`: the run that an output belongs to.
 
-    `identity` holds the settings that rows, columns and units depend on. Two runs share an output only if theirs are
-    equal. `_run.json` of an earlier version may lack some of them.
+    `identity` holds the settings that rows, columns and units depend on. Two runs can share an output only if these are
+    equal. An earlier version may have recorded fewer of them.
     """
 
     identity: Mapping[str, Any]
@@ -176,12 +178,12 @@ class RunFile:
 
     @staticmethod
     def from_json(raw: bytes) -> "RunFile":
-        """Raises ValueError that says what is wrong with the file."""
+        """Parse `_run.json`. Raises ValueError that says what is wrong with it."""
         values = json_files.parse(raw, json_files.RUN)
         return RunFile(**_take(values, _RUN), extra=tuple(values.items()))
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as the file has them."""
+        """The values as they are stored."""
         return _known(self, _RUN) | dict(self.extra)
 
     def to_json(self) -> bytes:
@@ -229,7 +231,7 @@ class Totals:
         return sum(self.rejected.values())
 
     def plus(self, other: "Totals") -> "Totals":
-        """Both added, without `shards`: some may be in both."""
+        """The sums of both, without `shards`: a shard may be in both."""
         return Totals(
             units=self.units + other.units,
             candidates=self.candidates + other.candidates,
@@ -240,13 +242,13 @@ class Totals:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The totals as the manifest has them."""
+        """The totals as the manifest holds them."""
         names = ("units", "candidates", "scored", "num_tokens", "computed_tokens", "shards")
         return _known(self, names) | {"rejected": dict(self.rejected)}
 
 
 def added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    """Counts of both, by name."""
+    """The sums of two mappings of counts, by name."""
     return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
 
@@ -254,7 +256,7 @@ def added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]
 class Manifest:
     """The content of `_SUCCESS`: every part of a complete output."""
 
-    totals: Mapping[str, Any]  # as the version that wrote it counts; see Totals
+    totals: Mapping[str, Any]  # as counted by the version that wrote it; see Totals
     parts: tuple[PartEntry, ...]
     run_fingerprint: str | None = None
     finished_at: str | None = None
@@ -263,13 +265,13 @@ class Manifest:
 
     @staticmethod
     def from_json(raw: bytes) -> "Manifest":
-        """Raises ValueError that says what is wrong with the file."""
+        """Parse `_SUCCESS`. Raises ValueError that says what is wrong with it."""
         values = json_files.parse(raw, json_files.MANIFEST)
         parts = tuple(map(PartEntry.from_dict, values.pop("parts")))
         return Manifest(**_take(values, _MANIFEST), parts=parts, extra=tuple(values.items()))
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as the file has them."""
+        """The values as they are stored."""
         parts = [part.to_dict() for part in self.parts]
         return _known(self, _MANIFEST) | {"parts": parts} | dict(self.extra)
 
@@ -278,11 +280,11 @@ class Manifest:
 
 
 def _take(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those of the values that have these names, removed from the others."""
+    """Remove the values of these names from `values` and return them."""
     return {name: values.pop(name) for name in names if name in values}
 
 
 def _known(record: Any, names: Iterable[str]) -> dict[str, Any]:
-    """The attributes of these names that are not None."""
+    """The attributes with these names that are not None."""
     values = {name: getattr(record, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}

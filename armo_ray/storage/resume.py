@@ -1,6 +1,6 @@
-"""What of an input is committed in an output: units to do, and commits that no longer fit their shard.
+"""Which units of an input are committed in an output, which are left, and which commits their shard has outdated.
 
-Whole spans go in, so that the commits of what a shard holds can be told from those of what it held before.
+The functions take whole spans: a commit that matches no unit of a shard was made from earlier content of the shard.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -18,12 +18,12 @@ from armo_ray.storage.units import UNREADABLE, Span, unit_id
 
 @dataclass(frozen=True)
 class Standing:
-    """What of an input is committed in an output, and what is not."""
+    """Which units of an input are committed in an output, and which are not."""
 
-    committed: frozenset[str]  # units of the output that count
-    left: list[Span]  # spans, or those of their units, that are to be done
-    changed: dict[str, frozenset[str]]  # by shard, commits of what it held before
-    dropped: frozenset[str] = frozenset()  # units whose commits are deleted when work begins
+    committed: frozenset[str]  # ids of the valid units in the output
+    left: list[Span]  # what is to be done: spans, with only the units that are not committed
+    changed: dict[str, frozenset[str]]  # by URI of a shard: units committed from its earlier content
+    dropped: frozenset[str] = frozenset()  # ids of units whose commits are deleted when work begins
 
 
 def standing(
@@ -33,23 +33,24 @@ def standing(
     redo: Sequence[str] = (),
     forget: Sequence[str] = (),
 ) -> Standing:
-    """What is committed of the spans of a whole input, and what is to be dropped. Nothing is written.
+    """Which units of a whole input are committed, and which commits are to be dropped. Writes nothing.
 
-    Dropped are the commits of a shard that could not be read and has changed since, of shards in `redo` that changed,
-    and of those in `forget`. Both hold URIs or globs.
+    Commits are dropped if their shard could not be read and has changed since, if their shard changed and matches
+    `redo`, or if their shard matches `forget`. Both hold URIs or globs.
 
-    Raises ConfigError if another shard changed, `redo` matches no shard of the input, or `forget` matches one.
+    Raises ConfigError if any other shard changed, if a pattern of `redo` matches no shard of the input, or if `forget`
+    matches a shard of the input.
     """
     return _resolved(list_standing(store, spans, fingerprint), store, spans, redo, forget)
 
 
 def list_standing(store: Store, spans: Sequence[Span], fingerprint: str) -> Standing:
-    """List `_commits/` once and compare; shards that changed are returned in `changed`."""
+    """As `standing`, without options: lists `_commits/` once, and returns shards that changed in `changed`."""
     committed = frozenset(commits.list_commits(store))
     by_shard: dict[str, set[str]] = {}
     for unit in committed:
         by_shard.setdefault(unit[:16], set()).add(unit)
-    left, partly = [], []
+    left, partial = [], []
     changed, repaired = {}, set()
     for span in spans:
         own = by_shard.get(span.shard.hash, set())
@@ -59,16 +60,16 @@ def list_standing(store: Store, spans: Sequence[Span], fingerprint: str) -> Stan
         if others := frozenset(stale - repaired):
             changed[span.shard.uri] = others
         if rest.done:
-            partly.append(rest)
+            partial.append(rest)
         elif rest.units or not span.units:
             left.append(rest)
-    ended: list[bool] = in_parallel(lambda span: _has_ended(store, span, fingerprint), partly)
-    left += [span for span, end in zip(partly, ended, strict=True) if not end]
+    ended: list[bool] = in_parallel(lambda span: _has_ended(store, span, fingerprint), partial)
+    left += [span for span, end in zip(partial, ended, strict=True) if not end]
     return Standing(committed - repaired, left, changed, frozenset(repaired))
 
 
 def to_do(store: Store, spans: Sequence[Span], fingerprint: str) -> list[Span]:
-    """The spans, or those of their units, that are not committed."""
+    """The spans that are not fully committed, with only the units that are not."""
     return list_standing(store, spans, fingerprint).left
 
 
@@ -77,43 +78,43 @@ def _resolved(
 ) -> Standing:
     uris = {span.shard.uri for span in spans}
     if here := [uri for uri in sorted(uris) if _matches(uri, forget)]:
-        raise ConfigError(f"forget: {here[0]} is in the input; --redo scores it again where it changed")
+        raise ConfigError(f"forget: {here[0]} is in the input; to score it again after a change, use --redo")
     if unknown := [pattern for pattern in redo if not any(_matches(uri, [pattern]) for uri in uris)]:
         raise ConfigError(
-            f"redo: {unknown[0]} is not in the input; --forget drops what is committed of a shard"
+            f"redo: {unknown[0]} is not in the input; to drop what is committed of a shard, use --forget"
         )
     refused = [uri for uri in sorted(before.changed) if not _matches(uri, redo)]
     if refused:
-        others = f", as {len(refused) - 1} others did" if len(refused) > 1 else ""
+        others = f", and so did {len(refused) - 1} others" if len(refused) > 1 else ""
         raise ConfigError(
-            f"{refused[0]} changed after it was scored into {store.uri}{others}. Drop what was scored of it and "
-            f"score what it holds now with --redo {refused[0]}, or leave it as it was and put new rows into new shards"
+            f"{refused[0]} changed after it was scored into {store.uri}{others}. To drop its scores "
+            f"and score it again, use --redo {refused[0]}; or restore it and put new rows into new shards"
         )
-    units = frozenset().union(*before.changed.values(), _committed_of(store, before.committed, forget))
-    return replace(before, committed=before.committed - units, changed={}, dropped=before.dropped | units)
+    dropped = frozenset().union(*before.changed.values(), _committed_of(store, before.committed, forget))
+    return replace(before, committed=before.committed - dropped, changed={}, dropped=before.dropped | dropped)
 
 
 def vanished(records: Iterable[CommitRecord], uris: Set[str], inputs: Iterable[str]) -> list[str]:
-    """The shards of commit records that are below or match an input, but are not among the URIs found there."""
+    """The committed shards that lie below or match an input but are not among `uris`, the shards it has now."""
     patterns = [pattern for uri in inputs for pattern in (uri, f"{uri.rstrip('/')}/*")]
     sources = {record.source for record in records}
     return sorted(uri for uri in sources - uris if _matches(uri, patterns))
 
 
 def drop(store: Store, units: Iterable[str]) -> None:
-    """Delete the commit records of some units, then their parts."""
+    """Delete the commit records and the parts of these units. A record is deleted before its parts."""
 
-    def one(unit: str) -> None:
+    def drop_unit(unit: str) -> None:
         record = commits.read_record(store, unit)
         store.delete(f"{commits.COMMITS}/{unit}.json")
         for part in record.parts:
             store.delete(part.path)
 
-    in_parallel(one, sorted(units))
+    in_parallel(drop_unit, sorted(units))
 
 
 def _rest(span: Span, fingerprint: str, own: set[str]) -> tuple[Span, set[str]]:
-    """A span without the units that are among the commits of its shard, and these units."""
+    """A span without its committed units, and the ids of those; `own` are all committed ids of its shard."""
     if span.units:
         left = tuple(unit for unit in span.units if unit.id not in own)
         return replace(span, units=left), {unit.id for unit in span.units} & own
@@ -122,7 +123,7 @@ def _rest(span: Span, fingerprint: str, own: set[str]) -> tuple[Span, set[str]]:
 
 
 def _ordinals(shard: Shard, fingerprint: str, own: set[str]) -> dict[int, str]:
-    """Which runs of a JSONL shard are committed. Runs are committed about in order, so few are tried."""
+    """The committed units of a JSONL shard, by ordinal. They are committed roughly in order, so few ids are tried."""
     committed: dict[int, str] = {}
     ordinal = 0
     while len(committed) < len(own) and ordinal < 2 * len(own) + 1000:
@@ -134,7 +135,7 @@ def _ordinals(shard: Shard, fingerprint: str, own: set[str]) -> dict[int, str]:
 
 
 def _has_ended(store: Store, span: Span, fingerprint: str) -> bool:
-    """Whether the runs of a JSONL shard are committed up to one that says it is the last."""
+    """Whether all units of a JSONL shard are committed, up to one whose record says it is the last."""
     ordinal = max(span.done)
     if span.done != frozenset(range(ordinal + 1)):
         return False
@@ -147,7 +148,7 @@ def _matches(uri: str, patterns: Iterable[str]) -> bool:
 
 
 def _committed_of(store: Store, committed: frozenset[str], forget: Sequence[str]) -> set[str]:
-    """The units of shards that URIs name or globs match; for a glob, the records are read."""
+    """The committed units of the shards that URIs or globs name. Reads the records only if there is a glob."""
     if not forget:
         return set()
     hashes = {hash_of(uri) for uri in forget}

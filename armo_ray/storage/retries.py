@@ -1,8 +1,8 @@
-"""Waiting for a storage: what is worth another try, for how long, and what is said when it was in vain.
+"""Retrying storage operations: which errors are transient, how long to retry, and the message when retries fail.
 
 botocore repeats each request itself, five times unless AWS_MAX_ATTEMPTS says otherwise: on 500, 502, 503, 504,
-429, throttling, lost connections and timeouts. Here a whole operation is repeated, with longer pauses and for
-minutes, which covers what botocore does not see: bodies that break off, and a storage that is away for a while.
+429, throttling, lost connections and timeouts. Here the whole operation is repeated, with longer pauses and for
+minutes. This covers what botocore does not: truncated bodies, and a storage that is unreachable for a while.
 """
 
 import logging
@@ -25,33 +25,33 @@ from botocore.parsers import ResponseParserError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 120.0  # from the first attempt on; the last one may end later: botocore takes up to 90 s
+PATIENCE_SECONDS = 120.0  # since the first attempt; the last may end up to 90 s later, in botocore
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
-_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: another's write of the name is under way
-# 4xx whose fault is on the way; an upload is unknown where it was completed and the answer got lost
+_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: another write of the same name is in progress
+# 4xx errors caused in transit; NoSuchUpload: the upload was completed but the response was lost
 _CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "NoSuchUpload"}
-# packages whose errors are a connection's where they have no status
+# packages whose errors without a status are connection errors
 _TRANSPORTS = {"aiohttp", "httpx", "httpcore", "requests"}
 _LOST = (
     *(ConnectionError, TimeoutError, HTTPClientError, IncompleteReadError, ResponseParserError),
     *(EndpointError, CredentialRetrievalError),
 )
-# names of environment variables whose values are told to nobody
+# names of environment variables whose values must not appear in messages
 _SECRET = re.compile("SECRET|TOKEN|PASSW|CREDENTIAL|CONNECTION_STRING|_KEY$|_SAS$", re.IGNORECASE)
 
 T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """What a server said to a request that failed; the status is None where it said nothing."""
+    """The response of a server to a failed request; the status is None if there was no response."""
 
     status: int | None
     code: str = ""
 
 
 def answer_of(error: BaseException) -> Answer:
-    """The answer behind an error of botocore (as s3fs wraps it), aiohttp, httpx, gcsfs or azure."""
+    """The response in an error of botocore (as s3fs wraps it), aiohttp, httpx, gcsfs or azure."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if isinstance(response, dict):
         code = str(response.get("Error", {}).get("Code", ""))
@@ -74,10 +74,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def patiently(what: str, attempt: Callable[[], T]) -> T:
-    """The result of an operation on a storage, repeated while the storage is away or busy.
+    """Return the result of a storage operation, retrying while its errors are transient. `what` names it in messages.
 
-    Raises RuntimeError where it stays so. That is no OSError, which stands for a file that is damaged, or a storage
-    that refuses.
+    Raises RuntimeError if it still fails after `PATIENCE_SECONDS`. It is not an OSError, which means a damaged file or
+    a storage that refuses.
     """
     began, pause, attempts = time.monotonic(), FIRST_PAUSE_SECONDS, 0
     while True:
@@ -85,24 +85,24 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
             return attempt()
         except Exception as error:
             if isinstance(error, BotoCoreError) and not is_transient(error):  # no credentials, or no region
-                raise OSError(explain(error)) from None
+                raise OSError(describe_error(error)) from None
             if not is_transient(error):
                 raise
-            told, attempts = explain(error), attempts + 1
+            reason, attempts = describe_error(error), attempts + 1
         waited = time.monotonic() - began
         if waited + pause > PATIENCE_SECONDS:
-            # not `from`: the error's own text may hold what `explain` leaves out
+            # not `from`: the error's own text may hold what `describe_error` leaves out
             raise RuntimeError(
-                f"{what}: failed {attempts} times in {waited:.0f} s, last: {told}. Check that the storage can be "
-                f"reached and is not overloaded, then run the same command again; what is committed stays"
+                f"{what}: failed {attempts} times in {waited:.0f} s, last: {reason}. Check that the storage can be "
+                f"reached and is not overloaded, then run the same command again; committed work is kept"
             )
-        logger.warning("%s: %s; trying again in %.1f s", what, told, pause)
+        logger.warning("%s: %s; trying again in %.1f s", what, reason, pause)
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def explain(error: Any) -> str:
-    """The kind and text of an error, without credentials."""
+def describe_error(error: Any) -> str:
+    """The type and text of an error on one line, without credentials."""
     answer = answer_of(error) if isinstance(error, BaseException) else Answer(None)
     status = f" (HTTP {answer.status})" if answer.status else ""
     text = re.sub(r"\s+", " ", str(error)).strip() or "no answer"

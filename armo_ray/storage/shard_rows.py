@@ -1,4 +1,4 @@
-"""Reading rows of a shard outside a run: all of them, or those with given numbers."""
+"""Reading rows of a shard outside a run: all of them, or those with given row numbers."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -25,9 +25,11 @@ def read_shard(
     A shard that cannot be read gives one row, a BadRow, whatever `numbers` is.
 
     Args:
-        columns: those to read of a Parquet shard.
-        candidate_columns: those of a Parquet shard that hold candidates, as `units.cut` takes them.
-        batch_rows: about how many candidates of Parquet, or at most how many lines, a batch holds.
+        columns: the columns to read from a Parquet shard.
+        candidate_columns: the columns of a Parquet shard that hold candidates, as `units.cut` takes them.
+        batch_rows: size of a batch: about so many candidates of a Parquet shard, at most so many lines of JSONL.
+
+    Raises ConfigError if the shard cannot be opened, and OSError if it changes while it is read.
     """
     if not shard.is_parquet:
         yield from _read_lines(shard, numbers, batch_rows)
@@ -46,7 +48,7 @@ def read_shard(
 
 
 def _holding(units: Sequence[Unit], numbers: list[int]) -> tuple[Unit, ...]:
-    """The units that hold at least one of these rows, which are sorted."""
+    """The units that hold at least one of the rows with these sorted numbers."""
     return tuple(
         unit
         for unit in units
@@ -55,7 +57,7 @@ def _holding(units: Sequence[Unit], numbers: list[int]) -> tuple[Unit, ...]:
 
 
 def _read_lines(shard: Shard, numbers: Set[int] | None, batch_rows: int) -> Iterator[NumberedRows]:
-    """Only the lines in `numbers` are parsed, and reading ends with the last of them."""
+    """Read lines in batches. Only the lines in `numbers` are parsed, and reading ends after the last of them."""
     last = None if numbers is None else max(numbers, default=-1)
     rows: NumberedRows = []
     size = 0

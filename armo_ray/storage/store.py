@@ -1,4 +1,4 @@
-"""One directory or prefix of files that appear whole or not at all."""
+"""A directory or prefix whose files are written atomically: they appear complete or not at all."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import AZ, GS, S3, open_filesystem, speaks, uri_of
 from armo_ray.storage.retries import answer_of, patiently
 
-PART_BYTES = 16 << 20  # of an upload in parts, which a file of twice as much is
+PART_BYTES = 16 << 20  # of each piece of a multipart upload, which is used from twice this size on
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
-_OLD_S = 600.0  # a temporary file that nobody wrote to for so long is nobody's
+_OLD_S = 600.0  # a temporary file that was not written to for so long is abandoned
 _ATTEMPTS = 5
 
 
@@ -35,13 +35,13 @@ class Store:
             raise ConfigError(f"output {self.uri}: outputs go to a local path, s3://, gs:// or az://")
 
     def path(self, name: str) -> str:
-        """Where a file of this name is. Raises ConfigError where that would not be below the root."""
+        """The path of a file of this name. Raises ConfigError if it would not be below the root."""
         if name.startswith("/") or "\0" in name or ".." in name.split("/"):
             raise ConfigError(f"{self.uri}: {name!r} is not the name of a file in it")
         return f"{self.root}/{name}"
 
     def write(self, name: str, content: bytes) -> None:
-        """Create or replace a file at once: by rename on a disk, by one upload in an object store."""
+        """Create or replace a file atomically: by rename on a disk, by one upload in an object store."""
         if not self.local:
             self._put(name, content)
             return
@@ -49,7 +49,7 @@ class Store:
             os.replace(temporary, self.path(name))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Create a file unless it exists; False where it does. Of two writers with contents of their own one wins."""
+        """Create a file and return True, or return False if it exists. Of two concurrent writers, one succeeds."""
         if not self.local:
             return self._create_remote(name, content)
         with self._temporary(name, content) as temporary:
@@ -61,7 +61,7 @@ class Store:
 
     @contextlib.contextmanager
     def _temporary(self, name: str, content: bytes) -> Iterator[str]:
-        """A file beside a name, on the disk for sure, that is gone at the end."""
+        """A temporary file with this content beside a name, flushed to disk, and deleted at the end."""
         directory, base = os.path.split(self.path(name))
         temporary = f"{directory}/.{base}.{uuid.uuid4().hex}"
         try:
@@ -77,8 +77,8 @@ class Store:
     def sweep(self, folders: Sequence[str]) -> None:
         """Delete the temporary files that killed writers left on a disk.
 
-        Those in `folders`, where nobody else may be writing now; directly in the root, where anybody may write a
-        report, those that are older than ten minutes.
+        In `folders`, all of them: no other process may be writing there now. Directly in the root, where any process
+        may be writing a report, only those older than ten minutes.
         """
         if not self.local:
             return
@@ -89,26 +89,26 @@ class Store:
             _delete_temporaries(self.root, os.listdir(self.root), time.time() - _OLD_S)
 
     def _put(self, name: str, content: bytes) -> None:
-        sizes = {} if speaks(self.fs, AZ) else {"chunksize": PART_BYTES}  # the Azure package has its own
+        sizes = {} if speaks(self.fs, AZ) else {"chunksize": PART_BYTES}  # the Azure package chooses its own
         patiently(f"writing {self.uri}/{name}", lambda: self.fs.pipe_file(self.path(name), content, **sizes))
 
     def _create_remote(self, name: str, content: bytes) -> bool:
-        """By the store's own condition: If-None-Match on S3 and Azure, a generation of 0 on Google's."""
+        """By a conditional write: If-None-Match on S3 and Azure, generation 0 on Google Cloud Storage."""
 
         def attempt() -> bool:
             try:
                 self.fs.pipe_file(self.path(name), content, mode="create")
                 return True
             except Exception as error:
-                # s3fs names a failed condition differently for different servers; the HTTP status is the same
+                # s3fs reports a failed condition differently for each server, but with the same HTTP status
                 status = answer_of(error).status
-                if status == 501:  # a store without conditional writes: nobody else is to write there
+                if status == 501:  # a store without conditional writes: there must be no other writer
                     return self._create_unconditionally(name, content)
                 if status != 412 and not isinstance(error, FileExistsError):
                     raise
-            # an attempt whose answer got lost may have written it: aiohttp repeats a PUT, and tells nobody
-            found = self._content(name)
-            return attempt() if found is None else found == content  # None: deleted since
+            # an attempt whose response was lost may have written the file: aiohttp repeats a PUT silently
+            current = self._content(name)
+            return attempt() if current is None else current == content  # None: deleted since
 
         return patiently(f"creating {self.uri}/{name}", attempt)
 
@@ -119,16 +119,18 @@ class Store:
         return True
 
     def read(self, name: str) -> bytes:
-        whole = {"max_concurrency": 1} if speaks(self.fs, S3) else {}  # one request, not two to cut it
+        whole = (
+            {"max_concurrency": 1} if speaks(self.fs, S3) else {}
+        )  # one request instead of parallel ranges, which need two
         return bytes(
             patiently(f"reading {self.uri}/{name}", lambda: self.fs.cat_file(self.path(name), **whole))
         )
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The content of a JSON file, None where there is no such file."""
-        found = self._content(name)
+        """The content of a JSON file, or None if there is no such file. Raises RuntimeError if it is not JSON."""
+        raw = self._content(name)
         try:
-            content: dict[str, Any] | None = None if found is None else json.loads(found)
+            content: dict[str, Any] | None = None if raw is None else json.loads(raw)
         except ValueError as error:
             raise RuntimeError(f"{self.path(name)}: damaged: {error}") from error
         return content
@@ -144,7 +146,7 @@ class Store:
             patiently(f"deleting {self.uri}/{name}", lambda: self.fs.rm_file(self.path(name)))
 
     def list_names(self, folder: str) -> dict[str, int]:
-        """Names and sizes of the files directly in a folder, none where the folder does not exist."""
+        """Names and sizes in bytes of the files directly in a folder; empty if there is no such folder."""
         try:
             entries = patiently(
                 f"listing {self.uri}/{folder}", lambda: self.fs.ls(self.path(folder), detail=True)
@@ -156,32 +158,32 @@ class Store:
 
     def find(self, folder: str) -> list[str]:
         """The paths of all files below a folder."""
-        found: list[str] = patiently(f"listing {self.uri}/{folder}", lambda: self.fs.find(self.path(folder)))
-        return found
+        paths: list[str] = patiently(f"listing {self.uri}/{folder}", lambda: self.fs.find(self.path(folder)))
+        return paths
 
 
 def final_name(name: str) -> str:
-    """The path of the file that a temporary one is to become; of another file its own."""
+    """The path that a temporary file is written for; any other path is returned as it is."""
     folder, slash, base = name.rpartition("/")
-    found = _TEMPORARY.fullmatch(base)
-    return f"{folder}{slash}{found[1]}" if found else name
+    match = _TEMPORARY.fullmatch(base)
+    return f"{folder}{slash}{match[1]}" if match else name
 
 
 def missing_directories(store: Store) -> list[str]:
-    """The directories, the deepest first, that the first file of an output on a disk will make."""
+    """The directories that writing to an output on a disk will create, deepest first; none in an object store."""
     root = Path(store.root)
     return [str(path) for path in (root, *root.parents) if not path.exists()] if store.local else []
 
 
 def remove_empty(directories: Sequence[str]) -> None:
-    """Remove those that hold nothing; given the deepest first, also those that hold nothing but these."""
+    """Remove the empty directories among these, in order: give the deepest first to remove nested ones."""
     for directory in directories:
         with contextlib.suppress(OSError):
             os.rmdir(directory)
 
 
 def _opened(path: str) -> BinaryIO:
-    """A new file, with its directories: of those another command may delete the empty ones meanwhile."""
+    """Open a new file and create its directories. Tries again if another command deletes them while empty."""
     for _ in range(_ATTEMPTS):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -190,7 +192,7 @@ def _opened(path: str) -> BinaryIO:
 
 
 def _delete_temporaries(directory: str, names: Sequence[str], before: float) -> None:
-    """Those last written to before a time."""
+    """Delete the temporary files in a directory that were last written before a time, in seconds since 1970."""
     for name in filter(_TEMPORARY.fullmatch, names):
         with contextlib.suppress(FileNotFoundError):
             if os.stat(f"{directory}/{name}").st_mtime < before:

@@ -1,9 +1,9 @@
-"""Cutting shards into units of work, and what of them is left to do.
+"""Cutting shards into units of work.
 
-A unit is about `unit_rows` candidates, at most 64 MiB of text, and one transaction. Its id is a hash of the
-shard's URI, the shard's identity (size and ETag or modification time), its range in the shard and the
-fingerprint of the run: never a rank or a place in a listing. A Parquet shard is cut by its footer; JSONL has
-no index, so one task reads a JSONL shard from start to end and cuts it as it goes, always at the same lines.
+A unit is about `unit_rows` candidates, at most 64 MiB of text, and is committed in one transaction. Its id is a hash
+of the shard's URI, the shard's identity (size and ETag or modification time), its range in the shard and the
+fingerprint of the run; it does not depend on a rank or a position in a listing. A Parquet shard is cut by its footer.
+JSONL has no index, so one task reads a JSONL shard from start to end and cuts it as it goes, always at the same lines.
 """
 
 import hashlib
@@ -18,36 +18,38 @@ import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.shards import DAMAGE, Shard, open_shard
 
 UNIT_BYTES = 64 << 20
-_UNITS_A_TASK = 8  # opening a shard and its footer again costs little beside eight units
-_FEW_BITS = 6  # a value: more than 64 texts in a dictionary, which most writers end at 1 MB, are short ones
+_UNITS_PER_TASK = 8  # opening a shard and reading its footer again costs little compared with eight units
+_FEW_BITS = 6  # per value: most writers limit a dictionary to 1 MB, so more than 64 texts in it are short
 UNREADABLE = "-unreadable"  # ends the id of a unit that stands for a whole shard and holds no scores
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A range of rows of a shard. Of a Parquet shard, `num_rows` from `first_row` on within row groups
-    [group_start, group_stop); of a JSONL shard, run number `ordinal` of its lines, known once it was read."""
+    """A range of rows of a shard.
+
+    In a Parquet shard: `num_rows` rows from `first_row` on, in row groups [group_start, group_stop). In a JSONL shard:
+    consecutive lines, known only once they were read.
+    """
 
     id: str
-    ordinal: int
+    ordinal: int  # place among the units of the shard
     first_row: int = 0
     num_rows: int = 0
     group_start: int = 0
     group_stop: int = 0
-    skip_rows: int = 0  # rows of the first row group that belong to the units before
-    last: bool = False  # of its shard
-    candidates: int = 0  # of a Parquet shard, as its footer tells
-    source_bytes: int = 0  # about how much of the shard's bytes it stands for
+    skip_rows: int = 0  # rows of the first row group that belong to earlier units
+    last: bool = False  # whether it is the last unit of its shard
+    candidates: int = 0  # estimated from the footer of a Parquet shard
+    source_bytes: int = 0  # estimated bytes of the shard that it covers
 
 
 @dataclass(frozen=True)
 class Span:
-    """What one read task does: the units of a Parquet shard that it names, or all of a JSONL shard but those
-    in `done` (ordinals)."""
+    """The work of one read task: `units` of a Parquet shard, or all of a JSONL shard except the ordinals in `done`."""
 
     shard: Shard
     units: tuple[Unit, ...] = ()
@@ -59,16 +61,16 @@ _Range = tuple[int, int, int, int, int]  # first and last row group, rows to ski
 
 
 class Footer(NamedTuple):
-    """What a Parquet shard says of itself, or why it cannot be read."""
+    """The metadata and schema of a Parquet shard, or the error if they cannot be read."""
 
     metadata: pq.FileMetaData | None
     schema: pa.Schema | None
     error: str | None = None
 
 
-def unit_id(shard: Shard, fingerprint: str, where: str) -> str:
-    """32 hex digits; the first 16 are the shard's."""
-    text = json.dumps([shard.uri, shard.identity, fingerprint, where])
+def unit_id(shard: Shard, fingerprint: str, range_name: str) -> str:
+    """32 hex digits: the 16 of the shard, then 16 of the unit's range in it."""
+    text = json.dumps([shard.uri, shard.identity, fingerprint, range_name])
     return shard.hash + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -79,18 +81,21 @@ def cut(
     candidate_columns: Mapping[str, bool],
     footers: Mapping[str, Footer] | None = None,
 ) -> list[Span]:
-    """A span per shard, holding all its units; footers are read on a few threads.
+    """A span with all units for each shard. Reads footers on a few threads.
 
     Args:
-        candidate_columns: the columns that hold candidates, and whether each is a list of them.
-        footers: those that were read already, by the URIs of their shards.
+        unit_rows: candidates in a unit, roughly.
+        candidate_columns: the columns that hold candidates, and whether each holds a list of them.
+        footers: footers that were read already, by shard URI.
+
+    Raises ConfigError if a shard cannot be opened.
     """
-    known = footers or {}
+    footers = footers or {}
 
     def of(shard: Shard) -> Span:
         if not shard.is_parquet:
             return Span(shard)
-        footer = known.get(shard.uri) or read_footer(shard)
+        footer = footers.get(shard.uri) or read_footer(shard)
         if footer.metadata is None:
             name = unit_id(shard, fingerprint, "unreadable") + UNREADABLE
             unit = Unit(name, 0, last=True, source_bytes=shard.size)
@@ -103,11 +108,11 @@ def cut(
 
 
 def read_footer(shard: Shard) -> Footer:
-    """The footer of a Parquet shard. Raises ConfigError where the shard cannot be opened."""
+    """The footer of a Parquet shard. Raises ConfigError if the shard cannot be opened."""
     try:
         source = open_shard(shard)
     except OSError as error:
-        raise ConfigError(f"{shard.uri}: cannot be opened: {explain(error)}") from error
+        raise ConfigError(f"{shard.uri}: cannot be opened: {describe_error(error)}") from error
     try:
         with source:
             file = pq.ParquetFile(source)
@@ -134,7 +139,7 @@ def _units(shard: Shard, total: int, fingerprint: str, pieces: Iterable[_Range])
         )
         units.append(unit)
         first_row += num_rows
-    if not units:  # an empty shard is a unit too, so that it counts as done
+    if not units:  # an empty shard is one unit, so that it can be committed
         return [Unit(unit_id(shard, fingerprint, "empty"), 0, last=True)]
     return [*units[:-1], replace(units[-1], last=True)]
 
@@ -142,9 +147,9 @@ def _units(shard: Shard, total: int, fingerprint: str, pieces: Iterable[_Range])
 def _ranges(
     shard: Shard, footer: pq.FileMetaData, unit_rows: int, candidate_columns: Mapping[str, bool]
 ) -> Iterator[_Range]:
-    """What each unit is of a shard.
+    """The range of each unit of a shard.
 
-    Row groups are joined up to a unit's size; one larger than a unit is cut by rows.
+    Row groups are joined up to the size of a unit; a row group larger than a unit is cut by rows.
     """
     start = rows = candidates = size = 0
     for i in range(footer.num_row_groups):
@@ -168,7 +173,7 @@ def _ranges(
 
 
 def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) -> tuple[int, int]:
-    """About how many candidates a row group holds, and how many bytes its columns decode to, where no text repeats."""
+    """The estimated candidates of a row group, and the decoded bytes of its columns if no text repeats."""
     candidates: dict[str, int] = {}
     size = 0
     for i in range(group.num_columns):
@@ -182,8 +187,10 @@ def _weigh(group: pq.RowGroupMetaData, candidate_columns: Mapping[str, bool]) ->
 
 
 def _repeating(group: pq.RowGroupMetaData, unit_rows: int) -> Iterator[int]:
-    """The columns that may be all of a few long texts: a dictionary that is too large to be repeated in every row of
-    a unit, and a few bits a row that say which of its texts it is."""
+    """The columns that may consist of a few long texts, and would decode to more than a unit's bytes.
+
+    Their dictionary is too large to be repeated in every row of a unit, and their indices take only a few bits per row.
+    """
     for k in range(group.num_columns):
         column = group.column(k)
         if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
@@ -194,13 +201,13 @@ def _repeating(group: pq.RowGroupMetaData, unit_rows: int) -> Iterator[int]:
 
 
 def _repeated_bytes(shard: Shard, footer: pq.FileMetaData, group: int, column: int) -> int:
-    """What the texts of a column come to beyond what the footer says, which counts those in a dictionary once."""
+    """The decoded bytes of a column's texts beyond those in the footer, which counts texts in a dictionary once."""
     path = footer.schema.column(column).path
     with open_shard(shard) as source:
         try:
             file = pq.ParquetFile(source, metadata=footer, read_dictionary=[path])
             chunks = file.read_row_group(group, columns=[path]).column(0).chunks
-        except DAMAGE:  # which costs the units that hold it, once they are read
+        except DAMAGE:  # reading the units will report it
             source.raise_failure()
             return 0
     total = sum(map(_encoded_bytes, chunks))
@@ -208,7 +215,7 @@ def _repeated_bytes(shard: Shard, footer: pq.FileMetaData, group: int, column: i
 
 
 def _encoded_bytes(array: pa.Array) -> int:
-    """The bytes of the dictionary-encoded texts in an array, each counted as often as it occurs."""
+    """The bytes of the dictionary-encoded texts in an array, with repetitions."""
     if pa.types.is_dictionary(array.type):
         return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
     if pa.types.is_struct(array.type):
@@ -217,17 +224,17 @@ def _encoded_bytes(array: pa.Array) -> int:
 
 
 def spread(spans: list[Span]) -> list[Span]:
-    """The spans cut into runs of a few units, so that one large Parquet shard is read by many tasks.
+    """Cut spans into spans of a few units, so that many tasks read one large Parquet shard.
 
-    The pieces of one row group stay together: it is decoded once.
+    The units of one row group stay together, so that it is decoded once.
     """
     pieces: list[Span] = []
     for span in spans:
-        runs: list[list[Unit]] = [[]]
+        tasks: list[list[Unit]] = [[]]
         for unit in span.units:
-            whole = runs[-1] and runs[-1][-1].group_start != unit.group_start
-            if whole and len(runs[-1]) >= _UNITS_A_TASK:
-                runs.append([])
-            runs[-1].append(unit)
-        pieces += [replace(span, units=tuple(run)) for run in runs]
+            new_group = tasks[-1] and tasks[-1][-1].group_start != unit.group_start
+            if new_group and len(tasks[-1]) >= _UNITS_PER_TASK:
+                tasks.append([])
+            tasks[-1].append(unit)
+        pieces += [replace(span, units=tuple(units)) for units in tasks]
     return pieces

@@ -1,23 +1,23 @@
-"""URIs as they may be stored and logged."""
+"""Checking that a URI can be stored and logged."""
 
 import re
 
 from armo_ray.errors import ConfigError
 
-# a query that signs a request, as S3, Google and Azure write it
+# query parameters that sign a request on S3, Google Cloud Storage and Azure
 _SIGNED = re.compile(r"(?i)[?&](sig|signature|x-amz-\w+|x-goog-\w+|awsaccesskeyid|token|key|secret)=")
 
 
 def check_uri(uri: str) -> None:
-    """Refuse a URI that holds credentials: it would be stored with the output and logged.
+    """Raises ConfigError if a URI holds credentials: they would be stored in the output and logged.
 
-    Raises ConfigError that does not repeat them.
+    The message does not repeat them.
     """
     protocol, separator, rest = uri.partition("://")
     if not separator or protocol == "file":
         return
     authority = rest.split("/", 1)[0]
-    # a secret may hold slashes; the name of a bucket holds no colon, unless it is an ARN
+    # a secret may contain slashes; a bucket name contains no colon, unless it is an ARN
     in_bucket = ":" in authority and not authority.startswith("arn:")
     if ("@" in authority if protocol in ("http", "https") else in_bucket) or _SIGNED.search(uri):
         raise ConfigError(

@@ -9,7 +9,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.records import CommitRecord, RunFile
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.shards import stat_shard
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def find_states(
             return THERE if is_unchanged(shard, of_shard[uri], columns) else CHANGED
         except (OSError, RuntimeError, ConfigError) as error:
             if "://" in uri:
-                away[storage] = f"{storage}: {explain(error)}"
+                away[storage] = f"{storage}: {describe_error(error)}"
             return UNKNOWN
 
     states = dict(zip(of_shard, in_parallel(state_of, of_shard), strict=True))

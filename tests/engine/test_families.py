@@ -439,9 +439,9 @@ def test_a_family_bounds_the_length_of_conversations_by_default(
         (
             "orm-mistral",
             {"truncate": "left"},
-            "truncate: the family orm-mistral reads prompt and answer as one text",
+            "truncate: the family orm-mistral reads prompt and response as one text",
         ),
-        ("pairwise", {"dtype": "fp8"}, "dtype: fp8 is not compared with bfloat16 for the family pairwise"),
+        ("pairwise", {"dtype": "fp8"}, "dtype: fp8 cannot be compared with bfloat16 for the family pairwise"),
         ("mistral", {}, "family: unknown family; expected armorm"),
     ],
 )

@@ -252,14 +252,14 @@ def test_an_output_below_its_input_is_no_input(tiny_model: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("partition_by", ["score"], "of the scores' own columns only role"),
+        ("partition_by", ["score"], "the only column of the scores that can be used is role"),
         ("partition_by", ["tags"], "tags is list<"),
         ("partition_by", ["nothing"], "no column nothing"),
         ("keep", ["nothing"], "no column nothing"),
         ("keep", ["prompt"], "rename it: --keep input_prompt=prompt"),
-        ("keep", ["void"], "its type cannot be told"),
-        ("keep", ["lang=prompt"], "lang is a directory of the input"),
-        ("keep", ["Lang=prompt"], r"Lang is a directory .*already \(lang: .*--keep input_Lang=prompt"),
+        ("keep", ["void"], "its type is unknown"),
+        ("keep", ["lang=prompt"], "lang is already a directory of the input"),
+        ("keep", ["Lang=prompt"], r"Lang is already a directory .* \(lang: .*--keep input_Lang=prompt"),
         ("keep", ["SOURCE=id"], r"SOURCE is a column .*\(source: .*--keep input_SOURCE=id"),
         ("keep", ["tags", "Tags=id"], "tags and Tags differ only in case.*--keep input_Tags=id"),
         ("partition_by", ["Role"], "Role: .*--keep input_Role=Role --partition-by input_Role"),
@@ -282,8 +282,11 @@ def test_options_that_do_not_fit_the_input_are_refused_before_anything_is_writte
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("source=forum", "source=forum would be a column .*rename the directory, as to input_source=forum"),
-        ("Role=chosen", "one of their own named role"),
+        (
+            "source=forum",
+            "source=forum would be a column .*rename the directory, for example to input_source=forum",
+        ),
+        ("Role=chosen", "already have a column role"),
         ("day=1/score=4/x=2", "score=4 would be"),
         ("=x", "its directory =x has no name: rename it$"),
         ("day=", "day= has no value: rename it, to day=__HIVE_DEFAULT_PARTITION__ where there is none"),
@@ -330,7 +333,7 @@ def test_an_output_with_a_half_done_shard_is_not_called_whole(tiny_model: Path, 
     commits = {json.loads(p.read_text())["source"]: p for p in (tmp_path / "out" / "_commits").iterdir()}
     commits[str(tmp_path / "b.jsonl")].unlink()
     with pytest.raises(
-        RuntimeError, match=r"1 shards of an earlier run are not done, the first is .*b\.jsonl"
+        RuntimeError, match=r"an earlier run left 1 shards unfinished, the first is .*b\.jsonl"
     ):
         score_locally(tiny_model, tmp_path / "a.jsonl", tmp_path / "out", unit_rows=4)
     faults = verify_output(str(tmp_path / "out"))[1]

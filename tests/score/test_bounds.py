@@ -62,7 +62,7 @@ def test_a_sample_looks_at_no_more_than_64_mib_and_says_so(
 ) -> None:
     (tmp_path / "x.jsonl.zst").write_bytes(zstd(b"\n" * 65 * MIB) + zstd(b'{"i": 1}\n'))
     assert sample(shard_at(tmp_path / "x.jsonl.zst"), 10) == ([], None, [])
-    assert "x.jsonl.zst: only its first 64 MiB are looked at" in caplog.text
+    assert "x.jsonl.zst: only its first 64 MiB are read" in caplog.text
 
 
 @pytest.mark.parametrize(("levels", "kept"), [(199, True), (201, False), (900, False), (100_000, False)])

@@ -90,7 +90,7 @@ def test_no_unit_follows_a_change_of_the_shard_that_is_read(
     assert [row["t"][:6] for _, row in first.rows if isinstance(row, dict)] == ["before"] * 100
     change(shard.path, contents(kind, "behind"))
     with pytest.raises(
-        OSError, match=r"x\..* (changed|was deleted) while it was read.*run the same command again"
+        OSError, match=r"x\..* (changed|was deleted) while it was being read.*run the same command again"
     ):
         next(units)
 
@@ -104,7 +104,7 @@ def test_a_change_within_the_only_unit_of_a_shard_is_seen(kind: str, tmp_path: P
             in_place(shard.path, contents(kind, "behind"))
         return 1
 
-    with pytest.raises(OSError, match="changed while it was read"):
+    with pytest.raises(OSError, match="changed while it was being read"):
         next(read_units(shard.span, [], count_and_change, 10_000, F))
 
 
@@ -113,7 +113,7 @@ def test_a_shard_without_a_footer_that_is_whole_by_now_is_read_again_and_not_rej
     shard = plan(tmp_path, "parquet", whole[: len(whole) // 2])
     assert shard.span.error is not None
     shard.path.write_bytes(whole)
-    with pytest.raises(OSError, match="changed while it was read"):
+    with pytest.raises(OSError, match="changed while it was being read"):
         next(read_units(shard.span, ["i", "t"], count, 100, F))
 
 
@@ -186,7 +186,7 @@ def test_a_run_ends_with_what_happened_to_the_shard_and_commits_nothing_of_it(
     units = read_and_tokenize(span, job)
     next(units)
     path.write_bytes(path.read_bytes()[:-30])
-    told = r"x\..* changed while it was read"
+    told = r"x\..* changed while it was being read"
     with pytest.raises(OSError, match=told):
         next(units)
     with pytest.raises(OSError, match=told):  # and so does the unit that the graph could not do

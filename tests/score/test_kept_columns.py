@@ -286,7 +286,10 @@ def test_a_column_that_some_shards_lack_is_null_there(
     write_jsonl(tmp_path / "c.jsonl", ["d"], "y")
     score_locally(tiny_model, tmp_path, tmp_path / "out", keep=["x"])
     assert kept_of(tmp_path / "out") == [None, "c", None]
-    assert f"kept column x is null in 2 shards without it: {tmp_path / 'a.parquet'}" in caplog.text
+    assert (
+        f"kept column x is null for the 2 shards that lack it, the first is {tmp_path / 'a.parquet'}"
+        in caplog.text
+    )
 
 
 def test_a_shard_that_is_added_cannot_widen_the_types_of_the_first_run(

@@ -28,7 +28,7 @@ def test_a_night_does_what_the_one_before_left_undone(tiny_model: Path, tmp_path
     left.unlink()
     (out / SUCCESS).unlink()
     write_day(tmp_path / "in", 20)
-    with pytest.raises(RuntimeError, match="1 shards of an earlier run are not done"):
+    with pytest.raises(RuntimeError, match="an earlier run left 1 shards unfinished"):
         score_locally(tiny_model, days, out, unit_rows=10, date="2026-11-20")
     manifest = score_locally(tiny_model, days, out, unit_rows=10, date="2026-11-20", days=2)
     assert left.exists()

@@ -82,7 +82,9 @@ def test_fp8_is_compared_with_bfloat16_on_the_input_and_refused_below_the_bar(
     local_ray: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"fp8: its scores rank .* less than --min-agreement 1"):
+    with pytest.raises(
+        ConfigError, match=r"fp8: .* the rank correlation of its scores .* less than --min-agreement 1"
+    ):
         score_on_ray(tiny_model, SAMPLE, out, dtype="fp8", min_agreement=1.0)
     report = json.loads((out / "_fp8.json").read_text())
     assert report["candidates"] == 260

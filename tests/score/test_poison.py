@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armo_ray.score.poison import MOST_POISON, PARTS, find_poison
+from armo_ray.score.poison import FANOUT, MOST_POISON, find_poison
 from armo_ray.verify.output import verify_output
 from tests.support.local import rows_of, score_locally
 from tests.support.paths import ROOT, SAMPLE
@@ -117,8 +117,8 @@ def test_bisection_finds_the_rows_that_fail_alone_and_no_other_in_few_tries(
     assert find_poison(failure, count, "shard") == dict.fromkeys(poison, "killed")
     assert max(tried.values(), default=0) <= 2
     if most >= count:
-        levels = 1 + math.ceil(math.log(max(count, 2), PARTS) + 1e-9)
-        assert sum(tried.values()) <= 1 + len(poison | once) * (levels * PARTS + 1)
+        levels = 1 + math.ceil(math.log(max(count, 2), FANOUT) + 1e-9)
+        assert sum(tried.values()) <= 1 + len(poison | once) * (levels * FANOUT + 1)
 
 
 def test_where_many_rows_fail_the_fault_is_not_in_the_rows() -> None:

@@ -18,7 +18,7 @@ from tests.support.paths import ROOT, SAMPLE
 def test_a_commit_that_the_driver_does_not_see_ends_the_run(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     unit = Committed(commit_record(), 0, "node-7")
-    with pytest.raises(RuntimeError, match=r"node-7 committed unit 0.*not the same place on every node"):
+    with pytest.raises(RuntimeError, match=r"node-7 committed unit 0.*not the same directory on every node"):
         passes.see(store, unit, patience=0)
     store.write(f"_commits/{unit.record.unit}.json", b"{}")
     passes.see(store, unit, patience=0)
@@ -56,5 +56,5 @@ def test_an_output_of_the_driver_alone_is_refused_before_any_work(
         [*mount, *score], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert f"output {out}: not the same place on node" in done.stderr
+    assert f"output {out}: not the same on node" in done.stderr
     assert list(out.iterdir()) == []

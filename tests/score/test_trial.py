@@ -133,8 +133,8 @@ def test_an_unreadable_shard_is_told_as_such(tiny_model: Path, tmp_path: Path) -
 def test_rows_that_kill_the_process_that_tries_them_out_do_not_refuse_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert trial._apart(lambda: ["a reject"]) == ["a reject"]
-    assert trial._apart(lambda: os.kill(os.getpid(), signal.SIGSEGV)) is None
+    assert trial._in_process(lambda: ["a reject"]) == ["a reject"]
+    assert trial._in_process(lambda: os.kill(os.getpid(), signal.SIGSEGV)) is None
     assert f"ends with status -{int(signal.SIGSEGV)}" in caplog.text
 
 

@@ -134,7 +134,7 @@ def test_an_output_that_cannot_be_written_is_refused_by_name(tmp_path: Path, nam
 def test_an_output_with_commits_but_without_its_run_is_refused_every_time(store: Store) -> None:
     commit(store, commit_record(U1))
     for _ in range(2):
-        with pytest.raises(ConfigError, match=f"{store.uri}: has commits but lost its {RUN}"):
+        with pytest.raises(ConfigError, match=f"{store.uri}: has commits but no {RUN}"):
             open_run(store, IDENTITY, {})
     assert store.read_json(RUN) is None
 

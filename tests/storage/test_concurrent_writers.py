@@ -46,7 +46,7 @@ COMMANDS = {
 }
 ROUNDS = 2  # of each command
 REFUSALS = (
-    "is being written by another run: process",
+    "is being written by another command: process",
     "holds a dataset",
     "is not empty, and holds no complete",
 )
@@ -162,7 +162,9 @@ def test_of_two_commands_of_different_kinds_one_wins(
 
 def test_a_run_does_not_begin_where_a_dataset_is_made(tiny_model: Path, tmp_path: Path) -> None:
     with new_output(str(tmp_path / "out"), "mine") as store:
-        with pytest.raises(ConfigError, match=r"being written by another run: process .*\(armo-ray mine\)"):
+        with pytest.raises(
+            ConfigError, match=r"being written by another command: process .*\(armo-ray mine\)"
+        ):
             prepare(config_for(tiny_model, SAMPLE, tmp_path / "out"))
         assert names_in(store) == [lock.LOCK]
 
@@ -176,7 +178,7 @@ def test_a_dataset_is_not_made_where_a_run_is_at_work(
         before = names_in(store)
         for name in COMMANDS:
             assert main(command_of(name, scores, store.uri)) == 2
-            assert "is being written by another run" in capsys.readouterr().err
+            assert "is being written by another command" in capsys.readouterr().err
         assert names_in(store) == before
 
 
@@ -186,7 +188,7 @@ def test_a_second_evaluation_of_a_model_stops_before_it_scores(
     given = ["--input", str(SAMPLE), "--model", str(tiny_model), "--output", str(tmp_path / "out")]
     with lock.held(Store(str(tmp_path / "out"))):
         assert main(["evaluate", *given]) == 2
-    assert "is being written by another run" in capsys.readouterr().err
+    assert "is being written by another command" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -303,9 +305,7 @@ def test_what_a_killed_command_left_is_deleted_by_the_next(
     assert_whole(tmp_path / "out", tmp_path / "alone")
     (tmp_path / "kept" / "notes.txt").write_text("of somebody")
     before = {p: p.read_bytes() for p in (tmp_path / "kept").rglob("*") if p.is_file() and p.name[0] != "."}
-    with pytest.raises(
-        ConfigError, match=r"the unfinished one of process .*\(armo-ray mine\).* Delete it, or"
-    ):
+    with pytest.raises(ConfigError, match=r"left unfinished by process .*\(armo-ray mine\).* Delete it, or"):
         prepare(config_for(tiny_model, SAMPLE, tmp_path / "kept"))
     assert {
         p: p.read_bytes() for p in (tmp_path / "kept").rglob("*") if p.is_file() and p.name[0] != "."
@@ -346,7 +346,7 @@ def test_what_a_killed_run_left_is_not_deleted_by_a_command_that_makes_a_dataset
     subprocess.run([sys.executable, "-c", code, str(tmp_path), "-", *names], cwd=ROOT, check=False)
     assert set(names_in(Store(str(tmp_path)))) == {lock.LOCK, *names}
     with (
-        pytest.raises(ConfigError, match="Run that again to go on with it"),
+        pytest.raises(ConfigError, match="Run that command again to finish it"),
         new_output(str(tmp_path), "label"),
     ):
         pass

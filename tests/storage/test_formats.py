@@ -46,7 +46,7 @@ def test_a_json_file_in_a_directory_is_passed_over_and_counted(
         (tmp_path / name).write_bytes(LINES)
     caplog.set_level("INFO")
     assert [Path(shard.uri).name for shard in find_shards([str(tmp_path)])] == ["a.jsonl"]
-    assert "1 shard; passed over: 2 other files (.csv, .json)" in caplog.text
+    assert "1 shard; skipped: 2 other files (.csv, .json)" in caplog.text
     found = find_shards([f"{tmp_path}/*.json"])
     assert [Path(shard.uri).name for shard in found] == ["dataset_info.json"]
 
@@ -57,14 +57,14 @@ def test_a_json_file_in_a_directory_is_passed_over_and_counted(
         ("a.csv", r"read_csv\('.*a.csv'\)"),
         ("a.arrow", r"open_stream\('.*a.arrow'\)"),
         ("a.jsonl.bz2", "decompress it, or compress it with gzip or zstd"),
-        ("a.txt", "write one JSON object a line"),
+        ("a.txt", "write one JSON object per line"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_with_what_to_do(name: str, told: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(LINES)
     with pytest.raises(ConfigError, match=told):
         find_shards([str(tmp_path / name)])
-    with pytest.raises(ConfigError, match=rf"passed over: 1 other file \({Path(name).suffix}\)"):
+    with pytest.raises(ConfigError, match=rf"skipped: 1 other file \({Path(name).suffix}\)"):
         find_shards([str(tmp_path)])
 
 
@@ -86,15 +86,15 @@ def test_what_is_advised_for_other_kinds_makes_a_shard(
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", json.dumps(ROWS).encode(), "it is a JSON array: write one object a line, as jq"),
+        ("a.jsonl", json.dumps(ROWS).encode(), "it is a JSON array: write one object per line, as jq"),
         ("a.json", BOM + json.dumps(ROWS, indent=1).encode(), "it is a JSON array"),
-        ("a.jsonl", json.dumps(ROWS[0], indent=1).encode(), "its objects go over several lines"),
-        ("a.jsonl", "".join(f"{row}\n" for row in ROWS).encode(), "its lines are Python's, not JSON"),
-        ("a.jsonl", LINES.replace(b"\n", b"\r"), "its lines end with CR alone"),
-        ("a.jsonl", gzip.compress(LINES), "it is compressed by gzip: name it .jsonl.gz"),
+        ("a.jsonl", json.dumps(ROWS[0], indent=1).encode(), "its objects span several lines"),
+        ("a.jsonl", "".join(f"{row}\n" for row in ROWS).encode(), "its lines are Python dicts, not JSON"),
+        ("a.jsonl", LINES.replace(b"\n", b"\r"), "its lines end with CR only"),
+        ("a.jsonl", gzip.compress(LINES), "it is compressed with gzip: name it .jsonl.gz"),
         ("a.jsonl", LINES.replace(b"}", b",}"), "not valid JSON: .*line 1"),
-        ("a.jsonl.gz", LINES, "it is no gzip file, as its name says"),
-        ("a.jsonl.zst", gzip.compress(LINES), "it is no zstd file, as its name says"),
+        ("a.jsonl.gz", LINES, "it is not a gzip file, although its name says so"),
+        ("a.jsonl.zst", gzip.compress(LINES), "it is not a zstd file, although its name says so"),
         ("a.jsonl.gz", gzip.compress(json.dumps(ROWS).encode()), "it is a JSON array"),
     ],
 )

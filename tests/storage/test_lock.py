@@ -48,7 +48,7 @@ def test_a_second_run_stops_and_names_the_first(store: Store) -> None:
     with (
         lock.held(store),
         pytest.raises(
-            ConfigError, match=r"is being written by another run: process \d+ on \S+, running since 20"
+            ConfigError, match=r"is being written by another command: process \d+ on \S+, running since 20"
         ),
         lock.held(store),
     ):

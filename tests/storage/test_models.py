@@ -117,7 +117,7 @@ def test_a_model_without_safetensors_is_refused_and_nothing_of_it_is_fetched(
             remote.delete(name)
     for uri in (remote.uri, f"{remote.uri}/nowhere"):
         with pytest.raises(
-            ConfigError, match=r"no \*\.safetensors file there; other weight formats can run code"
+            ConfigError, match=r"it has no \*\.safetensors file; other weight formats can run code"
         ):
             local_model(uri)
     assert not (tmp_path / "cache").exists()

@@ -17,7 +17,7 @@ from armo_ray.score.config import ScoreConfig, load_config
 from armo_ray.score.job import prepare
 from armo_ray.storage import retries
 from armo_ray.storage.filesystem import open_filesystem
-from armo_ray.storage.retries import explain
+from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store
 from tests.support.fault_proxy import EVERY, FaultProxy
 from tests.support.local import PAIR, config_for, score_locally
@@ -131,14 +131,14 @@ def test_no_error_repeats_a_credential(
     ],
 )
 def test_errors_are_told_without_what_a_url_may_hold(text: str, kept: str) -> None:
-    assert kept in explain(OSError(text))
-    assert SECRET not in explain(OSError(text))
+    assert kept in describe_error(OSError(text))
+    assert SECRET not in describe_error(OSError(text))
 
 
 @pytest.mark.parametrize("name", ["AZURE_CLIENT_SECRET", "AZURE_STORAGE_CONNECTION_STRING", "HF_TOKEN"])
 def test_what_the_environment_keeps_secret_is_in_no_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, SECRET)
-    assert explain(ValueError(f"refused: {SECRET}, sorry")) == "ValueError: refused: ***, sorry"
+    assert describe_error(ValueError(f"refused: {SECRET}, sorry")) == "ValueError: refused: ***, sorry"
 
 
 @pytest.mark.parametrize(("uri", "extra"), [("gs://b/x", "gs"), ("az://c/x", "az"), ("abfs://c@a/x", "az")])

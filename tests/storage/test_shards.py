@@ -139,9 +139,7 @@ def test_directories_behind_links_are_read_once_and_loops_end(
     (tmp_path / "store" / "back").symlink_to(tmp_path / "in")
     with caplog.at_level("INFO"):
         assert found_in(tmp_path, "in") == ["in/a/x.jsonl", "in/b/deep/y.jsonl"]
-    assert caplog.messages == [
-        f"input {tmp_path}/in: 2 shards; passed over: 5 links to directories already read"
-    ]
+    assert caplog.messages == [f"input {tmp_path}/in: 2 shards; skipped: 5 links to directories already read"]
 
 
 def test_a_glob_reads_links_by_the_names_that_it_matches(tmp_path: Path) -> None:
@@ -182,7 +180,7 @@ def test_what_is_passed_over_is_counted_by_kind_in_one_line(
     with caplog.at_level("INFO"):
         found_in(tree, "")
     assert caplog.messages == [
-        f"input {tree}/: 5 shards; passed over: 2 broken links, 5 hidden names, 1 link to a shard already read, "
+        f"input {tree}/: 5 shards; skipped: 2 broken links, 5 hidden names, 1 link to a shard already read, "
         "4 other files (.bz2, .json, .txt, no suffix)"
     ]
     caplog.clear()
@@ -235,7 +233,7 @@ def test_identity_changes_with_the_content_and_only_with_it(tmp_path: Path) -> N
     (same_time,) = find_shards([str(path)])
     assert len({before.identity, same_size.identity, same_time.identity}) == 3
     assert before.hash == same_size.hash == same_time.hash
-    with pytest.raises(OSError, match=r"x\.jsonl changed while it was read"):
+    with pytest.raises(OSError, match=r"x\.jsonl changed while it was being read"):
         open_shard(before)
 
 

@@ -243,7 +243,7 @@ def test_shards_are_found_on_s3(shards_on_s3: str, pattern: str, names: str) -> 
 def test_what_is_passed_over_on_s3_is_counted(shards_on_s3: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         find_shards([shards_on_s3])
-    told = f"input {shards_on_s3}: 3 shards; passed over: 3 hidden names, 1 other file (.txt)"
+    told = f"input {shards_on_s3}: 3 shards; skipped: 3 hidden names, 1 other file (.txt)"
     assert told in caplog.messages
 
 
@@ -275,7 +275,7 @@ def test_an_object_that_is_replaced_is_another_shard_and_is_not_read_as_the_old_
     (after,) = find_shards([s3])
     assert (before.hash, before.size) == (after.hash, after.size)
     assert before.identity != after.identity
-    with pytest.raises(OSError, match=r"x\.jsonl changed while it was read"):
+    with pytest.raises(OSError, match=r"x\.jsonl changed while it was being read"):
         list(read_units(Span(before), [], count, 10, F))
 
 

@@ -632,7 +632,7 @@ def test_repair_waits_for_no_run_that_writes_the_output(
         monkeypatch.setattr(lock, name, value)
     with (
         lock.held(Store(str(output))),
-        pytest.raises(ConfigError, match="is being written by another run"),
+        pytest.raises(ConfigError, match="is being written by another command"),
     ):
         repair_output(str(output), columns_read)
 

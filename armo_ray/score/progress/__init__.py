@@ -1,4 +1,4 @@
-"""What a run is doing: a display on a terminal, a log line every 30 s elsewhere, Prometheus metrics in both."""
+"""The progress of a run: a display on a terminal or else a log line every 30 s, and Prometheus metrics."""
 
 import logging
 import os
@@ -19,18 +19,18 @@ __all__ = ["Counts", "Progress", "every"]
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 30.0
-_TELL_EVERY_S = 2.0  # takes 0.4 ms
-_WAIT_S = 5.0  # at the end, for a count of the replicas: where Ray's head is gone it never comes
+_EXPORT_EVERY_S = 2.0  # takes 0.4 ms
+_WAIT_S = 5.0  # at the end, for the count of replicas: if Ray's head is gone it never returns
 
 
 class Progress:
-    """Counts committed units as they are reported, and shows the counts at all times.
+    """Counts committed units as they are reported, and displays the counts.
 
     Args:
-        total_bytes: of the input that is left to do.
-        began: when the run did, in seconds since 1970.
-        tags: of its metrics, by name.
-        replicas: how many are up, and how many were lost so far; asked from another thread.
+        total_bytes: bytes of the input that are left to score.
+        began: start of the run, in seconds since 1970.
+        tags: values of the metrics' tags, by name.
+        replicas: returns how many replicas are loaded and how many were lost; called from another thread.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Progress:
         self.began = began
         self.tags = tags
         self.replicas = replicas
-        self.pool: tuple[int | None, int] = (None, 0)  # what `replicas` last said
+        self.pool: tuple[int | None, int] = (None, 0)  # last result of `replicas`
         self.exporter: Exporter | None = None
         self.terminal = sys.stderr.isatty() and os.environ.get("TERM") not in (None, "dumb")
         self.outlets = ExitStack()
@@ -62,7 +62,7 @@ class Progress:
             self._log()
 
     def update(self, unit: Committed, isolated: bool = False) -> None:
-        """Count one committed unit, and whether it had to be done row by row."""
+        """Count one committed unit; `isolated` if it had to be scored row by row."""
         first = not self.counts.units
         self.counts = self.counts.plus(unit, time.monotonic())
         if isolated:
@@ -75,13 +75,13 @@ class Progress:
             )
 
     def snapshot(self) -> Counts:
-        """The counts at this moment, with the replicas as they were seen last."""
+        """The present counts, with the last known number of replicas."""
         up, lost = self.pool
         return replace(self.counts, replicas=up, restarts=lost)
 
     def _outlets(self) -> Iterator[AbstractContextManager[None]]:
-        yield every(_TELL_EVERY_S, "exporting metrics", self._tell)  # ends last, and tells of the end
-        yield every(_TELL_EVERY_S, "counting replicas", self._look, _WAIT_S)
+        yield every(_EXPORT_EVERY_S, "exporting metrics", self._export)  # ends last, with the final counts
+        yield every(_EXPORT_EVERY_S, "counting replicas", self._count_replicas, _WAIT_S)
         if self.terminal:
             from armo_ray.score.progress import terminal
 
@@ -89,12 +89,12 @@ class Progress:
         else:
             yield every(_LOG_EVERY_S, "logging progress", self._log)
 
-    def _look(self) -> None:
+    def _count_replicas(self) -> None:
         self.pool = self.replicas()
 
-    def _tell(self) -> None:
+    def _export(self) -> None:
         self.exporter = self.exporter or Exporter(self.tags)
-        self.exporter.tell(self.snapshot(), time.monotonic())
+        self.exporter.export(self.snapshot(), time.monotonic())
 
     def _log(self) -> None:
         logger.info("%s", line(self.snapshot(), time.monotonic()))

@@ -1,4 +1,4 @@
-"""What a run has done so far, added up from its commit records: the driver knows nothing else of the workers."""
+"""Sums over the commit records of a run so far, which are all that the driver learns from the workers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,29 +9,29 @@ from armo_ray.storage.records import Totals, added
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over the units that a run committed. Adding a unit makes new sums: other threads may read these."""
+    """Sums over the units that a run committed. Immutable, because other threads read them."""
 
-    total_bytes: int  # of the input that the run has to do
-    started: float | None = None  # when the first unit was, in seconds of the clock that `now` is of
+    total_bytes: int  # of the input that the run has to score
+    started: float | None = None  # start of the first unit, by the same clock as `now`
     units: int = 0
     source_bytes: int = 0
     scored: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)  # by reason
     num_tokens: int = 0  # of all conversations, each counted whole
     computed_tokens: int = 0  # that went through the model, padding included
-    packed_tokens: int = 0  # and without
+    packed_tokens: int = 0  # the same without padding
     pack_capacity: int = 0  # tokens that the forward passes had room for
     model_s: float = 0.0  # of all replicas
     pack_s: float = 0.0
     wait_s: float = 0.0
     flops: int = 0
-    possible_flops: float | None = 0.0  # in the replicas' time; None where a device's rate is not known
-    isolated: int = 0  # units that failed and were done row by row
+    possible_flops: float | None = 0.0  # at the devices' peak rate; None if it is unknown for one
+    isolated: int = 0  # units that failed and were scored row by row
     restarts: int = 0  # replicas that were lost and loaded again
-    replicas: int | None = None  # that are up; None: not known yet
+    replicas: int | None = None  # that are loaded; None: not known yet
 
     def plus(self, unit: Committed, now: float) -> "Counts":
-        """With one more committed unit."""
+        """The counts with one more committed unit; `now` is a time.monotonic."""
         record, timing, passes = unit.record, unit.record.timing, unit.record.passes
         assert timing is not None, "a unit of this run has its timing"
         assert passes is not None, "a unit of this run has its forward passes"
@@ -59,7 +59,7 @@ class Counts:
 
     @property
     def totals(self) -> Totals:
-        """The sums that the manifest has too; of the shards nothing is known."""
+        """The sums that are also in the manifest, without the number of shards."""
         return Totals(
             units=self.units,
             candidates=self.scored + self.all_rejected,
@@ -75,7 +75,7 @@ class Counts:
 
     @property
     def retries(self) -> int:
-        """Replicas that were lost, and units that failed."""
+        """The number of replicas that were lost and of units that failed."""
         return self.restarts + self.isolated
 
     @property
@@ -85,35 +85,35 @@ class Counts:
 
     @property
     def sharing(self) -> float | None:
-        """Tokens of conversations for each that was computed: what sharing prefixes saves, less padding."""
+        """Tokens of conversations per computed token: the saving from shared prefixes, less padding."""
         return _ratio(self.num_tokens, self.computed_tokens)
 
     @property
     def pack_fill(self) -> float | None:
-        """The fraction of the room in forward passes that tokens took."""
+        """The fraction of the token capacity of forward passes that was used."""
         return _ratio(self.packed_tokens, self.pack_capacity)
 
     @property
     def idle(self) -> float | None:
-        """The fraction of the replicas' time that no forward pass ran."""
+        """The fraction of the replicas' time in which no forward pass ran."""
         idle = self.pack_s + self.wait_s
         return _ratio(idle, idle + self.model_s)
 
     @property
     def mfu(self) -> float | None:
-        """The fraction of what the replicas' GPUs can do in theory; None where that is not known."""
+        """The fraction of the peak FLOPs of the replicas' GPUs that was used; None if the peak is unknown."""
         return None if self.possible_flops is None else _ratio(self.flops, self.possible_flops)
 
     def rate(self, count: int, now: float) -> float | None:
-        """So many a second, since the first unit began: start-up would spoil it."""
+        """A count per second since the first unit began; start-up is excluded."""
         return None if self.started is None else _ratio(count, now - self.started)
 
     def eta_s(self, now: float) -> float | None:
-        """Seconds that the rest of the input will take at the rate so far."""
+        """Estimated seconds for the rest of the input at the rate so far."""
         if self.started is None or not self.done:
             return None
         return (now - self.started) * (1 - self.done) / self.done
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole > 0 else None
+def _ratio(amount: float, total: float) -> float | None:
+    return amount / total if total > 0 else None

@@ -1,7 +1,7 @@
 """The counts as Prometheus metrics, which Ray exports on the driver's node.
 
-Ray puts `ray_` before a name and `_total` behind a counter's: `SERIES` has the names that Prometheus sees. The
-driver sets them, so that scoring does not wait for them; they end with it.
+Ray adds the prefix `ray_` to a name, and the suffix `_total` to a counter: `SERIES` has the names that Prometheus sees.
+The driver sets the metrics, so scoring does not wait for them; they end with the driver.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 from armo_ray.score.progress.counts import Counts
 
 TAGS = ("output", "model")
-Values = Mapping[str, float | None]  # by the value of a metric's own tag
+Values = Mapping[str, float | None]  # by the value of a metric's additional tag
 
 
 class Metric(NamedTuple):
     name: str
     about: str
     values: Callable[[Counts, float], Values]
-    tag: str | None = None  # of its own, besides TAGS
+    tag: str | None = None  # an additional tag besides TAGS
     counter: bool = False
 
     @property
@@ -68,20 +68,20 @@ SERIES = {metric.series: metric for metric in METRICS}
 
 
 class Exporter:
-    """Tells Ray the counts of one run. Ray has to be up."""
+    """Exports the counts of one run through Ray, which must be running."""
 
     def __init__(self, tags: Mapping[str, str]) -> None:
         from ray.util.metrics import Counter, Gauge
 
         self.tags = dict(tags)
-        self.told: dict[tuple[str, str], float] = {}  # what the counters stand at
+        self.exported: dict[tuple[str, str], float] = {}  # present values of the counters
         self.metrics: dict[str, Any] = {}
         for metric in METRICS:
             keys = (*TAGS, metric.tag) if metric.tag else TAGS
             kind = Counter if metric.counter else Gauge
             self.metrics[metric.name] = kind(metric.name, metric.about, tag_keys=keys)
 
-    def tell(self, counts: Counts, now: float) -> None:
+    def export(self, counts: Counts, now: float) -> None:
         """Set every metric whose value is known."""
         for metric in METRICS:
             for label, value in metric.values(counts, now).items():
@@ -92,6 +92,6 @@ class Exporter:
                     self.metrics[metric.name].set(value, tags)
                     continue
                 key = (metric.name, label)
-                if (more := value - self.told.get(key, 0.0)) > 0:
+                if (more := value - self.exported.get(key, 0.0)) > 0:
                     self.metrics[metric.name].inc(more, tags)
-                    self.told[key] = value
+                    self.exported[key] = value

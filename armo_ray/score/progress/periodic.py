@@ -1,4 +1,4 @@
-"""Something that is done now and then beside the work, and never at its cost."""
+"""Repeating an action in the background; its failures do not affect the work."""
 
 import logging
 import threading
@@ -10,23 +10,23 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def every(seconds: float, what: str, act: Callable[[], None], wait_s: float | None = None) -> Iterator[None]:
-    """Do something again and again while the body runs, in a thread of its own: at its start, every so many seconds,
-    and at its end.
+    """Call `act` in a separate thread while the body runs: at its start, every `seconds` seconds, and at its end.
 
-    What fails is told once and tried again the next time. The last time is waited for, `wait_s` at most.
+    The first failure is logged; later calls go on. At the end, waits at most `wait_s` seconds for the last call.
+    `what` names the action in the log.
     """
     ended = threading.Event()
 
     def repeat() -> None:
-        told = False
+        logged = False
         while True:
             last = ended.is_set()
             try:
                 act()
-            except Exception as error:  # whatever it is, the work is worth more
-                if not told:
+            except Exception as error:  # any error: it must not end the run
+                if not logged:
                     logger.warning("%s failed, the run goes on: %s", what, error)
-                told = True
+                logged = True
             if last:
                 return
             ended.wait(seconds)

@@ -1,4 +1,4 @@
-"""The counts on a terminal: a bar and some numbers below the log, redrawn in place and gone at the end."""
+"""The counts on a terminal: a progress bar and numbers below the log, redrawn in place and removed at the end."""
 
 import logging
 import sys
@@ -15,21 +15,21 @@ from rich.text import Text
 from armo_ray.formatting.numbers import UNKNOWN, clock, percent, rate, times
 from armo_ray.score.progress.counts import Counts
 
-_DRAWN_PER_S = 2  # takes 4 ms
+_DRAWS_PER_S = 2  # each takes 4 ms
 _MOST_REASONS = 4
-_NAME, _VALUE = 12, 10  # characters of a number's name and of the number
+_NAME, _VALUE = 12, 10  # widths of a number's name and of the number, in characters
 
 
 @contextmanager
 def shown(draw: Callable[[], RenderableType]) -> Iterator[None]:
-    """Show what `draw` returns at the foot of the terminal; what is logged meanwhile goes above it."""
+    """Show the result of `draw` at the bottom of the terminal while the body runs; log lines appear above it."""
     console = Console(stderr=True)
     live = Live(
         get_renderable=draw,
         console=console,
-        refresh_per_second=_DRAWN_PER_S,
+        refresh_per_second=_DRAWS_PER_S,
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # Ray writes there too; else it is somebody's pipe
+        redirect_stdout=sys.stdout.isatty(),  # Ray writes to stdout too; if it is a pipe, leave it alone
     )
     direct = sys.stderr
     handlers = [
@@ -37,7 +37,7 @@ def shown(draw: Callable[[], RenderableType]) -> Iterator[None]:
         for handler in logging.root.handlers
         if isinstance(handler, logging.StreamHandler) and handler.stream is direct
     ]
-    with live:  # from here on sys.stderr writes above it
+    with live:  # sys.stderr now writes above the display
         for handler in handlers:
             handler.setStream(sys.stderr)
         try:
@@ -48,7 +48,7 @@ def shown(draw: Callable[[], RenderableType]) -> Iterator[None]:
 
 
 def render(counts: Counts, now: float) -> RenderableType:
-    """A bar, and numbers in as many columns as the terminal has room for."""
+    """A progress bar, and numbers in as many columns as fit the terminal."""
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
@@ -58,7 +58,7 @@ def render(counts: Counts, now: float) -> RenderableType:
     bar.add_row(
         ProgressBar(total=1.0, completed=counts.done), f"{counts.done:4.0%}  ETA {clock(counts.eta_s(now))}"
     )
-    # of one width, whatever they say: nothing jumps
+    # all of the same width, so that nothing moves
     cells = [
         Text.assemble((f"{name:<{_NAME}}", "dim"), f"{value:>{_VALUE}}")
         for name, value in _figures(counts, now).items()
@@ -94,8 +94,8 @@ def _replicas(counts: Counts) -> str:
 
 
 def _reasons(counts: Counts) -> str:
-    """The most frequent reasons of rejects, and what the others sum up to."""
+    """The most frequent reject reasons with their counts, and the sum of the other counts."""
     ranked = sorted(counts.rejected.items(), key=lambda entry: (-entry[1], entry[0]))
     named = [f"{count:,} {reason}" for reason, count in ranked[:_MOST_REASONS]]
     rest = sum(count for _, count in ranked[_MOST_REASONS:])
-    return ", ".join(named + ([f"{rest:,} of other reasons"] if rest else []))
+    return ", ".join(named + ([f"{rest:,} for other reasons"] if rest else []))

@@ -1,6 +1,6 @@
 """The three steps of a unit of work: read and tokenize, score, write and commit.
 
-Plain functions over one-row tables, so that they run the same in a Ray task and in a test.
+Plain functions over one-row tables, which run the same in a Ray task and in a test.
 """
 
 from armo_ray.score.stages.isolate import Isolated

@@ -1,4 +1,4 @@
-"""A unit that failed in the graph, row by row: what a process of its own can do and be killed by."""
+"""A unit that failed in the graph, scored row by row in a separate process that it may kill."""
 
 import time
 from dataclasses import replace
@@ -16,26 +16,26 @@ from armo_ray.storage.units import Span
 
 
 class Isolated:
-    """The first unit of a span that is to be done, read again by every process that takes the place of one."""
+    """The first uncommitted unit of a span. A process that replaces a killed one reads it again."""
 
     def __init__(self, span: Span, job: Job, scorer: Scorer) -> None:
         self.span, self.job, self.scorer = span, job, scorer
 
     @cached_property
     def unit(self) -> UnitRows:
-        """Its rows: what reading them raises is raised by a method, not while the process is made."""
+        """The rows of the unit. Read on first use, so that an error is raised by a method, not by the constructor."""
         return next(units_of(self.span, self.job))
 
     def count(self) -> int:
-        """The number of its rows."""
+        """The number of rows in the unit."""
         return len(self.unit.rows)
 
     def attempt(self, start: int, stop: int) -> None:
-        """Tokenize and score the rows [start, stop) of the unit, which kills the process or raises if one does."""
+        """Tokenize and score the rows [start, stop) of the unit. A poison row raises or kills the process."""
         self._score(self.unit.rows[start:stop])
 
     def finish(self, poison: dict[int, str]) -> Committed:
-        """Score and commit the unit with some rows, by their place in it, rejected."""
+        """Score and commit the unit. `poison`: why rows are rejected, by their index in the unit."""
         rows = [
             (number, _poisoned(row, poison[i]) if i in poison else row)
             for i, (number, row) in enumerate(self.unit.rows)

@@ -1,4 +1,4 @@
-"""Rows of a shard become token ids: the first step, on a CPU."""
+"""The first step, on a CPU: turns rows of a shard into token ids."""
 
 import time
 from collections.abc import Iterator
@@ -41,17 +41,17 @@ def _loaded(
 
 
 def model_directory(job: Job) -> Path:
-    """Where the job's model lies on this node; it is fetched where it does not yet."""
+    """The directory of the job's model on this node; the model is copied there first if it is missing."""
     return _directory(job.model, job.revision)
 
 
 def load_encoder(job: Job) -> Encoder:
-    """The job's encoder, loaded once by every process."""
+    """The job's encoder, loaded once per process."""
     return _loaded(job.model, job.revision, job.family, job.max_length, job.truncate, job.special_tokens)
 
 
 def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
-    """A one-row table for every unit of a span that is to be done."""
+    """A one-row table for every uncommitted unit of a span."""
     encoder = load_encoder(job)
 
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
 
 
 def units_of(span: Span, job: Job) -> Iterator[UnitRows]:
-    """The rows of every unit of a span that is to be done."""
+    """The rows of every uncommitted unit of a span."""
 
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else job.layout.count(row)
@@ -70,22 +70,22 @@ def units_of(span: Span, job: Job) -> Iterator[UnitRows]:
 
 
 def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
-    """The one-row table of rows that belong to no shard."""
+    """The one-row table for rows that belong to no shard."""
     encoder = load_encoder(job)
     unit = UnitRows(Unit("", 0), list(enumerate(rows)))
     return tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
 
 
 def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
-    """The one-row table of a unit's rows; `started`: when reading them did."""
+    """The one-row table for the rows of a unit. `started`: when reading them began, by time.perf_counter."""
     numbers: list[int] = []
     rows: list[Row] = []
     candidates: list[Candidate] = []
     for number, row in done.rows:
-        found = row_candidates(row, job)
-        numbers += [number] * len(found)
-        rows += [row] * len(found)
-        candidates += found
+        own = row_candidates(row, job)
+        numbers += [number] * len(own)
+        rows += [row] * len(own)
+        candidates += own
     began = time.perf_counter()
     tokens = encoder.encode(candidates)
     tokenize = time.perf_counter() - began
@@ -144,19 +144,19 @@ def _scored_rows(
 
 
 def _kept_values(numbers: list[int], rows: list[Row], job: Job) -> list[tuple[dict[str, Any], list[str]]]:
-    """What `kept_columns.values_of` makes of the row of every scored candidate, once for each row."""
-    found: dict[int, tuple[dict[str, Any], list[str]]] = {}
+    """For every scored candidate, its row's kept values and flags. Each row is converted once."""
+    by_number: dict[int, tuple[dict[str, Any], list[str]]] = {}
     for number, row in zip(numbers, rows, strict=True):
-        if number not in found and not isinstance(row, BadRow):
-            found[number] = kept_columns.values_of(row, job.carried, job.scores, job.as_json)
-    return [found[number] for number in numbers]
+        if number not in by_number and not isinstance(row, BadRow):
+            by_number[number] = kept_columns.values_of(row, job.carried, job.scores, job.as_json)
+    return [by_number[number] for number in numbers]
 
 
 def _reject_rows(
     tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], shard: Shard
 ) -> pa.Table:
     entries = []
-    raw: set[int] = set()  # rows that are told already: one of a thousand answers is not repeated for each
+    raw: set[int] = set()  # numbers of rows whose text is stored: a row with many rejects is stored once
     for i, reason, detail in tokens.rejects:
         text = None if numbers[i] in raw else to_raw(rows[i])
         entries.append((numbers[i], candidates[i].index, candidates[i].role, reason, detail, text))

@@ -1,4 +1,4 @@
-"""Token ids become scores: the second step, on a replica of the model."""
+"""The second step, on a replica of the model: turns token ids into scores."""
 
 import time
 
@@ -20,7 +20,7 @@ _PROBE = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
 
 
 class Scorer:
-    """A replica of the model, loaded and tried out when it is made."""
+    """A replica of the model. The constructor loads the model and scores a probe."""
 
     def __init__(self, job: Job, device: str) -> None:
         started = time.perf_counter()
@@ -36,43 +36,43 @@ class Scorer:
             family=job.family.name,
         )
         encoder = load_encoder(job)
-        answers = candidates_of({"prompt": "2+2?", "responses": ["4", "5"]}, _PROBE)
-        probe = self.model.score(encoder.encode(answers).sequences())
+        candidates = candidates_of({"prompt": "2+2?", "responses": ["4", "5"]}, _PROBE)
+        probe = self.model.score(encoder.encode(candidates).sequences())
         if not np.isfinite(probe.score).all():
             raise RuntimeError(f"{job.model}: the model returns {probe.score} for a probe: damaged weights")
         self.load_seconds = time.perf_counter() - started
         self.peak_flops = self.model.peak_flops(job.dtype)
-        self.ended: float | None = None  # the unit before
+        self.ended: float | None = None  # end of the previous unit, by time.perf_counter
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The unit with `score` (C), `rewards` and `gating` (C * K, row by row) for its token ids."""
+        """Replace a unit's token ids by `score` (C,), `rewards` and `gating` (both C * K, flattened row by row)."""
         started, header = time.perf_counter(), Header.of(table)
         header.began, header.load_seconds = time.time(), self.load_seconds
-        found = self.model.score(conversations(table))
-        header.computed_tokens, header.num_packs = found.computed_tokens, found.num_packs
-        header.packed_tokens, header.pack_capacity = found.packed_tokens, found.pack_capacity
-        header.flops, header.peak_flops = found.flops, self.peak_flops
+        scores = self.model.score(conversations(table))
+        header.computed_tokens, header.num_packs = scores.computed_tokens, scores.num_packs
+        header.packed_tokens, header.pack_capacity = scores.packed_tokens, scores.pack_capacity
+        header.flops, header.peak_flops = scores.flops, self.peak_flops
         header.token_budget = self.model.options.token_budget
         header.seconds["wait"] = started - (self.ended or started)
         self.ended = time.perf_counter()
-        header.seconds["pack"] = self.ended - started - found.model_seconds
-        header.seconds["model"] = found.model_seconds
+        header.seconds["pack"] = self.ended - started - scores.model_seconds
+        header.seconds["model"] = scores.model_seconds
         contests = table["contests"].combine_chunks().flatten().to_numpy().reshape(-1, 2)
         if len(contests):
-            rates = win_rates(found.score, contests)
-            found = found._replace(score=rates, rewards=rates[:, None])
+            rates = win_rates(scores.score, contests)
+            scores = scores._replace(score=rates, rewards=rates[:, None])
         done = table.drop_columns([*MODEL_COLUMNS, "header"]).append_column("header", header.to_array())
         for name in ("score", "rewards", "gating"):
-            done = done.append_column(name, one(pa.array(getattr(found, name).ravel())))
-        return done.append_column(STEP_SCORES.name, ragged(list(found.steps), np.float32))
+            done = done.append_column(name, one(pa.array(getattr(scores, name).ravel())))
+        return done.append_column(STEP_SCORES.name, ragged(list(scores.steps), np.float32))
 
 
 def win_rates(first_wins: Floats, contests: Index) -> Floats:
-    """How often each candidate is better than another of its prompt, (C,).
+    """The mean probability that each candidate is better than another candidate of its prompt, (C,).
 
     Args:
-        first_wins: (N,) the probability that the first candidate of a contest is better.
-        contests: (N, 2) the candidates of each.
+        first_wins: (N,) probability that the first candidate of each contest is better.
+        contests: (N, 2) indices of the two candidates.
     """
     wins = np.bincount(contests.ravel(), np.stack((first_wins, 1 - first_wins), axis=1).ravel())
     return (wins / np.bincount(contests.ravel())).astype(np.float32)

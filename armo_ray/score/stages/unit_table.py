@@ -1,6 +1,6 @@
-"""A unit of work as a table of one row, its candidates in list columns.
+"""A unit of work as a table of one row, with its candidates in list columns.
 
-One task in, one block out: that is what makes a task exact when Ray replays it.
+Every task takes one block and returns one block, so that a task that Ray replays returns the same again.
 """
 
 import json
@@ -19,13 +19,13 @@ from armo_ray.storage.shards import Shard
 from armo_ray.storage.units import Unit
 
 Ids = npt.NDArray[np.int32]
-MODEL_COLUMNS = ("prompts", "group", "responses", "contests")  # what only the replica needs
+MODEL_COLUMNS = ("prompts", "group", "responses", "contests")  # that only the replica needs
 NO_SHARD = Shard("", 0, "", ())
 
 
 @dataclass
 class Header:
-    """What is known of a unit besides its rows; travels pickled in the column `header`."""
+    """The data of a unit besides its rows, pickled in the column `header`."""
 
     shard: Shard
     unit: Unit
@@ -34,14 +34,14 @@ class Header:
     num_tokens: int = 0
     computed_tokens: int = 0
     num_packs: int = 0
-    packed_tokens: int = 0  # computed ones without padding
+    packed_tokens: int = 0  # computed tokens without padding
     pack_capacity: int = 0  # tokens that the packs had room for
     flops: int = 0  # of the packed tokens
-    peak_flops: float | None = None  # that the replica's devices can do in a second, where that is known
-    token_budget: int = 0  # of the replica: the one asked for, or less where memory was short
-    load_seconds: float = 0.0  # that the replica took to load the model, the same in all its units
-    began: float = 0.0  # when its scoring began, seconds since 1970
-    content: str | None = None  # a digest of what its rows were read from
+    peak_flops: float | None = None  # of the replica's devices, per second; None if unknown
+    token_budget: int = 0  # of the replica: as configured, or less if memory was short
+    load_seconds: float = 0.0  # for the replica to load the model, the same in all its units
+    began: float = 0.0  # start of scoring, in seconds since 1970
+    content: str | None = None  # digest of the bytes that its rows were read from
 
     def to_array(self) -> pa.Array:
         return pa.array([pickle.dumps(self)])
@@ -58,18 +58,18 @@ def nest(table: pa.Table) -> pa.Array:
 
 
 def unnest(column: pa.ChunkedArray) -> pa.Table:
-    """The table that `nest` made a list of."""
+    """The table that `nest` turned into a list."""
     rows = column.combine_chunks().flatten()
     return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)])
 
 
 def one(values: pa.Array) -> pa.Array:
-    """An array as the single entry of a list array."""
+    """A list array whose only entry is `values`."""
     return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
 
 
 def ragged(arrays: list[npt.NDArray[Any]], dtype: type[np.generic] = np.int32) -> pa.Array:
-    """Arrays, of token ids or another type, as the single entry of a list of lists."""
+    """A list array whose only entry is a list of these arrays, of token ids or another type."""
     offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
     flat = np.concatenate(arrays) if arrays else np.empty(0, dtype)
     return one(pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)))
@@ -83,7 +83,7 @@ def arrays(column: pa.ChunkedArray) -> list[Ids]:
 
 
 def conversations(table: pa.Table) -> list[tuple[Ids, list[Ids]]]:
-    """Beginning and end of every sequence of a unit that the model reads: of every candidate, or pair of them."""
+    """The prompt and response ids of every sequence of a unit: one per candidate, or per pair of candidates."""
     prompts, responses = arrays(table["prompts"]), arrays(table["responses"])
     group = table["group"].combine_chunks().flatten().to_numpy()
     return [(prompts[g], [response]) for g, response in zip(group, responses, strict=True)]
@@ -97,5 +97,5 @@ def reject_table(shard: Shard, entries: list[tuple[Any, ...]]) -> pa.Table:
 
 
 def to_raw(row: Row) -> str | None:
-    """A row as JSON; what JSON cannot hold (dates, bytes) as its text."""
+    """A row as JSON; values that JSON cannot hold (dates, bytes) become text."""
     return row.raw if isinstance(row, BadRow) else json.dumps(row, default=str)

@@ -1,4 +1,4 @@
-"""Scores become parts and a commit record: the third step, on a CPU."""
+"""The third step, on a CPU: writes scores as parts and a commit record."""
 
 import socket
 import time
@@ -21,7 +21,10 @@ from armo_ray.storage.units import Unit
 
 
 def write_and_commit(table: pa.Table, job: Job) -> Committed:
-    """Write the parts of a scored unit, then its commit record."""
+    """Write the parts of a scored unit, then its commit record.
+
+    Raises RuntimeError if the candidates are not all scored or rejected, or if an earlier commit has other counts.
+    """
     started = time.perf_counter()
     header, store = Header.of(table), Store(job.output)
     shard, unit = header.shard, header.unit
@@ -34,7 +37,7 @@ def write_and_commit(table: pa.Table, job: Job) -> Committed:
         )
     record = _record(header, job, scores.num_rows, _counts(rejects["reason"]))
     before = commits.find_record(store, unit.id)
-    if before is not None:  # a replayed task leaves the parts alone
+    if before is not None:  # a replayed task does not write the parts again
         commits.check_same(store, before, record)
         return Committed(before, unit.source_bytes, socket.gethostname())
     written = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
@@ -43,7 +46,7 @@ def write_and_commit(table: pa.Table, job: Job) -> Committed:
     timing = Timing(
         seconds={step: round(value, 4) for step, value in seconds.items()},
         began=round(header.began, 3),
-        load_seconds=header.load_seconds,  # all digits: it tells replicas apart
+        load_seconds=header.load_seconds,  # not rounded, to distinguish replicas
     )
     record = replace(record, parts=tuple(written), timing=timing)
     commits.commit(store, record)
@@ -51,7 +54,7 @@ def write_and_commit(table: pa.Table, job: Job) -> Committed:
 
 
 def _record(header: Header, job: Job, scored: int, rejected: dict[str, int]) -> CommitRecord:
-    """What the commit record of a unit counts, before its parts are written."""
+    """The commit record of a unit, before its parts are written."""
     shard, unit = header.shard, header.unit
     return CommitRecord(
         unit=unit.id,
@@ -80,7 +83,7 @@ def _record(header: Header, job: Job, scored: int, rejected: dict[str, int]) -> 
 
 
 def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
-    """The candidates of a scored unit, one a row: columns of the scores, and `reason` and `detail` of rejects."""
+    """The candidates of a scored unit, one per row: columns of the scores, and `reason` and `detail` of rejects."""
     scores, failed = _score_table(table, NO_SHARD, job)
     rejects = unnest(table["rejects"]).select(["candidate", "role", "reason", "detail"])
     failed = failed.select(["candidate", "role"]).append_column(
@@ -91,7 +94,7 @@ def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
 
 
 def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.Table]:
-    """The rows of the scores with finite numbers, and the others."""
+    """The rows of the scores whose numbers are all finite, and the other rows."""
     rows = unnest(table["scored"])
     score, rewards, gating = (
         table[name].combine_chunks().flatten().to_numpy() for name in ("score", "rewards", "gating")
@@ -117,7 +120,7 @@ def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.
 
 
 def _non_finite(failed: pa.Table, shard: Shard, unit: Unit, job: Job) -> pa.Table:
-    """Rejects for rows whose score is not a number; their text is read again."""
+    """Rejects for scores that are not finite; the text of their rows is read again."""
     rows = failed.select(["source_row", "candidate", "role", "score"]).to_pylist()
     raw = readers.read_rows(shard, unit, job.columns, {r["source_row"] for r in rows}) if rows else {}
     return reject_table(
