@@ -10,7 +10,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.measures.agreement import agreement
 from armo_ray.score.job import Job
 from armo_ray.score.stages.read import model_directory, read_and_tokenize
-from armo_ray.score.stages.unit_table import conversations, unnest
+from armo_ray.score.stages.unit_block import conversations, unnest
 from armo_ray.storage.units import Span
 
 logger = logging.getLogger(__name__)

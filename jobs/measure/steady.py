@@ -20,7 +20,7 @@ from armo_ray.score.config import load_config
 from armo_ray.score.job import prepare
 from armo_ray.score.replicas import Pool, Replica
 from armo_ray.score.stages import read_and_tokenize
-from armo_ray.score.stages.unit_table import conversations
+from armo_ray.score.stages.unit_block import conversations
 
 
 def bare_rate(options: dict[str, object], device: str) -> float:

@@ -12,7 +12,7 @@ from armo_ray.engine.decoder import hidden_rows, layer_devices
 from armo_ray.engine.packing import make_packs
 from armo_ray.errors import ConfigError
 from armo_ray.score.config import ScoreConfig
-from armo_ray.score.replicas import room_for
+from armo_ray.score.gpus import room_for
 from tests.support.architectures import random_groups, write_architecture
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -23,7 +23,7 @@ from tests.support.runs import finish, start
 FRAGILE = """
 import ctypes
 from armo_ray.score.stages import score
-from armo_ray.score.stages.unit_table import unnest
+from armo_ray.score.stages.unit_block import unnest
 from armo_ray.text.tokenization import Encoder
 
 encode, call = Encoder.encode, score.Scorer.__call__

@@ -10,7 +10,7 @@ from armo_ray.score.config import ScoreConfig
 from armo_ray.score.job import Job, prepare
 from armo_ray.score.passes import Committed
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
-from armo_ray.score.stages.unit_table import Header
+from armo_ray.score.stages.unit_block import Header
 from armo_ray.storage import commits, resume
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, spread

@@ -9,7 +9,7 @@ from armo_ray.score.job import Job
 from armo_ray.score.passes import Committed
 from armo_ray.score.stages.read import load_encoder, tokenized, units_of
 from armo_ray.score.stages.score import Scorer
-from armo_ray.score.stages.unit_table import to_raw
+from armo_ray.score.stages.unit_block import to_raw
 from armo_ray.score.stages.write import write_and_commit
 from armo_ray.storage.readers import BadRow, Row, UnitRows
 from armo_ray.storage.units import Span

@@ -16,7 +16,7 @@ from armo_ray.model.families import Family
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, TEXT_FIELDS
 from armo_ray.score import kept_columns
 from armo_ray.score.job import Job
-from armo_ray.score.stages.unit_table import NO_SHARD, Header, nest, one, ragged, reject_table, to_raw
+from armo_ray.score.stages.unit_block import NO_SHARD, Header, nest, one, ragged, reject_table, to_raw
 from armo_ray.storage import parts, readers
 from armo_ray.storage.models import local_model
 from armo_ray.storage.readers import BadRow, Row, UnitRows

@@ -9,7 +9,7 @@ import pyarrow as pa
 from armo_ray.outputs.schema import STEP_SCORES
 from armo_ray.score.job import Job
 from armo_ray.score.stages.read import load_encoder, model_directory
-from armo_ray.score.stages.unit_table import MODEL_COLUMNS, Header, conversations, one, ragged
+from armo_ray.score.stages.unit_block import MODEL_COLUMNS, Header, conversations, one, ragged
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import Layout
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from armo_ray.outputs.schema import STEP_SCORES
 from armo_ray.score.job import Job
 from armo_ray.score.passes import Committed
-from armo_ray.score.stages.unit_table import NO_SHARD, Header, reject_table, to_raw, unnest
+from armo_ray.score.stages.unit_block import NO_SHARD, Header, reject_table, to_raw, unnest
 from armo_ray.storage import commits, parts, readers
 from armo_ray.storage.records import CommitRecord, ForwardPasses, Timing
 from armo_ray.storage.shards import Shard, row_id
