@@ -1,4 +1,4 @@
-"""What can be checked of a model without running it: its head's tensors, its template, the tokens it makes."""
+"""Checks of a model without running it: the tensors of its head, its chat template and its token ids."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ _VERBOSITY = ARMORM_OBJECTIVES.index("helpsteer_verbosity")
 
 
 class Check(NamedTuple):
-    """One thing that was looked at, and what was found."""
+    """The result of one check."""
 
     name: str
     passed: bool
@@ -25,26 +25,32 @@ class Check(NamedTuple):
 
 
 def check_head(checkpoint: Checkpoint) -> list[Check]:
-    """The types of a head's tensors that are released as float32 and, of ArmoRM, the pattern of its transform."""
+    """Check that the tensors of a gated head are float32 and, for ArmoRM, the pattern of its reward transform."""
     if checkpoint.family.reads != "gate":
         return []
-    found = {
+    dtypes = {
         name: t.dtype
         for name, t in sorted(checkpoint.tensors.items())
         if name.startswith(HEAD_PREFIXES) and not t.dtype.startswith("I")
     }
-    rounded = {name: dtype for name, dtype in found.items() if dtype not in ("F32", "F64")}
-    told = "; ".join(f"{name} is stored as {dtype}" for name, dtype in list(rounded.items())[:3])
-    kept = f"{len(found)} tensors of float32"
-    checks = [Check("head types", not rounded, f"{told}: expected F32, scores are rounded" if told else kept)]
+    rounded = {name: dtype for name, dtype in dtypes.items() if dtype not in ("F32", "F64")}
+    faults = "; ".join(f"{name} is stored as {dtype}" for name, dtype in list(rounded.items())[:3])
+    passed = f"{len(dtypes)} tensors of float32"
+    detail = f"{faults}: expected F32, scores are rounded" if faults else passed
+    checks = [Check("head types", not rounded, detail)]
     if checkpoint.family.name == "armorm" and checkpoint.reward_names == ARMORM_OBJECTIVES:
         fault = _transform_fault(checkpoint.read("reward_transform_matrix"))
-        checks.append(Check("head transform", not fault, fault or "only verbosity is taken from objectives"))
+        checks.append(
+            Check("head transform", not fault, fault or "only verbosity is subtracted from objectives")
+        )
     return checks
 
 
 def _transform_fault(transform: Any) -> str:
-    """As ArmoRM is made: the unit matrix, but for a row of penalties at verbosity, whose own entry is 0."""
+    """How a transform differs from that of ArmoRM, the unit matrix except for a row of penalties; "" if it does not.
+
+    The row of verbosity holds the penalties, and 0 on the diagonal.
+    """
     others = np.delete(transform, _VERBOSITY, axis=0)
     unit = np.delete(np.eye(len(transform)), _VERBOSITY, axis=0)
     changed = np.flatnonzero(np.abs(others - unit).max(axis=1) > 1e-3)
@@ -52,20 +58,20 @@ def _transform_fault(transform: Any) -> str:
         row = np.delete(np.arange(len(transform)), _VERBOSITY)[changed[0]]
         return (
             f"row {row} ({ARMORM_OBJECTIVES[row]}) of reward_transform_matrix is not that of the unit matrix: "
-            f"rows are swapped, or it is transposed"
+            f"rows are swapped, or the matrix is transposed"
         )
     penalties = transform[_VERBOSITY]
     if abs(penalties[_VERBOSITY]) > 1e-3 or penalties.max() > 1e-3 or penalties.min() < -1 - 1e-3:
-        return f"row {_VERBOSITY} (helpsteer_verbosity) of reward_transform_matrix holds no penalties from -1 to 0"
+        return f"row {_VERBOSITY} (helpsteer_verbosity) of reward_transform_matrix does not hold penalties from -1 to 0"
     return ""
 
 
 def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
-    """Whether conversations are tokenized as their template renders them whole, with the gate where it belongs."""
+    """Check that token ids are those of the conversation rendered as a whole, and that the gate is in its place."""
     faults = [fault] if (fault := _turn_fault(chat)) else []
-    refused = [f"conversation {i}, answer {j}: {why}" for i, j, why in sequences.rejects]
-    if chat.family.text == "answer":  # some templates know no system role
-        faults += [why for why in refused if "malformed_row" not in why]
+    rejected = [f"conversation {i}, response {j}: {why}" for i, j, why in sequences.rejects]
+    if chat.family.text == "answer":  # some templates have no system role
+        faults += [why for why in rejected if "malformed_row" not in why]
     for place, (prompt, (response,)) in zip(sequences.places, sequences.ids, strict=True):
         whole = [*prompt.tolist(), *response.tolist()]
         if chat.family.reads == "gate" and (fault := _gate_fault(chat, len(prompt), whole)):
@@ -73,23 +79,23 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
         if place[0] not in FORGED and whole != _rendered(chat, place)[: len(whole)]:
             faults.append(f"conversation {place[0]}: its token ids are not those of the rendered template")
     gate = f", gate at {list(chat.answer_pattern)}" if chat.family.reads == "gate" else ""
-    told = f"{len(sequences.ids)} sequences as the template renders them{gate}"
-    told += f"; {len(refused)} answers refused, the first: {refused[0]}" if refused else ""
-    return [Check("token ids and gate", bool(sequences.ids) and not faults, "; ".join(faults[:3]) or told)]
+    passed = f"{len(sequences.ids)} sequences as the template renders them{gate}"
+    passed += f"; {len(rejected)} responses rejected, the first: {rejected[0]}" if rejected else ""
+    return [Check("token ids and gate", bool(sequences.ids) and not faults, "; ".join(faults[:3]) or passed)]
 
 
 def _turn_fault(chat: Chat) -> str:
-    """ArmoRM was trained on the turns of Llama 3; its own code looks for the tokens of these."""
+    """How the turns differ from those of Llama 3, on which ArmoRM was trained; "" if they do not."""
     if chat.family.name != "armorm" or chat.tokenizer.token_to_id(_LLAMA3_END) is None:
         return ""
     if list(chat.answer_pattern) == chat.encode(_LLAMA3_TURN) and chat.answer_end == _LLAMA3_END:
         return ""
-    found = chat.tokenizer.decode(list(chat.answer_pattern), skip_special_tokens=False)
-    return f"turns end in {found!r} and {chat.answer_end!r}, not as Llama 3's in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
+    turn = chat.tokenizer.decode(list(chat.answer_pattern), skip_special_tokens=False)
+    return f"turns end in {turn!r} and {chat.answer_end!r}, those of Llama 3 in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
 
 
 def _gate_fault(chat: Chat, prompt_length: int, whole: list[int]) -> str:
-    """The gate's tokens are the last of the prompt and of what of the header goes with the answer."""
+    """How the place of the gate differs from the expected one, the end of the response header; "" if it does not."""
     pattern = list(chat.answer_pattern)
     starts = [k for k in range(len(whole)) if whole[k : k + len(pattern)] == pattern]
     gate = prompt_length + len(chat.encode(chat.tail.rstrip("\n"))) - len(pattern)
@@ -97,28 +103,28 @@ def _gate_fault(chat: Chat, prompt_length: int, whole: list[int]) -> str:
 
 
 def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
-    """What the model's template makes of a conversation; some open the next answer, asked or not."""
-    prompt, answers = CONVERSATIONS[place[0]]
-    answer = answers[place[1]]
+    """The token ids of a conversation as the model's template renders it. Some templates also open the next turn."""
+    prompt, responses = CONVERSATIONS[place[0]]
+    response = responses[place[1]]
     if chat.family.text == "answer":
-        said = [*prompt, {"role": "assistant", "content": answer}]
-        return chat.encode(chat.render(said, add_generation_prompt=False))
+        messages = [*prompt, {"role": "assistant", "content": response}]
+        return chat.encode(chat.render(messages, add_generation_prompt=False))
     if chat.family.text == "pairs":
-        said = judges.pair(prompt, answer, answers[place[2]])
+        messages = judges.pair(prompt, response, responses[place[2]])
     else:
-        said, _ = judges.judged(prompt, answer, chat.family)
-    return chat.encode(chat.render_prompt(said))
+        messages, _ = judges.judged(prompt, response, chat.family)
+    return chat.encode(chat.render_prompt(messages))
 
 
 def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, Any]) -> list[Check]:
-    """Whether the config and the template's tokens are those of the released model."""
+    """Check that the config and the gate's tokens are those of the released model."""
     faults = [
-        f"{name} is {checkpoint.config.get(name)}, released with {value}"
+        f"{name} is {checkpoint.config.get(name)}, in the released model {value}"
         for name, value in published["config"].items()
         if checkpoint.config.get(name) != value
     ]
     if list(chat.answer_pattern) != published["answer_pattern"]:
         faults.append(
-            f"the gate's tokens are {list(chat.answer_pattern)}, released with {published['answer_pattern']}"
+            f"the gate's tokens are {list(chat.answer_pattern)}, in the released model {published['answer_pattern']}"
         )
     return [Check("released configuration", not faults, "; ".join(faults) or f"that of {published['model']}")]
