@@ -18,7 +18,14 @@ def test_every_path_that_is_named_exists() -> None:
 def test_every_list_of_files_to_touch_names_code_tests_and_texts() -> None:
     lists = GUIDE.split("## What to touch\n")[1].split("\n## ")[0]
     titles = re.findall(r"^\*\*(.*)\*\*$", lists, re.MULTILINE)
-    assert titles == ["A model family", "A layout", "A command", "A reject reason", "A chart"]
+    assert titles == [
+        "A model family",
+        "A layout",
+        "A command",
+        "A reject reason",
+        "A chart",
+        "A column of the scores",
+    ]
     for steps in re.split(r"^\*\*.*\*\*$", lists, flags=re.MULTILINE)[1:]:
         assert re.findall(r"`armo_ray/[\w/]+\.py`", steps)
         assert re.findall(r"`tests/[\w/]+\.py`", steps)

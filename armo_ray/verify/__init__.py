@@ -1,1 +1,1 @@
-"""`armo-ray verify`: whether a model works on this machine as it should, and whether an output is whole."""
+"""`armo-ray verify`: checks that a model works correctly on this machine, and that an output is intact."""

@@ -1,4 +1,4 @@
-"""What can be checked of a model without running it: its head's tensors, its template, the tokens it makes."""
+"""Checks of a model without running it: the tensors of its head, its chat template and its token ids."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ _VERBOSITY = ARMORM_REWARDS.index("helpsteer_verbosity")
 
 
 class Check(NamedTuple):
-    """One thing that was looked at, and what was found."""
+    """The result of one check."""
 
     name: str
     passed: bool
@@ -25,10 +25,10 @@ class Check(NamedTuple):
 
 
 def check_head(checkpoint: Checkpoint) -> list[Check]:
-    """The types of a head's tensors that are released as float32 and, of ArmoRM, the pattern of its transform."""
+    """Check that the tensors of a gated head are float32 and, for ArmoRM, the pattern of its reward transform."""
     if checkpoint.family.reads != "gate":
         return []
-    found = {
+    dtypes = {
         name: t.dtype
         for name, t in sorted(checkpoint.tensors.items())
         if name.startswith(HEAD_PREFIXES) and not t.dtype.startswith("I")
@@ -39,12 +39,17 @@ def check_head(checkpoint: Checkpoint) -> list[Check]:
     checks = [Check("head types", not rounded, f"{told}: expected F32, scores are rounded" if told else kept)]
     if checkpoint.family.name == "armorm" and checkpoint.reward_names == ARMORM_REWARDS:
         fault = _transform_fault(checkpoint.read("reward_transform_matrix"))
-        checks.append(Check("head transform", not fault, fault or "only verbosity is taken from objectives"))
+        checks.append(
+            Check("head transform", not fault, fault or "only verbosity is subtracted from objectives")
+        )
     return checks
 
 
 def _transform_fault(transform: Any) -> str:
-    """As ArmoRM is made: the unit matrix, but for a row of penalties at verbosity, whose own entry is 0."""
+    """How a transform differs from that of ArmoRM, the unit matrix except for a row of penalties; "" if it does not.
+
+    The row of verbosity holds the penalties, and 0 on the diagonal.
+    """
     others = np.delete(transform, _VERBOSITY, axis=0)
     unit = np.delete(np.eye(len(transform)), _VERBOSITY, axis=0)
     changed = np.flatnonzero(np.abs(others - unit).max(axis=1) > 1e-3)
@@ -56,12 +61,12 @@ def _transform_fault(transform: Any) -> str:
         )
     penalties = transform[_VERBOSITY]
     if abs(penalties[_VERBOSITY]) > 1e-3 or penalties.max() > 1e-3 or penalties.min() < -1 - 1e-3:
-        return f"row {_VERBOSITY} (helpsteer_verbosity) of reward_transform_matrix holds no penalties from -1 to 0"
+        return f"row {_VERBOSITY} (helpsteer_verbosity) of reward_transform_matrix does not hold penalties from -1 to 0"
     return ""
 
 
 def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
-    """Whether conversations are tokenized as their template renders them whole, with the gate where it belongs."""
+    """Check that token ids are those of the conversation rendered as a whole, and that the gate is in its place."""
     faults = [fault] if (fault := _turn_fault(chat)) else []
     refused = [f"conversation {i}, answer {j}: {why}" for i, j, why in sequences.rejects]
     if chat.family.text == "response":  # some templates know no system role
@@ -79,7 +84,7 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
 
 
 def _turn_fault(chat: Chat) -> str:
-    """ArmoRM was trained on the turns of Llama 3; its own code looks for the tokens of these."""
+    """How the turns differ from those of Llama 3, on which ArmoRM was trained; "" if they do not."""
     if chat.family.name != "armorm" or chat.tokenizer.token_to_id(_LLAMA3_END) is None:
         return ""
     if list(chat.response_pattern) == chat.encode(_LLAMA3_TURN) and chat.response_end == _LLAMA3_END:
@@ -104,16 +109,16 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
         said = [*prompt, {"role": "assistant", "content": answer}]
         return chat.encode(chat.render(said, add_generation_prompt=False))
     if chat.family.text == "pairs":
-        said = judges.pair(prompt, answer, answers[place[2]])
+        messages = judges.pair(prompt, response, responses[place[2]])
     else:
-        said, _ = judges.judged(prompt, answer, chat.family)
-    return chat.encode(chat.render_prompt(said))
+        messages, _ = judges.judged(prompt, response, chat.family)
+    return chat.encode(chat.render_prompt(messages))
 
 
 def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, Any]) -> list[Check]:
-    """Whether the config and the template's tokens are those of the released model."""
+    """Check that the config and the gate's tokens are those of the released model."""
     faults = [
-        f"{name} is {checkpoint.config.get(name)}, released with {value}"
+        f"{name} is {checkpoint.config.get(name)}, in the released model {value}"
         for name, value in published["config"].items()
         if checkpoint.config.get(name) != value
     ]

@@ -1,4 +1,4 @@
-"""The pre-flight of a model: files, template, tokens, then scores in every way that the engine has."""
+"""The pre-flight checks of a model: files, template and token ids, then scores by every method of the engine."""
 
 import json
 import math
@@ -24,7 +24,7 @@ class _Entry(BaseModel):
 
 
 class _Record(BaseModel):
-    """What one run of the pre-flight leaves for another."""
+    """The scores that --record writes and --against reads."""
 
     dtype: str
     values: list[_Entry] = Field(min_length=1)
@@ -41,18 +41,20 @@ def verify_model(
     """Check a model on this machine.
 
     Args:
-        model, revision: a directory, its URI, or a hub id. One of the released model's name has published values.
+        model, revision: a directory, its URI, or a hub id. A model with the released model's name is also compared
+            with published values.
         dtype, device: as RewardModel.load takes them.
-        family: a name in armo_ray.model.families; by default what the checkpoint's tensors tell.
-        against: what an earlier check recorded.
+        family: a name in armo_ray.model.families; by default it is recognized from the checkpoint's tensors.
+        against: the record of an earlier check.
 
     Returns:
-        The checks up to the first kind that failed, and a record for later ones: empty where nothing was scored.
+        The checks, and a record of the scores. If a check of files or token ids fails, nothing is scored and the
+        record is empty.
 
-    Raises ConfigError where there is no such model, dtype or device.
+    Raises ConfigError if there is no such model, dtype or device.
     """
-    path, found = local_model(model, revision)
-    directory, _ = resolve(path, None if is_remote(model) else found)
+    path, resolved = local_model(model, revision)
+    directory, _ = resolve(path, None if is_remote(model) else resolved)
     try:
         checkpoint = inspect(str(directory), family=family)
         chat = Chat.load(checkpoint.path, checkpoint.family)
@@ -65,7 +67,7 @@ def verify_model(
         checks += check_released(checkpoint, chat, published)
     if not all(check.passed for check in checks):
         return checks, {}
-    scored, record = _run(checkpoint, sequences, dtype, device)
+    scored, record = _score(checkpoint, sequences, dtype, device)
     if named or _last(checkpoint.config.get("_name_or_path", "")) == _last(published["model"]):
         scored.append(_published(named, _compared("published values", published, record)))
     if against is not None:
@@ -74,9 +76,9 @@ def verify_model(
 
 
 def _check_files(checkpoint: Checkpoint, chat: Chat, sequences: Sequences) -> list[Check]:
-    told = f"family {checkpoint.family.name}, fingerprint {checkpoint.fingerprint}"
-    found = Check("files and template", True, told)
-    return [found, *check_head(checkpoint), *check_tokens(chat, sequences)]
+    detail = f"family {checkpoint.family.name}, fingerprint {checkpoint.fingerprint}"
+    loaded = Check("files and template", True, detail)
+    return [loaded, *check_head(checkpoint), *check_tokens(chat, sequences)]
 
 
 def _compared(label: str, expected: dict[str, Any], record: dict[str, Any]) -> Check:
@@ -92,16 +94,16 @@ def _last(name: Any) -> str:
 
 
 def _published(named: bool, check: Check) -> Check:
-    """A model that names the released one in its config alone, as what was made from that does, may differ."""
+    """Pass a model that names the released one only in its config: it may be derived from it, and differ."""
     if named or check.passed:
         return check
     return Check(check.name, True, f"not the released model's: {check.detail}")
 
 
-def _run(
+def _score(
     checkpoint: Checkpoint, sequences: Sequences, dtype: str, device: str | None
 ) -> tuple[list[Check], dict[str, Any]]:
-    """Score the conversations, also in float32 where that fits; the record holds the most exact results."""
+    """Score the conversations, and again in float32 if that fits. The record holds the more exact results."""
     from armo_ray.engine import RewardModel
     from armo_ray.engine.device import room_for
     from armo_ray.verify.numbers import check_scores, check_ways, coefficients, named_values, score_alone
@@ -109,41 +111,43 @@ def _run(
     path, family = str(checkpoint.path), checkpoint.family.name
     model = RewardModel.load(path, dtype=dtype, device=device, family=family)
     checks, ways, shared = check_scores(model, checkpoint, sequences)
-    found, used, at = ways["alone"], dtype, model.device
+    scores, used, at = ways["alone"], dtype, model.device
     weights = coefficients(shared, checkpoint)
-    del model  # both at once may not fit
+    del model  # memory may not hold both models
     size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     exact = None
     if dtype == "float32":
-        exact = found
+        exact = scores
     elif room_for(size, at):
         model = RewardModel.load(path, dtype="float32", device=device, family=family)
         plain = model.with_options(share_prompts=False)
-        found = exact = score_alone(plain, sequences.ids)
+        scores = exact = score_alone(plain, sequences.ids)
         weights, used = coefficients(plain.score(sequences.ids), checkpoint), "float32"
     else:
-        checks.append(Check("float32", True, f"not tried: {size / 1e9:.0f} GB do not fit beside what runs"))
+        checks.append(Check("float32", True, f"not tried: {size / 1e9:.0f} GB do not fit in the free memory"))
     checks += check_ways(ways, exact)
-    values = named_values(found, weights, checkpoint.reward_names)
+    values = named_values(scores, weights, checkpoint.reward_names)
     entries = [{"place": p, "values": v} for p, v in zip(sequences.places, values, strict=True)]
     return checks, {"fingerprint": checkpoint.fingerprint, "dtype": used, "values": entries}
 
 
 def report(checks: list[Check]) -> str:
-    """A line for every check."""
+    """One line per check."""
     return "\n".join(f"{'ok  ' if c.passed else 'FAIL'}  {c.name}: {c.detail}" for c in checks)
 
 
 def read_record(file: str) -> dict[str, Any]:
-    """What an earlier check recorded. Raises ConfigError where a file holds no such thing."""
+    """Read the record of an earlier check. Raises ConfigError if the file is not one."""
     try:
         record = _Record.model_validate_json(Path(file).read_bytes())
     except OSError as error:
         raise ConfigError(f"--against {file}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         fault = error.errors()[0]
-        told = ": ".join((".".join(map(str, fault["loc"])), fault["msg"])).removeprefix(": ")
-        raise ConfigError(f"--against {file}: not a file that --record wrote: {told}") from error
+        reason = ": ".join((".".join(map(str, fault["loc"])), fault["msg"])).removeprefix(": ")
+        raise ConfigError(f"--against {file}: not a file that --record wrote: {reason}") from error
     if any(entry.place[0] >= len(CONVERSATIONS) for entry in record.values):
-        raise ConfigError(f"--against {file}: it is of another version, which tries other conversations")
+        raise ConfigError(
+            f"--against {file}: it was written by another version, which has other conversations"
+        )
     return record.model_dump()

@@ -27,23 +27,23 @@ class Fault:
     """What is wrong with an output, and where."""
 
     message: str
-    units: tuple[str, ...] = ()  # that are damaged
-    stray: str = ""  # a part that no commit names, by its name in the output
-    file: str = ""  # the manifest, lock or _run.json, if that is at fault
-    undone: bool = False  # nothing is damaged; the run has still to do this
+    units: tuple[str, ...] = ()  # ids of the damaged units
+    stray: str = ""  # path in the output of a part that no commit names
+    file: str = ""  # the manifest, lock or _run.json, if it is damaged
+    undone: bool = False  # nothing is damaged, but the run has not finished
 
 
 @dataclass(frozen=True)
 class Examined:
-    """All that was found in an output."""
+    """The contents of an output, and its faults."""
 
     run: RunFile | None  # None if it is damaged
-    records: Sequence[CommitRecord]  # those that can be read and are of the run
+    records: Sequence[CommitRecord]  # that can be read and belong to the run
     faults: Sequence[Fault]
 
 
 def verify_output(uri: str) -> tuple[dict[str, int], list[str]]:
-    """Re-read a whole output. Returns what was counted, and a line for each fault found.
+    """Read a whole output. Returns counts of its units and candidates, and a line for each fault.
 
     Raises ConfigError if there is no output at all.
     """
@@ -52,7 +52,7 @@ def verify_output(uri: str) -> tuple[dict[str, int], list[str]]:
 
 
 def counts_of(examined: Examined) -> dict[str, int]:
-    """Units and candidates of the records that could be read."""
+    """The numbers of units and candidates in the records that can be read."""
     totals = Totals.of(examined.records)
     return {
         "units": totals.units,
@@ -63,13 +63,13 @@ def counts_of(examined: Examined) -> dict[str, int]:
 
 
 def examine(store: Store) -> Examined:
-    """Read all of an output. Raises ConfigError if there is none."""
+    """Read and check a whole output. Raises ConfigError if there is none."""
     run, faults = _run(store)
     records, damaged = _records(store, run)
-    if run is not None and damaged and not records:  # it is not the commits that are out of place
+    if run is not None and damaged and not records:  # then _run.json is at fault, not the commits
         unbound = _records(store, None)
         if unbound[0]:
-            message = f"{store.uri}/{commits.RUN}: is of another run than all {len(unbound[0])} commits"
+            message = f"{store.uri}/{commits.RUN}: belongs to another run than all {len(unbound[0])} commits"
             faults.append(Fault(f"{message}: restore it from a copy, or use a new output", file=commits.RUN))
             run, (records, damaged) = None, unbound
     faults += damaged + _lock(store) + _manifest(store, run, records)
@@ -96,7 +96,7 @@ def _lock(store: Store) -> list[Fault]:
 
 
 def _records(store: Store, run: RunFile | None) -> tuple[list[CommitRecord], list[Fault]]:
-    """The records that can be trusted, sorted by shard and row, and a fault for each of the others."""
+    """The valid records, sorted by shard and row, and a fault for each of the others."""
     fingerprint = None if run is None else run.fingerprint
 
     def read(unit: str) -> CommitRecord | Fault:
@@ -105,9 +105,11 @@ def _records(store: Store, run: RunFile | None) -> tuple[list[CommitRecord], lis
         except DamagedError as error:
             return Fault(str(error), units=(unit,))
         if run is not None and commits.is_foreign(record, run, fingerprint):
-            return Fault(f"unit {unit}: its record is of another run", units=(unit,))
+            return Fault(f"unit {unit}: its record belongs to another run", units=(unit,))
         if record.checksum is not None and unit[:16] != hash_of(record.source):
-            return Fault(f"unit {unit}: its record is not of {record.source}", units=(unit,))
+            return Fault(
+                f"unit {unit}: the unit is not one of {record.source}, which its record names", units=(unit,)
+            )
         return record
 
     results = in_parallel(read, sorted(commits.list_commits(store)))
@@ -122,36 +124,40 @@ def _manifest(store: Store, run: RunFile | None, records: Sequence[CommitRecord]
     except DamagedError as error:
         return [Fault(str(error), file=commits.SUCCESS)]
     if manifest is None:
-        return [Fault(f"no {commits.SUCCESS}: the run has not finished; run it again", undone=True)]
+        return [Fault(f"no {commits.SUCCESS}: the run has not finished: run it again", undone=True)]
     wrong: list[str] = []
     lost: list[str] = []
     if (totals := Totals.of(records).to_dict()) != manifest.totals:
-        wrong.append(f"{commits.SUCCESS}: its totals are {manifest.totals}, those of the commits {totals}")
+        wrong.append(
+            f"{commits.SUCCESS}: its totals are {manifest.totals}, but those of the commits are {totals}"
+        )
     listed = {part.path: part.to_dict() for part in manifest.parts}
     committed = {part.path: part.to_dict() for record in records for part in record.parts}
     for path in sorted(listed.keys() | committed.keys()):
         if listed.get(path) != committed.get(path):
-            line = f"{path}: the manifest says {listed.get(path)}, the commits {committed.get(path)}"
+            line = f"{path}: the manifest has {listed.get(path)}, the commits have {committed.get(path)}"
             (wrong if path in committed else lost).append(line)
     return [Fault(line, file=commits.SUCCESS) for line in wrong] + [Fault(line, undone=True) for line in lost]
 
 
 def _chain(source: str, units: Sequence[CommitRecord]) -> list[Fault]:
-    """Whether the units of a shard, sorted by row, are all of it from its first row on, each row once."""
-    every = tuple(unit.unit for unit in units)
+    """The faults in the units of a shard, sorted by row, which must cover each of its rows once."""
+    ids = tuple(unit.unit for unit in units)
     faults = []
-    if len(states := sorted({unit.identity for unit in units})) > 1:
-        faults.append(Fault(f"{source}: its units are of several states: {', '.join(states)}", every))
+    if len(versions := sorted({unit.identity for unit in units})) > 1:
+        faults.append(
+            Fault(f"{source}: its units were read from several versions of it: {', '.join(versions)}", ids)
+        )
     if [unit.ordinal for unit in units] != sorted({unit.ordinal for unit in units}):
-        faults.append(Fault(f"{source}: its units are not in the order of its rows", every))
+        faults.append(Fault(f"{source}: its units are not in the order of its rows", ids))
     if any(unit.last for unit in units[:-1]):
-        faults.append(Fault(f"{source}: a unit is its last, and others come after it", every))
+        faults.append(Fault(f"{source}: units follow the one that is marked as its last", ids))
     row = 0
     for before, unit in zip((None, *units), units, strict=False):
         if unit.first_row < row and before is not None:
             message = f"{source}: units {before.unit} and {unit.unit} both hold row {unit.first_row}"
-            faults.append(Fault(message, every))
-        # line numbers may have gaps: lines that hold nothing are no rows
+            faults.append(Fault(message, ids))
+        # line numbers may have gaps: blank lines are not rows
         if unit.first_row > row and (kind_of(source) == PARQUET or before is None):
             message = f"{source}: no unit holds its rows {row} to {unit.first_row - 1}"
             faults.append(Fault(message, undone=True))
@@ -162,10 +168,10 @@ def _chain(source: str, units: Sequence[CommitRecord]) -> list[Fault]:
 
 
 def _strays(store: Store, records: Iterable[CommitRecord]) -> list[Fault]:
-    """Parts that no commit names: left by a task that was stopped and never done again."""
+    """Parts that no commit names: left by a stopped task whose unit was not done again."""
     return [
         Fault(
-            f"{store.path(name)}: no commit names it, and readers that use a glob count its rows: delete it",
+            f"{store.path(name)}: no commit names it, but readers that use a glob would count its rows: delete it",
             stray=name,
         )
         for name in stray_parts(store, records)
@@ -173,11 +179,13 @@ def _strays(store: Store, records: Iterable[CommitRecord]) -> list[Fault]:
 
 
 def stray_parts(store: Store, records: Iterable[CommitRecord]) -> list[str]:
-    """The names of parts that none of these records names."""
-    known = {part.path for record in records for part in record.parts}
+    """The paths in the output of the parts that none of these records names."""
+    committed = {part.path for record in records for part in record.parts}
     paths = [path for folder in (parts.SCORES, parts.REJECTS) for path in store.find(folder)]
     names = [path.removeprefix(f"{store.root}/") for path in paths]
-    return [name for name in names if name.endswith(".parquet") and name not in known and "/." not in name]
+    return [
+        name for name in names if name.endswith(".parquet") and name not in committed and "/." not in name
+    ]
 
 
 def _check_unit(store: Store, record: CommitRecord) -> list[Fault]:
@@ -188,9 +196,9 @@ def _check_unit(store: Store, record: CommitRecord) -> list[Fault]:
         try:
             content = store.read(part.path)
         except FileNotFoundError:
-            faults.append(Fault(f"{part.path}: is gone", (unit,)))
+            faults.append(Fault(f"{part.path}: is missing", (unit,)))
             continue
-        except OSError as error:  # a part that may not be read need not be damaged
+        except OSError as error:  # a part that cannot be read may be intact
             faults.append(Fault(f"{part.path}: cannot be read: {error}"))
             continue
         try:
@@ -202,14 +210,12 @@ def _check_unit(store: Store, record: CommitRecord) -> list[Fault]:
             else:
                 _check_rejects(table, record)
                 reasons.update(table["reason"].to_pylist())
-        except Exception as error:  # whatever a damaged file makes its readers raise
+        except Exception as error:  # reading a damaged file may raise anything
             faults.append(Fault(f"{part.path}: {error}", (unit,)))
     if faults:
         return faults
     if counted[parts.SCORES] != record.scored or reasons != record.rejected:
-        message = (
-            f"its parts hold {counted}, {dict(reasons)}, its record says {record.scored}, {record.rejected}"
-        )
+        message = f"its parts hold {counted}, {dict(reasons)}, but its record has {record.scored}, {record.rejected}"
         faults.append(Fault(f"unit {unit}: {message}", (unit,)))
     if record.scored + sum(record.rejected.values()) != record.candidates:
         message = f"{record.candidates} candidates, not all scored or rejected"
@@ -223,31 +229,31 @@ def _table(content: bytes, part: PartEntry) -> pa.Table:
     file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
     table = file.read(use_threads=False)
     if table.num_rows != part.rows:
-        raise ValueError(f"{table.num_rows} rows, the commit says {part.rows}")
+        raise ValueError(f"{table.num_rows} rows, its commit record has {part.rows}")
     return table
 
 
 def _check_scores(table: pa.Table, record: CommitRecord) -> None:
     _check_rows(table, record)
     if len(table["row_id"].unique()) != table.num_rows:
-        raise ValueError("row ids that are not unique")
+        raise ValueError("its row ids are not unique")
     if not np.allclose(recomputed(table), table["score"].to_numpy(), rtol=_TOLERANCE, atol=_TOLERANCE):
-        raise ValueError("scores that are not the sum of rewards times coefficients")
+        raise ValueError("scores are not the sum of rewards times coefficients")
 
 
 def _check_rejects(table: pa.Table, record: CommitRecord) -> None:
     if not table.schema.equals(REJECTS):
-        raise ValueError(f"unexpected schema {table.schema}")
+        raise ValueError(f"its schema is not that of rejects: {table.schema}")
     _check_rows(table, record)
 
 
 def _check_rows(table: pa.Table, record: CommitRecord) -> None:
-    """Whether rows are of the unit's rows of its shard."""
+    """Raises ValueError if rows do not belong to the rows of the unit."""
     if table["source"].unique().to_pylist() != [record.source] * bool(table.num_rows):
-        raise ValueError(f"rows that are not of {record.source}")
+        raise ValueError(f"some rows do not belong to {record.source}")
     if (least := pc.min(table["source_row"]).as_py()) is not None and least < record.first_row:
-        raise ValueError(f"row {least} is of a unit before")
+        raise ValueError(f"row {least} belongs to an earlier unit")
     beyond = record.first_row + max(record.num_rows, 1)
     most = pc.max(table["source_row"]).as_py()
     if kind_of(record.source) == PARQUET and most is not None and most >= beyond:
-        raise ValueError(f"row {most} is of a unit after")
+        raise ValueError(f"row {most} belongs to a later unit")

@@ -1,4 +1,4 @@
-"""Whether the shards that an output was scored from are still there as they were."""
+"""Whether the shards of an output still exist and are unchanged."""
 
 import logging
 from collections import Counter
@@ -14,27 +14,29 @@ from armo_ray.storage.shards import stat_shard
 
 logger = logging.getLogger(__name__)
 
-THERE, GONE, CHANGED, UNKNOWN = "as they were scored", "gone", "changed since", "unknown"
+THERE, GONE, CHANGED, UNKNOWN = "unchanged", "gone", "changed", "unknown"
 
-ColumnsRead = Callable[[Mapping[str, Any]], Sequence[str]]  # of the input: armo_ray.text.layouts.columns_read
+ColumnsRead = Callable[
+    [Mapping[str, Any]], Sequence[str]
+]  # armo_ray.text.layouts.columns_read: identity -> columns
 
 
 def find_states(
     records: Iterable[CommitRecord], run: RunFile | None, columns_read: ColumnsRead
 ) -> tuple[dict[str, str], list[str]]:
-    """The state of each shard that records name, and why some storages cannot be asked.
+    """The state of each shard in the records, by URI, and a line for each storage that cannot be reached.
 
-    A local shard of the same size with another modification time is read: its content decides.
+    A local shard of the same size but with another modification time is read to compare its content.
     """
     of_shard: dict[str, list[CommitRecord]] = {}
     for record in records:
         of_shard.setdefault(record.source, []).append(record)
     columns = columns_read(run.identity) if run is not None and "layout" in run.identity else ()
-    away: dict[str, str] = {}
+    unreachable: dict[str, str] = {}
 
     def state_of(uri: str) -> str:
         storage = uri.partition("://")[0] + "://" + uri.partition("://")[2].partition("/")[0]
-        if storage in away:  # one wait for a storage is enough
+        if storage in unreachable:  # wait only once for a storage
             return UNKNOWN
         try:
             shard = stat_shard(uri)
@@ -43,17 +45,17 @@ def find_states(
             return THERE if is_unchanged(shard, of_shard[uri], columns) else CHANGED
         except (OSError, RuntimeError, ConfigError) as error:
             if "://" in uri:
-                away[storage] = f"{storage}: {describe_error(error)}"
+                unreachable[storage] = f"{storage}: {describe_error(error)}"
             return UNKNOWN
 
     states = dict(zip(of_shard, in_parallel(state_of, of_shard), strict=True))
-    return states, sorted(away.values())
+    return states, sorted(unreachable.values())
 
 
 def tell_states(records: Iterable[CommitRecord], run: RunFile | None, columns_read: ColumnsRead) -> None:
-    """Log how many shards are as they were, and where the text of the scores can be read."""
-    states, away = find_states(records, run, columns_read)
-    for line in away:
+    """Log the states of the shards, and where the text of the scores can be read."""
+    states, unreachable = find_states(records, run, columns_read)
+    for line in unreachable:
         logger.warning("%s", line)
     logger.info("%s", describe(states, run is not None and run.keep_text))
 
@@ -65,9 +67,9 @@ def describe(states: Mapping[str, str], keep_text: bool) -> str:
         f"{counts[state]} {state}" for state in (THERE, GONE, CHANGED, UNKNOWN) if counts[state]
     )
     if keep_text:
-        text = "its text is kept with the scores"
+        text = "their text is kept with the scores"
     elif counts[THERE] == len(states):
-        text = "its text can be read again from them"
+        text = "their text can be read again"
     else:
-        text = "text can be read again only from those as they were: it was not kept (--keep-text)"
-    return f"of {len(states)} shards {named or 'none'}; {text}"
+        text = "text can be read again only from unchanged ones: it was not kept (--keep-text)"
+    return f"of {len(states)} shards, {named or 'none'}; {text}"

@@ -179,7 +179,7 @@ def test_of_two_writers_of_other_bytes_the_record_tells_those_that_are_there(sto
 def test_a_unit_committed_again_with_other_counts_is_an_error(store: Store, changes: dict[str, Any]) -> None:
     commit(store, commit_record(U1))
     (key,) = changes
-    with pytest.raises(RuntimeError, match=f"{U1}.json: another run committed {key} "):
+    with pytest.raises(RuntimeError, match=f"{U1}.json: another run committed {key}="):
         commit(store, commit_record(U1, **changes))
     assert (store.read_json(f"{COMMITS}/{U1}.json") or {}).items() >= commit_record(U1).to_dict().items()
 

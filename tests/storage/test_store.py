@@ -179,7 +179,7 @@ def test_an_output_goes_from_opened_to_finished(root: str, store: Store, tmp_pat
         )
         commit(store, record)
         commit(store, record)
-        with pytest.raises(RuntimeError, match="another run committed scored 1, not 0"):
+        with pytest.raises(RuntimeError, match="another run committed scored=1, this one has 0"):
             commit(store, replace(record, scored=0))
     assert to_do(store, spans, F) == []
     manifest = finished(store)

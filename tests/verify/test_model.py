@@ -92,7 +92,7 @@ def rounded(tensors: Tensors) -> None:
 @pytest.mark.parametrize(
     ("change", "check", "told"),
     [
-        (transposed, "head transform", "it is transposed"),
+        (transposed, "head transform", "the matrix is transposed"),
         (swapped, "head transform", "row 3 (helpsteer_complexity)"),
         (rounded, "head types", "gating.layers.0.bias is stored as BF16"),
     ],
@@ -109,7 +109,7 @@ def test_a_broken_head_is_told(change: Callable[[Tensors], None], check: str, to
     ("old", "new", "told"),
     [
         ("bos_token + content", "bos_token + bos_token + content", "exactly one BOS token, found 2"),
-        ("'<|eot_id|>'", "'<|eot_id|>\n'", "not as Llama 3's"),
+        ("'<|eot_id|>'", "'<|eot_id|>\n'", "those of Llama 3 in"),
         ("message['content'] | trim", "message['content'] | upper", "it changes a question"),
     ],
     ids=["double-bos", "line-after-turn", "other-text"],
@@ -169,7 +169,10 @@ def test_what_names_the_released_model_in_its_config_alone_may_differ_from_it(co
 def test_a_record_of_a_model_with_other_rewards_is_told_as_such() -> None:
     expected = {"values": [{"place": [0, 0], "values": {"score": 1.0, "honesty": 0.5}}]}
     found = check_expected("recorded", expected, {(0, 0): {"score": 1.0}}, exact=True)
-    assert (found.passed, found.detail) == (False, "they are of a model with other rewards, such as honesty")
+    assert (found.passed, found.detail) == (
+        False,
+        "they belong to a model with other rewards, such as honesty",
+    )
 
 
 def test_published_values_are_held_against_their_own_tolerance() -> None:

@@ -449,7 +449,7 @@ def test_an_output_made_from_an_output_is_whole_and_its_records_are_its_own(
     assert {record.run_fingerprint for record in records} == {run.fingerprint}
     shutil.copy(next((output / COMMITS).iterdir()), tmp_path / "new" / COMMITS)
     if name != "filter":  # whose scores are still those of the run
-        assert any("of another run" in fault for fault in faults_of(tmp_path / "new"))
+        assert any("another run" in fault for fault in faults_of(tmp_path / "new"))
         assert (
             main(["filter", str(tmp_path / "new"), "--output", str(tmp_path / "x"), "--where", "score > -9"])
             == 2
@@ -615,7 +615,7 @@ def test_units_of_a_shard_that_is_gone_are_left_as_they_are(
     before = sorted(store.find(""))
     assert main(["verify", store.uri, "--repair"]) == 1
     assert (
-        "c.jsonl.gz is gone: put it back as it was and repair again, or let armo-ray score --forget it"
+        "c.jsonl.gz is gone: restore it and repair again, or drop its scores with armo-ray score --forget"
         in capsys.readouterr().out
     )
     assert sorted(store.find("")) == before
@@ -653,7 +653,7 @@ def test_a_run_that_is_of_none_of_the_commits_is_the_fault_and_costs_no_commit(
     score_locally(tiny_model, place / "in", tmp_path / "other", **{**OPTIONS, "unit_rows": 8})
     kept = (output / RUN).read_bytes()
     shutil.copy(tmp_path / "other" / RUN, output / RUN)
-    assert any(f"{RUN}: is of another run than all" in fault for fault in faults_of(output))
+    assert any(f"{RUN}: belongs to another run than all" in fault for fault in faults_of(output))
     before = sorted(output.rglob("*"))
     assert len(repair_output(str(output), columns_read).left) == 1
     assert sorted(output.rglob("*")) == before
@@ -680,16 +680,13 @@ def test_shards_that_are_gone_or_changed_since_are_told_and_are_no_fault(
         score_locally(tiny_model, tmp_path / "in", tmp_path / name, **OPTIONS, **options)
     caplog.set_level("INFO")
     assert main(["verify", str(tmp_path / "bare")]) == 0
-    assert "of 4 shards 4 as they were scored; its text can be read again from them" in caplog.text
+    assert "of 4 shards, 4 unchanged; their text can be read again" in caplog.text
     (tmp_path / "in" / "a.parquet").unlink()
     (tmp_path / "in" / "date=1" / "b.jsonl").write_text("other")
     assert main(["verify", str(tmp_path / "bare")]) == 0
-    assert (
-        "of 4 shards 2 as they were scored, 1 gone, 1 changed since; text can be read again only"
-        in caplog.text
-    )
+    assert "of 4 shards, 2 unchanged, 1 gone, 1 changed; text can be read again only" in caplog.text
     assert main(["verify", str(tmp_path / "text")]) == 0
-    assert "its text is kept with the scores" in caplog.text
+    assert "their text is kept with the scores" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".parquet", "b.jsonl", ".gz", ".zst"])
@@ -705,7 +702,7 @@ def test_units_of_a_shard_that_is_copied_back_byte_for_byte_are_scored_again(
         os.utime(shard, (1000, 1000))
     caplog.set_level("INFO")
     assert main(["verify", store.uri]) == 1
-    assert "of 4 shards 4 as they were scored; its text can be read again from them" in caplog.text
+    assert "of 4 shards, 4 unchanged; their text can be read again" in caplog.text
     assert main(["verify", store.uri, "--repair"]) == 0
     score_locally(tiny_model, tmp_path / "in", tmp_path / "out", **OPTIONS)
     assert verify_output(store.uri)[1] == []
@@ -720,4 +717,4 @@ def test_a_storage_that_cannot_be_reached_is_told(output: Path) -> None:
     states, told = find_states([*records, *away], None, columns_read)
     assert len(told) == 1
     assert "az://nowhere: " in told[0]
-    assert "of 104 shards 4 as they were scored, 100 unknown" in describe(states, False)
+    assert "of 104 shards, 4 unchanged, 100 unknown" in describe(states, False)
