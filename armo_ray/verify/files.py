@@ -33,10 +33,11 @@ def check_head(checkpoint: Checkpoint) -> list[Check]:
         for name, t in sorted(checkpoint.tensors.items())
         if name.startswith(HEAD_PREFIXES) and not t.dtype.startswith("I")
     }
-    rounded = {name: dtype for name, dtype in found.items() if dtype not in ("F32", "F64")}
-    told = "; ".join(f"{name} is stored as {dtype}" for name, dtype in list(rounded.items())[:3])
-    kept = f"{len(found)} tensors of float32"
-    checks = [Check("head types", not rounded, f"{told}: expected F32, scores are rounded" if told else kept)]
+    rounded = {name: dtype for name, dtype in dtypes.items() if dtype not in ("F32", "F64")}
+    faults = "; ".join(f"{name} is stored as {dtype}" for name, dtype in list(rounded.items())[:3])
+    passed = f"{len(dtypes)} tensors of float32"
+    detail = f"{faults}: expected F32, scores are rounded" if faults else passed
+    checks = [Check("head types", not rounded, detail)]
     if checkpoint.family.name == "armorm" and checkpoint.reward_names == ARMORM_REWARDS:
         fault = _transform_fault(checkpoint.read("reward_transform_matrix"))
         checks.append(
@@ -57,7 +58,7 @@ def _transform_fault(transform: Any) -> str:
         row = np.delete(np.arange(len(transform)), _VERBOSITY)[changed[0]]
         return (
             f"row {row} ({ARMORM_REWARDS[row]}) of reward_transform_matrix is not that of the unit matrix: "
-            f"rows are swapped, or it is transposed"
+            f"rows are swapped, or the matrix is transposed"
         )
     penalties = transform[_VERBOSITY]
     if abs(penalties[_VERBOSITY]) > 1e-3 or penalties.max() > 1e-3 or penalties.min() < -1 - 1e-3:
@@ -68,9 +69,9 @@ def _transform_fault(transform: Any) -> str:
 def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
     """Check that token ids are those of the conversation rendered as a whole, and that the gate is in its place."""
     faults = [fault] if (fault := _turn_fault(chat)) else []
-    refused = [f"conversation {i}, answer {j}: {why}" for i, j, why in sequences.rejects]
-    if chat.family.text == "response":  # some templates know no system role
-        faults += [why for why in refused if "malformed_row" not in why]
+    rejected = [f"conversation {i}, response {j}: {why}" for i, j, why in sequences.rejects]
+    if chat.family.text == "response":  # some templates have no system role
+        faults += [why for why in rejected if "malformed_row" not in why]
     for place, (prompt, (response,)) in zip(sequences.places, sequences.ids, strict=True):
         whole = [*prompt.tolist(), *response.tolist()]
         if chat.family.reads == "gate" and (fault := _gate_fault(chat, len(prompt), whole)):
@@ -78,9 +79,9 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
         if place[0] not in FORGED and whole != _rendered(chat, place)[: len(whole)]:
             faults.append(f"conversation {place[0]}: its token ids are not those of the rendered template")
     gate = f", gate at {list(chat.response_pattern)}" if chat.family.reads == "gate" else ""
-    told = f"{len(sequences.ids)} sequences as the template renders them{gate}"
-    told += f"; {len(refused)} answers refused, the first: {refused[0]}" if refused else ""
-    return [Check("token ids and gate", bool(sequences.ids) and not faults, "; ".join(faults[:3]) or told)]
+    passed = f"{len(sequences.ids)} sequences as the template renders them{gate}"
+    passed += f"; {len(rejected)} responses rejected, the first: {rejected[0]}" if rejected else ""
+    return [Check("token ids and gate", bool(sequences.ids) and not faults, "; ".join(faults[:3]) or passed)]
 
 
 def _turn_fault(chat: Chat) -> str:
@@ -89,12 +90,12 @@ def _turn_fault(chat: Chat) -> str:
         return ""
     if list(chat.response_pattern) == chat.encode(_LLAMA3_TURN) and chat.response_end == _LLAMA3_END:
         return ""
-    found = chat.tokenizer.decode(list(chat.response_pattern), skip_special_tokens=False)
-    return f"turns end in {found!r} and {chat.response_end!r}, not as Llama 3's in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
+    turn = chat.tokenizer.decode(list(chat.response_pattern), skip_special_tokens=False)
+    return f"turns end in {turn!r} and {chat.response_end!r}, those of Llama 3 in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
 
 
 def _gate_fault(chat: Chat, prompt_length: int, whole: list[int]) -> str:
-    """The gate's tokens are the last of the prompt and of what of the header goes with the answer."""
+    """How the place of the gate differs from the expected one, the end of the response header; "" if it does not."""
     pattern = list(chat.response_pattern)
     starts = [k for k in range(len(whole)) if whole[k : k + len(pattern)] == pattern]
     gate = prompt_length + len(chat.encode(chat.tail.rstrip("\n"))) - len(pattern)
@@ -102,12 +103,12 @@ def _gate_fault(chat: Chat, prompt_length: int, whole: list[int]) -> str:
 
 
 def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
-    """What the model's template makes of a conversation; some open the next answer, asked or not."""
-    prompt, answers = CONVERSATIONS[place[0]]
-    answer = answers[place[1]]
+    """The token ids of a conversation as the model's template renders it. Some templates also open the next turn."""
+    prompt, responses = CONVERSATIONS[place[0]]
+    response = responses[place[1]]
     if chat.family.text == "response":
-        said = [*prompt, {"role": "assistant", "content": answer}]
-        return chat.encode(chat.render(said, add_generation_prompt=False))
+        messages = [*prompt, {"role": "assistant", "content": response}]
+        return chat.encode(chat.render(messages, add_generation_prompt=False))
     if chat.family.text == "pairs":
         messages = judges.pair(prompt, response, responses[place[2]])
     else:
@@ -124,6 +125,6 @@ def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, A
     ]
     if list(chat.response_pattern) != published["response_pattern"]:
         faults.append(
-            f"the gate's tokens are {list(chat.response_pattern)}, released with {published['response_pattern']}"
+            f"the gate's tokens are {list(chat.response_pattern)}, in the released model {published['answer_pattern']}"
         )
     return [Check("released configuration", not faults, "; ".join(faults) or f"that of {published['model']}")]
