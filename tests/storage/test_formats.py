@@ -91,11 +91,11 @@ def test_what_is_advised_for_other_kinds_makes_a_shard(
         ("a.jsonl", json.dumps(ROWS[0], indent=1).encode(), "its objects span several lines"),
         ("a.jsonl", "".join(f"{row}\n" for row in ROWS).encode(), "its lines are Python dicts, not JSON"),
         ("a.jsonl", LINES.replace(b"\n", b"\r"), "its lines end with CR only"),
-        ("a.jsonl", gzip.compress(LINES), "it is compressed with gzip: name it .jsonl.gz"),
+        ("a.jsonl", gzip.compress(LINES, mtime=0), "it is compressed with gzip: name it .jsonl.gz"),
         ("a.jsonl", LINES.replace(b"}", b",}"), "not valid JSON: .*line 1"),
         ("a.jsonl.gz", LINES, "it is not a gzip file, although its name says so"),
-        ("a.jsonl.zst", gzip.compress(LINES), "it is not a zstd file, although its name says so"),
-        ("a.jsonl.gz", gzip.compress(json.dumps(ROWS).encode()), "it is a JSON array"),
+        ("a.jsonl.zst", gzip.compress(LINES, mtime=0), "it is not a zstd file, although its name says so"),
+        ("a.jsonl.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0), "it is a JSON array"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_told_as_what_it_is(
@@ -113,8 +113,11 @@ def test_a_file_that_is_not_what_its_name_says_is_told_as_what_it_is(
         ("bom.jsonl", BOM + LINES),
         ("bom-alone.jsonl", BOM + b"\n\r\n" + LINES),
         ("crlf.jsonl", LINES.replace(b"\n", b"\r\n")),
-        ("zeros.jsonl.gz", gzip.compress(LINES) + bytes(1000)),
-        ("members.jsonl.gz", gzip.compress(LINES[:70]) + gzip.compress(LINES[70:]) + bytes(512)),
+        ("zeros.jsonl.gz", gzip.compress(LINES, mtime=0) + bytes(1000)),
+        (
+            "members.jsonl.gz",
+            gzip.compress(LINES[:70], mtime=0) + gzip.compress(LINES[70:], mtime=0) + bytes(512),
+        ),
     ],
 )
 def test_marks_blank_lines_and_padding_are_no_rejects(

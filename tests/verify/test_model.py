@@ -184,7 +184,8 @@ def test_published_values_are_held_against_their_own_tolerance() -> None:
     assert (found.passed, "2 values, 1 too far off" in found.detail) == (False, True)
     expected["values"] = [{"place": [9, 0], "values": {"a": 0.1}}, {"place": [0, 0], "values": {"a": 0.1}}]
     assert (
-        "(conversation 9, a: None for 0.1)" in check_expected("published", expected, own, exact=True).detail
+        "(conversation 9, a: None, expected 0.1)"
+        in check_expected("published", expected, own, exact=True).detail
     )
     expected["values"][0]["values"] = {"b": 0.12}
     assert not check_expected("published", expected, own, exact=True).passed
