@@ -104,7 +104,7 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started:
 
 
 def row_candidates(row: Row, job: Job) -> list[Candidate]:
-    """The candidates of a row; one whose values to partition by are no names of directories is malformed."""
+    """The candidates of a row. The row is malformed if its partition values are too long for directory names."""
     if isinstance(row, BadRow):
         return [Candidate(None, None, [], "", row.reason, row.detail)]
     found = candidates_of(row, job.layout, job.reading)
