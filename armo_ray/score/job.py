@@ -18,7 +18,7 @@ from armo_ray.model.families import Family
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
 from armo_ray.score.config import ScoreConfig
-from armo_ray.score.partitions import carried_columns
+from armo_ray.score.partitions import columns_to_keep
 from armo_ray.storage import commits, lock, parts, resume
 from armo_ray.storage.content import settled
 from armo_ray.storage.filesystem import is_remote
@@ -114,7 +114,7 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     if not shards:
         raise ConfigError(f"output {config.output}: the whole input lies in it")
     parts.check_directories(store, shards)
-    columns = carried_columns({**config.keep, **config.keep_json}, config.partition_by, shards)
+    columns = columns_to_keep({**config.keep, **config.keep_json}, config.partition_by, shards)
     seen = survey.survey(shards)
     layout, unread = _layout(seen, config, model, columns)
     kept_seen = [
@@ -122,14 +122,14 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
         for sample in seen.samples
         if sample.found.names
     ]
-    carried = _carried_types(columns, config, kept_seen)
-    details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(carried)}
+    kept = _kept_types(columns, config, kept_seen)
+    details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(kept)}
     identity = _identity(config, model, layout, columns)
     run = commits.open_run(store, identity, details, write=False)
     commits.read_commits(store, run=run)  # raises if a record is damaged, before any work
-    carried = _decode(run.carried)  # types from the first run: a later shard must not change them
-    kept_columns.check(carried, columns, config.keep_json, kept_seen)
-    job = replace(_job(config, model, layout, columns, carried), unread=unread)
+    kept = _decode(run.carried)  # types from the first run: a later shard must not change them
+    kept_columns.check(kept, columns, config.keep_json, kept_seen)
+    job = replace(_job(config, model, layout, columns, kept), unread=unread)
     try:
         shards = settled(store, shards, commits.list_commits(store), job.columns)
     except OSError as error:
@@ -143,14 +143,14 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
 
 def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> Job:
     """A job for rows with the columns `seen` that the caller reads and writes. Ignores `input` and `output`."""
-    model, columns = _model(config), carried_columns({**config.keep, **config.keep_json}, (), [])
+    model, columns = _model(config), columns_to_keep({**config.keep, **config.keep_json}, (), [])
     found = joined(
         of_schema(block.schema) if block.schema and block.schema.names else of_names(block.names)
         for block in seen
     )
     layout = _detected(found, config, model)
-    carried = _carried_types(columns, config, seen)
-    return _job(config, model, layout, columns, carried)
+    kept = _kept_types(columns, config, seen)
+    return _job(config, model, layout, columns, kept)
 
 
 class _Model(NamedTuple):
@@ -199,9 +199,7 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     logger.info("model family %s: rewards %s%s", name, named, mean)
 
 
-def _job(
-    config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], carried: pa.Schema
-) -> Job:
+def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], kept: pa.Schema) -> Job:
     checkpoint = model.checkpoint
     fingerprint = fingerprint_of(_identity(config, model, layout, columns))
     metadata: dict[str, Any] = {
@@ -235,7 +233,7 @@ def _job(
         truncate=config.truncate,
         special_tokens=config.special_tokens,
         fingerprint=fingerprint,
-        scores=scores_schema(checkpoint.reward_names, carried, config.keep_text, metadata, steps),
+        scores=scores_schema(checkpoint.reward_names, kept, config.keep_text, metadata, steps),
         carried=columns,
         as_json=tuple(config.keep_json),
         keep_text=config.keep_text,
@@ -286,11 +284,9 @@ def _detected(found: InputColumns, config: ScoreConfig, model: _Model) -> Layout
     return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)
 
 
-def _carried_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept_columns.Seen]) -> pa.Schema:
-    carried = kept_columns.unify(columns, config.keep_json, seen)
-    nested = [
-        field for field in carried if field.name in config.partition_by and pa.types.is_nested(field.type)
-    ]
+def _kept_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept_columns.Seen]) -> pa.Schema:
+    kept = kept_columns.unify(columns, config.keep_json, seen)
+    nested = [field for field in kept if field.name in config.partition_by and pa.types.is_nested(field.type)]
     if nested:
         raise ConfigError(f"partition-by: {nested[0].name} is {nested[0].type}, not one value")
     for column in dict.fromkeys(columns.values()):
@@ -301,7 +297,7 @@ def _carried_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept
                 len(without),
                 without[0],
             )
-    return carried
+    return kept
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from armo_ray.storage.parts import NULL
 from armo_ray.storage.shards import Shard
 
 
-def carried_columns(
+def columns_to_keep(
     keep: Mapping[str, str], partition_by: Sequence[str], shards: Sequence[Shard]
 ) -> dict[str, str]:
     """The input columns to store in the scores: name in the scores -> input column.

@@ -61,9 +61,7 @@ class Trial(NamedTuple):
     rows: int
     candidates: int
     rejects: list[tuple[str, int, str, str]]  # shard, row, reason and detail
-    encoded: Mapping[
-        str, str
-    ]  # by role, the paths of columns whose texts are all serialized lists of messages
+    encoded: Mapping[str, str]  # by role: path of a column whose texts are all serialized messages
 
 
 def check(job: Job, spans: Sequence[Span], config: ScoreConfig) -> None:

@@ -201,7 +201,7 @@ def _is_free(store: Store, first: dict[str, Any]) -> bool:
     if _is_alive(first):
         raise ConfigError(_refusal(store, first))
     logger.info(
-        "%s: held by %s: waiting %g s for a sign of life", store.path(LOCK), _described(first), STALE_S
+        "%s: held by %s: waiting %g s for it to be renewed", store.path(LOCK), _described(first), STALE_S
     )
     for _ in range(int(STALE_S / _LOOK_S)):
         time.sleep(_LOOK_S)

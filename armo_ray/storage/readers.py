@@ -151,7 +151,7 @@ def _read_jsonl(
     first = 0
 
     def unit(last: bool) -> UnitRows:
-        where = Unit(
+        current = Unit(
             id=unit_id(span.shard, fingerprint, str(ordinal)),
             ordinal=ordinal,
             first_row=first,
@@ -159,7 +159,7 @@ def _read_jsonl(
             last=last,
             source_bytes=here - position,
         )
-        return UnitRows(where, rows, content.hex if span.shard.is_timed else None)
+        return UnitRows(current, rows, content.hex if span.shard.is_timed else None)
 
     for number, line, here in read_lines(span.shard):
         # a full unit is yielded when another line follows: only then it is known not to be the last

@@ -103,9 +103,7 @@ class CommitRecord:
     num_tokens: int  # of all conversations, each counted whole
     computed_tokens: int  # that went through the model, padding included
     parts: tuple[PartEntry, ...] = ()
-    content: str | None = (
-        ""  # digest of the bytes read; None: not computed; "": written by an earlier version
-    )
+    content: str | None = ""  # digest of the bytes read; None: not computed; "": an earlier version wrote it
     run_fingerprint: str | None = None
     timing: Timing | None = None
     passes: ForwardPasses | None = None

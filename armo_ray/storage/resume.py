@@ -1,4 +1,4 @@
-"""Which units of an input are committed in an output, which are left, and which commits their shard has outdated.
+"""Which units of an input are committed in an output, which are left, and which commits a changed shard outdated.
 
 The functions take whole spans: a commit that matches no unit of a shard was made from earlier content of the shard.
 """

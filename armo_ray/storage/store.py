@@ -119,9 +119,8 @@ class Store:
         return True
 
     def read(self, name: str) -> bytes:
-        whole = (
-            {"max_concurrency": 1} if speaks(self.fs, S3) else {}
-        )  # one request instead of parallel ranges, which need two
+        # on S3 one request: in parallel ranges it would take two
+        whole = {"max_concurrency": 1} if speaks(self.fs, S3) else {}
         return bytes(
             patiently(f"reading {self.uri}/{name}", lambda: self.fs.cat_file(self.path(name), **whole))
         )

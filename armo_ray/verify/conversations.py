@@ -52,9 +52,7 @@ FORGED = frozenset({7})
 class Sequences(NamedTuple):
     """The token sequences that a model reads for the conversations."""
 
-    places: list[
-        tuple[int, ...]
-    ]  # of each: conversation, response, and the response it is compared with, if any
+    places: list[tuple[int, ...]]  # of each: conversation, response, and the other response of a pair
     prompts: list[int]  # of each: the index of its prompt, the same for sequences that begin alike
     ids: list[tuple[Ids, list[Ids]]]  # as RewardModel.score takes them
     rejects: list[tuple[int, int, str]]  # conversation, response, and why it is rejected

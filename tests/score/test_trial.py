@@ -47,7 +47,7 @@ def test_a_role_that_nobody_knows_is_told_with_a_row_and_the_option(
     assert "3 of the 100 candidates in the first 100 rows would be rejected (3 malformed_row)" in told
     assert f"For example {shard} row 97: malformed_row: unknown role 'narrator'" in told
     assert "--role narrator=user" in told
-    assert "--max-reject-fraction 0.03 accepts that" in told
+    assert "--max-reject-fraction 0.03 accepts them" in told
     assert not out.exists()  # the option that helps is another run's
     for accepted in ({"max_reject_fraction": 0.03}, {"role": {"narrator": "user"}}):
         prepare(config_for(tiny_model, shard, tmp_path / str(accepted), **accepted), check=trial.check)
@@ -135,7 +135,7 @@ def test_rows_that_kill_the_process_that_tries_them_out_do_not_refuse_the_run(
 ) -> None:
     assert trial._in_process(lambda: ["a reject"]) == ["a reject"]
     assert trial._in_process(lambda: os.kill(os.getpid(), signal.SIGSEGV)) is None
-    assert f"ends with status -{int(signal.SIGSEGV)}" in caplog.text
+    assert f"ended with status -{int(signal.SIGSEGV)}" in caplog.text
 
 
 @FILES

@@ -123,8 +123,8 @@ def test_a_broken_template_is_told(old: str, new: str, told: str, copy: Path) ->
 def test_a_model_of_the_released_name_must_be_the_released_one(tiny_model: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_model, tmp_path / "ArmoRM-Llama3-8B-v0.1")
     told = failed(verify_model(str(path), device="cpu")[0])["released configuration"]
-    assert "hidden_size is 64, released with 4096" in told
-    assert "released with [128009, 128006, 78191, 128007, 271]" in told
+    assert "hidden_size is 64, in the released model 4096" in told
+    assert "in the released model [128009, 128006, 78191, 128007, 271]" in told
 
 
 @pytest.mark.parametrize(

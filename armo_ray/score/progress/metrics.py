@@ -40,7 +40,7 @@ def _counters(name: str, tag: str, about: str, values: Callable[[Counts], Values
 METRICS = (
     _counter("units", "Units of work that this run committed", lambda c: c.units),
     _counter("scored", "Candidates scored", lambda c: c.scored),
-    _counters("rejected", "reason", "Candidates, or rows, rejected", lambda c: c.rejected),
+    _counters("rejected", "reason", "Candidates or rows rejected", lambda c: c.rejected),
     _counter("tokens", "Tokens of conversations, each counted whole", lambda c: c.num_tokens),
     _counter("computed_tokens", "Tokens that went through the model", lambda c: c.computed_tokens),
     _counter("flops", "Floating-point operations of the decoder", lambda c: c.flops),
@@ -53,16 +53,18 @@ METRICS = (
     _counters(
         "retries",
         "kind",
-        "Replicas lost and loaded again, and failed units done row by row",
+        "Replicas lost and loaded again, and failed units scored row by row",
         lambda c: {"replica": c.restarts, "unit": c.isolated},
     ),
     _gauge("done_ratio", "Fraction of the input, by bytes, that is committed", lambda c, _: c.done),
-    _gauge("eta_seconds", "Seconds that the rest of the input will take", lambda c, now: c.eta_s(now)),
-    _gauge("replicas", "Replicas of the model that are up", lambda c, _: c.replicas),
-    _gauge("pack_fill_ratio", "Fraction of the forward passes' room that is used", lambda c, _: c.pack_fill),
-    _gauge("sharing_ratio", "Tokens of conversations for each computed one", lambda c, _: c.sharing),
+    _gauge("eta_seconds", "Estimated seconds for the rest of the input", lambda c, now: c.eta_s(now)),
+    _gauge("replicas", "Replicas of the model that are loaded", lambda c, _: c.replicas),
+    _gauge(
+        "pack_fill_ratio", "Fraction of the forward passes' capacity that is used", lambda c, _: c.pack_fill
+    ),
+    _gauge("sharing_ratio", "Tokens of conversations per computed token", lambda c, _: c.sharing),
     _gauge("idle_ratio", "Fraction of the replicas' time without a forward pass", lambda c, _: c.idle),
-    _gauge("mfu_ratio", "Fraction of the GPUs' peak, where that is known", lambda c, _: c.mfu),
+    _gauge("mfu_ratio", "Fraction of the GPUs' peak FLOPs, if known", lambda c, _: c.mfu),
 )
 SERIES = {metric.series: metric for metric in METRICS}
 

@@ -104,16 +104,16 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started:
 
 
 def row_candidates(row: Row, job: Job) -> list[Candidate]:
-    """The candidates of a row; one whose values to partition by are no names of directories is malformed."""
+    """The candidates of a row. The row is malformed if its partition values are too long for directory names."""
     if isinstance(row, BadRow):
         return [Candidate(None, None, [], "", row.reason, row.detail)]
-    found = candidates_of(row, job.layout, job.reading)
-    own = {name: column for name, column in job.carried.items() if name in job.partition_by}
-    by, _ = kept_columns.values_of(row, own, job.scores, job.as_json)
-    if not parts.fit_directories(by.items()):
-        detail = f"columns to partition by hold {by!r:.200}, which is too long for names of directories"
-        return [replace(c, reason="malformed_row", detail=detail) for c in found]
-    return found
+    candidates = candidates_of(row, job.layout, job.reading)
+    columns = {name: column for name, column in job.carried.items() if name in job.partition_by}
+    values, _ = kept_columns.values_of(row, columns, job.scores, job.as_json)
+    if not parts.fit_directories(values.items()):
+        detail = f"partition columns hold {values!r:.200}, which is too long for directory names"
+        return [replace(c, reason="malformed_row", detail=detail) for c in candidates]
+    return candidates
 
 
 def _scored_rows(
