@@ -125,6 +125,7 @@ def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, A
     ]
     if list(chat.response_pattern) != published["response_pattern"]:
         faults.append(
-            f"the gate's tokens are {list(chat.response_pattern)}, in the released model {published['response_pattern']}"
+            f"the gate's tokens are {list(chat.response_pattern)}, "
+            f"in the released model {published['response_pattern']}"
         )
     return [Check("released configuration", not faults, "; ".join(faults) or f"that of {published['model']}")]
