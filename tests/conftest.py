@@ -8,7 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other o
 
 import gzip
 import json
+import re
 import signal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +51,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = sorted((item for item in items if item not in others), key=_order)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:  # tests of one module share its fixtures
-            item.add_marker(pytest.mark.xdist_group("ray" if _order(item) < 2 else item.path.stem))
 
 
 def _order(item: pytest.Item) -> int:
-    """Tests on the shared Ray come first, then those that start one of their own, then all others."""
+    """Tests on the shared Ray come first, then others of modules that need Ray, then all others."""
     if "local_ray" in getattr(item, "fixturenames", ()):
         return 0
-    return 1 if item.get_closest_marker("ray") else 2
+    return 1 if _needs_ray(item.path) else 2
+
+
+@cache
+def _needs_ray(module: Path) -> bool:
+    return re.search(r"\blocal_ray\b|\bmark\.ray\b", module.read_text("utf-8")) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker does a module at a time, whose tests share fixtures, and one worker does all that need Ray.
+
+    The groups of `--dist loadgroup` would do, but xdist 3.8 does not find them under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.split("::")[0]
+            return "ray" if _needs_ray(config.rootpath / module) else module
+
+    return ByModule(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

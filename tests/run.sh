@@ -20,7 +20,7 @@ lint() {
 }
 
 case " $* " in *" --soak "*) set -- tests/score/test_soak.py tests/score/test_transaction.py "$@" ;; esac
-workers=(-n 2 --dist loadgroup --no-loadscope-reorder)
+workers=(-n 2 --no-loadscope-reorder)
 case " $* " in *no:xdist*) workers=() ;; esac
 
 told=$(mktemp)

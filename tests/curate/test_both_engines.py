@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from armo_ray.cli.main import main
+from tests.support.synthetic_outputs import score_synthetically
 
 COMMANDS = {
     "filter": ["--where", "score >= q0.3", "--per", "subset", "--top-k", "1"],
@@ -30,3 +31,15 @@ def test_ray_writes_the_rows_that_duckdb_writes(
         output = ["--output", str(tmp_path / engine), "--engine", engine]
         assert main([command, str(scored_pairs), *COMMANDS[command], *output]) == 0
     assert parts(tmp_path / "duckdb") == parts(tmp_path / "ray") != {}
+
+
+def test_both_engines_select_the_same_pairs(local_ray: str, rollouts: Path, tmp_path: Path) -> None:
+    scores = score_synthetically(tmp_path / "scores", rollouts)
+    options = ["--strategy", "all-above-margin", "--near-duplicates", "0.9"]
+    options += ["--test-fraction", "0.3", "--length-control", "residual"]
+    for engine in ("duckdb", "ray"):
+        output = ["--output", str(tmp_path / engine), "--engine", engine]
+        assert main(["mine", str(scores), *options, *output]) == 0
+    assert parts(tmp_path / "duckdb") == parts(tmp_path / "ray")
+    assert len(parts(tmp_path / "ray")) == 2
+    assert not (tmp_path / "ray" / "_work").exists()

@@ -31,25 +31,6 @@ STRATEGIES = ("best-worst", "best-vs-sigma", "top-k-bottom-k", "all-above-margin
 
 
 @pytest.fixture(scope="session")
-def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts of the sample with responses to neighboring prompts, in a Parquet and a JSONL shard. Most prompts have
-    responses in both, and so in two parts of the output."""
-    folder = tmp_path_factory.mktemp("rollouts")
-    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:40]
-    responses = [row[side] for row in rows for side in ("chosen", "rejected")]
-    prompts = [
-        {"prompt": row["prompt"], "responses": [responses[(5 * i + k) % 80] for k in range(4)]}
-        for i, row in enumerate(rows)
-    ]
-    more = [
-        {**row, "responses": [*row["responses"][1::2], "Yes.", f"No, {i}."]} for i, row in enumerate(prompts)
-    ]
-    pq.write_table(pa.Table.from_pylist(prompts), folder / "a.parquet", row_group_size=16)
-    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more[:30]), "utf-8")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def scores(rollouts: Path) -> Path:
     return score_synthetically(rollouts.parent / "rollouts-scores", rollouts)
 
@@ -223,24 +204,6 @@ def test_text_equals_the_source_whether_kept_or_read_again(scores: Path, texts: 
         assert pair["prompt"] == rows[pair["row_id_chosen"]]["prompt"]
         assert pair["chosen"] == rows[pair["row_id_chosen"]]["response"]
         assert pair["rejected"] == rows[pair["row_id_rejected"]]["response"]
-
-
-def test_both_engines_write_the_same_files(local_ray: str, scores: Path, tmp_path: Path) -> None:
-    options = {
-        "strategy": "all-above-margin",
-        "near_duplicates": 0.9,
-        "test_fraction": 0.3,
-        "length_control": "residual",
-    }
-    mine(scores, tmp_path / "a", **options)
-    mine(scores, tmp_path / "b", engine="ray", **options)
-    names = [
-        {f.relative_to(tmp_path / n): f for f in (tmp_path / n / "data").rglob("*.parquet")} for n in "ab"
-    ]
-    tables = [[pq.read_table(f, partitioning=None) for f in sorted(found.values())] for found in names]
-    assert len(tables[0]) == 2
-    assert all(x.equals(y) for x, y in zip(*tables, strict=True))
-    assert not (tmp_path / "b" / "_work").exists()
 
 
 def test_candidates_of_equal_score_give_no_pair(scores: Path, tmp_path: Path) -> None:

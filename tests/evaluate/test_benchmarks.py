@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import re
-import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file, save_file
 
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
@@ -316,37 +313,6 @@ def test_real_transcripts(tiny_model: Path, tmp_path: Path) -> None:
     found = evaluated(tmp_path / "o")
     assert found["items"] == 100
     assert sum(row["pairs"] for row in found["length"]) == 100 - found["unscored"]
-
-
-def transpose(model: Path) -> Path:
-    path = model / "model-00002-of-00002.safetensors"
-    tensors = load_file(path)
-    matrix = tensors["reward_transform_matrix"].T.contiguous()
-    save_file(tensors | {"reward_transform_matrix": matrix}, path)
-    return model
-
-
-def test_llmbar_from_files_to_tables_on_ray_with_a_verified_model(
-    local_ray: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real = SHARED / "llmbar" / "preferences.jsonl"
-    lines = (real if real.exists() else SAMPLE).read_text("utf-8").splitlines()[::4]
-    pairs = write(tmp_path / "in.jsonl", [json.loads(line) for line in lines])
-    command = ["evaluate", "--benchmark", "llmbar", "--input", str(pairs), "--dtype", "float32"]
-    command += ["--gpus-per-replica", "0", "--verify", "--bootstrap", "200"]
-    broken, out = transpose(Path(shutil.copytree(tiny_model, tmp_path / "broken"))), tmp_path / "out"
-    assert main([*command, "--model", str(broken), "--output", str(tmp_path / "none")]) == 2
-    assert "head transform" in capsys.readouterr().err
-    assert not (tmp_path / "none" / "scored" / "scores").exists()
-
-    command += ["--model", str(tiny_model), "--output", str(out)]
-    for _ in range(2):  # the second time scores nothing, and gives the same
-        assert main(command) == 0
-        found = json.loads((out / "tables" / "evaluation.json").read_text())
-        assert sum(row["items"] for row in found["subsets"].values()) == len(lines)
-    assert main(["evaluate", str(out / "scored"), "--benchmark", "llmbar", "--bootstrap", "200"]) == 0
-    first, second, third = re.findall(r"^Overall.*$", capsys.readouterr().out, re.MULTILINE)
-    assert first == second == third
 
 
 @pytest.mark.parametrize(
