@@ -474,7 +474,7 @@ def test_a_shard_scored_in_two_states_or_layouts_is_refused(
     columns = {"responses": "other"} if change == "layout" else {}
     second = score_synthetically(tmp_path / "second", shard, columns=columns)
     for outputs in ([first, second], [second, first]):
-        assert "in another state or layout" in refused(outputs, tmp_path)
+        assert "from another state or layout" in refused(outputs, tmp_path)
 
 
 def test_the_same_shard_in_two_outputs_stops_the_command_and_leaves_nothing(
