@@ -103,11 +103,11 @@ def _print_failure(program: str, message: str) -> None:
     print(f"{program}: failed: {message}", file=sys.stderr, flush=True)
 
 
-def _bear_witness(program: str, endpoints: Sequence[Endpoint], advice: str) -> None:
+def _report_loss(program: str, endpoints: Sequence[Endpoint], advice: str) -> None:
     """Wait for the driver, which writes to stdin when it ends. If it ends without that, print what is gone."""
     lost = [] if sys.stdin.read() else [endpoint.what for endpoint in endpoints if not answers(endpoint)]
     if lost:
-        _print_failure(program, _gone(lost[0], advice))
+        _print_failure(program, f"{lost[0]} is gone, and the process ended with it. {advice}")
 
 
 def _first_lost(endpoints: Sequence[Endpoint], ended: threading.Event) -> list[str]:
@@ -124,5 +124,5 @@ def _first_lost(endpoints: Sequence[Endpoint], ended: threading.Event) -> list[s
 
 
 if __name__ == "__main__":
-    program, rows, last_words = json.loads(sys.argv[1])
-    _bear_witness(program, [Endpoint(*row) for row in rows], last_words)
+    program, rows, advice = json.loads(sys.argv[1])
+    _report_loss(program, [Endpoint(*row) for row in rows], advice)

@@ -24,9 +24,8 @@ class Split(NamedTuple):
     parts: Sequence[PartEntry] | None
 
 
-Configs = Mapping[
-    str, Mapping[str, Split]
-]  # configurations, the first one the default; each by name of split
+# the splits of each configuration, by name; the first configuration is the default
+Configs = Mapping[str, Mapping[str, Split]]
 
 
 def card(
@@ -41,8 +40,8 @@ def card(
 
     Args:
         template: path within the package.
-        state: differs wherever and whenever the data differ: the cache of `datasets` tells data sets apart by the
-            name of their folder and by their card alone.
+        state: what differs between any two states of the data. The cache of `datasets` tells data sets apart only by
+            the name of their folder and by their card.
         rows: of all data, for the size category; None leaves it out.
         values: what else the template takes.
     """
@@ -50,7 +49,7 @@ def card(
         template,
         configs=configs,
         tags=tags,
-        state=hashlib.blake2b(json.dumps(state, default=str).encode(), digest_size=16).hexdigest(),
+        state=hashlib.blake2b(json.dumps(state).encode(), digest_size=16).hexdigest(),
         size_category=None if rows is None else size_category(rows),
         version=__version__,
         now=commits.now(),
@@ -73,7 +72,7 @@ def dataset_card(
         "outputs/templates/README.md.jinja",
         {"default": splits},
         ["armo-ray"],
-        (uri, commits.now(), parts),
+        (uri, commits.now(), [part.to_dict() for part in parts]),
         title=title,
         about=about,
         scores=options.scores,

@@ -34,7 +34,7 @@ from armo_ray.storage.json_files import to_json
 from armo_ray.storage.records import Totals
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, spread
-from armo_ray.verify import model as preflight
+from armo_ray.verify.model import report, verify_model
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +136,9 @@ def _execute(
 
 def _check_model(job: Job, pool: Pool) -> None:
     """Run the checks of `armo-ray verify --model` on a replica. Raises ConfigError if one fails."""
-    task: Any = ray.remote(**pool.resources)(preflight.verify_model)
+    task: Any = ray.remote(**pool.resources)(verify_model)
     checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device, job.family.name))
-    logger.info("the model on a replica:\n%s", preflight.report(checks))
+    logger.info("the model on a replica:\n%s", report(checks))
     if failed := [check for check in checks if not check.passed]:
         raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")
 

@@ -39,8 +39,9 @@ def open_run(
                 raise ConfigError(
                     f"output {store.uri}: has commits but no {RUN}: restore that file, or use a new output"
                 )
-            created = not write or store.create(RUN, content)
-            run = RunFile.from_json(content) if created else find_run(store)
+            run = RunFile.from_json(content)
+            if write and not store.create(RUN, content):  # another command was faster
+                run = find_run(store)
     except OSError as error:
         raise ConfigError(f"output {store.uri}: cannot be written: {describe_error(error)}") from error
     if run is None:

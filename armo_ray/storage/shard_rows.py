@@ -22,12 +22,13 @@ def read_shard(
 ) -> Iterator[NumberedRows]:
     """Batches of the rows of a shard with their numbers, in order; only the rows in `numbers` if it is given.
 
-    A shard that cannot be read gives one row, a BadRow, whatever `numbers` is.
+    A Parquet shard whose footer cannot be read gives one row, a BadRow, whatever `numbers` is. Where reading breaks off
+    later, the BadRow stands for the rows after it and is given only if its number is in `numbers`.
 
     Args:
         columns: the columns to read from a Parquet shard.
         candidate_columns: the columns of a Parquet shard that hold candidates, as `units.cut` takes them.
-        batch_rows: size of a batch: about so many candidates of a Parquet shard, at most so many lines of JSONL.
+        batch_rows: size of a batch: candidates of a Parquet shard (approximately), or the most lines of JSONL.
 
     Raises ConfigError if the shard cannot be opened, and OSError if it changes while it is read.
     """

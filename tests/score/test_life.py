@@ -1,5 +1,6 @@
 """The life of a run: it is killed, stopped, out of time and bereft of its Ray, goes on each time, and ends whole."""
 
+import re
 import signal
 import subprocess
 import time
@@ -86,9 +87,10 @@ def lose(life: Life, process: str) -> None:
     kill([pid for pid in family if program_of(pid) == process])
     told = finish(run, 1).splitlines()
     what = {"raylet": "this node's raylet", "gcs_server": "the head"}[process]
-    assert told[-1] == (
-        f"armo-ray score: failed: {what} of the Ray that was started here is gone. "
-        "What is committed stays: run the same command again"
+    assert re.fullmatch(
+        f"armo-ray score: failed: {what} of the Ray that was started here is gone(, and the process ended with it)?"
+        r"\. What is committed stays: run the same command again",
+        told[-1],
     )
     assert not any("Traceback" in line for line in told)
     wait_for_orphans(family)

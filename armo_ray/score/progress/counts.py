@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from armo_ray.score.passes import Committed
-from armo_ray.storage.records import Totals, added
+from armo_ray.storage.records import ForwardPasses, Totals, added
+
+_NO_PASSES = ForwardPasses(0, 0, 0, 0, None, 0)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Counts:
         """The counts with one more committed unit; `now` is a time.monotonic."""
         record, timing, passes = unit.record, unit.record.timing, unit.record.passes
         assert timing is not None, "a unit of this run has its timing"
-        assert passes is not None, "a unit of this run has its forward passes"
+        passes = passes or _NO_PASSES  # an older version may have committed the unit at the same time
         seconds = timing.seconds
         possible = None
         if self.possible_flops is not None and passes.peak_flops is not None:
