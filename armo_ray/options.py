@@ -18,9 +18,8 @@ from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES
 from armo_ray.storage.uris import check_uri
 
-_SUBMITTED = (
-    "/runtime_resources/working_dir_files/"  # where Ray unpacks --working-dir, and deletes it afterwards
-)
+# where Ray unpacks --working-dir, and deletes it afterwards
+_SUBMITTED = "/runtime_resources/working_dir_files/"
 
 # Names that options no longer have, and what to write instead.
 _RENAMED = {

@@ -38,9 +38,7 @@ class Contender(NamedTuple):
     """A way to score."""
 
     score: Scorer
-    packs: (
-        RewardModel | None
-    )  # the model if it packs; None if it pads batches or takes one conversation at a time
+    packs: RewardModel | None  # the model if it packs; None if it pads batches or takes single conversations
 
 
 def prepare(name: str, model: RewardModel) -> Contender:

@@ -21,9 +21,8 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _CONNECT_S = 5.0
-_GRACE_S = (
-    10.0  # time to stop: Ray ends a driver 15 s after its raylet is gone, and calls to a lost head hang
-)
+# time to stop: Ray ends a driver 15 s after its raylet is gone, and calls to a lost head hang
+_GRACE_S = 10.0
 
 command = "armo-ray"  # name of the command at the start of error messages
 

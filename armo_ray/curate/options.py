@@ -41,7 +41,7 @@ class MineOptions(DatasetOptions):
     constraint: Annotated[Names, Help("which pairs", "EXPR")] = ()
     """Conditions on chosen.COLUMN or rejected.COLUMN."""
     max_length_ratio: Annotated[Finite | None, Help("which pairs", "X")] = Field(None, ge=1)
-    """Largest ratio of the longer answer's tokens to the shorter's."""
+    """Largest ratio of the longer response's tokens to the shorter's."""
     max_pairs: Annotated[int | None, Help("which pairs", "N")] = Field(None, ge=1)
     """Keep at most N pairs per prompt, those with the largest margin."""
 
@@ -119,9 +119,9 @@ class LabelOptions(DatasetOptions):
     """Make labels from scores, to train on."""
 
     shape: Annotated[Literal["candidates", "pairs", "sft"], Help("which rows")] = "candidates"
-    """A row per candidate, pair, or best answer."""
+    """A row per candidate, pair, or best response."""
     best: Annotated[int, Help("which rows", "N")] = Field(1, ge=1)
-    """With sft: keep the N best answers of a prompt."""
+    """With sft: keep the N best responses to a prompt."""
     where: Annotated[Names, Help("which rows", "EXPR")] = ()
     """Conditions that a candidate must satisfy."""
     min_candidates: Annotated[int, Help("which rows", "N")] = Field(1, ge=1)

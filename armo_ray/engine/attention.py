@@ -52,12 +52,8 @@ class Chunk:
     cu_k: torch.Tensor  # (S + 1,) int32
     max_q: int  # length of the longest segment in queries
     max_k: int  # and in keys
-    kv_index: (
-        torch.Tensor | None
-    )  # (cu_k[-1],) int64 tokens of the pack; None if the keys are the queries' tokens
-    bounds: tuple[
-        tuple[int, int, int, int], ...
-    ]  # q_start, q_stop, k_start, k_stop of each segment, on the host
+    kv_index: torch.Tensor | None  # (cu_k[-1],) int64 tokens of the pack; None if they are the queries
+    bounds: tuple[tuple[int, int, int, int], ...]  # q_start, q_stop, k_start, k_stop by segment, on the host
     masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)  # built once for all layers
 
     def mask(self, num_q: int, num_k: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -37,13 +37,9 @@ class Benchmark:
 
     needs: tuple[str, ...]
     takes: tuple[str, ...]
-    labels: Callable[
-        [Items], list[str]
-    ]  # label of every item; raises ConfigError if an item is not of the benchmark
+    labels: Callable[[Items], list[str]]  # of every item; raises ConfigError if one is not of the benchmark
     credits: Callable[[Items, Floats, list[str]], Credits]  # from one value per candidate, and the labels
-    sections: Callable[
-        [Accuracies, Mapping[str, int]], dict[str, Any]
-    ]  # from accuracies and number of items by subset
+    sections: Callable[[Accuracies, Mapping[str, int]], dict[str, Any]]  # from accuracy and items by subset
     styles: tuple[str, ...] = ()  # each style makes a subset of every label
 
     def subsets(self, by_label: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ ADVICE = {
     "unreadable_shard": "replace it by a complete file; the next run scores it",
     "malformed_row": "fix the row in a new shard, or name its columns with --layout and --column",
     "unsupported_content": "score into a new output with --tool-calls text: tool calls and reasoning become text",
-    "unread_column": "score into a new output with --column ROLE=COLUMN to read the column, or --ignore COLUMN",
+    "unread_column": "score into a new output with --column NAME=COLUMN to read the column, or --ignore COLUMN",
     "skipped": "--winner skips such rows; score into a new output where the value means something else",
     "empty_prompt": "a response without a prompt has no score; add a prompt in a new shard, or leave the row out",
     "empty_response": "an empty response has no score; add its text in a new shard, or leave it out",

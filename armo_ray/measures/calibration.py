@@ -11,9 +11,8 @@ import numpy.typing as npt
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import Expression, quote
 
-_DIGITS = (
-    9  # significant digits that are kept: the last bits of a sum depend on the order in which threads add
-)
+# significant digits that are kept: the last bits of a sum depend on the order in which threads add
+_DIGITS = 9
 
 
 def standardization(

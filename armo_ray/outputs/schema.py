@@ -59,10 +59,7 @@ REJECTS = pa.schema(
         ("role", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
-        (
-            "raw",
-            pa.string(),
-        ),  # the columns read, as JSON; null if an earlier reject of the row has it
+        ("raw", pa.string()),  # the columns read, as JSON; null if an earlier reject of the row has it
     ]
 )
 

@@ -63,11 +63,8 @@ def duplicates(sample: Sample, rows_to_do: float) -> Json:
     equal, error = shared.total(), math.sqrt(sum(n**2 for n in shared.values()))
     if all(s.complete for s in sample.strata) or not pairs:
         return {"repeated": 1 - alone / rows, "others": exact(near + 2 * equal / rows)}
-    bounds = (
-        equal,
-        max(equal - Z * error, 0.0),
-        equal + Z * error + 3.0,
-    )  # without any event, up to 3 are possible
+    # without any event, up to 3 are possible
+    bounds = equal, max(equal - Z * error, 0.0), equal + Z * error + 3.0
     return {
         "repeated": 1 - alone / rows,
         "others": Figure(*(near + n / pairs * rows_to_do for n in bounds)),

@@ -15,7 +15,7 @@ class PlanOptions(Options):
     )
     """Speed of a replica, shared prefixes counted once; default: measured."""
     previous: Annotated[Place | None, Help("speed and cost", "OUT")] = None
-    """Earlier output that tells the speed of a replica; default: --output."""
+    """Earlier output to take the speed of a replica from; default: --output."""
     price: Annotated[float | None, Help("speed and cost", "USD")] = Field(None, ge=0, allow_inf_nan=False)
     """Price per hour of a GPU, or of a replica without one."""
     sample: Annotated[int, Help("what is read", "N")] = Field(64, ge=8)
@@ -29,6 +29,6 @@ class PlanOptions(Options):
     def _one_rate(self) -> "PlanOptions":
         if self.previous is not None and self.computed_tokens_per_second is not None:
             raise ValueError(
-                "previous and computed-tokens-per-second both tell the speed of a replica: give one of them"
+                "previous and computed-tokens-per-second both set the speed of a replica: give one"
             )
         return self

@@ -117,9 +117,8 @@ def fixed_bounds(low: float, high: float) -> Bounds:
 
 def counted(sql: str, bounds: Bounds) -> str:
     """SQL of the three aggregates that `histogram_of` takes."""
-    ends = ", ".join(
-        f"{bound:.16e}" for bound in bounds.all.tolist()
-    )  # the exponent makes it a DOUBLE, not a DECIMAL
+    # the exponent makes it a DOUBLE, not a DECIMAL
+    ends = ", ".join(f"{bound:.16e}" for bound in bounds.all.tolist())
     return f"histogram({sql}, [{ends}]), min({sql}), max({sql})"
 
 

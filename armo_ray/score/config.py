@@ -44,7 +44,7 @@ class ScoreConfig(Options):
     layout: Annotated[Name, Help("reading", "NAME")] = "auto"
     """Kind of rows: preference, rollouts, messages, pairs, or a name that armo-ray layouts lists."""
     column: Annotated[Mapping[str, Name], Help("reading", "NAME=COLUMN")] = {}
-    """Where to find a part: prompt=question.text, responses=outputs[].text."""
+    """Columns to read, by name: prompt=question.text, responses=outputs[].text."""
     winner: Annotated[Mapping[str, Name], Help("reading", "VALUE=RESULT")] = {}
     """Meaning of a value in the winner column: first, second, tie or skip."""
     ignore: Annotated[Names, Help("reading", "COLUMN")] = ()

@@ -71,9 +71,8 @@ class Replica(Scorer):
         if "cuda" not in pool.device:
             import torch
 
-            torch.set_num_threads(
-                max(1, ((os.cpu_count() or 1) - 1) // pool.high)
-            )  # one core is left for reading
+            cores = (os.cpu_count() or 1) - 1  # one is left for reading
+            torch.set_num_threads(max(1, cores // pool.high))
         super().__init__(job, pool.device)
         if self.peak_flops is not None:
             self.peak_flops *= min(pool.gpus or 1.0, 1.0)  # its share of a GPU that several replicas use

@@ -47,9 +47,8 @@ class _Check(NamedTuple):
     """The result of checking a prompt."""
 
     error: tuple[str, str] | None = None  # reason and detail if it cannot be scored
-    whole: bool = (
-        False  # whether responses depend on the prompt, and must be cut out of the whole conversation
-    )
+    # whether responses depend on the prompt, and must be cut out of the whole conversation
+    whole: bool = False
 
 
 class Renderer:

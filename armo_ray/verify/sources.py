@@ -16,9 +16,8 @@ logger = logging.getLogger(__name__)
 
 THERE, GONE, CHANGED, UNKNOWN = "unchanged", "gone", "changed", "unknown"
 
-ColumnsRead = Callable[
-    [Mapping[str, Any]], Sequence[str]
-]  # armo_ray.text.layouts.columns_read: identity -> columns
+# armo_ray.text.layouts.columns_read: the columns that a run with this identity reads
+ColumnsRead = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
 def find_states(
