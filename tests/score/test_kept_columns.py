@@ -301,7 +301,7 @@ def test_a_shard_that_is_added_cannot_widen_the_types_of_the_first_run(
     score_locally(tiny_model, tmp_path, tmp_path / "out", keep=["x"])
     assert kept_of(tmp_path / "out") == [1, 2, 3]
     write_parquet(tmp_path / "c.parquet", pa.array([0.5]))
-    with pytest.raises(ConfigError, match=r"column x is double in .*c\.parquet, and int64 in the output"):
+    with pytest.raises(ConfigError, match=r"column x is double in .*c\.parquet, but int64 in the output"):
         score_locally(tiny_model, tmp_path, tmp_path / "out", keep=["x"])
 
 

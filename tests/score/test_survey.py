@@ -401,7 +401,7 @@ def test_text_is_read_again_as_it_was_scored_and_ties_are_left_out_of_accuracy(
 def test_all_ties_are_told(tmp_path: Path, tiny_model: Path) -> None:
     write_shard(tmp_path / "in", "jsonl", [{**row, "winner": "tie"} for row in ARENA])
     score_locally(tiny_model, tmp_path / "in", tmp_path / "out")
-    with pytest.raises(ConfigError, match="all are ties"):
+    with pytest.raises(ConfigError, match="all of its 4 rows are ties"):
         evaluate.run(EvaluateOptions.model_validate({"scores": str(tmp_path / "out")}))
 
 
