@@ -45,7 +45,8 @@ class Help(NamedTuple):
     flag: str = ""
 
 
-def _stripped(value: Any) -> Any:
+def stripped(value: Any) -> Any:
+    """A text without the white space around it; anything else as it is."""
     return value.strip() if isinstance(value, str) else value
 
 
@@ -74,7 +75,7 @@ def _public(uri: str) -> str:
     return uri
 
 
-Name = Annotated[str, BeforeValidator(_stripped), Field(min_length=1)]
+Name = Annotated[str, BeforeValidator(stripped), Field(min_length=1)]
 Names = Annotated[
     tuple[Name, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]

@@ -23,11 +23,11 @@ case " $* " in *" --soak "*) set -- tests/score/test_soak.py tests/score/test_tr
 workers=(-n 2 --no-loadscope-reorder)
 case " $* " in *no:xdist*) workers=() ;; esac
 
-told=$(mktemp)
-trap 'rm -f "$told"' EXIT
-lint >"$told" 2>&1 &
+lint_output=$(mktemp)
+trap 'rm -f "$lint_output"' EXIT
+lint >"$lint_output" 2>&1 &
 status=0
 "$PYTHON" -m pytest -q "${workers[@]}" "$@" || status=$?
 wait $! || status=1
-cat "$told"
+cat "$lint_output"
 exit "$status"

@@ -60,7 +60,7 @@ def watched(endpoints: Sequence[Endpoint], advice: str) -> Iterator[None]:
     lost: list[str] = []
 
     def message() -> str:
-        return _gone(lost[0], advice)
+        return f"{lost[0]} is gone. {advice}"
 
     def watch() -> None:
         lost.extend(_first_lost(endpoints, ended))
@@ -92,10 +92,6 @@ def watched(endpoints: Sequence[Endpoint], advice: str) -> Iterator[None]:
         if watcher.ident:
             watcher.join()
         witness.communicate(b"ended")
-
-
-def _gone(what: str, advice: str) -> str:
-    return f"{what} is gone. {advice}"
 
 
 def _print_failure(program: str, message: str) -> None:

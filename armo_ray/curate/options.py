@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from armo_ray.options import Finite, Help, Name, Names, Place, Places
 from armo_ray.outputs.options import DatasetOptions
 
 
 def _named(value: Any) -> Any:
-    """["a=0.5"] as {"a": "0.5"}; anything but texts NAME=VALUE as it is."""
+    """["a=0.5"] as {"a": "0.5"}; anything but a text or a list as it is."""
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list | tuple):
         return value
     pairs = [str(entry).rpartition("=") for entry in value]
-    if wrong := [text for text, (_, sign, _) in zip(value, pairs, strict=True) if not sign]:
+    if wrong := [text for text, (name, _, _) in zip(value, pairs, strict=True) if not name.strip()]:
         raise ValueError(f"expected NAME=VALUE, got {wrong[0]!r}")
-    return {name: number for name, _, number in pairs}
+    return {name.strip(): number for name, _, number in pairs}
 
 
 class MineOptions(DatasetOptions):
@@ -36,7 +36,7 @@ class MineOptions(DatasetOptions):
     """residual: subtract the effect of length on value."""
     pareto: Annotated[Names, Help("which pairs", "COLUMN")] = ()
     """Chosen must be no worse in any of these, and better in one."""
-    min_margin: Annotated[Mapping[str, Finite], Help("which pairs", "COLUMN=X")] = {}
+    min_margin: Annotated[Mapping[str, Finite], BeforeValidator(_named), Help("which pairs", "COLUMN=X")] = {}
     """Chosen must exceed rejected by X in this column, or in value."""
     constraint: Annotated[Names, Help("which pairs", "EXPR")] = ()
     """Conditions on chosen.COLUMN or rejected.COLUMN."""
@@ -62,19 +62,6 @@ class MineOptions(DatasetOptions):
     """Columns to copy, as chosen_COLUMN and rejected_COLUMN."""
     layout: Annotated[Literal["trl", "llama3-ultrafeedback-armorm"], Help("what is written", "NAME")] = "trl"
     """trl, or llama3-ultrafeedback-armorm."""
-
-    @field_validator("min_margin", mode="before")
-    @classmethod
-    def _paired(cls, value: Any) -> Any:
-        """["a=0.5"] as {"a": "0.5"}."""
-        if isinstance(value, str):
-            value = [value]
-        if not isinstance(value, list | tuple):
-            return value
-        pairs = [str(entry).rpartition("=") for entry in value]
-        if not all(name.strip() for name, _, _ in pairs):
-            raise ValueError("expected COLUMN=X")
-        return {name.strip(): number for name, _, number in pairs}
 
 
 class FilterOptions(DatasetOptions):

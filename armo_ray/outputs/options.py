@@ -4,13 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from armo_ray.options import Help, NewPlace, Options, Place, Places
+from armo_ray.options import Help, NewPlace, Options, Place, Places, stripped
 
-Size = Annotated[
-    str,
-    BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
-    Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$"),
-]
+Size = Annotated[str, BeforeValidator(stripped), Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")]
 
 
 class ScoresOptions(Options):

@@ -198,6 +198,9 @@ class RunFile:
         return bool(self.identity.get("keep_text"))
 
 
+_SUMS = ("units", "candidates", "scored", "num_tokens", "computed_tokens")
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over commit records; `shards` is None if they were not counted."""
@@ -212,14 +215,13 @@ class Totals:
 
     @staticmethod
     def of(records: Iterable[CommitRecord]) -> "Totals":
-        sums = dict.fromkeys(("units", "candidates", "scored", "num_tokens", "computed_tokens"), 0)
+        sums = dict.fromkeys(_SUMS, 0)
         rejected: dict[str, int] = {}
         shards = set()
         for record in records:
             shards.add(record.source)
-            sums["units"] += 1
-            for name in ("candidates", "scored", "num_tokens", "computed_tokens"):
-                sums[name] += getattr(record, name)
+            for name in _SUMS:
+                sums[name] += 1 if name == "units" else getattr(record, name)
             for reason, count in record.rejected.items():
                 rejected[reason] = rejected.get(reason, 0) + count
         return Totals(**sums, shards=len(shards), rejected=rejected)
@@ -230,19 +232,12 @@ class Totals:
 
     def plus(self, other: "Totals") -> "Totals":
         """The sums of both, without `shards`: a shard may be in both."""
-        return Totals(
-            units=self.units + other.units,
-            candidates=self.candidates + other.candidates,
-            scored=self.scored + other.scored,
-            num_tokens=self.num_tokens + other.num_tokens,
-            computed_tokens=self.computed_tokens + other.computed_tokens,
-            rejected=added(self.rejected, other.rejected),
-        )
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
+        return Totals(**sums, rejected=added(self.rejected, other.rejected))
 
     def to_dict(self) -> dict[str, Any]:
         """The totals as the manifest holds them."""
-        names = ("units", "candidates", "scored", "num_tokens", "computed_tokens", "shards")
-        return _known(self, names) | {"rejected": dict(self.rejected)}
+        return _known(self, (*_SUMS, "shards")) | {"rejected": dict(self.rejected)}
 
 
 def added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
