@@ -55,5 +55,5 @@ def wait_for_gpus(replicas: int, gpus: float, minutes: float) -> None:
 
 
 def _sum_of(nodes: Sequence[float]) -> str:
-    """The GPUs of the nodes, such as `8 + 4`."""
-    return " + ".join(f"{have:g}" for have in nodes if have) or "no"
+    """The GPUs of the nodes, most first, such as `8 + 4`."""
+    return " + ".join(f"{have:g}" for have in sorted(nodes, reverse=True) if have) or "no"

@@ -20,14 +20,16 @@ from tests.support.runs import commits_of, finish, read_until, task_of, wait_unt
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-GPU: Any = {"num_cpus": 1, "num_gpus": 1}  # in name: replicas run on CPUs
+def with_gpus(count: int) -> Any:
+    """A node of one CPU. Its GPUs are GPUs in name: replicas run on CPUs."""
+    return {"num_cpus": 1, "num_gpus": count}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head and a node of one GPU each. Tests add nodes, and run in the order in which they stand here."""
-    cluster = Cluster(initialize_head=True, head_node_args=GPU)
-    cluster.add_node(**GPU)
+    """A head of one GPU and a node of three. Tests add nodes, and run in the order in which they stand here."""
+    cluster = Cluster(initialize_head=True, head_node_args=with_gpus(1) | {"include_dashboard": False})
+    cluster.add_node(**with_gpus(3))
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -60,9 +62,9 @@ def workers(node: Any) -> set[str]:
 def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
     cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    options = ("--replicas", "3", "--gpus-per-replica", "1", "--wait", "0.1")
+    options = ("--replicas", "5", "--gpus-per-replica", "1", "--wait", "0.05")
     process = start(cluster, tiny_model, shards, tmp_path, *options)
-    told = "3 replicas of 1 GPUs: after 0.1 minutes the nodes of the cluster have 1 + 1 GPUs"
+    told = "5 replicas of 1 GPUs: after 0.05 minutes the nodes of the cluster have 3 + 1 GPUs"
     assert told in finish(process, 2)
     ray.init(cluster.address)
     assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
@@ -74,11 +76,10 @@ def test_replicas_of_two_gpus_wait_for_nodes_that_have_both_then_every_node_work
 ) -> None:
     options = ("--replicas", "2", "--gpus-per-replica", "2", "--device", "cpu,cpu")
     process = start(cluster, tiny_model, shards, tmp_path, *options)
-    # two GPUs on two nodes are no room for a replica of two
-    read_until(process, "waiting for the GPUs of 2 replicas of 2 GPUs: the nodes have 1 + 1")
+    # four GPUs of two nodes are no room for two replicas of two
+    read_until(process, "waiting for the GPUs of 2 replicas of 2 GPUs: the nodes have 3 + 1")
     assert commits_of(tmp_path) == {}
-    cluster.add_node(num_cpus=1, num_gpus=2)
-    lost = cluster.add_node(num_cpus=1, num_gpus=2)
+    lost = cluster.add_node(**with_gpus(2))
     nodes = list(cluster.list_all_nodes())
     seen: list[set[str]] = [set() for _ in nodes]
 
