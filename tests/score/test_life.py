@@ -1,4 +1,4 @@
-"""The life of a run: it is killed, stopped, out of time and bereft of its Ray, goes on each time, and ends whole."""
+"""The life of a run: killed, stopped, out of time, without its Ray, it goes on each time and ends whole."""
 
 import re
 import signal
@@ -17,6 +17,7 @@ from tests.support.runs import (
     kill,
     kill_run,
     program_of,
+    read_until,
     start,
     wait_for_commits,
     wait_for_orphans,
@@ -60,10 +61,10 @@ def kill_all(life: Life) -> None:
     assert "In progress: " in life.card
 
 
-def stop_by(life: Life, name: str) -> None:
-    process = life.run(more=2)
+def stop(life: Life) -> None:
+    process = life.run(more=1)
     started = descendants(process.pid)
-    process.send_signal(signal.Signals[name])
+    process.send_signal(signal.SIGTERM)
     errors = finish(process, 1)
     assert "stopped; what is committed stays" in errors
     assert "Traceback" not in errors
@@ -80,9 +81,18 @@ def run_out_of_time(life: Life) -> None:
     assert not (life.out / "_lock.json").exists()
 
 
-def lose(life: Life, process: str) -> None:
-    """A process of the Ray that the run started."""
-    run = life.run(more=1)
+def lose_the_head(life: Life) -> None:
+    run = life.run()
+    read_until(run, "scoring on 1 replica")
+    lose(run, "gcs_server")
+
+
+def lose_the_raylet(life: Life) -> None:
+    lose(life.run(more=1), "raylet")
+
+
+def lose(run: subprocess.Popen[str], process: str) -> None:
+    """Kill a process of the Ray that the run started."""
     family = descendants(run.pid)
     kill([pid for pid in family if program_of(pid) == process])
     told = finish(run, 1).splitlines()
@@ -102,15 +112,7 @@ def test_a_run_that_is_killed_stopped_out_of_time_and_loses_ray_goes_on_and_ends
     score_locally(tiny_model, formats, tmp_path / "undisturbed", unit_rows=4)
     (tmp_path / "work").mkdir()
     life = Life(tiny_model, formats, tmp_path / "work")
-    for disturb in (
-        kill_all,
-        lambda life: stop_by(life, "SIGTERM"),
-        run_out_of_time,
-        kill_all,
-        lambda life: stop_by(life, "SIGINT"),
-        lambda life: lose(life, "gcs_server"),
-        lambda life: lose(life, "raylet"),
-    ):
+    for disturb in (kill_all, stop, run_out_of_time, lose_the_head, lose_the_raylet):
         disturb(life)
         assert not (life.out / "_SUCCESS").exists()
         life.check()
