@@ -119,7 +119,7 @@ def test_the_display_fits_a_terminal_of_any_width(width: int) -> None:
     for shown in (Counts(1000), counts):
         console = Console(width=width, file=io.StringIO())
         console.print(render(shown, NOW + 10))
-        drawn = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        drawn = console.file.getvalue().splitlines()
         assert max(map(len, drawn)) <= width
     text = " ".join("".join(drawn).split())
     for value in ("50%", "98,765,432", "1,234,598", "30.0%", "75.0%", "1.50x", "512"):
