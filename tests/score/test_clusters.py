@@ -20,6 +20,7 @@ from tests.support.runs import commits_of, finish, read_until, task_of, wait_unt
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
+
 def with_gpus(count: int) -> Any:
     """A node of one CPU. Its GPUs are GPUs in name: replicas run on CPUs."""
     return {"num_cpus": 1, "num_gpus": count}
