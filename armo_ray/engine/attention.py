@@ -14,12 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
 
 from armo_ray.engine.device import to_device
 from armo_ray.engine.packing import Index, Pack
 
-NAME = "armo_packed"
 _PARAMETERS = inspect.signature(varlen_attn).parameters
 # torch 2.10 has is_causal and no scale, later versions window_size and scale; the last two came with 2.12.
 _VARLEN_OPTIONS: dict[str, Any] = (
@@ -202,25 +200,3 @@ def _softcapped(
         weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1, dtype=torch.float32)
         outputs.append(weights.to(value.dtype) @ value)
     return torch.cat(outputs, dim=2)
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,  # (1, heads, T, head_dim)
-    key: torch.Tensor,  # (1, kv_heads, T, head_dim)
-    value: torch.Tensor,
-    attention_mask: None,
-    segments: Segments,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """`attend` with the signature that transformers' decoders call; returns (1, T, heads, head_dim)."""
-    if options.get("s_aux") is not None:
-        raise NotImplementedError(f"{type(module).__name__} needs s_aux, which packs do not support")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q, k, v, segments, Rule(scaling, sliding_window, softcap))[None], None
-
-
-AttentionInterface.register(NAME, packed_attention)

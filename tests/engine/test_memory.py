@@ -90,7 +90,7 @@ print(np.abs(model.score([small]).score - expected.score).max())
 def test_weights_of_the_checkpoints_own_type_are_mapped_and_not_copied(tmp_path: Path) -> None:
     (line,) = printed(
         """
-import transformers.models.llama.modeling_llama, armo_ray.engine.backbone, armo_ray.engine.decoder
+import armo_ray.engine.reward_model, transformers.utils.chat_template_utils
 before = kilobytes("smaps_rollup", "Anonymous")
 model = RewardModel.load(MODEL, dtype="bfloat16", device="cpu")
 weights = sum(p.nbytes for p in model.backbone.parameters()) >> 10

@@ -1,0 +1,77 @@
+"""Weights of a Llama-like decoder, mapped from the files of a checkpoint, and the check that none is missing."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from armo_ray.engine.llama import Llama
+from armo_ray.engine.llama_config import LlamaConfig
+from armo_ray.errors import ConfigError
+from armo_ray.model.checkpoint import Checkpoint
+from armo_ray.model.recognize import HEAD_PREFIXES, LM_HEAD
+
+
+def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
+    """A decoder whose weights are views of memory-mapped files, in the checkpoint's own dtype.
+
+    Raises ConfigError if a tensor is missing, unexpected or of another shape.
+    """
+    model = Llama(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = r"^(model|transformer)\." if checkpoint.family.name == "starling" else r"^model\."
+    stored = {re.sub(prefix, "", name): name for name in checkpoint.tensors}
+    check_backbone(
+        checkpoint,
+        missing=wanted.keys() - stored.keys(),
+        mis_shaped=[
+            (stored[name], shape, wanted[name])
+            for name, shape in (
+                (name, checkpoint.tensors[stored[name]].shape) for name in wanted if name in stored
+            )
+            if shape != wanted[name]
+        ],
+        unexpected=[name for own, name in stored.items() if own not in wanted and not is_head(name)],
+    )
+    model.load_state_dict(_mapped(checkpoint, {name: stored[name] for name in wanted}), assign=True)
+    return model.eval()
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is no part of the backbone: the head's, or the frequencies that old checkpoints repeat."""
+    return name.startswith((*HEAD_PREFIXES, LM_HEAD)) or name.endswith("rotary_emb.inv_freq")
+
+
+def check_backbone(
+    checkpoint: Checkpoint, missing: Iterable[Any], mis_shaped: Iterable[Any], unexpected: Iterable[Any]
+) -> None:
+    """Raise ConfigError if the weights do not match the config."""
+    faults = {"missing": list(missing), "mis-shaped": list(mis_shaped), "unexpected": list(unexpected)}
+    if any(faults.values()):
+        listing = "; ".join(f"{kind}: {sorted(map(str, keys))[:5]}" for kind, keys in faults.items() if keys)
+        raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {listing}")
+
+
+def read_ahead(files: Iterable[Path]) -> None:
+    """Ask the system to read files into its cache, where it can be asked; does not wait for it."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in files:
+        with file.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def _mapped(checkpoint: Checkpoint, stored: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Tensors by name, given their names in the checkpoint."""
+    by_file: dict[Path, list[str]] = {}
+    for name in stored:
+        by_file.setdefault(checkpoint.tensors[stored[name]].file, []).append(name)
+    tensors = {}
+    for file, names in by_file.items():
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(stored[name]) for name in names}
+    return tensors
