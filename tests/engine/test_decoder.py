@@ -111,6 +111,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"layer_types": ["linear_attention", "full_attention"]},
         "layer_types linear_attention: packs support full",
     ),
+    "both-directions": ({"is_causal": False}, "is_causal false: in a pack, a token sees no later"),
     "dynamic-rope": (
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0} | ROPE},
         "rope_type dynamic would depend on",
