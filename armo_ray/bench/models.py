@@ -109,7 +109,5 @@ def _random_weights(backbone: Llama, dtype: torch.dtype, device: torch.device) -
     weights = {}
     for name, tensor in backbone.state_dict().items():
         weight = torch.empty(tensor.shape, dtype=dtype, device=device)
-        weights[name] = (
-            weight.normal_(std=CONFIG["initializer_range"]) if weight.dim() > 1 else weight.fill_(1)
-        )
+        weights[name] = weight.normal_(std=0.02) if weight.dim() > 1 else weight.fill_(1)
     return weights

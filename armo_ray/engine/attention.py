@@ -137,7 +137,7 @@ def attend(
 
 
 @cache
-def _kernel() -> tuple[Callable[..., torch.Tensor], Set[str]]:
+def _kernel() -> tuple[Callable[..., Any], Set[str]]:
     """torch's kernel for segments of many lengths, and the names of its parameters."""
     from torch.nn.attention.varlen import varlen_attn  # imports the compiler, which takes 2 s
 
@@ -163,7 +163,8 @@ def _by_kernel(
     elif scaling not in (None, own):
         query = query * (scaling / own)
     q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
-    return kernel(q, k, v, chunk.cu_q, chunk.cu_k, chunk.max_q, chunk.max_k, **options)
+    out: torch.Tensor = kernel(q, k, v, chunk.cu_q, chunk.cu_k, chunk.max_q, chunk.max_k, **options)
+    return out
 
 
 def _by_segment(

@@ -34,11 +34,12 @@ def hidden_rows(backbone: nn.Module, pack: Pack, rows: Index, options: Options) 
         inputs = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
         output = backbone(**inputs, segments=segments[devices[0]])  # passed on to packed_attention
         return output.last_hidden_state[0].index_select(0, at)  # type: ignore[no-any-return]
+    layers: Any = backbone.layers
     hidden, (cos, sin) = backbone.embed_tokens(ids), backbone.rotations(positions)
     project, finish = (_compiled(f) for f in (_project, _finish)) if options.compile else (_project, _finish)
-    for layer, device in zip(backbone.layers, devices, strict=True):
+    for layer, device in zip(layers, devices, strict=True):
         hidden, cos, sin = (x.to(device) for x in (hidden, cos, sin))
-        if options.needed_rows and layer is backbone.layers[-1]:
+        if options.needed_rows and layer is layers[-1]:
             break
         query, key, value = project(layer, hidden, cos, sin)
         attended = attend(query, key, value, segments[device], layer.self_attn.rule)

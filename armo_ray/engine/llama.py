@@ -4,24 +4,15 @@ Their tensors are named as in checkpoints. Weights start on the meta device, wit
 """
 
 from dataclasses import asdict
-from functools import partial
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from armo_ray.engine.attention import Rule
-from armo_ray.engine.llama_config import LlamaConfig
+from armo_ray.engine.llama_config import ACTIVATIONS, LlamaConfig
 
 Tensor = torch.Tensor
-_ACTIVATIONS = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 class Llama(nn.Module):
@@ -34,7 +25,7 @@ class Llama(nn.Module):
         self.config = config
         weight = torch.empty(config.vocab_size, config.hidden_size, device="meta")
         # initializing an embedding on the meta device would import the compiler, which takes 2 s
-        self.embed_tokens = nn.Embedding(*weight.shape, _weight=weight)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.layers = nn.ModuleList(Layer(config, window) for window in config.windows)
         self.norm = _norm(config.hidden_size, config)
         frequencies, self.rotary_scale = rotary_frequencies(config)
@@ -109,7 +100,7 @@ class Mlp(nn.Module):
         self.gate_proj = _linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
         self.up_proj = _linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
         self.down_proj = _linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
-        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps normed hidden states (T, H) to what the layer adds to them."""

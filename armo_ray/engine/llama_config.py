@@ -4,9 +4,13 @@ Names, defaults and meaning are those of transformers' configuration classes, wh
 understood here, such as an unknown activation or rotary embedding, is left to transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import torch
+import torch.nn.functional as F
 
 # Defaults of the fields that a model type reads; it ignores all others.
 _COMMON: dict[str, Any] = {
@@ -65,7 +69,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "pretraining_tp": (None, 1),
     "quantization_config": (None,),
 }
-ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class LlamaConfig:
 
 def read_config(config: Mapping[str, Any]) -> LlamaConfig | None:
     """The config of a decoder of type llama, mistral, qwen2 or qwen3; None for any other, or one not understood."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in _DEFAULTS or any(config.get(name) not in values for name, values in _NEUTRAL.items()):
         return None
     fields = {name: config.get(name, default) for name, default in _DEFAULTS[kind].items()}
@@ -134,13 +144,13 @@ def _has_types(fields: Mapping[str, Any]) -> bool:
         all(type(size) is int and size > 0 for size in sizes)
         and isinstance(fields["rms_norm_eps"], int | float)
         and all(isinstance(fields[name], bool) for name in ("attention_bias", "mlp_bias"))
-        and fields["hidden_act"] in ACTIVATIONS
+        and fields["hidden_act"] in list(ACTIVATIONS)
     )
 
 
 def _fits(fields: Mapping[str, Any]) -> bool:
     heads, keys = fields["num_attention_heads"], fields["num_key_value_heads"]
-    return fields["hidden_size"] % heads == 0 and heads % keys == 0 and fields["head_dim"] % 2 == 0
+    return not (fields["hidden_size"] % heads or heads % keys or fields["head_dim"] % 2)
 
 
 def _layer_types(config: Mapping[str, Any], fields: Mapping[str, Any], first: int) -> tuple[str, ...] | None:

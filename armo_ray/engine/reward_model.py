@@ -65,7 +65,7 @@ class RewardModel:
     """
 
     def __init__(self, backbone: nn.Module, head: Head, options: Options) -> None:
-        self.backbone = backbone
+        self.backbone: Any = backbone  # a Llama, or one of transformers' decoders
         self.head = head
         self.pattern = head.pattern
         self.reward_names = head.names

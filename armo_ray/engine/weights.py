@@ -25,15 +25,12 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     prefix = r"^(model|transformer)\." if checkpoint.family.name == "starling" else r"^model\."
     stored = {re.sub(prefix, "", name): name for name in checkpoint.tensors}
+    shapes = {own: checkpoint.tensors[name].shape for own, name in stored.items() if own in wanted}
     check_backbone(
         checkpoint,
         missing=wanted.keys() - stored.keys(),
         mis_shaped=[
-            (stored[name], shape, wanted[name])
-            for name, shape in (
-                (name, checkpoint.tensors[stored[name]].shape) for name in wanted if name in stored
-            )
-            if shape != wanted[name]
+            (stored[own], shape, wanted[own]) for own, shape in shapes.items() if shape != wanted[own]
         ],
         unexpected=[name for own, name in stored.items() if own not in wanted and not is_head(name)],
     )
@@ -70,7 +67,7 @@ def _mapped(checkpoint: Checkpoint, stored: dict[str, str]) -> dict[str, torch.T
     by_file: dict[Path, list[str]] = {}
     for name in stored:
         by_file.setdefault(checkpoint.tensors[stored[name]].file, []).append(name)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file, names in by_file.items():
         with safe_open(file, "pt") as opened:
             tensors |= {name: opened.get_tensor(stored[name]) for name in names}

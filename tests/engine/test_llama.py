@@ -17,7 +17,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.tiny.armorm import write_tiny_model
 from tests.support.architectures import random_groups, write_architecture
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 700,
     "hidden_size": 96,
     "intermediate_size": 80,
@@ -32,7 +32,7 @@ SIZES = {
     "mlp_bias": True,
     "rope_theta": 5e5,
 }
-WINDOWS = {"use_sliding_window": True, "sliding_window": 77, "max_window_layers": 2}
+WINDOWS: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 77, "max_window_layers": 2}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPES: dict[str, dict[str, Any]] = {
     "default": {},
