@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from armo_ray.engine.llama_config import LlamaConfig
 from armo_ray.errors import ConfigError
 from armo_ray.model.checkpoint import Checkpoint
 from armo_ray.model.recognize import HEAD_PREFIXES, LM_HEAD
+
+READ_AHEAD = 1 << 20  # bytes; Linux reads only a few megabytes of what it is asked for at once
 
 
 def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
@@ -53,13 +57,20 @@ def check_backbone(
         raise ConfigError(f"{checkpoint.path}: the backbone does not match its config: {listing}")
 
 
-def read_ahead(files: Iterable[Path]) -> None:
-    """Ask the system to read files into its cache, where it can be asked; does not wait for it."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in files:
-        with file.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+def read_ahead(files: Iterable[Path]) -> Thread:
+    """Ask the system to read files into its cache, where it can be asked, in a thread that is not waited for."""
+
+    def advise() -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for file in files:
+            with suppress(OSError), file.open("rb") as stream:  # whoever reads the file will report a fault
+                for start in range(0, file.stat().st_size, READ_AHEAD):
+                    os.posix_fadvise(stream.fileno(), start, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+
+    thread = Thread(target=advise, daemon=True)
+    thread.start()
+    return thread
 
 
 def _mapped(checkpoint: Checkpoint, stored: dict[str, str]) -> dict[str, torch.Tensor]:
