@@ -154,6 +154,16 @@ def test_scoring_token_ids_needs_torch_and_transformers_only(tiny_model: Path) -
     assert not {"ray", "pydantic", "s3fs"} & loaded  # transformers itself takes pyarrow where there is one
 
 
+def test_scoring_with_a_llama_loads_neither_modeling_code_nor_the_compiler(tiny_model: Path) -> None:
+    loaded = modules_after(
+        "from armo_ray.engine import RewardModel\n"
+        f"model = RewardModel.load('{tiny_model}', dtype='float32', device='cpu')\n"
+        "model.score([([1, *model.pattern.tolist()], [[2], [3, 4]])])"
+    )
+    assert "transformers" in loaded  # its environment for templates
+    assert not {"transformers.modeling_utils", "transformers.models.auto", "torch._dynamo"} & loaded
+
+
 def test_the_top_level_is_fixed() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {name.split("/")[0] for name in tracked.splitlines()}

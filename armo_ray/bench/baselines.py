@@ -8,31 +8,48 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from armo_ray.bench.workloads import Group, sequences_of
 from armo_ray.engine import RewardModel, Scores
 from armo_ray.engine.heads import HeadOutput
+from armo_ray.engine.llama import Llama
 from armo_ray.engine.packing import Ids
 
 Batches = list[list[int]]
 
 
-def twin(backbone: PreTrainedModel) -> PreTrainedModel:
+def twin(backbone: nn.Module) -> nn.Module:
     """A copy of the decoder that shares its weights."""
     tensors = itertools.chain(backbone.parameters(), backbone.buffers())
     return copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
 
 
 def plain_backbone(model: RewardModel) -> PreTrainedModel:
-    """A decoder on the model's weights with transformers' own attention."""
-    backbone = twin(model.backbone)
+    """transformers' decoder with its own attention, on the model's weights."""
+    own = model.backbone
+    backbone: Any = _of_llama(own) if isinstance(own, Llama) else twin(own)
     backbone.set_attn_implementation("sdpa")
-    return backbone
+    return backbone  # type: ignore[no-any-return]
+
+
+def _of_llama(own: Llama) -> PreTrainedModel:
+    auto: Any = AutoModel
+    windowed = {"use_sliding_window": own.config.sliding_window is not None}
+    layer_types = {"layer_types": list(own.config.layer_types)}
+    config = AutoConfig.for_model(**asdict(own.config) | windowed | layer_types)
+    with torch.device("meta"):
+        backbone = auto.from_config(config, dtype=own.dtype)
+    backbone.load_state_dict(own.state_dict(), assign=True)
+    backbone.rotary_emb = type(backbone.rotary_emb)(config).to(own.frequencies.device)  # not in the state
+    return backbone.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def reference(model: RewardModel, groups: Sequence[Group]) -> Scores:

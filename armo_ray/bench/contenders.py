@@ -18,7 +18,6 @@ _PACKED = {
     "share_prompts": False,
     "fixed_packs": False,
     "needed_rows": False,
-    "fused_norm": False,
     "compile": False,
 }
 _SHARED = _PACKED | {"share_prompts": True}
@@ -27,7 +26,6 @@ _OPTIONS = {
     "packed": _PACKED,
     "packed+shared": _SHARED,
     "+needed-rows": _SHARED | {"needed_rows": True},
-    "+fused-norm": _SHARED | {"fused_norm": True},
     "+compile": _SHARED | {"compile": True},
     "+fixed-packs": _SHARED | {"fixed_packs": True},
     "engine": {},

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel
 
 from armo_ray.bench.options import Settings
 from armo_ray.bench.smollm2 import ensure_smollm2
 from armo_ray.bench.workloads import Vocabulary
-from armo_ray.engine import RewardModel, attention
-from armo_ray.engine.backbone import DTYPES
+from armo_ray.engine import RewardModel
+from armo_ray.engine.backbone import DTYPES, place
 from armo_ray.engine.heads import Head, armorm
+from armo_ray.engine.llama import Llama
+from armo_ray.engine.llama_config import read_config
 from armo_ray.engine.options import Options
 from armo_ray.engine.reward_model import TOKEN_BUDGETS
 from armo_ray.model.chat import Chat
@@ -88,15 +89,25 @@ def _random(shape: str, dtype: str, device: torch.device, token_budget: int | No
     fields |= {"gating_n_hidden": 3, "num_objectives": len(ARMORM_REWARDS)}
     vocabulary = _VOCABULARIES[shape]
     torch.manual_seed(seed)
-    auto: Any = AutoModel
-    with torch.device(device):
-        config = AutoConfig.for_model(**fields)
-        backbone = auto.from_config(config, dtype=DTYPES[dtype], attn_implementation=attention.NAME)
+    config = read_config(fields)
+    assert config is not None, "the shapes are those of a Llama"
+    backbone = Llama(config)
+    backbone.load_state_dict(_random_weights(backbone, DTYPES[dtype], device), assign=True)
+    place(backbone, [device])
     head = random_head(fields, torch.Generator().manual_seed(seed))
     compute = armorm({name: tensor.to(device) for name, tensor in head.items()}, fields["gating_temperature"])
     model = RewardModel(
-        backbone.eval().requires_grad_(False),
+        backbone.eval(),
         Head(ARMORM_REWARDS, FAMILIES["armorm"], np.array(vocabulary.pattern, np.int32), compute),
         Options(token_budget or TOKEN_BUDGETS[device.type]),
     )
     return Subject(f"random weights, {shape}", model, vocabulary)
+
+
+def _random_weights(backbone: Llama, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+    """Weights as of an untrained model: norms are ones."""
+    weights = {}
+    for name, tensor in backbone.state_dict().items():
+        weight = torch.empty(tensor.shape, dtype=dtype, device=device)
+        weights[name] = weight.normal_(std=0.02) if weight.dim() > 1 else weight.fill_(1)
+    return weights

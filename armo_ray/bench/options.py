@@ -17,7 +17,6 @@ CONTENDERS = (
     "packed",
     "packed+shared",
     "+needed-rows",
-    "+fused-norm",
     "+compile",
     "+fixed-packs",
     "+flash-attention-3",

@@ -6,26 +6,19 @@ causal mask bottom-right.
 """
 
 import inspect
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
 
 from armo_ray.engine.device import to_device
 from armo_ray.engine.packing import Index, Pack
 
-NAME = "armo_packed"
-_PARAMETERS = inspect.signature(varlen_attn).parameters
-# torch 2.10 has is_causal and no scale, later versions window_size and scale; the last two came with 2.12.
-_VARLEN_OPTIONS: dict[str, Any] = (
-    {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
-)
-_VARLEN_OPTIONS |= {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in _PARAMETERS}
 # Limit for the keys gathered at once: 1 GB of keys and values per layer of an 8B model. Long prompts with many short
 # responses gather far more keys than they have tokens.
 MAX_KEYS = 1 << 18
@@ -131,9 +124,8 @@ def attend(
     """Attention of every segment over its own keys; returns (Q, heads, head_dim)."""
     if rule.window is not None and rule.window >= segments.max_k:
         rule = rule._replace(window=None)
-    by_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    supported = rule.softcap is None and (rule.window is None or "window_size" in _PARAMETERS)
-    attend_chunk = _by_kernel if by_kernel and supported else _by_segment
+    by_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and rule.softcap is None
+    attend_chunk = _by_kernel if by_kernel and _has_windows(rule) else _by_segment
     outputs = []
     sizes = [chunk.bounds[-1][1] for chunk in segments.chunks]
     for rows, chunk in zip(query.split(sizes), segments.chunks, strict=True):
@@ -144,18 +136,33 @@ def attend(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+@cache
+def _kernel() -> tuple[Callable[..., Any], Set[str]]:
+    """torch's kernel for segments of many lengths, and the names of its parameters."""
+    from torch.nn.attention.varlen import varlen_attn  # imports the compiler, which takes 2 s
+
+    return varlen_attn, inspect.signature(varlen_attn).parameters.keys()
+
+
+def _has_windows(rule: Rule) -> bool:
+    return rule.window is None or "window_size" in _kernel()[1]
+
+
 def _by_kernel(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chunk: Chunk, rule: Rule
 ) -> torch.Tensor:
-    options, own, scaling = dict(_VARLEN_OPTIONS), query.shape[-1] ** -0.5, rule.scaling
+    kernel, parameters = _kernel()
+    # torch 2.10 has is_causal and no scale, later versions window_size and scale; the last two came with 2.12.
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
+    options |= {k: v for k, v in {"enable_gqa": True, "num_splits": 1}.items() if k in parameters}
+    own, scaling = query.shape[-1] ** -0.5, rule.scaling
     if rule.window is not None:
         options["window_size"] = (rule.window - 1, 0)
-    if "scale" in _PARAMETERS:
+    if "scale" in parameters:
         options["scale"] = scaling
     elif scaling not in (None, own):
         query = query * (scaling / own)
     q, k, v = query.contiguous(), key.contiguous(), value.contiguous()
-    kernel: Any = varlen_attn
     out: torch.Tensor = kernel(q, k, v, chunk.cu_q, chunk.cu_k, chunk.max_q, chunk.max_k, **options)
     return out
 
@@ -202,25 +209,3 @@ def _softcapped(
         weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1, dtype=torch.float32)
         outputs.append(weights.to(value.dtype) @ value)
     return torch.cat(outputs, dim=2)
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,  # (1, heads, T, head_dim)
-    key: torch.Tensor,  # (1, kv_heads, T, head_dim)
-    value: torch.Tensor,
-    attention_mask: None,
-    segments: Segments,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """`attend` with the signature that transformers' decoders call; returns (1, T, heads, head_dim)."""
-    if options.get("s_aux") is not None:
-        raise NotImplementedError(f"{type(module).__name__} needs s_aux, which packs do not support")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q, k, v, segments, Rule(scaling, sliding_window, softcap))[None], None
-
-
-AttentionInterface.register(NAME, packed_attention)

@@ -37,9 +37,21 @@ class Stopwatch:
         return float(sum(start.elapsed_time(stop) for start, stop in pairs)) / 1000
 
 
+def exact_products() -> None:
+    """Compute float32 products in float32 and sum 16-bit ones in float32, whatever the environment or caller set.
+
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, common in container images, only sets what a process starts with.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. Failures of cuBLAS and on a CPU are recognized by their message only."""
-    messages = ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    """Whether an allocation failed. Those outside torch's CUDA allocator are recognized by their message only."""
+    messages = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in messages)
 
 

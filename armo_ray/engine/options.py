@@ -11,5 +11,4 @@ class Options:
     share_prompts: bool = True  # compute common prefixes and equal conversations once
     fixed_packs: bool = False  # pad every pass to token_budget, so that matrix products have a fixed shape
     needed_rows: bool = True  # compute the last layer only for the rows that the head reads
-    fused_norm: bool = True  # use F.rms_norm instead of transformers' module
     compile: bool = False  # torch.compile the functions around attention

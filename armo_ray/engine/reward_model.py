@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from armo_ray.engine.backbone import DTYPES, load_backbone
-from armo_ray.engine.decoder import hidden_rows, is_llama_like, layer_devices
-from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, to_device
+from armo_ray.engine.decoder import hidden_rows, layer_devices
+from armo_ray.engine.device import Stopwatch, exact_products, free_bytes, is_out_of_memory, to_device
 from armo_ray.engine.flops import flops, peak_flops, shape_of
 from armo_ray.engine.heads import Head, HeadOutput
+from armo_ray.engine.llama import Llama
 from armo_ray.engine.load_head import read_head
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
@@ -63,8 +64,8 @@ class RewardModel:
     >>> scores = model.score([(prompt_ids, [answer_ids, other_answer_ids])])
     """
 
-    def __init__(self, backbone: PreTrainedModel, head: Head, options: Options) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: nn.Module, head: Head, options: Options) -> None:
+        self.backbone: Any = backbone  # a Llama, or one of transformers' decoders
         self.head = head
         self.pattern = head.pattern
         self.reward_names = head.names
@@ -85,7 +86,7 @@ class RewardModel:
         compile: bool = False,  # noqa: A002
         family: str | None = None,
     ) -> "RewardModel":
-        """Load a checkpoint.
+        """Load a checkpoint, and switch off TF32 and other less exact products in this process.
 
         Args:
             model: a directory with config.json, *.safetensors and a tokenizer, or a hub id.
@@ -93,7 +94,7 @@ class RewardModel:
             dtype: the backbone's, "bfloat16", "float16", "float32" or "fp8": linear layers in float8 e4m3
                 scaled by row, everything else in bfloat16. Heads are always float32.
             device: a torch device; by default CUDA if available. Several devices, separated by commas, get an
-                equal share of the layers; for Llama, Mistral and Qwen2 only.
+                equal share of the layers; for Llama, Mistral, Qwen2 and Qwen3 only.
             token_budget: maximum number of tokens in a forward pass; by default 1,024 on a CPU, and on CUDA
                 16,384 or what fits in free memory.
             share_prompts: compute common prefixes and equal conversations once (exact).
@@ -108,6 +109,7 @@ class RewardModel:
                 backbone tensors do not match the config; or the chat template cannot be used for scoring.
         """
         devices = _devices(dtype, device)
+        exact_products()
         checkpoint = inspect(model, revision, family)
         options = Options(
             token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192),
@@ -194,7 +196,7 @@ class RewardModel:
         return make_packs(ids, read, o.token_budget, o.share_prompts, o.fixed_packs)
 
     def _flops(self, pack: Pack) -> int:
-        few = self.options.needed_rows and is_llama_like(self.backbone)
+        few = self.options.needed_rows and isinstance(self.backbone, Llama)
         needed = pack.position_ids[np.unique(pack.read_index)] if few else None
         return flops(self.shape, pack.position_ids[: pack.num_tokens], needed)
 

@@ -27,6 +27,7 @@ from armo_ray.cli.main import main as cli
 from armo_ray.engine import RewardModel, Scores
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
+from tests.support.architectures import random_groups, write_architecture
 from tests.support.paths import ROOT
 
 VOCABULARY = Vocabulary(np.arange(100, 500, dtype=np.int32), 7, (9, 8, 5, 6, 4))
@@ -104,6 +105,28 @@ def test_baselines_score_as_the_engine_does(name: str, model: RewardModel, group
     for a, b in zip(actual[:3], expected[:3], strict=True):
         assert np.abs(a - b).max() < 1e-5
     assert actual.num_tokens == expected.num_tokens
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral", "sliding_window": 32},
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1},
+        {"model_type": "qwen3", "head_dim": 32, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"model_type": "olmo2"},
+    ],
+    ids=lambda changes: changes["model_type"],
+)
+def test_the_baseline_of_any_decoder_shares_the_weights_and_the_scores(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    write_architecture(tmp_path, **changes)
+    model = RewardModel.load(str(tmp_path), dtype="float32", device="cpu", token_budget=512)
+    plain, own = (x.state_dict() for x in (baselines.plain_backbone(model), model.backbone))
+    assert {n: t.data_ptr() for n, t in plain.items()} == {n: t.data_ptr() for n, t in own.items()}
+    groups: Any = random_groups(model.pattern)
+    actual, expected = contenders.prepare("padded-8", model).score(groups), model.score(groups)
+    assert np.abs(actual.score - expected.score).max() < 1e-5
 
 
 def test_a_contender_that_fails_is_reported_and_the_others_go_on(

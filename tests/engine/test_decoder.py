@@ -20,6 +20,8 @@ LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "hi
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama-biases-gelu": {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+    "llama-unknown-gelu": {"hidden_act": "gelu_new"},
+    "llama-tensor-parallel": {"pretraining_tp": 2},
     "llama-odd-heads": {"head_dim": 24, "num_attention_heads": 4, "num_key_value_heads": 1},
     "llama-one-layer": {"num_hidden_layers": 1},
     "llama-llama3-rope": {"rope_parameters": LLAMA3_ROPE},
@@ -28,7 +30,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "sliding_window": None, "head_dim": 32},
     "mistral-wide-window": {"model_type": "mistral", "sliding_window": 8192},
     "qwen2": {"model_type": "qwen2"},
-    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "qwen3-biases-window": {
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "num_hidden_layers": 3,
+    },
     "olmo2": {"model_type": "olmo2"},
     "granite": {"model_type": "granite", "attention_multiplier": 0.3, "residual_multiplier": 0.5},
     "mistral-window": {"model_type": "mistral", "sliding_window": 64},
@@ -67,9 +78,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
 @pytest.mark.parametrize("needed", [True, False], ids=["needed-rows", "all-rows"])
-@pytest.mark.parametrize("fused", [True, False], ids=["fused-norm", "module-norm"])
-def test_switches_never_move_a_score(case: Case, needed: bool, fused: bool, share: bool) -> None:
-    model = case.model.with_options(needed_rows=needed, fused_norm=fused, share_prompts=share)
+def test_switches_never_move_a_score(case: Case, needed: bool, share: bool) -> None:
+    model = case.model.with_options(needed_rows=needed, share_prompts=share)
     actual = model.score(random_groups(model.pattern))
     assert actual.num_packs > 1
     for i, (score, rewards, gating) in enumerate(case.expected):
@@ -101,6 +111,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"layer_types": ["linear_attention", "full_attention"]},
         "layer_types linear_attention: packs support full",
     ),
+    "both-directions": ({"is_causal": False}, "is_causal false: in a pack, a token sees no later"),
     "dynamic-rope": (
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0} | ROPE},
         "rope_type dynamic would depend on",

@@ -1,10 +1,16 @@
 """The memory that the engine uses, and what it does when memory runs out. Each test has its own process."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
+from armo_ray.engine.weights import read_ahead
 from armo_ray.tiny.armorm import write_tiny_model
 from tests.support.paths import ROOT
 
@@ -90,7 +96,7 @@ print(np.abs(model.score([small]).score - expected.score).max())
 def test_weights_of_the_checkpoints_own_type_are_mapped_and_not_copied(tmp_path: Path) -> None:
     (line,) = printed(
         """
-import transformers.models.llama.modeling_llama, armo_ray.engine.backbone, armo_ray.engine.decoder
+import armo_ray.engine.reward_model, transformers.utils.chat_template_utils
 before = kilobytes("smaps_rollup", "Anonymous")
 model = RewardModel.load(MODEL, dtype="bfloat16", device="cpu")
 weights = sum(p.nbytes for p in model.backbone.parameters()) >> 10
@@ -101,3 +107,24 @@ print(kilobytes("smaps_rollup", "Anonymous") - before, weights)
     taken, weights = map(int, line.split())
     assert weights > 140_000  # kB
     assert taken < weights / 10
+
+
+def cached_bytes(file: Path) -> int:
+    return int(subprocess.run(["fincore", "-nbo", "RES", file], capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(shutil.which("fincore") is None, reason="needs fincore of util-linux")
+def test_files_are_read_into_the_systems_cache_ahead(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_bytes(os.urandom(1 << 20) * 40)
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if any(map(cached_bytes, files)):
+        pytest.skip("this file system keeps its files in memory")
+    read_ahead(files).join()
+    patience = time.monotonic() + 20
+    while any(cached_bytes(file) < 40 << 20 for file in files):
+        assert time.monotonic() < patience
+        time.sleep(0.1)
