@@ -91,7 +91,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture
 def local_ray() -> str:
     """A Ray on this machine, shared by the tests that ask for it; returns its address. It exports metrics every
-    half second, not every ten."""
+    second, not every ten."""
     import ray  # takes seconds, which not every test wants
 
     if not ray.is_initialized():
@@ -100,7 +100,7 @@ def local_ray() -> str:
             num_cpus=3,
             include_dashboard=False,
             log_to_driver=False,
-            _system_config={"metrics_report_interval_ms": 500},
+            _system_config={"metrics_report_interval_ms": 1000},
         )
     address: str = ray.get_runtime_context().gcs_address
     return address

@@ -41,12 +41,16 @@ def assert_same_scores(found: dict[str, float], expected: dict[str, float]) -> N
 
 
 def test_a_run_on_ray_is_whole_and_opens_everywhere(local_ray: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Neither units nor replicas nor the token budget change a score."""
     out = tmp_path / "out"
-    manifest = score_on_ray(
-        tiny_model, SAMPLE, out, keep=["id"], keep_text=True, partition_by=["subset"], unit_rows=100
-    )
+    options: Any = {"keep": ["id"], "keep_text": True, "partition_by": ["subset"], "unit_rows": 37}
+    manifest = score_on_ray(tiny_model, SAMPLE, out, (2, 2), token_budget=2048, **options)
     assert manifest["totals"]["scored"] == manifest["totals"]["candidates"] == 260
-    assert verify_output(str(out)) == ({"units": 3, "candidates": 260, "scored": 260, "rejected": 0}, [])
+    assert verify_output(str(out)) == ({"units": 7, "candidates": 260, "scored": 260, "rejected": 0}, [])
+    score_locally(tiny_model, SAMPLE, tmp_path / "one", token_budget=700)
+    score_locally(tiny_model, SAMPLE, tmp_path / "all", token_budget=2048, unit_rows=4096)
+    for other in ("one", "all"):
+        assert_same_scores(scores_of(out), scores_of(tmp_path / other))
 
     table = read_table(out)
     sums = (vectors(table) * coefficients(table)).sum(axis=1)
@@ -70,14 +74,6 @@ def test_a_run_on_ray_is_whole_and_opens_everywhere(local_ray: str, tiny_model: 
     assert first["response"] == [{"role": "assistant", "content": line["chosen"]}]
 
 
-def test_units_and_replicas_never_change_a_score(local_ray: str, tiny_model: Path, tmp_path: Path) -> None:
-    score_locally(tiny_model, SAMPLE, tmp_path / "one", token_budget=700)
-    score_locally(tiny_model, SAMPLE, tmp_path / "all", token_budget=2048, unit_rows=4096)
-    score_on_ray(tiny_model, SAMPLE, tmp_path / "two", (2, 2), token_budget=2048, unit_rows=37)
-    for name in ("all", "two"):
-        assert_same_scores(scores_of(tmp_path / name), scores_of(tmp_path / "one"))
-
-
 def test_fp8_is_compared_with_bfloat16_on_the_input_and_refused_below_the_bar(
     local_ray: str, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +87,7 @@ def test_fp8_is_compared_with_bfloat16_on_the_input_and_refused_below_the_bar(
     assert report["pairs"] >= 130
     assert len(report["columns"]) == 20
     assert not list(out.glob("_commits/*"))
-    manifest = score_on_ray(tiny_model, SAMPLE, out, dtype="fp8", min_agreement=0.5)
+    manifest = score_locally(tiny_model, SAMPLE, out, dtype="fp8", min_agreement=0.5)
     assert manifest["totals"]["scored"] == 260
     exact = tmp_path / "exact"
     score_locally(tiny_model, SAMPLE, exact)
@@ -128,6 +124,7 @@ def test_two_models_score_the_same_rows_each_into_an_output_of_its_own(
     write_family(other, "classifier", "qwen3")
     command = ["score", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--dtype", "float32"]
     command += ["--gpus-per-replica", "0", "--replicas", "1", "--model", str(tiny_model), str(other)]
+    score_locally(tiny_model, SAMPLE, tmp_path / "out" / "tiny")  # what is whole is not scored again
     assert main(command) == 0
     both = [scores_of(tmp_path / "out" / name) for name in ("tiny", "judge")]
     assert both[0].keys() == both[1].keys()
