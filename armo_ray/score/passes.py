@@ -35,7 +35,7 @@ def commit_all(
     spans: Sequence[Span],
     left: list[Span],
     work: Callable[[list[Span]], Iterable[Committed]],
-    work_alone: Callable[[Span], Committed],
+    work_alone: Callable[[list[Span]], Iterable[Committed]],
 ) -> None:
     """Commit every uncommitted unit of the spans.
 
@@ -43,7 +43,7 @@ def commit_all(
         spans: the whole spans of the input.
         left: the spans with only the units that are not committed.
         work: commits as many units of the given spans as it can, and yields each as it is committed.
-        work_alone: commits the first unit of a span alone, rejecting rows that kill the worker, or raises.
+        work_alone: commits the first unit of each span alone, rejecting rows that kill the worker, or raises.
 
     Raises RuntimeError if a unit that was reported as committed is not in the output.
     """
@@ -53,9 +53,9 @@ def commit_all(
         for unit in work(left):
             see(store, unit)
         left = resume.to_do(store, spans, fingerprint)
-        for span in left:
-            see(store, work_alone(span))
         if left:
+            for unit in work_alone(left):
+                see(store, unit)
             left = resume.to_do(store, spans, fingerprint)
 
 

@@ -124,10 +124,10 @@ def _execute(
                 progress.update(unit)
                 yield unit
 
-        def work_alone(span: Span) -> Committed:
-            unit = isolate(span, job, pool)
-            progress.update(unit, isolated=True)
-            return unit
+        def work_alone(left: list[Span]) -> Iterator[Committed]:
+            for unit in isolate(left, job, pool):
+                progress.update(unit, isolated=True)
+                yield unit
 
         passes.begin(store, standing)
         with drafted, progress:

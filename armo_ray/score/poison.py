@@ -5,7 +5,8 @@ if it killed or failed the worker twice when scored alone. If many rows do, the 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import ray
@@ -26,8 +27,8 @@ MOST_POISON = 16  # poison rows that a unit may have
 class _Worker:
     """An actor that is replaced when a call kills it."""
 
-    def __init__(self, span: Span, job: Job, pool: Pool) -> None:
-        self.task = (span, job, pool)
+    def __init__(self, job: Job, pool: Pool) -> None:
+        self.task = (job, pool)
         self.actor = isolated(*self.task)
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -42,27 +43,33 @@ class _Worker:
             self.actor = isolated(*self.task)
             raise
 
-    def failure(self, start: int, stop: int) -> str | None:
-        """Why the rows [start, stop) cannot be scored together, or None if they can."""
+    def failure(self, span: Span, start: int, stop: int) -> str | None:
+        """Why the rows [start, stop) of a unit cannot be scored together, or None if they can."""
         try:
-            self.call("attempt", start, stop)
+            self.call("attempt", span, start, stop)
         except RayError as error:
-            self.call("count")  # raises if the new actor cannot read its unit: not the fault of a row
+            self.call("count", span)  # raises if the new actor cannot read its unit: not the fault of a row
             lines = str(error).strip().splitlines() or [""]
             return f"{type(error).__name__}: {lines[-1]:.300}"
         return None
 
 
-def isolate(span: Span, job: Job, pool: Pool) -> Committed:
-    """Commit the first uncommitted unit of a span, with its poison rows rejected.
+def isolate(spans: Iterable[Span], job: Job, pool: Pool) -> Iterator[Committed]:
+    """Commit the first uncommitted unit of every span, with its poison rows rejected. The model is loaded once.
 
-    Raises RayError if reading the unit kills the actor, RuntimeError if too many of its rows do, and OSError if its
+    Raises RayError if reading a unit kills the actor, RuntimeError if too many of its rows do, and OSError if its
     shard changed.
     """
+    worker = _Worker(job, pool)
+    for span in spans:
+        yield _commit_alone(span, worker)
+    ray.kill(worker.actor)  # an error ends the run, and all its actors
+
+
+def _commit_alone(span: Span, worker: _Worker) -> Committed:
     check_unchanged(span.shard)
-    worker = _Worker(span, job, pool)
-    poison = find_poison(worker.failure, worker.call("count"), span.shard.uri)
-    committed: Committed = worker.call("finish", poison)
+    poison = find_poison(partial(worker.failure, span), worker.call("count", span), span.shard.uri)
+    committed: Committed = worker.call("finish", span, poison)
     logger.warning(
         "%s: the unit of rows %d+%d failed; it was committed alone, with %d rows rejected as poison",
         span.shard.uri,
@@ -70,7 +77,6 @@ def isolate(span: Span, job: Job, pool: Pool) -> Committed:
         committed.record.num_rows,
         len(poison),
     )
-    ray.kill(worker.actor)
     return committed
 
 

@@ -11,7 +11,6 @@ from armo_ray.score.config import ScoreConfig
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
 from armo_ray.score.job import Job
 from armo_ray.score.stages import Isolated, Scorer
-from armo_ray.storage.units import Span
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +79,13 @@ class Replica(Scorer):
 
 
 class IsolatedReplica(Isolated):
-    """A unit that is scored alone, on its own replica."""
+    """Scores one unit after the other, alone, on its own replica."""
 
-    def __init__(self, span: Span, job: Job, pool: Pool) -> None:
-        super().__init__(span, job, Replica(job, pool))
+    def __init__(self, job: Job, pool: Pool) -> None:
+        super().__init__(job, Replica(job, pool))
 
 
-def isolated(span: Span, job: Job, pool: Pool) -> Any:
-    """An actor that scores one unit alone."""
+def isolated(job: Job, pool: Pool) -> Any:
+    """An actor that scores units alone."""
     actor: Any = ray.remote(max_restarts=0, **pool.resources)(IsolatedReplica)
-    return actor.remote(span, job, pool)
+    return actor.remote(job, pool)

@@ -48,7 +48,7 @@ class Cluster:
             spans,
             standing.left,
             lambda left: self._work(left, job),
-            lambda span: self._work_alone(span, job),
+            lambda left: (self._work_alone(span, job) for span in left),
         )
         commits.finish(store)
 

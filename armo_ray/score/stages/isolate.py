@@ -1,8 +1,8 @@
-"""A unit that failed in the graph, scored row by row in a separate process that it may kill."""
+"""Units that failed in the graph, scored row by row in a separate process that they may kill."""
 
 import time
 from dataclasses import replace
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 from armo_ray.score.job import Job
@@ -11,42 +11,37 @@ from armo_ray.score.stages.read import load_encoder, tokenized, units_of
 from armo_ray.score.stages.score import Scorer
 from armo_ray.score.stages.unit_block import to_raw
 from armo_ray.score.stages.write import write_and_commit
-from armo_ray.storage.readers import BadRow, Row, UnitRows
+from armo_ray.storage.readers import BadRow, Row
 from armo_ray.storage.units import Span
 
 
 class Isolated:
-    """The first uncommitted unit of a span. A process that replaces a killed one reads it again."""
+    """Scores the first uncommitted unit of a span. A process that replaces a killed one reads the unit again."""
 
-    def __init__(self, span: Span, job: Job, scorer: Scorer) -> None:
-        self.span, self.job, self.scorer = span, job, scorer
+    def __init__(self, job: Job, scorer: Scorer) -> None:
+        self.job, self.scorer = job, scorer
+        # read by the first method, so that an error is not raised by the constructor
+        self.unit = lru_cache(maxsize=1)(lambda span: next(units_of(span, job)))
 
-    @cached_property
-    def unit(self) -> UnitRows:
-        """The rows of the unit. Read on first use, so that an error is raised by a method, not by the constructor."""
-        return next(units_of(self.span, self.job))
-
-    def count(self) -> int:
+    def count(self, span: Span) -> int:
         """The number of rows in the unit."""
-        return len(self.unit.rows)
+        return len(self.unit(span).rows)
 
-    def attempt(self, start: int, stop: int) -> None:
+    def attempt(self, span: Span, start: int, stop: int) -> None:
         """Tokenize and score the rows [start, stop) of the unit. A poison row raises or kills the process."""
-        self._score(self.unit.rows[start:stop])
+        self._score(span, self.unit(span).rows[start:stop])
 
-    def finish(self, poison: dict[int, str]) -> Committed:
+    def finish(self, span: Span, poison: dict[int, str]) -> Committed:
         """Score and commit the unit. `poison`: why rows are rejected, by their index in the unit."""
         rows = [
             (number, _poisoned(row, poison[i]) if i in poison else row)
-            for i, (number, row) in enumerate(self.unit.rows)
+            for i, (number, row) in enumerate(self.unit(span).rows)
         ]
-        return write_and_commit(self._score(rows), self.job)
+        return write_and_commit(self._score(span, rows), self.job)
 
-    def _score(self, rows: list[tuple[int, Row]]) -> Any:
-        unit = replace(self.unit, rows=rows)
-        return self.scorer(
-            tokenized(unit, self.span.shard, load_encoder(self.job), self.job, time.perf_counter())
-        )
+    def _score(self, span: Span, rows: list[tuple[int, Row]]) -> Any:
+        unit = replace(self.unit(span), rows=rows)
+        return self.scorer(tokenized(unit, span.shard, load_encoder(self.job), self.job, time.perf_counter()))
 
 
 def _poisoned(row: Row, detail: str) -> BadRow:
