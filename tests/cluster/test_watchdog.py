@@ -1,5 +1,6 @@
 """A run stops, and says why, when a process that it depends on is gone."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -8,13 +9,15 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.cluster import connect
 from armo_ray.cluster.watchdog import Endpoint, Lost, watched
+from jobs.measure.scale import descendants
 from tests.support.paths import ROOT, SAMPLE
-from tests.support.runs import free_ports
+from tests.support.runs import free_ports, program_of
 
 
 def listener(port: int = 0) -> socket.socket:
@@ -104,6 +107,18 @@ def test_work_that_hangs_or_is_ended_without_a_word_ends_with_the_error_as_the_l
     assert done.returncode == 1
     how = "" if program == HANGS else ", and the process ended with it"
     assert done.stderr.splitlines()[-1] == f"armo-ray score: failed: the head is gone{how}. Do it again"
+
+
+def test_a_local_ray_is_watched_by_its_raylet_and_its_head(local_ray: str) -> None:
+    watched_ports = {
+        endpoint.what.split(" of ")[0]: endpoint.port for endpoint in connect._endpoints("local")
+    }
+    programs = {"this node's raylet": "raylet", "the head": "gcs_server"}
+    assert watched_ports.keys() == programs.keys()
+    for what, program in programs.items():
+        (pid,) = (pid for pid in descendants(os.getpid()) if program_of(pid) == program)
+        listening = {c.laddr.port for c in psutil.Process(pid).net_connections() if c.status == "LISTEN"}
+        assert watched_ports[what] in listening
 
 
 def test_a_cluster_that_is_not_there_is_told_with_what_to_do(

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import ray
 from armo_ray.score import pipeline
 from armo_ray.score.job import prepare
 from armo_ray.score.progress.metrics import SERIES
+from armo_ray.score.replicas import replicas_up
 from tests.support.local import config_for
 
 SAMPLE_OF = re.compile(r"^(ray_armo_ray_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
@@ -44,6 +46,8 @@ def test_a_run_that_goes_on_exports_every_metric(
     options = {"unit_rows": 2, "gpus_per_replica": 0, "replicas": (1, 1), "layout": "preference"}
     config = config_for(tiny_model, shards_with_a_reject, tmp_path / "out", **options)
     job, spans = prepare(config)
+    while replicas_up()[0]:  # of other tests
+        time.sleep(0.1)
     wanted = SERIES.keys() - UNKNOWN_ON_A_CPU - NONE_IN_A_GOOD_RUN
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     over = threading.Event()
