@@ -83,7 +83,7 @@ def test_a_log_line_is_one_line_of_words() -> None:
     told = line(replace(two_units(), replicas=3), NOW + 10)
     name, *words = told.split(" ")
     assert name == "progress"
-    assert all(re.fullmatch(r"[a-z/]+=\S+", word) for word in words)
+    assert all(re.fullmatch(r"[a-z/-]+=\S+", word) for word in words)
     assert {"done=50.0%", "eta=0:00:22", "reasons=poison:1,too_long:3", "tokens/s=267"} <= set(words)
     assert {"sharing=1.50x", "fill=75.0%", "mfu=30.0%", "idle=20.0%", "replicas=3"} <= set(words)
 

@@ -16,7 +16,7 @@ def line(counts: Counts, now: float) -> str:
         **({"reasons": reasons} if reasons else {}),
         "candidates/s": rate(counts.rate(counts.scored, now)),
         "tokens/s": rate(counts.rate(counts.num_tokens, now)),
-        "computed/s": rate(counts.rate(counts.computed_tokens, now)),
+        "computed-tokens/s": rate(counts.rate(counts.computed_tokens, now)),
         "sharing": times(counts.sharing),
         "fill": percent(counts.pack_fill, unit="%"),
         "mfu": percent(counts.mfu, unit="%"),
