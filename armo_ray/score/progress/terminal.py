@@ -17,7 +17,7 @@ from armo_ray.score.progress.counts import Counts
 
 _DRAWS_PER_S = 2  # each takes 4 ms
 _MOST_REASONS = 4
-_NAME, _VALUE = 17, 10  # widths of a number's name and of the number, in characters
+_NAME, _VALUE = 12, 10  # widths of a number's name and of the number, in characters
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _figures(counts: Counts, now: float) -> dict[str, str]:
         "rejected": f"{counts.all_rejected:,}",
         "candidates/s": per_second(counts.scored),
         "tokens/s": per_second(counts.num_tokens),
-        "computed tokens/s": per_second(counts.computed_tokens),
+        "computed/s": per_second(counts.computed_tokens),
         "sharing": times(counts.sharing),
         "pack fill": percent(counts.pack_fill, unit="%"),
         "MFU": percent(counts.mfu, unit="%"),
