@@ -98,26 +98,6 @@ def modules_after(code: str) -> set[str]:
 HEAVY = {"torch", "ray", "transformers", "pandas", "rich"}
 WITHOUT = {
     "import": ("import armo_ray, armo_ray.engine", HEAVY | {"pyarrow", "pydantic", "numpy"}),
-    "help": (
-        "from armo_ray.cli.main import main\ntry: main(['score', '--help'])\nexcept SystemExit: pass",
-        HEAVY | {"pyarrow"},
-    ),
-    "bench-help": (
-        "from armo_ray.cli.main import main\ntry: main(['bench', '--help'])\nexcept SystemExit: pass",
-        HEAVY | {"pyarrow", "numpy"},
-    ),
-    "mine-help": (
-        "from armo_ray.cli.main import main\ntry: main(['mine', '--help'])\nexcept SystemExit: pass",
-        HEAVY | {"pyarrow", "duckdb", "numpy"},
-    ),
-    "evaluate-help": (
-        "from armo_ray.cli.main import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: pass",
-        HEAVY | {"pyarrow", "duckdb", "numpy"},
-    ),
-    "report-help": (
-        "from armo_ray.cli.main import main\ntry: main(['report', '--help'])\nexcept SystemExit: pass",
-        HEAVY | {"pyarrow", "duckdb", "numpy"},
-    ),
     "config-error": (
         "from armo_ray.cli.main import main\nassert main(['score', '--input', 'x']) == 2",
         HEAVY | {"pyarrow"},

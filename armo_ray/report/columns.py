@@ -1,8 +1,8 @@
 """The columns of scores that a report covers, as SQL.
 
-The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `terms` of the score
-p0, p1, ... (DOUBLE), `groups` g0, g1, ... (VARCHAR), beside prompt_id, source, source_row, candidate, role, __part,
-__row and __output.
+The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `groups` g0, g1, ...
+(VARCHAR), beside prompt_id, source, source_row, candidate, role, __part, __row and __output. `terms` of the score are
+p0, p1, ... (DOUBLE) where they are asked for.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,11 +40,18 @@ class Columns:
     def gates(self) -> list[str]:
         return [name for name in self.values if name.startswith("gating.")]
 
-    def view(self, parts: Iterable[Part]) -> str:
-        """The SQL of the view `candidates`."""
+    def terms_and_groups(self) -> list[str]:
+        """SQL of p0, p1, ... and g0, g1, ..."""
+        made = [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.terms.values())]
+        return made + self._group_columns()
+
+    def _group_columns(self) -> list[str]:
+        return [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(self.groups.values())]
+
+    def view(self, parts: Iterable[Part], terms: bool = False) -> str:
+        """The SQL of the view `candidates`; DuckDB takes long to plan the terms, of which few queries need any."""
         made = [f"({sql})::DOUBLE AS v{i}" for i, sql in enumerate(self.values.values())]
-        made += [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(self.terms.values())]
-        made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(self.groups.values())]
+        made += self.terms_and_groups() if terms else self._group_columns()
         fixed = "prompt_id, source, source_row, candidate, role, __part, __row, __output"
         return f"SELECT {', '.join(made)}, {fixed} FROM ({scan(parts, numbered=True)})"
 

@@ -81,23 +81,26 @@ def histograms(
     con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores, bounds: Mapping[str, Bounds]
 ) -> dict[str, Histogram]:
     """The histograms of all values over given bounds, in one scan."""
-    selects = ", ".join(counted(columns.alias(name), own) for name, own in bounds.items())
-    row = con.execute(f"SELECT {selects} FROM ({columns.view(scores.parts)})").fetchall()[0]
+    places = {name: columns.alias(name) for name in bounds}
+    selects = ", ".join(counted(place, place) for place in places.values())
+    ends = {place: bounds[name].all.tolist() for name, place in places.items()}
+    row = con.execute(f"SELECT {selects} FROM ({columns.view(scores.parts)})", ends).fetchall()[0]
     return {name: histogram_of(row[3 * i : 3 * i + 3], own) for i, (name, own) in enumerate(bounds.items())}
 
 
 def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) -> Summary:
-    """Scan the view `candidates` once."""
+    """Scan all candidates once."""
     places = {name: columns.alias(name) for name in columns.values}
     bounds = sample_bounds(con, columns, scores)
     moments = [columns.alias(name) for name in columns.values if name not in columns.gates]
     moments += [f"p{i}" for i in range(len(columns.terms))]
     averages = ", ".join(f"avg({m})" for m in moments)
-    center = con.execute(f"SELECT {averages} FROM ({columns.view(sampled(scores.parts))})").fetchall()[0]
+    some = columns.view(sampled(scores.parts), terms=True)
+    center = con.execute(f"SELECT {averages} FROM ({some})").fetchall()[0]
     pairs = [(i, j) for i in range(len(moments)) for j in range(i + 1) if _is_needed(columns, i, j)]
     # relative to the means of a sample, so that sums of products lose no digits
     centered = ", ".join(f"{m} - {c!r} AS d{i}" for i, (m, c) in enumerate(zip(moments, center, strict=True)))
-    selects = ["count(*)", *(counted(sql, bounds[name]) for name, sql in places.items())]
+    selects = ["count(*)", *(counted(place, place) for place in places.values())]
     selects += [f"sum(d{i})" for i in range(len(moments))]
     selects += [f"sum(d{i} * d{j})" for i, j in pairs]
     selects += [f"avg({columns.alias(name)})" for name in columns.gates]
@@ -106,8 +109,10 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
         f"greatest(approx_count_distinct(g{i}), if(min(g{i}) <> max(g{i}), 2, 0))"
         for i in range(len(columns.groups))
     ]
-    sql = f"SELECT {', '.join(selects)} FROM (SELECT *, {centered} FROM candidates)"
-    read = iter(con.execute(sql).fetchall()[0])
+    everything = columns.view(scores.parts, terms=True)
+    sql = f"SELECT {', '.join(selects)} FROM (SELECT *, {centered} FROM ({everything}))"
+    ends = {place: bounds[name].all.tolist() for name, place in places.items()}
+    read = iter(con.execute(sql, ends).fetchall()[0])
 
     def take(count: int) -> list[Any]:
         return [next(read) for _ in range(count)]

@@ -13,6 +13,8 @@ from armo_ray.storage.shards import row_id
 
 _MOST_CHARS = 700  # of a text
 _TOP = 4  # largest terms of a score that are kept
+_KEYS = ("row_id", "source", "source_row", "candidate", "role", "score", "num_response_tokens", "flags")
+_TEXTS = ("prompt", "response")
 
 
 @dataclass(frozen=True)
@@ -66,33 +68,42 @@ class Rejects:
 def extremes(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores, count: int) -> Examples:
     """The candidates with the highest and the lowest scores; of equal ones the first. Reads the table `narrow`."""
 
-    def ranked(order: str) -> list[Example]:
-        places = con.execute(
+    def ranked(order: str) -> list[tuple[int, int]]:
+        return con.execute(
             f"SELECT __part, __row FROM narrow ORDER BY s {order}, __part, __row LIMIT {count}"
         ).fetchall()
-        return [_example(con, columns, scores.parts[part], row) for part, row in places]
 
-    return Examples(ranked("DESC"), ranked("ASC"))
+    highest, lowest = ranked("DESC"), ranked("ASC")
+    examples = _examples(con, columns, scores.parts, {*highest, *lowest})
+    return Examples([examples[place] for place in highest], [examples[place] for place in lowest])
 
 
-def _example(con: duckdb.DuckDBPyConnection, columns: Columns, part: Part, row: int) -> Example:
-    made = [f"({sql})::DOUBLE AS p{i}" for i, sql in enumerate(columns.terms.values())]
-    made += [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(columns.groups.values())]
-    source = f"FROM ({scan([part], numbered=True)}) WHERE __row = {row}"
-    keys = ("row_id", "source", "source_row", "candidate", "role", "score", "num_response_tokens", "flags")
-    text = [name for name in ("prompt", "response") if name in con.sql(f"SELECT * {source}").columns]
-    read = dict(
-        zip(
-            (*keys, *text),
-            con.execute(f"SELECT {', '.join((*keys, *text))} {source}").fetchall()[0],
-            strict=True,
-        )
-    )
-    values = con.execute(f"SELECT {', '.join(made)} {source}").fetchall()[0]
-    parts = dict(zip(columns.terms, values, strict=False))
-    groups = dict(zip(columns.groups, values[len(columns.terms) :], strict=True))
+def _examples(
+    con: duckdb.DuckDBPyConnection, columns: Columns, parts: Sequence[Part], places: set[tuple[int, int]]
+) -> dict[tuple[int, int], Example]:
+    """The candidates in these rows of these parts, by one query: its terms take long to plan."""
+    if not places:
+        return {}
+    used = sorted({part for part, _ in places})
+    source = scan([parts[part] for part in used], numbered=True)
+    names = [*_KEYS, *(name for name in _TEXTS if name in con.sql(source).columns)]
+    numbers = {row for _, row in places}
+    wanted = ", ".join(f"({used.index(part)}, {row})" for part, row in places)
+    rows = con.execute(
+        f"""SELECT __part, __row, {", ".join((*names, *columns.terms_and_groups()))} FROM ({source})
+            WHERE __row IN ({", ".join(map(str, numbers))}) AND (__part, __row) IN ({wanted})"""
+    ).fetchall()
+    return {
+        (used[part], row): _example(columns, dict(zip(names, values, strict=False)), values[len(names) :])
+        for part, row, *values in rows
+    }
+
+
+def _example(columns: Columns, read: dict[str, Any], terms_and_groups: Sequence[Any]) -> Example:
+    parts = dict(zip(columns.terms, terms_and_groups, strict=False))
+    groups = dict(zip(columns.groups, terms_and_groups[len(columns.terms) :], strict=True))
     return Example(
-        **{key: read[key] for key in keys},
+        **{key: read[key] for key in _KEYS},
         groups={name: value for name, value in groups.items() if name != "role" and value is not None},
         parts=dict(sorted(parts.items(), key=lambda entry: -abs(entry[1]))[:_TOP]),
         prompt=_text(read.get("prompt")),

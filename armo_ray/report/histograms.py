@@ -7,6 +7,7 @@ less than one bin.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import duckdb
@@ -99,9 +100,9 @@ def find_bounds(
     con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, str], whole: Sequence[str] = ()
 ) -> dict[str, Bounds]:
     """Bounds for columns, given as SQL by name, from a sample of the rows; `whole` names columns of whole numbers."""
-    levels = [i / _LEVELS for i in range(_LEVELS + 1)]
-    selects = ", ".join(f"quantile_disc({sql}, {levels})" for sql in columns.values())
-    row = con.execute(f"SELECT {selects} FROM {relation}").fetchall()[0]
+    levels = [Decimal(i) / _LEVELS for i in range(_LEVELS + 1)]
+    selects = ", ".join(f"quantile_disc({sql}, $levels)" for sql in columns.values())
+    row = con.execute(f"SELECT {selects} FROM {relation}", {"levels": levels}).fetchall()[0]
     bounds = {}
     for name, values in zip(columns, row, strict=True):
         tail = round(_TAIL * _LEVELS)
@@ -115,11 +116,10 @@ def fixed_bounds(low: float, high: float) -> Bounds:
     return Bounds(np.union1d(np.linspace(low, high, 5 * _DRAWN + 1), edges), edges)
 
 
-def counted(sql: str, bounds: Bounds) -> str:
-    """SQL of the three aggregates that `histogram_of` takes."""
-    # the exponent makes it a DOUBLE, not a DECIMAL
-    ends = ", ".join(f"{bound:.16e}" for bound in bounds.all.tolist())
-    return f"histogram({sql}, [{ends}]), min({sql}), max({sql})"
+def counted(sql: str, name: str) -> str:
+    """SQL of the three aggregates that `histogram_of` takes; the parameter `name` of the query is a list of all
+    bounds, which DuckDB would parse for long if they stood in the SQL."""
+    return f"histogram({sql}, ${name}), min({sql}), max({sql})"
 
 
 def histogram_of(row: Sequence[Any], bounds: Bounds) -> Histogram:

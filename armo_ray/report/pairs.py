@@ -118,8 +118,9 @@ def _compare(
 
 def _margins(con: duckdb.DuckDBPyConnection, columns: Columns, deviation: float) -> Margins:
     bounds = fixed_bounds(-5 * deviation or -1.0, 5 * deviation or 1.0)
-    sql = counted(f"c.{columns.alias(SCORE)} - r.{columns.alias(SCORE)}", bounds)
-    margins = histogram_of(con.execute(f"SELECT {sql} FROM {_JOINED}").fetchall()[0], bounds)
+    sql = counted(f"c.{columns.alias(SCORE)} - r.{columns.alias(SCORE)}", "ends")
+    ends = {"ends": bounds.all.tolist()}
+    margins = histogram_of(con.execute(f"SELECT {sql} FROM {_JOINED}", ends).fetchall()[0], bounds)
     return Margins(margins.quantiles(), margins.bins())
 
 

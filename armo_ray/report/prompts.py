@@ -108,8 +108,8 @@ def _gather(con: duckdb.DuckDBPyConnection, columns: Columns, places: Sequence[s
 
 def _ranges(con: duckdb.DuckDBPyConnection, deviation: float) -> Ranges:
     bounds = fixed_bounds(0.0, 6 * deviation or 1.0)
-    sql = counted("s[m]::DOUBLE - s[1]::DOUBLE", bounds)
-    ranges = histogram_of(con.execute(f"SELECT {sql} FROM prompts WHERE m > 1").fetchall()[0], bounds)
+    sql = f"SELECT {counted('s[m]::DOUBLE - s[1]::DOUBLE', 'ends')} FROM prompts WHERE m > 1"
+    ranges = histogram_of(con.execute(sql, {"ends": bounds.all.tolist()}).fetchall()[0], bounds)
     return Ranges(ranges.quantiles(), ranges.bins())
 
 

@@ -2,12 +2,35 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.paths import SAMPLE
+from tests.support.local import rows_as_written
+from tests.support.paths import ROOT, SAMPLE
+from tests.support.synthetic_outputs import score_synthetically
+
+_ROLLOUTS = "shared/data/alpaca_eval_rollouts"
+
+
+@pytest.fixture(scope="session")
+def real_rollouts() -> Path:
+    """6,440 answers to 805 prompts, in five shards."""
+    found = next((p / _ROLLOUTS for p in ROOT.parents if (p / _ROLLOUTS).is_dir()), None)
+    return found or pytest.skip("needs ../shared/data")
+
+
+@pytest.fixture(scope="session")
+def real_scores(real_rollouts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return score_synthetically(tmp_path_factory.mktemp("real") / "scores", real_rollouts)
+
+
+@pytest.fixture(scope="session")
+def real_rows(real_scores: Path) -> list[dict[str, Any]]:
+    """The scores of the real rollouts, in the order of the manifest."""
+    return rows_as_written(real_scores)
 
 
 @pytest.fixture(scope="session")

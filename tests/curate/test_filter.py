@@ -20,10 +20,7 @@ from armo_ray.curate.filter_sql import Rules, Top, find_failures, find_threshold
 from armo_ray.expressions.expressions import parse
 from armo_ray.verify.output import verify_output
 from tests.support.local import rows_as_written
-from tests.support.paths import ROOT
-from tests.support.synthetic_outputs import score_synthetically
 
-REAL = ROOT.parent / "shared" / "data" / "alpaca_eval_rollouts"
 TYPES = {"x": "FLOAT", "g": "VARCHAR"}
 
 
@@ -77,23 +74,21 @@ def test_the_rows_kept_are_those_that_plain_python_keeps(scored_pairs: Path, tmp
     assert verify_output(str(output))[1] == []
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
-def test_real_rollouts_are_cut_by_quantile_and_by_the_best_of_each_prompt(tmp_path: Path) -> None:
-    scores = score_synthetically(tmp_path / "scores", REAL)
+def test_real_rollouts_are_cut_by_quantile_and_by_the_best_of_each_prompt(
+    real_scores: Path, real_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     output = tmp_path / "kept"
-    assert (
-        main(["filter", str(scores), "--output", str(output), "--where", "score > q0.5", "--top-k", "2"]) == 0
-    )
-    rows = rows_as_written(scores)
-    median = quantile([row["score"] for row in rows], 0.5)
+    command = ["filter", str(real_scores), "--output", str(output), "--where", "score > q0.5"]
+    assert main([*command, "--top-k", "2"]) == 0
+    median = quantile([row["score"] for row in real_rows], 0.5)
     by_prompt = defaultdict(list)
-    for row in rows:
+    for row in real_rows:
         if row["score"] > median:
             by_prompt[row["prompt_id"]].append(row)
     best = {r["row_id"] for g in by_prompt.values() for r in sorted(g, key=lambda r: -r["score"])[:2]}
-    assert len(rows) == 6440
+    assert len(real_rows) == 6440
     assert [r["row_id"] for r in rows_as_written(output)] == [
-        r["row_id"] for r in rows if r["row_id"] in best
+        r["row_id"] for r in real_rows if r["row_id"] in best
     ]
 
 

@@ -66,8 +66,8 @@ def by_prompt(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def check_candidates(rows: list[dict[str, Any]], scores: Path, temperature: float) -> None:
-    source = {row["row_id"]: row for row in rows_as_written(scores)}
+def check_candidates(rows: list[dict[str, Any]], scored: list[dict[str, Any]], temperature: float) -> None:
+    source = {row["row_id"]: row for row in scored}
     assert sorted(source) == sorted(row["row_id"] for row in rows)
     for group in by_prompt(rows).values():
         values = np.array([source[row["row_id"]]["score"] for row in group], np.float64)
@@ -87,7 +87,7 @@ def check_candidates(rows: list[dict[str, Any]], scores: Path, temperature: floa
 def test_labels_of_candidates_are_those_of_plain_python(rollouts: Path, tmp_path: Path) -> None:
     rows = label(rollouts, tmp_path / "out", "--temperature", "0.05", "--test-fraction", "0.3")
     assert {len(group) for group in by_prompt(rows).values()} == {4}
-    check_candidates(rows, rollouts, 0.05)
+    check_candidates(rows, rows_as_written(rollouts), 0.05)
     texts = {row["prompt"][-1]["content"]: row["prompt_id"] for row in rows}
     assert len(texts) == 50
     assert all(row["response"][0]["role"] == "assistant" for row in rows)
@@ -100,12 +100,11 @@ def test_labels_of_candidates_are_those_of_plain_python(rollouts: Path, tmp_path
 @pytest.mark.parametrize("name", ["alpaca_eval_rollouts", "llmbar/preferences.jsonl", "hh_harmless"])
 def test_labels_of_real_candidates_are_those_of_plain_python(name: str, tmp_path: Path) -> None:
     scores = score_synthetically(tmp_path / "scores", REAL / name)
-    check_candidates(label(scores, tmp_path / "out", "--temperature", "0.1"), scores, 0.1)
-    best = label(scores, tmp_path / "best", "--shape", "sft")
-    for prompt, group in by_prompt(rows_as_written(scores)).items():
-        assert max(row["score"] for row in group) in [
-            row["score"] for row in best if row["prompt_id"] == prompt
-        ]
+    scored = rows_as_written(scores)
+    check_candidates(label(scores, tmp_path / "out", "--temperature", "0.1"), scored, 0.1)
+    best = by_prompt(label(scores, tmp_path / "best", "--shape", "sft"))
+    for prompt, group in by_prompt(scored).items():
+        assert max(row["score"] for row in group) in [row["score"] for row in best[prompt]]
     if name.startswith("llmbar"):
         pairs = label(scores, tmp_path / "pairs", "--shape", "pairs", "--temperature", "1")
         assert len(pairs) == 419

@@ -22,11 +22,11 @@ from armo_ray.curate.mine import run
 from armo_ray.curate.options import MineOptions
 from armo_ray.errors import ConfigError
 from tests.support.local import rows_of, score_locally
-from tests.support.paths import ROOT, SAMPLE
+from tests.support.paths import SAMPLE
 from tests.support.synthetic_outputs import score_synthetically, with_columns
 
-_ROLLOUTS = "shared/data/alpaca_eval_rollouts"
-REAL = next((p / _ROLLOUTS for p in ROOT.parents if (p / _ROLLOUTS).is_dir()), None)
+Prompts = dict[str, list[dict[str, Any]]]  # the candidates of every prompt
+
 STRATEGIES = ("best-worst", "best-vs-sigma", "top-k-bottom-k", "all-above-margin", "best-random")
 
 
@@ -41,18 +41,11 @@ def texts(rollouts: Path) -> Path:
     return score_synthetically(rollouts.parent / "rollouts-texts", rollouts, keep_text=True)
 
 
-@pytest.fixture(scope="session")
-def real_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if REAL is None:
-        pytest.skip("needs ../shared/data")
-    return score_synthetically(tmp_path_factory.mktemp("real") / "texts", REAL, keep_text=True)
-
-
-@pytest.fixture(scope="session")
-def real_scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if REAL is None:
-        pytest.skip("needs ../shared/data")
-    return score_synthetically(tmp_path_factory.mktemp("real") / "scores", REAL)
+@pytest.fixture(scope="module")
+def real_prompts(real_rollouts: Path, tmp_path_factory: pytest.TempPathFactory) -> Prompts:
+    return prompts_of(
+        score_synthetically(tmp_path_factory.mktemp("real") / "texts", real_rollouts, keep_text=True)
+    )
 
 
 def mine(scores: Path | list[Path], output: Path, **options: Any) -> list[dict[str, Any]]:
@@ -68,7 +61,7 @@ def mine(scores: Path | list[Path], output: Path, **options: Any) -> list[dict[s
     ]
 
 
-def prompts_of(scores: Path) -> dict[str, list[dict[str, Any]]]:
+def prompts_of(scores: Path) -> Prompts:
     groups = defaultdict(list)
     for row in rows_of(scores):
         groups[row["prompt_id"]].append(row)
@@ -106,11 +99,12 @@ def text_pairs(pairs: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [(p["prompt_id"], p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs]
 
 
-def check_strategy(scores: Path, texts: Path, output: Path, strategy: str) -> None:
+def check_strategy(scores: Path, prompts: Prompts, output: Path, strategy: str) -> None:
+    """`prompts` are those of the same scores with text."""
     pairs = mine(scores, output, strategy=strategy)
-    text = {row["row_id"]: row["response"][0]["content"] for row in rows_of(texts)}
+    text = {row["row_id"]: row["response"][0]["content"] for rows in prompts.values() for row in rows}
     expected: set[tuple[str, str, str]] = set()
-    for prompt, rows in prompts_of(scores).items():
+    for prompt, rows in prompts.items():
         expected |= {(prompt, text[c], text[r]) for c, r in plain(rows, strategy) if text[c] != text[r]}
     assert set(text_pairs(pairs)) == expected
     assert len(pairs) == len(expected)
@@ -120,14 +114,14 @@ def check_strategy(scores: Path, texts: Path, output: Path, strategy: str) -> No
 def test_a_strategy_selects_the_pairs_that_plain_python_selects(
     strategy: str, scores: Path, texts: Path, tmp_path: Path
 ) -> None:
-    check_strategy(scores, texts, tmp_path / "pairs", strategy)
+    check_strategy(scores, prompts_of(texts), tmp_path / "pairs", strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_strategies_select_the_same_pairs_of_real_rollouts_as_plain_python(
-    strategy: str, real_scores: Path, real_texts: Path, tmp_path: Path
+    strategy: str, real_scores: Path, real_prompts: Prompts, tmp_path: Path
 ) -> None:
-    check_strategy(real_scores, real_texts, tmp_path / "pairs", strategy)
+    check_strategy(real_scores, real_prompts, tmp_path / "pairs", strategy)
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,10 +14,7 @@ from armo_ray.measures.agreement import agreement
 from armo_ray.outputs.schema import footer
 from armo_ray.verify.output import verify_output
 from tests.support.local import read_table, rejects_of, rows_as_written
-from tests.support.paths import ROOT
-from tests.support.synthetic_outputs import score_synthetically
 
-REAL = ROOT.parent / "shared" / "data" / "alpaca_eval_rollouts"
 MASKED = ("helpsteer_verbosity", "code_style")
 
 
@@ -127,13 +124,12 @@ def test_reweighing_twice_starts_from_the_models_own_formula_both_times(
     assert fingerprints[0] == fingerprints[1]
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
-def test_real_rollouts_are_rescored(tmp_path: Path) -> None:
-    scores = score_synthetically(tmp_path / "scores", REAL)
-    before = rows_as_written(scores)
-    after = reweigh(scores, tmp_path / "out", "--mask", *MASKED)
+def test_real_rollouts_are_rescored(
+    real_scores: Path, real_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    after = reweigh(real_scores, tmp_path / "out", "--mask", *MASKED)
     assert len(after) == 6440
-    scores_expected = expected(before, transform_of(scores), "mask", None)
+    scores_expected = expected(real_rows, transform_of(real_scores), "mask", None)
     assert np.abs([row["score"] for row in after] - scores_expected).max() < 1e-5
 
 

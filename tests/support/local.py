@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,6 +12,7 @@ from armo_ray.score.config import ScoreConfig
 from armo_ray.score.job import prepare
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits, resume
+from armo_ray.storage.parts import hive_values
 from armo_ray.storage.store import Store
 
 PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'  # a shard of one row
@@ -60,10 +60,8 @@ def rows_as_written(output: Path) -> list[dict[str, Any]]:
     """All scores in the order of the manifest, with the columns that are directories."""
     rows: list[dict[str, Any]] = []
     for part in open_scores([str(output)]).parts:
-        sql = f"FROM read_parquet('{part.uri}', hive_partitioning = true, hive_types_autocast = false)"
-        relation = duckdb.connect().sql(sql)
-        assert relation is not None
-        rows += relation.to_arrow_table().to_pylist()
+        directories = dict(hive_values(part.uri.removeprefix(str(output))))
+        rows += [row | directories for row in pq.read_table(part.uri, partitioning=None).to_pylist()]
     return rows
 
 
