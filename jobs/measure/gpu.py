@@ -10,10 +10,12 @@ begins in a new process. Needs torch, transformers, safetensors, numpy, tokenize
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,7 @@ NEEDS = FIRST | SECOND
 TRIAL_NEEDS = 1  # with --dry, whose shape is tiny
 PATIENCE = 3  # a stage is ended when it takes so many times what it needs
 RESTART = 75  # status of a worker that has lost the GPU to an error
+NO_DEVICE = 76
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,36 +70,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--stages: {', '.join(sorted(unknown))}: not one of first, second, {', '.join(NEEDS)}")
     if args.summary is None:
         args.out.mkdir(parents=True, exist_ok=True)
-        run(args)
+        if not run(args):
+            return 1
     print("\n" + summary(args.summary or args.out, args.markdown))
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the stages that are left, in one worker after the other, until all have ended or the time is over."""
+def run(args: argparse.Namespace) -> bool:
+    """Run the stages that are left, in one worker after the other; False if there is no GPU.
+
+    Ends when all stages have ended or the time is over.
+    """
     deadline = time.monotonic() + args.seconds - min(5, args.seconds / 10)
     old = read(args.out)
-    before = len(old)
     left = stages_to_run(args.stages, {stage: line["status"] for stage, line in ends(old).items()})
-    while left and time.monotonic() < deadline:
-        command = [sys.executable, "-m", "jobs.measure.gpu_worker", str(args.out.resolve()), str(deadline)]
-        command += [str(args.wheels.resolve()) if args.wheels else "", "dry" if args.dry else "", *left]
-        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": paths}
-        worker = subprocess.Popen(  # its input ends with this process, and then it ends too
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, start_new_session=True
-        )
-        try:
-            outcome = watch(worker, args.out, len(read(args.out)), deadline, args.dry)
-        finally:
-            end(worker)
-        if outcome == "finished":
-            return
-        ended = ends(read(args.out)[before:])
-        stage = next((name for name in left if name not in ended), None)
-        if stage and outcome != "restart":
-            append(args.out, stage, status=outcome, reason=f"worker's status {worker.returncode}")
-        left = [name for name in left if name not in ended and name != stage]
+    with tempfile.TemporaryDirectory(prefix="gpu-") as scratch:
+        while left and time.monotonic() < deadline:
+            worker = start(args, deadline, scratch, left)
+            try:
+                patience = math.inf if args.dry else PATIENCE
+                outcome = watch(worker, args.out, len(read(args.out)), deadline, patience)
+            finally:
+                end(worker)
+            if outcome in ("finished", "no device"):
+                return outcome == "finished"
+            ended = ends(read(args.out)[len(old) :])
+            stage = next((name for name in left if name not in ended), None)
+            if stage and outcome != "restart":
+                append(args.out, stage, status=outcome, reason=f"worker's status {worker.returncode}")
+            left = [name for name in left if name not in ended and name != stage]
+    return True
+
+
+def start(
+    args: argparse.Namespace, deadline: float, scratch: str, stages: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """A worker for these stages. Its standard input ends with this process, and then it ends too."""
+    command = [sys.executable, "-m", "jobs.measure.gpu_worker", str(args.out.resolve()), str(deadline)]
+    command += [str(args.wheels.resolve()) if args.wheels else "", "dry" if args.dry else "", *stages]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": paths, "TMPDIR": scratch}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def stages_to_run(names: Sequence[str], ended: dict[str, str]) -> list[str]:
@@ -111,8 +125,11 @@ def stages_to_run(names: Sequence[str], ended: dict[str, str]) -> list[str]:
     return list(chosen)
 
 
-def watch(worker: subprocess.Popen[bytes], out: Path, before: int, deadline: float, dry: bool) -> str:
-    """Wait for a worker; returns finished, restart, crashed, hung (its stage) or cut off (by the deadline)."""
+def watch(worker: subprocess.Popen[bytes], out: Path, before: int, deadline: float, patience: float) -> str:
+    """Wait for a worker; returns how it ended: hung stands for its stage, cut off for the deadline.
+
+    `before`: lines in the results before it began. `patience`: a stage may take so many times what it needs.
+    """
     seen, began = before, time.monotonic()
     while worker.poll() is None:
         time.sleep(0.1)
@@ -123,9 +140,9 @@ def watch(worker: subprocess.Popen[bytes], out: Path, before: int, deadline: flo
         stage = lines[-1]["stage"] if lines[before:] else None
         if time.monotonic() > deadline:
             return "cut off"
-        if stage in NEEDS and time.monotonic() - began > PATIENCE * NEEDS[stage] and not dry:
+        if stage in NEEDS and time.monotonic() - began > patience * NEEDS[stage]:
             return "hung"
-    return {0: "finished", RESTART: "restart"}.get(worker.returncode, "crashed")
+    return {0: "finished", RESTART: "restart", NO_DEVICE: "no device"}.get(worker.returncode, "crashed")
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:

@@ -19,7 +19,7 @@ from armo_ray.engine import RewardModel
 from armo_ray.engine.backbone import place
 from armo_ray.engine.fp8 import quantize_
 from armo_ray.tiny.armorm import random_head, write_tiny_model
-from jobs.measure.gpu_worker import Bench, UnableError
+from jobs.measure.gpu_bench import Bench, UnableError
 
 FILES = 4
 SAMPLE = Path(__file__).parents[1] / "samples" / "llmbar.jsonl"

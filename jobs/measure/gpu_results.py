@@ -75,7 +75,9 @@ class Speeds:
 
     def each(self, key: str, contender: str) -> list[float]:
         """A measurement of a contender for every workload."""
-        return [x[key] for (name, _), x in self.speeds.items() if name == contender and key in x]
+        return [
+            x[key] for (name, _), x in self.speeds.items() if name == contender and x.get(key) is not None
+        ]
 
     def mfu(self, contender: str) -> float | None:
         """Operations per second on pairs over those of a square matrix product."""
@@ -149,7 +151,9 @@ def summary(out: Path, markdown: bool = False) -> str:
     device = devices.most_common(1)[0][0]
     own = [line for line in lines if line.get("device") == device]
     table: Any = markdown_table if markdown else text_table
-    parts = [_head(device, own), table(Goal._fields, goals(own)), table(*_speed_table(own))]
+    parts = [_head(device, own), table(Goal._fields, goals(own))]
+    if (speeds := _speed_table(own))[1]:
+        parts.append(table(*speeds))
     if others := [name for name in devices if name != device]:
         parts.append(f"left out: lines measured on {', '.join(others)}")
     failed = [x for x in ends(lines).values() if x["status"] != "done"]

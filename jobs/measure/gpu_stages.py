@@ -1,94 +1,22 @@
-"""The stages of `jobs.measure.gpu`, by name. Each stores lines as it measures."""
+"""The stages of `jobs.measure.gpu` that score, by name. Each stores lines as it measures."""
 
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
 from armo_ray.bench import contenders, workloads
-from armo_ray.bench.measure import seconds_each
 from armo_ray.bench.workloads import Group
 from armo_ray.engine import RewardModel, Scores
 from armo_ray.measures.agreement import spearman
 from jobs.measure import gpu_jobs
-from jobs.measure.gpu_worker import Bench
+from jobs.measure.gpu_bench import Bench
 
-KERNEL_TESTS = "attention or rows_that or float8_product or odd_row"
-# (N, K) of products with the weights of the 8B shape; each has as many rows as a pack has tokens.
-PRODUCTS = {
-    "square": (8192, 8192),
-    "q": (4096, 4096),
-    "k": (1024, 4096),
-    "qkv": (6144, 4096),
-    "gate": (14336, 4096),
-    "gate_up": (28672, 4096),
-    "down": (4096, 14336),
-}
 UNSHARED = {"share_prompts": False, "needed_rows": False}
 SHARED = {"needed_rows": False}
-
-
-def machine(bench: Bench) -> None:
-    packages = {name: version(name) for name in ("torch", "transformers")}
-    bench.say(versions={"Python": platform.python_version(), **packages, "CUDA": torch.version.cuda})
-    bench.say(float32_products=torch.get_float32_matmul_precision())
-    if bench.device.type == "cuda":
-        query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm,mig.mode.current"
-        _, text = bench.command("nvidia-smi", ["nvidia-smi", query, "--format=csv"], 20)
-        properties = torch.cuda.get_device_properties(0)
-        bench.say(memory_bytes=properties.total_memory, count=torch.cuda.device_count(), nvidia_smi=text)
-
-
-def tests(bench: Bench, expression: str) -> None:
-    command = [sys.executable, "-m", "pytest", "tests/engine/test_gpu.py", "-q", "-k", expression]
-    command += ["-o", "filterwarnings=default", "-p", "no:cacheprovider", "--durations=8", "--tb=short"]
-    status, text = bench.command(f"pytest-{bench.stage}", command, bench.left())
-    bench.say(pytest_status=status, tail=text[-1500:])
-    if status:
-        raise RuntimeError(f"pytest: status {status}: {text.strip().splitlines()[-1:]}")
-
-
-def rates(bench: Bench) -> None:
-    """Products in bfloat16 and float8, and copies."""
-    least = 0.01 if bench.dry else 1.0
-    for name, (n, k) in PRODUCTS.items():
-        rows = 16384 if name != "square" else n
-        rows, n, k = (size // 64 if bench.dry else size for size in (rows, n, k))
-        a, b = (torch.randn(size, k, device=bench.device).bfloat16() for size in (rows, n))
-        seconds = seconds_each(partial(torch.mm, a, b.T), bench.device, least)
-        bench.say(product=name, bf16_flops=2 * rows * n * k / seconds)
-        try:
-            seconds = seconds_each(_fp8_product(a, b), bench.device, least)
-            bench.say(product=name, fp8_flops=2 * rows * n * k / seconds)
-        except (AttributeError, RuntimeError, ValueError) as error:
-            bench.say(product=name, fp8_error=repr(error)[:300])
-        del a, b
-    _copies(bench, least)
-
-
-def _fp8_product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
-    x, w = (rows.to(torch.float8_e4m3fn) for rows in (a, b))
-    scales = [torch.ones(*shape, device=a.device) for shape in ((len(a), 1), (1, len(b)))]
-    return lambda: torch._scaled_mm(x, w.T, *scales, out_dtype=torch.bfloat16, use_fast_accum=True)
-
-
-def _copies(bench: Bench, least: float) -> None:
-    size = 1 << (20 if bench.dry else 30)
-    source, target = (torch.empty(size, dtype=torch.uint8, device=bench.device) for _ in range(2))
-    seconds = seconds_each(partial(target.copy_, source), bench.device, least)
-    bench.say(copy="device", bytes_per_s=2 * size / seconds)  # read and written
-    host = torch.ones(size, dtype=torch.uint8)
-    kinds = {"pageable": host} | ({"pinned": host.pin_memory()} if bench.device.type == "cuda" else {})
-    for kind, memory in kinds.items():
-        seconds = seconds_each(partial(target.copy_, memory), bench.device, least)
-        bench.say(copy=kind, bytes_per_s=size / seconds)
 
 
 def build(bench: Bench) -> None:
@@ -211,9 +139,6 @@ def fp8(bench: Bench, compiled: bool) -> None:
 
 
 RUN: dict[str, Callable[[Bench], None]] = {
-    "machine": machine,
-    "attention-tests": partial(tests, expression=KERNEL_TESTS),
-    "rates": rates,
     "build": build,
     "packed": partial(option_speed, name="packed", options=UNSHARED),
     "shared": partial(option_speed, name="shared", options=SHARED),
@@ -225,7 +150,6 @@ RUN: dict[str, Callable[[Bench], None]] = {
     "compile": compiled,
     "fp8": partial(fp8, compiled=False),
     "fp8+compile": partial(fp8, compiled=True),
-    "other-tests": partial(tests, expression=f"not ({KERNEL_TESTS})"),
     "load": gpu_jobs.load,
     "bench": gpu_jobs.whole_benchmark,
     "job": gpu_jobs.job,
