@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
 import gzip
+import importlib.util
 import json
 import re
 import signal
@@ -14,10 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 
 from armo_ray.model.chat import Chat
@@ -27,14 +25,25 @@ from tests.support.paths import SAMPLE
 # a shell's background job ignores it, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# the same examples on every run, however slow the machine is
-settings.register_profile(
-    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("suite")
+
+# tests/engine/test_gpu.py also runs where only the engine's packages and pytest are installed
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+if _installed("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    # the same examples on every run, however slow the machine is
+    settings.register_profile(
+        "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    if not _installed("pytest_timeout"):
+        parser.addini("timeout", "of a test, in seconds; does nothing without pytest-timeout")
     parser.addoption("--all", action="store_true", help="run the nightly tests too, and longer searches")
     parser.addoption("--soak", action="store_true", help="run the tests that inject faults for hours")
     parser.addoption("--soak-faults", type=int, default=1000, help="faults that they inject (default: 1000)")
@@ -167,6 +176,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's rows in a Parquet shard of many row groups, JSON lines, and both kinds of compressed ones."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     folder = tmp_path_factory.mktemp("formats")
     lines = SAMPLE.read_bytes().splitlines(keepends=True)
     table = pa.Table.from_pylist([json.loads(line) for line in lines[:70]])

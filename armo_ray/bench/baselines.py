@@ -65,7 +65,7 @@ def one_by_one(model: RewardModel, backbone: PreTrainedModel, groups: Sequence[G
     started = time.perf_counter()
     sequences = sequences_of(groups)
     outputs = [HeadOutput(*(x.cpu() for x in _forward(model, backbone, [ids]))) for ids in sequences]
-    return _scores(outputs, sequences, [[i] for i in range(len(sequences))], started)
+    return scores_of(outputs, sequences, [[i] for i in range(len(sequences))], started)
 
 
 def in_batches(
@@ -79,7 +79,7 @@ def in_batches(
     sequences = sequences_of(groups)
     batches = batches_of([len(ids) for ids in sequences])
     outputs = [_forward(model, backbone, [sequences[i] for i in batch]) for batch in batches]
-    return _scores(outputs, sequences, batches, started)
+    return scores_of(outputs, sequences, batches, started)
 
 
 def by_arrival(lengths: Sequence[int], size: int) -> Batches:
@@ -113,7 +113,10 @@ def _forward(model: RewardModel, backbone: PreTrainedModel, sequences: Sequence[
     return model.head.compute(hidden[*places], torch.arange(places.shape[1], device=device), lengths)
 
 
-def _scores(outputs: list[HeadOutput], sequences: Sequence[Ids], batches: Batches, started: float) -> Scores:
+def scores_of(
+    outputs: list[HeadOutput], sequences: Sequence[Ids], batches: Batches, started: float
+) -> Scores:
+    """The outputs of padded batches in the order of arrival; `started` is on time.perf_counter()."""
     inverse = np.argsort(np.concatenate(batches))
     columns = zip(*(output[:3] for output in outputs), strict=True)
     score, rewards, gating = (torch.cat(column).cpu().numpy()[inverse] for column in columns)

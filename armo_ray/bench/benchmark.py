@@ -2,10 +2,12 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,8 +18,8 @@ import torch
 
 from armo_ray.bench import contenders, flops, measure, models, report, workloads
 from armo_ray.bench.models import Subject
-from armo_ray.bench.options import DEFAULTS, Settings, default_workloads
-from armo_ray.bench.rounds import attempt, take_turns
+from armo_ray.bench.options import DEFAULTS, Settings, default_contenders, default_workloads
+from armo_ray.bench.rounds import TIME_IS_OVER, Protocol, Record, attempt, take_turns
 from armo_ray.bench.workloads import Group
 from armo_ray.errors import ConfigError
 from armo_ray.version import __version__
@@ -26,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def benchmark(settings: Settings) -> dict[str, Any]:
-    """Measure; print the table and write the JSON after each workload. Returns the content of the JSON."""
-    device = _device(settings.device)
+    """Measure; print a table after each workload. Returns the content of the JSON.
+
+    The JSON is written after every pass of a contender, so that a run that is killed keeps what it measured.
+    """
+    started, device = time.monotonic(), _device(settings.device)
     chosen = DEFAULTS[device.type] | {
         name: value for name, value in asdict(settings).items() if value is not None
     }
@@ -36,19 +41,52 @@ def benchmark(settings: Settings) -> dict[str, Any]:
     subject = models.load(settings, chosen["dtype"], device)
     result = _header(subject, chosen, device)
     print(report.headline(result), flush=True)
-    prepared = {name: _prepared(name, subject) for name in settings.contenders}
+    prepared = {
+        name: _prepared(name, subject) for name in settings.contenders or default_contenders(device.type)
+    }
+    deadline = started + (settings.time_limit or math.inf)
+    protocol = Protocol(chosen["rounds"], settings.seed, settings.reference, deadline)
     for name in names:
-        groups = _groups(name, subject, settings, chosen)
-        workload = {"name": name, **workloads.describe(groups), "floor_flops": _floor(subject, groups)}
-        logger.info("%s: %d candidates, %d tokens", name, workload["candidates"], workload["tokens"])
-        records, rates = take_turns(prepared, subject.model, groups, chosen["rounds"], settings.seed)
-        rows = [asdict(record) for record in records]
-        workload |= {"matmul_flops": rates, "contenders": [row | row.pop("facts") for row in rows]}
-        result["workloads"].append(report.derive(workload))
-        settings.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        if not protocol.allows():
+            result["not_measured"].append(f"{name}: {TIME_IS_OVER}")
+            continue
+        workload = _measured(name, prepared, subject, settings, chosen, protocol, result)
         print("\n" + report.workload_table(workload), flush=True)
-    print(f"\n{report.GLOSSARY}\n\nraw measurements: {settings.json}")
+    _write(settings.json, result)
+    print(f"\n{report.closing(result)}raw measurements: {settings.json}")
     return result
+
+
+def _measured(
+    name: str,
+    prepared: dict[str, contenders.Contender | str],
+    subject: Subject,
+    settings: Settings,
+    chosen: dict[str, Any],
+    protocol: Protocol,
+    result: dict[str, Any],
+) -> dict[str, Any]:
+    """Measure all contenders on a workload, which is added to the result."""
+    groups = _groups(name, subject, settings, chosen)
+    workload = {"name": name, **workloads.describe(groups), "floor_flops": _floor(subject, groups)}
+    logger.info("%s: %d candidates, %d tokens", name, workload["candidates"], workload["tokens"])
+    result["workloads"].append(workload)
+
+    def keep(records: list[Record], rates: list[float]) -> None:
+        rows = [asdict(record) for record in records]
+        workload.update(matmul_flops=rates, contenders=[row | row.pop("facts") for row in rows])
+        report.derive(workload)
+        _write(settings.json, result)
+
+    keep(*take_turns(prepared, subject.model, groups, protocol, keep))
+    return workload
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    """Replace the file at once: what it held stays readable if this is interrupted."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    draft.replace(path)
 
 
 def show(path: Path) -> None:
@@ -94,6 +132,7 @@ def _floor(subject: Subject, groups: Sequence[Group]) -> int:
 
 
 def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    budget = subject.model.options.token_budget
     options = sys.argv[2:] if sys.argv[1:2] == ["bench"] else sys.argv[1:]
     return {
         "command": shlex.join(["armo-ray", "bench", *options]),
@@ -107,12 +146,14 @@ def _header(subject: Subject, chosen: dict[str, Any], device: torch.device) -> d
             "transformers": version("transformers"),
         },
         "clock": measure.CLOCKS[device.type],
-        "token_budget": subject.model.options.token_budget,
+        "layer_matmul_flops": measure.layer_flops(subject.model.backbone.layers[0], budget),
+        "token_budget": budget,
         "rounds": chosen["rounds"],
         "length_scale": chosen["length_scale"],
         "seed": chosen["seed"],
         "shape": flops.shape_of(subject.model.backbone)._asdict(),
         "workloads": [],
+        "not_measured": [],
     }
 
 

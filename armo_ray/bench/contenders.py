@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.attention as flash
 
-from armo_ray.bench import baselines
+from armo_ray.bench import baselines, rewardbench
 from armo_ray.bench.workloads import Group
 from armo_ray.engine import RewardModel, Scores
 from armo_ray.engine.fp8 import quantize_
@@ -29,6 +29,7 @@ _OPTIONS = {
     "+compile": _SHARED | {"compile": True},
     "+fixed-packs": _SHARED | {"fixed_packs": True},
     "engine": {},
+    "engine+compile": {"compile": True},
 }
 
 
@@ -42,7 +43,11 @@ class Contender(NamedTuple):
 def prepare(name: str, model: RewardModel) -> Contender:
     """The contender of this name. May raise any exception if the device or torch lacks what it needs."""
     if name == "+fp8":
-        return _quantized(model)
+        return _quantized(model, _SHARED)
+    if name == "fp8+compile":
+        return _quantized(model, {"compile": True})
+    if name == "rewardbench":
+        return Contender(rewardbench.scorer(model), None)
     if name == "+flash-attention-3":
         return _with_flash_attention_3(model)
     if name in _OPTIONS:
@@ -63,8 +68,8 @@ def _baseline(name: str, model: RewardModel) -> Scorer:
     return partial(baselines.in_batches, model, backbone, batches_of=batches[name])
 
 
-def _quantized(model: RewardModel) -> Contender:
-    changed = model.with_options(**_SHARED)
+def _quantized(model: RewardModel, options: dict[str, bool]) -> Contender:
+    changed = model.with_options(**options)
     changed.backbone = baselines.twin(model.backbone)
     quantize_(changed.backbone)  # replaces layers of the twin; the model keeps its own
     return Contender(changed.score, changed)

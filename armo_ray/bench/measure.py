@@ -1,9 +1,10 @@
 """Measurement of seconds, bytes and FLOP/s. Time is synchronized wall time on CUDA, and CPU time on a CPU."""
 
 import ctypes
-import statistics
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ import torch
 
 T = TypeVar("T")
 CLOCKS = {"cuda": "wall clock, synchronized", "cpu": "CPU time of the process, one thread"}
-_MATMULS = {"cuda": (8192, 30), "cpu": (1024, 15)}  # size of the square matrices, number of products
+_SIZES = {"cuda": 8192, "cpu": 1024}  # of square matrices
 
 
 def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
@@ -27,12 +28,46 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, time.perf_counter() - started
 
 
+def seconds_each(function: Callable[[], object], device: torch.device, least: float = 1.0) -> float:
+    """Mean seconds of a call, over calls back to back that take at least `least` seconds together.
+
+    A GPU keeps its highest clock for a fraction of a second only, which a shorter measurement would report.
+    """
+    count = 0
+    seconds = timed(function, device)[1]  # the first call also allocates
+    while seconds < least:
+        count = 1 if count == 0 else max(2 * count, math.ceil(1.1 * count * least / max(seconds, 1e-6)))
+        seconds = timed(partial(_repeat, function, count), device)[1]
+    return seconds / max(count, 1)
+
+
+def _repeat(function: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        function()
+
+
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a dense square matrix product with plain torch, measured now."""
-    size, times = _MATMULS[device.type]
+    """FLOP/s of a dense square matrix product with plain torch, measured now for at least a second."""
+    size = _SIZES[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = [timed(lambda: torch.mm(a, b), device)[1] for _ in range(times)]
-    return 2 * size**3 / statistics.median(seconds[1:])
+    return 2 * size**3 / seconds_each(lambda: torch.mm(a, b), device)
+
+
+def layer_flops(layer: torch.nn.Module, rows: int) -> float:
+    """FLOP/s of the products of a decoder layer's linear modules with this many rows, measured as `matmul_flops`."""
+    weights = [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {
+        width: torch.randn(rows, width, device=weights[0].device).to(weights[0].dtype)
+        for width in {weight.shape[1] for weight in weights}
+    }
+
+    @torch.inference_mode()
+    def products() -> None:
+        for weight in weights:
+            torch.mm(inputs[weight.shape[1]], weight.T)
+
+    operations = 2 * rows * sum(weight.numel() for weight in weights)
+    return operations / seconds_each(products, weights[0].device)
 
 
 def with_peak(function: Callable[[], T], device: torch.device) -> tuple[T, int | None]:

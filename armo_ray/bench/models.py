@@ -35,6 +35,16 @@ _SHAPES = {
         "num_key_value_heads": 8,
         "vocab_size": 128257,
     },
+    "llama3-70b-layer": {  # one of its 80 layers
+        "gating_hidden_dim": 1024,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 8,
+        "vocab_size": 128257,
+    },
     "tiny": {
         "gating_hidden_dim": 32,
         "hidden_size": 64,
@@ -46,10 +56,10 @@ _SHAPES = {
         "vocab_size": 512,
     },
 }
+_LLAMA3 = Vocabulary(np.arange(128_000, dtype=np.int32), 128_000, (128_009, 128_006, 78_191, 128_007, 271))
 _VOCABULARIES = {
-    "llama3-8b": Vocabulary(
-        np.arange(128_000, dtype=np.int32), 128_000, (128_009, 128_006, 78_191, 128_007, 271)
-    ),
+    "llama3-8b": _LLAMA3,
+    "llama3-70b-layer": _LLAMA3,
     "tiny": Vocabulary(np.arange(500, dtype=np.int32), 500, (509, 506, 191, 507, 271)),
 }
 

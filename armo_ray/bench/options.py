@@ -22,7 +22,11 @@ CONTENDERS = (
     "+flash-attention-3",
     "+fp8",
     "engine",
+    "engine+compile",
+    "fp8+compile",
+    "rewardbench",
 )
+SLOW_ON_A_CPU = ("engine+compile", "fp8+compile")
 SHAPES = ("llama3-8b", "tiny")
 SMALL_WORKLOADS = ("pairs", "rollouts-8")
 
@@ -37,7 +41,7 @@ class Settings:
     smollm2: bool = False
     input: Sequence[str] = ()
     workloads: Sequence[str] = ()
-    contenders: Sequence[str] = CONTENDERS
+    contenders: Sequence[str] = ()
     candidates: int | None = None
     rounds: int | None = None
     length_scale: float | None = None
@@ -45,6 +49,8 @@ class Settings:
     device: str | None = None
     token_budget: int | None = None
     seed: int = 0
+    reference: int | None = None  # 0 for none; None for every candidate
+    time_limit: float | None = None  # seconds
     json: Path = Path("bench.json")
 
 
@@ -80,7 +86,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     )
     default = "default: all, or two on a CPU; shards with --input"
     _add_list(group, "--workloads", WORKLOADS, (), default)
-    _add_list(group, "--contenders", CONTENDERS, CONTENDERS, "default: all")
+    default = f"default: all; on a CPU, all but {' and '.join(SLOW_ON_A_CPU)}"
+    _add_list(group, "--contenders", CONTENDERS, (), default)
     group.add_argument(
         "--candidates",
         type=_positive,
@@ -92,6 +99,12 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--length-scale", type=float, metavar="X", help="Shrink all lengths; default: 1, or 0.25 on a CPU"
+    )
+    group.add_argument(
+        "--reference",
+        type=_reference,
+        metavar="N|none",
+        help="Candidates to compare with plain transformers in float32 (default: all)",
     )
     group.add_argument(
         "--seed",
@@ -112,6 +125,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--device", metavar="NAME", help="Device, as torch names it; default: cuda if there is a GPU"
     )
     group.add_argument("--token-budget", type=_positive, metavar="TOKENS", help="Tokens per forward pass")
+    group.add_argument(
+        "--time-limit",
+        type=_positive,
+        metavar="SECONDS",
+        help="Stop before this time is over, and say what was not measured (default: none)",
+    )
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -139,6 +158,11 @@ def default_workloads(settings: Settings, device: str) -> Sequence[str]:
     return WORKLOADS[:-1] if device == "cuda" else SMALL_WORKLOADS
 
 
+def default_contenders(device: str) -> Sequence[str]:
+    """All contenders that a device has time for."""
+    return CONTENDERS if device == "cuda" else [name for name in CONTENDERS if name not in SLOW_ON_A_CPU]
+
+
 def _add_list(
     group: argparse._ArgumentGroup, flag: str, choices: Sequence[str], default: Sequence[str], text: str
 ) -> None:
@@ -151,3 +175,7 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
+
+
+def _reference(text: str) -> int:
+    return 0 if text == "none" else _positive(text)

@@ -25,12 +25,13 @@ error, rewards, flips: against float32 one by one, the largest score error in st
 
 
 def derive(workload: dict[str, Any]) -> dict[str, Any]:
-    """Add the measures of every contender that finished, and the share of the possible saving that sharing reached."""
-    matmul_flops = statistics.median(workload["matmul_flops"])
-    contenders = workload["contenders"]
-    by_name = {c["name"]: c for c in contenders if c["error"] is None}
+    """Add the measures of every contender with a timed pass, and the share of the possible saving that sharing reached.
+
+    The workload may be unfinished: measures are of the passes so far.
+    """
+    by_name = {c["name"]: c for c in workload["contenders"] if c["error"] is None and c["seconds"]}
     for contender in by_name.values():
-        contender["measures"] = _measures(contender, workload, matmul_flops)
+        contender["measures"] = _measures(contender, workload, statistics.median(workload["matmul_flops"]))
         for key, other in (("speedup", BASELINE), ("gain", STEP)):
             if other in by_name:
                 contender["measures"][key] = ratio(by_name[other]["seconds"], contender["seconds"])
@@ -41,8 +42,8 @@ def derive(workload: dict[str, Any]) -> dict[str, Any]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
-    """How many times faster the second is: median, minimum and maximum of the ratios within each round."""
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    """How many times faster the second is: median, minimum and maximum of the ratios within each common round."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=False)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
@@ -51,22 +52,36 @@ def headline(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"{result['model']}, {result['dtype']}, on {result['hardware']['name']} ({versions})\n"
+        f"{_own_rate(result)}"
         f"{result['clock']}; {result['rounds']} rounds in alternating order; packs of {result['token_budget']} tokens; "
         f"lengths x {result['length_scale']:g}; seed {result['seed']}\n"
         f"{result['command']}"
     )
 
 
+def closing(result: dict[str, Any]) -> str:
+    """What the tables' headings mean, and the workloads that a time limit left out."""
+    left_out = "".join(f"{line}\n" for line in result["not_measured"])
+    return f"{GLOSSARY}\n\n{left_out}"
+
+
 def workload_table(workload: dict[str, Any]) -> str:
     """A row for every contender, and the reasons why others did not finish."""
+    rates = workload["matmul_flops"]
+    speed = f"{statistics.median(rates) / 1e12:.3g} TFLOP/s" if rates else "an unmeasured speed"
     summary = (
         f"{workload['name']}: {workload['candidates']} candidates of {workload['prompts']} prompts, "
         f"{workload['tokens']} tokens, deduplication ratio {workload['dedup_ratio']:.2f}, "
         f"batches of 8 in order of arrival compute {workload['padding_of_8']:.2f}x the tokens; "
-        f"a dense matrix product runs at {statistics.median(workload['matmul_flops']) / 1e12:.3g} TFLOP/s"
+        f"a dense matrix product runs at {speed}"
     )
     done = [c for c in workload["contenders"] if "measures" in c]
     notes = [f"{c['name']} did not run: {c['error']}" for c in workload["contenders"] if c["error"]]
+    notes += [
+        f"{c['name']}: {len(c['seconds'])} of {len(rates)} rounds"
+        for c in done
+        if len(c["seconds"]) < len(rates)
+    ]
     if "share_of_dedup" in workload:
         median, least, most = workload["share_of_dedup"]
         notes.append(
@@ -93,6 +108,11 @@ def readme_table(result: dict[str, Any]) -> str:
     ]
     table = markdown_table(["tokens/s, MFU, x padded-8", *heads], rows, aligned=True)
     return f"{headline(result)}\n\n{table}"
+
+
+def _own_rate(result: dict[str, Any]) -> str:
+    rate = result.get("layer_matmul_flops")  # older results lack it
+    return f"products of the model's own shapes run at {rate / 1e12:.3g} TFLOP/s\n" if rate else ""
 
 
 def _measures(contender: dict[str, Any], workload: dict[str, Any], matmul_flops: float) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +19,7 @@ from armo_ray.engine import RewardModel, Scores
 from armo_ray.measures.agreement import pairs_of
 
 T = TypeVar("T")
+TIME_IS_OVER = "the time limit was reached first"
 logger = logging.getLogger(__name__)
 
 
@@ -30,45 +33,108 @@ class Record:
     facts: dict[str, Any] = field(default_factory=dict)  # measurements of the warm-up
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How a workload is measured."""
+
+    rounds: int  # timed passes per contender
+    seed: int = 0  # of the shuffled order of prompts in which fixed packs must give the same bits
+    reference: int | None = None  # candidates to compare with the plain implementation; None for all of them
+    deadline: float = (
+        math.inf
+    )  # on time.monotonic(): nothing begins after it, and no timed pass that would end later
+
+    def allows(self, seconds: float = 0.0) -> bool:
+        """Whether this many more seconds end before the deadline."""
+        return time.monotonic() + seconds < self.deadline
+
+
 def take_turns(
     contenders: dict[str, Contender | str],
     model: RewardModel,
     groups: Sequence[Group],
-    rounds: int,
-    seed: int,
+    protocol: Protocol,
+    keep: Callable[[list[Record], list[float]], None] = lambda records, rates: None,
 ) -> tuple[list[Record], list[float]]:
     """Measure all contenders.
 
     Args:
         contenders: by name; a contender that could not be prepared is given as the reason.
         groups: the workload.
-        rounds: the number of timed passes per contender.
-        seed: for the shuffled order of prompts in which fixed packs must give the same bits.
+        keep: called with what is known so far after every pass of a contender.
 
     Returns:
         A record for every contender, in their order, and the FLOP/s of a dense matrix product before each round.
     """
-    expected, error = attempt(lambda: baselines.reference(model, groups))
-    release()
-    logger.info("  float32 reference: %s", error or "done")
     records = {name: Record(name, c if isinstance(c, str) else None) for name, c in contenders.items()}
     prepared = {name: c for name, c in contenders.items() if isinstance(c, Contender)}
+    rates: list[float] = []
+    expected, compared = _reference(model, groups, protocol.reference)
+    walls: dict[str, float] = {}
     for name, contender in prepared.items():
-        record = records[name]
-        facts, record.error = attempt(partial(_warm_up, contender, model, groups, expected, seed))
-        record.facts = facts or {}
-        logger.info("  %s, warm-up: %s", name, record.error or "done")
-    rates = []
-    for turn in range(rounds):
+        if protocol.allows():
+            walls[name] = _try_out(records[name], contender, model, groups, expected, compared, protocol.seed)
+            keep(list(records.values()), rates)
+    for turn in range(protocol.rounds):
+        if not protocol.allows():
+            break
         rates.append(measure.matmul_flops(model.backbone.dtype, model.device))
         for name in list(prepared)[:: -1 if turn % 2 else 1]:
-            if records[name].error is None:
-                score = partial(prepared[name].score, groups)
-                timed, records[name].error = attempt(partial(measure.timed, score, model.device))
-                records[name].seconds += [timed[1]] if timed else []
-                outcome = records[name].error or f"{records[name].seconds[-1]:.2f} s"
-                logger.info("  %s, round %d of %d: %s", name, turn + 1, rounds, outcome)
+            if name in walls and records[name].error is None and protocol.allows(walls[name]):
+                walls[name] = _time(records[name], prepared[name], model, groups, turn)
+                keep(list(records.values()), rates)
+    for record in records.values():
+        if record.error is None and not record.seconds:
+            record.error = TIME_IS_OVER
     return list(records.values()), rates
+
+
+def _reference(
+    model: RewardModel, groups: Sequence[Group], candidates: int | None
+) -> tuple[Scores | None, Sequence[Group]]:
+    """Scores of the plain implementation in float32, and the first groups, which they are for.
+
+    `candidates`: how many to score, rounded up to whole groups; None for all, 0 for none.
+    """
+    ends = np.cumsum([len(responses) for _, responses in groups])
+    count = len(groups) if candidates is None else int(np.searchsorted(ends, candidates)) + bool(candidates)
+    compared = groups[:count]
+    if not compared:
+        return None, compared
+    expected, error = attempt(lambda: baselines.reference(model, compared))
+    release()
+    logger.info("  float32 reference: %s", error or "done")
+    return expected, compared
+
+
+def _try_out(
+    record: Record,
+    contender: Contender,
+    model: RewardModel,
+    groups: Sequence[Group],
+    expected: Scores | None,
+    compared: Sequence[Group],
+    seed: int,
+) -> float:
+    """The first pass, with everything that is measured only once; returns the seconds that it took by the clock."""
+    started = time.monotonic()
+    measured = partial(_warm_up, contender, model, groups, expected, compared, seed)
+    facts, record.error = attempt(measured)
+    record.facts = facts or {}
+    logger.info("  %s, warm-up: %s", record.name, record.error or "done")
+    return time.monotonic() - started
+
+
+def _time(
+    record: Record, contender: Contender, model: RewardModel, groups: Sequence[Group], turn: int
+) -> float:
+    """A timed pass; returns the seconds that it took by the clock."""
+    started = time.monotonic()
+    timed, record.error = attempt(partial(measure.timed, partial(contender.score, groups), model.device))
+    record.seconds += [timed[1]] if timed else []
+    outcome = record.error or f"{record.seconds[-1]:.2f} s"
+    logger.info("  %s, round %d: %s", record.name, turn + 1, outcome)
+    return time.monotonic() - started
 
 
 def attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
@@ -109,6 +175,7 @@ def _warm_up(
     model: RewardModel,
     groups: Sequence[Group],
     expected: Scores | None,
+    compared: Sequence[Group],
     seed: int,
 ) -> dict[str, Any]:
     """Score once, which may compile, and measure everything except the seconds."""
@@ -117,7 +184,9 @@ def _warm_up(
     facts["peak_bytes"] = peak
     facts |= _work(contender, model, groups, scores)
     if expected is not None:
-        facts |= errors(scores, expected, groups)
+        count = len(expected.score)
+        few = scores._replace(score=scores.score[:count], rewards=scores.rewards[:count])
+        facts |= {"compared": count, **errors(few, expected, compared)}
     if contender.packs and contender.packs.options.fixed_packs:
         facts["same_bits"] = _same_bits_in_any_order(contender, groups, scores, seed)
     return facts

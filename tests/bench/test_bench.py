@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from armo_ray.bench import baselines, contenders, flops, report, workloads
 from armo_ray.bench.__main__ import main
 from armo_ray.bench.contenders import Contender
 from armo_ray.bench.models import load, vocabulary_of
-from armo_ray.bench.options import CONTENDERS, WORKLOADS, Settings
-from armo_ray.bench.rounds import errors, take_turns
+from armo_ray.bench.options import CONTENDERS, Settings, default_contenders
+from armo_ray.bench.rounds import TIME_IS_OVER, Protocol, Record, errors, take_turns
 from armo_ray.bench.smollm2 import write_smollm2
 from armo_ray.bench.workloads import Group, Vocabulary
 from armo_ray.cli.main import main as cli
@@ -31,7 +32,8 @@ from tests.support.architectures import random_groups, write_architecture
 from tests.support.paths import ROOT
 
 VOCABULARY = Vocabulary(np.arange(100, 500, dtype=np.int32), 7, (9, 8, 5, 6, 4))
-FAST = [name for name in CONTENDERS if name != "+compile"]  # the compiler alone takes 10 s
+FAST = [name for name in CONTENDERS if "compile" not in name]  # the compiler alone takes 10 s
+MEASURED = ["pairs", "rollouts-4"]
 SMALL = ["--shape", "tiny", "--device", "cpu", "--candidates", "4", "--length-scale", "0.1"]
 
 
@@ -44,10 +46,10 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The benchmark of all synthetic workloads and every contender but the compiled one, in its own process."""
+    """The benchmark of two workloads and every contender but the compiled ones, in its own process."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
     options = [*SMALL, "--rounds", "2", "--json", str(file)]
-    options += ["--workloads", *WORKLOADS[:-1], "--contenders", *FAST]
+    options += ["--workloads", *MEASURED, "--contenders", *FAST]
     script = f"import sys\nfrom jobs.bench import main\nassert main({options}) == 0\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
@@ -67,7 +69,7 @@ def groups(tiny_chat: Chat) -> list[Group]:
 
 
 def test_every_contender_of_every_workload_is_in_the_table_and_in_the_json(run: Run) -> None:
-    assert [w["name"] for w in run.result["workloads"]] == list(WORKLOADS[:-1])
+    assert [w["name"] for w in run.result["workloads"]] == MEASURED
     for workload in run.result["workloads"]:
         assert [c["name"] for c in workload["contenders"]] == FAST
         assert all(c["error"] or len(c["seconds"]) == 2 for c in workload["contenders"])
@@ -79,8 +81,10 @@ def test_every_contender_of_every_workload_is_in_the_table_and_in_the_json(run: 
 
 def test_what_cannot_run_here_says_why(run: Run) -> None:
     errors = {c["name"]: c["error"] for w in run.result["workloads"] for c in w["contenders"] if c["error"]}
-    assert list(errors) == ["+flash-attention-3"]
-    assert f"+flash-attention-3 did not run: {errors['+flash-attention-3']}" in run.stdout
+    absent = [] if importlib.util.find_spec("rewardbench") else ["rewardbench"]
+    assert list(errors) == ["+flash-attention-3", *absent]
+    for name, reason in errors.items():
+        assert f"{name} did not run: {reason}" in run.stdout
 
 
 def test_in_float32_every_way_to_score_agrees(run: Run) -> None:
@@ -143,10 +147,106 @@ def test_a_contender_that_fails_is_reported_and_the_others_go_on(
         "failing": Contender(fails_in_the_second_round, None),
         "engine": Contender(model.score, model),
     }
-    (absent, failing, engine), rates = take_turns(able, model, groups, rounds=3, seed=0)
+    (absent, failing, engine), rates = take_turns(able, model, groups, Protocol(rounds=3))
     assert (absent.error, absent.seconds) == ("no such kernel", [])
     assert (failing.error, len(failing.seconds)) == ("StopIteration: ", 1)
     assert (engine.error, len(engine.seconds), len(rates)) == (None, 3, 3)
+
+
+def test_a_run_that_is_stopped_keeps_every_earlier_pass(model: RewardModel, groups: list[Group]) -> None:
+    passes = iter(range(2))
+
+    def is_stopped_in_the_second_round(given: Sequence[Group]) -> Scores:
+        if next(passes, None) is None:
+            raise KeyboardInterrupt
+        return model.score(given)
+
+    kept: list[list[tuple[str, int]]] = []
+
+    def keep(records: list[Record], rates: list[float]) -> None:
+        kept.append([(r.name, len(r.seconds)) for r in records if r.facts])
+
+    able: dict[str, Contender | str] = {
+        "stopped": Contender(is_stopped_in_the_second_round, None),
+        "engine": Contender(model.score, model),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        take_turns(able, model, groups, Protocol(rounds=2, reference=0), keep)
+    assert [sum(n for _, n in records) for records in kept] == [0, 0, 1, 2, 3]
+    assert kept[0] == [("stopped", 0)]
+    assert kept[-1] == [("stopped", 1), ("engine", 2)]
+
+
+def test_after_the_time_limit_nothing_begins_and_the_rest_is_named(
+    model: RewardModel, groups: list[Group]
+) -> None:
+    def outlasts_the_limit(given: Sequence[Group]) -> Scores:
+        while protocol.allows():
+            time.sleep(0.01)
+        return model.score(given)
+
+    able: dict[str, Contender | str] = {
+        "engine": Contender(model.score, model),
+        "slow": Contender(outlasts_the_limit, None),
+        "late": Contender(model.score, model),
+    }
+    protocol = Protocol(rounds=3, reference=0, deadline=time.monotonic() + 0.5)
+    records, rates = take_turns(able, model, groups, protocol)
+    assert [bool(r.facts) for r in records] == [True, True, False]
+    assert [r.error for r in records] == [TIME_IS_OVER] * 3
+    assert rates == []
+
+
+def test_an_unfinished_workload_has_measures_of_the_rounds_that_were_timed() -> None:
+    facts = {"computed_tokens": 10, "flops": 10, "needed_tokens": 10, "slots": 10, "error": None}
+    unfinished = {"name": "engine", "seconds": [1.0], **facts}
+    contenders = [{"name": "padded-8", "seconds": [2.0, 8.0], **facts}, unfinished]
+    workload = {
+        "candidates": 2,
+        "tokens": 10,
+        "floor_flops": 10,
+        "dedup_ratio": 2.0,
+        "contenders": contenders,
+    }
+    report.derive(workload | {"matmul_flops": [10.0, 10.0]})
+    assert unfinished["measures"]["speedup"] == (2.0, 2.0, 2.0)
+    untimed = [{"name": "engine", "seconds": [], **facts}]
+    assert report.derive({"contenders": untimed, "matmul_flops": []})["contenders"] == untimed
+
+
+@pytest.mark.parametrize(("reference", "compared"), [(None, 16), (1, 4), (8, 8), (9, 12), (99, 16)])
+def test_as_many_candidates_as_asked_for_are_compared_in_whole_groups(
+    reference: int | None, compared: int, model: RewardModel, groups: list[Group]
+) -> None:
+    able: dict[str, Contender | str] = {"engine": Contender(model.score, model)}
+    ((engine,), _) = take_turns(able, model, groups, Protocol(rounds=0, reference=reference))
+    assert engine.facts["compared"] == compared
+    assert engine.facts["max_score_error"] < 1e-4
+
+
+def test_without_a_reference_nothing_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--workloads", "pairs", "--contenders", "engine", "--rounds", "1", "--reference", "none"]
+    assert main([*SMALL, *options, "--json", str(tmp_path / "b.json")]) == 0
+    ((engine,),) = (w["contenders"] for w in json.loads((tmp_path / "b.json").read_text())["workloads"])
+    assert "flips" not in engine
+    assert len(engine["seconds"]) == 1
+    assert "products of the model's own shapes run at" in capsys.readouterr().out
+
+
+def test_compiling_is_left_out_on_a_cpu_unless_asked_for() -> None:
+    assert set(default_contenders("cuda")) - set(default_contenders("cpu")) == {
+        "engine+compile",
+        "fp8+compile",
+    }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rewardbench") is None, reason="needs the package rewardbench")
+def test_rewardbench_scores_as_the_engine_does(model: RewardModel, groups: list[Group]) -> None:
+    actual, expected = contenders.prepare("rewardbench", model).score(groups), model.score(groups)
+    for a, b in zip(actual[:3], expected[:3], strict=True):
+        assert np.abs(a - b).max() < 1e-5
+    assert actual.num_packs == 2
+    assert actual.computed_tokens > actual.num_tokens == expected.num_tokens
 
 
 def hand_made() -> list[Group]:
