@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise each Ray has one more process, and reports
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
 import gzip

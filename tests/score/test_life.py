@@ -1,5 +1,6 @@
 """The life of a run: killed, stopped, out of time, without its Ray, it goes on each time and ends whole."""
 
+import os
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tests.support.runs import (
     kill_run,
     program_of,
     start,
+    task_of,
     wait_for_commits,
     wait_for_orphans,
     write_user_modules,
@@ -30,20 +32,24 @@ UNIT = ("--unit-rows", "4")
 
 
 class Life:
-    """Runs into one output, one after the other: no unit that an earlier one committed is computed again.
+    """Runs into one output, one after the other: no unit that an earlier one committed is computed again."""
 
-    Processes start where modules of the user's have the names of Python's own, which none may import.
-    """
-
-    def __init__(self, model: Path, inputs: Path, folder: Path) -> None:
-        self.model, self.inputs, self.out, self.folder = model, inputs, folder / "out", folder
-        write_user_modules(folder)
+    def __init__(self, ray: str, model: Path, inputs: Path, folder: Path) -> None:
+        self.ray, self.model, self.inputs, self.out, self.folder = ray, model, inputs, folder / "out", folder
         self.seen: dict[str, bytes] = {}
 
-    def run(self, *options: str, more: int = 0) -> subprocess.Popen[str]:
-        """Start the next run and wait until it committed so many units."""
-        process = start(self.model, self.inputs, self.out, *UNIT, *options, cwd=self.folder)
-        wait_for_commits(process, self.out, len(self.seen) + more)
+    def join(self) -> subprocess.Popen[str]:
+        """Start the next run on the Ray of the tests and wait until it committed a unit."""
+        options = ("--gpus-per-replica", "0", "--replicas", "1")
+        return self._run(start(self.model, self.inputs, self.out, *UNIT, *options, RAY_ADDRESS=self.ray))
+
+    def run_alone(self) -> subprocess.Popen[str]:
+        """The same with a Ray of its own, where modules of the user's have names that no process may import."""
+        write_user_modules(self.folder)
+        return self._run(start(self.model, self.inputs, self.out, *UNIT, cwd=self.folder))
+
+    def _run(self, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        wait_for_commits(process, self.out, len(self.seen) + 1)
         return process
 
     def check(self) -> None:
@@ -56,27 +62,32 @@ class Life:
         return (self.out / "README.md").read_text()
 
 
-def kill_all(life: Life) -> None:
-    kill_run(life.run(more=2))
+def kill_the_driver(life: Life) -> None:
+    kill_run(life.join())
     assert "In progress: " in life.card
+    wait_for_workers()
 
 
 def stop(life: Life) -> None:
-    process = life.run(more=1)
-    started = descendants(process.pid)
+    process = life.join()
     process.send_signal(signal.SIGTERM)
     errors = finish(process, 1)
     assert "stopped; what is committed stays" in errors
     assert "Traceback" not in errors
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in started):
-        assert time.monotonic() < deadline, "processes outlive the run"
-        time.sleep(0.1)
+    wait_for_workers()
     assert f"Not complete: {len(commits_of(life.out))} units were committed" in life.card
 
 
+def wait_for_workers() -> None:
+    """The workers of a run end soon after its driver."""
+    deadline = time.monotonic() + 60
+    while any(map(task_of, descendants(os.getpid()))):
+        assert time.monotonic() < deadline, "workers outlive the run"
+        time.sleep(0.1)
+
+
 def lose_its_raylet(life: Life) -> None:
-    run = life.run(more=1)
+    run = life.run_alone()
     family = descendants(run.pid)
     kill([pid for pid in family if program_of(pid) == "raylet"])
     errors = finish(run, 1).splitlines()
@@ -94,8 +105,8 @@ def test_a_run_that_is_killed_stopped_out_of_time_and_loses_ray_goes_on_and_ends
 ) -> None:
     score_locally(tiny_model, formats, tmp_path / "undisturbed", unit_rows=4)
     (tmp_path / "work").mkdir()
-    life = Life(tiny_model, formats, tmp_path / "work")
-    for disturb in (kill_all, stop, lose_its_raylet):
+    life = Life(local_ray, tiny_model, formats, tmp_path / "work")
+    for disturb in (kill_the_driver, stop, lose_its_raylet):
         disturb(life)
         assert not (life.out / "_SUCCESS").exists()
         life.check()
