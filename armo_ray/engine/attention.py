@@ -1,8 +1,8 @@
 """Attention over the segments of a pack.
 
-On CUDA in bfloat16 or float16, `varlen_attn` computes all segments of a chunk in one call per layer; elsewhere, each
-segment takes one scaled-dot-product call. Both gather the keys of a segment as prefix ++ own tokens and align the
-causal mask bottom-right.
+On CUDA in bfloat16 or float16, `varlen_attn` computes all segments of a chunk in one call per layer; elsewhere, and
+where `kernel_check` found that it fails, each segment takes one scaled-dot-product call. Both gather the keys of a
+segment as prefix ++ own tokens and align the causal mask bottom-right.
 """
 
 import inspect
@@ -22,6 +22,7 @@ from armo_ray.engine.packing import Index, Pack
 # Limit for the keys gathered at once: 1 GB of keys and values per layer of an 8B model. Long prompts with many short
 # responses gather far more keys than they have tokens.
 MAX_KEYS = 1 << 18
+MAX_SEGMENTS = 65_535  # in a chunk: the kernel's limit
 # Queries at once if attention weights are materialized: 64 MB in float32 for 16 heads and 4k keys.
 SOFTCAP_ROWS = 256
 
@@ -60,9 +61,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of a pack, in chunks of one segment or of at most MAX_KEYS keys."""
+    """The segments of a pack, in chunks of one segment or of at most MAX_KEYS keys and MAX_SEGMENTS segments."""
 
     chunks: tuple[Chunk, ...]
+    kernel: bool = True  # whether the kernel may be used
 
     @property
     def max_k(self) -> int:
@@ -70,35 +72,36 @@ class Segments:
         return max(chunk.max_k for chunk in self.chunks)
 
     @classmethod
-    def of(cls, pack: Pack, device: torch.device) -> "Segments":
+    def of(cls, pack: Pack, device: torch.device, kernel: bool = True) -> "Segments":
         """The segments with every token of a pack as a query."""
-        shared = pack.cu_k[-1] > pack.cu_q[-1]
-        return cls._make(pack.cu_q, pack.cu_k, pack.kv_index if shared else None, device)
+        gathered = pack.cu_k[-1] > pack.cu_q[-1] or len(pack.cu_q) > MAX_SEGMENTS
+        return cls._make(pack.cu_q, pack.cu_k, pack.kv_index if gathered else None, device, kernel)
 
     @classmethod
-    def of_rows(cls, pack: Pack, rows: Index, device: torch.device) -> "Segments":
+    def of_rows(cls, pack: Pack, rows: Index, device: torch.device, kernel: bool = True) -> "Segments":
         """One segment for each of the tokens `rows` (R,) of a pack, with the token as its only query."""
         segment = np.searchsorted(pack.cu_q, rows, side="right") - 1
         counts = pack.cu_k[segment + 1] - pack.cu_k[segment] - (pack.cu_q[segment + 1] - 1 - rows)
         cu_k = np.cumsum([0, *counts])
         within = np.arange(cu_k[-1]) - np.repeat(cu_k[:-1], counts)
         kv_index = pack.kv_index[np.repeat(pack.cu_k[segment], counts) + within]
-        return cls._make(np.arange(len(rows) + 1), cu_k, kv_index, device)
+        return cls._make(np.arange(len(rows) + 1), cu_k, kv_index, device, kernel)
 
     @classmethod
-    def _make(cls, cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> "Segments":
+    def _make(
+        cls, cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device, kernel: bool
+    ) -> "Segments":
         if kv_index is None:
-            return cls((_chunk(cu_q, cu_k, None, device),))
+            return cls((_chunk(cu_q, cu_k, None, device),), kernel)
         cuts = [0]
         for s in range(1, len(cu_k) - 1):
-            if cu_k[s + 1] - cu_k[cuts[-1]] > MAX_KEYS:
+            if cu_k[s + 1] - cu_k[cuts[-1]] > MAX_KEYS or s - cuts[-1] == MAX_SEGMENTS:
                 cuts.append(s)
-        return cls(
-            tuple(
-                _chunk(cu_q[a : b + 1], cu_k[a : b + 1], kv_index[cu_k[a] : cu_k[b]], device)
-                for a, b in pairwise([*cuts, len(cu_k) - 1])
-            )
+        chunks = (
+            _chunk(cu_q[a : b + 1], cu_k[a : b + 1], kv_index[cu_k[a] : cu_k[b]], device)
+            for a, b in pairwise([*cuts, len(cu_k) - 1])
         )
+        return cls(tuple(chunks), kernel)
 
 
 def _chunk(cu_q: Index, cu_k: Index, kv_index: Index | None, device: torch.device) -> Chunk:
@@ -124,8 +127,8 @@ def attend(
     """Attention of every segment over its own keys; returns (Q, heads, head_dim)."""
     if rule.window is not None and rule.window >= segments.max_k:
         rule = rule._replace(window=None)
-    by_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and rule.softcap is None
-    attend_chunk = _by_kernel if by_kernel and _has_windows(rule) else _by_segment
+    by_kernel = segments.kernel and kernel_takes(query, rule)
+    attend_chunk = _by_kernel if by_kernel else _by_segment
     outputs = []
     sizes = [chunk.bounds[-1][1] for chunk in segments.chunks]
     for rows, chunk in zip(query.split(sizes), segments.chunks, strict=True):
@@ -144,8 +147,17 @@ def _kernel() -> tuple[Callable[..., Any], Set[str]]:
     return varlen_attn, inspect.signature(varlen_attn).parameters.keys()
 
 
-def _has_windows(rule: Rule) -> bool:
-    return rule.window is None or "window_size" in _kernel()[1]
+def kernel_takes(query: torch.Tensor, rule: Rule) -> bool:
+    """Whether the kernel computes this kind of attention for queries (Q, heads, head_dim) like these."""
+    half, head_dim = query.dtype in (torch.bfloat16, torch.float16), query.shape[-1]
+    if not (has_kernel(query.device) and half and head_dim % 8 == 0 and head_dim <= 256):
+        return False
+    return rule.softcap is None and (rule.window is None or "window_size" in _kernel()[1])
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether torch has the kernel for a kind of device."""
+    return device.type == "cuda"
 
 
 def _by_kernel(

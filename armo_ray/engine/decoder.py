@@ -17,6 +17,7 @@ from torch import nn
 from armo_ray.engine.attention import Segments, attend
 from armo_ray.engine.device import to_device
 from armo_ray.engine.fixed_shape import in_blocks
+from armo_ray.engine.fp8 import quantized_once
 from armo_ray.engine.llama import Llama
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Index, Pack
@@ -29,7 +30,7 @@ def hidden_rows(backbone: nn.Module, pack: Pack, rows: Index, options: Options) 
     devices = layer_devices(backbone)
     ids, positions = (to_device(x, devices[0]) for x in (pack.input_ids, pack.position_ids))
     at = to_device(rows, devices[-1])
-    segments = {device: Segments.of(pack, device) for device in dict.fromkeys(devices)}
+    segments = {device: Segments.of(pack, device, options.kernel) for device in dict.fromkeys(devices)}
     if not isinstance(backbone, Llama):
         inputs = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
         output = backbone(**inputs, segments=segments[devices[0]])  # passed on to packed_attention
@@ -45,7 +46,8 @@ def hidden_rows(backbone: nn.Module, pack: Pack, rows: Index, options: Options) 
         attended = attend(query, key, value, segments[device], layer.self_attn.rule)
         hidden = finish(layer, hidden, attended)
     if options.needed_rows:
-        hidden = _last_layer(layer, hidden, cos, sin, at, Segments.of_rows(pack, rows, device))
+        read = Segments.of_rows(pack, rows, device, options.kernel)
+        hidden = _last_layer(layer, hidden, cos, sin, at, read)
     else:
         hidden = hidden.index_select(0, at)
     normed: Tensor = backbone.norm(hidden)
@@ -60,7 +62,8 @@ def layer_devices(backbone: nn.Module) -> list[torch.device]:
 
 def _project(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (T, heads, head_dim)."""
-    x, attention = layer.input_layernorm(hidden), layer.self_attn
+    attention = layer.self_attn
+    x = quantized_once(layer.input_layernorm(hidden), attention.q_proj, attention.k_proj, attention.v_proj)
     return attention.query(x, cos, sin), attention.key(x, cos, sin), attention.value(x)
 
 
@@ -75,7 +78,8 @@ def _last_layer(
 ) -> Tensor:
     """The last layer: keys and values for every token, everything else for the tokens `at` (R,); returns (R, H)."""
     x, attention = layer.input_layernorm(hidden), layer.self_attn
-    key, value = attention.key(x, cos, sin), attention.value(x)
+    shared = quantized_once(x, attention.k_proj, attention.v_proj)
+    key, value = attention.key(shared, cos, sin), attention.value(shared)
     query = in_blocks(attention.query, x[at], cos[at], sin[at])
     attended = attend(query, key, value, segments, attention.rule)
     return in_blocks(lambda h, a: _finish(layer, h, a), hidden[at], attended.flatten(1))

@@ -5,11 +5,26 @@ of a row to 448, the largest e4m3 number. Products are accumulated in the fastes
 Hopper in tensor cores, which keep fewer bits.
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 E4M3_MAX = 448.0
 MULTIPLE = 16  # the kernel needs both dimensions of a weight to be multiples of this
+
+
+class Quantized(NamedTuple):
+    """Rows (R, K) in float8, their scales (R, 1), and the shape (..., K) and dtype of the tensor that they were."""
+
+    rows: torch.Tensor
+    scale: torch.Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+Input = torch.Tensor | Quantized
 
 
 class Fp8Linear(nn.Module):
@@ -26,14 +41,45 @@ class Fp8Linear(nn.Module):
         self.register_buffer("scale", scale.T)  # (1, N)
         self.register_buffer("bias", bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Input) -> torch.Tensor:
         """Maps (..., K) to (..., N), in the dtype of x."""
-        rows, scale = quantize(x.reshape(-1, x.shape[-1]))
-        out = torch._scaled_mm(
-            rows, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=x.dtype, use_fast_accum=True
-        )
-        out = out.view(*x.shape[:-1], -1)
+        rows, scale, shape, dtype = x if isinstance(x, Quantized) else _quantized(x)
+        out = _product(rows, self.weight, scale, self.scale, dtype).view(*shape[:-1], -1)
         return out if self.bias is None else out + self.bias
+
+
+def quantized_once(x: torch.Tensor, *linears: nn.Module) -> Input:
+    """The input (..., K) of several layers: rounded to float8 here, if that is what each of them would do."""
+    return _quantized(x) if all(isinstance(linear, Fp8Linear) for linear in linears) else x
+
+
+def _quantized(x: torch.Tensor) -> Quantized:
+    return Quantized(*quantize(x.reshape(-1, x.shape[-1])), x.shape, x.dtype)
+
+
+def _product(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    weight_scale: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Rows (R, K) times a weight (N, K), with the scale of each row of both."""
+    if rows.device.type == "cpu" and not _cpu_scales_rows():
+        return (rows.float() @ weight.float().T * scale * weight_scale).to(dtype)
+    scales = {"scale_a": scale, "scale_b": weight_scale}
+    return torch._scaled_mm(rows, weight.T, out_dtype=dtype, use_fast_accum=True, **scales)
+
+
+@cache
+def _cpu_scales_rows() -> bool:
+    """Whether torch has this product for CPUs with a scale for each row; 2.11 has it with one for all only."""
+    one, scale = torch.ones(MULTIPLE, MULTIPLE).to(torch.float8_e4m3fn), torch.ones(MULTIPLE, 1)
+    try:
+        torch._scaled_mm(one, one.T, scale_a=scale, scale_b=scale.T, out_dtype=torch.float32)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from armo_ray.engine.attention import Rule
+from armo_ray.engine.fp8 import Input, quantized_once
 from armo_ray.engine.llama_config import ACTIVATIONS, LlamaConfig
 
 Tensor = torch.Tensor
@@ -76,15 +77,15 @@ class Attention(nn.Module):
             _norm(config.head_dim, config) if normed else nn.Identity() for _ in range(2)
         )
 
-    def query(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def query(self, x: Input, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries (T, heads, head_dim) from normed hidden states (T, H)."""
         return _rotated(self.q_norm(self._split(self.q_proj(x))), cos, sin)
 
-    def key(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def key(self, x: Input, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys (T, kv_heads, head_dim)."""
         return _rotated(self.k_norm(self._split(self.k_proj(x))), cos, sin)
 
-    def value(self, x: Tensor) -> Tensor:
+    def value(self, x: Input) -> Tensor:
         """Values (T, kv_heads, head_dim)."""
         return self._split(self.v_proj(x))
 
@@ -104,7 +105,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps normed hidden states (T, H) to what the layer adds to them."""
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        shared = quantized_once(x, self.gate_proj, self.up_proj)
+        out: Tensor = self.down_proj(self.activation(self.gate_proj(shared)) * self.up_proj(shared))
         return out
 
 
@@ -130,5 +132,13 @@ def _linear(size_in: int, size_out: int, bias: bool) -> nn.Linear:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
+    """Heads (T, heads, head_dim) turned by the angles of their positions."""
+    cos, sin = cos[:, None], sin[:, None]
+    (left, right), (sin_left, sin_right) = x.chunk(2, dim=-1), sin.chunk(2, dim=-1)
+    out = x * cos
+    out_left, out_right = out.chunk(2, dim=-1)
+    out_left.addcmul_(
+        right, sin_left, value=-1
+    )  # in place: half the bytes of x * cos + cat(-right, left) * sin
+    out_right.addcmul_(left, sin_right)
+    return out

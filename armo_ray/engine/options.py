@@ -12,3 +12,4 @@ class Options:
     fixed_packs: bool = False  # pad every pass to token_budget, so that matrix products have a fixed shape
     needed_rows: bool = True  # compute the last layer only for the rows that the head reads
     compile: bool = False  # torch.compile the functions around attention
+    kernel: bool = True  # use torch's attention kernel where it takes the model

@@ -18,6 +18,7 @@ from armo_ray.engine.device import Stopwatch, exact_products, free_bytes, is_out
 from armo_ray.engine.flops import flops, peak_flops, shape_of
 from armo_ray.engine.heads import Head, HeadOutput
 from armo_ray.engine.llama import Llama
+from armo_ray.engine.kernel_check import kernel_fault
 from armo_ray.engine.load_head import read_head
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
@@ -83,7 +84,7 @@ class RewardModel:
         token_budget: int | None = None,
         share_prompts: bool = True,
         fixed_packs: bool = False,
-        compile: bool = False,  # noqa: A002
+        compile: bool | None = None,  # noqa: A002
         family: str | None = None,
     ) -> "RewardModel":
         """Load a checkpoint, and switch off TF32 and other less exact products in this process.
@@ -101,12 +102,14 @@ class RewardModel:
             fixed_packs: pad every forward pass to token_budget, so that matrix products have a fixed shape. The
                 same groups then give the same bits in any order and, without share_prompts, together with any
                 other groups.
-            compile: torch.compile the functions around attention; the first pass then takes up to a minute.
+            compile: torch.compile the functions around attention; the first pass then takes up to a minute. By
+                default for fp8 on CUDA only, which is slower than bfloat16 without it.
             family: a name in armo_ray.model.families; by default identified by the checkpoint's tensors.
 
         Raises:
             ConfigError: files are missing or damaged; head tensors are missing, unexpected or of a wrong shape;
-                backbone tensors do not match the config; or the chat template cannot be used for scoring.
+                backbone tensors do not match the config; the chat template cannot be used for scoring; or the
+                device's attention kernel gives wrong results.
         """
         devices = _devices(dtype, device)
         exact_products()
@@ -115,10 +118,13 @@ class RewardModel:
             token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192),
             share_prompts=share_prompts,
             fixed_packs=fixed_packs,
-            compile=compile,
+            compile=devices[-1].type == "cuda" and dtype == "fp8" if compile is None else compile,
         )
         chat = Chat.load(checkpoint.path, checkpoint.family)
         backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
+        for faulty in filter(None, (kernel_fault(backbone, d) for d in dict.fromkeys(layer_devices(backbone)))):
+            logger.warning("attention is computed segment by segment, which is slower: %s", faulty)
+            options = replace(options, kernel=False)
         loaded = cls(backbone, head, options)
         if loaded.device.type == "cuda" and token_budget is None:
             loaded._fit_budget()

@@ -96,8 +96,8 @@ class ScoreConfig(Options):
     """Tokens per forward pass; default: 16384 on a GPU, 1024 on a CPU."""
     fixed_packs: Annotated[bool, Help("running")] = False
     """Pad all passes to one size, which makes scores reproducible to the bit."""
-    compile: Annotated[bool, Help("running")] = False
-    """Compile with torch: slower to start, faster on a GPU."""
+    compile: Annotated[bool | None, Help("running")] = None
+    """Compile with torch: slower to start, faster on a GPU; default: for fp8."""
 
     unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(2048, ge=1)
     """Candidates per unit, which is committed as a whole."""

@@ -49,7 +49,7 @@ class Job:
     dtype: str
     token_budget: int | None
     fixed_packs: bool
-    compile: bool
+    compile: bool | None
     device: str | None
     layout: Layout
     reading: Reading
