@@ -31,12 +31,17 @@ def start(out: Path) -> subprocess.Popen[str]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits only for its parent to ask for its status."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
+    """Whether a process is gone, or is a zombie, within 10 s."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @pytest.fixture(scope="module")
