@@ -95,10 +95,9 @@ def run(args: argparse.Namespace) -> bool:
             if outcome in ("finished", "no device"):
                 return outcome == "finished"
             ended = ends(read(args.out)[len(old) :])
-            stage = next((name for name in left if name not in ended), None)
-            if stage and outcome != "restart":
-                append(args.out, stage, status=outcome, reason=f"worker's status {worker.returncode}")
-            left = [name for name in left if name not in ended and name != stage]
+            left = [name for name in left if name not in ended]
+            if left and outcome != "restart":  # the worker ended in the first of them
+                append(args.out, left.pop(0), status=outcome, reason=f"worker's status {worker.returncode}")
     return True
 
 
