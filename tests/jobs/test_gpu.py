@@ -118,6 +118,16 @@ def test_a_stage_without_end_is_ended_by_its_own_limit_or_the_whole_one(
 
 
 @pytest.mark.parametrize(
+    ("outcome", "fallen", "left"),
+    [("restart", [], ["rates", "build"]), ("crashed", ["rates"], ["build"]), ("hung", ["rates"], ["build"])],
+)
+def test_the_next_worker_leaves_out_only_the_stage_in_which_the_last_one_ended(
+    outcome: str, fallen: list[str], left: list[str]
+) -> None:
+    assert gpu.after(outcome, ["machine", "rates", "build"], {"machine"}) == (fallen, left)
+
+
+@pytest.mark.parametrize(
     ("names", "chosen"),
     [
         (["first"], [name for name in gpu.FIRST if name not in ("machine", "rates")]),
