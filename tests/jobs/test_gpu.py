@@ -25,9 +25,10 @@ class Runs(NamedTuple):
     stdout: str  # of that run
 
 
-def start(out: Path) -> subprocess.Popen[str]:
+def start(out: Path, scratch: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "jobs.measure.gpu", str(out), "--dry", "--seconds", "200", "--stages"]
-    return subprocess.Popen([*command, *STAGES], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(scratch)}  # a killed run leaves what it had there
+    return subprocess.Popen([*command, *STAGES], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def has_ended(pid: int) -> bool:
@@ -47,8 +48,8 @@ def has_ended(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A trial that is killed after its first stage, and the same one again."""
-    out = tmp_path_factory.mktemp("gpu")
-    first = start(out)
+    out, scratch = (tmp_path_factory.mktemp(name) for name in ("gpu", "scratch"))
+    first = start(out, scratch)
     while not any(line.get("status") == "done" for line in read(out)):
         assert first.poll() is None
         time.sleep(0.02)
@@ -57,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     killed = read(out)
     (worker,) = {line["pid"] for line in killed if "pid" in line}
     worker_ended = has_ended(worker)
-    second = start(out)
+    second = start(out, scratch)
     stdout, _ = second.communicate()
     assert second.returncode == 0
     return Runs(killed, worker_ended, read(out), stdout)
