@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from jobs.measure.gpu_results import FINAL, append, ends, read, summary
@@ -94,12 +94,17 @@ def run(args: argparse.Namespace) -> bool:
                 end(worker)
             if outcome in ("finished", "no device"):
                 return outcome == "finished"
-            ended = ends(read(args.out)[len(old) :])
-            stage = next((name for name in left if name not in ended), None)
-            if stage and outcome != "restart":
+            fell, left = after(outcome, left, ends(read(args.out)[len(old) :]))
+            for stage in fell:
                 append(args.out, stage, status=outcome, reason=f"worker's status {worker.returncode}")
-            left = [name for name in left if name not in ended and name != stage]
     return True
+
+
+def after(outcome: str, stages: Sequence[str], ended: Container[str]) -> tuple[list[str], list[str]]:
+    """The stage in which a worker ended before its time, if it did, and those that are left for the next one."""
+    left = [name for name in stages if name not in ended]
+    fallen = 0 if outcome == "restart" else 1
+    return left[:fallen], left[fallen:]
 
 
 def start(

@@ -67,8 +67,8 @@ def rates(bench: Bench) -> None:
 
 def _fp8_product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
     x, w = (rows.to(torch.float8_e4m3fn) for rows in (a, b))
-    scales = [torch.ones(*shape, device=a.device) for shape in ((len(a), 1), (1, len(b)))]
-    return lambda: torch._scaled_mm(x, w.T, *scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+    left, right = (torch.ones(*shape, device=a.device) for shape in ((len(a), 1), (1, len(b))))
+    return lambda: torch._scaled_mm(x, w.T, left, right, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 def _copies(bench: Bench, least: float) -> None:

@@ -25,25 +25,31 @@ class Runs(NamedTuple):
     stdout: str  # of that run
 
 
-def start(out: Path) -> subprocess.Popen[str]:
+def start(out: Path, scratch: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "jobs.measure.gpu", str(out), "--dry", "--seconds", "200", "--stages"]
-    return subprocess.Popen([*command, *STAGES], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(scratch)}  # a killed run leaves what it had there
+    return subprocess.Popen([*command, *STAGES], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits only for its parent to ask for its status."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
+    """Whether a process is gone, or is a zombie, within 10 s."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A trial that is killed after its first stage, and the same one again."""
-    out = tmp_path_factory.mktemp("gpu")
-    first = start(out)
+    out, scratch = (tmp_path_factory.mktemp(name) for name in ("gpu", "scratch"))
+    first = start(out, scratch)
     while not any(line.get("status") == "done" for line in read(out)):
         assert first.poll() is None
         time.sleep(0.02)
@@ -52,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     killed = read(out)
     (worker,) = {line["pid"] for line in killed if "pid" in line}
     worker_ended = has_ended(worker)
-    second = start(out)
+    second = start(out, scratch)
     stdout, _ = second.communicate()
     assert second.returncode == 0
     return Runs(killed, worker_ended, read(out), stdout)
@@ -110,6 +116,16 @@ def test_a_stage_without_end_is_ended_by_its_own_limit_or_the_whole_one(
     finally:
         gpu.end(worker)
     assert worker.returncode == (1 if outcome == "crashed" else -signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "fallen", "left"),
+    [("restart", [], ["rates", "build"]), ("crashed", ["rates"], ["build"]), ("hung", ["rates"], ["build"])],
+)
+def test_the_next_worker_leaves_out_only_the_stage_in_which_the_last_one_ended(
+    outcome: str, fallen: list[str], left: list[str]
+) -> None:
+    assert gpu.after(outcome, ["machine", "rates", "build"], {"machine"}) == (fallen, left)
 
 
 @pytest.mark.parametrize(
