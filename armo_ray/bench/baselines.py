@@ -37,7 +37,7 @@ def plain_backbone(model: RewardModel) -> PreTrainedModel:
     own = model.backbone
     backbone: Any = _of_llama(own) if isinstance(own, Llama) else twin(own)
     backbone.set_attn_implementation("sdpa")
-    return backbone  # type: ignore[no-any-return]
+    return backbone
 
 
 def _of_llama(own: Llama) -> PreTrainedModel:
@@ -49,7 +49,7 @@ def _of_llama(own: Llama) -> PreTrainedModel:
         backbone = auto.from_config(config, dtype=own.dtype)
     backbone.load_state_dict(own.state_dict(), assign=True)
     backbone.rotary_emb = type(backbone.rotary_emb)(config).to(own.frequencies.device)  # not in the state
-    return backbone.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return backbone.eval().requires_grad_(False)
 
 
 def reference(model: RewardModel, groups: Sequence[Group]) -> Scores:

@@ -80,9 +80,9 @@ def _last_layer(
     x, attention = layer.input_layernorm(hidden), layer.self_attn
     shared = quantized_once(x, attention.k_proj, attention.v_proj)
     key, value = attention.key(shared, cos, sin), attention.value(shared)
-    query = in_blocks(attention.query, x[at], cos[at], sin[at])
+    query = in_blocks(attention.query, *(t.index_select(0, at) for t in (x, cos, sin)))
     attended = attend(query, key, value, segments, attention.rule)
-    return in_blocks(lambda h, a: _finish(layer, h, a), hidden[at], attended.flatten(1))
+    return in_blocks(lambda h, a: _finish(layer, h, a), hidden.index_select(0, at), attended.flatten(1))
 
 
 @cache

@@ -17,4 +17,4 @@ def in_blocks(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> tor
     count = len(rows[0])
     padded = (F.pad(x, (0, 0) * (x.dim() - 1) + (0, -count % BLOCK_ROWS)) for x in rows)
     blocks = zip(*(torch.split(x, BLOCK_ROWS) for x in padded), strict=True)
-    return torch.cat([function(*block) for block in blocks])[:count]
+    return torch.cat([function(*block) for block in blocks]).narrow(0, 0, count)

@@ -66,8 +66,9 @@ def armorm(tensors: Tensors, temperature: float) -> Compute:
         hidden, (gates, last) = hidden.float(), index.view(-1, 2).T
         rewards = in_blocks(regression, hidden)
         debiased = in_blocks(lambda r: r @ transform, rewards)
-        gating = in_blocks(gate, hidden)[gates]
-        return HeadOutput((debiased[last] * gating).sum(dim=1), rewards[last], gating, _none(hidden))
+        gating = in_blocks(gate, hidden).index_select(0, gates)
+        rewards, debiased = (x.index_select(0, last) for x in (rewards, debiased))
+        return HeadOutput((debiased * gating).sum(dim=1), rewards, gating, _none(hidden))
 
     return compute
 

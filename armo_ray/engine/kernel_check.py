@@ -37,7 +37,7 @@ def kernel_fault(backbone: nn.Module, device: torch.device) -> str | None:
     for rule in filter(lambda rule: kernel_takes(query, rule), (PLAIN, Rule(window=_WINDOW))):
         try:
             actual = attend(query, key, value, segments, rule)
-            error = _error(actual, attend(*(x.float() for x in (query, key, value)), segments, rule))
+            error = _error(actual, attend(query.float(), key.float(), value.float(), segments, rule))
         except (RuntimeError, ValueError, NotImplementedError, ImportError) as failure:
             if is_out_of_memory(failure):
                 raise
@@ -50,7 +50,9 @@ def kernel_fault(backbone: nn.Module, device: torch.device) -> str | None:
     return None
 
 
-def _states(backbone: Any, tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _states(
+    backbone: Any, tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random queries, keys and values, with the heads and the dtype of a decoder."""
     config, generator = backbone.config, torch.Generator().manual_seed(0)
     heads = config.num_attention_heads

@@ -41,7 +41,7 @@ class Llama(nn.Module):
     def rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, head_dim) for the rotary embedding of positions (T,)."""
         # an elementwise product in float32, which no setting of matrix products rounds
-        angles = positions[:, None].float() * self.frequencies
+        angles = positions.unsqueeze(1).float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
         return cos.to(self.dtype), sin.to(self.dtype)
@@ -133,7 +133,7 @@ def _linear(size_in: int, size_out: int, bias: bool) -> nn.Linear:
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads (T, heads, head_dim) turned by the angles of their positions."""
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     (left, right), (sin_left, sin_right) = x.chunk(2, dim=-1), sin.chunk(2, dim=-1)
     out = x * cos
     out_left, out_right = out.chunk(2, dim=-1)

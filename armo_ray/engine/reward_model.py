@@ -17,8 +17,8 @@ from armo_ray.engine.decoder import hidden_rows, layer_devices
 from armo_ray.engine.device import Stopwatch, exact_products, free_bytes, is_out_of_memory, to_device
 from armo_ray.engine.flops import flops, peak_flops, shape_of
 from armo_ray.engine.heads import Head, HeadOutput
-from armo_ray.engine.llama import Llama
 from armo_ray.engine.kernel_check import kernel_fault
+from armo_ray.engine.llama import Llama
 from armo_ray.engine.load_head import read_head
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
@@ -122,7 +122,9 @@ class RewardModel:
         )
         chat = Chat.load(checkpoint.path, checkpoint.family)
         backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
-        for faulty in filter(None, (kernel_fault(backbone, d) for d in dict.fromkeys(layer_devices(backbone)))):
+        for faulty in filter(
+            None, (kernel_fault(backbone, d) for d in dict.fromkeys(layer_devices(backbone)))
+        ):
             logger.warning("attention is computed segment by segment, which is slower: %s", faulty)
             options = replace(options, kernel=False)
         loaded = cls(backbone, head, options)

@@ -60,14 +60,16 @@ def isolate(spans: Iterable[Span], job: Job, pool: Pool) -> Iterator[Committed]:
     Raises RayError if reading a unit kills the actor, RuntimeError if too many of its rows do, and OSError if its
     shard changed.
     """
-    worker = _Worker(job, pool)
+    worker = None
     for span in spans:
+        check_unchanged(span.shard)
+        worker = worker or _Worker(job, pool)
         yield _commit_alone(span, worker)
-    ray.kill(worker.actor)  # an error ends the run, and all its actors
+    if worker:  # an error ends the run, and all its actors
+        ray.kill(worker.actor)
 
 
 def _commit_alone(span: Span, worker: _Worker) -> Committed:
-    check_unchanged(span.shard)
     poison = find_poison(partial(worker.failure, span), worker.call("count", span), span.shard.uri)
     committed: Committed = worker.call("finish", span, poison)
     logger.warning(

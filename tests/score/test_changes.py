@@ -190,6 +190,6 @@ def test_a_run_ends_with_what_happened_to_the_shard_and_commits_nothing_of_it(
     with pytest.raises(OSError, match=told):
         next(units)
     with pytest.raises(OSError, match=told):  # and so does the unit that the graph could not do
-        isolate(span, job, Pool(0, 1, 1, "cpu"))
+        next(isolate([span], job, Pool(0, 1, 1, "cpu")))
     with suppress(FileNotFoundError):
         assert not os.listdir(tmp_path / "out" / "_commits")
