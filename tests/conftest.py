@@ -1,7 +1,11 @@
 """Fixtures that more than one module needs. Nothing here stands in for the real thing but the weights."""
 
 import os
+import sys
 
+sys.dont_write_bytecode = (
+    False  # or every worker and every run would rewrite the asserts of all modules again
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
