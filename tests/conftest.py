@@ -1,11 +1,7 @@
 """Fixtures that more than one module needs. Nothing here stands in for the real thing but the weights."""
 
 import os
-import sys
 
-sys.dont_write_bytecode = (
-    False  # or every worker and every run would rewrite the asserts of all modules again
-)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
@@ -14,6 +10,7 @@ import gzip
 import json
 import re
 import signal
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,9 @@ from tokenizers import Tokenizer
 from armo_ray.model.chat import Chat
 from armo_ray.tiny.armorm import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
 from tests.support.paths import SAMPLE
+
+# whatever the environment says: rewriting the asserts of all test modules takes as long as their imports
+sys.dont_write_bytecode = False
 
 # a shell's background job ignores it, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
