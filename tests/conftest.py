@@ -12,6 +12,7 @@ import importlib.util
 import json
 import re
 import signal
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from tokenizers import Tokenizer
 from armo_ray.model.chat import Chat
 from armo_ray.tiny.armorm import LLAMA3_SPLIT, SPECIAL_TOKENS, write_tiny_model
 from tests.support.paths import SAMPLE
+
+# whatever the environment says: rewriting the asserts of all test modules takes as long as their imports
+sys.dont_write_bytecode = False
 
 # a shell's background job ignores it, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from armo_ray.cli.commands import COMMANDS, Command
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from armo_ray.cli.flags import Option
 
 
+@cache
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands, with the options of this one, or of every one: loading them takes the time."""
     parser = argparse.ArgumentParser(

@@ -1,6 +1,7 @@
 """Every family scores as its authors' code does, however conversations are packed; other models are refused."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,16 @@ CASES = {
 def texts(family: str) -> list[tuple[Messages, str]]:
     """Real conversations, with a single turn if steps are judged."""
     known = conversations()
-    actual = [entry for start in range(0, len(known), len(known) // 7) for entry in known[start : start + 2]]
+    short = [start for start in range(0, len(known) - 1, 2) if len(str(known[start : start + 2])) < 1500]
+    actual = [entry for start in short[:: len(short) // 7] for entry in known[start : start + 2]]
     if FAMILIES[family].text == "steps":
         actual = [(prompt[-1:], answer) for prompt, answer in actual]
     if family.endswith("-mistral"):
         actual = [(prompt, answer.replace(". ", ". ки\n") + " ки") for prompt, answer in actual]
     if family.startswith("prm-deepseek"):
-        actual = [(prompt, answer.replace(". ", ".\n\n")) for prompt, answer in actual]
+        actual = [
+            (p, re.sub(r"\n\s*\n", "\n\n", a.replace(". ", ".\n\n"))) for p, a in actual
+        ]  # no empty step
     return actual
 
 

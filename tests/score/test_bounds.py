@@ -41,8 +41,9 @@ print(peak() - before, time.process_time() - began)
 
 @pytest.mark.parametrize("suffix", ENCODE)
 def test_blank_lines_and_endless_lines_take_bounded_time_and_memory(suffix: str, tmp_path: Path) -> None:
-    encode, size = ENCODE[suffix], 96 if suffix == "" else 320  # MiB
-    for name, block in (("blank", b"\n"), ("endless", b"x"), ("nul", b"\0")):
+    encode, size = ENCODE[suffix], 96 if suffix == "" else 272  # MiB
+    blocks = {"blank": b"\n", "endless": b"x"} | ({"nul": b"\0"} if suffix == "" else {})
+    for name, block in blocks.items():
         with (tmp_path / f"{name}.jsonl{suffix}").open("wb") as stream:
             stream.write(encode(b'{"i": 1}\n'))
             stream.writelines([encode(block * 8 * MIB)] * (size // 8))
@@ -51,7 +52,7 @@ def test_blank_lines_and_endless_lines_take_bounded_time_and_memory(suffix: str,
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     *told, used = done.stdout.splitlines()
     long = f"1 {[(0, 1), (1, 'a line of more than 64 MiB'), (2, 2)]}"
-    assert told == [f"1 {[(0, 1), (size * MIB + 2, 2)]}", long, long]
+    assert told == [f"1 {[(0, 1), (size * MIB + 2, 2)]}", *[long] * (len(blocks) - 1)]
     mebibytes, seconds = map(float, used.split())
     assert mebibytes < 4 * 64
     assert seconds < 60

@@ -52,30 +52,35 @@ def score_some(model: Path, inputs: Any, output: Path, units: int, **options: An
     config = config_for(model, inputs, output, unit_rows=4, **options)
     job, spans = prepare(config)
     score_locally(model, inputs, output, unit_rows=4, **options)
-    store = Store(job.output)
-    store.delete(commits.SUCCESS)
-    resume.drop(store, sorted(commits.list_commits(store))[units:])
-    assert len(commits.list_commits(store)) == units
+    keep_units(Store(job.output), units)
     return spans
 
 
+def keep_units(store: Store, units: int) -> None:
+    """Drop all but so many units of a complete output."""
+    store.delete(commits.SUCCESS)
+    resume.drop(store, sorted(commits.list_commits(store))[units:])
+    assert len(commits.list_commits(store)) == units
+
+
 @FORMATS
-@pytest.mark.parametrize("units", range(7))
 def test_what_is_left_is_told_again_and_again_from_the_same_spans(
-    name: str, write: Writer, units: int, tiny_model: Path, tmp_path: Path
+    name: str, write: Writer, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A run looks at its commits when it begins and after every pass."""
     write(tmp_path / name, PAIRS)
-    spans = score_some(tiny_model, tmp_path / name, tmp_path / "out", units)
-    job, _ = prepare(config_for(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4))
+    config = config_for(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4)
+    job, spans = prepare(config)
     store = Store(job.output)
-    for _ in range(2):
-        found = list_standing(store, spans, job.fingerprint)
-        assert found.changed == {}
-        assert bool(found.left) == (units < 6)
-    score_locally(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4)
-    assert verify_output(str(tmp_path / "out"))[1] == []
-    assert len(scores_of(tmp_path / "out")) == 24
+    for units in range(7):
+        score_locally(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4)
+        assert verify_output(str(tmp_path / "out"))[1] == []
+        assert len(scores_of(tmp_path / "out")) == 24
+        keep_units(store, units)
+        for _ in range(2):
+            standing = list_standing(store, spans, job.fingerprint)
+            assert standing.changed == {}
+            assert bool(standing.left) == (units < 6)
 
 
 def test_committed_units_are_left_out(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """A model in an object store is copied to a node once, whole, and nothing that could run code comes with it."""
 
 import json
-import multiprocessing
 import os
 import resource
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from armo_ray.storage.models import local_model
 from armo_ray.storage.store import Store
 from tests.support.fault_proxy import EVERY, LOST, RESET, TRUNCATED, FaultProxy
 from tests.support.local import PAIR, score_locally, scores_of
+from tests.support.paths import ROOT
 
 pytest_plugins = ("tests.support.s3_server",)
 
@@ -76,19 +77,22 @@ def test_a_model_comes_whole_through_faults(
     assert sum(faulty.faults.values()) >= 3
 
 
-def fetch(uri: str, cache: Path, endpoint: str) -> str:
-    os.environ["AWS_ENDPOINT_URL"] = endpoint
-    models.CACHE = cache
-    return local_model(uri)[0]
+FETCH = """
+import sys
+from pathlib import Path
+from armo_ray.storage import models
+
+models.CACHE = Path(sys.argv[2])
+print(models.local_model(sys.argv[1])[0])
+"""
 
 
 def test_processes_of_a_node_share_one_copy(remote: Store, faulty: FaultProxy, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(3, mp_context=context) as pool:
-        args = [[value] * 3 for value in (remote.uri, tmp_path / "cache", faulty.endpoint)]
-        paths = list(pool.map(fetch, *args))
-    assert len(set(paths)) == 1
-    assert faulty.seen["get"] == len(list(Path(paths[0]).iterdir()))
+    command = [sys.executable, "-c", FETCH, remote.uri, str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    (path,) = {process.communicate(timeout=120)[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert faulty.seen["get"] == len(list(Path(path).iterdir()))
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == ["", ".lock"]
 
 

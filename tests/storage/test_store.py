@@ -322,7 +322,7 @@ def test_a_shard_that_goes_in_mid_read_raises_and_makes_no_rejects(
 ) -> None:
     monkeypatch.setattr(shards, "_AHEAD_BYTES", 1 << 17)
     monkeypatch.setattr(readers, "_CHUNK", 1 << 15)
-    rows = [{"i": i, "text": os.urandom(1000).hex()} for i in range(1500)]  # 3 MB, more than one read
+    rows = [{"i": i, "text": os.urandom(1000).hex()} for i in range(700)]  # 1.4 MB, more than one read
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=100)
