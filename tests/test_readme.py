@@ -46,6 +46,7 @@ OTHERS = {"docker", "kubectl", "sbatch", "pip", "export", ".venv/bin/python"}
 OTHER_OPTIONS = {
     *("--working-dir", "--address", "--generate"),  # ray
     *("--rm", "--gpus", "--from-file"),  # docker and kubectl
+    "--no-deps",  # pip
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

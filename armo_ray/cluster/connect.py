@@ -16,6 +16,7 @@ import ray.data
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from armo_ray.cluster import watchdog
 from armo_ray.cluster.watchdog import Endpoint, Lost, answers, watched
 from armo_ray.signals import stop_on_sigterm
 
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 # for a task whose process died: by default Ray retries forever, even if one row kills every process that reads it
 RETRIES = 2
 LOCAL = "local"
-HEAD_PATIENCE_S = 30.0  # wait for a head that restarts; half as long as Ray itself waits
 _HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # the directory of this package
 
 
@@ -95,10 +95,10 @@ def _start(address: str) -> None:
 
 
 def _wait_for_head(address: str) -> None:
-    """Wait until the head accepts connections. Raises OSError after HEAD_PATIENCE_S; Ray would try for 15 minutes."""
+    """Wait until the head accepts connections. Raises OSError after its patience; Ray would try for 15 minutes."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "://" not in address:  # not "local" or "auto"
-        head = Endpoint("the head", host.strip("[]"), int(port), HEAD_PATIENCE_S)
+        head = Endpoint("the head", host.strip("[]"), int(port), watchdog.HEAD_PATIENCE_S)
         until = time.monotonic() + head.patience
         while not answers(head):
             if time.monotonic() > until:
@@ -114,7 +114,7 @@ def _endpoints(address: str) -> list[Endpoint]:
     own = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == own)
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    patience = 0.0 if address == LOCAL else HEAD_PATIENCE_S
+    patience = 0.0 if address == LOCAL else watchdog.HEAD_PATIENCE_S
     return [
         Endpoint(
             f"this node's raylet of the Ray {whose}", node["NodeManagerAddress"], node["NodeManagerPort"], 0

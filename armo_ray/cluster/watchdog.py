@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
+HEAD_PATIENCE_S = 30.0  # wait for a lost head, which may restart; half as long as Ray itself waits
 _LOOK_S = 1.0
 _CONNECT_S = 5.0
 # time to stop: Ray ends a driver 15 s after its raylet is gone, and calls to a lost head hang

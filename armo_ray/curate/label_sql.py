@@ -7,8 +7,8 @@ from typing import Any
 import duckdb
 
 from armo_ray.curate.candidates import KEY, CurationJob, in_bucket, load_bucket, scan_scratch, write_scratch
-from armo_ray.curate.mine_sql import check_once
 from armo_ray.curate.options import LabelOptions
+from armo_ray.curate.strategies import check_once
 from armo_ray.curate.trainer_rows import SPLITS, split_of
 from armo_ray.expressions.expressions import quote
 from armo_ray.outputs.dataset import write_part

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from armo_ray.curate import candidate_text, excluded_prompts, mine_sql, trainer_rows
+from armo_ray.curate import candidate_text, excluded_prompts, strategies, trainer_rows
 from armo_ray.curate.candidates import CurationJob, batched_by_rows, read_candidates, select_candidates
 from armo_ray.curate.options import MineOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
@@ -60,11 +60,11 @@ def _mine(
     logger.info("read %d candidates", job.scores.rows)
     slope = 0.0
     if options.length_control == "residual":
-        sums = run_tasks(partial(mine_sql.measure_length, job), buckets)
+        sums = run_tasks(partial(strategies.measure_length, job), buckets)
         sum_of_squares = math.fsum(squares for _, squares in sums)
         slope = math.fsum(products for products, _ in sums) / sum_of_squares if sum_of_squares else 0.0
         logger.info("each additional response token adds %g to value", slope)
-    counts: dict[str, Any] = _sum(run_tasks(partial(mine_sql.mine_bucket, job, slope), buckets))
+    counts: dict[str, Any] = _sum(run_tasks(partial(strategies.mine_bucket, job, slope), buckets))
     logger.info("selected %d pairs", counts["pairs taken"])
     if job.scores.has_text:
         files = run_tasks(partial(candidate_text.text_of_parts, job), groups)

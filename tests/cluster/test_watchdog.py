@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from armo_ray.cli.main import main
-from armo_ray.cluster import connect
+from armo_ray.cluster import connect, watchdog
 from armo_ray.cluster.watchdog import Endpoint, Lost, watched
 from jobs.measure.scale import descendants
 from tests.support.paths import ROOT, SAMPLE
@@ -126,7 +126,7 @@ def test_a_cluster_that_is_not_there_is_told_with_what_to_do(
 ) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(connect, "HEAD_PATIENCE_S", 0.5)
+    monkeypatch.setattr(watchdog, "HEAD_PATIENCE_S", 0.5)
     command = ["score", "--input", str(SAMPLE), "--output", str(tmp_path), "--model", str(tiny_model)]
     assert main(command) == 1
     told = capsys.readouterr().err.splitlines()[-1]

@@ -38,9 +38,11 @@ def sequences() -> list[Ids]:
     return [prompt, *(np.concatenate((before, ids)) for before in (prompt, turn) for ids in own)]
 
 
-def exact(states: tuple[torch.Tensor, ...], pack: Pack, window: int | None) -> torch.Tensor:
+def exact(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, window: int | None
+) -> torch.Tensor:
     """Attention (T, heads, head_dim) of all tokens of a pack in float64."""
-    query, key, value = (x.double() for x in states)
+    query, key, value = query.double(), key.double(), value.double()
     key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
     out = torch.full_like(query, torch.nan)
     for s in range(len(pack.cu_q) - 1):
@@ -68,19 +70,19 @@ def test_attention_by_the_kernel_equals_float64_for_every_kind_of_pack(
     ids = sequences()
     for share, fixed, kv_heads, window in product((True, False), (True, False), (4, 2, 1), (None, 40)):
         for pack in make_packs(ids, [[len(i) // 2] for i in ids], 1024, share, fixed):
-            states = tuple(
+            query, key, value = (
                 torch.randn(len(pack.input_ids), n, 16, generator=generator).to(dtype)
                 for n in (4, kv_heads, kv_heads)
             )
-            expected, rule = exact(states, pack, window), Rule(window=window)
+            expected, rule = exact(query, key, value, pack, window), Rule(window=window)
             rows = np.unique(np.concatenate((pack.read_index, pack.cu_q[:-1])))
             for most in (300, attention.MAX_KEYS):
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(attention, "MAX_KEYS", most)
                     whole, some = Segments.of(pack, CPU), Segments.of_rows(pack, rows, CPU)
                 calls = kernel.calls
-                pairs = [(attend(*states, whole, rule), expected)]
-                pairs += [(attend(states[0][rows], *states[1:], some, rule), expected[rows])]
+                pairs = [(attend(query, key, value, whole, rule), expected)]
+                pairs += [(attend(query[rows], key, value, some, rule), expected[rows])]
                 assert kernel.calls - calls == len(whole.chunks) + len(some.chunks)
                 worst = max(worst, *(float((a - e).norm() / e.norm()) for a, e in pairs))
     assert worst < HALF[dtype]
@@ -102,7 +104,12 @@ def test_scores_by_the_kernel_are_as_near_to_float32_as_those_without_whatever_t
     groups = random_groups(model.pattern, 0)
     expected = RewardModel.load(str(grouped_model), dtype="float32", device="cpu").score(groups)
     unavoidable = np.abs(model.score(groups).score - expected.score).mean()
-    options = ({}, {"needed_rows": False}, {"share_prompts": False}, {"fixed_packs": True})
+    options: list[dict[str, bool]] = [
+        {},
+        {"needed_rows": False},
+        {"share_prompts": False},
+        {"fixed_packs": True},
+    ]
     for version, changes in [*product(["torch-2.13"], options), ("torch-2.11", {})]:
         kernel = StrictKernel(version).use(monkeypatch)
         scores = model.with_options(**changes).score(groups)
@@ -149,17 +156,17 @@ def test_a_chunk_has_no_more_segments_than_the_kernel_takes(monkeypatch: pytest.
     monkeypatch.setattr(attention, "MAX_SEGMENTS", 3)
     ids = [np.array([i], np.int32) for i in range(8)]
     (pack,) = make_packs(ids, [[0]] * 8, 64)
-    states = torch.randn(3, 8, 2, 8, generator=torch.Generator().manual_seed(0))
+    query, key, value = torch.randn(3, 8, 2, 8, generator=torch.Generator().manual_seed(0))
     for segments in (Segments.of(pack, CPU), Segments.of_rows(pack, np.arange(8), CPU)):
         assert [len(chunk.bounds) for chunk in segments.chunks] == [3, 3, 2]
-        assert torch.equal(attend(*states, segments), states[2])
+        assert torch.equal(attend(query, key, value, segments), value)
 
 
 class Devices(TorchDispatchMode):
     """Collects operations that run on a CPU, or that make the host wait for the device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.on_cpu: set[str] = set()
         self.waits: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""The preference pairs of a bucket of prompts, in SQL.
+"""The strategies of mining: the preference pairs of a bucket of prompts, in SQL.
 
 Candidates rank by `value` only: the chosen one always has the larger value, so ties give no pair. A strategy
 selects pairs from the candidates that meet the constraints of their side; the other conditions then drop pairs, and
