@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The soak without the rest, or the rest without the soak; tests that need Ray first."""
+    """The soak without the rest, or the rest without the soak; tests that need Ray first, all on one worker."""
     soak, nightly = config.getoption("--soak"), config.getoption("--soak") or config.getoption("--all")
     others = [
         item
@@ -71,22 +71,17 @@ def _order(item: pytest.Item) -> int:
     """Tests on the shared Ray come first, then others of modules that need Ray, then all others."""
     if "local_ray" in getattr(item, "fixturenames", ()):
         return 0
-    return 1 if _ray_of(item.path) else 2
+    return 1 if _needs_ray(item.path) else 2
 
 
 @cache
-def _ray_of(module: Path) -> str | None:
-    """The Ray that tests of a module need: the shared one, or their own."""
-    text = module.read_text("utf-8")
-    if re.search(r"\blocal_ray\b", text):
-        return "shared Ray"
-    return "own Ray" if re.search(r"\bmark\.ray\b", text) else None
+def _needs_ray(module: Path) -> bool:
+    return re.search(r"\blocal_ray\b|\bmark\.ray\b", module.read_text("utf-8")) is not None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker does a module at a time, whose tests share fixtures; one does all that share a Ray, and another all
-    that start their own.
+    """A worker does a module at a time, whose tests share fixtures, and one worker does all that need Ray.
 
     The groups of `--dist loadgroup` would do, but xdist 3.8 does not find them under pytest 9.2.
     """
@@ -95,7 +90,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByModule(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.split("::")[0]
-            return _ray_of(config.rootpath / module) or module
+            return "ray" if _needs_ray(config.rootpath / module) else module
 
     return ByModule(config, log)
 

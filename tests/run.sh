@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Lint, types and every test, from a clean checkout: makes .venv unless PYTHON names an environment to use.
-# Lint and types are checked beside the tests, which three workers share, since many tests wait; `-n 0` runs them in
-# one process.
+# Lint and types are checked beside the tests, which two workers share; `-n 0` runs them in one process.
 # With --all, the nightly tests too; with --soak, instead of the tests, 1,000 faults at random. Other arguments go
 # to pytest.
 set -euo pipefail
@@ -21,7 +20,7 @@ lint() {
 }
 
 case " $* " in *" --soak "*) set -- tests/score/test_soak.py tests/score/test_transaction.py "$@" ;; esac
-workers=(-n 3 --no-loadscope-reorder)
+workers=(-n 2 --no-loadscope-reorder)
 case " $* " in *no:xdist*) workers=() ;; esac
 
 lint_output=$(mktemp)
