@@ -114,12 +114,10 @@ class RewardModel:
         devices = _devices(dtype, device)
         exact_products()
         checkpoint = inspect(model, revision, family)
-        options = Options(
-            token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192),
-            share_prompts=share_prompts,
-            fixed_packs=fixed_packs,
-            compile=devices[-1].type == "cuda" and dtype == "fp8" if compile is None else compile,
-        )
+        if compile is None:
+            compile = dtype == "fp8" and devices[-1].type == "cuda"  # noqa: A001
+        budget = token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192)
+        options = Options(budget, share_prompts, fixed_packs, compile=compile)
         chat = Chat.load(checkpoint.path, checkpoint.family)
         backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
         for faulty in filter(
@@ -272,6 +270,14 @@ class RewardModel:
             by_candidate = np.split(flat, np.cumsum([len(reads[i]) for i in places])[:-1])
             steps = tuple(by_candidate[i] for i in inverse)
         return score[inverse], rewards[inverse], gating[inverse], steps
+
+
+def _kernel_works(backbone: nn.Module) -> bool:
+    """Whether the attention kernel can be used; logs why not. Raises ConfigError if it gives wrong results."""
+    faults = [kernel_fault(backbone, device) for device in dict.fromkeys(layer_devices(backbone))]
+    for fault in filter(None, faults):
+        logger.warning("attention is computed segment by segment, which is slower: %s", fault)
+    return not any(faults)
 
 
 def _devices(dtype: str, device: str | None) -> list[torch.device]:
