@@ -27,7 +27,7 @@ from armo_ray.score.job import Job, prepare_dataset
 from armo_ray.score.passes import Committed
 from armo_ray.score.poison import isolate
 from armo_ray.score.progress import Progress, every
-from armo_ray.score.replicas import Pool, Replica, pool_of, replicas_up
+from armo_ray.score.replicas import Pool, Replica, end_replicas, pool_of, replicas_up
 from armo_ray.score.stages import candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock, resume
 from armo_ray.storage.json_files import to_json
@@ -125,6 +125,7 @@ def _execute(
                 yield unit
 
         def work_alone(left: list[Span]) -> Iterator[Committed]:
+            end_replicas()
             for unit in isolate(left, job, pool):
                 progress.update(unit, isolated=True)
                 yield unit

@@ -3,9 +3,11 @@
 import gc
 import logging
 import os
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import ActorHandleNotFoundError
 
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
@@ -52,15 +54,30 @@ def pool_of(config: ScoreConfig) -> Pool:
 
 
 def replicas_up() -> tuple[int, int]:
-    """How many replicas of this driver are loaded, and how many times one was lost and loaded again.
+    """How many replicas of this driver are loaded, and how many times one was lost and loaded again."""
+    pool = _own_replicas()
+    return sum(actor["State"] == "ALIVE" for actor in pool), sum(int(actor["NumRestarts"]) for actor in pool)
 
-    Ray has no public API for this that works without its dashboard.
+
+def end_replicas() -> None:
+    """Kill the replicas of this driver that are left.
+
+    After a graph that lost a node, Ray Data may keep replicas for as long as the driver lives, one that waits for
+    another node among them: they would hold the GPUs that the next replica needs.
     """
+    core = ray._private.worker.global_worker.core_worker
+    for actor in _own_replicas():
+        if actor["State"] != "DEAD":
+            with suppress(ActorHandleNotFoundError):  # its end has begun
+                core.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
+
+
+def _own_replicas() -> list[dict[str, Any]]:
+    """The replicas of this driver. Ray has no public API for this that works without its dashboard."""
     from ray._private.state import actors
 
     own = actors(job_id=ray.JobID.from_hex(ray.get_runtime_context().get_job_id())).values()
-    pool = [actor for actor in own if "Replica" in actor["ActorClassName"]]
-    return sum(actor["State"] == "ALIVE" for actor in pool), sum(int(actor["NumRestarts"]) for actor in pool)
+    return [actor for actor in own if "Replica" in actor["ActorClassName"]]
 
 
 class Replica(Scorer):

@@ -117,40 +117,32 @@ def test_real_shards_are_scored_or_rejected_to_the_last_candidate(
     assert verify_output(str(tmp_path / "out"))[1] == []
 
 
-def test_two_models_score_the_same_rows_each_into_an_output_of_its_own(
-    local_ray: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "judge"
-    write_family(other, "classifier", "qwen3")
-    command = ["score", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--dtype", "float32"]
-    command += ["--gpus-per-replica", "0", "--replicas", "1", "--model", str(tiny_model), str(other)]
-    score_locally(tiny_model, SAMPLE, tmp_path / "out" / "tiny")  # what is whole is not scored again
-    assert main(command) == 0
-    both = [scores_of(tmp_path / "out" / name) for name in ("tiny", "judge")]
-    assert both[0].keys() == both[1].keys()
-    for model, found in zip((tiny_model, other), both, strict=True):
-        score_locally(model, SAMPLE, tmp_path / f"alone-{model.name}")
-        assert_same_scores(found, scores_of(tmp_path / f"alone-{model.name}"))
-
-
-def test_added_shards_alone_are_scored_though_the_card_cannot_be_written_and_a_finished_run_does_nothing(
+def test_of_two_models_each_scores_what_it_has_not_into_its_own_output_though_a_card_cannot_be_written(
     local_ray: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines, days, out = SAMPLE.read_text("utf-8").splitlines(keepends=True), tmp_path / "in", tmp_path / "out"
+    lines, days = SAMPLE.read_text("utf-8").splitlines(keepends=True), tmp_path / "in"
+    judge, whole, added = tmp_path / "judge", tmp_path / "out" / "tiny", tmp_path / "out" / "judge"
+    write_family(judge, "classifier", "qwen3")
     (days / "date=2026-11-19").mkdir(parents=True)
     (days / "date=2026-11-19" / "a.jsonl").write_text("".join(lines[:20]))
-    score_locally(tiny_model, days, out)
-    first = commits_of(out)
+    score_locally(judge, days, added)
+    first = commits_of(added)
     (days / "date=2026-11-20").mkdir()
     with gzip.open(days / "date=2026-11-20" / "b.jsonl.gz", "wt") as stream:
         stream.writelines(lines[20:30])
-    (out / "README.md").mkdir()
-    manifest = score_on_ray(tiny_model, days, out)
-    assert manifest["totals"]["scored"] == 60
-    assert verify_output(str(out))[1] == []
-    both = commits_of(out)
+    score_locally(tiny_model, days, whole)
+    of_whole = commits_of(whole)
+    (added / "README.md").mkdir()
+    command = ["score", "--input", str(days), "--output", str(tmp_path / "out"), "--dtype", "float32"]
+    command += ["--gpus-per-replica", "0", "--replicas", "1", "--model", str(tiny_model), str(judge)]
+    assert main(command) == 0
+    assert commits_of(whole) == of_whole  # a finished run does nothing
+    both = commits_of(added)
     assert {name: both[name] for name in first} == first
     assert len(both) == 2
+    assert verify_output(str(added))[1] == []
+    manifest = json.loads((added / "_SUCCESS").read_text())
+    assert manifest["totals"]["scored"] == 60
     assert {part["path"].split("/")[1] for part in manifest["parts"]} == {
         "date=2026-11-19",
         "date=2026-11-20",
@@ -158,8 +150,9 @@ def test_added_shards_alone_are_scored_though_the_card_cannot_be_written_and_a_f
     warned = [entry.getMessage() for entry in caplog.records if "card" in entry.getMessage()]
     assert len(warned) == 2  # while it went on, and at its end
     assert all("README.md" in text for text in warned)
-    score_on_ray(tiny_model, days, out)
-    assert commits_of(out) == both
+    score_locally(judge, days, tmp_path / "alone")
+    assert_same_scores(scores_of(added), scores_of(tmp_path / "alone"))
+    assert scores_of(whole).keys() == scores_of(added).keys()
 
 
 def test_too_many_rejects_end_in_status_3_with_the_rest_scored(

@@ -51,10 +51,9 @@ POISON = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_scored(
-    tiny_model: Path, tmp_path: Path
+    local_ray: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in SAMPLE.open()][:15]
     shards = {"a.parquet": rows[:9], "b.jsonl": rows[9:]}
@@ -67,9 +66,12 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     write(tmp_path / "in", shards)
     (tmp_path / "fragile").mkdir()
     (tmp_path / "fragile" / "sitecustomize.py").write_text(FRAGILE)
-    out, options = tmp_path / "out", ("--unit-rows", "6", "--keep-text")
-    run = start(tiny_model, tmp_path / "in", out, *options, PYTHONPATH=f"{tmp_path}/fragile:{ROOT}")
-    told = finish(run, 3)  # more than one in a hundred
+    out, options = tmp_path / "out", ("--unit-rows", "6", "--keep-text", "--gpus-per-replica", "0")
+    workers = {"runtime_env": {"env_vars": {"PYTHONPATH": f"{tmp_path}/fragile:{ROOT}"}}}
+    variables = {"RAY_ADDRESS": local_ray, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(workers)}
+    told = finish(
+        start(tiny_model, tmp_path / "in", out, *options, **variables), 3
+    )  # more than one in a hundred
     assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
     rejects = rows_of(out, "rejects")
     assert {row["reason"] for row in rejects} == {"poison"}
