@@ -201,9 +201,7 @@ def test_responses_that_no_special_token_separates_from_the_header_are_refused(
 
 
 @pytest.fixture(scope="module", params=sorted(TEMPLATES.keys() - {"llama3-header"}))
-def other_chat(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Chat, Any]:
+def other_chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Chat, Any]:
     """A chat with another template, and the tokenizer of transformers for it."""
     path = tmp_path_factory.mktemp(request.param)
     write_tokenizer(path, request.param, 8192)
