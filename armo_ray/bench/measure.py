@@ -30,9 +30,7 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, time.perf_counter() - started
 
 
-def seconds_each(
-    function: Callable[[], object], device: torch.device, least: float | None = None
-) -> float:
+def seconds_each(function: Callable[[], object], device: torch.device, least: float | None = None) -> float:
     """Mean seconds of a call, over calls back to back that take at least `least` seconds together.
 
     By default a second on a GPU, and 0.2 s on a CPU.
