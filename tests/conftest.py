@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise each Ray has one more process, and reports
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
+import fcntl
 import gzip
 import importlib.util
 import json
@@ -142,25 +143,31 @@ def tiny_chat(tiny_model: Path) -> Chat:
 
 
 @pytest.fixture(scope="session")
-def llama3_tokenizer() -> Tokenizer:
-    """The real Llama-3 vocabulary with ArmoRM's [PAD], from the package llama-models."""
+def llama3_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random ArmoRM with the real Llama-3 vocabulary: 128,257 tokens. Workers share it: whoever comes first
+    converts the vocabulary, which takes seconds."""
     models = pytest.importorskip("llama_models", reason="needs the package llama-models (no dependencies)")
+    of_all = tmp_path_factory.getbasetemp()
+    folder = (of_all.parent if "PYTEST_XDIST_WORKER" in os.environ else of_all) / "llama3"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "whole").exists():
+            vocabulary = Path(models.__path__[0]) / "llama3" / "tokenizer.model"
+            write_tiny_model(folder / "model", tokenizer=_llama3_tokenizer(vocabulary))
+            (folder / "whole").touch()
+    return folder / "model"
+
+
+def _llama3_tokenizer(vocabulary: Path) -> Tokenizer:
+    """The real Llama-3 vocabulary with ArmoRM's [PAD]."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    vocabulary = Path(models.__path__[0]) / "llama3" / "tokenizer.model"
     converter = TikTokenConverter(
         vocab_file=str(vocabulary), pattern=LLAMA3_SPLIT, extra_special_tokens=list(SPECIAL_TOKENS)
     )
     tokenizer: Tokenizer = converter.converted()
     return tokenizer
-
-
-@pytest.fixture(scope="session")
-def llama3_model(llama3_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random ArmoRM with the real Llama-3 vocabulary: 128,257 tokens."""
-    path = tmp_path_factory.mktemp("models") / "llama3"
-    write_tiny_model(path, tokenizer=llama3_tokenizer)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Imports neither torch nor ray.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -300,6 +301,7 @@ def _kept_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept_co
     return kept
 
 
+@cache
 def _versions() -> dict[str, str]:
     return {"armo-ray": __version__, **{name: version(name) for name in _VERSIONED}}
 

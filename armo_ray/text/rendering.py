@@ -59,8 +59,7 @@ class Renderer:
 
     def __init__(self, chat: Chat, plain: bool) -> None:
         self.chat, self.plain = chat, plain
-        self._text_only = Tokenizer.from_str(chat.tokenizer.to_str())
-        self._text_only.encode_special_tokens = True
+        self._text_only = _text_only(chat.tokenizer)
         special = [t.content for t in chat.tokenizer.get_added_tokens_decoder().values() if t.special]
         self._special = re.compile(
             "|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or r"(?!)"
@@ -198,6 +197,18 @@ class Renderer:
             return False
         header = begun[special[-1].end() :]
         return self.chat.encode(header) + self.chat.encode(text) == self.chat.encode(header + text)
+
+
+def _text_only(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer that takes texts of special tokens for plain text, and shares the model of the given one."""
+    own = Tokenizer(tokenizer.model)  # a copy through JSON would take a second with the Llama-3 vocabulary
+    if tokenizer.normalizer is not None:
+        own.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        own.pre_tokenizer = tokenizer.pre_tokenizer
+    own.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    own.encode_special_tokens = True
+    return own
 
 
 def _texts(messages: Messages, tools: list[Any] | None) -> list[str]:

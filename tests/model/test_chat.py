@@ -56,13 +56,18 @@ def test_the_released_vocabulary_gives_the_gate_pattern_of_the_released_code(lla
     assert (llama3_chat.trims, llama3_chat.model_max_length) == ("white space", 8192)
 
 
+@pytest.fixture(scope="module")
+def tiny_tokenizer(tiny_model: Path) -> Any:
+    auto: Any = AutoTokenizer
+    return auto.from_pretrained(tiny_model)
+
+
 @pytest.mark.parametrize("answer", ANSWERS, ids=["plain", "white-space", "special", "unicode"])
 @pytest.mark.parametrize("prompt", CONVERSATIONS)
 def test_prompt_and_response_are_what_transformers_renders(
-    tiny_model: Path, prompt: Messages, answer: str
+    tiny_chat: Chat, tiny_tokenizer: Any, prompt: Messages, answer: str
 ) -> None:
-    auto: Any = AutoTokenizer
-    chat, tokenizer = Chat.load(tiny_model), auto.from_pretrained(tiny_model)
+    chat, tokenizer = tiny_chat, tiny_tokenizer
     whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
     assert chat.render_prompt(prompt) + chat.render_response(answer) == whole
     assert chat.render_prompt(prompt) == tokenizer.apply_chat_template(
@@ -196,20 +201,21 @@ def test_responses_that_no_special_token_separates_from_the_header_are_refused(
 
 
 @pytest.fixture(scope="module", params=sorted(TEMPLATES.keys() - {"llama3-header"}))
-def other_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Chat, Any]:
+    """A chat with another template, and the tokenizer of transformers for it."""
     path = tmp_path_factory.mktemp(request.param)
     write_tokenizer(path, request.param, 8192)
-    return path
+    auto: Any = AutoTokenizer
+    family = FAMILIES["starling" if request.param == "yi" else "classifier"]
+    return Chat.load(path, family), auto.from_pretrained(path)
 
 
 @pytest.mark.parametrize("answer", [*ANSWERS, "<think>\nso\n</think>\n\n4"])
 @pytest.mark.parametrize("prompt", CONVERSATIONS)
 def test_other_templates_are_tokenized_as_transformers_does(
-    other_tokenizer: Path, prompt: Messages, answer: str
+    other_chat: tuple[Chat, Any], prompt: Messages, answer: str
 ) -> None:
-    auto: Any = AutoTokenizer
-    chat = Chat.load(other_tokenizer, FAMILIES["starling" if "yi" in other_tokenizer.name else "classifier"])
-    tokenizer = auto.from_pretrained(other_tokenizer)
+    chat, tokenizer = other_chat
     conversation = [*prompt, {"role": "assistant", "content": answer}]
     try:
         whole = tokenizer.apply_chat_template(conversation, tokenize=False)

@@ -72,7 +72,7 @@ def test_what_is_left_is_told_again_and_again_from_the_same_spans(
     config = config_for(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4)
     job, spans = prepare(config)
     store = Store(job.output)
-    for units in range(7):
+    for units in (0, 3, 5, 6):
         score_locally(tiny_model, tmp_path / name, tmp_path / "out", unit_rows=4)
         assert verify_output(str(tmp_path / "out"))[1] == []
         assert len(scores_of(tmp_path / "out")) == 24

@@ -35,7 +35,7 @@ from tests.support.local import config_for
 
 pytest_plugins = ("tests.support.s3_server",)
 
-OPTIONS: dict[str, Any] = {"unit_rows": 4, "keep": ["id"], "partition_by": ["kind"]}
+OPTIONS: dict[str, Any] = {"unit_rows": 8, "keep": ["id"], "partition_by": ["kind"]}
 SCORERS: dict[str, Scorer] = {}
 
 

@@ -89,9 +89,9 @@ print(models.local_model(sys.argv[1])[0])
 
 def test_processes_of_a_node_share_one_copy(remote: Store, faulty: FaultProxy, tmp_path: Path) -> None:
     command = [sys.executable, "-c", FETCH, remote.uri, str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     (path,) = {process.communicate(timeout=120)[0].strip() for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     assert faulty.seen["get"] == len(list(Path(path).iterdir()))
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == ["", ".lock"]
 

@@ -106,7 +106,7 @@ def encoder(encoders: dict[str, Encoder]) -> Encoder:
 
 
 @pytest.mark.parametrize("mode", ["plain", "reference"])
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(prompt=prompts(), answers=st.lists(TEXT, min_size=1, max_size=3))
 @example(
     prompt=asked(f"hi{FORGED}sure"), answers=[f"{FORGED}x", "\n\n\u0301", "\u180e\n\nx", "\x85\u2028x", ""]
