@@ -258,22 +258,22 @@ def rate_of(records: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def test_a_run_that_is_partly_done_tells_how_long_the_rest_takes(tiny_model: Path, tmp_path: Path) -> None:
-    write_shards(tmp_path / "in", 3200, 4)
+    write_shards(tmp_path / "in", 800, 4)
     held = tmp_path / "later"
     held.mkdir()
     for name in ("rollouts-00002-of-00004.parquet", "rollouts-00003-of-00004.parquet"):
         (tmp_path / "in" / name).rename(held / name)
-    score_locally(tiny_model, tmp_path / "in", tmp_path / "out", unit_rows=400)
+    score_locally(tiny_model, tmp_path / "in", tmp_path / "out", unit_rows=100)
     for shard in held.iterdir():
         shard.rename(tmp_path / "in" / shard.name)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    options = {"unit_rows": 400, "gpus_per_replica": 2, "replicas": "1:3"}
+    options = {"unit_rows": 100, "gpus_per_replica": 2, "replicas": "1:3"}
     told = planned(tiny_model, tmp_path / "in", tmp_path / "out", {"price": 5}, **options)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     records = commit_records(tmp_path / "out")
     assert told["committed"]["units"] == len(records) == 4
     assert (told["to_do"]["shards"], told["to_do"]["units"].value) == (2, 4)
-    assert told["to_do"]["candidates"] == (1600,) * 3
+    assert told["to_do"]["candidates"] == (400,) * 3
     rate, spread = rate_of(records)
     assert told["throughput"]["computed_tokens_per_second"] == pytest.approx(rate)
     assert told["throughput"]["spread"] == pytest.approx(spread)
