@@ -206,7 +206,10 @@ def _text_only(tokenizer: Tokenizer) -> Tokenizer:
         own.normalizer = tokenizer.normalizer
     if tokenizer.pre_tokenizer is not None:
         own.pre_tokenizer = tokenizer.pre_tokenizer
-    own.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    added = tokenizer.get_added_tokens_decoder()
+    own.add_tokens([token for _, token in sorted(added.items())])
+    if own.get_added_tokens_decoder().keys() != added.keys():  # ids that are not one after the other
+        own = Tokenizer.from_str(tokenizer.to_str())
     own.encode_special_tokens = True
     return own
 
