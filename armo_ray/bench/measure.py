@@ -13,8 +13,6 @@ import torch
 T = TypeVar("T")
 CLOCKS = {"cuda": "wall clock, synchronized", "cpu": "CPU time of the process, one thread"}
 _SIZES = {"cuda": 8192, "cpu": 1024}  # of square matrices
-# A GPU keeps its highest clock for a fraction of a second only, which a shorter measurement would report.
-_LEAST = {"cuda": 1.0, "cpu": 0.2}  # seconds
 
 
 def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
@@ -30,12 +28,11 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, time.perf_counter() - started
 
 
-def seconds_each(function: Callable[[], object], device: torch.device, least: float | None = None) -> float:
+def seconds_each(function: Callable[[], object], device: torch.device, least: float = 1.0) -> float:
     """Mean seconds of a call, over calls back to back that take at least `least` seconds together.
 
-    By default a second on a GPU, and 0.2 s on a CPU.
+    A GPU keeps its highest clock for a fraction of a second only, which a shorter measurement would report.
     """
-    least = _LEAST[device.type] if least is None else least
     count = 0
     seconds = timed(function, device)[1]  # the first call also allocates
     while seconds < least:
@@ -50,7 +47,7 @@ def _repeat(function: Callable[[], object], count: int) -> None:
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a dense square matrix product with plain torch, measured now for as long as `seconds_each` does."""
+    """FLOP/s of a dense square matrix product with plain torch, measured now for at least a second."""
     size = _SIZES[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / seconds_each(lambda: torch.mm(a, b), device)
