@@ -65,11 +65,11 @@ def end_replicas() -> None:
     After a graph that lost a node, Ray Data may keep replicas for as long as the driver lives, one that waits for
     another node among them: they would hold the GPUs that the next replica needs.
     """
-    core = ray._private.worker.global_worker.core_worker
+    worker: Any = ray._private.worker.global_worker
     for actor in _own_replicas():
         if actor["State"] != "DEAD":
             with suppress(ActorHandleNotFoundError):  # its end has begun
-                core.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
+                worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
 
 
 def _own_replicas() -> list[dict[str, Any]]:

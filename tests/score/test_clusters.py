@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -43,7 +44,7 @@ def expected(shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def start(
-    cluster: Cluster, model: Path, shards: Path, out: Path, *options: str, **variables: str
+    cluster: Cluster, model: Path, shards: Path, out: Path, *options: str, **variables: Any
 ) -> subprocess.Popen[str]:
     common = ("--device", "cpu", "--unit-rows", "10")
     return runs.start(model, shards, out, *common, *options, RAY_ADDRESS=cluster.address, **variables)
