@@ -27,7 +27,7 @@ from armo_ray.score.job import Job, prepare_dataset
 from armo_ray.score.passes import Committed
 from armo_ray.score.poison import isolate
 from armo_ray.score.progress import Progress, every
-from armo_ray.score.replicas import Pool, Replica, end_replicas, pool_of, replicas_up
+from armo_ray.score.replicas import Pool, Replica, end_replicas, end_stranded, pool_of, replicas_up
 from armo_ray.score.stages import candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.storage import commits, lock, resume
 from armo_ray.storage.json_files import to_json
@@ -42,6 +42,7 @@ _WRITE_CPUS = 0.25
 # units queued at a replica, so that the next is ready when one ends
 _IN_FLIGHT = 4
 _CARD_EVERY_S = 30.0
+_STRANDED_EVERY_S = 10.0
 _SAMPLE_ROWS = 1000  # of a dataset, from which types are inferred if its schema lacks them
 # blocks that may fail before the run fails: a poison row fails its block and those queued at the replica it kills
 _MOST_ERRORED = 32
@@ -130,8 +131,11 @@ def _execute(
                 progress.update(unit, isolated=True)
                 yield unit
 
+        stranded = every(
+            _STRANDED_EVERY_S, "looking for replicas without a node", partial(end_stranded, pool, {})
+        )
         passes.begin(store, standing)
-        with drafted, progress:
+        with drafted, progress, stranded:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
 
 

@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Less than a core each: a pool that reserved every CPU would leave none for reading, and the job would hang.
 ACTOR_CPUS = 0.25
+STRANDED_S = 60.0  # for a replica without a node; a new node takes longer to start, and gets a new replica
 
 
 class Pool(NamedTuple):
@@ -65,11 +68,39 @@ def end_replicas() -> None:
     After a graph that lost a node, Ray Data may keep replicas for as long as the driver lives, one that waits for
     another node among them: they would hold the GPUs that the next replica needs.
     """
+    _kill(actor["ActorID"] for actor in _own_replicas() if actor["State"] != "DEAD")
+
+
+def end_stranded(pool: Pool, since: dict[str, float]) -> None:
+    """Kill the replicas that for STRANDED_S had no room on any node, since theirs was lost.
+
+    Otherwise Ray may keep the units queued at them until such a node is back. They are scored by other replicas.
+
+    Args:
+        pool: the replicas of the run.
+        since: when each of them, by its id, was first seen without room; updated.
+    """
+    own = [actor for actor in _own_replicas() if actor["State"] in ("ALIVE", "RESTARTING")]
+    lost = {actor["ActorID"] for actor in own if actor["State"] == "RESTARTING"}
+    if not pool.gpus or room_for(pool.gpus, gpus_of_nodes()) >= len(own):
+        lost = set()
+    now = time.monotonic()
+    for known in since.keys() - lost:
+        del since[known]
+    over = [actor for actor in lost if now - since.setdefault(actor, now) >= STRANDED_S]
+    if over:
+        logger.warning(
+            "%d replicas lost their node, and no other has room for them: going on without", len(over)
+        )
+    _kill(over)
+
+
+def _kill(actors: Iterable[str]) -> None:
+    """Kill actors of this driver by their ids."""
     worker: Any = ray._private.worker.global_worker
-    for actor in _own_replicas():
-        if actor["State"] != "DEAD":
-            with suppress(ActorHandleNotFoundError):  # its end has begun
-                worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
+    for actor in actors:
+        with suppress(ActorHandleNotFoundError):  # its end has begun
+            worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
 
 
 def _own_replicas() -> list[dict[str, Any]]:

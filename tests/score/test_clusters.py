@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from ray.exceptions import ActorDiedError
 from ray.experimental.internal_kv import _internal_kv_get
 
 from armo_ray.cluster.connect import connected
 from armo_ray.errors import ConfigError
-from armo_ray.score.replicas import pool_of
+from armo_ray.score.replicas import Pool, end_stranded, pool_of
 from armo_ray.verify.output import verify_output
 from jobs.measure.scale import descendants
 from tests.support import runs
@@ -99,6 +101,34 @@ def test_replicas_of_two_gpus_wait_for_a_node_that_has_both_then_every_node_work
     cluster.remove_node(lost, allow_graceful=False)
     finish(process)
     check(out, expected)
+
+
+def test_what_is_queued_at_a_replica_whose_node_is_lost_and_has_no_room_elsewhere_fails(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replica:
+        def wait(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    lost = cluster.add_node(num_cpus=1, num_gpus=4)  # the head has three
+    ray.init(cluster.address, log_to_driver=False)
+    replica: Any = ray.remote(num_gpus=4, max_restarts=-1, max_task_retries=-1)(Replica).remote()
+    ray.get(replica.wait.remote(0))
+    queued = replica.wait.remote(60)
+    cluster.remove_node(lost, allow_graceful=False)
+    since: dict[str, float] = {}
+    deadline = time.monotonic() + 60
+    pool = Pool(4, 1, 1, "cpu")
+    while not since:
+        end_stranded(pool, since)
+        assert time.monotonic() < deadline, "the loss of the node is not noticed"
+        time.sleep(0.2)
+    assert ray.wait([queued], timeout=1)[0] == []  # it would wait for ever
+    monkeypatch.setattr("armo_ray.score.replicas.STRANDED_S", 0)
+    end_stranded(pool, since)
+    with pytest.raises(ActorDiedError):
+        ray.get(queued, timeout=30)
+    ray.shutdown()
 
 
 def test_a_run_whose_cluster_stops_says_so_and_what_to_do(
