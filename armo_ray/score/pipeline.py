@@ -132,7 +132,10 @@ def _execute(
                 yield unit
 
         stranded = every(
-            _STRANDED_EVERY_S, "looking for replicas without a node", partial(end_stranded, pool, {})
+            _STRANDED_EVERY_S,
+            "looking for replicas without a node",
+            partial(end_stranded, pool, {}),
+            wait_s=2.0,
         )
         passes.begin(store, standing)
         with drafted, progress, stranded:
