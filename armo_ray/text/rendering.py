@@ -202,14 +202,9 @@ class Renderer:
 def _text_only(tokenizer: Tokenizer) -> Tokenizer:
     """A tokenizer that takes texts of special tokens for plain text, and shares the model of the given one."""
     own = Tokenizer(tokenizer.model)  # a copy through JSON would take a second with the Llama-3 vocabulary
-    if tokenizer.normalizer is not None:
-        own.normalizer = tokenizer.normalizer
-    if tokenizer.pre_tokenizer is not None:
-        own.pre_tokenizer = tokenizer.pre_tokenizer
-    added = tokenizer.get_added_tokens_decoder()
-    own.add_tokens([token for _, token in sorted(added.items())])
-    if own.get_added_tokens_decoder().keys() != added.keys():  # ids that are not one after the other
-        own = Tokenizer.from_str(tokenizer.to_str())
+    own.normalizer, own.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    # a tokenizer numbers tokens that its model lacks in the order in which they are added
+    own.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
     own.encode_special_tokens = True
     return own
 
