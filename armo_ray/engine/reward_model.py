@@ -14,14 +14,7 @@ from torch import nn
 
 from armo_ray.engine.backbone import DTYPES, load_backbone
 from armo_ray.engine.decoder import hidden_rows, layer_devices
-from armo_ray.engine.device import (
-    Stopwatch,
-    exact_products,
-    free_bytes,
-    is_out_of_memory,
-    keep_freed_memory,
-    to_device,
-)
+from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, set_up_process, to_device
 from armo_ray.engine.flops import flops, peak_flops, shape_of
 from armo_ray.engine.heads import Head, HeadOutput
 from armo_ray.engine.kernel_check import kernel_fault
@@ -119,9 +112,7 @@ class RewardModel:
                 device's attention kernel gives wrong results.
         """
         devices = _devices(dtype, device)
-        exact_products()
-        if devices[-1].type == "cpu":
-            keep_freed_memory()
+        set_up_process(devices[-1])
         checkpoint = inspect(model, revision, family)
         if compile is None:
             compile = dtype == "fp8" and devices[-1].type == "cuda"  # noqa: A001
