@@ -74,15 +74,19 @@ def end_replicas() -> None:
 def end_stranded(pool: Pool, since: dict[str, float]) -> None:
     """Kill the replicas that for STRANDED_S had no room on any node, since theirs was lost.
 
-    Otherwise Ray may keep the units queued at them until such a node is back. They are scored by other replicas.
+    Otherwise Ray may keep the units queued at them until such a node is back. They are scored by the replicas that
+    are left; where none is, there is nothing to do but wait.
 
     Args:
         pool: the replicas of the run.
         since: when each of them, by its id, was first seen without room; updated.
     """
-    own = [actor for actor in _own_replicas() if actor["State"] in ("ALIVE", "RESTARTING")]
+    if not pool.gpus:
+        return
+    own = _own_replicas()
+    alive = sum(actor["State"] == "ALIVE" for actor in own)
     lost = {actor["ActorID"] for actor in own if actor["State"] == "RESTARTING"}
-    if not pool.gpus or room_for(pool.gpus, gpus_of_nodes()) >= len(own):
+    if not alive or room_for(pool.gpus, gpus_of_nodes()) >= alive + len(lost):
         lost = set()
     now = time.monotonic()
     for known in since.keys() - lost:

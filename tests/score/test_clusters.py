@@ -110,15 +110,18 @@ def test_what_is_queued_at_a_replica_whose_node_is_lost_and_has_no_room_elsewher
         def wait(self, seconds: float) -> None:
             time.sleep(seconds)
 
-    lost = cluster.add_node(num_cpus=1, num_gpus=4)  # the head has three
     ray.init(cluster.address, log_to_driver=False)
-    replica: Any = ray.remote(num_gpus=4, max_restarts=-1, max_task_retries=-1)(Replica).remote()
+    actor: Any = ray.remote(num_gpus=3, max_restarts=-1, max_task_retries=-1)(Replica)
+    other = actor.remote()
+    ray.get(other.wait.remote(0))  # it has all three GPUs of the head
+    lost = cluster.add_node(num_cpus=1, num_gpus=3)
+    replica = actor.remote()
     ray.get(replica.wait.remote(0))
     queued = replica.wait.remote(60)
     cluster.remove_node(lost, allow_graceful=False)
     since: dict[str, float] = {}
     deadline = time.monotonic() + 60
-    pool = Pool(4, 1, 1, "cpu")
+    pool = Pool(3, 2, 2, "cpu")
     while not since:
         end_stranded(pool, since)
         assert time.monotonic() < deadline, "the loss of the node is not noticed"
@@ -128,6 +131,7 @@ def test_what_is_queued_at_a_replica_whose_node_is_lost_and_has_no_room_elsewher
     end_stranded(pool, since)
     with pytest.raises(ActorDiedError):
         ray.get(queued, timeout=30)
+    ray.get(other.wait.remote(0), timeout=30)
     ray.shutdown()
 
 
