@@ -12,7 +12,7 @@ from armo_ray.engine.decoder import hidden_rows, layer_devices
 from armo_ray.engine.packing import make_packs
 from armo_ray.errors import ConfigError
 from armo_ray.score.config import ScoreConfig
-from armo_ray.score.gpus import room_for
+from armo_ray.score.gpus import _sum_of, room_for
 from tests.support.architectures import random_groups, write_architecture
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -80,6 +80,10 @@ def test_a_replica_lies_on_one_node_and_a_fraction_of_one_on_one_gpu(
     gpus: float, nodes: list[float], room: int
 ) -> None:
     assert room_for(gpus, nodes) == room
+
+
+def test_the_gpus_of_nodes_are_told_by_node_most_first() -> None:
+    assert [_sum_of(nodes) for nodes in ([1, 3, 0], [3], [0])] == ["3 + 1", "3", "no"]
 
 
 def test_more_than_one_gpu_is_a_whole_number_of_them() -> None:

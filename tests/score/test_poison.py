@@ -69,9 +69,8 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     out, options = tmp_path / "out", ("--unit-rows", "6", "--keep-text", "--gpus-per-replica", "0")
     workers = {"runtime_env": {"env_vars": {"PYTHONPATH": f"{tmp_path}/fragile:{ROOT}"}}}
     variables: dict[str, Any] = {"RAY_ADDRESS": local_ray, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(workers)}
-    told = finish(
-        start(tiny_model, tmp_path / "in", out, *options, **variables), 3
-    )  # more than one in a hundred
+    run = start(tiny_model, tmp_path / "in", out, *options, **variables)
+    told = finish(run, 3)  # more than one in a hundred
     assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
     rejects = rows_of(out, "rejects")
     assert {row["reason"] for row in rejects} == {"poison"}
