@@ -1,12 +1,12 @@
 """Where the tasks of a command execute, and where they write files for each other."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from armo_ray.outputs.dataset import delete, names_in
 from armo_ray.outputs.options import DatasetOptions
+from armo_ray.storage.scratch import scratch_directory
 from armo_ray.storage.store import Store
 
 _SCRATCH = "_work"
@@ -24,8 +24,8 @@ def per_task(options: Options) -> Options:
 def scratch_folder(options: DatasetOptions) -> Iterator[str]:
     """A temporary folder for files that tasks share: on this machine for DuckDB, in the output for Ray."""
     if options.engine == "duckdb":
-        with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as folder:
-            yield folder
+        with scratch_directory(options.spill) as folder:
+            yield str(folder)
         return
     store = Store(options.output)
     yield f"{store.uri}/{_SCRATCH}"

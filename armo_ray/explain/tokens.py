@@ -1,8 +1,6 @@
 """Encodes the conversation of a row again as the model read it, and marks the tokens that the head reads."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer
 from armo_ray.storage.readers import BadRow
 from armo_ray.storage.retries import describe_error
+from armo_ray.storage.scratch import scratch_directory
 from armo_ray.storage.shard_rows import read_shard
 from armo_ray.storage.shards import stat_shard
 from armo_ray.text.conversations import Candidate, candidates_of
@@ -112,9 +111,9 @@ def _chat(found: Found, model: str | None) -> Chat:
     if model is None:
         model, revision = str(config["model"]), config["revision"] or found.about["model_revision"]
     if is_remote(model):
-        with tempfile.TemporaryDirectory() as folder:
-            copy_tokenizer(model, Path(folder))
-            chat = Chat.load(Path(folder), family)
+        with scratch_directory() as folder:
+            copy_tokenizer(model, folder)
+            chat = Chat.load(folder, family)
     else:
         chat = Chat.load(resolve(model, revision, TOKENIZER_FILES)[0], family)
     if chat.fingerprint != identity["chat_fingerprint"]:

@@ -3,7 +3,6 @@
 Only complete outputs are read, and of these only the parts that the manifest lists.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from armo_ray.storage import commits
 from armo_ray.storage.local_files import Opened, readable
 from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
+from armo_ray.storage.scratch import scratch_directory
 from armo_ray.storage.store import Store
 
 _NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
@@ -209,12 +209,12 @@ def database(options: ScoresOptions) -> Iterator[duckdb.DuckDBPyConnection]:
     """
     if options.spill is not None and not Path(options.spill).is_dir():
         raise ConfigError(f"spill {options.spill}: no such directory")
-    with tempfile.TemporaryDirectory(prefix="armo-ray-", dir=options.spill) as spill:
+    with scratch_directory(options.spill) as spill:
         con = duckdb.connect()
         try:
             con.register_filesystem(Opened())
             con.execute(f"SET memory_limit = {literal(options.memory)}")
-            con.execute(f"SET temp_directory = {literal(spill)}")
+            con.execute(f"SET temp_directory = {literal(str(spill))}")
             con.execute("SET preserve_insertion_order = false")
             if options.threads:
                 con.execute(f"SET threads = {options.threads}")

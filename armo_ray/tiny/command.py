@@ -1,9 +1,9 @@
 """`armo-ray tiny-model`: write a model into a directory, as a whole or not at all."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from armo_ray.errors import ConfigError
+from armo_ray.storage.scratch import scratch_directory
 from armo_ray.tiny.families import write_family
 from armo_ray.tiny.options import TinyModelOptions
 
@@ -15,8 +15,8 @@ def run(options: TinyModelOptions) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(filled)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as beside:
-        whole = Path(beside) / "model"
+    with scratch_directory(directory.parent, f".{directory.name}-") as beside:
+        whole = beside / "model"
         write_family(whole, options.family, options.backbone, options.seed)
         try:
             whole.rename(directory)
