@@ -1,4 +1,4 @@
-"""Hours and money, from tokens and how fast replicas are."""
+"""Hours and cost, from tokens and the speed of a replica."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from armo_ray.plan.remaining import Work
 from armo_ray.plan.throughput import Throughput
 from armo_ray.score.config import ScoreConfig
 
-_GPU_BUDGET, _CPU_BUDGET = 16_384, 1_024  # tokens in a pack, as the engine has them
+_GPU_BUDGET, _CPU_BUDGET = 16_384, 1_024  # tokens in a pack: the engine's defaults
 
 
 def token_budget(config: ScoreConfig) -> int:
@@ -17,7 +17,7 @@ def token_budget(config: ScoreConfig) -> int:
 
 
 def gpus_of(config: ScoreConfig) -> float:
-    """Of a replica; a GPU unless the configuration says otherwise."""
+    """GPUs per replica: as configured; by default 1, or 0 on a CPU."""
     on_cpu = config.device is not None and "cuda" not in config.device
     return config.gpus_per_replica if config.gpus_per_replica is not None else 0.0 if on_cpu else 1.0
 
@@ -25,7 +25,7 @@ def gpus_of(config: ScoreConfig) -> float:
 def cost(
     config: ScoreConfig, todo: Work, rate: Throughput | None, price: float | None
 ) -> dict[str, Any] | None:
-    """Hours and USD; None where nobody tells how fast replicas are."""
+    """Hours and USD; None if the speed of a replica is unknown."""
     if rate is None:
         return None
     gpus, spread = gpus_of(config), rate.spread or 0.0

@@ -39,10 +39,10 @@ def describe_sample(sample: Sample) -> Json:
 
 
 def duplicates(sample: Sample, rows_to_do: float) -> Json:
-    """The fraction of sampled rows that share their prompt with another, and the expected number of other rows with a
-    row's prompt among all rows to do.
+    """The fraction of sampled rows that share their prompt with another row, and the expected number of others that a
+    row shares its prompt with among all rows to do.
 
-    The latter counts the rows of the row's own run of consecutive rows, and extrapolates from pairs of rows in
+    The latter counts within the row's own run of consecutive rows, and extrapolates from pairs of rows in
     different runs. Two runs that share prompts are one event of a Poisson process, however many prompts they share.
     """
     runs = [run.prompts for runs in sample.runs for run in runs]
@@ -63,7 +63,7 @@ def duplicates(sample: Sample, rows_to_do: float) -> Json:
     equal, error = shared.total(), math.sqrt(sum(n**2 for n in shared.values()))
     if all(s.complete for s in sample.strata) or not pairs:
         return {"repeated": 1 - alone / rows, "others": exact(near + 2 * equal / rows)}
-    # without any event, up to 3 are possible
+    # if no event was seen, up to 3 are possible
     bounds = equal, max(equal - Z * error, 0.0), equal + Z * error + 3.0
     return {
         "repeated": 1 - alone / rows,
@@ -74,7 +74,7 @@ def duplicates(sample: Sample, rows_to_do: float) -> Json:
 def lengths(tokens: Sequence[int], weights: Sequence[float], max_length: int, measured: int) -> Json:
     """Mean, quantiles and histogram of the tokens of conversations, in bins that double, with an edge at max_length.
 
-    measured: the largest length that is counted; longer conversations have this one.
+    measured: the largest length that is measured; longer conversations count as this long.
     """
     if not tokens:
         return {"mean": None, "quantiles": {}, "longest": None, "is_bound": False, "histogram": []}
@@ -90,7 +90,7 @@ def lengths(tokens: Sequence[int], weights: Sequence[float], max_length: int, me
         {"from": a, "to": b - 1, "share": float(n / mass.sum())}
         for a, b, n in zip(edges, edges[1:], counts, strict=False)
     ]
-    filled = [k for k, one in enumerate(bins) if one["share"]]
+    filled = [k for k, bucket in enumerate(bins) if bucket["share"]]
     return {
         "mean": float(np.average(values, weights=mass)),
         "quantiles": at,

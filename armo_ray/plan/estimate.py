@@ -1,4 +1,4 @@
-"""armo-ray plan: what a run would do and take, as numbers with their 95 % intervals. Nothing is written."""
+"""armo-ray plan: what a run would do and cost, as numbers with 95 % intervals. Nothing is written."""
 
 import time
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from armo_ray.storage.units import Span
 
 
 def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
-    """What `armo-ray score` would do with this configuration, by names; a Figure is [value, low, high].
+    """What `armo-ray score` would do with this configuration, by name; a Figure is [value, low, high].
 
-    Raises ConfigError where the run itself would be refused.
+    Raises ConfigError if the run itself would be refused.
     """
     started = time.monotonic()
     job, spans = prepare(config, write=False)
@@ -64,6 +64,6 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
 
 
 def _committed(spans: Sequence[Span], committed: frozenset[str]) -> set[str]:
-    """The units of these spans among those of the output."""
+    """The committed units that belong to these spans."""
     shards = {span.shard.hash for span in spans}
     return {unit for unit in committed if unit[:16] in shards}

@@ -1,8 +1,8 @@
-"""Figures of a whole from a sample of runs, with their 95 % intervals.
+"""Estimates for a whole input from a sample of runs of consecutive rows, with 95 % intervals.
 
-Runs are of unequal sizes, so totals are ratio estimates, one a stratum: what was counted for each row, or byte,
-that was read, times all of them. Their variance is that of the residuals from this ratio between runs, since rows of
-one run are alike (Cochran, Sampling Techniques, 6.4); it is nothing where all was read.
+Runs differ in size, so totals are ratio estimates, one per stratum: the count per row (or byte) read, times the number
+of rows (or bytes) in the stratum. The variance is that of the residuals from this ratio between runs, because rows of
+one run are alike (Cochran, Sampling Techniques, 6.4); it is zero if everything was read.
 """
 
 import math
@@ -18,7 +18,7 @@ Z = 1.96
 
 
 class Figure(NamedTuple):
-    """A value and its 95 % interval, which is the value alone where that is exact."""
+    """A value and its 95 % interval; if the value is exact, both ends equal it."""
 
     value: float
     low: float
@@ -26,18 +26,18 @@ class Figure(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The standard error as a part of the value."""
+        """The standard error as a fraction of the value."""
         return (self.high - self.low) / (2 * Z * self.value) if self.value else 0.0
 
     def times(self, factor: float, spread: float = 0.0) -> "Figure":
-        """This by a factor that is known up to `spread`, the standard deviation of its logarithm."""
+        """This times a factor whose logarithm has the standard deviation `spread`."""
         if not spread:
             return Figure(*(x * factor for x in self))
         value, width = self.value * factor, math.exp(Z * math.hypot(self.relative, spread))
         return Figure(value, value / width, value * width)
 
     def minus(self, done: float) -> "Figure":
-        """What is left of a total."""
+        """What is left of a total after `done`."""
         return Figure(*(max(x - done, 0.0) for x in self))
 
 
@@ -50,8 +50,8 @@ class Counted:
     """What was counted in the n runs of a stratum: sizes (n,), and each count (n,)."""
 
     kind: str
-    total: float  # of the sizes of all runs that there are
-    complete: bool  # whether all of them were read
+    total: float  # size of the whole stratum
+    complete: bool  # whether all of it was read
     sizes: Floats
     counts: Mapping[str, Floats]
 
@@ -62,14 +62,14 @@ class Counted:
 
 
 def total(strata: Sequence[Counted], name: str) -> Figure:
-    """How many there are of what was counted."""
+    """The estimated total of a count."""
     value, error = _estimate([(s, s.counts[name]) for s in strata])
     counted = sum(float(s.counts[name].sum()) for s in strata)
     return Figure(value, max(value - Z * error, counted), value + Z * error) if error else exact(value)
 
 
 def ratio(strata: Sequence[Counted], name: str, by: str) -> Figure | None:
-    """One count by another; None where there is nothing of the other."""
+    """One count divided by another; None if the other is zero."""
     above, below = (_estimate([(s, s.counts[n]) for s in strata])[0] for n in (name, by))
     if not below:
         return None
@@ -79,12 +79,12 @@ def ratio(strata: Sequence[Counted], name: str, by: str) -> Figure | None:
 
 
 def share(strata: Sequence[Counted], name: str, of: str) -> Figure:
-    """One count as a part of another, by Wilson's interval for as many independent ones as would tell as much."""
-    found = ratio(strata, name, of)
-    if found is None or all(s.complete for s in strata):
-        return found or exact(0.0)
-    value, n = found.value, sum(float(s.counts[of].sum()) for s in strata)
-    variance = ((found.high - found.low) / (2 * Z)) ** 2
+    """One count as a fraction of another, with Wilson's interval for the effective number of independent items."""
+    estimate = ratio(strata, name, of)
+    if estimate is None or all(s.complete for s in strata):
+        return estimate or exact(0.0)
+    value, n = estimate.value, sum(float(s.counts[of].sum()) for s in strata)
+    variance = ((estimate.high - estimate.low) / (2 * Z)) ** 2
     n = min(n, value * (1 - value) / variance) if variance else n
     middle = (value + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(value * (1 - value) / n + Z**2 / (4 * n**2))

@@ -11,12 +11,12 @@ from armo_ray.score.trial import ROWS, Place, first_rows
 from armo_ray.storage.units import Span
 from armo_ray.text.tokenized import Tokenized
 
-Told = dict[str, Any]
+Json = dict[str, Any]
 
 
-def preview(job: Job, spans: Sequence[Span], most: int) -> Told:
-    """The columns read and not read, and `most` candidates with the text of their tokens, or the reason of a reject."""
-    shown: list[Told] = []
+def preview(job: Job, spans: Sequence[Span], most: int) -> Json:
+    """The columns read and not read, and up to `most` candidates with the text of their tokens or the reject reason."""
+    shown: list[Json] = []
     for place in first_rows(job, spans, ROWS):
         shown += _conversations(job, place)
         if len(shown) >= most:
@@ -29,12 +29,12 @@ def preview(job: Job, spans: Sequence[Span], most: int) -> Told:
     }
 
 
-def lines(told: Told) -> Iterator[str]:
+def lines(shown: Json) -> Iterator[str]:
     """A preview, line by line."""
-    kept = f"; kept {', '.join(told['kept'].values())}" if told["kept"] else ""
-    yield f"read        {', '.join(f'{part}={name}' for part, name in told['read'].items())}{kept}"
-    yield f"not read    {', '.join(told['unread']) or 'nothing'}"
-    for one in told["conversations"]:
+    kept = f"; kept {', '.join(shown['kept'].values())}" if shown["kept"] else ""
+    yield f"read        {', '.join(f'{role}={column}' for role, column in shown['read'].items())}{kept}"
+    yield f"not read    {', '.join(shown['unread']) or 'nothing'}"
+    for one in shown["conversations"]:
         answer = "" if one["candidate"] is None else f" candidate {one['candidate']} ({one['role']})"
         flags = f", {', '.join(one['flags'])}" if one["flags"] else ""
         fate = f"rejected, {one['reason']}" if one["reason"] else f"{one['tokens']:,} tokens{flags}"
@@ -42,7 +42,7 @@ def lines(told: Told) -> Iterator[str]:
         yield one["text"]
 
 
-def _conversations(job: Job, place: Place) -> Iterator[Told]:
+def _conversations(job: Job, place: Place) -> Iterator[Json]:
     candidates, encoder = row_candidates(place.row, job), load_encoder(job)
     done = encoder.encode(candidates)
     rejects = {i: (reason, detail) for i, reason, detail in done.rejects}
@@ -60,7 +60,7 @@ def _conversations(job: Job, place: Place) -> Iterator[Told]:
 
 
 def _sequence(done: Tokenized, at: int) -> list[int]:
-    """What the model reads of a candidate; of one that is compared, its first comparison."""
+    """The token ids that the model reads for a candidate; for one that is compared, those of its first comparison."""
     first = next((k for k, (a, _) in enumerate(done.contests) if a == at), at)
     ids: list[int] = np.concatenate((done.prompts[done.group[first]], done.responses[first])).tolist()
     return ids

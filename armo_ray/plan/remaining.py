@@ -1,4 +1,4 @@
-"""What of an input is committed and what is to do: exact where footers and commit records tell, else from a sample."""
+"""What is left to do of an input: exact if footers and commit records have the counts, else from a sample."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from armo_ray.storage.units import Span, unit_id
 
 
 class Work(NamedTuple):
-    """Units, rows, candidates and tokens of what is to do. `counted` says where rows and candidates come from:
-    the "footers" of Parquet, the "sample", or "all" rows, which were read."""
+    """Units, rows, candidates and tokens left to do. `counted` says where rows and candidates come from:
+    the "footers" of Parquet, the "sample", or "all" if every row was read."""
 
     counted: str
     units: Figure
@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 
 def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
-    """What is to do of the spans that are left, from their footers and a sample of them."""
+    """What is left to do in the spans, from their footers and a sample of them."""
     done = _done(left, job, store)
     finished = Totals.of(done)
     rows, candidates = total(sample.strata, "rows"), total(sample.strata, "candidates")
@@ -46,13 +46,13 @@ def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
 
 
 def _done(left: Sequence[Span], job: Job, store: Store) -> list[CommitRecord]:
-    """What is committed of JSONL shards that are not done: the sample is of these shards as a whole."""
+    """The commit records of unfinished JSONL shards: the sample covers these shards as a whole."""
     units = [unit_id(s.shard, job.fingerprint, str(ordinal)) for s in left for ordinal in s.done]
     return commits.read_commits(store, units)
 
 
 def _units(left: Sequence[Span], sample: Sample, job: Job) -> Figure:
-    """Of a JSONL shard, a run of lines for every `unit_rows` candidates, the last with what remains."""
+    """The units left; a JSONL shard has one for every `unit_rows` candidates, the last with what remains."""
     known = sum(len(span.units) for span in left)
     jsonl = [span for span in left if not span.units]
     per_byte = {s.kind: ratio([s], "candidates", "size") for s in sample.strata}

@@ -1,4 +1,4 @@
-"""Reading a sample of what is to do, exactly as a run would: the same rows, tokens, rejects and packs."""
+"""Reads a sample of what is left to do exactly as a run would: the same rows, tokens, rejects and packs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ COUNTS = ("rows", "candidates", "conversations", "tokens", "computed", "truncate
 
 @dataclass(frozen=True)
 class Measured:
-    """A run: sums by the names in COUNTS, the tokens of its conversations, and in how many rows each prompt is."""
+    """A run of rows: sums by the names in COUNTS, the tokens of its conversations, and the rows with each prompt."""
 
     size: float
     exact: bool
@@ -43,7 +43,7 @@ class Sample:
 
     @property
     def exact(self) -> bool:
-        """Whether footers tell the candidates of all rows."""
+        """Whether footers give the candidates of all rows."""
         return all(run.exact for runs in self.runs for run in runs)
 
     @property
@@ -58,15 +58,15 @@ class Sample:
 
 
 def measured_to(job: Job) -> int:
-    """The tokens from which on the length of a conversation is not measured, and told as this.
+    """The largest length that is measured, in tokens; longer conversations count as this long.
 
-    Of answers that are compared with others, the length of those that fit into no comparison is not known.
+    For responses that are compared with others, the length of one that fits into no comparison is not known.
     """
     return job.max_length + 1 if job.family.text == "pairs" else _LONGEST * job.max_length
 
 
 def take(spans: Sequence[Span], job: Job, places: int, token_budget: int) -> Sample:
-    """Read about so many places of the spans."""
+    """Read the spans in about this many places."""
     reader = _Reader(job, token_budget)
     strata, measured = [], []
     for stratum in draw(spans, places):
@@ -87,7 +87,7 @@ class _Reader:
 
     @cached_property
     def unbounded(self) -> Encoder:
-        """Tells the tokens of conversations that are too long."""
+        """Encodes conversations that are too long, to measure them."""
         special = "plain" if self.encoder.plain else "reference"
         return Encoder(self.encoder.chat, measured_to(self.job), "none", special)
 
@@ -103,8 +103,8 @@ class _Reader:
         cut = [j for j, flags in enumerate(done.flags) if "truncated" in flags]
         longer = [i for i, reason, _ in done.rejects if reason == "too_long"]
         if cut or longer:
-            told = self._lengths([candidates[i] for i in (*(done.source[j] for j in cut), *longer)])
-            lengths = [n for j, n in enumerate(lengths) if j not in cut] + told
+            measured = self._lengths([candidates[i] for i in (*(done.source[j] for j in cut), *longer)])
+            lengths = [n for j, n in enumerate(lengths) if j not in cut] + measured
         packs = make_packs(sequences, [[len(ids) - 1] for ids in sequences], self.token_budget)
         counts = Counter(reason for _, reason, _ in done.rejects)
         counts |= Counter(
@@ -119,9 +119,9 @@ class _Reader:
         return Measured(run.size, run.exact, counts, lengths, Counter(prompt for _, prompt in seen))
 
     def _lengths(self, candidates: list[Candidate]) -> list[int]:
-        """The tokens of conversations that are longer than they may be; of the very longest a bound."""
+        """The tokens of conversations that are too long; for the very longest, a lower bound."""
         if self.job.family.text == "pairs":
             return [measured_to(self.job)] * len(candidates)
-        found = self.unbounded.encode(candidates)
-        beyond = [self.unbounded.max_length] * len(found.rejects)
-        return [len(prompt) + len(ids) for prompt, (ids,) in found.sequences()] + beyond
+        encoded = self.unbounded.encode(candidates)
+        beyond = [self.unbounded.max_length] * len(encoded.rejects)
+        return [len(prompt) + len(ids) for prompt, (ids,) in encoded.sequences()] + beyond

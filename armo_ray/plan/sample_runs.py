@@ -1,9 +1,9 @@
-"""Runs of consecutive rows from all over an input, for estimates: few bytes are read, and every row is as likely.
+"""Runs of consecutive rows from all over an input, for estimates: few bytes are read, and every row is equally likely.
 
 What is left to do is cut into blocks: rows of Parquet units, or the lines of a JSONL shard that begin in a range of
-64 KiB, and where it is compressed of 16 KiB. Of each kind of file some blocks are drawn, one in each of as many equal
-stretches of the input, always the same ones. A compressed shard cannot be entered in its middle: its blocks are read
-from its first megabytes.
+64 KiB (16 KiB if it is compressed). For each kind of file, the input is divided into equal stretches and one block is
+drawn from each, always the same one. A compressed shard cannot be read from the middle, so its blocks are read from
+its first megabytes.
 """
 
 from collections import Counter
@@ -22,17 +22,17 @@ from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit
 
 _BLOCK_BYTES = 64 << 10
-_ZIPPED_BYTES = 16 << 10  # of files that are compressed, Parquet too, which hold about as much text
-_BLOCK_CANDIDATES = 128  # at most: columns that compress well are much text
+_ZIPPED_BYTES = 16 << 10  # in compressed files, including Parquet, which hold about as much text
+_BLOCK_CANDIDATES = 128  # at most: columns that compress well hold a lot of text
 _PREFIX_BYTES = 1 << 20  # of a compressed shard; zstd holds back up to 128 KiB of what was read
-_REACH_BYTES = 16 << 20  # rows further into a row group than this cost too much to reach
-_FEWEST = 4  # blocks of one kind of file, so that their spread can be told
+_REACH_BYTES = 16 << 20  # rows farther into a row group than this cost too much to reach
+_FEWEST = 4  # blocks of one kind of file, so that their spread can be estimated
 
 
 @dataclass(frozen=True)
 class Block:
     """Rows [start, start + size) of a unit of a Parquet shard; or the lines of a JSONL shard that begin in that
-    range of its bytes. Of a compressed one, `pieces` such ranges of its beginning."""
+    range of its bytes. For a compressed shard, `pieces` such ranges of its beginning."""
 
     shard: Shard
     unit: Unit | None
@@ -47,12 +47,12 @@ class Run:
 
     rows: list[Row]
     size: float
-    exact: bool = True  # whether the footer tells how many candidates such rows hold
+    exact: bool = True  # whether the footer gives the number of candidates in such rows
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """What there is of shards of one kind. `total` of all its blocks is in the unit of `Run.size`."""
+    """All shards of one kind. `total` is the size of all their blocks, in the unit of `Run.size`."""
 
     kind: str
     total: float
@@ -61,14 +61,14 @@ class Stratum:
 
 
 def draw(spans: Sequence[Span], count: int, seed: int = 0) -> list[Stratum]:
-    """About `count` blocks of what is to do, by kind of file, of each as many as its bytes ask for."""
+    """About `count` blocks of what is left to do, shared among the kinds of file in proportion to their bytes."""
     readable = [span for span in spans if span.error is None]
     size = sum(map(_bytes_of, readable))
     strata = []
     for kind in KINDS:
-        those = [span for span in readable if span.shard.kind == kind]
-        if wholes := [block for span in those for block in _wholes(span)]:
-            share = max(_FEWEST, round(count * sum(map(_bytes_of, those)) / max(size, 1)))
+        of_kind = [span for span in readable if span.shard.kind == kind]
+        if wholes := [block for span in of_kind for block in _wholes(span)]:
+            share = max(_FEWEST, round(count * sum(map(_bytes_of, of_kind)) / max(size, 1)))
             strata.append(_draw(kind, wholes, share, np.random.default_rng(seed)))
     return strata
 
@@ -101,7 +101,7 @@ def _draw(kind: str, wholes: list[Block], count: int, rng: np.random.Generator) 
     for k in rng.integers(edges[:-1], edges[1:]).tolist():
         i = int(np.searchsorted(ends, k, side="right"))
         at, size, n = k - int(ends[i] - blocks[i]), wholes[i].size, int(blocks[i])
-        start, stop = at * size // n, (at + 1) * size // n  # of equal sizes: all are as likely
+        start, stop = at * size // n, (at + 1) * size // n  # blocks of equal size, all equally likely
         drawn.append(replace(wholes[i], start=start, size=stop - start))
     complete = len(drawn) == ends[-1]
     if kind not in (PARQUET, LINES):
@@ -117,23 +117,23 @@ def _beginnings(drawn: list[Block]) -> list[Block]:
 
 
 def read_blocks(drawn: Sequence[Block], columns: Sequence[str]) -> list[Run]:
-    """The rows of the blocks; of Parquet only these columns."""
+    """The rows of the blocks; for Parquet, only these columns."""
 
     def read(block: Block) -> list[Run]:
         with open_shard(block.shard) as source:
             try:
                 if block.unit is not None:
-                    found = [_parquet(source, block, block.unit, columns)]
+                    runs = [_parquet(source, block, block.unit, columns)]
                 elif block.shard.kind == LINES:
-                    found = [_run(_lines(source, block), block.size)]
+                    runs = [_run(_lines(source, block), block.size)]
                 else:
-                    found = _compressed(source, block)
+                    runs = _compressed(source, block)
             except DAMAGE as error:
                 source.raise_failure()
                 bad = BadRow("unreadable_shard", f"{type(error).__name__}: {error}")
-                found = [Run([bad], block.size)]
+                runs = [Run([bad], block.size)]
         check_read(block.shard)
-        return found
+        return runs
 
     return [run for runs in in_parallel(read, drawn) for run in runs]
 
@@ -168,7 +168,7 @@ def _run(lines: bytes, size: float) -> Run:
 
 def _lines(source: Source, block: Block) -> bytes:
     """The lines that begin in a range of bytes."""
-    before = max(block.start - 1, 0)  # where one line ends the next begins
+    before = max(block.start - 1, 0)  # the next line begins where one ends
     source.seek(before)
     content = source.read(block.start + block.size - before)
     if block.start:
@@ -183,14 +183,16 @@ def _lines(source: Source, block: Block) -> bytes:
 
 
 def _compressed(source: Source, block: Block) -> list[Run]:
-    """Pieces of the beginning of a shard, one anywhere in each of as many stretches of what was decoded: at its very
-    beginning a line would begin for sure."""
+    """Pieces of the beginning of a shard: one at a random place in each of as many equal stretches of the decoded text,
+    because a line always begins at the very start."""
     size = min(block.shard.size, max(_PREFIX_BYTES, block.pieces * block.size))
     text = _decoded(source, size)
-    step, part = len(text) / block.pieces, min(1.0, block.pieces * block.size / size)
-    shifts = (1 - part) * np.random.default_rng(int(block.shard.hash, 16)).random(block.pieces)
-    bounds = [(round((k + u) * step), round((k + u + part) * step)) for k, u in enumerate(shifts.tolist())]
-    return [_run(_begun(text, start, stop), part * size / block.pieces) for start, stop in bounds]
+    step, fraction = len(text) / block.pieces, min(1.0, block.pieces * block.size / size)
+    shifts = (1 - fraction) * np.random.default_rng(int(block.shard.hash, 16)).random(block.pieces)
+    bounds = [
+        (round((k + u) * step), round((k + u + fraction) * step)) for k, u in enumerate(shifts.tolist())
+    ]
+    return [_run(_begun(text, start, stop), fraction * size / block.pieces) for start, stop in bounds]
 
 
 def _begun(text: bytes, start: int, stop: int) -> bytes:
@@ -200,7 +202,7 @@ def _begun(text: bytes, start: int, stop: int) -> bytes:
 
 
 def _decoded(source: Source, size: int) -> bytes:
-    """The lines of the first bytes of a compressed shard that are whole."""
+    """The whole lines in the first bytes of a compressed shard."""
     stream = pa.CompressedInputStream(pa.BufferReader(source.read(size)), CODECS[kind_of(source.uri) or ""])
     pieces: list[bytes] = []
     try:

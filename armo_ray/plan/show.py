@@ -10,8 +10,8 @@ from armo_ray.plan.intervals import Figure
 _BAR = 40
 _LABEL = 12
 _NO_RATE = (
-    "unknown: nothing says how fast a replica is. Give --previous OUT, an earlier output of this model on such "
-    "machines, or --computed-tokens-per-second X, as in the column computed tokens/s of armo-ray bench"
+    "unknown: the speed of a replica has not been measured. Give --previous OUT, an earlier output of this model on "
+    "such machines, or --computed-tokens-per-second X, from the column computed tokens/s of armo-ray bench"
 )
 
 

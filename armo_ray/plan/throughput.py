@@ -1,4 +1,4 @@
-"""How fast a replica is: as commit records measured it, or as the options state."""
+"""The speed of a replica: as commit records measured it, or as the options state it."""
 
 import logging
 import math
@@ -16,17 +16,17 @@ from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-_RECORDS = 1000  # read of an output: enough to know the spread between units
+_RECORDS = 1000  # read from an output: enough to know the spread between units
 _NEEDED = ("identity.family", "identity.dtype", "config.model")
-_FEW, _LEAST_SPREAD = 10, 0.1  # of so few units, from one stretch of time, little can be told
+_FEW, _LEAST_SPREAD = 10, 0.1  # few units, close together in time, show too small a spread
 
 
 class Throughput(NamedTuple):
-    """Tokens that a replica computes in a second, and seconds that it takes to load.
+    """Tokens that a replica computes per second, and the seconds it takes to load.
 
-    `spread` is the standard deviation of the rate's logarithm between units, each weighed by its seconds; it is
-    not divided by their number, since the units of one run share what another may not: machine, neighbours,
-    lengths. None where nothing was measured twice.
+    `spread` is the standard deviation of the rate's logarithm between units, each weighted by its seconds; it is
+    not divided by their number, because the units of one run share what another run may not: machine, neighbors,
+    lengths. None if fewer than two units were measured.
     """
 
     computed_tokens_per_second: float
@@ -50,7 +50,7 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
         rate = measured(store, commits.list_commits(store), commits.read_run(store))
     if rate is None:
         raise ConfigError(
-            f"previous {store.uri}: no unit of it has computed anything: give another, or --computed-tokens-per-second"
+            f"previous {store.uri}: none of its units computed anything: give another, or --computed-tokens-per-second"
         )
     _compare(store.uri, commits.read_run(store, _NEEDED), job)
     return rate
@@ -60,14 +60,14 @@ def _compare(uri: str, run: RunFile, job: Job) -> None:
     identity, config = run.identity, run.config or {}
     if (identity["family"], identity["dtype"], config["model"]) != (job.family.name, job.dtype, job.model):
         logger.warning(
-            "previous %s is of %s in %s, this run of %s in %s: is one as fast as the other?",
+            "previous %s was scored with %s in %s, but this run uses %s in %s: its speed may differ",
             *(uri, config["model"], identity["dtype"], job.model, job.dtype),
         )
 
 
 def measured(store: Store, units: Set[str], run: RunFile | None = None) -> Throughput | None:
-    """What the commit records of some units, at most a thousand, measured; None if nothing was computed."""
-    names = sorted(units)  # by hashes: in no order of time or length
+    """Throughput as the commit records of up to a thousand units measured it; None if nothing was computed."""
+    names = sorted(units)  # names are hashes, in no order of time or length
     records = commits.read_commits(store, names[:: -(-len(names) // _RECORDS) or 1], run=run)
     computed = [(record.computed_tokens, record.timing) for record in records if record.computed_tokens]
     measures = [(count, timing) for count, timing in computed if timing is not None]

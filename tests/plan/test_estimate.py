@@ -329,7 +329,7 @@ def test_how_fast_replicas_are_is_measured_stated_or_asked_for(
     assert unknown["throughput"] is unknown["cost"] is None
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert "nothing says how fast a replica is. Give --previous OUT" in text
+    assert "the speed of a replica has not been measured. Give --previous OUT" in text
     assert "260 candidates" in text
     assert not (tmp_path / "out").exists()
 
@@ -340,7 +340,7 @@ def test_scores_that_no_model_made_tell_nothing_of_how_fast_replicas_are(
     previous = score_synthetically(tmp_path / "previous", SAMPLE)
     command = ["plan", "--input", str(SAMPLE), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
     assert main([*command, "--dtype", "float32", "--previous", str(previous)]) == 2
-    assert "no unit of it has computed anything" in capsys.readouterr().err
+    assert "none of its units computed anything" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
