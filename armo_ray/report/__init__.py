@@ -1,1 +1,1 @@
-"""`armo-ray report`: the page that people read of an output, and how far its numbers drifted."""
+"""`armo-ray report`: a page about outputs, and how far their scores drifted."""

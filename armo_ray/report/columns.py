@@ -1,8 +1,8 @@
 """The columns of scores that a report covers, as SQL.
 
 The view `candidates` has a row for each scored candidate: `values` are v0, v1, ... (DOUBLE), `groups` g0, g1, ...
-(VARCHAR), beside prompt_id, source, source_row, candidate, role, __part, __row and __output. `terms` of the score are
-p0, p1, ... (DOUBLE) where they are asked for.
+(VARCHAR), next to prompt_id, source, source_row, candidate, role, __part, __row and __output. The terms of the score,
+if requested, are p0, p1, ... (DOUBLE).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ class Columns:
     """SQL expressions over a row of scores, by name."""
 
     values: Mapping[str, str]  # score, lengths, rewards.NAME, gating.NAME
-    terms: Mapping[str, str]  # the score is their sum; empty where it is not a sum
+    terms: Mapping[str, str]  # the score is their sum; empty if it is not a sum
     groups: Mapping[str, str]  # kept columns and directories to group by
 
     def alias(self, name: str) -> str:
@@ -49,7 +49,7 @@ class Columns:
         return [f"({sql})::VARCHAR AS g{i}" for i, sql in enumerate(self.groups.values())]
 
     def view(self, parts: Iterable[Part], terms: bool = False) -> str:
-        """The SQL of the view `candidates`; DuckDB takes long to plan the terms, of which few queries need any."""
+        """The SQL of the view `candidates`; DuckDB takes long to plan the terms, which few queries need."""
         made = [f"({sql})::DOUBLE AS v{i}" for i, sql in enumerate(self.values.values())]
         made += self.terms_and_groups() if terms else self._group_columns()
         fixed = "prompt_id, source, source_row, candidate, role, __part, __row, __output"
@@ -62,7 +62,7 @@ def sampled(parts: Sequence[Part]) -> list[Part]:
 
 
 def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores, grouped: bool = True) -> Columns:
-    """The columns of outputs that hold at least one score; `grouped`: with those to group by."""
+    """The columns of outputs that hold at least one score; `grouped` includes those to group by."""
     names = scores.reward_names
     values = {name: name for name in (SCORE, "num_prompt_tokens", LENGTH)}
     values |= {f"rewards.{name}": f"rewards.{quote(name)}" for name in names}
@@ -114,7 +114,7 @@ def _groups(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:
 
 
 def _is_of_candidates(con: duckdb.DuckDBPyConnection, scores: Scores, sql: str) -> bool:
-    """Whether a list has an entry for each candidate of its row, which takes rows with a list of responses."""
+    """Whether a list has an entry for each candidate of its row, as only rows with a list of responses can have."""
     if not all("responses" in (run.identity.get("layout") or {}) for run in scores.runs):
         return False
     rows = con.execute(f"SELECT bool_and(len({sql}) > candidate) FROM ({scan(sampled(scores.parts))})")

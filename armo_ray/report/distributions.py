@@ -16,7 +16,7 @@ _PER_TOKENS = 100  # unit of the slopes
 
 @dataclass(frozen=True)
 class Summary:
-    """The histogram of every column of values, and the moments of all of them but the gates.
+    """The histogram of every column of values, and the moments of all of them except the gates.
 
     mean, covariance: (V,) and (V, V), of the columns in `names`, then of the terms of the score.
     """
@@ -45,7 +45,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's correlation of every two columns; None where one is constant."""
+    """Pearson's correlation of every pair of columns; None if one is constant."""
 
     names: list[str]
     matrix: list[list[float | None]]
@@ -53,7 +53,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Trend:
-    """Least squares of a column on the response's tokens; slopes are per 100 tokens. None where one is constant."""
+    """Least squares of a column on the response's tokens; slopes are per 100 tokens. None if one is constant."""
 
     slope: float | None
     intercept: float | None
@@ -105,7 +105,7 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
     selects += [f"sum(d{i} * d{j})" for i, j in pairs]
     selects += [f"avg({columns.alias(name)})" for name in columns.gates]
     selects += [f"avg(abs(p{i}))" for i in range(len(columns.terms))]
-    selects += [  # which may take two values for one
+    selects += [  # approx_count_distinct may count two values as one
         f"greatest(approx_count_distinct(g{i}), if(min(g{i}) <> max(g{i}), 2, 0))"
         for i in range(len(columns.groups))
     ]
@@ -136,12 +136,12 @@ def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) 
 
 
 def _is_needed(columns: Columns, i: int, j: int) -> bool:
-    """For the terms of the score only their own variance and their covariance with the score."""
+    """The terms of the score need only their own variance and their covariance with the score."""
     return i < len(columns.values) - len(columns.gates) or j in (0, i)
 
 
 def distributions(summary: Summary) -> dict[str, Distribution]:
-    """Of every column."""
+    """The distribution of every column."""
     return {name: _distribution(summary, name, histogram) for name, histogram in summary.histograms.items()}
 
 
@@ -157,7 +157,7 @@ def _distribution(summary: Summary, name: str, histogram: Histogram) -> Distribu
 
 
 def correlations(summary: Summary) -> Correlation:
-    """Of score, response length and rewards."""
+    """The correlations of score, response length and rewards."""
     names = [name for name in summary.names if name != "num_prompt_tokens"]
     at = [summary.names.index(name) for name in names]
     return Correlation(names, [[_correlation(summary, i, j) for j in at] for i in at])
@@ -171,12 +171,12 @@ def _correlation(summary: Summary, i: int, j: int) -> float | None:
 
 
 def _varies(summary: Summary, i: int) -> bool:
-    """Whether a variance is larger than what rounding makes of a constant."""
+    """Whether the variance of a column is larger than rounding could make that of a constant."""
     return bool(summary.covariance[i, i] > 1e-14 * (1 + summary.mean[i] ** 2))
 
 
 def by_length(summary: Summary) -> dict[str, Trend]:
-    """Of score and every reward."""
+    """The trends of score and every reward with length."""
     names = [name for name in summary.names if not name.startswith("num_")]
     return {name: _trend(summary, summary.names.index(name), summary.names.index(LENGTH)) for name in names}
 
@@ -192,7 +192,7 @@ def _trend(summary: Summary, i: int, length: int) -> Trend:
 
 
 def influence(summary: Summary) -> dict[str, Influence]:
-    """Of every term of the score."""
+    """The influence of every term of the score."""
     score, first = summary.names.index(SCORE), len(summary.names)
     terms = {}
     for i, (name, absolute) in enumerate(summary.absolute.items(), first):

@@ -46,8 +46,8 @@ class PromptCounts:
 class Drift:
     """The comparison with an older output.
 
-    max_psi, max_ks: the limits that were asked for. chance_psi, chance_ks: what chance exceeds once in 1,000 times with
-    so few prompts; None, as `prompts`, where nothing was scored. A column has drifted where it is above both.
+    max_psi, max_ks: the requested limits. chance_psi, chance_ks: what chance exceeds once in 1,000 times with this many
+    prompts; None, like `prompts`, if nothing was scored. A column has drifted if it is above both.
     """
 
     against: str
@@ -63,7 +63,7 @@ class Drift:
 def psi(old: Histogram, new: Histogram) -> float:
     """Population stability index: the sum of (p - q) ln(p / q) over the bins between the older output's deciles.
 
-    Half a row is added to each bin, which keeps the index finite where a bin is empty.
+    Half a row is added to each bin, which keeps the index finite when a bin is empty.
     """
     edges = steps_of([old.quantile(i / _DECILES) for i in range(1, _DECILES)])
 
@@ -76,7 +76,7 @@ def psi(old: Histogram, new: Histogram) -> float:
 
 
 def ks(old: Histogram, new: Histogram) -> float:
-    """Kolmogorov-Smirnov distance: the largest difference of the two distributions at the bounds of their bins."""
+    """Kolmogorov-Smirnov distance: the largest difference between the two distributions at the bounds of their bins."""
     return float(np.abs(old.below / old.total - new.below / new.total).max())
 
 
@@ -92,9 +92,9 @@ def drift(
     Args:
         against: URI of the older output.
         old, new: histograms over the same bounds.
-        prompts: of both outputs; they, not the candidates, set the limits of chance, as candidates of a prompt are
-            alike.
-        limits: of index and distance.
+        prompts: the counts of both outputs; they, not the candidates, set the limits of chance, because candidates of
+            a prompt are alike.
+        limits: max_psi and max_ks.
     """
     noise = 1 / prompts.older + 1 / prompts.now
     chance = (_CHANCE_PSI * noise, _CHANCE_KS * noise**0.5)

@@ -1,4 +1,4 @@
-"""Rows to look at: the highest and lowest scores, and rejects of every reason."""
+"""Rows to look at: the highest and lowest scores, and rejects for every reason."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _TEXTS = ("prompt", "response")
 
 @dataclass(frozen=True)
 class Example:
-    """A scored candidate; `parts` are the largest terms of its score, texts are None where they were not kept."""
+    """A scored candidate; `parts` are the largest terms of its score; texts are None if they were not kept."""
 
     row_id: str
     source: str
@@ -45,7 +45,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class RejectExample:
-    """A reject. `raw` is None where an earlier reject of the row has it, row_id where a whole shard was rejected."""
+    """A reject. `raw` is None if an earlier reject of the row has it, row_id if a whole shard was rejected."""
 
     source: str
     source_row: int | None
@@ -58,7 +58,7 @@ class RejectExample:
 
 @dataclass(frozen=True)
 class Rejects:
-    """The rejects of one reason."""
+    """The rejects for one reason."""
 
     reason: str
     rejects: int
@@ -66,7 +66,7 @@ class Rejects:
 
 
 def extremes(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores, count: int) -> Examples:
-    """The candidates with the highest and the lowest scores; of equal ones the first. Reads the table `narrow`."""
+    """The candidates with the highest and the lowest scores; among equals, the first. Reads the table `narrow`."""
 
     def ranked(order: str) -> list[tuple[int, int]]:
         return con.execute(
@@ -81,7 +81,7 @@ def extremes(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores, c
 def _examples(
     con: duckdb.DuckDBPyConnection, columns: Columns, parts: Sequence[Part], places: set[tuple[int, int]]
 ) -> dict[tuple[int, int], Example]:
-    """The candidates in these rows of these parts, by one query: its terms take long to plan."""
+    """The candidates in these rows of these parts, in one query, because its terms take long to plan."""
     if not places:
         return {}
     used = sorted({part for part, _ in places})
@@ -149,7 +149,7 @@ def _reject(con: duckdb.DuckDBPyConnection, part: Part, row: int) -> RejectExamp
 
 
 def _plain(raw: str) -> str:
-    """JSON with its letters unescaped."""
+    """JSON with its non-ASCII characters unescaped."""
     try:
         return json.dumps(json.loads(raw), ensure_ascii=False)
     except ValueError:

@@ -43,7 +43,7 @@ class LengthBin:
 
 
 def chosen_groups(distinct: Mapping[str, int], rows: int) -> list[str]:
-    """The columns with few values, but more than one; the one with the fewest first."""
+    """The columns with few values, but more than one; those with the fewest first."""
     most = min(MOST_VALUES, max(2, rows // _FEWEST_ROWS))
     fit = [name for name, count in distinct.items() if 2 <= count <= most]
     return sorted(fit, key=lambda name: (distinct[name], name))[:_MOST_GROUPS]

@@ -23,7 +23,7 @@ _TAIL = 0.005  # share of the rows on each side that the drawn bins leave out
 
 @dataclass(frozen=True)
 class Bounds:
-    """The upper edges of a column's bins, in rising order; `drawn` is a subset."""
+    """The upper edges of a column's bins, in ascending order; `drawn` is a subset."""
 
     all: Floats
     drawn: Floats
@@ -31,7 +31,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Bins:
-    """A histogram to draw: a count between every two edges, and the rows below and above all of them."""
+    """A histogram to draw: a count between each edge and the next, and the rows below and above all of them."""
 
     edges: list[float]
     counts: list[int]
@@ -79,13 +79,13 @@ class Histogram:
 
 
 def steps_of(values: Sequence[float]) -> Floats:
-    """Bounds at sorted values; a repeated value gets a bin of its own, by a second bound just below it."""
+    """Bounds at sorted values; a repeated value gets a bin of its own, through a second bound just below it."""
     points, counts = np.unique(np.array(values, np.float64), return_counts=True)
     return np.union1d(points, np.nextafter(points[counts > 1], -np.inf))
 
 
 def equal(low: float, high: float, whole: bool = False) -> Floats:
-    """The edges of equal bins over low to high; for whole numbers, every bin holds equally many of them."""
+    """The edges of equal bins from low to high; for whole numbers, every bin holds equally many of them."""
     if whole:
         width = max(1, int(np.ceil((high - low + 1) / _DRAWN)))
         return np.asarray(np.arange(low - 0.5, high + width, width), np.float64)
@@ -118,7 +118,7 @@ def fixed_bounds(low: float, high: float) -> Bounds:
 
 def counted(sql: str, name: str) -> str:
     """SQL of the three aggregates that `histogram_of` takes; the parameter `name` of the query is a list of all
-    bounds, which DuckDB would parse for long if they stood in the SQL."""
+    bounds, which DuckDB would take long to parse inside the SQL."""
     return f"histogram({sql}, ${name}), min({sql}), max({sql})"
 
 

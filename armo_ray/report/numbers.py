@@ -4,7 +4,7 @@
     outputs, complete, runs      what was read; whether all of it is complete; the _run.json of each
     model, inputs, totals        the metadata of the scores; the largest shards; sums over the commit records
     speed                        times, replicas, cost, throughput, slowest units; null without times
-    scored                       null where nothing was:
+    scored                       null if nothing was:
       columns                    score, lengths, rewards.NAME, gating.NAME: mean, sd, min, max, quantiles, histogram
       correlation                names and matrix, Pearson's
       influence                  terms of the score: mean, mean_absolute, share_of_variance
@@ -14,7 +14,7 @@
     drift                        against, limits, drifted, columns: psi, ks, quantiles; null without --against
     rejects                      by reason: rejects, examples
 
-A number that does not exist, such as the correlation of a constant, is null. A histogram's bin holds its upper edge.
+A number that does not exist, such as the correlation of a constant, is null. A histogram's bin includes its upper edge.
 """
 
 import json
@@ -73,7 +73,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Scored:
-    """What is known of the candidates that were scored."""
+    """What is known about the candidates that were scored."""
 
     columns: dict[str, Distribution]
     correlation: Correlation
@@ -104,13 +104,13 @@ class Report:
     rejects: list[Rejects]
 
     def to_json(self) -> bytes:
-        """Objectives in the order of the model."""
+        """The content of report.json, with objectives in the order of the model."""
         content = asdict(self, dict_factory=_keys)
         return json.dumps(content, indent=1, default=str, allow_nan=False).encode() + b"\n"
 
 
 def _keys(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """`from_` is the key from; the limits of chance are left out where they are unknown."""
+    """`from_` is the key from; the limits of chance are left out if they are unknown."""
     return {
         name.removesuffix("_"): value
         for name, value in fields
@@ -119,7 +119,7 @@ def _keys(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def measure(options: ReportOptions) -> Report:
-    """Read outputs as far as they are committed. Raises ConfigError where they cannot be compared."""
+    """Measure what is committed of outputs. Raises ConfigError if they cannot be compared."""
     committed = open_committed(options.scores)
     older = None if options.against is None else open_committed([options.against])
     if older is not None:
@@ -160,7 +160,7 @@ def _model(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_older(committed: Committed, older: Committed) -> None:
     if not older.scores.parts:
-        raise ConfigError(f"against {older.scores.outputs[0]}: no candidate was scored there")
+        raise ConfigError(f"against {older.scores.outputs[0]}: no candidate of it was scored")
     if committed.scores.parts:
         outputs = (older.scores.outputs[0], committed.scores.outputs[0])
         check_models(outputs, (older.scores.metadata, committed.scores.metadata))
@@ -199,7 +199,7 @@ def _drift(con: duckdb.DuckDBPyConnection, scores: Scores, older: Scores, option
     against, limits = older.outputs[0], (options.max_psi, options.max_ks)
     if not scores.parts:
         return nothing_scored(against, limits)
-    columns = find_columns(con, older, grouped=False)  # the two may carry different ones
+    columns = find_columns(con, older, grouped=False)  # the two may keep different ones
     bounds = sample_bounds(con, columns, older)
     old, new = (histograms(con, columns, own, bounds) for own in (older, scores))
     return drift(against, old, new, PromptCounts(_prompts(con, older), _prompts(con, scores)), limits)

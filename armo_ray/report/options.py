@@ -12,20 +12,20 @@ class ReportOptions(ScoresOptions):
     """Write a page about outputs, complete or not."""
 
     scores: Annotated[Places, Help("required", "OUT", word=True)] = Field(min_length=1)
-    """Outputs of score, complete or not, all of one model."""
+    """Outputs of score, complete or not, all from one model."""
     output: Annotated[NewPlace | None, Help("what is written", "PLACE")] = None
     """Directory, URI or .html file to write; default: the output itself."""
     price: Annotated[Finite | None, Help("what is written", "USD")] = Field(None, ge=0)
     """Price per hour of a GPU, or of a replica without one: adds the cost."""
     examples: Annotated[int, Help("what is written", "N")] = Field(5, ge=0, le=50)
-    """Highest and lowest scores to show, and rejects of each reason."""
+    """Highest and lowest scores to show, and rejects for each reason."""
     against: Annotated[Place | None, Help("drift", "OUT")] = None
     """Older output of the same model to compare with."""
     max_psi: Annotated[Finite, Help("drift", "X")] = Field(0.25, gt=0)
     """Population stability index, over the older output's deciles, above which a column has drifted. It must also
     exceed what chance gives once in 1,000 times."""
     max_ks: Annotated[Finite, Help("drift", "X")] = Field(0.2, gt=0, le=1)
-    """The same for the Kolmogorov-Smirnov distance; half a deviation gives 0.2."""
+    """The same for the Kolmogorov-Smirnov distance; a shift of half a standard deviation gives 0.2."""
 
     @model_validator(mode="after")
     def _placed(self) -> "ReportOptions":

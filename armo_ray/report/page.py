@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no script. A section is a template."""
+"""The report as one HTML file that needs nothing else: no network, no script. Each section is a template."""
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -16,9 +16,9 @@ from armo_ray.report.numbers import Report, Scored
 from armo_ray.report.speed import Speed
 
 _ENOUGH = 10  # candidates: correlations of fewer mean nothing
-_MOST_REWARDS = 40  # that are drawn
-_MOST_ROWS = 30  # of a table of groups
-_MOST_VALUES = 24  # of a group whose gates are drawn
+_MOST_REWARDS = 40  # to draw
+_MOST_ROWS = 30  # in a table of groups
+_MOST_VALUES = 24  # of a group, to draw their gates
 _POLICY = ("max_length", "truncate", "special_tokens", "unit_rows", "partition_by")
 _MODEL = ("model", "model_revision", "model_family", "model_fingerprint", "dtype")
 
@@ -37,7 +37,7 @@ class GateTable(NamedTuple):
 def page(report: Report) -> str:
     """The HTML of a report."""
     names = [uri.rstrip("/").rsplit("/", 1)[-1] for uri in report.outputs]
-    scored = "Scores of" if report.scored else "No scores of" if report.complete else "No scores yet of"
+    scored = "Scores from" if report.scored else "No scores from" if report.complete else "No scores yet from"
     view = _view(report) | (_scored_view(report, report.scored) if report.scored else {})
     return render(
         "report/templates/page.html.jinja",
@@ -125,7 +125,7 @@ def _plain(name: str) -> str:
 
 
 def _without_duplicate(columns: Mapping[str, Distribution]) -> dict[str, Distribution]:
-    """Without the only reward of a model that is the score itself."""
+    """The columns without a model's only reward if it is the score itself."""
     rewards = [name for name in columns if name.startswith("rewards.")]
     is_score = len(rewards) == 1 and columns[rewards[0]] == columns["score"]
     return {name: own for name, own in columns.items() if not (is_score and name in rewards)}
@@ -165,7 +165,7 @@ def _command(made_by: Mapping[str, Any]) -> str:
 
 
 def _gate_table(name: str, groups: Sequence[Group]) -> GateTable | None:
-    """None where all mean gates are about equal, as where each prompt has candidates in all groups."""
+    """None if all mean gates are about equal, as they are when each prompt has candidates in all groups."""
     shown = sorted(groups, key=lambda group: -group.candidates)[:_MOST_VALUES]
     gates = {o: [group.gating[o] for group in shown] for o in shown[0].gating}
     if not any(max(row) - min(row) >= 0.01 for row in gates.values()):

@@ -1,4 +1,4 @@
-"""Chosen against rejected responses of the same row, where both were scored."""
+"""Chosen against rejected responses of the same row, if both were scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class ColumnAccuracy:
 
 @dataclass(frozen=True)
 class RatioBin:
-    """Pairs whose ratio of lengths, chosen to rejected, is from `from_` up to, excluding, `to`."""
+    """Pairs whose ratio of lengths, chosen to rejected, is at least `from_` and less than `to`."""
 
     from_: float
     to: float | None
@@ -43,7 +43,7 @@ class RatioBin:
 
 @dataclass(frozen=True)
 class GroupPairs:
-    """Pairs of one value of a column."""
+    """Pairs with one value of a column."""
 
     value: str | None
     pairs: int
@@ -71,7 +71,7 @@ class Pairs:
 def by_pair(
     con: duckdb.DuckDBPyConnection, columns: Columns, groups: Sequence[str], deviation: float
 ) -> Pairs | None:
-    """Compare chosen with rejected; None where no row has both roles. `deviation` of the score scales the margins."""
+    """Compare chosen with rejected; None if no row has both roles. The score's `deviation` scales the margins."""
     groups = [name for name in groups if name != "role"]
     names = [SCORE, *columns.rewards]
     _compare(con, columns, groups, names)

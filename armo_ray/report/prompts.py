@@ -10,7 +10,7 @@ from armo_ray.report.columns import SCORE, Columns
 from armo_ray.report.histograms import Bins, counted, fixed_bounds, histogram_of
 
 _SLICE_ROWS = 4_000_000  # candidates whose scores are in memory at once
-_MOST_CANDIDATES = 256  # of a prompt that counts for best of n
+_MOST_CANDIDATES = 256  # of a prompt; larger ones do not count for best of n
 _MOST_N = 64
 
 Winners = dict[str | None, int]  # prompts won by each value of a column
@@ -18,7 +18,7 @@ Winners = dict[str | None, int]  # prompts won by each value of a column
 
 @dataclass(frozen=True)
 class PromptSize:
-    """How many prompts have so many candidates."""
+    """How many prompts have this many candidates."""
 
     candidates: int
     prompts: int
@@ -39,7 +39,7 @@ class BestOfN:
     prompts: int
     n: list[int]
     mean_score: list[float]
-    most_candidates: int  # of a prompt that counts
+    most_candidates: int  # of a prompt; larger ones do not count
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _ranges(con: duckdb.DuckDBPyConnection, deviation: float) -> Ranges:
 def _best_of_n(con: duckdb.DuckDBPyConnection, sizes: dict[int, int]) -> BestOfN | None:
     """The mean score of the best of n candidates, over all draws of n candidates of a prompt without replacement.
 
-    Of m scores in rising order, the i-th is the best of n in C(i - 1, n - 1) of the C(m, n) draws. The largest n is
+    Of m scores in ascending order, the i-th is the best of n in C(i - 1, n - 1) of the C(m, n) draws. The largest n is
     one that at least half of the prompts with several candidates reach; the curve is over these prompts, except
     those with more than `most_candidates`.
     """

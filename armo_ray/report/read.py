@@ -1,4 +1,4 @@
-"""Outputs as far as they are committed: their parts and the records of their units."""
+"""What is committed of outputs: their parts and the records of their units."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from armo_ray.storage.store import Store
 
 @dataclass(frozen=True)
 class Committed:
-    """The part of some outputs that is committed."""
+    """What is committed of some outputs."""
 
     scores: Scores
-    records: Sequence[Mapping[str, Any]]  # as their files have them
+    records: Sequence[Mapping[str, Any]]  # as in their files
     runs: Sequence[Mapping[str, Any]]  # the _run.json of each output
     totals: Mapping[str, Any]
     complete: bool
 
 
 def open_committed(uris: Iterable[str]) -> Committed:
-    """Read commit records and footers. Raises ConfigError for no output of armo-ray score, or one of another model."""
+    """Read commit records and footers. Raises ConfigError if one is not an output of score, or has another model."""
     listed: list[Listed] = []
     records: list[CommitRecord] = []
     complete = True

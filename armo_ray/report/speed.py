@@ -11,12 +11,12 @@ from armo_ray.storage.records import replica_seconds
 
 _BINS = 40
 _SLOWEST = 5
-_GAP_S = 60.0  # without a unit at work: the run was paused
+_GAP_S = 60.0  # this long without a unit at work means that the run was paused
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Tokens per second of a bin of the active time, which begins after so many seconds."""
+    """Tokens per second in a bin of the active time, which begins at `from_seconds`."""
 
     from_seconds: float
     tokens_per_second: float
@@ -38,8 +38,8 @@ class SlowUnit:
 
 @dataclass(frozen=True)
 class Speed:
-    """Times, rates and cost of a run. Tokens count every conversation whole, computed_tokens what went through the
-    model. `first` and `last` are ISO 8601, seconds are by step, fractions are of 1."""
+    """Times, rates and cost of a run. Tokens count every conversation whole; computed_tokens counts what went
+    through the model. `first` and `last` are ISO 8601, seconds are by step, fractions are of 1."""
 
     first: str
     last: str
@@ -63,7 +63,7 @@ class Speed:
 def speed(
     records: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], price: float | None
 ) -> Speed | None:
-    """None if no model made the output, as after armo-ray filter, or if its units record no seconds.
+    """None if no model made the output, for example after armo-ray filter, or if its units record no seconds.
 
     A replica's hours are those in which it loaded the model, packed, ran the model and waited between units.
     """
@@ -105,7 +105,7 @@ def speed(
 
 def _utilization(timed: Sequence[Mapping[str, Any]]) -> float | None:
     """Model FLOPs utilization as progress shows it: the fraction of the operations that the devices could do in the
-    replicas' time. None where a device's rate is unknown."""
+    replicas' time. None if a device's rate is unknown."""
     if not all(record.get("peak_flops") for record in timed):
         return None
     possible = sum(record["peak_flops"] * replica_seconds(record["seconds"]) for record in timed)
