@@ -12,14 +12,14 @@ from armo_ray.verify.options import VerifyModelOptions, VerifyOptions
 def run(given: Given) -> int:
     """Check, print what was found, and return the exit status. Raises ConfigError."""
     if ("output" in given.values) == ("model" in given.values):
-        raise ConfigError("give an output to check, or --model to try out a model")
+        raise ConfigError("give an output to check, or --model to check a model")
     for_output, for_model = given.of(VerifyOptions), given.of(VerifyModelOptions)
     if "model" in given.values:
         if for_output:
-            raise ConfigError("--repair goes with an output")
+            raise ConfigError("--repair needs an output")
         return _check_model(load_options(VerifyModelOptions, None, for_model))
     if for_model:
-        raise ConfigError(f"{', '.join(f'--{name}' for name in for_model)} can only go with --model")
+        raise ConfigError(f"{', '.join(f'--{name}' for name in for_model)} can only be used with --model")
     options = load_options(VerifyOptions, None, for_output)
     return _repair(options.output) if options.repair else _check_output(options.output)
 
@@ -30,13 +30,13 @@ def _check_output(output: str) -> int:
     from armo_ray.verify.output import counts_of, examine
     from armo_ray.verify.sources import tell_states
 
-    found = examine(Store(output))
-    tell_states(found.records, found.run, columns_read)
-    for fault in found.faults:
+    examined = examine(Store(output))
+    tell_states(examined.records, examined.run, columns_read)
+    for fault in examined.faults:
         print(fault.message)
-    count = len(found.faults)
-    counts = ", ".join(f"{number} {name}" for name, number in counts_of(found).items())
-    repairable = any(not fault.undone for fault in found.faults)
+    count = len(examined.faults)
+    counts = ", ".join(f"{number} {name}" for name, number in counts_of(examined).items())
+    repairable = any(not fault.undone for fault in examined.faults)
     state = f"{count} fault{'s' * (count > 1)}{'; --repair repairs what it can' * repairable}"
     print(f"{output}: {counts}: {state if count else 'whole'}")
     return FAILED if count else COMPLETE
@@ -46,13 +46,13 @@ def _repair(output: str) -> int:
     from armo_ray.text.layouts import columns_read
     from armo_ray.verify.repair import repair_output
 
-    found = repair_output(output, columns_read)
-    for line in (*found.done, *found.left):
+    repaired = repair_output(output, columns_read)
+    for line in (*repaired.done, *repaired.left):
         print(line)
-    left = f", {len(found.left)} faults are left" if found.left else ""
-    state = "complete" if found.complete else "not complete: run the same armo-ray score command again"
-    print(f"{output}: {len(found.done)} repairs{left}; {state}")
-    return FAILED if found.left else COMPLETE
+    left = f", {len(repaired.left)} faults left" if repaired.left else ""
+    state = "complete" if repaired.complete else "not complete: run the same armo-ray score command again"
+    print(f"{output}: {len(repaired.done)} repairs{left}; {state}")
+    return FAILED if repaired.left else COMPLETE
 
 
 def _check_model(options: VerifyModelOptions) -> int:

@@ -47,7 +47,7 @@ def check_head(checkpoint: Checkpoint) -> list[Check]:
 
 
 def _transform_fault(transform: Any) -> str:
-    """How a transform differs from that of ArmoRM, the unit matrix except for a row of penalties; "" if it does not.
+    """How a transform differs from ArmoRM's, the identity matrix except for a row of penalties; "" if it does not.
 
     The row of verbosity holds the penalties, and 0 on the diagonal.
     """
@@ -57,7 +57,7 @@ def _transform_fault(transform: Any) -> str:
     if len(changed):
         row = np.delete(np.arange(len(transform)), _VERBOSITY)[changed[0]]
         return (
-            f"row {row} ({ARMORM_REWARDS[row]}) of reward_transform_matrix is not that of the unit matrix: "
+            f"row {row} ({ARMORM_REWARDS[row]}) of reward_transform_matrix is not that of the identity matrix: "
             f"rows are swapped, or the matrix is transposed"
         )
     penalties = transform[_VERBOSITY]
@@ -91,7 +91,10 @@ def _turn_fault(chat: Chat) -> str:
     if list(chat.response_pattern) == chat.encode(_LLAMA3_TURN) and chat.response_end == _LLAMA3_END:
         return ""
     turn = chat.tokenizer.decode(list(chat.response_pattern), skip_special_tokens=False)
-    return f"turns end in {turn!r} and {chat.response_end!r}, those of Llama 3 in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
+    return (
+        f"turns end in {turn!r} and {chat.response_end!r}, "
+        f"but those of Llama 3 in {_LLAMA3_TURN!r} and {_LLAMA3_END!r}"
+    )
 
 
 def _gate_fault(chat: Chat, prompt_length: int, whole: list[int]) -> str:
@@ -119,13 +122,15 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
 def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, Any]) -> list[Check]:
     """Check that the config and the gate's tokens are those of the released model."""
     faults = [
-        f"{name} is {checkpoint.config.get(name)}, in the released model {value}"
+        f"{name} is {checkpoint.config.get(name)}, but {value} in the released model"
         for name, value in published["config"].items()
         if checkpoint.config.get(name) != value
     ]
     if list(chat.response_pattern) != published["response_pattern"]:
         faults.append(
             f"the gate's tokens are {list(chat.response_pattern)}, "
-            f"in the released model {published['response_pattern']}"
+            f"but {published['response_pattern']} in the released model"
         )
-    return [Check("released configuration", not faults, "; ".join(faults) or f"that of {published['model']}")]
+    return [
+        Check("released configuration", not faults, "; ".join(faults) or f"the same as {published['model']}")
+    ]

@@ -12,7 +12,7 @@ from armo_ray.verify.files import Check
 
 # in float32, sums in another order differ by about 1e-6; other machines and TF32 differ by more
 SAME, ELSEWHERE, ROUNDED = 1e-4, 2e-3, 0.02
-# how much further from float32 a pack may be than a conversation scored alone in the same 16-bit type
+# how much farther from float32 a pack may be than a conversation scored alone in the same 16-bit type
 _FACTOR = 3.0
 
 Ids = Sequence[Any]
@@ -42,7 +42,7 @@ def check_scores(
         "alone": score_alone(plain, ids),
         "shared": table(shared),
         "packed": table(plain.score(ids)),
-        "other company": table(plain.score(ids[::-1]))[::-1],
+        "reversed": table(plain.score(ids[::-1]))[::-1],
     }
     checks = [_finite(ways), _identity(shared, checkpoint)]
     if checkpoint.family.reads == "gate":
@@ -51,7 +51,7 @@ def check_scores(
     first, second = table(fixed.score(ids)), table(fixed.score(ids[::-1]))[::-1]
     same = bool(np.array_equal(first, second))
     difference = f"differ by up to {np.abs(first - second).max():.2g} in another order"
-    detail = "are the same bits in any order" if same else difference
+    detail = "have the same bits in any order" if same else difference
     checks.append(Check("fixed packs", True, f"with --fixed-packs scores {detail}"))
     return checks, ways, shared
 
@@ -74,7 +74,7 @@ def _identity(scores: Scores, checkpoint: Checkpoint) -> Check:
     """score == sum(rewards * (gating @ transform.T))"""
     expected = (scores.rewards * coefficients(scores, checkpoint)).sum(axis=1)
     off = float(np.abs(expected - scores.score).max())
-    return Check("head identity", off < SAME, f"score is the weighted sum of its rewards, to {off:.1e}")
+    return Check("head identity", off < SAME, f"score is the weighted sum of its rewards, within {off:.1e}")
 
 
 def _gates(scores: Scores, prompts: Sequence[int]) -> Check:
@@ -88,7 +88,7 @@ def _gates(scores: Scores, prompts: Sequence[int]) -> Check:
 
 
 def check_ways(ways: Mapping[str, Any], exact: Any | None) -> list[Check]:
-    """Check that no method is much further from float32 than scoring alone, nor further than rounding explains."""
+    """Check that no method is much farther from float32 than scoring alone, nor farther than rounding explains."""
     checks = []
     alone = ways["alone"]
     allowed = _FACTOR * ROUNDED * _scale(alone if exact is None else exact)

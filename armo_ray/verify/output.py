@@ -1,4 +1,4 @@
-"""Checking an output: every part against its commit record, every record against the run and the manifest."""
+"""Checks an output: every part against its commit record, every record against the run and the manifest."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from armo_ray.storage.records import CommitRecord, DamagedError, PartEntry, RunF
 from armo_ray.storage.shards import hash_of
 from armo_ray.storage.store import Store
 
-# float32 rounding of a sum of 19 products of a transformed gate: measured 1e-6 on scores about 1
+# float32 rounding of a sum of 19 products of a transformed gate: measured 1e-6 on scores of about 1
 _TOLERANCE = 1e-4
 
 
@@ -69,7 +69,9 @@ def examine(store: Store) -> Examined:
     if run is not None and damaged and not records:  # then _run.json is at fault, not the commits
         unbound = _records(store, None)
         if unbound[0]:
-            message = f"{store.uri}/{commits.RUN}: belongs to another run than all {len(unbound[0])} commits"
+            message = (
+                f"{store.uri}/{commits.RUN}: does not belong to the run of the {len(unbound[0])} commits"
+            )
             faults.append(Fault(f"{message}: restore it from a copy, or use a new output", file=commits.RUN))
             run, (records, damaged) = None, unbound
     faults += damaged + _lock(store) + _manifest(store, run, records)

@@ -1,4 +1,4 @@
-"""Repairing an output: damaged files are deleted, so that `armo-ray score` writes them again."""
+"""Repairs an output: deletes damaged files, so that `armo-ray score` writes them again."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ def repair_output(uri: str, columns_read: ColumnsRead) -> Repaired:
 
 
 def _unlock(store: Store) -> list[str]:
-    """Delete a damaged lock. If a command has it, the command stops when the lock is gone."""
+    """Delete a damaged lock. If a command holds it, that command stops when the lock is gone."""
     try:
         lock.read_owner(store)
     except DamagedError:
@@ -81,7 +81,7 @@ def _triage(examined: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str,
 def _lost_shards(
     examined: Examined, hashes: set[str], columns_read: ColumnsRead
 ) -> tuple[dict[str, str], list[str]]:
-    """Why shards cannot be scored again, by shard hash; and the storages that cannot be reached."""
+    """Why shards cannot be scored again, by shard hash; and a line for each storage that cannot be reached."""
     states, unreachable = find_states(
         (r for r in examined.records if r.unit[:16] in hashes), examined.run, columns_read
     )

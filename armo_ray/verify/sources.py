@@ -25,7 +25,7 @@ def find_states(
 ) -> tuple[dict[str, str], list[str]]:
     """The state of each shard in the records, by URI, and a line for each storage that cannot be reached.
 
-    A local shard of the same size but with another modification time is read to compare its content.
+    A local shard of the same size but with a different modification time is read to compare its content.
     """
     of_shard: dict[str, list[CommitRecord]] = {}
     for record in records:
@@ -35,7 +35,7 @@ def find_states(
 
     def state_of(uri: str) -> str:
         storage = uri.partition("://")[0] + "://" + uri.partition("://")[2].partition("/")[0]
-        if storage in unreachable:  # wait only once for a storage
+        if storage in unreachable:  # wait for each storage only once
             return UNKNOWN
         try:
             shard = stat_shard(uri)

@@ -126,7 +126,7 @@ def test_a_renamed_key_of_a_file_is_refused_with_the_new_name(
 
 def test_verify_names_the_options_that_need_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "out", "--dtype", "float32", "--record", "f"]) == 2
-    assert "--dtype, --record can only go with --model" in capsys.readouterr().err
+    assert "--dtype, --record can only be used with --model" in capsys.readouterr().err
 
 
 def test_evaluate_scores_with_one_model_and_plan_with_several() -> None:

@@ -53,7 +53,7 @@ def test_a_sound_model_is_fit_to_score_with(
     assert main(["verify", "--model", str(tiny_model), "--dtype", dtype, "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "fit to score with" in printed
-    for name in ("alone", "shared", "packed", "other company"):
+    for name in ("alone", "shared", "packed", "reversed"):
         assert f"ok    scored {name}" in printed
     assert "from float32" in printed
 
@@ -123,8 +123,8 @@ def test_a_broken_template_is_told(old: str, new: str, told: str, copy: Path) ->
 def test_a_model_of_the_released_name_must_be_the_released_one(tiny_model: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_model, tmp_path / "ArmoRM-Llama3-8B-v0.1")
     told = failed(verify_model(str(path), device="cpu")[0])["released configuration"]
-    assert "hidden_size is 64, in the released model 4096" in told
-    assert "in the released model [128009, 128006, 78191, 128007, 271]" in told
+    assert "hidden_size is 64, but 4096 in the released model" in told
+    assert "but [128009, 128006, 78191, 128007, 271] in the released model" in told
 
 
 @pytest.mark.parametrize(

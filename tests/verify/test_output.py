@@ -653,7 +653,7 @@ def test_a_run_that_is_of_none_of_the_commits_is_the_fault_and_costs_no_commit(
     score_locally(tiny_model, place / "in", tmp_path / "other", **{**OPTIONS, "unit_rows": 8})
     kept = (output / RUN).read_bytes()
     shutil.copy(tmp_path / "other" / RUN, output / RUN)
-    assert any(f"{RUN}: belongs to another run than all" in fault for fault in faults_of(output))
+    assert any(f"{RUN}: does not belong to the run of the" in fault for fault in faults_of(output))
     before = sorted(output.rglob("*"))
     assert len(repair_output(str(output), columns_read).left) == 1
     assert sorted(output.rglob("*")) == before
