@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 REPORT = "comparison.json"
 _KEY = "source, source_row, candidate"
-_TEXT_CHARS = 300  # of a message that are printed
+_TEXT_CHARS = 300  # printed of a message
 
 
 def run(options: CompareOptions) -> None:
@@ -43,9 +43,9 @@ def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str
         both = _count(con, "joined")
         if not both:
             raise ConfigError(
-                f"{first.outputs[0]} and {second.outputs[0]} have no row in common. Rows are matched by source, "
-                f"source_row and candidate; the first has {_a_source(con, 'old')}, for example, and the second "
-                f"{_a_source(con, 'new')}"
+                f"{first.outputs[0]} and {second.outputs[0]} have no rows in common. Rows are matched by source, "
+                f"source_row and candidate; the first has {_example_source(con, 'old')}, for example, and the second "
+                f"{_example_source(con, 'new')}"
             )
         columns = {}
         for name in ("score", *names):
@@ -70,12 +70,12 @@ def _count(con: duckdb.DuckDBPyConnection, relation: str) -> int:
     return int(con.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
 
 
-def _a_source(con: duckdb.DuckDBPyConnection, relation: str) -> str:
+def _example_source(con: duckdb.DuckDBPyConnection, relation: str) -> str:
     return str(con.execute(f"SELECT min(source) FROM {relation}").fetchall()[0][0])
 
 
 def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: list[str]) -> None:
-    """Create the table `joined`: a row per candidate that both outputs scored. Prompt ids are those of the first."""
+    """Create the table `joined`: one row per candidate that both outputs scored. Prompt ids are those of the first."""
     for label, scores in (("old", first), ("new", second)):
         values = [f"score AS {quote(f'{label} score')}"]
         values += [f"rewards.{quote(name)} AS {quote(f'{label} {name}')}" for name in names]
@@ -91,7 +91,7 @@ def _join(con: duckdb.DuckDBPyConnection, first: Scores, second: Scores, names: 
 
 
 def _movers(con: duckdb.DuckDBPyConnection, count: int) -> list[dict[str, Any]]:
-    """The candidates whose rank among all differs most; ranks go from 0, the lowest score, to 1."""
+    """The candidates whose rank among all moved most; ranks go from 0, the lowest score, to 1."""
     rows = con.execute(
         f"""SELECT {_KEY}, "old score", "new score", old_rank, new_rank FROM (
                 SELECT *, percent_rank() OVER (ORDER BY "old score") AS old_rank,

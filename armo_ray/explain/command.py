@@ -6,5 +6,5 @@ from armo_ray.explain.show import lines
 
 
 def run(options: ExplainOptions) -> None:
-    """Print all that is known of a row. Raises ConfigError if there is no such output or row."""
+    """Print all that is known about a row. Raises ConfigError if there is no such output or row."""
     print("\n".join(lines(find(options.output, options.row), options.model, options.all_tokens)))

@@ -42,8 +42,8 @@ class Found:
         return {} if self.scores is None else footer(self.scores.schema)
 
 
-def find(uri: str, asked: str) -> Found:
-    """The row with the id `asked`, or the one that a word of PICKS selects.
+def find(uri: str, selector: str) -> Found:
+    """The row with the id `selector`, or the one that a word in PICKS selects.
 
     Reads the parts of one unit; for highest and lowest, those of all units. Raises ConfigError if there is no such
     output or row.
@@ -52,7 +52,7 @@ def find(uri: str, asked: str) -> Found:
     with commits.reading(store):
         run = commits.read_run(store, _NEEDED)
         committed = commits.list_commits(store)
-    row_id = _pick(store, run, committed, asked) if asked in PICKS else asked
+    row_id = _pick(store, run, committed, selector) if selector in PICKS else selector
     if not (match := _ROW_ID.fullmatch(row_id)):
         raise ConfigError(f"row {row_id}: expected SHARD:ROW:CANDIDATE as in row_id, or {', '.join(PICKS)}")
     shard, row, candidate = match[1], int(match[2]), None if match[3] is None else int(match[3])
@@ -72,11 +72,11 @@ def find(uri: str, asked: str) -> Found:
 
 
 def _unit_of(store: Store, run: RunFile, units: set[str], shard: str, row: int) -> CommitRecord:
-    """The commit record of the unit that a row belongs to: the last that starts at or before it, for rows have gaps."""
+    """The commit record of a row's unit: the last one that starts at or before it, because row numbers have gaps."""
     if not units:
         raise ConfigError(
             f"row {shard}:{row}: nothing is committed to {store.uri} from a shard with this hash: the run has not "
-            f"reached it yet, or the row is of another output"
+            f"reached it yet, or the row belongs to another output"
         )
     records = [r for r in commits.read_commits(store, units, run=run) if r.first_row <= row]
     if not records:
@@ -97,20 +97,20 @@ def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:
 
 
 def _rejects(table: pa.Table, row: int, candidate: int | None) -> list[dict[str, Any]]:
-    """The rejects of a row or of one of its candidates, all with the raw row, which the file has only in the first."""
+    """The rejects of a row or of one of its candidates, each with the raw row, which only the first one stores."""
     of_row: list[dict[str, Any]] = table.filter(pc.equal(table["source_row"], row)).to_pylist()
     raw = next((r["raw"] for r in of_row if r["raw"] is not None), None)
     selected = [r for r in of_row if candidate is None or r["candidate"] in (None, candidate)]
     return [r | {"raw": raw} for r in selected]
 
 
-def _pick(store: Store, run: RunFile, committed: set[str], asked: str) -> str:
+def _pick(store: Store, run: RunFile, committed: set[str], word: str) -> str:
     """The id of the row with the highest or lowest score, or of a random row or reject."""
-    if asked == "rejected":
+    if word == "rejected":
         return _random_reject(store, run, committed)
 
     def choose(rows: Scored) -> tuple[float, str]:
-        return random.choice(rows) if asked == "random" else max(rows) if asked == "highest" else min(rows)
+        return random.choice(rows) if word == "random" else max(rows) if word == "highest" else min(rows)
 
     def of_unit(unit: str) -> Scored:
         (record,) = commits.read_commits(store, [unit], run=run)
@@ -120,12 +120,12 @@ def _pick(store: Store, run: RunFile, committed: set[str], asked: str) -> str:
         return [choose(rows)] if rows else []
 
     units = sorted(committed)
-    if asked == "random":
+    if word == "random":
         choices = next(filter(None, map(of_unit, random.sample(units, len(units)))), [])
     else:
         choices = [row for rows in in_parallel(of_unit, units) for row in rows]
     if not choices:
-        raise ConfigError(f"{store.uri}: no candidate is scored there yet")
+        raise ConfigError(f"{store.uri}: no candidate has been scored yet")
     return choose(choices)[1]
 
 
@@ -136,4 +136,4 @@ def _random_reject(store: Store, run: RunFile, committed: set[str]) -> str:
             ids = [row_id(r["source"], r["source_row"], r["candidate"]) for r in table.to_pylist()]
             if rejected := [row for row in ids if row is not None]:
                 return random.choice(rejected)
-    raise ConfigError(f"{store.uri}: no row was rejected there")
+    raise ConfigError(f"{store.uri}: no row has been rejected")

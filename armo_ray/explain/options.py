@@ -13,6 +13,6 @@ class ExplainOptions(Options):
     row: Annotated[Name, Help("required", "ROW_ID", word=True)]
     """Value of row_id; or highest, lowest, random or rejected."""
     model: Annotated[Name | None, Help("what is shown", "MODEL")] = None
-    """Where the model's tokenizer is now; default: where the run had it."""
+    """Where to read the model's tokenizer; default: the run's model."""
     all_tokens: Annotated[bool, Help("what is shown")] = False
-    """List every token, not only those near a token the model is read at."""
+    """List every token, not only those near one that the head reads."""

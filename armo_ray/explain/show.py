@@ -18,11 +18,11 @@ _TEXT = 300  # characters shown of a message
 _TOLERANCE = 1e-4
 
 ADVICE = {
-    "unreadable_shard": "replace it by a complete file; the next run scores it",
+    "unreadable_shard": "replace it with a complete file; the next run scores it",
     "malformed_row": "fix the row in a new shard, or name its columns with --layout and --column",
     "unsupported_content": "score into a new output with --tool-calls text: tool calls and reasoning become text",
     "unread_column": "score into a new output with --column NAME=COLUMN to read the column, or --ignore COLUMN",
-    "skipped": "--winner skips such rows; score into a new output where the value means something else",
+    "skipped": "--winner skips such rows; score into a new output if the value means something else",
     "empty_prompt": "a response without a prompt has no score; add a prompt in a new shard, or leave the row out",
     "empty_response": "an empty response has no score; add its text in a new shard, or leave it out",
     "no_answer_turn": "end the conversation with the assistant turn to score, in a new shard",
@@ -33,7 +33,7 @@ ADVICE = {
 
 
 def lines(found: Found, model: str | None, all_tokens: bool) -> Iterator[str]:
-    """What is known of a row, line by line; `model` replaces the model that the output names."""
+    """What is known about a row, line by line; `model` replaces the model that the output names."""
     if found.scores is None:
         yield from _rejected(found)
         return
@@ -94,7 +94,7 @@ def _tokens(traced: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator
     yield f"text       {traced.text_from}"
     yield f"tokens     {prompt_tokens:,} in the prompt and {response_tokens:,} in the response, {same}"
     if traced.comparisons:
-        yield f"compared   {traced.comparisons} times with another response to its prompt; in the first, it was A:"
+        yield f"compared   {traced.comparisons} times with another response to its prompt; this is the first, as A:"
     marks = dict(traced.marks)
     first = "the comparison begins" if traced.comparisons else "the response begins"
     marks[traced.num_before] = "; ".join(filter(None, (first, marks.get(traced.num_before))))
@@ -147,7 +147,7 @@ def _sum(scores: pa.Table) -> Iterator[str]:
         yield f"{name:<{width}} {value:>10.4f} {shown:>8} {weight:>12.4f} {product:>13.6f}  {bar}".rstrip()
     if penalty := about.get("length_penalty"):
         count = scores["num_response_tokens"][0].as_py()
-        yield f"{f'{count:,} tokens, each less {penalty:g}':<{width + 33}} {-penalty * count:>13.6f}"
+        yield f"{f'{count:,} tokens, minus {penalty:g} each':<{width + 33}} {-penalty * count:>13.6f}"
     yield f"{'score':<{width + 33}} {again:>13.6f}{_compare(again, stored)}"
 
 

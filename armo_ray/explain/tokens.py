@@ -33,7 +33,7 @@ class Trace:
     ids: Ids
     pieces: list[str]  # the text of each token
     num_before: int  # tokens before the response or comparison
-    marks: dict[int, str]  # positions that the head reads, and for what
+    marks: dict[int, str]  # positions that the head reads, and what it reads there
     num_tokens: tuple[int, int]  # tokens of prompt and of response, as in the scores
     comparisons: int  # with other responses; 0 unless the model is pairwise
 
@@ -41,7 +41,7 @@ class Trace:
 def trace(found: Found, model: str | None) -> Trace:
     """Read the conversation of a scored row again and encode it as the run did.
 
-    `model` is where to read the tokenizer; None reads that of the run's model. Raises ConfigError if the text or the
+    `model` is where to read the tokenizer; None means the run's model. Raises ConfigError if the text or the
     tokenizer is gone or changed.
     """
     identity = found.run.identity
@@ -53,7 +53,7 @@ def trace(found: Found, model: str | None) -> Trace:
     except ConfigError as error:
         if model is not None:
             raise
-        raise ConfigError(f"{error}. Give another place of the tokenizer with --model DIR") from error
+        raise ConfigError(f"{error}. Give another location of the tokenizer with --model DIR") from error
     encoder = Encoder(chat, identity["max_length"], identity["truncate"], identity["special_tokens"])
     encoded = encoder.encode(candidates)
     (at,) = [k for k, candidate in enumerate(candidates) if candidate.index == found.candidate]
@@ -94,7 +94,7 @@ def _read_again(found: Found) -> list[Candidate]:
     try:
         shard = stat_shard(uri)
         if shard is None or not is_unchanged(shard, [found.record], columns_read(identity)):
-            raise ConfigError(f"{uri} is gone, or changed since it was scored: put the original back")
+            raise ConfigError(f"{uri} is gone or has changed since it was scored: put the original back")
         batches = read_shard(shard, layout.sources, layout.candidate_columns, {found.row})
         row = next((row for batch in batches for number, row in batch if number == found.row), None)
     except OSError as error:
@@ -122,7 +122,7 @@ def _chat(found: Found, model: str | None) -> Chat:
 
 
 def _piece(chat: Chat, token: int) -> str:
-    """The text of a token, quoted. For bytes that are not a whole character: as in the vocabulary."""
+    """The text of a token, quoted. Bytes that are not a whole character are shown as in the vocabulary."""
     text: str = chat.tokenizer.decode([token], skip_special_tokens=False)
     if "\ufffd" in text or not text:
         text = str(chat.tokenizer.id_to_token(token))
@@ -141,5 +141,5 @@ def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
             last: "read: rewards, at the last token",
         }
     what = "rewards and gate" if family.gated else "verdict" if family.text != "response" else "rewards"
-    where = "before the first token of id 0" if family.reads == "before_zero" else "at the last token"
+    where = "before the first token with id 0" if family.reads == "before_zero" else "at the last token"
     return dict.fromkeys(positions, f"read: {what}, {where}")

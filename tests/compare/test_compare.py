@@ -88,7 +88,7 @@ def test_outputs_that_cannot_be_compared_are_refused(
         outputs.append(str(score_synthetically(tmp_path / f"out{i}", shard)))
     assert main(["compare", *outputs]) == 2
     message = capsys.readouterr().err
-    assert "have no row in common" in message
+    assert "have no rows in common" in message
     assert f"the first has {tmp_path}/0.jsonl, for example, and the second {tmp_path}/1.jsonl" in message
     assert main(["compare", outputs[0]]) == 2
     assert "scores: expected two outputs" in capsys.readouterr().err

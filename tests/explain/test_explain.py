@@ -151,7 +151,7 @@ def test_text_comes_from_the_scores_or_from_the_unchanged_shard(
     assert listed(explained(capsys, tmp_path / "kept", row_id))
     text = explained(capsys, tmp_path / "not", row_id)
     assert "tokens     not shown: " in text
-    assert "is gone, or changed since it was scored" in text
+    assert "is gone or has changed since it was scored" in text
     assert len(contributions(text)) == 19
 
 
@@ -310,7 +310,7 @@ def test_reweighed_scores_are_explained_by_their_new_formula(
     assert after["helpsteer_verbosity"][2] == pytest.approx(3 * before["helpsteer_verbosity"][2], abs=3e-6)
     assert after["code_style"][2] == 0
     penalty = 0.01 * row["num_response_tokens"]
-    assert re.search(rf"tokens, each less 0.01 +-{penalty:.6f}$", text, re.M)
+    assert re.search(rf"tokens, minus 0.01 each +-{penalty:.6f}$", text, re.M)
     assert sum(product for _, _, product in after.values()) - penalty == pytest.approx(row["score"], abs=5e-5)
     assert listed(text)
 
