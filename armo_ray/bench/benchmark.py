@@ -83,7 +83,7 @@ def _measured(
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    """Replace the file at once: what it held stays readable if this is interrupted."""
+    """Replace the file at once: the old content stays readable if this is interrupted."""
     draft = path.with_name(path.name + ".draft")
     draft.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     draft.replace(path)

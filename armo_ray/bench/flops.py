@@ -42,5 +42,5 @@ def packed(
 
 
 def floor(shape: Shape, sequences: Sequence[Ids], reads: Sequence[Sequence[int]]) -> int:
-    """The minimum of operations for any packing: every prefix once, and the last layer only for rows that are read."""
+    """The fewest operations for any packing: every prefix once, and the last layer only for rows that are read."""
     return packed(shape, sequences, reads, sum(map(len, sequences)), True, True).flops

@@ -54,7 +54,7 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def layer_flops(layer: torch.nn.Module, rows: int) -> float:
-    """FLOP/s of the products of a decoder layer's linear modules with this many rows, measured as `matmul_flops`."""
+    """FLOP/s of the products of a decoder layer's linear modules with this many rows, measured like `matmul_flops`."""
     weights = [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)]
     inputs = {
         width: torch.randn(rows, width, device=weights[0].device).to(weights[0].dtype)

@@ -115,7 +115,7 @@ def _random(shape: str, dtype: str, device: torch.device, token_budget: int | No
 
 
 def _random_weights(backbone: Llama, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-    """Weights as of an untrained model: norms are ones."""
+    """Weights like those of an untrained model: norms are ones."""
     weights = {}
     for name, tensor in backbone.state_dict().items():
         weight = torch.empty(tensor.shape, dtype=dtype, device=device)

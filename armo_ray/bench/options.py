@@ -95,10 +95,13 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         help="Candidates per workload; default: 128, or 16 on a CPU",
     )
     group.add_argument(
-        "--rounds", type=_positive, metavar="N", help="Timed passes of each; default: 3, or 2 on a CPU"
+        "--rounds", type=_positive, metavar="N", help="Timed passes per contender; default: 3, or 2 on a CPU"
     )
     group.add_argument(
-        "--length-scale", type=float, metavar="X", help="Shrink all lengths; default: 1, or 0.25 on a CPU"
+        "--length-scale",
+        type=float,
+        metavar="X",
+        help="Multiply all lengths by X; default: 1, or 0.25 on a CPU",
     )
     group.add_argument(
         "--reference",
@@ -111,7 +114,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="Seed of lengths, token ids and random weights (default: 0)",
+        help="Seed for lengths, token ids and random weights (default: 0)",
     )
 
 
@@ -129,7 +132,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--time-limit",
         type=_positive,
         metavar="SECONDS",
-        help="Stop before this time is over, and say what was not measured (default: none)",
+        help="Stop before this time is up, and list what was not measured (default: none)",
     )
 
 
@@ -166,7 +169,7 @@ def default_contenders(device: str) -> Sequence[str]:
 def _add_list(
     group: argparse._ArgumentGroup, flag: str, choices: Sequence[str], default: Sequence[str], text: str
 ) -> None:
-    text = f"Of {', '.join(choices)}; {text}"
+    text = f"One or more of {', '.join(choices)}; {text}"
     group.add_argument(flag, nargs="+", choices=choices, default=default, metavar="NAME", help=text)
 
 

@@ -12,22 +12,22 @@ BASELINE = "padded-8"
 STEP = "packed+shared"
 GLOSSARY = """\
 tokens/s: tokens per second, every conversation counted whole.
-computed tokens/s: tokens that went through the model, shared prefixes once, with padding. armo-ray plan takes this
-  number for --computed-tokens-per-second.
-MFU: the operations that had to be done, over time, over the rate of a dense matrix product in the same run.
-x floor: time over the time of the operations that remain after sharing, at that rate.
-comp/real: computed over real tokens.
-fill: share of the forward passes' room without padding.
+computed tokens/s: tokens that went through the model, shared prefixes once, with padding. Give this number to
+  armo-ray plan as --computed-tokens-per-second.
+MFU: the necessary operations per second, divided by the rate of a dense matrix product in the same run.
+x floor: time divided by the time that the operations left after sharing take at that rate.
+comp/real: computed tokens divided by real tokens.
+fill: share of the forward passes' capacity that holds no padding.
 peak MiB: memory of the first pass, above what was in use.
 x padded-8, x shared: speed relative to padded-8 and packed+shared, medians of the ratios in each round [min, max].
-error, rewards, flips: against float32 one by one, the largest score error in standard deviations of the scores, the
-  relative error of the rewards, and within-prompt pairs in another order."""
+error, rewards, flips: compared with float32 one by one, the largest score error in standard deviations of the scores,
+  the relative error of the rewards, and the within-prompt pairs whose order differs."""
 
 
 def derive(workload: dict[str, Any]) -> dict[str, Any]:
     """Add the measures of every contender with a timed pass, and the share of the possible saving that sharing reached.
 
-    The workload may be unfinished: measures are of the passes so far.
+    The workload may be unfinished: measures cover the passes so far.
     """
     by_name = {c["name"]: c for c in workload["contenders"] if c["error"] is None and c["seconds"]}
     for contender in by_name.values():

@@ -1,8 +1,8 @@
 """RewardBench's own pipeline for ArmoRM (package rewardbench), on the same weights and token ids.
 
-Its code makes the batches' calls; around it, conversations come in the order of arrival in batches of 8, padded on the
-left and not truncated, as its command does by default. Two things that it takes as given are replaced: its tokenizer
-by the ids that the other contenders get, and ArmoRM's remote code by transformers' decoder and the same head.
+Its code scores each batch. As by default in its command, batches hold 8 conversations in the order of arrival, padded
+on the left and not truncated. Two of its inputs are replaced: its tokenizer with the ids that the other contenders get,
+and ArmoRM's remote code with transformers' decoder and the same head.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ def scorer(model: RewardModel) -> Any:
 
 
 def _pipeline_class() -> Any:
-    """ArmoRMPipeline from its file: importing the package would need all that RewardBench needs."""
+    """ArmoRMPipeline from its file: importing the package would need all of RewardBench's dependencies."""
     package = importlib.util.find_spec("rewardbench")
     if package is None or not package.submodule_search_locations:
         raise ConfigError(f"RewardBench is not installed: {INSTALL}")
@@ -58,7 +58,7 @@ def _score(pipeline_class: Any, model: RewardModel, backbone: Any, groups: Seque
 
 
 class _Inputs(dict[str, torch.Tensor]):
-    """The tensors of a batch, on the model's device already: the pipeline asks for "cuda" wherever it runs."""
+    """The tensors of a batch, already on the model's device: the pipeline asks for "cuda" wherever it runs."""
 
     def to(self, device: str) -> "_Inputs":
         return self
@@ -74,7 +74,7 @@ def _padded(device: torch.device, samples: Sequence[Ids], **_: Any) -> _Inputs:
 
 
 class _Model:
-    """Stands where the pipeline has ArmoRM's remote code."""
+    """Takes the place of ArmoRM's remote code in the pipeline."""
 
     def __init__(self, model: RewardModel, backbone: Any) -> None:
         self.head = model.head

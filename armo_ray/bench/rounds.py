@@ -38,11 +38,10 @@ class Protocol:
     """How a workload is measured."""
 
     rounds: int  # timed passes per contender
-    seed: int = 0  # of the shuffled order of prompts in which fixed packs must give the same bits
+    seed: int = 0  # for the shuffled order of prompts in which fixed packs must give the same bits
     reference: int | None = None  # candidates to compare with the plain implementation; None for all of them
-    deadline: float = (
-        math.inf
-    )  # on time.monotonic(): nothing begins after it, and no timed pass that would end later
+    # on time.monotonic(): nothing begins after it, nor does a timed pass that would end after it
+    deadline: float = math.inf
 
     def allows(self, seconds: float = 0.0) -> bool:
         """Whether this many more seconds end before the deadline."""
@@ -92,7 +91,7 @@ def take_turns(
 def _reference(
     model: RewardModel, groups: Sequence[Group], candidates: int | None
 ) -> tuple[Scores | None, Sequence[Group]]:
-    """Scores of the plain implementation in float32, and the first groups, which they are for.
+    """Scores of the plain implementation in float32, and the groups that they cover, the first ones.
 
     `candidates`: how many to score, rounded up to whole groups; None for all, 0 for none.
     """
@@ -116,7 +115,7 @@ def _try_out(
     compared: Sequence[Group],
     seed: int,
 ) -> float:
-    """The first pass, with everything that is measured only once; returns the seconds that it took by the clock."""
+    """The first pass, with everything that is measured only once; returns the seconds of wall time that it took."""
     started = time.monotonic()
     measured = partial(_warm_up, contender, model, groups, expected, compared, seed)
     facts, record.error = attempt(measured)
@@ -128,7 +127,7 @@ def _try_out(
 def _time(
     record: Record, contender: Contender, model: RewardModel, groups: Sequence[Group], turn: int
 ) -> float:
-    """A timed pass; returns the seconds that it took by the clock."""
+    """A timed pass; returns the seconds of wall time that it took."""
     started = time.monotonic()
     timed, record.error = attempt(partial(measure.timed, partial(contender.score, groups), model.device))
     record.seconds += [timed[1]] if timed else []

