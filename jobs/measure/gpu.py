@@ -3,9 +3,9 @@
 python -m jobs.measure.gpu OUT [--seconds 560] [--stages first|second|NAME ...] [--wheels DIR] [--dry]
 python -m jobs.measure.gpu --summary OUT [--markdown]
 
-Results are lines of OUT/results.jsonl, on the disk as soon as they are measured. The same command again goes on with
-the stages that are not done. Stages run in a process of their own: one that hangs or crashes ends, and the next one
-begins in a new process. Needs torch, transformers, safetensors, numpy, tokenizers, and pytest for two stages.
+Results are lines of OUT/results.jsonl, on disk as soon as they are measured. The same command, run again, continues
+with the stages that are not done. Stages run in a worker process: if one hangs or crashes, the worker is killed and the
+next stage begins in a new one. Needs torch, transformers, safetensors, numpy, tokenizers, and pytest for two stages.
 """
 
 import argparse
@@ -44,8 +44,8 @@ FIRST = {
 SECOND = {"bench": 200, "job": 150, "split-70b": 120}
 NEEDS = FIRST | SECOND
 TRIAL_NEEDS = 1  # with --dry, whose shape is tiny
-PATIENCE = 3  # a stage is ended when it takes so many times what it needs
-RESTART = 75  # status of a worker that has lost the GPU to an error
+PATIENCE = 3  # a stage is killed when it takes this many times what it needs
+RESTART = 75  # status of a worker that can no longer use the GPU after an error
 NO_DEVICE = 76
 ROOT = Path(__file__).parents[2]
 
@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="the folder of the results")
-    parser.add_argument("--seconds", type=float, default=560, help="everything ends before (default: 560)")
-    parser.add_argument("--stages", nargs="+", default=["first"], metavar="NAME", help=", ".join(NEEDS))
+    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder for the results")
     parser.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="packages that the stage named job installs"
+        "--seconds", type=float, default=560, help="stop everything before this time (default: 560)"
     )
-    parser.add_argument("--dry", action="store_true", help="try the script: a tiny shape on the CPU")
+    parser.add_argument("--stages", nargs="+", default=["first"], metavar="NAME", help=", ".join(NEEDS))
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels that the stage named job installs")
+    parser.add_argument("--dry", action="store_true", help="try the script with a tiny shape on the CPU")
     parser.add_argument("--summary", type=Path, metavar="OUT", help="only print the summary of a folder")
     parser.add_argument("--markdown", action="store_true", help="print the summary in Markdown")
     args = parser.parse_args(argv)
@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Run the stages that are left, in one worker after the other; False if there is no GPU.
+    """Run the stages that are left, in one worker after another; False if there is no GPU.
 
-    Ends when all stages have ended or the time is over.
+    Ends when all stages have ended or the time is up.
     """
     deadline = time.monotonic() + args.seconds - min(5, args.seconds / 10)
     old = read(args.out)
@@ -94,23 +94,23 @@ def run(args: argparse.Namespace) -> bool:
                 end(worker)
             if outcome in ("finished", "no device"):
                 return outcome == "finished"
-            fell, left = after(outcome, left, ends(read(args.out)[len(old) :]))
-            for stage in fell:
+            failed, left = after(outcome, left, ends(read(args.out)[len(old) :]))
+            for stage in failed:
                 append(args.out, stage, status=outcome, reason=f"worker's status {worker.returncode}")
     return True
 
 
 def after(outcome: str, stages: Sequence[str], ended: Container[str]) -> tuple[list[str], list[str]]:
-    """The stage in which a worker ended before its time, if it did, and those that are left for the next one."""
+    """The stage in which a worker failed, if it did, and the stages that are left for the next worker."""
     left = [name for name in stages if name not in ended]
-    fallen = 0 if outcome == "restart" else 1
-    return left[:fallen], left[fallen:]
+    failed = 0 if outcome == "restart" else 1
+    return left[:failed], left[failed:]
 
 
 def start(
     args: argparse.Namespace, deadline: float, scratch: str, stages: Sequence[str]
 ) -> subprocess.Popen[bytes]:
-    """A worker for these stages. Its standard input ends with this process, and then it ends too."""
+    """A worker for these stages. Its standard input closes when this process ends, and then the worker ends too."""
     command = [sys.executable, "-m", "jobs.measure.gpu_worker", str(args.out.resolve()), str(deadline)]
     command += [str(args.wheels.resolve()) if args.wheels else "", "dry" if args.dry else "", *stages]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -119,7 +119,7 @@ def start(
 
 
 def stages_to_run(names: Sequence[str], ended: dict[str, str]) -> list[str]:
-    """The stages of lists that did not end for good, and all that are named."""
+    """The stages of the named lists that did not end for good, and named stages that are not done."""
     chosen: dict[str, None] = {}
     for name in names:
         members = {"first": FIRST, "second": SECOND}.get(name)
@@ -131,9 +131,9 @@ def stages_to_run(names: Sequence[str], ended: dict[str, str]) -> list[str]:
 
 
 def watch(worker: subprocess.Popen[bytes], out: Path, before: int, deadline: float, patience: float) -> str:
-    """Wait for a worker; returns how it ended: hung stands for its stage, cut off for the deadline.
+    """Wait for a worker and return how it ended: "hung" if its stage took too long, "cut off" at the deadline.
 
-    `before`: lines in the results before it began. `patience`: a stage may take so many times what it needs.
+    `before`: lines in the results before it began. `patience`: a stage may take this many times what it needs.
     """
     seen, began = before, time.monotonic()
     while worker.poll() is None:
@@ -151,7 +151,7 @@ def watch(worker: subprocess.Popen[bytes], out: Path, before: int, deadline: flo
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker and all that it started."""
+    """Kill a worker and every process that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()

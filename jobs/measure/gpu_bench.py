@@ -44,13 +44,13 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def say(self, **facts: Any) -> None:
-        """Store a line of the current stage."""
+        """Store a line for the current stage."""
         append(self.out, self.stage, device=self.name, **facts)
 
     @cached_property
     def subject(self) -> "Subject":
         """The model of the 8B shape with random weights."""
-        from armo_ray.bench import models  # takes seconds, for which the first stages need not wait
+        from armo_ray.bench import models  # takes seconds, and the first stages do not need it
         from armo_ray.bench.options import Settings
 
         return models.load(Settings(shape=self.shape), "bfloat16", self.device)
@@ -89,9 +89,9 @@ class Bench:
             torch.cuda.synchronize()
 
     def command(self, name: str, command: Sequence[str], limit: float, **environment: str) -> tuple[int, str]:
-        """Run a command of the checkout's root; its status, 124 if it ran out of time, and all that it printed.
+        """Run a command in the checkout's root. Returns its status, 124 if it ran out of time, and its output.
 
-        The output is also in the results' folder, as NAME.txt.
+        The output is also kept in the results folder, as NAME.txt.
         """
         file = self.out / f"{name}.txt"
         with file.open("wb") as output:

@@ -40,12 +40,12 @@ def write_checkpoint(bench: Bench, path: Path) -> float:
     more = fields["vocab_size"] - len(embeddings)  # the tiny shape has fewer than the tokenizer
     if more:
         state["model.embed_tokens.weight"] = torch.nn.functional.pad(embeddings, (0, 0, 0, more))
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for i in range(FILES):
-        part = {name: state[name].cpu().contiguous() for name in list(state)[i::FILES]}
-        where |= _save(part, path, i)
-    where |= _save(random_head(fields, torch.Generator().manual_seed(0)), path, FILES)
-    index = {"metadata": {}, "weight_map": where}
+        tensors = {name: state[name].cpu().contiguous() for name in list(state)[i::FILES]}
+        weight_map |= _save(tensors, path, i)
+    weight_map |= _save(random_head(fields, torch.Generator().manual_seed(0)), path, FILES)
+    index = {"metadata": {}, "weight_map": weight_map}
     (path / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
     return sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e9
 
@@ -70,7 +70,7 @@ def _save(tensors: dict[str, torch.Tensor], path: Path, i: int) -> dict[str, str
 
 
 def load(bench: Bench) -> None:
-    """Load a checkpoint of the model, with its files in the page cache and without."""
+    """Load a checkpoint of the model with its files in the page cache, then from the disk."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         started = time.perf_counter()
@@ -118,7 +118,7 @@ def whole_benchmark(bench: Bench) -> None:
 
 
 def job(bench: Bench) -> None:
-    """A whole job through Ray against the engine alone."""
+    """A whole job through Ray, compared with the engine alone."""
     with tempfile.TemporaryDirectory() as folder:
         packages = Path(folder, "packages")
         if importlib.util.find_spec("ray") is None:
@@ -138,7 +138,7 @@ def job(bench: Bench) -> None:
 
 
 def _install(bench: Bench, packages: Path) -> None:
-    """Unpack the wheels that were carried along; none of their dependencies is looked for."""
+    """Unpack the wheels in --wheels, without resolving their dependencies."""
     wheels = sorted(map(str, bench.wheels.glob("*.whl"))) if bench.wheels else []
     if not wheels:
         raise UnableError("ray is not installed, and --wheels names no folder with wheels")

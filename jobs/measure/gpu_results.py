@@ -1,4 +1,4 @@
-"""The results file of `jobs.measure.gpu`: one JSON line per measurement or event, and goals beside measured values.
+"""The results file of `jobs.measure.gpu`: one JSON line per measurement or event, and goals next to measured values.
 
 An event has a `status`: a stage was started, or it ended as one of ENDS. Any other line is a measurement. Every line
 names the device, since the runs that fill one file may get different GPUs.
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from armo_ray.formatting.tables import markdown_table, text_table
 
 ENDS = ("done", "error", "skipped", "crashed", "hung", "cut off")
-FINAL = ("done", "hung")  # a stage that ended so is not run again unless it is named
+FINAL = ("done", "hung")  # a stage that ended like this is not run again unless it is named
 Line = dict[str, Any]
 
 
 def append(out: Path, stage: str, **facts: Any) -> None:
-    """Print a line and store it: it is on the disk when this returns, and ends whatever a killed writer left."""
+    """Print a line and store it, after any unfinished line of a killed writer. It is on disk when this returns."""
     line = json.dumps({"stage": stage, **facts}, default=str)
     print(line, flush=True)
     with (out / "results.jsonl").open("a+b") as file:
@@ -59,7 +59,7 @@ class Goal(NamedTuple):
 
 
 class Speeds:
-    """Seconds of contenders by workload, and the ratios that goals are about; None where one was not measured."""
+    """Seconds of contenders by workload, and the ratios that goals are about; None if one was not measured."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = lines
@@ -70,8 +70,8 @@ class Speeds:
 
     def last(self, key: str, **match: Any) -> Any:
         """The last measurement of this name among the lines with these values."""
-        found = [x[key] for x in self.lines if key in x and match.items() <= x.items()]
-        return found[-1] if found else None
+        values = [x[key] for x in self.lines if key in x and match.items() <= x.items()]
+        return values[-1] if values else None
 
     def each(self, key: str, contender: str) -> list[float]:
         """A measurement of a contender for every workload."""
@@ -90,7 +90,7 @@ class Speeds:
         return a["seconds"] / b["seconds"] if a and b else None
 
     def least_ratio(self, slow: str, fast: str, of_dedup: bool = False) -> float | None:
-        """The smallest ratio of all workloads, if wanted over the deduplication ratio."""
+        """The smallest ratio of all workloads, divided by the deduplication ratio if `of_dedup`."""
         works = {work for _, work in self.speeds}
         ratios = [
             r / (self.speeds[fast, work]["dedup_ratio"] if of_dedup else 1)
@@ -101,7 +101,7 @@ class Speeds:
 
 
 def goals(lines: Sequence[Line]) -> list[Goal]:
-    """Every goal beside the measured value."""
+    """Every goal with the measured value."""
     s = Speeds(lines)
     bits = [s.last(key, stage="bits") for key in ("same_bits", "same_bits_shared")]
     large = s.last("seconds", stage="load", cache="warm") if (s.last("gigabytes") or 0) > 10 else None
@@ -143,7 +143,7 @@ def _judged(name: str, goal: str, value: float | None, met: bool) -> Goal:
 
 
 def summary(out: Path, markdown: bool = False) -> str:
-    """The device and versions, goals, speeds, and stages that did not end well; of the device with the most lines."""
+    """The device and versions, goals, speeds, and stages that did not end well, for the device with the most lines."""
     lines = read(out)
     devices = Counter(line["device"] for line in lines if "device" in line)
     if not devices:

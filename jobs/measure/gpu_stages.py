@@ -69,7 +69,7 @@ def baseline_speed(bench: Bench, name: str) -> None:
 
 
 def bits(bench: Bench) -> None:
-    """Equal bits with fixed packs when prompts are shuffled, and next to fewer others."""
+    """Whether fixed packs give equal bits when prompts are shuffled, and when fewer are scored."""
     groups = bench.works["pairs"]
     order = np.random.default_rng(0).permutation(len(groups))
 
@@ -105,7 +105,7 @@ def profile(bench: Bench) -> None:
     table = events.table(sort_by=key, row_limit=40, max_name_column_width=90)
     (bench.out / "profile.txt").write_text(table, "utf-8")
     times = {event.key: getattr(event, key) / 1e6 for event in events}
-    if on_gpu:  # an operator's time is its kernels' once more
+    if on_gpu:  # an operator's time repeats that of its kernels
         times = {e.key: getattr(e, key) / 1e6 for e in events if "CUDA" in str(e.device_type)}
     longest = sorted(times.items(), key=lambda item: -item[1])[:12]
     bench.say(wall=wall, kernels=sum(times.values()), longest={name[:90]: t for name, t in longest})

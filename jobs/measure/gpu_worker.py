@@ -15,7 +15,7 @@ from jobs.measure.gpu_bench import Bench, UnableError
 
 
 def run_stage(bench: Bench, name: str) -> bool:
-    """Run a stage and store how it ended; False if the device cannot be used any more."""
+    """Run a stage and store how it ended; False if the device can no longer be used."""
     bench.stage, started = name, time.monotonic()
     needs = TRIAL_NEEDS if bench.dry else NEEDS[name]
     if bench.left() < needs:

@@ -3,7 +3,7 @@
 python -m jobs.measure.house [--json] [PACKAGE]
 
 A room is a folder or a module directly inside the package; the package's own `__init__` is one too. An arrow leads
-from a room to one that it imports, also inside a function, for types alone, or by a text "module:name". A room is one
+from a room to one that it imports, even inside a function, only for types, or as a string "module:name". A room is one
 floor above the highest of those that it imports; rooms of a circle share a floor. A circle is a group of rooms, or of
 modules, that lead to each other.
 """
@@ -63,7 +63,7 @@ def merge(graph: Graph, group: Callable[[str], str]) -> Graph:
 
 def reachable(graph: Graph) -> Graph:
     """The nodes that each node leads to, directly or not."""
-    found: Graph = {}
+    reached: Graph = {}
     for start in graph:
         seen, waiting = set[str](), list(graph[start])
         while waiting:
@@ -71,8 +71,8 @@ def reachable(graph: Graph) -> Graph:
             if node not in seen:
                 seen.add(node)
                 waiting += graph[node]
-        found[start] = seen
-    return found
+        reached[start] = seen
+    return reached
 
 
 def circles(graph: Graph) -> list[list[str]]:

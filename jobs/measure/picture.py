@@ -16,7 +16,7 @@ CHART = re.compile(
 def picture(page: str, titles: list[str]) -> str:
     """The charts with these titles as an SVG file with the light colors of the page, on white.
 
-    Raises KeyError if the page has no chart of a title.
+    Raises KeyError if the page has no chart with a title.
     """
     charts = {title: (int(width), int(height), body) for width, height, title, body in CHART.findall(page)}
     colors = dict(re.findall(r"--(\w+): ([^;]+);", page.split("@media")[0]))

@@ -1,4 +1,4 @@
-"""Score synthetic shards of several sizes on this machine, and report memory by process and CPU time by candidate.
+"""Score synthetic shards of several sizes on this machine, and report memory by process and CPU time per candidate.
 
 python -m jobs.measure.scale --model DIR [--candidates 50000 400000]
 
@@ -21,7 +21,7 @@ from jobs.measure.synthetic import write_shards
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
-# Maps a part of a process's command line to its kind; the first match counts. An idle worker loses its task's name, so
+# Maps text in a process's command line to its kind; the first match counts. An idle worker loses its task's name, so
 # all command lines that a process ever had are searched.
 _KINDS = {
     "armo_ray": "driver",
@@ -35,7 +35,7 @@ _KINDS = {
 def measure(command: list[str], kinds: dict[str, str] = _KINDS) -> tuple[dict[str, float], dict[str, float]]:
     """Run a command; returns peak private MiB of the largest process of each kind, and CPU seconds of each kind.
 
-    `kinds`: parts of command lines and what such a process is, the first match counts; "" matches all.
+    `kinds`: maps text in a command line to the kind of process; the first match counts, and "" matches all.
     """
     child = subprocess.Popen(command)
     seen: dict[int, tuple[set[str], float, float]] = {}  # names, peak MiB, CPU seconds so far
@@ -70,18 +70,18 @@ def _read(pid: int) -> tuple[str, float, float]:
 
 def descendants(root: int) -> list[int]:
     """The process ids of a process and of all that it started, directly or not."""
-    parents: dict[int, list[int]] = {}
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parent = int(entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
             except OSError:
                 continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found += parents.get(pid, [])
-    return found
+            children.setdefault(parent, []).append(int(entry.name))
+    pids = [root]
+    for pid in pids:
+        pids += children.get(pid, [])
+    return pids
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
         print("  CPU s             " + "  ".join(f"{kind} {s:.1f}" for kind, s in sorted(cpu.items())))
         print("  unit s            " + "  ".join(f"{name} {s:.1f}" for name, s in spent.items()))
         print(
-            f"  overhead          {1000 * overhead / count:.3f} ms of CPU per candidate, with the start of processes"
+            f"  overhead          {1000 * overhead / count:.3f} ms of CPU per candidate, including process startup"
         )
         if before:
             more, spent_more = count - before[0], overhead - before[1]

@@ -2,8 +2,8 @@
 
 python -m jobs.measure.startup [--model DIR] [--runs 3] [--json]
 
-Without --model a tiny one is written. Medians of user and system time; a run's processes are told apart as in
-`jobs.measure.scale`. Wall time is left out: it says more of the machine than of the program.
+Without --model, a tiny one is written. Prints medians of user and system time; a run's processes are told apart
+as in `jobs.measure.scale`. Wall time is left out: it says more about the machine than about the program.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from armo_ray.tiny.armorm import write_tiny_model
 from jobs.measure.scale import measure
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "llmbar.jsonl"
-# What a process of a run is, by the first of these that was among its command lines.
+# The kind of a process: the first of these that is in one of its command lines.
 KINDS = {
     "armo_ray score": "driver",
     "Replica": "replica",
@@ -56,14 +56,14 @@ def cpu_of(code: str) -> float:
 
 def one_round(model: str) -> dict[str, float]:
     """CPU seconds of every part alone, and of every kind of process of a run."""
-    found = {name: cpu_of(code.format(model=model)) for name, code in PARTS.items() if name != "empty Ray"}
+    alone = {name: cpu_of(code.format(model=model)) for name, code in PARTS.items() if name != "empty Ray"}
     _, empty = measure([sys.executable, "-c", PARTS["empty Ray"]], {**KINDS, "armo_ray": "driver"})
-    found["empty Ray"] = sum(empty.values())
+    alone["empty Ray"] = sum(empty.values())
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "armo_ray", "score", "--dtype", "float32"]
         command += ["--input", str(SAMPLE), "--output", f"{folder}/out", "--model", model]
         _, run = measure(command, KINDS)
-    return found | {f"run: {kind}": seconds for kind, seconds in run.items()} | {"run": sum(run.values())}
+    return alone | {f"run: {kind}": seconds for kind, seconds in run.items()} | {"run": sum(run.values())}
 
 
 def main() -> None:
@@ -78,8 +78,8 @@ def main() -> None:
         if args.model is None:
             write_tiny_model(Path(folder))
         rounds = [one_round(args.model or folder) for _ in range(args.runs)]
-    names = list(dict.fromkeys(name for found in rounds for name in found))
-    columns = {name: [round(found.get(name, 0.0), 2) for found in rounds] for name in names}
+    names = list(dict.fromkeys(name for one in rounds for name in one))
+    columns = {name: [round(one.get(name, 0.0), 2) for one in rounds] for name in names}
     if args.json:
         print(json.dumps(columns, indent=1))
         return

@@ -1,9 +1,9 @@
-"""Measure which share of the bare engine's speed a whole job reaches, and how long its replica idles between packs.
+"""Measure what share of the bare engine's speed a whole job reaches, and how long its replica idles between packs.
 
 python -m jobs.measure.steady --model DIR --input SHARD... [options of armo-ray score]
 
 Runs `armo-ray score` with one replica, then gives the same units to the engine alone, with as many threads.
-Tokens count every conversation whole. The first unit is left out, because the pipeline has not filled by then.
+Tokens count every conversation whole. The first unit is left out, because the pipeline is not full by then.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from armo_ray.score.stages.unit_block import conversations
 
 
 def bare_rate(options: dict[str, object], device: str) -> float:
-    """The engine's tokens per second on all units of the input but the first, each conversation counted whole."""
+    """The engine's tokens per second on all units of the input except the first, each conversation counted whole."""
     job, spans = prepare(load_config(None, options))
     scorer = Replica(job, Pool(gpus=0, low=1, high=1, device=device))
     units = [conversations(unit) for span in spans for unit in read_and_tokenize(span, job)]
@@ -58,7 +58,7 @@ def main() -> None:
     spent = {name: sum(r["seconds"][name] for r in rest) for name in ("model", "pack", "wait")}
     rate = sum(r["num_tokens"] for r in rest) / sum(spent.values())
     print(f"{len(records)} units; first pack {first['began'] - started:.1f} s after the start of the command")
-    print(f"of which {first['load_seconds']:.1f} s to load the model")
+    print(f"including {first['load_seconds']:.1f} s to load the model")
     print("replica s   " + "  ".join(f"{name} {seconds:.2f}" for name, seconds in spent.items()))
     print(
         f"idle        {1 - spent['model'] / sum(spent.values()):.1%} of the time between first and last pack"
