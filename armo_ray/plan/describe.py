@@ -39,8 +39,8 @@ def describe_sample(sample: Sample) -> Json:
 
 
 def duplicates(sample: Sample, rows_to_do: float) -> Json:
-    """The fraction of sampled rows that share their prompt with another row, and the expected number of others that a
-    row shares its prompt with among all rows to do.
+    """The fraction of sampled rows that share their prompt with another row, and the expected number of other rows,
+    among all rows to do, that share a row's prompt.
 
     The latter counts within the row's own run of consecutive rows, and extrapolates from pairs of rows in
     different runs. Two runs that share prompts are one event of a Poisson process, however many prompts they share.

@@ -168,7 +168,7 @@ def _run(lines: bytes, size: float) -> Run:
 
 def _lines(source: Source, block: Block) -> bytes:
     """The lines that begin in a range of bytes."""
-    before = max(block.start - 1, 0)  # the next line begins where one ends
+    before = max(block.start - 1, 0)  # a line may begin at the very start of the block
     source.seek(before)
     content = source.read(block.start + block.size - before)
     if block.start:

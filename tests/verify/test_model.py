@@ -226,9 +226,9 @@ def test_a_sound_model_of_every_family_is_fit_to_score_with(
         (["--model", "m", "--against", "/none.json"], "--against /none.json: cannot be read"),
         (["--model", "m", "--against", str(SAMPLE)], "not a file that --record wrote"),
         (["--model", "m", "--record", "/none/x.json"], "--record /none/x.json: no such directory"),
-        (["out", "--dtype", "float32"], "go with --model"),
+        (["out", "--dtype", "float32"], "can only be used with --model"),
         (["--model", "/none"], "model /none: no such directory"),
-        (["out", "--against", "f"], "go with --model"),
+        (["out", "--against", "f"], "can only be used with --model"),
     ],
     ids=["nothing", "both", "no-file", "no-record", "no-place", "dtype", "no-model", "of-a-model"],
 )
