@@ -94,7 +94,7 @@ def _tokens(traced: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator
     yield f"text       {traced.text_from}"
     yield f"tokens     {prompt_tokens:,} in the prompt and {response_tokens:,} in the response, {same}"
     if traced.comparisons:
-        yield f"compared   {traced.comparisons} times with other responses; below, as response A of the first comparison:"
+        yield f"compared   {traced.comparisons} times with other responses; below, as A in the first comparison:"
     marks = dict(traced.marks)
     first = "the comparison begins" if traced.comparisons else "the response begins"
     marks[traced.num_before] = "; ".join(filter(None, (first, marks.get(traced.num_before))))

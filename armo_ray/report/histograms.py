@@ -31,7 +31,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Bins:
-    """A histogram to draw: a count between each edge and the next, and the rows below and above all of them."""
+    """A histogram to draw: a count between each pair of adjacent edges, and the rows below and above all of them."""
 
     edges: list[float]
     counts: list[int]

@@ -160,7 +160,7 @@ def _model(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_older(committed: Committed, older: Committed) -> None:
     if not older.scores.parts:
-        raise ConfigError(f"against {older.scores.outputs[0]}: no candidate of it was scored")
+        raise ConfigError(f"against {older.scores.outputs[0]}: none of its candidates was scored")
     if committed.scores.parts:
         outputs = (older.scores.outputs[0], committed.scores.outputs[0])
         check_models(outputs, (older.scores.metadata, committed.scores.metadata))

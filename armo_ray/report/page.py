@@ -18,7 +18,7 @@ from armo_ray.report.speed import Speed
 _ENOUGH = 10  # candidates: correlations of fewer mean nothing
 _MOST_REWARDS = 40  # to draw
 _MOST_ROWS = 30  # in a table of groups
-_MOST_VALUES = 24  # of a group, to draw their gates
+_MOST_VALUES = 24  # of a group, to draw the gates of
 _POLICY = ("max_length", "truncate", "special_tokens", "unit_rows", "partition_by")
 _MODEL = ("model", "model_revision", "model_family", "model_fingerprint", "dtype")
 
