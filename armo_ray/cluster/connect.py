@@ -17,14 +17,13 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from armo_ray.cluster import watchdog
-from armo_ray.cluster.watchdog import Endpoint, Lost, answers, watched
+from armo_ray.cluster.watchdog import LOCAL, Endpoint, Lost, advice, answers, watched
 from armo_ray.signals import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 
 # for a task whose process died: by default Ray retries forever, even if one row kills every process that reads it
 RETRIES = 2
-LOCAL = "local"
 _HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # the directory of this package
 
 
@@ -59,7 +58,7 @@ def connected() -> Iterator[bool]:
     _start(address)
     stop_on_sigterm()  # ray.init replaces the handler
     try:
-        with _task_errors(), watched(_endpoints(address), _advice(address)):
+        with _task_errors(), watched(_endpoints(address), advice(address)):
             yield address != LOCAL
     finally:
         if not isinstance(sys.exception(), Lost):  # could hang then; Ray's exit hook does the rest
@@ -91,7 +90,7 @@ def _start(address: str) -> None:
     except Exception as error:  # Ray raises plain Exception if its processes do not start in time
         what = "Ray did not start" if local else f"the Ray cluster at {address} cannot be joined"
         why = str(error).strip().rstrip(".")
-        raise RuntimeError(f"{what}: {why}. {_advice(address)}") from error
+        raise RuntimeError(f"{what}: {why}. {advice(address)}") from error
 
 
 def _wait_for_head(address: str) -> None:
@@ -121,16 +120,6 @@ def _endpoints(address: str) -> list[Endpoint]:
         ),
         Endpoint(f"the head of the Ray {whose}", host.strip("[]"), int(port), patience),
     ]
-
-
-def _advice(address: str) -> str:
-    again = "What is committed stays: run the same command again"
-    if address == LOCAL:
-        return again
-    return (
-        "See that it is up (`ray status`) and, where it wants a token, that RAY_AUTH_MODE=token is set. "
-        f"{again}, or without RAY_ADDRESS, which starts a Ray on this machine"
-    )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
+LOCAL = "local"  # address of a Ray that a command starts for itself
 HEAD_PATIENCE_S = 30.0  # wait for a lost head, which may restart; half as long as Ray itself waits
 _LOOK_S = 1.0
 _CONNECT_S = 5.0
@@ -39,6 +40,17 @@ class Endpoint(NamedTuple):
     host: str
     port: int
     patience: float  # seconds for which it may fail to listen
+
+
+def advice(address: str) -> str:
+    """What to do if a process of the Ray at this address is gone."""
+    again = "What is committed stays: run the same command again"
+    if address == LOCAL:
+        return again
+    return (
+        "See that it is up (`ray status`) and, where it wants a token, that RAY_AUTH_MODE=token is set. "
+        f"{again}, or without RAY_ADDRESS, which starts a Ray on this machine"
+    )
 
 
 def answers(endpoint: Endpoint) -> bool:
@@ -120,5 +132,5 @@ def _first_lost(endpoints: Sequence[Endpoint], ended: threading.Event) -> list[s
 
 
 if __name__ == "__main__":
-    program, rows, advice = json.loads(sys.argv[1])
-    _report_loss(program, [Endpoint(*row) for row in rows], advice)
+    program, rows, given_advice = json.loads(sys.argv[1])
+    _report_loss(program, [Endpoint(*row) for row in rows], given_advice)

@@ -117,15 +117,10 @@ class RewardModel:
         if compile is None:
             compile = dtype == "fp8" and devices[-1].type == "cuda"  # noqa: A001
         budget = token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192)
-        options = Options(budget, share_prompts, fixed_packs, compile=compile)
         chat = Chat.load(checkpoint.path, checkpoint.family)
         backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
-        for faulty in filter(
-            None, (kernel_fault(backbone, d) for d in dict.fromkeys(layer_devices(backbone)))
-        ):
-            logger.warning("attention is computed segment by segment, which is slower: %s", faulty)
-            options = replace(options, kernel=False)
-        loaded = cls(backbone, head, options)
+        kernel = _kernel_works(backbone)
+        loaded = cls(backbone, head, Options(budget, share_prompts, fixed_packs, compile=compile, kernel=kernel))
         if loaded.device.type == "cuda" and token_budget is None:
             loaded._fit_budget()
         return loaded

@@ -19,29 +19,50 @@ from tests.support.local import rows_of, score_locally
 from tests.support.paths import ROOT, SAMPLE
 from tests.support.runs import finish, start
 
-# Python loads a module of this name when it starts: every worker gets a tokenizer and a model that some texts break.
+# Python loads a module of this name when it starts: a worker that imports the tokenizer or the model gets one that some
+# texts break.
 FRAGILE = """
-import ctypes
-from armo_ray.score.stages import score
-from armo_ray.score.stages.unit_block import unnest
-from armo_ray.text.tokenization import Encoder
+import ctypes, sys
+from importlib.machinery import PathFinder
 
-encode, call = Encoder.encode, score.Scorer.__call__
+def break_tokenizer(module):
+    encode = module.Encoder.encode
 
-def fragile_encode(self, candidates):
-    if any("crash the tokenizer" in c.response for c in candidates):
-        ctypes.string_at(0)
-    return encode(self, candidates)
+    def fragile(self, candidates):
+        if any("crash the tokenizer" in c.response for c in candidates):
+            ctypes.string_at(0)
+        return encode(self, candidates)
 
-def fragile_call(self, table):
-    answers = [m["content"] for r in unnest(table["scored"])["response"].to_pylist() for m in r]
-    if any("crash the model" in a for a in answers):
-        ctypes.string_at(0)
-    if any("fail the model" in a for a in answers):
-        raise ZeroDivisionError("a kernel divides by zero")
-    return call(self, table)
+    module.Encoder.encode = fragile
 
-Encoder.encode, score.Scorer.__call__ = fragile_encode, fragile_call
+def break_model(module):
+    from armo_ray.score.stages.unit_block import unnest
+
+    call = module.Scorer.__call__
+
+    def fragile(self, table):
+        responses = unnest(table["scored"])["response"].to_pylist()
+        answers = [message["content"] for response in responses for message in response]
+        if any("crash the model" in a for a in answers):
+            ctypes.string_at(0)
+        if any("fail the model" in a for a in answers):
+            raise ZeroDivisionError("a kernel divides by zero")
+        return call(self, table)
+
+    module.Scorer.__call__ = fragile
+
+BREAK = {"armo_ray.text.tokenization": break_tokenizer, "armo_ray.score.stages.score": break_model}
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name not in BREAK:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (load(module), BREAK[name](module))
+        return spec
+
+sys.meta_path.insert(0, Finder())
 """
 
 
