@@ -120,7 +120,9 @@ class RewardModel:
         chat = Chat.load(checkpoint.path, checkpoint.family)
         backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
         kernel = _kernel_works(backbone)
-        loaded = cls(backbone, head, Options(budget, share_prompts, fixed_packs, compile=compile, kernel=kernel))
+        loaded = cls(
+            backbone, head, Options(budget, share_prompts, fixed_packs, compile=compile, kernel=kernel)
+        )
         if loaded.device.type == "cuda" and token_budget is None:
             loaded._fit_budget()
         return loaded

@@ -1,4 +1,4 @@
-"""One scan of all candidates: distributions, correlations, trends with length, and what drives the score."""
+"""One scan of all candidates: distributions, correlations, and what drives the score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,8 @@ import duckdb
 import numpy as np
 
 from armo_ray.outputs.scores import Scores
-from armo_ray.report.columns import LENGTH, SCORE, Columns, sampled
+from armo_ray.report.columns import SCORE, Columns, sampled
 from armo_ray.report.histograms import Bins, Bounds, Floats, Histogram, counted, find_bounds, histogram_of
-
-_PER_TOKENS = 100  # unit of the slopes
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,6 @@ class Correlation:
 
     names: list[str]
     matrix: list[list[float | None]]
-
-
-@dataclass(frozen=True)
-class Trend:
-    """Least squares of a column on the response's tokens; slopes are per 100 tokens. None if one is constant."""
-
-    slope: float | None
-    intercept: float | None
-    slope_in_sd: float | None
-    correlation: float | None
 
 
 @dataclass(frozen=True)
@@ -160,35 +148,19 @@ def correlations(summary: Summary) -> Correlation:
     """The correlations of score, response length and rewards."""
     names = [name for name in summary.names if name != "num_prompt_tokens"]
     at = [summary.names.index(name) for name in names]
-    return Correlation(names, [[_correlation(summary, i, j) for j in at] for i in at])
+    return Correlation(names, [[correlation(summary, i, j) for j in at] for i in at])
 
 
-def _correlation(summary: Summary, i: int, j: int) -> float | None:
+def correlation(summary: Summary, i: int, j: int) -> float | None:
     a, b = summary.covariance[i, i], summary.covariance[j, j]
-    if not (_varies(summary, i) and _varies(summary, j)):
+    if not (varies(summary, i) and varies(summary, j)):
         return None
     return float(np.clip(summary.covariance[i, j] / np.sqrt(a * b), -1, 1))
 
 
-def _varies(summary: Summary, i: int) -> bool:
+def varies(summary: Summary, i: int) -> bool:
     """Whether the variance of a column is larger than rounding could make that of a constant."""
     return bool(summary.covariance[i, i] > 1e-14 * (1 + summary.mean[i] ** 2))
-
-
-def by_length(summary: Summary) -> dict[str, Trend]:
-    """The trends of score and every reward with length."""
-    names = [name for name in summary.names if not name.startswith("num_")]
-    return {name: _trend(summary, summary.names.index(name), summary.names.index(LENGTH)) for name in names}
-
-
-def _trend(summary: Summary, i: int, length: int) -> Trend:
-    if not _varies(summary, length):
-        return Trend(None, None, None, None)
-    slope = float(summary.covariance[i, length] / summary.covariance[length, length])
-    intercept = float(summary.mean[i] - slope * summary.mean[length])
-    deviation = float(np.sqrt(max(summary.covariance[i, i], 0)))
-    in_sd = slope * _PER_TOKENS / deviation if _varies(summary, i) else None
-    return Trend(slope * _PER_TOKENS, intercept, in_sd, _correlation(summary, i, length))
 
 
 def influence(summary: Summary) -> dict[str, Influence]:
@@ -197,7 +169,7 @@ def influence(summary: Summary) -> dict[str, Influence]:
     terms = {}
     for i, (name, absolute) in enumerate(summary.absolute.items(), first):
         share = None
-        if _varies(summary, score):
+        if varies(summary, score):
             share = float(summary.covariance[i, score] / summary.covariance[score, score])
         terms[name] = Influence(float(summary.mean[i]), absolute, share)
     return terms

@@ -1,4 +1,4 @@
-"""Candidates by the values of kept columns and directories, and by length."""
+"""Candidates by the values of kept columns and directories."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,13 +6,11 @@ from dataclasses import dataclass
 import duckdb
 
 from armo_ray.report.columns import LENGTH, SCORE, Columns
-from armo_ray.report.histograms import Histogram
 from armo_ray.report.prompts import Winners
 
 MOST_VALUES = 256  # of a column to group by
 _FEWEST_ROWS = 5  # per value on average; a column with fewer identifies rows rather than groups
 _MOST_GROUPS = 6
-_LENGTH_BINS = 12
 
 
 @dataclass(frozen=True)
@@ -28,18 +26,6 @@ class Group:
     rewards: dict[str, float]
     gating: dict[str, float]
     best_of_prompt: int  # prompts whose single best candidate is one of these
-
-
-@dataclass(frozen=True)
-class LengthBin:
-    """Candidates whose responses have from `from_` to `to` tokens."""
-
-    from_: int
-    to: int
-    candidates: int
-    mean_tokens: float
-    mean_score: float
-    sd_score: float
 
 
 def chosen_groups(distinct: Mapping[str, int], rows: int) -> list[str]:
@@ -90,17 +76,3 @@ def _group(
         gating={name.removeprefix("gating."): named[name] for name in columns.gates},
         best_of_prompt=winners.get(value, 0),
     )
-
-
-def length_bins(con: duckdb.DuckDBPyConnection, columns: Columns, lengths: Histogram) -> list[LengthBin]:
-    """The candidates by the length of their response, about equally many in each bin."""
-    length, score = columns.alias(LENGTH), columns.alias(SCORE)
-    ends = sorted(
-        {round(lengths.quantile(i / _LENGTH_BINS)) for i in range(1, _LENGTH_BINS)} - {round(lengths.high)}
-    )
-    place = " + ".join(f"({length} > {end})::INT" for end in ends) or "0"
-    rows = con.execute(
-        f"""SELECT {place} AS bin, min({length}), max({length}), count(*), avg({length}), avg({score}),
-                stddev_pop({score}) FROM candidates GROUP BY bin ORDER BY bin"""
-    ).fetchall()
-    return [LengthBin(*row[1:]) for row in rows]

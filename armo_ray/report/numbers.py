@@ -26,13 +26,11 @@ import duckdb
 
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.scores import Scores, check_models, database, scan
-from armo_ray.report.columns import LENGTH, SCORE, find_columns
+from armo_ray.report.columns import SCORE, find_columns
 from armo_ray.report.distributions import (
     Correlation,
     Distribution,
     Influence,
-    Trend,
-    by_length,
     correlations,
     distributions,
     histograms,
@@ -42,7 +40,8 @@ from armo_ray.report.distributions import (
 )
 from armo_ray.report.drift import Drift, PromptCounts, drift, nothing_scored
 from armo_ray.report.examples import Examples, Rejects, extremes, rejects
-from armo_ray.report.groups import Group, LengthBin, by_group, chosen_groups, length_bins
+from armo_ray.report.groups import Group, by_group, chosen_groups
+from armo_ray.report.length import Length, by_length
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.pairs import Pairs, by_pair
 from armo_ray.report.prompts import Prompts, by_prompt
@@ -61,14 +60,6 @@ class Input:
 
     source: str
     candidates: int
-
-
-@dataclass(frozen=True)
-class Length:
-    """How the score and every reward change with the length of the response."""
-
-    columns: dict[str, Trend]
-    bins: list[LengthBin]
 
 
 @dataclass(frozen=True)
@@ -187,7 +178,7 @@ def _scored(con: duckdb.DuckDBPyConnection, scores: Scores, options: ReportOptio
         columns=values,
         correlation=correlations(summary),
         influence=influence(summary),
-        length=Length(by_length(summary), length_bins(con, columns, summary.histograms[LENGTH])),
+        length=by_length(con, columns, summary),
         prompts=prompts,
         groups=by_group(con, columns, winners),
         pairs=by_pair(con, columns, groups, deviation) if summary.distinct["role"] > 1 else None,

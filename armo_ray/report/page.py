@@ -10,8 +10,9 @@ from armo_ray.formatting.numbers import date
 from armo_ray.formatting.svg import Chart, chart_style, curve, histogram
 from armo_ray.formatting.templates import render
 from armo_ray.model.families import FAMILIES
-from armo_ray.report.distributions import Correlation, Distribution, Trend
-from armo_ray.report.groups import Group, LengthBin
+from armo_ray.report.distributions import Correlation, Distribution
+from armo_ray.report.groups import Group
+from armo_ray.report.length import LengthBin, Trend
 from armo_ray.report.numbers import Report, Scored
 from armo_ray.report.speed import Speed
 
