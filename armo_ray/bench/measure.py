@@ -12,6 +12,7 @@ import torch
 
 T = TypeVar("T")
 CLOCKS = {"cuda": "wall clock, synchronized", "cpu": "CPU time of the process, one thread"}
+LEAST_S = 1.0  # for a measurement of FLOP/s
 _SIZES = {"cuda": 8192, "cpu": 1024}  # of square matrices
 
 
@@ -28,8 +29,8 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, time.perf_counter() - started
 
 
-def seconds_each(function: Callable[[], object], device: torch.device, least: float = 1.0) -> float:
-    """Mean seconds of a call, over calls back to back that take at least `least` seconds together.
+def seconds_each(function: Callable[[], object], device: torch.device, least: float) -> float:
+    """Mean seconds of a call, over calls back to back that together take at least `least` seconds.
 
     A GPU keeps its highest clock for a fraction of a second only, which a shorter measurement would report.
     """
@@ -50,7 +51,7 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a dense square matrix product with plain torch, measured now for at least a second."""
     size = _SIZES[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / seconds_each(lambda: torch.mm(a, b), device)
+    return 2 * size**3 / seconds_each(lambda: torch.mm(a, b), device, LEAST_S)
 
 
 def layer_flops(layer: torch.nn.Module, rows: int) -> float:
@@ -67,7 +68,7 @@ def layer_flops(layer: torch.nn.Module, rows: int) -> float:
             torch.mm(inputs[weight.shape[1]], weight.T)
 
     operations = 2 * rows * sum(weight.numel() for weight in weights)
-    return operations / seconds_each(products, weights[0].device)
+    return operations / seconds_each(products, weights[0].device, LEAST_S)
 
 
 def with_peak(function: Callable[[], T], device: torch.device) -> tuple[T, int | None]:

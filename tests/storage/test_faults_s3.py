@@ -43,6 +43,7 @@ from tests.support.fault_proxy import (
 )
 from tests.support.local import rejects_of, rows_of, score_locally
 from tests.support.paths import SAMPLE
+from tests.support.s3_clients import forget_clients
 
 pytest_plugins = ("tests.support.s3_server",)
 
@@ -129,7 +130,7 @@ def test_a_storage_that_stays_away_in_mid_read_is_one_clear_error_and_no_damaged
     monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.5)
     if fault == SILENT:
         monkeypatch.setattr(S3FileSystem, "read_timeout", 0.4 * retries.PATIENCE_SECONDS)
-        S3FileSystem.clear_instance_cache()
+        forget_clients()
     attempts: list[int] = []
     for span in inputs:
         faulty.down, faulty.chances = False, {}
@@ -358,7 +359,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_a_run_nothing(
         proxy = stack.enter_context(fault_proxy(first.enter_context(start_s3(tmp_path))))
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.5)
-        S3FileSystem.clear_instance_cache()
+        forget_clients()
         inputs_of_all_kinds(Store("s3://armo/in"))
         proxy.chances = {(EVERY, SLOW): 1.0}  # so that the run is not over before
         running = pool.submit(score_locally, tiny_model, "s3://armo/in", "s3://armo/out", unit_rows=10)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3fs import S3FileSystem
 
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
@@ -21,6 +20,7 @@ from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store
 from tests.support.fault_proxy import EVERY, FaultProxy
 from tests.support.local import PAIR, config_for, score_locally
+from tests.support.s3_clients import forget_clients
 
 pytest_plugins = ("tests.support.s3_server",)
 
@@ -113,7 +113,7 @@ def test_no_error_repeats_a_credential(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
     monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.2)
-    S3FileSystem.clear_instance_cache()
+    forget_clients()
     for chances in ({}, {(EVERY, "reset"): 1.0}):
         faulty.chances = chances
         with pytest.raises((ConfigError, RuntimeError), match=f"{s3}/in") as caught:

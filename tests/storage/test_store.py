@@ -17,7 +17,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from s3fs import S3FileSystem
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage import readers, shards
@@ -30,6 +29,7 @@ from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
 from tests.support.commit_records import commit_record
+from tests.support.s3_clients import forget_clients
 
 pytest_plugins = ("tests.support.s3_server",)
 
@@ -294,7 +294,7 @@ def test_wrong_or_missing_credentials_are_an_error_that_names_the_uri(
 ) -> None:
     Store(s3).write("in/x.jsonl", b"{}\n")
     change(monkeypatch)
-    S3FileSystem.clear_instance_cache()
+    forget_clients()
     for pattern in ("in", "in/x.jsonl", "in/*.jsonl"):
         with pytest.raises(ConfigError, match=f"input {s3}/.*cannot be listed"):
             find_shards([f"{s3}/{pattern}"])

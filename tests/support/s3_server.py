@@ -27,6 +27,7 @@ from s3fs import S3FileSystem
 from armo_ray.storage import retries
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.runs import free_ports
+from tests.support.s3_clients import forget_clients
 
 BUCKET, KEY, SECRET = "armo", "armo", "armo-secret-key"
 STARTUP_SECONDS = 60.0
@@ -91,7 +92,7 @@ def s3_prefix(endpoint: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty prefix `s3://bucket/name` on the server, with its credentials in the environment."""
     if ELSEWHERE:
         yield (prefix := f"{ELSEWHERE}/{uuid.uuid4().hex}")
-        S3FileSystem.clear_instance_cache()
+        forget_clients()
         patch.undo()
         if (fs := S3FileSystem()).exists(prefix):
             fs.rm(prefix, recursive=True)
@@ -100,9 +101,9 @@ def s3_prefix(endpoint: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
         patch.delenv(name, raising=False)
     for name, value in aws_environment(endpoint).items():
         patch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # instances keep the credentials that they began with
+    forget_clients()
     yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    S3FileSystem.clear_instance_cache()
+    forget_clients()
 
 
 @pytest.fixture
@@ -129,9 +130,9 @@ def faulty(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.05)
         monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.5)
-        S3FileSystem.clear_instance_cache()
+        forget_clients()
         yield proxy
-    S3FileSystem.clear_instance_cache()
+    forget_clients()
 
 
 def _start(weed: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
