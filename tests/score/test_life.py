@@ -5,7 +5,10 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -68,14 +71,23 @@ def kill_the_driver(life: Life) -> None:
     wait_for_workers()
 
 
-def stop(life: Life) -> None:
-    process = life.join()
-    process.send_signal(signal.SIGTERM)
-    errors = finish(process, 1)
-    assert "stopped; what is committed stays" in errors
-    assert "Traceback" not in errors
-    wait_for_workers()
-    assert f"Not complete: {len(commits_of(life.out))} units were committed" in life.card
+@contextmanager
+def sigterm_after_commits(life: Life) -> Iterator[None]:
+    """Send SIGTERM to this process as soon as a unit is committed in the body."""
+
+    def send() -> None:
+        while len(commits_of(life.out)) == len(life.seen):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    sender = Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not sender.is_alive()
 
 
 def wait_for_workers() -> None:
@@ -106,12 +118,19 @@ def test_a_run_that_is_killed_stopped_out_of_time_and_loses_ray_goes_on_and_ends
     score_locally(tiny_model, formats, tmp_path / "undisturbed", unit_rows=4)
     (tmp_path / "work").mkdir()
     life = Life(local_ray, tiny_model, formats, tmp_path / "work")
-    for disturb in (kill_the_driver, stop, lose_its_raylet):
+    for disturb in (kill_the_driver, lose_its_raylet):
         disturb(life)
         assert not (life.out / "_SUCCESS").exists()
         life.check()
     command = ["score", "--model", str(tiny_model), "--dtype", "float32", "--gpus-per-replica", "0"]
     command += ["--input", str(formats), "--output", str(life.out), *UNIT, "--max-runtime"]
+    with sigterm_after_commits(life):
+        assert main([*command, "1h"]) == 1
+    errors = capsys.readouterr().err
+    assert "stopped; what is committed stays" in errors
+    assert "Traceback" not in errors
+    assert f"Not complete: {len(commits_of(life.out))} units were committed" in life.card
+    life.check()
     assert main([*command, "2s"]) == 5
     assert "--max-runtime is over; run it again to go on" in capsys.readouterr().err
     assert not (life.out / "_lock.json").exists()
