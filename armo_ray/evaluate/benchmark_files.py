@@ -41,8 +41,8 @@ def scoring(
     Raises ConfigError if settings are wrong or the first rows do not belong to the benchmark.
     """
     settings = {**settings, "output": f"{output}/scored"}
-    load_config(None, settings)  # checks the settings before anything is read or written
-    files = to_json_lines(settings["input"], Store(f"{output}/rows"))
+    inputs = load_config(None, settings).input  # before anything is read or written: checks the settings
+    files = to_json_lines(inputs, Store(f"{options.output}/rows"))
     with naming(files):
         return _scoring(options, {**settings, "input": list(files)}), files
 

@@ -161,20 +161,6 @@ def test_revisions_of_one_model_write_outputs_named_by_them() -> None:
         load_configs(None, {**given, "revision": ["1", "r", "1"]})
 
 
-def test_the_date_is_put_into_input_and_output() -> None:
-    given = {"input": ["/in/{date}/a", "/in/b"], "output": "/out/{date}", "model": "m"}
-    config = load_config(None, {**given, "date": "2026-11-20"})
-    assert (config.input, config.output) == (("/in/2026-11-20/a", "/in/b"), "/out/2026-11-20")
-    before = datetime.now(UTC).date()
-    day = date.fromisoformat(load_config(None, given).output.removeprefix("/out/")) + timedelta(1)
-    assert before <= day <= datetime.now(UTC).date()  # yesterday: a night scores a whole day
-    config = load_config(None, {**given, "date": "2026-03-01", "days": 3})
-    assert config.input == ("/in/2026-03-01/a", "/in/2026-02-28/a", "/in/2026-02-27/a", "/in/b")
-    assert config.output == "/out/2026-03-01"
-    with pytest.raises(ConfigError, match="date yesterday: expected YYYY-MM-DD"):
-        load_config(None, {**given, "date": "yesterday"})
-
-
 @pytest.mark.parametrize(
     ("given", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), (30, 30), (None, None)]
 )
