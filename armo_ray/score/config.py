@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import advice
 from armo_ray.options import (
     DATE,
     DatedOptions,
@@ -158,7 +159,7 @@ class ScoreConfig(DatedOptions):
     @classmethod
     def _parts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         if unknown := sorted(set(value) - set(COLUMN_ROLES)):
-            raise ValueError(f"unknown name {', '.join(unknown)}; expected {', '.join(COLUMN_ROLES)}")
+            raise ValueError(f"unknown name {', '.join(unknown)}; {advice(unknown[0], COLUMN_ROLES)}")
         return value
 
     @field_validator("winner")

@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,8 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
         ({"unit_rows": 0}, "unit-rows: "),
         ({"replicas": "4:2"}, "replicas: expected 1 <= MIN <= MAX"),
         ({"replicas": "x"}, "replicas: expected N or MIN:MAX"),
-        ({"column": ["question=q"]}, "column: unknown name question"),
+        ({"column": ["question=q"]}, "column: unknown name question; the names are prompt, "),
+        ({"column": ["promt=q"]}, r"column: unknown name promt; did you mean prompt\?"),
         ({"max_reject_fraction": 2}, "max-reject-fraction: "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

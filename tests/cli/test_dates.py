@@ -87,7 +87,7 @@ def test_a_date_that_is_none_is_refused() -> None:
 
 
 def test_several_days_do_not_go_into_the_output_of_one() -> None:
-    with pytest.raises(ConfigError, match="output: with {date} in it.* leave {date} out of the output"):
+    with pytest.raises(ConfigError, match=r"output: with \{date\} in it.* leave \{date\} out"):
         load_config(None, {**SCORE, "days": 3})
 
 
