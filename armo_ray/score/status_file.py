@@ -1,4 +1,4 @@
-"""status.json in an output: how its last run ended, for whom Ray has only told whether that was with status 0.
+"""status.json in an output: how its last run ended. Ray tells of a job only whether its exit status is 0.
 
 While a run lasts there is no such file. Whether it can be written changes nothing else.
 """
