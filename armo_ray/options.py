@@ -7,12 +7,23 @@ metavar there.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES
@@ -20,6 +31,9 @@ from armo_ray.storage.uris import check_uri
 
 # where Ray unpacks --working-dir, and deletes it afterwards
 _SUBMITTED = "/runtime_resources/working_dir_files/"
+
+DATE = "{date}"  # in a place: the day of --date
+_PLACEHOLDER = re.compile(r"\{[^{}/]*\}")
 
 # Names that options no longer have, and what to write instead.
 _RENAMED = {
@@ -50,9 +64,30 @@ def stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+@cache  # so that all places of a command that runs over midnight are of one day
+def _yesterday() -> date:
+    return datetime.now(UTC).date() - timedelta(1)
+
+
+def day_of(value: Any) -> date:
+    """The day that a date option gives; None stands for yesterday, UTC. Raises ValueError."""
+    try:
+        return _yesterday() if value is None else date.fromisoformat(str(value).strip())
+    except ValueError:
+        raise ValueError("expected YYYY-MM-DD") from None
+
+
+def _dated(uri: str, info: ValidationInfo) -> str:
+    """A place with its {date} replaced. Raises ConfigError if another placeholder is in it."""
+    check_uri(uri)
+    uri = uri.replace(DATE, str(day_of((info.data or {}).get("date"))))
+    if left := _PLACEHOLDER.search(uri):
+        raise ConfigError(f"unknown placeholder {left[0]} in {uri}; the only one is {DATE}")
+    return uri
+
+
 def _absolute(uri: str) -> str:
     """A URI as it is, a local path as an absolute one: workers run in other directories."""
-    check_uri(uri)
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
@@ -79,13 +114,17 @@ Name = Annotated[str, BeforeValidator(stripped), Field(min_length=1)]
 Names = Annotated[
     tuple[Name, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
-Place = Annotated[Name, AfterValidator(_absolute)]  # a URI, or an absolute path
-Places = Annotated[Names, AfterValidator(lambda uris: tuple(map(_absolute, uris)))]
+GivenPlace = Annotated[Name, AfterValidator(_dated)]  # a URI or path, as it is given
+Place = Annotated[GivenPlace, AfterValidator(_absolute)]  # a URI, or an absolute path
+Places = Annotated[
+    Names, AfterValidator(lambda uris, info: tuple(_absolute(_dated(uri, info)) for uri in uris))
+]
 NewPlace = Annotated[Place, AfterValidator(_lasting)]  # a place to write to
 ModelName = Annotated[Name, AfterValidator(_public)]  # a directory, its URI, or a hub id
 FamilyName = Annotated[Name, AfterValidator(_known_family)]
 Dtype = Literal["bfloat16", "float16", "float32", "fp8"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Day = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(day_of(value)))]
 
 
 class Options(BaseModel):
@@ -97,6 +136,16 @@ class Options(BaseModel):
         hide_input_in_errors=True,
         defer_build=True,  # --help reads the fields and builds no validator
     )
+
+
+class DatedOptions(Options):
+    """The options of a command that reads or writes places: {date} in them stands for a day.
+
+    `date` is the first field, because the places that follow are checked with its value.
+    """
+
+    date: Annotated[Day, Help("running", "YYYY-MM-DD")] = None
+    """Replaces {date} in inputs and outputs; default: yesterday, UTC."""
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

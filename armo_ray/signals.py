@@ -12,6 +12,9 @@ def stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+_over = threading.Event()  # the time limit that is running has ended
+
+
 class OutOfTime(Exception):  # noqa: N818 - not an error
     """The time limit of a run is over."""
 
@@ -22,10 +25,9 @@ def limited(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    over = threading.Event()
 
     def stop(*_: object) -> None:
-        over.set()
+        _over.set()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGALRM, stop)
@@ -34,8 +36,14 @@ def limited(seconds: float | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if over.is_set():
+        if _over.is_set():
             raise OutOfTime from None
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _over.clear()
+
+
+def time_is_over() -> bool:
+    """Whether the body of `limited` is being interrupted because its time is over."""
+    return _over.is_set()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from armo_ray.curate.options import MineOptions
 from armo_ray.errors import ConfigError
-from armo_ray.expressions.expressions import name_of, parse, quote
+from armo_ray.expressions.expressions import advice, name_of, parse, quote
 from armo_ray.outputs.scores import Part, Scores, columns_of, database, literal, scan
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.store import Store
@@ -74,7 +74,7 @@ def select_candidates(scores: Scores, options: MineOptions) -> str:
         columns[f"can_be_{side}"] = f"coalesce({sql}, false)"
     for name in options.keep:
         if name_of(name) not in types:
-            raise ConfigError(f"keep: no column {name} in the scores; they have {', '.join(types)}")
+            raise ConfigError(f"keep: no column {name} in the scores; {advice(name, types)}")
     kept = ", ".join(f"{quote(name)}: {quote(name)}" for name in options.keep)
     columns |= {"kept": f"{{{kept}}}"} if kept else {}
     return ", ".join([*_BASE_COLUMNS, *(f"{sql} AS {name}" for name, sql in columns.items())])

@@ -124,9 +124,7 @@ def _select(
         )
     for name in options.keep:
         if name_of(name) not in types:
-            raise ConfigError(
-                f"--keep {name}: no such column in all of the scores; those in all are {', '.join(types)}"
-            )
+            raise ConfigError(f"--keep {name}: no such column in all of the scores; {advice(name, types)}")
         if name.lower() in OUTPUT[options.shape]:  # column names in DuckDB ignore case
             raise ConfigError(f"--keep {name}: --shape {options.shape} already writes a column of that name")
     fields = ", ".join(f"{quote(name)}: {quote(name)}" for name in dict.fromkeys(options.keep))

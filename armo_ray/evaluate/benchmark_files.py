@@ -13,6 +13,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.evaluate.benchmarks import BENCHMARKS
 from armo_ray.evaluate.items import Items
 from armo_ray.evaluate.options import EvaluateOptions
+from armo_ray.expressions.expressions import advice
 from armo_ray.score.config import ScoreConfig, load_config
 from armo_ray.storage import readers
 from armo_ray.storage.filesystem import open_filesystem, read_text, uri_of
@@ -41,8 +42,8 @@ def scoring(
     Raises ConfigError if settings are wrong or the first rows do not belong to the benchmark.
     """
     settings = {**settings, "output": f"{output}/scored"}
-    load_config(None, settings)  # checks the settings before anything is read or written
-    files = to_json_lines(settings["input"], Store(f"{output}/rows"))
+    inputs = load_config(None, settings).input  # before anything is read or written: checks the settings
+    files = to_json_lines(inputs, Store(f"{options.output}/rows"))
     with naming(files):
         return _scoring(options, {**settings, "input": list(files)}), files
 
@@ -66,7 +67,7 @@ def _scoring(options: EvaluateOptions, settings: Mapping[str, Any]) -> ScoreConf
     needs = options.by or benchmark.needs
     if missing := [name for name in needs if name not in columns]:
         raise ConfigError(
-            f"{shard.uri}: no column {missing[0]}, which {options.benchmark} needs; it has {', '.join(columns)}"
+            f"{shard.uri}: no column {missing[0]}, which {options.benchmark} needs; {advice(missing[0], columns)}"
         )
     used = [*needs, *(name for name in benchmark.takes if name in columns and not options.by)]
     keep = list(settings.get("keep") or ())

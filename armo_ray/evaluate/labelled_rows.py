@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from armo_ray.errors import ConfigError
 from armo_ray.evaluate.items import Floats, Index, Items
-from armo_ray.expressions.expressions import quote
+from armo_ray.expressions.expressions import advice, quote
 from armo_ray.outputs.options import ScoresOptions
 from armo_ray.outputs.schema import vectors
 from armo_ray.outputs.scores import Scores, database, literal, scan
@@ -63,7 +63,8 @@ def read_items(
         available = con.sql(scan(scores.parts)).columns
         if missing := [name for name in needs if name not in available]:
             raise ConfigError(
-                f"{scores.outputs[0]}: no column {missing[0]}: score the files with --keep {' '.join(missing)}"
+                f"{scores.outputs[0]}: no column {missing[0]}; {advice(missing[0], available)} "
+                f"(to add it, score the files with --keep {' '.join(missing)})"
             )
         columns = [*needs, *(name for name in takes if name in available)]
         names = ", ".join(quote(name) for name in dict.fromkeys((*_READ, *columns)))

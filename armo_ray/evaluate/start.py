@@ -14,10 +14,11 @@ def run(given: Given) -> int:
     """Evaluate the outputs given; without any, score the input into one first. Returns the exit status."""
     scoring = given.of(ScoreConfig)
     output = scoring.pop("output", None)
+    scores_first = bool(scoring.keys() - {"date"})  # the outputs given may be of a date too
     words = [*([given.file] if given.file else []), *given.values.get("scores", ())]
-    if not scoring and not words:
+    if not scores_first and not words:
         raise ConfigError("give outputs of armo-ray score; or --input, --model and --output, to score first")
-    if scoring:
+    if scores_first:
         if words:
             raise ConfigError(
                 f"{words[0]}: give outputs of armo-ray score, or --input and --model, but not both"
@@ -42,9 +43,9 @@ def _score_first(given: Given, scoring: dict[str, Any], output: str) -> int:
     from armo_ray.storage.store import Store
 
     command.check(options, str(scoring.get("model")))
-    with lock.held(Store(output)):
+    with lock.held(Store(str(options.output))):  # {date} is replaced there
         config, files = benchmark_files.scoring(options, scoring, output)
         with benchmark_files.naming(files):
             status = score_all([config], began)
-        command.run(options.model_copy(update={"output": f"{output}/tables"}), replace=True)
+        command.run(options.model_copy(update={"output": f"{options.output}/tables"}), replace=True)
     return status

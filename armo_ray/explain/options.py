@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from armo_ray.options import Help, Name, Options
+from armo_ray.options import DatedOptions, GivenPlace, Help, Name
 
 
-class ExplainOptions(Options):
+class ExplainOptions(DatedOptions):
     """Trace one row."""
 
-    output: Annotated[Name, Help("required", "OUT", word=True)]
+    output: Annotated[GivenPlace, Help("required", "OUT", word=True)]
     """Directory or URI that score wrote, complete or not."""
     row: Annotated[Name, Help("required", "ROW_ID", word=True)]
     """Value of row_id; or highest, lowest, random or rejected."""

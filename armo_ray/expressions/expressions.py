@@ -100,9 +100,10 @@ def quote(name: str) -> str:
 
 
 def advice(name: str, names: Iterable[str]) -> str:
-    """Advice for a name that is not among `names`: the closest ones, or all of them."""
+    """Advice for a name that is not among `names`: the closest ones in any case, or all of them."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, 3)
+    by_lower = {known.lower(): known for known in names}
+    close = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, 3)]
     return f"did you mean {' or '.join(close)}?" if close else f"the names are {', '.join(names)}"
 
 

@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from armo_ray.options import Help, NewPlace, Options, Place, Places, stripped
+from armo_ray.options import DatedOptions, Help, NewPlace, Place, Places, stripped
 
 Size = Annotated[str, BeforeValidator(stripped), Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")]
 
 
-class ScoresOptions(Options):
+class ScoresOptions(DatedOptions):
     """The options of every command that reads scores."""
 
     scores: Annotated[Places, Help("required", "OUT", word=True)] = Field(min_length=1)

@@ -10,8 +10,9 @@ from armo_ray.score.config import ScoreConfig, load_configs
 
 def run(given: Given) -> int:
     """Print an estimate for each model given. Returns the exit status. Raises ConfigError."""
-    options = load_options(PlanOptions, None, given.of(PlanOptions))
     configs = load_configs(given.file, given.of(ScoreConfig))
+    # the file may give the date
+    options = load_options(PlanOptions, None, given.of(PlanOptions) | {"date": configs[0].date})
     from armo_ray.plan.estimate import estimate
     from armo_ray.plan.show import lines
 

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from armo_ray.options import Help, Options, Place
+from armo_ray.options import DatedOptions, Help, Place
 
 
-class PlanOptions(Options):
+class PlanOptions(DatedOptions):
     """How fast and expensive replicas are, and how much of the input to read."""
 
     computed_tokens_per_second: Annotated[float | None, Help("speed and cost", "X")] = Field(

@@ -82,13 +82,10 @@ class Card:
         of = "" if self.planned is None else f" of {self.before.units + self.planned}"
         self._write(totals, f"In progress: {done:.0%} of the input, {totals.units}{of} units committed.")
 
-    def stopped(self) -> None:
-        """Write what is committed, which may be more than the run counted before it stopped."""
-        if commits.SUCCESS in self.store.list_names(""):
-            return  # stopped before it began; the output is still complete
-        if records := commits.read_commits(self.store):
-            state = f"Not complete: {len(records)} units were committed when the run stopped."
-            self._write(Totals.of(records), state)
+    def stopped(self, totals: Totals) -> None:
+        """Write the totals of all commits of a run that stopped."""
+        if totals.units:
+            self._write(totals, f"Not complete: {totals.units} units were committed when the run stopped.")
 
     def complete(self, totals: Totals) -> None:
         """Write the totals of all commits."""

@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from armo_ray.exit_status import COMPLETE, TOO_MANY_REJECTS
 from armo_ray.options import Given
 from armo_ray.score.config import ScoreConfig, load_configs
+from armo_ray.score.status import of_error, of_totals
 from armo_ray.signals import limited
 
 if TYPE_CHECKING:
@@ -17,13 +17,20 @@ logger = logging.getLogger(__name__)
 
 
 def run(given: Given) -> int:
-    """Score with each model given. Returns the exit status. Raises ConfigError before any work starts."""
+    """Score with each model given. Returns the exit status. Raises ConfigError before any work starts.
+
+    The last line of the log says the status, of which Ray tells only whether it is 0.
+    """
     began = time.monotonic()
-    return score_all(load_configs(given.file, given.values), began)
+    try:
+        return score_all(load_configs(given.file, given.values), began)
+    except BaseException as error:
+        logger.error("%s", of_error(error))
+        raise
 
 
 def score_all(configs: Sequence[ScoreConfig], began: float) -> int:
-    """Score with each configuration in turn, after checking all of them.
+    """Score with each configuration in turn, after checking all of them. Returns and logs the worst status.
 
     began: when --max-runtime began to count, by time.monotonic().
     """
@@ -38,8 +45,12 @@ def score_all(configs: Sequence[ScoreConfig], began: float) -> int:
         for (job, spans), config in zip(prepared, configs, strict=True):
             totals, totals_of_run = pipeline.run(job, spans, config)
             _summarize(totals, config)
-            statuses.append(_status(totals_of_run, config))
-    return max(statuses)
+            statuses.append(of_totals(totals_of_run, config))
+            if len(configs) > 1:
+                logger.info("%s: %s", config.output, statuses[-1])
+    worst = max(statuses)
+    logger.log(logging.ERROR if worst.code else logging.INFO, "%s", worst)
+    return worst.code
 
 
 def _summarize(totals: "Totals", config: ScoreConfig) -> None:
@@ -52,21 +63,3 @@ def _summarize(totals: "Totals", config: ScoreConfig) -> None:
         totals.num_rejected,
         f" ({reasons})" if reasons else "",
     )
-
-
-def _status(totals: "Totals", config: ScoreConfig) -> int:
-    """The exit status, which depends on the shards of this run alone."""
-    # an unreadable shard counts as one reject, however many rows it held: compare shards with shards
-    unreadable = totals.rejected.get("unreadable_shard", 0) / max(totals.shards or 0, 1)
-    # --winner asks for rows to be skipped
-    rejected = totals.num_rejected - totals.rejected.get("skipped", 0)
-    fraction = max(rejected / max(totals.candidates, 1), unreadable)
-    if fraction <= config.max_reject_fraction:
-        return COMPLETE
-    logger.error(
-        "rejects are %.2f %%, more than --max-reject-fraction %g: see %s/rejects",
-        100 * fraction,
-        config.max_reject_fraction,
-        config.output,
-    )
-    return TOO_MANY_REJECTS

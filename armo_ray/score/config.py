@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import advice
 from armo_ray.options import (
+    DATE,
+    DatedOptions,
+    Day,
     Dtype,
     FamilyName,
     Help,
@@ -16,9 +20,9 @@ from armo_ray.options import (
     Name,
     Names,
     NewPlace,
-    Options,
     Places,
     checked,
+    day_of,
     listed,
     load_options,
     read_values,
@@ -31,7 +35,7 @@ COLUMN_ROLES = (
 )
 
 
-class ScoreConfig(Options):
+class ScoreConfig(DatedOptions):
     """What to score, with which model, and where to write it."""
 
     input: Annotated[Places, Help("required", "URI")] = Field(min_length=1)
@@ -59,7 +63,7 @@ class ScoreConfig(Options):
     """Longest conversation, in tokens; default: the most the model allows."""
     truncate: Annotated[Literal["none", "left", "middle"], Help("reading")] = "none"
     """Reject longer conversations (none), or cut the left or middle of their prompt and flag them."""
-    date: Annotated[Name | None, Help("reading", "YYYY-MM-DD")] = None
+    date: Annotated[Day, Help("reading", "YYYY-MM-DD")] = None
     """Replaces {date} in --input and --output; default: yesterday, UTC."""
     days: Annotated[int, Help("reading", "N")] = Field(1, ge=1)
     """Read the {date} inputs of N days up to --date."""
@@ -114,16 +118,24 @@ class ScoreConfig(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_dates(cls, values: Any) -> Any:
-        days = _days(values.get("date"), values.get("days", 1))
-        dated, inputs = dict(values), values.get("input")
-        if isinstance(inputs, str | list | tuple):
-            uris = [inputs] if isinstance(inputs, str) else inputs
-            # once per day if it has {date}, else once
-            dated["input"] = list(dict.fromkeys(_dated(uri, day) for uri in uris for day in days))
-        if isinstance(values.get("output"), str):
-            dated["output"] = _dated(values["output"], days[0])
-        return dated
+    def _of_days(cls, values: Any) -> Any:
+        """Name each input with {date} once per day, the last day first."""
+        inputs, count = values.get("input"), str(values.get("days", 1))
+        days = int(count) if count.isdigit() else 1
+        if days > 1 and DATE in str(values.get("output")):
+            raise ValueError(
+                f"output: with {DATE} in it, it is of one day, but --days {days} reads {days}: leave {DATE} out of "
+                f"the output, to which every run then adds, or run once per day, with --date and without --days"
+            )
+        if not isinstance(inputs, str | list | tuple):
+            return values
+        try:
+            last = day_of(values.get("date"))
+        except ValueError:  # the field says so
+            return values
+        names = [str(last - timedelta(back)) for back in range(days)]
+        uris = [_named(uri, name) for uri in listed(inputs) for name in names]
+        return {**values, "input": list(dict.fromkeys(uris))}
 
     @field_validator("max_runtime", mode="before")
     @classmethod
@@ -147,7 +159,7 @@ class ScoreConfig(Options):
     @classmethod
     def _parts(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         if unknown := sorted(set(value) - set(COLUMN_ROLES)):
-            raise ValueError(f"unknown name {', '.join(unknown)}; expected {', '.join(COLUMN_ROLES)}")
+            raise ValueError(f"unknown name {', '.join(unknown)}; {advice(unknown[0], COLUMN_ROLES)}")
         return value
 
     @field_validator("winner")
@@ -192,17 +204,8 @@ class ScoreConfig(Options):
         return value
 
 
-def _dated(uri: Any, day: str) -> Any:
-    return uri.replace("{date}", day) if isinstance(uri, str) else uri
-
-
-def _days(last: Any, count: Any) -> list[str]:
-    """This many days up to the last one, which is yesterday by default, in reverse order."""
-    try:
-        until = date.fromisoformat(str(last)) if last else datetime.now(UTC).date() - timedelta(1)
-    except ValueError:
-        raise ValueError(f"date {last}: expected YYYY-MM-DD") from None
-    return [str(until - timedelta(back)) for back in range(int(count) if str(count).isdigit() else 1)]
+def _named(uri: Any, day: str) -> Any:
+    return uri.replace(DATE, day) if isinstance(uri, str) else uri
 
 
 def load_config(file: str | None, overrides: Mapping[str, Any]) -> ScoreConfig:

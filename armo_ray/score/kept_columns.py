@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import advice
 
 LOST = "kept_value_lost"  # prefix of a flag; a colon and the name of the column follow
 _UNITS = ("s", "ms", "us", "ns")  # from coarse to fine
@@ -41,9 +42,9 @@ def unify(columns: Mapping[str, str], as_json: Iterable[str], seen: Sequence[See
     kinds = {name: pa.string() if name in as_json else _unified(c, seen) for name, c in columns.items()}
     for column in columns.values():
         if not any(column in shard.names for shard in seen):
-            names = ", ".join(dict.fromkeys(name for shard in seen for name in shard.names))
+            names = dict.fromkeys(name for shard in seen for name in shard.names)
             where = seen[0].uri if len(seen) == 1 else f"any of {len(seen)} shards"
-            raise ConfigError(f"keep or partition-by: no column {column} in {where}; there are {names}")
+            raise ConfigError(f"keep or partition-by: no column {column} in {where}; {advice(column, names)}")
     for name, kind in kinds.items():
         _check_written(columns[name], kind)
     return pa.schema(list(kinds.items()))

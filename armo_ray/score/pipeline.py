@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
 from armo_ray.errors import ConfigError
-from armo_ray.score import fp8_check, kept_columns, passes, shared_paths
+from armo_ray.score import fp8_check, kept_columns, passes, shared_paths, status_file
 from armo_ray.score.card import Card
 from armo_ray.score.config import ScoreConfig, load_config
 from armo_ray.score.job import Job, prepare_dataset
@@ -29,6 +29,7 @@ from armo_ray.score.poison import isolate
 from armo_ray.score.progress import Progress, every
 from armo_ray.score.replicas import Pool, Replica, end_replicas, end_stranded, pool_of, replicas_up
 from armo_ray.score.stages import candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
+from armo_ray.score.status import of_totals
 from armo_ray.storage import commits, lock, resume
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.records import Totals
@@ -58,28 +59,39 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Total
     Raises ConfigError if another command is writing the output or there is no room for the replicas, and RuntimeError
     if a task failed for good.
     """
-    store = Store(job.output)
+    store, uris = Store(job.output), {span.shard.uri for span in spans}
     with lock.held(store):
-        standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
-        logger.info("%d of %d shards have units to score", len(standing.left), len(spans))
+        status_file.remove(store)
         try:
+            standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
+            logger.info("%d of %d shards have units to score", len(standing.left), len(spans))
             if standing.left:
                 _execute(store, job, spans, standing, config)
             elif standing.dropped:
                 passes.begin(store, standing)
             records = commits.finish(store)
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):  # must not hide the error that stopped the run
-                Card(store, job, config.input).stopped()
+                _record_stop(store, Card(store, job, config.input), error)
             raise
-        totals = Totals.of(records)
+        totals, of_input = Totals.of(records), Totals.of(r for r in records if r.source in uris)
         try:
             Card(store, job, config.input).complete(totals)
         except Exception as error:  # the scores are complete without it
             logger.warning("the dataset card cannot be written: %s", error)
-    uris = {span.shard.uri for span in spans}
+        status_file.write(store, of_totals(of_input, config), totals)
     _log_vanished(resume.vanished(records, uris, config.input), job)
-    return totals, Totals.of(record for record in records if record.source in uris)
+    return totals, of_input
+
+
+def _record_stop(store: Store, card: Card, error: BaseException) -> None:
+    """Write why a run stopped and what is committed, which may be more than it counted before it stopped."""
+    totals = None
+    with suppress(Exception):
+        totals = Totals.of(commits.read_commits(store))
+    status_file.write_error(store, error, totals)
+    if totals is not None and commits.SUCCESS not in store.list_names(""):  # else it stopped before it began
+        card.stopped(totals)
 
 
 def _log_vanished(gone: list[str], job: Job) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import advice
 from armo_ray.text import named_layouts
 from armo_ray.text.input_columns import InputColumns, of_names
 from armo_ray.text.layouts import ALIASES, CONTEXT_ROLES, OPTIONAL, REQUIRED, RESPONSE_ROLES, Layout
@@ -36,7 +37,7 @@ def detect(
     available = columns if isinstance(columns, InputColumns) else of_names(columns)
     overrides = overrides or {}
     listing = f"the input has the columns {', '.join(sorted(available.names)) or '(none)'}"
-    _check_overrides(overrides, available, listing)
+    _check_overrides(overrides, available)
     if kind != "auto" and kind not in REQUIRED and kind not in named_layouts.NAMED:
         kinds = ", ".join(("auto", *REQUIRED))
         raise ConfigError(
@@ -55,13 +56,16 @@ def detect(
     return replace(layout, ignored=tuple(sorted({*layout.ignored, *ignored})))
 
 
-def _check_overrides(overrides: Mapping[str, str], available: InputColumns, listing: str) -> None:
+def _check_overrides(overrides: Mapping[str, str], available: InputColumns) -> None:
     for role, path in overrides.items():
         later = available.open_ended and role in CONTEXT_ROLES  # a row that was not sampled may have it
         if path not in available.names and root_of(path) not in available.names and not later:
-            raise ConfigError(f"--column {role}={path}: no column {root_of(path)}; {listing}")
+            near = advice(root_of(path), sorted(available.names))
+            raise ConfigError(f"--column {role}={path}: no column {root_of(path)}; {near}")
         if steps_of(path) and path not in available.paths and _is_known(path, available):
-            raise ConfigError(f"--column {role}={path}: no such path; {listing}")
+            raise ConfigError(
+                f"--column {role}={path}: no such path; {advice(path, sorted(available.paths))}"
+            )
 
 
 def _is_known(path: str, available: InputColumns) -> bool:

@@ -15,11 +15,11 @@ def run(given: Given) -> int:
         raise ConfigError("give an output to check, or --model to check a model")
     for_output, for_model = given.of(VerifyOptions), given.of(VerifyModelOptions)
     if "model" in given.values:
-        if for_output:
+        if for_output.keys() - for_model.keys():
             raise ConfigError("--repair needs an output")
         return _check_model(load_options(VerifyModelOptions, None, for_model))
-    if for_model:
-        raise ConfigError(f"{', '.join(f'--{name}' for name in for_model)} can only be used with --model")
+    if wrong := [f"--{name}" for name in for_model if name not in for_output]:
+        raise ConfigError(f"{', '.join(wrong)} can only be used with --model")
     options = load_options(VerifyOptions, None, for_output)
     return _repair(options.output) if options.repair else _check_output(options.output)
 

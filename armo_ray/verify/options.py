@@ -2,19 +2,19 @@
 
 from typing import Annotated
 
-from armo_ray.options import Dtype, FamilyName, Help, ModelName, Name, Options
+from armo_ray.options import DatedOptions, Dtype, FamilyName, GivenPlace, Help, ModelName, Name
 
 
-class VerifyOptions(Options):
+class VerifyOptions(DatedOptions):
     """Check an output."""
 
-    output: Annotated[Name, Help("to check an output", "OUT", word=True)]
+    output: Annotated[GivenPlace, Help("to check an output", "OUT", word=True)]
     """Directory or URI that score wrote."""
     repair: Annotated[bool, Help("to check an output")] = False
     """Delete what is damaged; the same score command then redoes it."""
 
 
-class VerifyModelOptions(Options):
+class VerifyModelOptions(DatedOptions):
     """Check a model on this machine: its template and tokens, then every way of scoring against float32."""
 
     model: Annotated[ModelName, Help("to check a model", "MODEL")]
@@ -27,7 +27,7 @@ class VerifyModelOptions(Options):
     """Type of the backbone's weights."""
     device: Annotated[Name | None, Help("to check a model", "NAME")] = None
     """Device, as torch names it; default: cuda if there is a GPU."""
-    record: Annotated[Name | None, Help("to check a model", "FILE")] = None
+    record: Annotated[GivenPlace | None, Help("to check a model", "FILE")] = None
     """Write the model's values to this file, for --against."""
-    against: Annotated[Name | None, Help("to check a model", "FILE")] = None
+    against: Annotated[GivenPlace | None, Help("to check a model", "FILE")] = None
     """Compare with the values in a file that --record wrote."""

@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,8 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
         ({"unit_rows": 0}, "unit-rows: "),
         ({"replicas": "4:2"}, "replicas: expected 1 <= MIN <= MAX"),
         ({"replicas": "x"}, "replicas: expected N or MIN:MAX"),
-        ({"column": ["question=q"]}, "column: unknown name question"),
+        ({"column": ["question=q"]}, "column: unknown name question; the names are prompt, "),
+        ({"column": ["promt=q"]}, r"column: unknown name promt; did you mean prompt\?"),
         ({"max_reject_fraction": 2}, "max-reject-fraction: "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -159,20 +159,6 @@ def test_revisions_of_one_model_write_outputs_named_by_them() -> None:
     ]
     with pytest.raises(ConfigError, match="two outputs would be named RM@1"):
         load_configs(None, {**given, "revision": ["1", "r", "1"]})
-
-
-def test_the_date_is_put_into_input_and_output() -> None:
-    given = {"input": ["/in/{date}/a", "/in/b"], "output": "/out/{date}", "model": "m"}
-    config = load_config(None, {**given, "date": "2026-11-20"})
-    assert (config.input, config.output) == (("/in/2026-11-20/a", "/in/b"), "/out/2026-11-20")
-    before = datetime.now(UTC).date()
-    day = date.fromisoformat(load_config(None, given).output.removeprefix("/out/")) + timedelta(1)
-    assert before <= day <= datetime.now(UTC).date()  # yesterday: a night scores a whole day
-    config = load_config(None, {**given, "date": "2026-03-01", "days": 3})
-    assert config.input == ("/in/2026-03-01/a", "/in/2026-02-28/a", "/in/2026-02-27/a", "/in/b")
-    assert config.output == "/out/2026-03-01"
-    with pytest.raises(ConfigError, match="date yesterday: expected YYYY-MM-DD"):
-        load_config(None, {**given, "date": "yesterday"})
 
 
 @pytest.mark.parametrize(

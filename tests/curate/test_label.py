@@ -243,6 +243,7 @@ def test_the_best_responses_are_those_of_candidates_that_pass(rollouts: Path, tm
         (["--scale", "standardized", "--shape", "sft"], "--shape candidates"),
         (["--where", "score > q0.5"], "quantiles are not supported here"),
         (["--keep", "nowhere"], "--keep nowhere"),
+        (["--keep", "Subst"], "--keep Subst: no such column in all of the scores; did you mean subset?"),
         (["--keep", "score"], "--keep score: --shape candidates already writes a column of that name"),
         (["--keep", "row_id", "--shape", "sft"], "--keep row_id: --shape sft already writes"),
         (["--temperature", "0"], "temperature"),

@@ -409,6 +409,7 @@ def refused(scores: list[Path] | Path, tmp_path: Path, **options: Any) -> str:
         ({"constraint": ["chosen.score > rejected.score"]}, "columns of either chosen or rejected"),
         ({"constraint": ["chosen.score > q0.5"]}, "quantiles are not supported here"),
         ({"keep": ["generator"]}, "no column generator"),
+        ({"keep": ["sorce"]}, "no column sorce in the scores; did you mean source"),
         ({"spill": "/nowhere"}, "no such directory"),
         ({"decontaminate": ["/nowhere/gsm8k.jsonl"]}, "/nowhere/gsm8k.jsonl"),
     ],

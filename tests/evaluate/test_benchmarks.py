@@ -280,6 +280,7 @@ def right_of_two(output: Path) -> int:
         ([{"prompt": "a", "responses": ["b", "c"]}], [], "only rows with chosen and rejected responses"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], ["--benchmark", "llmbar"], "--keep subset"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], ["--by", "kind"], "no column kind"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], ["--by", "rol"], "no column rol; did you mean role?"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], ["--benchmark", "llmbar", "--by", "x"], "its own subsets"),
         (
             [{"prompt": 3, "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "c"}],
@@ -287,7 +288,7 @@ def right_of_two(output: Path) -> int:
             "a.jsonl row 0: malformed_row",
         ),
     ],
-    ids=["rollouts", "no-subset", "no-column", "by", "malformed"],
+    ids=["rollouts", "no-subset", "no-column", "misspelled", "by", "malformed"],
 )  # fmt: skip
 def test_scores_that_cannot_be_evaluated_are_refused(
     rows: list[dict[str, Any]],
@@ -325,7 +326,7 @@ def test_real_transcripts(tiny_model: Path, tmp_path: Path) -> None:
         (["--input", str(SAMPLE), "--output", "x"], "model"),
         (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--benchmark", "rm-bench"], "no column domain"),
         (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--benchmark", "rewardbench"], "not a subset"),
-        (["--input", "none.json", "--model", "m", "--output", "x"], "input none.json: no file there"),
+        (["--input", "none.json", "--model", "m", "--output", "x"], "none.json: no file there"),
         (["--input", str(SAMPLE), "--model", "m", "--output", "x", "--published", "y"], "published y: no results"),
     ],
     ids=["both", "nothing", "no-output", "no-input", "no-model", "no-column", "benchmark", "no-file", "published"],

@@ -353,6 +353,7 @@ def test_scores_that_no_model_made_tell_nothing_of_how_fast_replicas_are(
         (["--input", "/none"], "no .parquet, .jsonl"),
         (["--output", "{scored}", "--dtype", "bfloat16"], "dtype was 'float32', now 'bfloat16'"),
         (["--keep", "nothing"], "no column nothing"),
+        (["--keep", "chosn"], "; did you mean chosen?"),
     ],
 )
 def test_what_a_run_would_refuse_or_a_plan_cannot_use_is_refused(

@@ -267,7 +267,8 @@ def test_the_card_of_a_run_that_goes_on_tells_no_sizes_and_another_state_each_ti
         totals = score_locally(tiny_model, tmp_path / "in", tmp_path / "out")["totals"]
         (tmp_path / "out" / "_SUCCESS").unlink()
         job, _ = prepare(config_for(tiny_model, tmp_path / "in", tmp_path / "out"))
-        Card(Store(job.output), job, ["in"]).stopped()
+        store = Store(job.output)
+        Card(store, job, ["in"]).stopped(Totals.of(commits.read_commits(store)))
         (info,) = front_of(text_of(tmp_path / "out"))["dataset_info"]
         assert info.keys() == {"config_name", "description"}
         loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))

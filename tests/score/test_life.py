@@ -1,5 +1,6 @@
 """The life of a run: killed, stopped, out of time, without its Ray, it goes on each time and ends whole."""
 
+import json
 import os
 import re
 import signal
@@ -133,6 +134,7 @@ def test_a_run_that_is_killed_stopped_out_of_time_and_loses_ray_goes_on_and_ends
     life.check()
     assert main([*command, "2s"]) == 5
     assert "--max-runtime is over; run it again to go on" in capsys.readouterr().err
+    assert json.loads((life.out / "status.json").read_text())["status"] == 5
     assert not (life.out / "_lock.json").exists()
     life.check()
     assert main([*command, "1h"]) == 0

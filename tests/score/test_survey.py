@@ -256,6 +256,9 @@ def test_paths_lead_to_nested_columns_lists_and_json_in_texts(kind: str, tmp_pat
     assert said(tmp_path, column=column) == expected
     real = said(tmp_path, column={"prompt": "a.b", "response": "made[1].said.text"})
     assert real == ["user: real\nresponse: B."]
+    if kind == "parquet":  # other rows of JSON lines may have the path
+        with pytest.raises(ConfigError, match=r"no such path; did you mean made\[\]\.said\.text"):
+            layout_of(tmp_path, column={"prompt": "q.full.text", "responses": "made[].sad.text"})
     with pytest.raises(ConfigError, match=r"prompt=nosuch\.x: no column nosuch"):
         layout_of(tmp_path, column={"prompt": "nosuch.x", "response": "a"})
 
