@@ -99,6 +99,13 @@ def _lasting(path: str) -> str:
     return path
 
 
+def _seconds(value: Any) -> Any:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+    if value is None or not match:
+        return value
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def _known_family(name: str) -> str:
     if name not in FAMILIES:
         raise ValueError(f"unknown family; expected {', '.join(FAMILIES)}")
@@ -125,6 +132,9 @@ FamilyName = Annotated[Name, AfterValidator(_known_family)]
 Dtype = Literal["bfloat16", "float16", "float32", "fp8"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Day = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(day_of(value)))]
+Seconds = Annotated[  # 90 and "90s" are 90.0, "45m" is 2700.0, "8h" is 28800.0
+    float | None, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds)
+]
 
 
 class Options(BaseModel):
@@ -175,14 +185,14 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def read_values(file: str | None) -> dict[str, Any]:
-    """The values in a TOML file, a path or a URI, by field name. Raises ConfigError."""
+def read_values(file: str | None, hint: str = "; name the data to score with --input") -> dict[str, Any]:
+    """The values in a TOML file, a path or a URI, by field name. Raises ConfigError; `hint` ends it if there is none."""
     if file is None:
         return {}
     try:
         values = tomllib.loads(_read_text(file))
     except OSError as error:
-        raise ConfigError(f"config {file}: {error.strerror}; name the data to score with --input") from error
+        raise ConfigError(f"config {file}: {error.strerror}{hint}") from error
     except ConfigError as error:
         raise ConfigError(f"config {error}") from None
     except ValueError as error:

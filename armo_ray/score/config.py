@@ -1,6 +1,5 @@
 """The options of a scoring run, and the checks that go beyond their types."""
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -21,6 +20,7 @@ from armo_ray.options import (
     Names,
     NewPlace,
     Places,
+    Seconds,
     checked,
     day_of,
     listed,
@@ -105,9 +105,7 @@ class ScoreConfig(DatedOptions):
 
     unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(2048, ge=1)
     """Candidates per unit, which is committed as a whole."""
-    max_runtime: Annotated[float | None, Help("stopping and resuming", "TIME")] = Field(
-        None, gt=0, allow_inf_nan=False
-    )
+    max_runtime: Annotated[Seconds, Help("stopping and resuming", "TIME")] = None
     """Stop cleanly after 90s, 45m or 8h; the same command goes on."""
     max_reject_fraction: Annotated[float, Help("stopping and resuming", "X")] = Field(0.01, ge=0, le=1)
     """Exit with status 3 if more of the candidates or shards are rejected."""
@@ -136,15 +134,6 @@ class ScoreConfig(DatedOptions):
         names = [str(last - timedelta(back)) for back in range(days)]
         uris = [_named(uri, name) for uri in listed(inputs) for name in names]
         return {**values, "input": list(dict.fromkeys(uris))}
-
-    @field_validator("max_runtime", mode="before")
-    @classmethod
-    def _seconds(cls, value: Any) -> Any:
-        """90 and "90s" as 90.0, "45m" as 2700.0, "8h" as 28800.0."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
-        if value is None or not match:
-            return value
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
     @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod

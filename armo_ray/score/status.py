@@ -25,18 +25,23 @@ class Status(NamedTuple):
 
 def of_totals(totals: "Totals", config: ScoreConfig) -> Status:
     """The status of a complete run, from the totals of the shards of its input."""
-    # an unreadable shard counts as one reject, however many rows it held: compare shards with shards
-    unreadable = totals.rejected.get("unreadable_shard", 0) / max(totals.shards or 0, 1)
-    # --winner asks for rows to be skipped
-    rejected = (totals.num_rejected - totals.rejected.get("skipped", 0)) / max(totals.candidates, 1)
-    if max(rejected, unreadable) <= config.max_reject_fraction:
+    share, what = reject_fraction(totals)
+    if share <= config.max_reject_fraction:
         return Status(COMPLETE, "complete")
-    share, what = max((rejected, "candidates"), (unreadable, "shards"))
     return Status(
         TOO_MANY_REJECTS,
         f"complete, but {100 * share:.3g} % of the {what} were rejected "
         f"(--max-reject-fraction is {100 * config.max_reject_fraction:g} %): see {config.output}/rejects",
     )
+
+
+def reject_fraction(totals: "Totals") -> tuple[float, str]:
+    """The rejected fraction of the candidates or of the shards, whichever is larger, and the word for which it is."""
+    # an unreadable shard counts as one reject, however many rows it held: compare shards with shards
+    unreadable = totals.rejected.get("unreadable_shard", 0) / max(totals.shards or 0, 1)
+    # --winner asks for rows to be skipped
+    rejected = (totals.num_rejected - totals.rejected.get("skipped", 0)) / max(totals.candidates, 1)
+    return max((rejected, "candidates"), (unreadable, "shards"))
 
 
 def of_error(error: BaseException) -> Status:
