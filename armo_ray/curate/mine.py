@@ -28,8 +28,9 @@ CONTAMINATED = "contaminated.jsonl"
 _ABOUT = """Preference pairs by the strategy {strategy}: `chosen` has a larger `{rank_by}` than `rejected`.
 Rows are ordered by `prompt_id`, then by margin, the largest first."""
 
-_DECONTAMINATED = """`--decontaminate` left out every prompt that has {ngram} words in a row, or a whole shorter text, in common with
-a benchmark, also where these are only a template or a long quotation. `{file}` lists the words of each prompt."""
+_DECONTAMINATED = """`--decontaminate` left out every prompt that has {ngram} words in a row, or a whole shorter text,
+in common with a benchmark, also where these are only a template or a long quotation. `{file}` lists the words of each
+prompt."""
 
 _COMPARED = """Prompts were compared by words. In Chinese, Japanese, Thai, Lao, Khmer, Burmese and other scripts without
 spaces they were compared by characters: 2 (Chinese and Japanese) or 3 (others) count as one word of an n-gram."""

@@ -80,6 +80,9 @@ class FilterOptions(DatasetOptions):
     by: Annotated[Name, Help("which rows", "EXPR")] = "score"
     """With top-k: what to rank by; the first row wins a tie."""
 
+    text: Annotated[bool, Help("what is written")] = False
+    """Add the messages, from the source shards if not kept."""
+
 
 class ReweighOptions(DatasetOptions):
     """Make new scores from stored rewards and gates, or from the scores of several models."""

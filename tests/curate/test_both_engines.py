@@ -10,7 +10,7 @@ from armo_ray.cli.main import main
 from tests.support.synthetic_outputs import score_synthetically
 
 COMMANDS = {
-    "filter": ["--where", "score >= q0.3", "--per", "subset", "--top-k", "1"],
+    "filter": ["--where", "score >= q0.3", "--per", "subset", "--top-k", "1", "--text"],
     "reweigh": ["--mask", "helpsteer_verbosity", "--length-penalty", "0.0001"],
     "label": ["--scale", "standardized", "--temperature", "0.1", "--test-fraction", "0.2", "--no-text"],
 }
