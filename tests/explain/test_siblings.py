@@ -71,8 +71,9 @@ def test_a_candidate_is_ranked_among_those_of_its_prompt_in_all_shards(
         best = max(r["score"] for r in others)
         gap = f"{abs(row['score'] - best):.6f} {'below the best' if rank > 1 else 'above the best of the others'}"
         assert f"rank {rank} of {len(others) + 1} by score, {gap}\n" in text
-        expected = sorted((-r["score"], r["row_id"]) for r in [*others, row])[: max(5, rank)]
-        assert [row_id for row_id, _ in ranking(text).items()][:5] == [row_id for _, row_id in expected][:5]
+        of_prompt = [r for r in rows if r["prompt_id"] == row["prompt_id"]]
+        expected = [r["row_id"] for r in sorted(of_prompt, key=lambda r: -r["score"])]
+        assert [*ranking(text)][:5] == expected[:5]
         assert ranking(text)[row["row_id"]] == (rank, pytest.approx(row["score"], abs=1e-6))
         assert re.search(rf"{row['row_id']}   <- this one$", text, re.M)
         against = re.search(r"^against +(\S+),", text, re.M)
