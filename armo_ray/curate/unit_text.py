@@ -32,9 +32,10 @@ def with_text(units: Iterable[Unit], sources: Mapping[str, Source]) -> Iterator[
         left = TEXT.empty_table()
         for record, tables in held:
             last = max((row for _, t in tables for row in t["source_row"].to_pylist()), default=-1)
-            left = _read_up_to(last, left, texts)
-            yield record, [(path, _joined(table, left, uri)) for path, table in tables]
-            left = left.filter(pc.greater(left["source_row"], last))
+            read = _read_up_to(last, left, texts)
+            text = read.filter(pc.less_equal(read["source_row"], last))
+            yield record, [(path, _joined(table, text, uri)) for path, table in tables]
+            left = read.slice(text.num_rows)
 
 
 def _read_up_to(last: int, left: pa.Table, texts: Iterator[pa.Table]) -> pa.Table:
