@@ -2,7 +2,7 @@
 
 import sys
 
-_PROGRAMS = ("armo_ray", "armo_ray.bench", "jobs.score", "jobs.mine", "jobs.bench")
+_PROGRAMS = ("armo_ray", "armo_ray.bench", "jobs.score", "jobs.mine", "jobs.nightly", "jobs.bench")
 
 # `python -m` looks in the working directory first, where a random.py of the user's would take the place of Python's
 # own. This package is found now, so the directory may come last.

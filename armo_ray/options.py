@@ -186,7 +186,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def read_values(file: str | None, hint: str = "; name the data to score with --input") -> dict[str, Any]:
-    """The values in a TOML file, a path or a URI, by field name. Raises ConfigError; `hint` ends it if there is none."""
+    """The values in a TOML file, a path or URI, by field name. Raises ConfigError, with `hint` if there is no file."""
     if file is None:
         return {}
     try:

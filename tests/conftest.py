@@ -60,11 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The soak without the rest, or the rest without the soak; tests that need Ray first, all on one worker."""
     soak, nightly = config.getoption("--soak"), config.getoption("--soak") or config.getoption("--all")
-    others = [
-        item
-        for item in items
-        if ("soak" in item.keywords) != soak or ("nightly" in item.keywords and not nightly)
-    ]
+    others = [item for item in items if _is(item, "soak") != soak or (_is(item, "nightly") and not nightly)]
     config.hook.pytest_deselected(items=others)
     items[:] = sorted((item for item in items if item not in others), key=_order)
 
@@ -77,6 +73,10 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+def _is(item: pytest.Item, mark: str) -> bool:
+    return item.get_closest_marker(mark) is not None  # keywords hold the names of folders too
 
 
 def _order(item: pytest.Item) -> int:

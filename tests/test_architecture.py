@@ -31,9 +31,12 @@ CORE = {
 }
 COMMANDS = {
     *("score", "plan", "verify", "curate", "evaluate", "compare", "report", "explain", "layouts", "bench"),
+    "nightly",
 }
 FACE = {"", "cli", "__main__"}
-BETWEEN_COMMANDS = {("plan", "score"), ("evaluate", "score"), ("score", "verify")}
+BETWEEN_COMMANDS = {("plan", "score"), ("evaluate", "score"), ("score", "verify")} | {
+    ("nightly", command) for command in ("score", "curate", "report")
+}
 ONLY_IN = {
     "torch": {"engine", "tiny", "score", "bench"},
     "ray": {"cluster", "score"},

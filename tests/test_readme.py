@@ -44,7 +44,7 @@ README, EVERYTHING = TEXTS["README.md"], "\n".join(TEXTS.values())
 # programs that are not of this project, and the options that the pages give them
 OTHERS = {"docker", "kubectl", "sbatch", "pip", "export", ".venv/bin/python"}
 OTHER_OPTIONS = {
-    *("--working-dir", "--address", "--generate"),  # ray
+    *("--working-dir", "--address", "--generate", "--head", "--dashboard-host"),  # ray
     *("--rm", "--gpus", "--from-file"),  # docker and kubectl
     "--no-deps",  # pip
 }

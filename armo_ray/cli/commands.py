@@ -141,6 +141,20 @@ COMMANDS = {
         "armo_ray.explain.command:run",
         ("armo_ray.explain.options:ExplainOptions",),
     ),
+    "nightly": Command(
+        "Score, make datasets, judge them and publish them: a whole night from one file.",
+        "armo-ray nightly jobs/night.toml --date 2026-11-20",
+        "armo_ray.nightly.command:run",
+        ("armo_ray.nightly.options:NightlyOptions",),
+        statuses={
+            COMPLETE: "complete, and published if the file says where",
+            FAILED: _SCORE_STATUSES[FAILED],
+            MISUSED: _SCORE_STATUSES[MISUSED],
+            DRIFTED: "complete, but not published: a condition of the gate failed",
+            OUT_OF_TIME: _SCORE_STATUSES[OUT_OF_TIME],
+        },
+        resumes=True,
+    ),
     "layouts": Command(
         "List the layouts of public data sets, with an example row of each.",
         "armo-ray layouts ultrafeedback",

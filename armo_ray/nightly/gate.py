@@ -1,0 +1,105 @@
+"""The gate between making a night's datasets and publishing them: its conditions, measured."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from armo_ray.nightly.night import Night, Step
+from armo_ray.nightly.record import Record, new_parts
+from armo_ray.nightly.steps import Done, report_place
+from armo_ray.score.status import reject_fraction
+from armo_ray.storage.parts import read_content
+from armo_ray.storage.store import Store
+
+
+class Condition(NamedTuple):
+    """A condition with its value, None if there is nothing to measure, and its limit; `of` says of what."""
+
+    name: str
+    of: str
+    value: float | None
+    limit: float
+    passed: bool
+
+    def __str__(self) -> str:
+        value = "nothing to measure" if self.value is None else f"{self.value:.6g}"
+        return f"{self.name}: {value} ({self.of}), the limit is {self.limit:.6g}"
+
+
+def measure(night: Night, record: Record, done: dict[str, Done]) -> list[Condition]:
+    """The conditions of a night whose steps are done."""
+    return [*_rejects(night, done), *_drift(night), *_pairs(night, record)]
+
+
+def _most(name: str, of: str, value: float | None, limit: float) -> Condition:
+    return Condition(name, of, value, limit, value is not None and value <= limit)
+
+
+def _least(name: str, of: str, value: float | None, limit: float) -> Condition:
+    return Condition(name, of, value, limit, value is not None and value >= limit)
+
+
+def _rejects(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
+    """By output of score, in candidates or shards as its exit status 3 has it."""
+    step = night.step("score")
+    for config, totals in zip(
+        step.options if step else (), done["score"].totals if step else (), strict=True
+    ):
+        share, what = reject_fraction(totals)
+        limit = night.gate.max_reject_fraction
+        limit = config.max_reject_fraction if limit is None else limit
+        yield _most("max_reject_fraction", f"{what} of {config.output}", share, limit)
+
+
+def _drift(night: Night) -> Iterator[Condition]:
+    """The column that moved most, by each of the report's measures; below what chance gives, nothing moved."""
+    step = night.step("report")
+    if step is None or step.options[0].against is None:
+        return
+    (options,), (place, name) = step.options, report_place(step)
+    report = Store(place).read_json(name.removesuffix(".html") + ".json") or {}
+    drift: dict[str, Any] = report.get("drift") or {}
+    columns = drift.get("columns") or {}
+    for kind in ("psi", "ks"):
+        asked = getattr(night.gate, f"max_{kind}")
+        asked = getattr(options, f"max_{kind}") if asked is None else asked
+        limit = max(asked, drift.get(f"chance_{kind}") or 0.0)
+        worst = max(columns, key=lambda column: columns[column][kind], default=None)
+        value = None if worst is None else float(columns[worst][kind])
+        yield _most(f"max_{kind}", worst or "no scores", value, limit)
+
+
+def _pairs(night: Night, record: Record) -> Iterator[Condition]:
+    step, gate = night.step("mine"), night.gate
+    if step is None:
+        return
+    (output,), rows = step.writes, sum(part.rows for part in new_parts(record, step))
+    if gate.min_pairs is not None:
+        yield _least("min_pairs", output, rows, gate.min_pairs)
+    if gate.min_mean_margin is not None:
+        yield _least("min_mean_margin", output, _mean_margin(record, step), gate.min_mean_margin)
+
+
+def _mean_margin(record: Record, step: Step) -> float | None:
+    """The mean margin of the pairs that this night made; reads one column of their parts."""
+    (output,), sums, rows = step.writes, [], 0
+    for part in new_parts(record, step):
+        margins = _margins(read_content(Store(output), part), part.path)
+        sums.append(math.fsum(margins))
+        rows += len(margins)
+    return math.fsum(sums) / rows if rows else None
+
+
+def _margins(content: bytes, path: str) -> list[float]:
+    import pyarrow as pa
+    import pyarrow.json
+    import pyarrow.parquet as pq
+
+    source = pa.BufferReader(content)
+    if path.endswith(".parquet"):
+        table = pq.read_table(source, columns=["margin"], use_threads=False)
+    else:
+        schema = pa.schema([("margin", pa.float64())])
+        options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        table = pyarrow.json.read_json(source, parse_options=options) if content else schema.empty_table()
+    return [float(value) for value in table["margin"].to_pylist()]

@@ -1,0 +1,100 @@
+"""Publishing a night: `dates/<date>.json`, then `LATEST.json`, each a pointer that appears whole or not at all.
+
+A pointer lists the parts of the scores and datasets. A later night adds parts or outputs and changes none of these, so
+who read a pointer can read all that it lists, whatever is published meanwhile.
+"""
+
+import logging
+from typing import Any
+
+from armo_ray.nightly.gate import Condition
+from armo_ray.nightly.night import DATASETS, Night
+from armo_ray.nightly.record import manifest_of
+from armo_ray.nightly.steps import Done, report_place
+from armo_ray.storage import commits, lock
+from armo_ray.storage.json_files import to_json
+from armo_ray.storage.store import Store
+from armo_ray.version import __version__
+
+logger = logging.getLogger(__name__)
+
+LATEST = "LATEST.json"
+PAGE = "night.html"
+_WHEN = "published_at"
+
+
+def publish(night: Night, done: dict[str, Done], conditions: list[Condition]) -> dict[str, Any]:
+    """Write the pointers. Returns where the night's is, whether it is new, and whether LATEST.json is it.
+
+    Raises ConfigError if another night is being published there at this moment.
+    """
+    assert night.publish is not None
+    store, name = Store(night.publish), f"dates/{night.date}.json"
+    content = pointer(night, done, conditions)
+    with lock.held(store, "nightly"):
+        earlier = store.read_json(name)
+        is_new = _plain(earlier) != _plain(content)
+        if earlier is not None and not is_new:
+            content = earlier
+        else:
+            store.write(name, to_json(content))
+        moved = _move_latest(store, content, night)
+    return {"pointer": f"{store.uri}/{name}", "new": is_new or moved, "latest": _is_latest(store, night)}
+
+
+def pointer(night: Night, done: dict[str, Done], conditions: list[Condition]) -> dict[str, Any]:
+    """The content of a pointer: what was made, part by part, with totals and the values of the gate."""
+    scores, report = night.step("score"), night.step("report")
+    datasets = {step.name: _listed(step.writes[0]) for step in night.steps if step.name in DATASETS}
+    totals: dict[str, Any] = {f"{name}_rows": dataset["rows"] for name, dataset in datasets.items()}
+    of_night = done["score"].totals if scores else ()
+    return {
+        "date": night.date,
+        "version": __version__,
+        _WHEN: commits.now(),
+        "scores": [_listed(output) for output in scores.writes] if scores else [],
+        "datasets": datasets,
+        "totals": totals
+        | {
+            "candidates": sum(one.candidates for one in of_night),
+            "scored": sum(one.scored for one in of_night),
+            "rejected": sum(one.num_rejected for one in of_night),
+        },
+        "gate": [condition._asdict() for condition in conditions],
+        "page": f"{Store(night.home).uri}/{PAGE}",
+        "report": f"{Store(report_place(report)[0]).uri}/{report_place(report)[1]}" if report else None,
+    }
+
+
+def _listed(output: str) -> dict[str, Any]:
+    """An output: its URI, and its parts, by paths below it. Raises RuntimeError if it is not complete."""
+    manifest = manifest_of(output)
+    if manifest is None:
+        raise RuntimeError(f"{output}: not complete any more: run the same command again")
+    parts = manifest["parts"]
+    return {
+        "uri": Store(output).uri,
+        "rows": sum(part["rows"] for part in parts if not part["path"].startswith("rejects/")),
+        "bytes": sum(part["bytes"] for part in parts),
+        "parts": parts,
+    }
+
+
+def _move_latest(store: Store, content: dict[str, Any], night: Night) -> bool:
+    """Point LATEST.json to this night unless it names a later one. Returns whether it was written."""
+    latest = store.read_json(LATEST)
+    if latest is not None and latest["date"] > night.date and not night.force_latest:
+        logger.info("%s/%s stays at %s, which is later", store.uri, LATEST, latest["date"])
+        return False
+    if latest == content:
+        return False
+    store.write(LATEST, to_json(content))
+    return True
+
+
+def _is_latest(store: Store, night: Night) -> bool:
+    return (store.read_json(LATEST) or {}).get("date") == night.date
+
+
+def _plain(content: dict[str, Any] | None) -> dict[str, Any] | None:
+    return content and {name: value for name, value in content.items() if name != _WHEN}

@@ -1,0 +1,70 @@
+"""What a night has done: a file beside its pages, from which the same command goes on, and what its outputs hold."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from armo_ray.nightly.night import Step
+from armo_ray.storage.commits import SUCCESS
+from armo_ray.storage.json_files import Kind, digest_of, parse, to_json
+from armo_ray.storage.records import DamagedError, PartEntry
+from armo_ray.storage.store import Store
+
+NAME = "progress.json"
+_MANIFEST = Kind({"parts": lambda value: isinstance(value, list)}, {})
+# where a step works, which changes no row
+_RUNNING = {"memory", "threads", "spill", "engine", "task_rows"}
+
+
+class Record:
+    """The steps that a night began, each with what it was made of, written before a dataset is begun."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.steps: dict[str, dict[str, Any]] = (store.read_json(NAME) or {}).get("steps", {})
+
+    def write(self, step: str, **values: Any) -> None:
+        self.steps[step] = self.steps.get(step, {}) | values
+        self.store.write(NAME, to_json({"steps": self.steps}))
+
+    def value(self, step: str, name: str) -> Any:
+        """What is recorded of a step, or None."""
+        return self.steps.get(step, {}).get(name)
+
+
+def manifest_of(output: str) -> dict[str, Any] | None:
+    """The manifest of scores or of a dataset, or None if it is not complete. Raises DamagedError."""
+    store = Store(output)
+    try:
+        return parse(store.read(SUCCESS), _MANIFEST)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedError(f"{store.uri}/{SUCCESS}: damaged: {error}") from error
+
+
+def parts_of(output: str) -> list[PartEntry] | None:
+    """The parts of scores or of a dataset as the manifest lists them, or None if it is not complete."""
+    manifest = manifest_of(output)
+    return None if manifest is None else list(map(PartEntry.from_dict, manifest["parts"]))
+
+
+def origin_of(step: Step) -> str | None:
+    """A digest of a step's options and of the parts that it reads; None if one of its inputs is not complete."""
+    inputs: dict[str, list[Any]] = {}
+    for place in step.reads:
+        parts = parts_of(place)
+        if parts is None:
+            return None
+        inputs[place] = sorted([part.path, part.rows, part.bytes, part.digest or ""] for part in parts)
+    options = [
+        {k: v for k, v in one.model_dump(mode="json").items() if k not in _RUNNING} for one in step.options
+    ]
+    return digest_of(json.dumps([step.name, options, inputs], sort_keys=True).encode())
+
+
+def new_parts(record: Record, step: Step) -> Sequence[PartEntry]:
+    """The parts of a dataset that this night made: all, or those that it appended."""
+    (output,) = step.writes
+    before = set(record.value(step.name, "before") or ())
+    return [part for part in parts_of(output) or () if part.path not in before]

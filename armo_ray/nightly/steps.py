@@ -1,0 +1,148 @@
+"""Running the steps of a night: each is done once for the same options and inputs."""
+
+import logging
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from armo_ray.errors import ConfigError
+from armo_ray.nightly.night import DATASETS, Night, Step
+from armo_ray.nightly.record import Record, new_parts, origin_of, parts_of
+from armo_ray.score.config import ScoreConfig
+from armo_ray.storage.store import Store
+
+if TYPE_CHECKING:
+    from armo_ray.storage.records import Totals
+
+logger = logging.getLogger(__name__)
+
+COMPLETE, SKIPPED, FAILED = "complete", "skipped", "failed"
+
+
+class Done(NamedTuple):
+    """How a step ended; `rows` that it made in this night, None of a step that makes none."""
+
+    status: str
+    seconds: float = 0.0
+    rows: int | None = None
+    totals: tuple["Totals", ...] = ()  # of this night's input, by output of score
+
+
+def check_outputs(night: Night, record: Record) -> None:
+    """Raises ConfigError if a step would find a dataset in its output that this night did not make, before any work."""
+    for step in night.steps:
+        if step.name == "label":
+            from armo_ray.curate.label import check
+
+            check(*step.options)
+        if step.name in DATASETS and not step.appends and record.value(step.name, "origin") is None:
+            (output,) = step.writes
+            if parts_of(output) is not None:
+                raise ConfigError(
+                    f"[{step.name}] output {output} holds a dataset that this night did not make: put {{date}} in its "
+                    f"name, or choose another"
+                )
+
+
+def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:
+    """Run the steps that are not done, in their order, and enter each in `done`.
+
+    Raises ConfigError if nothing was done, RuntimeError if a step cannot go on after others were.
+    """
+    for step in night.steps:
+        began = time.monotonic()
+        try:
+            result = _RUN[step.name](step, record)
+        except BaseException as error:
+            done[step.name] = Done(FAILED, time.monotonic() - began)
+            worked = any(other.status == COMPLETE for other in done.values())
+            if isinstance(error, ConfigError) and worked:
+                raise RuntimeError(f"[{step.name}] {error}") from error
+            raise
+        done[step.name] = result._replace(seconds=time.monotonic() - began)
+        what = "is done, and skipped" if result.status == SKIPPED else result.status
+        logger.info("night %s: %s %s", night.date, step.name, what)
+
+
+def _score(step: Step, _: Record) -> Done:
+    """Score what is not committed. Joins Ray only if something is left, and leaves it before the next step."""
+    from armo_ray.score import trial
+    from armo_ray.score.job import prepare_all
+
+    prepared = prepare_all(step.options, check=trial.check)
+    totals, status = [], SKIPPED
+    for (job, spans), config in zip(prepared, step.options, strict=True):
+        known = _committed(job, spans, config)
+        if known is None:
+            from armo_ray.score import pipeline
+
+            known, status = pipeline.run(job, spans, config)[1], COMPLETE
+        totals.append(known)
+    return Done(status, rows=sum(one.scored for one in totals), totals=tuple(totals))
+
+
+def _committed(job: Any, spans: Any, config: ScoreConfig) -> "Totals | None":
+    """The totals of the shards of an input that is scored; None if something is left to do."""
+    from armo_ray.storage import commits, resume
+    from armo_ray.storage.records import Totals
+
+    store = Store(job.output)
+    standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
+    if standing.left or standing.dropped or commits.find_manifest(store) is None:
+        return None
+    uris = {span.shard.uri for span in spans}
+    return Totals.of(record for record in commits.read_commits(store) if record.source in uris)
+
+
+def _make(step: Step, record: Record) -> Done:
+    """Make or extend a dataset, unless it is there and was made of the same."""
+    (output,), (options,) = step.writes, step.options
+    origin, before = origin_of(step), parts_of(output)
+    if before is not None and not step.appends:
+        if origin is None or origin != record.value(step.name, "origin"):
+            raise ConfigError(
+                f"output {output} was made with other options, or of scores that have changed since: delete it to make "
+                f"it again"
+            )
+        return Done(SKIPPED, rows=_rows(record, step))
+    if record.value(step.name, "before") is None:  # a night that goes on keeps what it found
+        record.write(step.name, before=[part.path for part in before or ()])
+    record.write(step.name, origin=origin)
+    import_module(f"armo_ray.curate.{step.name}").run(options)
+    status = SKIPPED if before is not None and parts_of(output) == before else COMPLETE
+    return Done(status, rows=_rows(record, step))
+
+
+def _rows(record: Record, step: Step) -> int:
+    return sum(part.rows for part in new_parts(record, step))
+
+
+def _report(step: Step, record: Record) -> Done:
+    """Write the report. Drift is for the gate to judge."""
+    from armo_ray.report.command import run
+
+    (options,), place = step.options, report_place(step)
+    origin = origin_of(step)
+    is_there = Store(place[0]).read_json(place[1].removesuffix(".html") + ".json") is not None
+    if origin is not None and origin == record.value(step.name, "origin") and is_there:
+        return Done(SKIPPED)
+    run(options)
+    record.write(step.name, origin=origin)
+    return Done(COMPLETE)
+
+
+def report_place(step: Step) -> tuple[str, str]:
+    """The directory of the report, and the name of its page."""
+    (output,) = step.writes
+    if not output.endswith(".html"):
+        return output, "report.html"
+    place, _, name = output.rpartition("/")
+    return place, name
+
+
+_RUN: dict[str, Callable[[Step, Record], Done]] = {
+    "score": _score,
+    "report": _report,
+    **dict.fromkeys(DATASETS, _make),
+}

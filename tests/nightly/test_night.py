@@ -1,0 +1,169 @@
+"""A night without Ray: what its file may say, what is in its way, what it publishes and when it does not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armo_ray.cli.main import main
+from armo_ray.errors import ConfigError
+from armo_ray.nightly.night import Night, load_night
+from armo_ray.nightly.options import NightlyOptions
+from tests.support.nights import DAY, run, statuses
+from tests.support.paths import ROOT, SAMPLE
+from tests.support.synthetic_outputs import score_synthetically, with_columns
+
+pytest_plugins = ["tests.support.s3_server"]
+
+SCORE = '[score]\ninput = "in"\noutput = "out/{date}"\nmodel = "m"\n'
+MINE = '[mine]\noutput = "pairs/{date}"\n'
+PUBLISH = '[publish]\nto = "published"\n'
+Load = Callable[..., Night]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Loads a night from the text of its file; in places, {} stands for nothing else than the date."""
+
+    def of(text: str, **options: Any) -> Night:
+        (tmp_path / "night.toml").write_text(text, "utf-8")
+        return load_night(NightlyOptions(file=str(tmp_path / "night.toml"), **options))
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no step: expected sections"),
+        (SCORE + "[mien]\n", r"\[mien\]: unknown section; did you mean \[mine\]\?"),
+        ("keeep = 1\n" + SCORE, "keeep: not an option of any of the sections"),
+        (SCORE + 'date = "2026-11-20"\n', r"\[score\] date: of the whole night"),
+        (SCORE + MINE + "strategi = 1\n", r"\[mine\] strategi: unknown option; did you mean strategy\?"),
+        (SCORE + MINE + 'scores = "other"\n', r"\[mine\] scores: .*/other is not what this night makes"),
+        (SCORE + MINE + '[label]\noutput = "pairs/{date}"\n', "two steps write to .*/pairs/2026-11-20"),
+        (SCORE + '[filter]\noutput = "f"\n', r"\[filter\] nothing to filter by"),
+        (SCORE + "[gate]\nmin_pairs = 1\n", r"\[gate\] min_pairs: needs \[mine\]"),
+        (SCORE + "[report]\n[gate]\nmax_psi = 0.1\n", r"\[gate\] max_psi: needs \[report\] with against"),
+        (MINE + 'scores = "out"\n', r"publish: a night needs \[publish\]"),
+        (SCORE + '[publish]\nto = "{day}"\n', r"unknown placeholder \{day\}"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_section(load: Load, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"config .*night.toml: .*{message}"):
+        load(text, date=DAY)
+
+
+def test_the_date_and_shared_options_reach_every_section_and_flags_override_the_file(load: Load) -> None:
+    night = load(f'date = 2026-11-01\nmax_runtime = "2h"\nkeep = ["id"]\n{SCORE}{MINE}', date=DAY)
+    score, mine = night.steps
+    assert (night.date, night.max_runtime) == (DAY, 7200)
+    assert score.writes == mine.reads
+    assert score.writes[0].endswith("/out/2026-11-20")
+    assert (score.options[0].keep, mine.options[0].keep) == ({"id": "id"}, ("id",))
+    assert night.home == f"{score.writes[0]}/nights/{DAY}"
+
+
+def test_filter_comes_before_the_step_that_reads_its_output(load: Load) -> None:
+    filtered = '[filter]\nwhere = "score > 0"\noutput = "kept/{date}"\n'
+    assert [s.name for s in load(SCORE + MINE + filtered).steps] == ["score", "mine", "filter"]
+    night = load(SCORE + MINE + 'scores = "kept/{date}"\n' + filtered)
+    assert [s.name for s in night.steps] == ["score", "filter", "mine"]
+    with pytest.raises(ConfigError, match=r"\[mine\] scores: the output of \[filter\] is jsonl"):
+        load(SCORE + MINE + 'scores = "kept/{date}"\n' + filtered + 'format = "jsonl"\n')
+
+
+def test_the_example_of_a_night_is_one() -> None:
+    night = load_night(NightlyOptions(file=str(ROOT / "jobs/night.toml"), date=DAY))
+    assert [step.name for step in night.steps] == ["score", "mine", "report"]
+    assert night.home == f"s3://data/published/nights/{DAY}"
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """Scores of pairs of a night that has no [score] of its own."""
+    return score_synthetically(tmp_path / "scored", SAMPLE, keep_text=True)
+
+
+def mined_night(folder: Path, scores: Path, to: str, more: str = "") -> Path:
+    file = folder / "mined.toml"
+    file.write_text(
+        f'[mine]\nscores = "{scores}"\noutput = "{folder}/pairs/{{date}}"\n{more}[publish]\nto = "{to}"\n'
+    )
+    return file
+
+
+def test_an_older_night_does_not_take_the_place_of_the_latest(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = mined_night(tmp_path, scored, f"{tmp_path}/published")
+    latest = tmp_path / "published/LATEST.json"
+    older = "2026-11-19"
+    assert main(["nightly", str(file), "--date", DAY]) == 0
+    assert main(["nightly", str(file), "--date", older]) == 0
+    assert (tmp_path / f"published/dates/{older}.json").exists()
+    assert json.loads(latest.read_text())["date"] == DAY
+    assert main(["nightly", str(file), "--date", older, "--force-latest"]) == 0
+    assert json.loads(latest.read_text())["date"] == older
+
+
+def test_a_night_is_published_in_a_bucket(
+    s3: str, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from armo_ray.storage.store import Store
+
+    file = mined_night(tmp_path, scored, f"{s3}/published")
+    assert run(capsys, file)[1]["published"]["pointer"] == f"{s3}/published/dates/{DAY}.json"
+    store = Store(f"{s3}/published")
+    assert store.read_json("LATEST.json") == store.read_json(f"dates/{DAY}.json")
+    assert b"Published" in store.read(f"nights/{DAY}/night.html")
+    assert statuses(run(capsys, file)[1]) == {"mine": "skipped"}
+
+
+def test_a_dataset_that_is_in_the_way_is_told_before_any_work(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = mined_night(tmp_path, scored, f"{tmp_path}/published")
+    assert run(capsys, file)[0] == 0
+    shutil.rmtree(tmp_path / "published")
+    assert main(["nightly", str(file), "--date", DAY]) == 2
+    assert "holds a dataset that this night did not make" in capsys.readouterr().err
+    assert not (tmp_path / "published").exists()
+
+
+def test_a_dataset_of_other_options_or_scores_is_not_taken_for_this_nights(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, mined_night(tmp_path, scored, f"{tmp_path}/published"))[0] == 0
+    changed = mined_night(tmp_path, scored, f"{tmp_path}/published", "min_margin = ['score=0.01']\n")
+    assert run(capsys, changed)[0] == 2
+    same = mined_night(tmp_path, scored, f"{tmp_path}/published", "threads = 1\n")
+    assert statuses(run(capsys, same)[1]) == {"mine": "skipped"}
+
+
+def test_a_night_stops_at_its_limit_and_goes_on(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = mined_night(tmp_path, scored, f"{tmp_path}/published")
+    status, summary = run(capsys, file, "--max-runtime", "0.001")
+    assert (status, summary["published"]) == (5, None)
+    assert run(capsys, file)[0] == 0
+
+
+def test_drift_keeps_a_night_from_being_published_and_chance_does_not(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for older in (score_synthetically(tmp_path / "alike", SAMPLE, seed=1), tmp_path / "shifted"):
+        if older.name == "shifted":
+            with_columns(scored, older, score=9.0)
+        report = f'[report]\nscores = "{scored}"\nagainst = "{older}"\n[gate]\nmax_psi = 1e-9\n'
+        status, summary = run(capsys, mined_night(tmp_path, scored, f"{tmp_path}/{older.name}", report))
+        (psi,) = (condition for condition in summary["gate"] if condition["name"] == "max_psi")
+        assert psi["limit"] > 0.1  # what chance gives with so few prompts
+        assert (psi["passed"], status) == ((True, 0) if older.name == "alike" else (False, 4))
+        shutil.rmtree(tmp_path / "pairs")
+    assert psi["of"] == "score"
+    assert not (tmp_path / "shifted/LATEST.json").exists()
