@@ -4,6 +4,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, DRIFTED
 from armo_ray.nightly.night import Night, load_night
 from armo_ray.nightly.options import NightlyOptions
@@ -87,7 +88,10 @@ def _run(night: Night, ending: _Ending) -> None:
         if night.publish is not None and all(condition.passed for condition in ending.conditions):
             from armo_ray.nightly.publish import publish
 
-            ending.published = publish(night, ending.done, ending.conditions)
+            try:
+                ending.published = publish(night, ending.done, ending.conditions)
+            except ConfigError as error:  # the work is done
+                raise RuntimeError(f"[publish] {error}") from error
         _write_page(store, ending)
 
 

@@ -48,7 +48,8 @@ def _rejects(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
         share, what = reject_fraction(totals)
         limit = night.gate.max_reject_fraction
         limit = config.max_reject_fraction if limit is None else limit
-        yield _most("max_reject_fraction", f"{what} of {config.output}", share, limit)
+        of = f"{what if share else 'candidates'} of {config.output}"
+        yield _most("max_reject_fraction", of, share, limit)
 
 
 def _drift(night: Night) -> Iterator[Condition]:

@@ -135,7 +135,10 @@ def _completed(
     """The values of a section, with those that it leaves to the night, and with the date in all of them."""
     fields = _KINDS[name].model_fields
     values = {key: value for key, value in shared.items() if key in fields} | dict(section)
-    if name == "score":  # replaces {date} itself, by several days
+    gate = sections.get("gate", {})
+    if name == "score":  # it replaces {date} itself, by several days
+        if "max_reject_fraction" in gate:  # so that its status says what the gate says
+            values.setdefault("max_reject_fraction", gate["max_reject_fraction"])
         return {
             **{k: v if k in ("input", "output") else _dated(v, day) for k, v in values.items()},
             "date": day,
@@ -146,10 +149,8 @@ def _completed(
             values["scores"] = listed(sections["score"].get("output"))
     if name == "report":
         values.setdefault("output", home)
-        limits = sections.get("gate", {}) if "against" in values else {}
-        for limit in ("max_psi", "max_ks"):  # so that the page says what the gate says
-            if limit in limits:
-                values.setdefault(limit, limits[limit])
+        for limit in {"max_psi", "max_ks"}.intersection(gate if "against" in values else ()):
+            values.setdefault(limit, gate[limit])  # so that its page says what the gate says
     return {key: _dated(value, day) for key, value in values.items()}
 
 

@@ -83,8 +83,8 @@ def _listed(output: str) -> dict[str, Any]:
 def _move_latest(store: Store, content: dict[str, Any], night: Night) -> bool:
     """Point LATEST.json to this night unless it names a later one. Returns whether it was written."""
     latest = store.read_json(LATEST)
-    if latest is not None and latest["date"] > night.date and not night.force_latest:
-        logger.info("%s/%s stays at %s, which is later", store.uri, LATEST, latest["date"])
+    if latest is not None and latest.get("date", "") > night.date and not night.force_latest:
+        logger.info("%s/%s stays at %s, which is later", store.uri, LATEST, latest.get("date"))
         return False
     if latest == content:
         return False

@@ -35,7 +35,10 @@ def check_outputs(night: Night, record: Record) -> None:
         if step.name == "label":
             from armo_ray.curate.label import check
 
-            check(*step.options)
+            try:
+                check(*step.options)
+            except ConfigError as error:
+                raise ConfigError(f"[label] {error}") from None
         if step.name in DATASETS and not step.appends and record.value(step.name, "origin") is None:
             (output,) = step.writes
             if parts_of(output) is not None:
@@ -62,7 +65,8 @@ def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:
             raise
         done[step.name] = result._replace(seconds=time.monotonic() - began)
         what = "is done, and skipped" if result.status == SKIPPED else result.status
-        logger.info("night %s: %s %s", night.date, step.name, what)
+        rows = "" if result.rows is None else f" ({result.rows} rows)"
+        logger.info("night %s: %s %s%s", night.date, step.name, what, rows)
 
 
 def _score(step: Step, _: Record) -> Done:

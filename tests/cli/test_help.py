@@ -28,6 +28,7 @@ WRONG = {
     "report": ["out", "--max-ks", "2"],
     "verify": ["out", "--model", "m"],
     "tiny-model": ["out", "--family", "none"],
+    "nightly": ["/none.toml"],
 }
 
 
@@ -57,7 +58,7 @@ def test_help_begins_with_the_usage_and_ends_with_an_example(name: str) -> None:
     assert f"  armo-ray {name} " in example
 
 
-@pytest.mark.parametrize("name", ["score", "evaluate", "report", "verify"])
+@pytest.mark.parametrize("name", ["score", "evaluate", "report", "verify", "nightly"])
 def test_help_lists_the_exit_statuses_that_a_script_may_act_on(name: str) -> None:
     table = HELP[name].partition("exit status:\n")[2].splitlines()
     assert [int(line.split()[0]) for line in table] == sorted(COMMANDS[name].statuses)
