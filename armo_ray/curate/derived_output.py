@@ -20,6 +20,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.options import DatasetOptions
+from armo_ray.outputs.partitions import Partitions, units_in_partitions
 from armo_ray.outputs.schema import METADATA_KEY, footer, recomputed
 from armo_ray.outputs.scores import Scores
 from armo_ray.outputs.text import Source
@@ -60,7 +61,7 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        for records in _task_records(Store(output), run):
+        for records in _task_records(Store(output), run, scores.partitions):
             if twice := units & {record.unit for record in records}:
                 raise ConfigError(
                     f"{output}: unit {min(twice)} is also in another of the outputs: leave one of them out"
@@ -82,11 +83,11 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
         run_tasks(_rewrite, tasks)
 
 
-def _task_records(store: Store, run: RunFile) -> Iterator[tuple[CommitRecord, ...]]:
-    """The commit records of an output, in batches of at most about _TASK_ROWS rows."""
+def _task_records(store: Store, run: RunFile, partitions: Partitions) -> Iterator[tuple[CommitRecord, ...]]:
+    """The commit records of an output's units, in batches of at most about _TASK_ROWS rows."""
     records: list[CommitRecord] = []
     rows = 0
-    for record in commits.read_commits(store, run=run):
+    for record in units_in_partitions(commits.read_commits(store, run=run), partitions):
         if records and rows + record.scored > _TASK_ROWS:
             yield tuple(records)
             records, rows = [], 0

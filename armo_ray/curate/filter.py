@@ -36,7 +36,7 @@ def run(options: FilterOptions) -> None:
     """Filter complete outputs of one model. Raises ConfigError if an option is wrong or no row passes."""
     if not options.where and options.top_k is None:
         raise ConfigError("nothing to filter by: give --where or --top-k")
-    scores = open_scores(options.scores)
+    scores = open_scores(options.scores, options.partition)
     with new_output(options.output, "filter", options.engine) as store, database(options) as con:
         rules = parse_rules(options, columns_of(con, scores))
         sources = find_sources(scores) if options.text and not scores.has_text else {}

@@ -38,7 +38,7 @@ spaces they were compared by characters: 2 (Chinese and Japanese) or 3 (others) 
 
 def run(options: MineOptions) -> None:
     """Mine pairs into a new dataset. Raises ConfigError before any work, RuntimeError if it cannot go on."""
-    scores = open_scores(options.scores)
+    scores = open_scores(options.scores, options.partition)
     select = select_candidates(scores, options)
     excluded = excluded_datasets.find_parts(options.exclude)
     with new_output(options.output, "mine", options.engine) as store:

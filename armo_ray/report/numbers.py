@@ -111,7 +111,7 @@ def _keys(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def measure(options: ReportOptions) -> Report:
     """Measure what is committed of outputs. Raises ConfigError if they cannot be compared."""
-    committed = open_committed(options.scores)
+    committed = open_committed(options.scores, options.partition)
     older = None if options.against is None else open_committed([options.against])
     if older is not None:
         _check_older(committed, older)
