@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from armo_ray.nightly.night import Step
+from armo_ray.outputs.partitions import in_partitions, parse_partitions
 from armo_ray.storage.commits import SUCCESS
 from armo_ray.storage.json_files import Kind, digest_of, parse, to_json
 from armo_ray.storage.records import DamagedError, PartEntry
@@ -52,11 +53,16 @@ def parts_of(output: str) -> list[PartEntry] | None:
 def origin_of(step: Step) -> str | None:
     """A digest of a step's options and of the parts that it reads; None if one of its inputs is not complete."""
     inputs: dict[str, list[Any]] = {}
+    partitions = parse_partitions(step.options[0].partition)
     for place in step.reads:
         parts = parts_of(place)
         if parts is None:
             return None
-        inputs[place] = sorted([part.path, part.rows, part.bytes, part.digest or ""] for part in parts)
+        inputs[place] = sorted(
+            [part.path, part.rows, part.bytes, part.digest or ""]
+            for part in parts
+            if in_partitions(part.path, partitions)
+        )
     options = [
         {k: v for k, v in one.model_dump(mode="json").items() if k not in _RUNNING} for one in step.options
     ]

@@ -138,11 +138,10 @@ def _report(step: Step, record: Record) -> Done:
 
 def report_place(step: Step) -> tuple[str, str]:
     """The directory of the report, and the name of its page."""
-    (output,) = step.writes
-    if not output.endswith(".html"):
-        return output, "report.html"
-    place, _, name = output.rpartition("/")
-    return place, name
+    from armo_ray.report.command import place_of
+
+    (options,) = step.options
+    return place_of(options)
 
 
 _RUN: dict[str, Callable[[Step, Record], Done]] = {

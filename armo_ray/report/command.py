@@ -14,10 +14,7 @@ logger = logging.getLogger(__name__)
 
 def run(options: ReportOptions) -> int:
     """Write the report. Returns DRIFTED if the outputs drifted from the older one, else COMPLETE."""
-    place, name = options.output or options.scores[0], _name(options)
-    if place.endswith(".html"):
-        place, _, name = place.rpartition("/")
-        place = place or "."
+    place, name = place_of(options)
     store = Store(place)
     report = measure(options)
     store.write(name, page(report).encode())
@@ -28,6 +25,15 @@ def run(options: ReportOptions) -> int:
         logger.error("drifted from %s: %s", options.against, ", ".join(drifted))
         return DRIFTED
     return COMPLETE
+
+
+def place_of(options: ReportOptions) -> tuple[str, str]:
+    """The directory of the page, and the name of the page in it."""
+    place = options.output or options.scores[0]
+    if not place.endswith(".html"):
+        return place, _name(options)
+    place, _, name = place.rpartition("/")
+    return place or ".", name
 
 
 def _name(options: ReportOptions) -> str:

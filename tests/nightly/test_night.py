@@ -144,6 +144,24 @@ def test_a_dataset_of_other_options_or_scores_is_not_taken_for_this_nights(
     assert statuses(run(capsys, same)[1]) == {"mine": "skipped"}
 
 
+def test_nights_of_one_growing_output_read_their_own_directories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = SAMPLE.read_text("utf-8").splitlines(keepends=True)
+    text = f"partition = 'date={{date}}'\n[report]\npartition = 'date={{date}}'\nscores = '{tmp_path}/out'\n"
+    for i, day in enumerate((DAY, "2026-11-21")):
+        shard = tmp_path / f"in/date={day}/a.jsonl"
+        shard.parent.mkdir(parents=True)
+        shard.write_text("".join(lines[10 * i : 10 * i + 10]), "utf-8")
+        score_synthetically(tmp_path / "out", tmp_path / "in", keep_text=True)
+        file = mined_night(tmp_path, tmp_path / "out", f"{tmp_path}/published", text)
+        assert main(["nightly", str(file), "--date", day]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"]["mine"]["rows"] == 10
+        assert (tmp_path / f"published/nights/{day}/report-{day}.html").exists()
+    summary = run(capsys, file)[1]  # the first again: its directories are as they were
+    assert statuses(summary) == {"mine": "skipped", "report": "skipped"}
+
+
 def test_a_night_stops_at_its_limit_and_goes_on(
     scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
