@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.shards import Shard, hash_of
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import UNREADABLE, Span, unit_id
@@ -94,10 +93,9 @@ def _resolved(
     return replace(before, committed=before.committed - dropped, changed={}, dropped=before.dropped | dropped)
 
 
-def vanished(records: Iterable[CommitRecord], uris: Set[str], inputs: Iterable[str]) -> list[str]:
-    """The committed shards that lie below or match an input but are not among `uris`, the shards it has now."""
+def vanished(sources: Set[str], uris: Set[str], inputs: Iterable[str]) -> list[str]:
+    """The committed shards, of `sources`, that lie below or match an input but are not among `uris`, its shards now."""
     patterns = [pattern for uri in inputs for pattern in (uri, f"{uri.rstrip('/')}/*")]
-    sources = {record.source for record in records}
     return sorted(uri for uri in sources - uris if _matches(uri, patterns))
 
 
@@ -148,12 +146,12 @@ def _matches(uri: str, patterns: Iterable[str]) -> bool:
 
 
 def _committed_of(store: Store, committed: frozenset[str], forget: Sequence[str]) -> set[str]:
-    """The committed units of the shards that URIs or globs name. Reads the records only if there is a glob."""
+    """The committed units of the shards that URIs or globs name. Reads the commits only if there is a glob."""
     if not forget:
         return set()
     hashes = {hash_of(uri) for uri in forget}
     units = {unit for unit in committed if unit[:16] in hashes}
     if any(char in pattern for pattern in forget for char in "*?["):
-        records = commits.read_commits(store, committed)
-        units |= {record.unit for record in records if _matches(record.source, forget)}
+        log = commits.read_log(store)
+        units |= committed & log.units_of({uri for uri in log.sources() if _matches(uri, forget)})
     return units

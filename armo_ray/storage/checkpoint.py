@@ -1,0 +1,226 @@
+"""`_commits.parquet`: the commit records as one table, so that a reader need not open hundreds of thousands of files.
+
+The files in `_commits/` stay the truth. A row holds its record and the stamp that a listing gave the file: its size and
+modification time, or its ETag. A row is used only while a listing still shows that stamp, so one whose file was deleted
+or written again counts for nothing, whoever did it. A checkpoint that is missing, damaged or of another run is ignored.
+"""
+
+import io
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from armo_ray.storage.json_files import digest_of
+from armo_ray.storage.records import CommitRecord, PartEntry
+from armo_ray.storage.shards import version_of
+from armo_ray.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "_commits.parquet"
+
+_ENTRY = pa.struct(
+    [
+        ("path", pa.string()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("digest", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
+# named as in a record; `extra` is JSON of what this version does not know
+SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("stamp", pa.string()),
+        ("source", pa.string()),
+        ("identity", pa.string()),
+        ("ordinal", pa.int64()),
+        ("first_row", pa.int64()),
+        ("num_rows", pa.int64()),
+        ("last", pa.bool_()),
+        ("candidates", pa.int64()),
+        ("scored", pa.int64()),
+        ("rejected", pa.map_(pa.string(), pa.int64())),
+        ("num_tokens", pa.int64()),
+        ("computed_tokens", pa.int64()),
+        ("parts", pa.list_(_ENTRY)),
+        ("content", pa.string()),
+        ("run_fingerprint", pa.string()),
+        ("seconds", pa.map_(pa.string(), pa.float64())),
+        ("began", pa.float64()),
+        ("load_seconds", pa.float64()),
+        ("num_packs", pa.int64()),
+        ("packed_tokens", pa.int64()),
+        ("pack_capacity", pa.int64()),
+        ("flops", pa.int64()),
+        ("peak_flops", pa.float64()),
+        ("token_budget", pa.int64()),
+        ("committed_at", pa.string()),
+        ("checksum", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
+# of few distinct values: a table holds each once
+_SHARED = ["source", "identity", "run_fingerprint"]
+_RUN, _DIGEST = b"run_fingerprint", b"digest"  # keys of the file's metadata
+_SUFFIX = ".json"
+_BATCH = 1 << 15  # rows held as objects, or as whole rows, at once
+_MAGIC = 8  # bytes after the footer: its length, and the end of a Parquet file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read."""
+
+    content: bytes
+    run_fingerprint: str | None
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all rows."""
+        return self._file().read(list(columns))
+
+    def batches(self) -> Iterator[pa.Table]:
+        """All columns, some rows at a time, in order."""
+        for batch in self._file().iter_batches(_BATCH):
+            yield pa.Table.from_batches([batch]).cast(SCHEMA)
+
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(pa.BufferReader(self.content), read_dictionary=_SHARED)
+
+
+def find(store: Store) -> Checkpoint | None:
+    """The checkpoint of an output, or None if it has none. Raises ValueError that says what is wrong with it."""
+    try:
+        content = store.read(CHECKPOINT)
+    except FileNotFoundError:
+        return None
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        schema, metadata = file.schema_arrow, file.metadata.metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    if not schema.equals(SCHEMA):
+        raise ValueError("its columns are not those of this version")
+    if metadata.get(_DIGEST, b"").decode("ascii", "replace") != digest_of(content[: _footer_start(content)]):
+        raise ValueError("its content does not match its digest")
+    run = metadata.get(_RUN)
+    return Checkpoint(content, None if run is None else run.decode("utf-8", "replace"))
+
+
+def find_usable(store: Store, run_fingerprint: str | None) -> Checkpoint | None:
+    """The checkpoint, or None, with a line in the log, if it is damaged or not of the run, where one is given."""
+    try:
+        found = find(store)
+    except ValueError as error:
+        fault = str(error)
+    else:
+        if found is None or run_fingerprint in (None, found.run_fingerprint):
+            return found
+        fault = "belongs to another run"
+    logger.info("%s/%s: ignored: %s; a run that ends writes it again", store.uri, CHECKPOINT, fault)
+    return None
+
+
+def write(store: Store, batches: Iterable[pa.Table], run_fingerprint: str | None) -> None:
+    """Write a checkpoint of all rows, each batch as a row group."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_statistics=False) as writer:
+        for batch in batches:
+            writer.write_table(batch)
+        metadata = {_DIGEST: digest_of(sink.getvalue())}
+        if run_fingerprint is not None:
+            metadata[_RUN] = run_fingerprint
+        writer.add_key_value_metadata(metadata)
+    store.write(CHECKPOINT, sink.getvalue())
+
+
+def stamps_in(store: Store, folder: str) -> dict[str, str]:
+    """The stamps of the records in a folder, by unit, from one listing."""
+    entries = store.list_entries(folder)
+    return {
+        name.removesuffix(_SUFFIX): f"{entry['size']}-{version_of(entry)}"
+        for name, entry in entries.items()
+        if name.endswith(_SUFFIX)
+    }
+
+
+def rows_of(records: Iterable[CommitRecord], stamps: Mapping[str, str]) -> pa.Table:
+    """Records as rows of a checkpoint."""
+    return pa.Table.from_pylist([_row(record, stamps[record.unit]) for record in records], SCHEMA)
+
+
+def records_of(rows: pa.Table) -> Iterator[CommitRecord]:
+    """The records that rows of a checkpoint hold."""
+    for start in range(0, rows.num_rows, _BATCH):
+        yield from map(_record, rows.slice(start, _BATCH).to_pylist(maps_as_pydicts="strict"))
+
+
+def exact(records: Sequence[CommitRecord], stamps: Mapping[str, str]) -> Iterator[pa.Table]:
+    """Rows for the records, in batches; without a record that a row would not hold to the letter: its file is read."""
+    for start in range(0, len(records), _BATCH):
+        some = records[start : start + _BATCH]
+        try:
+            rows = rows_of(some, stamps)
+        except (pa.ArrowException, OverflowError, TypeError):  # a number of another type, for example
+            if len(some) > 1:
+                yield from (table for record in some for table in exact([record], stamps))
+            continue
+        same = [_text(a) == _text(b) for a, b in zip(some, records_of(rows), strict=True)]
+        yield rows if all(same) else rows.filter(pa.array(same))
+
+
+def part_of(entry: dict[str, Any]) -> PartEntry:
+    """The part that an element of `parts` describes."""
+    return PartEntry.from_dict(_joined(entry))
+
+
+def _text(record: CommitRecord) -> str:
+    return json.dumps(record.to_dict(), sort_keys=True)
+
+
+def _row(record: CommitRecord, stamp: str) -> dict[str, Any]:
+    values = record.to_dict()
+    parts = [_split(part, _ENTRY.names) for part in values.pop("parts")]
+    return _split({**values, "content": record.content, "stamp": stamp}, SCHEMA.names) | {"parts": parts}
+
+
+def _split(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The values of these names, and the others as JSON under `extra`."""
+    others = {name: value for name, value in values.items() if name not in names or name == "extra"}
+    own = {name: value for name, value in values.items() if name not in others}
+    return own | {"extra": json.dumps(others) if others else None}
+
+
+def _record(row: dict[str, Any]) -> CommitRecord:
+    del row["stamp"]
+    content, peak_flops = row.pop("content"), row.pop("peak_flops")
+    values = _joined(row) | {"parts": [_joined(part) for part in row["parts"]]}
+    if content != "":
+        values["content"] = content
+    if "num_packs" in values:
+        values["peak_flops"] = peak_flops
+    return CommitRecord.from_dict(values)
+
+
+def _joined(row: dict[str, Any]) -> dict[str, Any]:
+    extra = row.pop("extra")
+    return {name: value for name, value in row.items() if value is not None} | json.loads(extra or "{}")
+
+
+def _footer_start(content: bytes) -> int:
+    return len(content) - _MAGIC - int.from_bytes(content[-_MAGIC : -_MAGIC + 4], "little")
+
+
+def is_current(checkpoint: Checkpoint, stamps: Mapping[str, str]) -> pa.BooleanArray:
+    """For each row, whether a listing shows its record as the row holds it."""
+    rows = checkpoint.table(["unit", "stamp"])
+    at = pc.index_in(rows["unit"], value_set=pa.array(stamps.keys(), pa.string()))
+    same = pc.equal(pa.array(stamps.values(), pa.string()).take(at), rows["stamp"])
+    return pc.fill_null(same, False).combine_chunks()
