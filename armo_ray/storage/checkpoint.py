@@ -5,6 +5,7 @@ modification time, or its ETag. A row is used only while a listing still shows t
 or written again counts for nothing, whoever did it. A checkpoint that is missing, damaged or of another run is ignored.
 """
 
+import hashlib
 import io
 import json
 import logging
@@ -16,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from armo_ray.storage.json_files import digest_of
 from armo_ray.storage.records import CommitRecord, PartEntry
 from armo_ray.storage.shards import version_of
 from armo_ray.storage.store import Store
@@ -72,7 +72,7 @@ _SHARED = ["source", "identity", "run_fingerprint"]
 _RUN, _DIGEST = b"run_fingerprint", b"digest"  # keys of the file's metadata
 _SUFFIX = ".json"
 _BATCH = 1 << 15  # rows held as objects, or as whole rows, at once
-_MAGIC = 8  # bytes after the footer: its length, and the end of a Parquet file
+_BLANK = b"-" * 32  # in the place of the digest while it is computed
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def find(store: Store) -> Checkpoint | None:
         raise ValueError(f"cannot be read: {error}") from None
     if not schema.equals(SCHEMA):
         raise ValueError("its columns are not those of this version")
-    if metadata.get(_DIGEST, b"").decode("ascii", "replace") != digest_of(content[: _footer_start(content)]):
+    digest = metadata.get(_DIGEST, b"")
+    if len(digest) != len(_BLANK) or digest != _digest(content, content.rindex(digest)):
         raise ValueError("its content does not match its digest")
     run = metadata.get(_RUN)
     return Checkpoint(content, None if run is None else run.decode("utf-8", "replace"))
@@ -134,11 +135,14 @@ def write(store: Store, batches: Iterable[pa.Table], run_fingerprint: str | None
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_statistics=False) as writer:
         for batch in batches:
             writer.write_table(batch)
-        metadata = {_DIGEST: digest_of(sink.getvalue())}
+        metadata = {_DIGEST: _BLANK}
         if run_fingerprint is not None:
-            metadata[_RUN] = run_fingerprint
+            metadata[_RUN] = run_fingerprint.encode()
         writer.add_key_value_metadata(metadata)
-    store.write(CHECKPOINT, sink.getvalue())
+    content = sink.getbuffer()
+    at = sink.getvalue().rindex(_BLANK)
+    content[at : at + len(_BLANK)] = _digest(content, at)
+    store.write(CHECKPOINT, bytes(content))
 
 
 def stamps_in(store: Store, folder: str) -> dict[str, str]:
@@ -176,6 +180,11 @@ def exact(records: Sequence[CommitRecord], stamps: Mapping[str, str]) -> Iterato
         yield rows if all(same) else rows.filter(pa.array(same))
 
 
+def entries_of(record: CommitRecord) -> list[dict[str, Any]]:
+    """The parts of a record as elements of `parts`."""
+    return [_split(part.to_dict(), _ENTRY.names) for part in record.parts]
+
+
 def part_of(entry: dict[str, Any]) -> PartEntry:
     """The part that an element of `parts` describes."""
     return PartEntry.from_dict(_joined(entry))
@@ -186,9 +195,8 @@ def _text(record: CommitRecord) -> str:
 
 
 def _row(record: CommitRecord, stamp: str) -> dict[str, Any]:
-    values = record.to_dict()
-    parts = [_split(part, _ENTRY.names) for part in values.pop("parts")]
-    return _split({**values, "content": record.content, "stamp": stamp}, SCHEMA.names) | {"parts": parts}
+    values = record.to_dict() | {"content": record.content, "stamp": stamp, "parts": entries_of(record)}
+    return _split(values, SCHEMA.names)
 
 
 def _split(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -214,8 +222,12 @@ def _joined(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None} | json.loads(extra or "{}")
 
 
-def _footer_start(content: bytes) -> int:
-    return len(content) - _MAGIC - int.from_bytes(content[-_MAGIC : -_MAGIC + 4], "little")
+def _digest(content: bytes | memoryview, at: int) -> bytes:
+    """32 hex digits of all bytes of a file but for those `at` which it holds its digest."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in (content[:at], _BLANK, content[at + len(_BLANK) :]):
+        digest.update(piece)
+    return digest.hexdigest().encode()
 
 
 def is_current(checkpoint: Checkpoint, stamps: Mapping[str, str]) -> pa.BooleanArray:

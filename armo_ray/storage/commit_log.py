@@ -136,8 +136,10 @@ class CommitLog:
         if self.checkpoint is not None:
             tables.append(self.checkpoint.table(columns).filter(self.is_current))
         rows = [
-            {name: getattr(record, name) for name in columns if name != "parts"}
-            | ({"parts": [part.to_dict() for part in record.parts]} if "parts" in columns else {})
+            {
+                name: checkpoint.entries_of(record) if name == "parts" else getattr(record, name)
+                for name in columns
+            }
             for record in self.read
         ]
         tables.append(pa.Table.from_pylist(rows, schema))

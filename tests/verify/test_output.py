@@ -1,7 +1,6 @@
 """What is read from an output is checked: damage is found and named, mended where it can be, and leads nowhere else."""
 
 import gzip
-import io
 import json
 import os
 import random
@@ -122,10 +121,7 @@ def test_verify_finds_every_flipped_bit_that_changes_a_value(tiny_model: Path, t
         flipped = flip(content, rng.randrange(len(content)), rng.randrange(8))
         path.write_bytes(flipped)
         if not faults_of(output):
-            if path.name == CHECKPOINT:  # its footer holds more than its rows, such as the name of its writer
-                unchanged = pq.read_table(io.BytesIO(flipped)) == pq.read_table(io.BytesIO(content))
-            else:
-                unchanged = path.suffix != ".parquet" and json.loads(flipped) == json.loads(content)
+            unchanged = path.suffix != ".parquet" and json.loads(flipped) == json.loads(content)
             same += unchanged
             missed += [] if unchanged else [path.name]
         path.write_bytes(content)
