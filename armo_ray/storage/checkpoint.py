@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,14 +146,29 @@ def write(store: Store, batches: Iterable[pa.Table], run_fingerprint: str | None
     store.write(CHECKPOINT, bytes(content))
 
 
+def units_in(store: Store, folder: str) -> Iterator[str]:
+    """The units that have records in a folder, from one listing."""
+    names = (entry.name for entry in store.scan(folder)) if store.local else store.list_entries(folder)
+    return (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+
+
 def stamps_in(store: Store, folder: str) -> dict[str, str]:
     """The stamps of the records in a folder, by unit, from one listing."""
-    entries = store.list_entries(folder)
-    return {
-        name.removesuffix(_SUFFIX): f"{entry['size']}-{version_of(entry)}"
-        for name, entry in entries.items()
-        if name.endswith(_SUFFIX)
-    }
+    if store.local:
+        stamps = ((entry.name, _stamp(entry)) for entry in store.scan(folder))
+    else:
+        entries = store.list_entries(folder).items()
+        stamps = ((name, f"{entry['size']}-{version_of(entry)}") for name, entry in entries)
+    return {name.removesuffix(_SUFFIX): stamp for name, stamp in stamps if stamp and name.endswith(_SUFFIX)}
+
+
+def _stamp(entry: os.DirEntry[str]) -> str:
+    """The stamp of a file; empty if it was deleted since it was listed."""
+    try:
+        found = entry.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def rows_of(records: Iterable[CommitRecord], stamps: Mapping[str, str]) -> pa.Table:
@@ -169,15 +185,25 @@ def records_of(rows: pa.Table) -> Iterator[CommitRecord]:
 def exact(records: Sequence[CommitRecord], stamps: Mapping[str, str]) -> Iterator[pa.Table]:
     """Rows for the records, in batches; without a record that a row would not hold to the letter: its file is read."""
     for start in range(0, len(records), _BATCH):
-        some = records[start : start + _BATCH]
-        try:
-            rows = rows_of(some, stamps)
-        except (pa.ArrowException, OverflowError, TypeError):  # a number of another type, for example
-            if len(some) > 1:
-                yield from (table for record in some for table in exact([record], stamps))
-            continue
-        same = [_text(a) == _text(b) for a, b in zip(some, records_of(rows), strict=True)]
-        yield rows if all(same) else rows.filter(pa.array(same))
+        rows = [_row(record, stamps[record.unit]) for record in records[start : start + _BATCH]]
+        yield pa.Table.from_pylist([row for row in rows if _fits(row, SCHEMA)], SCHEMA)
+
+
+def _fits(values: Mapping[str, Any], fields: Iterable[pa.Field]) -> bool:
+    return all(_is_held(values.get(field.name), field.type) for field in fields)
+
+
+def _is_held(value: Any, kind: pa.DataType) -> bool:
+    """Whether a column of this type gives the value back as it is: 1 is not 1.0."""
+    if value is None or pa.types.is_string(kind):
+        return value is None or type(value) is str
+    if pa.types.is_integer(kind):
+        return type(value) is int and abs(value) < 1 << 63
+    if pa.types.is_map(kind):
+        return all(_is_held(item, kind.item_type) for item in value.values())
+    if pa.types.is_list(kind):
+        return all(_fits(item, kind.value_type) for item in value)
+    return type(value) is (float if pa.types.is_floating(kind) else bool)
 
 
 def entries_of(record: CommitRecord) -> list[dict[str, Any]]:
@@ -188,10 +214,6 @@ def entries_of(record: CommitRecord) -> list[dict[str, Any]]:
 def part_of(entry: dict[str, Any]) -> PartEntry:
     """The part that an element of `parts` describes."""
     return PartEntry.from_dict(_joined(entry))
-
-
-def _text(record: CommitRecord) -> str:
-    return json.dumps(record.to_dict(), sort_keys=True)
 
 
 def _row(record: CommitRecord, stamp: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage import commit_log, parts
+from armo_ray.storage import checkpoint, commit_log, parts
 from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.filesystem import in_parallel
@@ -22,9 +22,7 @@ from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
-MOST_PARTS = (
-    10_000  # that a manifest lists itself: 365,000 would be 70 MB of JSON, read again by every command
-)
+MOST_PARTS = 10_000  # that a manifest lists itself; every command reads it
 
 
 def open_run(
@@ -160,7 +158,7 @@ def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def list_commits(store: Store) -> set[str]:
     """The ids of the committed units."""
-    return {name.removesuffix(".json") for name in store.list_names(COMMITS) if name.endswith(".json")}
+    return set(checkpoint.units_in(store, COMMITS))
 
 
 def read_log(store: Store, run: RunFile | None = None) -> CommitLog:

@@ -46,13 +46,14 @@ def standing(
 def list_standing(store: Store, spans: Sequence[Span], fingerprint: str) -> Standing:
     """As `standing`, without options: lists `_commits/` once, and returns shards that changed in `changed`."""
     committed = frozenset(commits.list_commits(store))
-    by_shard: dict[str, set[str]] = {}
+    by_shard: dict[str, set[str]] = {span.shard.hash: set() for span in spans}
     for unit in committed:
-        by_shard.setdefault(unit[:16], set()).add(unit)
+        if unit[:16] in by_shard:
+            by_shard[unit[:16]].add(unit)
     left, partial = [], []
     changed, repaired = {}, set()
     for span in spans:
-        own = by_shard.get(span.shard.hash, set())
+        own = by_shard[span.shard.hash]
         rest, known = _rest(span, fingerprint, own)
         stale = own - known
         repaired |= {unit for unit in stale if unit.endswith(UNREADABLE)}

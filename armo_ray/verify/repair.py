@@ -111,7 +111,7 @@ def _repair(store: Store, examined: Examined, drop: Mapping[str, str], is_intact
     if manifest_faults and complete:
         commits.finish(store)
         yield f"{commits.SUCCESS}: written again"
-    if is_checkpoint_wrong and complete:
+    if is_checkpoint_wrong and complete and examined.run is not None:
         commits.read_log(store, examined.run).write_checkpoint(
             store, examined.run and examined.run.fingerprint
         )

@@ -265,7 +265,8 @@ def test_the_manifest_of_many_parts_names_the_checkpoint_instead(
     manifest = store.read_json(SUCCESS) or {}
     assert (manifest["parts"], manifest["parts_in"]) == (None, CHECKPOINT)
     assert (manifest["totals"], manifest["num_parts"]) == (before["totals"], len(before["parts"]))
-    listed = duckdb.sql(f"SELECT unnest(parts).path FROM '{store.path(CHECKPOINT)}'").fetchall()
+    sql = f"SELECT unnest(parts).path FROM '{store.path(CHECKPOINT)}'"
+    listed = duckdb.connect().execute(sql).fetchall()
     assert sorted(path for (path,) in listed) == sorted(part["path"] for part in before["parts"])
     assert verify_output(store.uri)[1] == []
     assert open_scores([store.uri]) == scores
