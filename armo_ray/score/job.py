@@ -136,7 +136,9 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     except OSError as error:
         raise ConfigError(f"input: cannot be compared with the committed rows: {error}") from error
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
-    resume.standing(store, spans, job.fingerprint, config.redo, config.forget)  # may raise ConfigError
+    resume.standing(
+        store, spans, job.fingerprint, config.redo, config.forget, committed
+    )  # may raise ConfigError
     if check is not None:
         check(job, spans, config)
     return _Checked(job, spans, identity, details)

@@ -9,16 +9,15 @@ import hashlib
 import io
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from armo_ray.storage.records import CommitRecord, PartEntry
+from armo_ray.storage.records import CommitRecord, Extra, PartEntry
 from armo_ray.storage.shards import version_of
 from armo_ray.storage.store import Store
 
@@ -70,9 +69,11 @@ SCHEMA = pa.schema(
 )
 # of few distinct values: a table holds each once
 _SHARED = ["source", "identity", "run_fingerprint"]
+_REPEATED = [*_SHARED, "rejected.key_value.key", "seconds.key_value.key"]
 _RUN, _DIGEST = b"run_fingerprint", b"digest"  # keys of the file's metadata
 _SUFFIX = ".json"
-_BATCH = 1 << 15  # rows held as objects, or as whole rows, at once
+_BATCH = 1 << 14  # rows held as objects, or as whole rows, at once
+_LAST = 8  # bytes after a footer: its length, and the mark of Parquet
 _BLANK = b"-" * 32  # in the place of the digest while it is computed
 
 
@@ -87,10 +88,11 @@ class Checkpoint:
         """Some columns of all rows."""
         return self._file().read(list(columns))
 
-    def batches(self) -> Iterator[pa.Table]:
-        """All columns, some rows at a time, in order."""
-        for batch in self._file().iter_batches(_BATCH):
-            yield pa.Table.from_batches([batch]).cast(SCHEMA)
+    def batches(self, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
+        """Some columns, some rows at a time, in order."""
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        for batch in self._file().iter_batches(_BATCH, columns=list(columns)):
+            yield pa.Table.from_batches([batch]).select(columns).cast(schema)
 
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(pa.BufferReader(self.content), read_dictionary=_SHARED)
@@ -133,42 +135,45 @@ def find_usable(store: Store, run_fingerprint: str | None) -> Checkpoint | None:
 def write(store: Store, batches: Iterable[pa.Table], run_fingerprint: str | None) -> None:
     """Write a checkpoint of all rows, each batch as a row group."""
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_statistics=False) as writer:
+    with pq.ParquetWriter(
+        sink, SCHEMA, compression="zstd", use_dictionary=_REPEATED, write_statistics=False
+    ) as writer:
         for batch in batches:
             writer.write_table(batch)
         metadata = {_DIGEST: _BLANK}
         if run_fingerprint is not None:
             metadata[_RUN] = run_fingerprint.encode()
         writer.add_key_value_metadata(metadata)
-    content = sink.getbuffer()
-    at = sink.getvalue().rindex(_BLANK)
-    content[at : at + len(_BLANK)] = _digest(content, at)
-    store.write(CHECKPOINT, bytes(content))
+    with sink.getbuffer() as content:
+        footer = _LAST + int.from_bytes(content[-_LAST : 4 - _LAST], "little")
+        at = len(content) - footer + bytes(content[-footer:]).rindex(_BLANK)
+        content[at : at + len(_BLANK)] = _digest(content, at)
+    store.write(CHECKPOINT, sink.getvalue())
 
 
-def units_in(store: Store, folder: str) -> Iterator[str]:
+def units_in(store: Store, folder: str) -> set[str]:
     """The units that have records in a folder, from one listing."""
     names = (entry.name for entry in store.scan(folder)) if store.local else store.list_entries(folder)
-    return (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+    return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and name[0] != "."}
 
 
 def stamps_in(store: Store, folder: str) -> dict[str, str]:
     """The stamps of the records in a folder, by unit, from one listing."""
-    if store.local:
-        stamps = ((entry.name, _stamp(entry)) for entry in store.scan(folder))
-    else:
-        entries = store.list_entries(folder).items()
-        stamps = ((name, f"{entry['size']}-{version_of(entry)}") for name, entry in entries)
-    return {name.removesuffix(_SUFFIX): stamp for name, stamp in stamps if stamp and name.endswith(_SUFFIX)}
-
-
-def _stamp(entry: os.DirEntry[str]) -> str:
-    """The stamp of a file; empty if it was deleted since it was listed."""
-    try:
-        found = entry.stat()
-    except FileNotFoundError:
-        return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    if not store.local:
+        entries = store.list_entries(folder)
+        return {
+            name.removesuffix(_SUFFIX): f"{entry['size']}-{version_of(entry)}"
+            for name, entry in entries.items()
+            if name.endswith(_SUFFIX)
+        }
+    stamps = {}
+    for entry in store.scan(folder):
+        name = entry.name
+        if name.endswith(_SUFFIX) and name[0] != ".":
+            with suppress(FileNotFoundError):  # deleted since
+                found = entry.stat()
+                stamps[name.removesuffix(_SUFFIX)] = f"{found.st_size}-{found.st_mtime_ns}"
+    return stamps
 
 
 def rows_of(records: Iterable[CommitRecord], stamps: Mapping[str, str]) -> pa.Table:
@@ -208,7 +213,7 @@ def _is_held(value: Any, kind: pa.DataType) -> bool:
 
 def entries_of(record: CommitRecord) -> list[dict[str, Any]]:
     """The parts of a record as elements of `parts`."""
-    return [_split(part.to_dict(), _ENTRY.names) for part in record.parts]
+    return [_split(part.to_dict(), part.extra) for part in record.parts]
 
 
 def part_of(entry: dict[str, Any]) -> PartEntry:
@@ -217,15 +222,14 @@ def part_of(entry: dict[str, Any]) -> PartEntry:
 
 
 def _row(record: CommitRecord, stamp: str) -> dict[str, Any]:
-    values = record.to_dict() | {"content": record.content, "stamp": stamp, "parts": entries_of(record)}
-    return _split(values, SCHEMA.names)
+    values = record.to_dict() | {"content": record.content}
+    return _split(values, record.extra) | {"stamp": stamp, "parts": entries_of(record)}
 
 
-def _split(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The values of these names, and the others as JSON under `extra`."""
-    others = {name: value for name, value in values.items() if name not in names or name == "extra"}
-    own = {name: value for name, value in values.items() if name not in others}
-    return own | {"extra": json.dumps(others) if others else None}
+def _split(values: Mapping[str, Any], extra: Extra) -> dict[str, Any]:
+    """The values, with those that this version does not know as JSON."""
+    own = {name: value for name, value in values.items() if name not in dict(extra)}
+    return own | {"extra": json.dumps(dict(extra)) if extra else None}
 
 
 def _record(row: dict[str, Any]) -> CommitRecord:
@@ -234,7 +238,7 @@ def _record(row: dict[str, Any]) -> CommitRecord:
     values = _joined(row) | {"parts": [_joined(part) for part in row["parts"]]}
     if content != "":
         values["content"] = content
-    if "num_packs" in values:
+    if row["num_packs"] is not None:
         values["peak_flops"] = peak_flops
     return CommitRecord.from_dict(values)
 
@@ -247,14 +251,16 @@ def _joined(row: dict[str, Any]) -> dict[str, Any]:
 def _digest(content: bytes | memoryview, at: int) -> bytes:
     """32 hex digits of all bytes of a file but for those `at` which it holds its digest."""
     digest = hashlib.blake2b(digest_size=16)
-    for piece in (content[:at], _BLANK, content[at + len(_BLANK) :]):
+    whole = memoryview(content)
+    for piece in (whole[:at], _BLANK, whole[at + len(_BLANK) :]):
         digest.update(piece)
     return digest.hexdigest().encode()
 
 
 def is_current(checkpoint: Checkpoint, stamps: Mapping[str, str]) -> pa.BooleanArray:
     """For each row, whether a listing shows its record as the row holds it."""
-    rows = checkpoint.table(["unit", "stamp"])
-    at = pc.index_in(rows["unit"], value_set=pa.array(stamps.keys(), pa.string()))
-    same = pc.equal(pa.array(stamps.values(), pa.string()).take(at), rows["stamp"])
-    return pc.fill_null(same, False).combine_chunks()
+    current: list[bool] = []
+    for rows in checkpoint.batches(["unit", "stamp"]):
+        pairs = zip(rows["unit"].to_pylist(), rows["stamp"].to_pylist(), strict=True)
+        current += [stamps.get(unit) == stamp for unit, stamp in pairs]
+    return pa.array(current, pa.bool_())

@@ -1,10 +1,11 @@
 """All commit records of an output, most of them as rows of its checkpoint, and the sums over them."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from armo_ray.storage.store import Store
 _ORDER = [("place", "ascending"), ("first_row", "ascending"), ("unit", "ascending")]
 _SUMS = ("candidates", "scored", "num_tokens", "computed_tokens")
 _REASONS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.int64())]))
-_LINES = 1 << 14
+_PARTS = pa.schema([SCHEMA.field("parts")])
 
 
 @dataclass(frozen=True)
@@ -84,46 +85,37 @@ class CommitLog:
 
     def parts(self) -> list[PartEntry]:
         """The parts of all units, ordered by shard and row."""
-        return [checkpoint.part_of(entry) for entry in self._parts.to_pylist()]
+        table = self._table(["unit", "source", "first_row", "parts"])
+        table = table.set_column(1, "place", pa.array(_places(table["source"])[0]))
+        entries = pc.list_flatten(table.sort_by(_ORDER)["parts"])
+        return [checkpoint.part_of(entry) for chunk in entries.chunks for entry in chunk.to_pylist()]
 
     @property
     def num_parts(self) -> int:
-        return len(self._parts)
+        return self._sums_of_parts.count
+
+    @property
+    def parts_digest(self) -> str:
+        """32 hex digits of the parts, in any order: the sum of the digests of a line for each, modulo 2^128."""
+        return self._sums_of_parts.digest
 
     def folders(self) -> list[PartEntry]:
         """The parts of each folder as one entry, with the sums of their rows and bytes."""
-        folder = pc.replace_substring_regex(self._part("path"), "[^/]*$", "")
-        table = pa.table({"path": folder, "rows": self._part("rows"), "bytes": self._part("bytes")})
-        sums = table.group_by("path", use_threads=False).aggregate([("rows", "sum"), ("bytes", "sum")])
         return [
-            PartEntry(e["path"], e["rows_sum"], e["bytes_sum"], self.parts_digest) for e in sums.to_pylist()
+            PartEntry(folder, rows, size, self.parts_digest)
+            for folder, (rows, size) in self._sums_of_parts.by_folder.items()
         ]
 
     @cached_property
-    def parts_digest(self) -> str:
-        """32 hex digits of the list of parts: a line for each, its fields separated by tabs, sorted."""
-        fields = [self._part(name).cast(pa.string()) for name in ("path", "rows", "bytes", "digest")]
-        lines = pc.binary_join_element_wise(*fields, "\t", null_handling="replace")
-        lines = lines.take(pc.sort_indices(lines))
-        digest = hashlib.blake2b(digest_size=16)
-        for start in range(0, len(lines), _LINES):
-            digest.update("".join(f"{line}\n" for line in lines.slice(start, _LINES).to_pylist()).encode())
-        return digest.hexdigest()
-
-    @cached_property
-    def _parts(self) -> pa.ChunkedArray:
-        table = self._table(["unit", "source", "first_row", "parts"])
-        table = table.set_column(1, "place", pa.array(_places(table["source"])[0]))
-        return pc.list_flatten(table.sort_by(_ORDER)["parts"])
-
-    def _part(self, name: str) -> pa.ChunkedArray:
-        return pc.struct_field(self._parts, name)
+    def _sums_of_parts(self) -> "_SumsOfParts":
+        own = pa.Table.from_pylist([{"parts": checkpoint.entries_of(record)} for record in self.read], _PARTS)
+        return _sum_parts(pc.list_flatten(rows["parts"]) for rows in (*self._current_batches(["parts"]), own))
 
     def write_checkpoint(self, store: Store, run_fingerprint: str | None) -> None:
         """Write the checkpoint, unless the one that is there holds the same."""
         added = [rows for rows in checkpoint.exact(self.read, self.stamps) if rows.num_rows]
         if added or (self.checkpoint is not None and not pc.all(self.is_current, min_count=0).as_py()):
-            checkpoint.write(store, (*self._current_batches(), *added), run_fingerprint)
+            checkpoint.write(store, chain(self._current_batches(), added), run_fingerprint)
 
     @cached_property
     def _counts(self) -> pa.Table:
@@ -145,11 +137,39 @@ class CommitLog:
         tables.append(pa.Table.from_pylist(rows, schema))
         return pa.concat_tables([table.cast(schema) for table in tables])
 
-    def _current_batches(self) -> Iterator[pa.Table]:
+    def _current_batches(self, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
         start = 0
-        for rows in self.checkpoint.batches() if self.checkpoint is not None else ():
+        for rows in self.checkpoint.batches(columns) if self.checkpoint is not None else ():
             yield rows.filter(self.is_current.slice(start, rows.num_rows))
             start += rows.num_rows
+
+
+class _SumsOfParts(NamedTuple):
+    count: int
+    digest: str
+    by_folder: dict[str, tuple[int, int]]  # rows and bytes
+
+
+def _sum_parts(batches: Iterable[pa.ChunkedArray]) -> _SumsOfParts:
+    """The sums over parts, some of them at a time."""
+    count = digest = 0
+    by_folder: dict[str, tuple[int, int]] = {}
+    for parts in batches:
+        fields = {name: pc.struct_field(parts, name) for name in ("path", "rows", "bytes", "digest")}
+        text = [field.cast(pa.string()) for field in fields.values()]
+        lines = pc.binary_join_element_wise(*text, "\t", null_handling="replace")
+        digest += sum(_number_of(line) for line in lines.to_pylist())
+        count += len(lines)
+        folder = pc.replace_substring_regex(fields["path"], "[^/]*$", "")
+        table = pa.table({"path": folder, "rows": fields["rows"], "bytes": fields["bytes"]})
+        for entry in table.group_by("path").aggregate([("rows", "sum"), ("bytes", "sum")]).to_pylist():
+            rows, size = by_folder.get(entry["path"], (0, 0))
+            by_folder[entry["path"]] = rows + entry["rows_sum"], size + entry["bytes_sum"]
+    return _SumsOfParts(count, f"{digest % (1 << 128):032x}", dict(sorted(by_folder.items())))
+
+
+def _number_of(line: str) -> int:
+    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=16).digest(), "big")
 
 
 def load(
@@ -161,8 +181,10 @@ def load(
     if found is None:
         return CommitLog(stamps, None, pa.array([], pa.bool_()), in_parallel(read, sorted(stamps)))
     is_current = checkpoint.is_current(found, stamps)
-    held = set(found.table(["unit"])["unit"].filter(is_current).to_pylist())
-    return CommitLog(stamps, found, is_current, in_parallel(read, sorted(stamps.keys() - held)))
+    missing = set(stamps)
+    for rows in CommitLog(stamps, found, is_current, ())._current_batches(["unit"]):
+        missing.difference_update(rows["unit"].to_pylist())
+    return CommitLog(stamps, found, is_current, in_parallel(read, sorted(missing)))
 
 
 def _places(sources: pa.ChunkedArray) -> tuple[Any, list[str]]:

@@ -158,7 +158,7 @@ def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def list_commits(store: Store) -> set[str]:
     """The ids of the committed units."""
-    return set(checkpoint.units_in(store, COMMITS))
+    return checkpoint.units_in(store, COMMITS)
 
 
 def read_log(store: Store, run: RunFile | None = None) -> CommitLog:

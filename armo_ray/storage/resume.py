@@ -31,21 +31,25 @@ def standing(
     fingerprint: str,
     redo: Sequence[str] = (),
     forget: Sequence[str] = (),
+    committed: Iterable[str] | None = None,
 ) -> Standing:
     """Which units of a whole input are committed, and which commits are to be dropped. Writes nothing.
 
     Commits are dropped if their shard could not be read and has changed since, if their shard changed and matches
-    `redo`, or if their shard matches `forget`. Both hold URIs or globs.
+    `redo`, or if their shard matches `forget`. Both hold URIs or globs. `committed` are the ids of all committed units,
+    if they were listed before.
 
     Raises ConfigError if any other shard changed, if a pattern of `redo` matches no shard of the input, or if `forget`
     matches a shard of the input.
     """
-    return _resolved(list_standing(store, spans, fingerprint), store, spans, redo, forget)
+    return _resolved(list_standing(store, spans, fingerprint, committed), store, spans, redo, forget)
 
 
-def list_standing(store: Store, spans: Sequence[Span], fingerprint: str) -> Standing:
-    """As `standing`, without options: lists `_commits/` once, and returns shards that changed in `changed`."""
-    committed = frozenset(commits.list_commits(store))
+def list_standing(
+    store: Store, spans: Sequence[Span], fingerprint: str, committed: Iterable[str] | None = None
+) -> Standing:
+    """As `standing`, without options: lists `_commits/` at most once, and returns shards that changed in `changed`."""
+    committed = frozenset(commits.list_commits(store) if committed is None else committed)
     by_shard: dict[str, set[str]] = {span.shard.hash: set() for span in spans}
     for unit in committed:
         if unit[:16] in by_shard:
