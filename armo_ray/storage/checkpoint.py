@@ -244,8 +244,8 @@ def _record(row: dict[str, Any]) -> CommitRecord:
 
 
 def _joined(row: dict[str, Any]) -> dict[str, Any]:
-    extra = row.pop("extra")
-    return {name: value for name, value in row.items() if value is not None} | json.loads(extra or "{}")
+    extra: dict[str, Any] = json.loads(row.pop("extra") or "{}")
+    return {name: value for name, value in row.items() if value is not None} | extra
 
 
 def _digest(content: bytes | memoryview, at: int) -> bytes:

@@ -92,7 +92,7 @@ class CommitLog:
 
     @property
     def num_parts(self) -> int:
-        return self._sums_of_parts.count
+        return self._sums_of_parts.number
 
     @property
     def parts_digest(self) -> str:
@@ -145,7 +145,7 @@ class CommitLog:
 
 
 class _SumsOfParts(NamedTuple):
-    count: int
+    number: int
     digest: str
     by_folder: dict[str, tuple[int, int]]  # rows and bytes
 

@@ -112,9 +112,7 @@ def _repair(store: Store, examined: Examined, drop: Mapping[str, str], is_intact
         commits.finish(store)
         yield f"{commits.SUCCESS}: written again"
     if is_checkpoint_wrong and complete and examined.run is not None:
-        commits.read_log(store, examined.run).write_checkpoint(
-            store, examined.run and examined.run.fingerprint
-        )
+        commits.read_log(store, examined.run).write_checkpoint(store, examined.run.fingerprint)
         yield f"{CHECKPOINT}: written again"
     elif is_checkpoint_wrong:
         yield f"{CHECKPOINT}: deleted: the next run writes it again"
