@@ -187,6 +187,6 @@ def begin(scores: Scores, store: Store, made: Mapping[str, Any], identity: Mappi
 
 def finish(store: Store, options: DatasetOptions, title: str, about: str) -> None:
     """Write the manifest, which makes the output complete, and then the card; `about` is Markdown."""
-    scores = [part for record in commits.finish(store) for part in record.parts_in(SCORES)]
+    scores = [part for part in commits.finish(store).parts() if part.is_in(SCORES)]
     splits = {"train": Split(f"{SCORES}/**/*.{options.format}", scores)}
     store.write(CARD, dataset_card(store.uri, title, about, options, splits).encode())

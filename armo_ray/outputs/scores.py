@@ -151,7 +151,8 @@ def _manifest(store: Store) -> tuple[RunFile, Manifest]:
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
             f"Run the same armo-ray score command again until it ends with status 0 or 3"
         )
-    commits.check_manifest(store, manifest, commits.read_commits(store, run=run))
+    if manifest.parts_in is None:  # else the parts are those of the commits already
+        commits.check_manifest(store, manifest, commits.read_log(store, run))
     return run, manifest
 
 

@@ -14,6 +14,7 @@ from armo_ray.outputs.cards import CARD, Split, card
 from armo_ray.outputs.schema import REJECTS, footer
 from armo_ray.score.job import Job
 from armo_ray.storage import commits, parts
+from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.records import PartEntry, Totals
 from armo_ray.storage.store import Store
 
@@ -77,7 +78,7 @@ class Card:
     def in_progress(self, own: Totals, done: float) -> None:
         """Write how far the run is: totals of its own commits, and the fraction of its input that is done."""
         if self.before is None:
-            self.before = Totals.of(commits.read_commits(self.store, self.earlier))
+            self.before = commits.read_log(self.store).totals(units=frozenset(self.earlier))
         totals = self.before.plus(own)
         of = "" if self.planned is None else f" of {self.before.units + self.planned}"
         self._write(totals, f"In progress: {done:.0%} of the input, {totals.units}{of} units committed.")
@@ -87,10 +88,10 @@ class Card:
         if totals.units:
             self._write(totals, f"Not complete: {totals.units} units were committed when the run stopped.")
 
-    def complete(self, totals: Totals) -> None:
+    def complete(self, log: CommitLog) -> None:
         """Write the totals of all commits."""
-        manifest = commits.find_manifest(self.store)
-        self._write(totals, "Complete.", None if manifest is None else manifest.parts)
+        written = log.folders() if log.num_parts > commits.MOST_PARTS else log.parts()
+        self._write(log.totals(), "Complete.", written)
 
     def _write(self, totals: Totals, state: str, written: Sequence[PartEntry] | None = None) -> None:
         try:

@@ -127,16 +127,18 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(kept)}
     identity = _identity(config, model, layout, columns)
     run = commits.open_run(store, identity, details, write=False)
-    commits.read_commits(store, run=run)  # raises if a record is damaged, before any work
+    committed = commits.read_log(store, run).units  # raises if a record is damaged, before any work
     kept = _decode(run.carried)  # types from the first run: a later shard must not change them
     kept_columns.check(kept, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, kept), unread=unread)
     try:
-        shards = settled(store, shards, commits.list_commits(store), job.columns)
+        shards = settled(store, shards, committed, job.columns)
     except OSError as error:
         raise ConfigError(f"input: cannot be compared with the committed rows: {error}") from error
     spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
-    resume.standing(store, spans, job.fingerprint, config.redo, config.forget)  # may raise ConfigError
+    resume.standing(
+        store, spans, job.fingerprint, config.redo, config.forget, committed
+    )  # may raise ConfigError
     if check is not None:
         check(job, spans, config)
     return _Checked(job, spans, identity, details)

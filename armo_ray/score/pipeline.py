@@ -69,18 +69,18 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Total
                 _execute(store, job, spans, standing, config)
             elif standing.dropped:
                 passes.begin(store, standing)
-            records = commits.finish(store)
+            log = commits.finish(store)
         except BaseException as error:
             with suppress(Exception):  # must not hide the error that stopped the run
                 _record_stop(store, Card(store, job, config.input), error)
             raise
-        totals, of_input = Totals.of(records), Totals.of(r for r in records if r.source in uris)
+        totals, of_input = log.totals(), log.totals(sources=uris)
         try:
-            Card(store, job, config.input).complete(totals)
+            Card(store, job, config.input).complete(log)
         except Exception as error:  # the scores are complete without it
             logger.warning("the dataset card cannot be written: %s", error)
         status_file.write(store, of_totals(of_input, config), totals)
-    _log_vanished(resume.vanished(records, uris, config.input), job)
+    _log_vanished(resume.vanished(log.sources(), uris, config.input), job)
     return totals, of_input
 
 
@@ -88,7 +88,7 @@ def _record_stop(store: Store, card: Card, error: BaseException) -> None:
     """Write why a run stopped and what is committed, which may be more than it counted before it stopped."""
     totals = None
     with suppress(Exception):
-        totals = Totals.of(commits.read_commits(store))
+        totals = commits.read_log(store).totals()
     status_file.write_error(store, error, totals)
     if totals is not None and commits.SUCCESS not in store.list_names(""):  # else it stopped before it began
         card.stopped(totals)

@@ -1,26 +1,28 @@
 """The output's transaction log: one identity per output, one record per unit, a manifest once every unit is committed.
 
-Readers trust `_commits/` only. A part without a record was left by a task that was stopped; when its unit is done
-again, the part is written under the same name.
+Readers trust `_commits/` only, most of it as the checkpoint `_commits.parquet` repeats it. A part without a record was
+left by a task that was stopped; when its unit is done again, the part is written under the same name.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage import parts
+from armo_ray.storage import checkpoint, commit_log, parts
+from armo_ray.storage.checkpoint import CHECKPOINT
+from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.json_files import sealed
-from armo_ray.storage.records import CommitRecord, DamagedError, Manifest, RunFile, Totals
+from armo_ray.storage.records import CommitRecord, DamagedError, Manifest, RunFile
 from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
+MOST_PARTS = 10_000  # that a manifest lists itself; every command reads it
 
 
 def open_run(
@@ -86,7 +88,10 @@ def reading(store: Store, option: str = "") -> Iterator[None]:
 
 
 def find_manifest(store: Store, run: RunFile | None = None) -> Manifest | None:
-    """The manifest, or None if the output is not complete. Raises DamagedError if it is damaged or of another run."""
+    """The manifest with all parts, or None if the output is not complete.
+
+    Raises DamagedError if it is damaged, of another run, or names other parts than the commits do.
+    """
     try:
         manifest = Manifest.from_json(store.read(SUCCESS))
     except FileNotFoundError:
@@ -95,13 +100,20 @@ def find_manifest(store: Store, run: RunFile | None = None) -> Manifest | None:
         raise DamagedError(f"{store.uri}/{SUCCESS}: damaged: {error}. {repair_advice(store)}") from error
     if run is not None and manifest.run_fingerprint not in (None, run.fingerprint):
         raise DamagedError(f"{store.uri}/{SUCCESS}: belongs to another run. {repair_advice(store)}")
-    return manifest
+    if manifest.parts_in is None:
+        return manifest
+    log = read_log(store, run)
+    check_manifest(store, manifest, log)
+    return replace(manifest, parts=tuple(log.parts()))
 
 
-def check_manifest(store: Store, manifest: Manifest, records: Iterable[CommitRecord]) -> None:
+def check_manifest(store: Store, manifest: Manifest, log: CommitLog) -> None:
     """Raises DamagedError if the manifest and the commit records do not list the same parts."""
-    listed = {part.path: part for part in manifest.parts}
-    if listed != {part.path: part for record in records for part in record.parts}:
+    if manifest.parts_in is None:
+        same = {part.path: part for part in manifest.parts} == {part.path: part for part in log.parts()}
+    else:
+        same = (manifest.num_parts, manifest.parts_digest) == (log.num_parts, log.parts_digest)
+    if not same:
         raise DamagedError(
             f"{store.uri}/{SUCCESS}: does not list the same parts as the commits: armo-ray verify "
             f"{store.uri} names them"
@@ -146,7 +158,29 @@ def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def list_commits(store: Store) -> set[str]:
     """The ids of the committed units."""
-    return {name.removesuffix(".json") for name in store.list_names(COMMITS) if name.endswith(".json")}
+    return checkpoint.units_in(store, COMMITS)
+
+
+def read_log(store: Store, run: RunFile | None = None) -> CommitLog:
+    """The records of all units. Reads the files of those only that the checkpoint lacks.
+
+    Raises DamagedError if a record is damaged or, if `run` is given, belongs to another run.
+    """
+    fingerprint = None if run is None else run.fingerprint
+    return commit_log.load(store, COMMITS, fingerprint, _reader(store, run))
+
+
+def _reader(store: Store, run: RunFile | None) -> Callable[[str], CommitRecord]:
+    """Reads the record of a unit, and raises DamagedError if it belongs to another run than `run`."""
+    fingerprint = None if run is None else run.fingerprint
+
+    def read(unit: str) -> CommitRecord:
+        record = read_record(store, unit)
+        if run is not None and is_foreign(record, run, fingerprint):
+            raise DamagedError(f"{store.uri}/{_name(unit)}: belongs to another run. {repair_advice(store)}")
+        return record
+
+    return read
 
 
 def read_commits(
@@ -156,17 +190,9 @@ def read_commits(
 
     Raises DamagedError if a record is damaged or, if `run` is given, belongs to another run.
     """
-    units = list_commits(store) if units is None else units
-    fingerprint = None if run is None else run.fingerprint
-
-    def read(unit: str) -> CommitRecord:
-        record = read_record(store, unit)
-        if run is not None and is_foreign(record, run, fingerprint):
-            raise DamagedError(f"{store.uri}/{_name(unit)}: belongs to another run. {repair_advice(store)}")
-        return record
-
-    records: list[CommitRecord] = in_parallel(read, sorted(units))
-    return sorted(records, key=lambda record: (record.source, record.first_row))
+    records: Iterable[CommitRecord]
+    records = read_log(store, run).records() if units is None else in_parallel(_reader(store, run), units)
+    return sorted(records, key=lambda record: (record.source, record.first_row, record.unit))
 
 
 def read_record(store: Store, unit: str) -> CommitRecord:
@@ -222,37 +248,33 @@ def check_same(store: Store, committed: CommitRecord, record: CommitRecord) -> N
             )
 
 
-def unfinished(records: Iterable[CommitRecord]) -> list[str]:
-    """The shards with some but not all of their units committed, from records sorted by shard and row."""
-    sources = []
-    for source, group in groupby(records, key=lambda record: record.source):
-        units = sorted((record.ordinal, record.last) for record in group)
-        if [ordinal for ordinal, _ in units] != list(range(len(units))) or not units[-1][1]:
-            sources.append(source)
-    return sources
-
-
-def finish(store: Store) -> list[CommitRecord]:
-    """Write the manifest: the totals, and the parts of every commit. Returns the commit records.
+def finish(store: Store) -> CommitLog:
+    """Write the checkpoint, then the manifest: the totals, and the parts of every commit. Returns the commits.
 
     Raises RuntimeError if an earlier run, with another input, left a shard unfinished, and DamagedError if a record
     is damaged or belongs to another run.
     """
     run = find_run(store)
-    records = read_commits(store, run=run)
-    if incomplete := unfinished(records):
+    log = read_log(store, run)
+    if incomplete := log.unfinished():
         raise RuntimeError(
             f"{store.uri}: an earlier run left {len(incomplete)} shards unfinished, the first is {incomplete[0]}. "
             f"Run again with them in the input, or drop what is committed of them with --forget {incomplete[0]}"
         )
+    fingerprint = None if run is None else run.fingerprint
+    log.write_checkpoint(store, fingerprint)
+    is_long = log.num_parts > MOST_PARTS
     manifest = Manifest(
-        totals=Totals.of(records).to_dict(),
-        parts=tuple(part for record in records for part in record.parts),
-        run_fingerprint=None if run is None else run.fingerprint,
+        totals=log.totals().to_dict(),
+        parts=() if is_long else tuple(log.parts()),
+        run_fingerprint=fingerprint,
         finished_at=now(),
+        parts_in=CHECKPOINT if is_long else None,
+        num_parts=log.num_parts if is_long else None,
+        parts_digest=log.parts_digest if is_long else None,
     )
     store.write(SUCCESS, manifest.to_json())
-    return records
+    return log
 
 
 def now() -> str:

@@ -39,8 +39,9 @@ def settled(
 
     Raises OSError or RuntimeError if a record or a shard cannot be read.
     """
+    timed = {shard.hash for shard in shards if shard.is_timed}
     units: dict[str, list[str]] = {}
-    for unit in sorted(committed):
+    for unit in sorted(unit for unit in committed if unit[:16] in timed):
         units.setdefault(unit[:16], []).append(unit)
     committed_before = [
         (shard, units[shard.hash]) for shard in shards if shard.is_timed and shard.hash in units

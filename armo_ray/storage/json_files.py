@@ -170,6 +170,10 @@ def _are_parts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_part, value))
 
 
+def _are_parts_or_null(value: Any) -> bool:
+    return value is None or _are_parts(value)
+
+
 def _is_totals(value: Any) -> bool:
     return isinstance(value, dict) and _each(_is_count)(value.get("rejected"))
 
@@ -199,7 +203,10 @@ RUN = Kind(
     {"config": _is_object, "versions": _is_object, "carried": _is_schema, "made_by": _is_object},
 )
 OWNER = Kind({"run": _is_text, "host": _is_text, "pid": _is_count, "since": _is_text}, {})
-MANIFEST = Kind({"totals": _is_totals, "parts": _are_parts}, {"run_fingerprint": _is_text})
+MANIFEST = Kind(
+    {"totals": _is_totals, "parts": _are_parts_or_null},
+    {"run_fingerprint": _is_text, "parts_in": _is_text, "num_parts": _is_count, "parts_digest": _is_text},
+)
 RECORD = Kind(
     {
         "unit": _is_unit,

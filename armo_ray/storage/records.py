@@ -24,7 +24,10 @@ _RECORD = (
     *("run_fingerprint", "committed_at", json_files.CHECKSUM),
 )
 _RUN = ("identity", "config", "versions", "carried", "made_by", "created_at", json_files.CHECKSUM)
-_MANIFEST = ("totals", "run_fingerprint", "finished_at", json_files.CHECKSUM)
+_MANIFEST = (
+    *("totals", "run_fingerprint", "finished_at", json_files.CHECKSUM),
+    *("parts_in", "num_parts", "parts_digest"),
+)
 
 
 class DamagedError(ConfigError):
@@ -116,6 +119,11 @@ class CommitRecord:
         """Parse the record of a unit. Raises ValueError that says what is wrong with it."""
         values = json_files.parse(raw, json_files.RECORD)
         _check_record(values, unit)
+        return CommitRecord.from_dict(values)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "CommitRecord":
+        """The record of values as they are stored, which were checked when they were read. Empties `values`."""
         for name in ("source", "identity", "run_fingerprint"):  # shared by many units
             if name in values:
                 values[name] = sys.intern(values[name])
@@ -247,25 +255,34 @@ def added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of `_SUCCESS`: every part of a complete output."""
+    """The content of `_SUCCESS`: every part of a complete output.
+
+    Of a large output it names the file that lists the parts, with their number and a digest of the list.
+    """
 
     totals: Mapping[str, Any]  # as counted by the version that wrote it; see Totals
-    parts: tuple[PartEntry, ...]
+    parts: tuple[PartEntry, ...]  # empty if they are listed in `parts_in`
     run_fingerprint: str | None = None
     finished_at: str | None = None
     checksum: str | None = None
+    parts_in: str | None = None
+    num_parts: int | None = None
+    parts_digest: str | None = None
     extra: Extra = ()
 
     @staticmethod
     def from_json(raw: bytes) -> "Manifest":
         """Parse `_SUCCESS`. Raises ValueError that says what is wrong with it."""
         values = json_files.parse(raw, json_files.MANIFEST)
-        parts = tuple(map(PartEntry.from_dict, values.pop("parts")))
+        listed = values.pop("parts")
+        if (listed is None) != ("parts_in" in values and {"num_parts", "parts_digest"} <= values.keys()):
+            raise ValueError("it must list its parts, or name the file that does")
+        parts = tuple(map(PartEntry.from_dict, listed or ()))
         return Manifest(**_take(values, _MANIFEST), parts=parts, extra=tuple(values.items()))
 
     def to_dict(self) -> dict[str, Any]:
         """The values as they are stored."""
-        parts = [part.to_dict() for part in self.parts]
+        parts = [part.to_dict() for part in self.parts] if self.parts_in is None else None
         return _known(self, _MANIFEST) | {"parts": parts} | dict(self.extra)
 
     def to_json(self) -> bytes:

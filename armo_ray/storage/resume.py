@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from armo_ray.errors import ConfigError
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.shards import Shard, hash_of
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import UNREADABLE, Span, unit_id
@@ -32,28 +31,33 @@ def standing(
     fingerprint: str,
     redo: Sequence[str] = (),
     forget: Sequence[str] = (),
+    committed: Iterable[str] | None = None,
 ) -> Standing:
     """Which units of a whole input are committed, and which commits are to be dropped. Writes nothing.
 
     Commits are dropped if their shard could not be read and has changed since, if their shard changed and matches
-    `redo`, or if their shard matches `forget`. Both hold URIs or globs.
+    `redo`, or if their shard matches `forget`. Both hold URIs or globs. `committed` are the ids of all committed units,
+    if they were listed before.
 
     Raises ConfigError if any other shard changed, if a pattern of `redo` matches no shard of the input, or if `forget`
     matches a shard of the input.
     """
-    return _resolved(list_standing(store, spans, fingerprint), store, spans, redo, forget)
+    return _resolved(list_standing(store, spans, fingerprint, committed), store, spans, redo, forget)
 
 
-def list_standing(store: Store, spans: Sequence[Span], fingerprint: str) -> Standing:
-    """As `standing`, without options: lists `_commits/` once, and returns shards that changed in `changed`."""
-    committed = frozenset(commits.list_commits(store))
-    by_shard: dict[str, set[str]] = {}
+def list_standing(
+    store: Store, spans: Sequence[Span], fingerprint: str, committed: Iterable[str] | None = None
+) -> Standing:
+    """As `standing`, without options: lists `_commits/` at most once, and returns shards that changed in `changed`."""
+    committed = frozenset(commits.list_commits(store) if committed is None else committed)
+    by_shard: dict[str, set[str]] = {span.shard.hash: set() for span in spans}
     for unit in committed:
-        by_shard.setdefault(unit[:16], set()).add(unit)
+        if unit[:16] in by_shard:
+            by_shard[unit[:16]].add(unit)
     left, partial = [], []
     changed, repaired = {}, set()
     for span in spans:
-        own = by_shard.get(span.shard.hash, set())
+        own = by_shard[span.shard.hash]
         rest, known = _rest(span, fingerprint, own)
         stale = own - known
         repaired |= {unit for unit in stale if unit.endswith(UNREADABLE)}
@@ -94,10 +98,9 @@ def _resolved(
     return replace(before, committed=before.committed - dropped, changed={}, dropped=before.dropped | dropped)
 
 
-def vanished(records: Iterable[CommitRecord], uris: Set[str], inputs: Iterable[str]) -> list[str]:
-    """The committed shards that lie below or match an input but are not among `uris`, the shards it has now."""
+def vanished(sources: Set[str], uris: Set[str], inputs: Iterable[str]) -> list[str]:
+    """The committed shards, of `sources`, that lie below or match an input but are not among `uris`, its shards now."""
     patterns = [pattern for uri in inputs for pattern in (uri, f"{uri.rstrip('/')}/*")]
-    sources = {record.source for record in records}
     return sorted(uri for uri in sources - uris if _matches(uri, patterns))
 
 
@@ -148,12 +151,12 @@ def _matches(uri: str, patterns: Iterable[str]) -> bool:
 
 
 def _committed_of(store: Store, committed: frozenset[str], forget: Sequence[str]) -> set[str]:
-    """The committed units of the shards that URIs or globs name. Reads the records only if there is a glob."""
+    """The committed units of the shards that URIs or globs name. Reads the commits only if there is a glob."""
     if not forget:
         return set()
     hashes = {hash_of(uri) for uri in forget}
     units = {unit for unit in committed if unit[:16] in hashes}
     if any(char in pattern for pattern in forget for char in "*?["):
-        records = commits.read_commits(store, committed)
-        units |= {record.unit for record in records if _matches(record.source, forget)}
+        log = commits.read_log(store)
+        units |= committed & log.units_of({uri for uri in log.sources() if _matches(uri, forget)})
     return units

@@ -146,14 +146,29 @@ class Store:
 
     def list_names(self, folder: str) -> dict[str, int]:
         """Names and sizes in bytes of the files directly in a folder; empty if there is no such folder."""
+        return {name: int(entry["size"] or 0) for name, entry in self.list_entries(folder).items()}
+
+    def list_entries(self, folder: str) -> dict[str, dict[str, Any]]:
+        """As `list_names`, with all that the storage tells of each file: its size, and ETag or modification time."""
         try:
             entries = patiently(
                 f"listing {self.uri}/{folder}", lambda: self.fs.ls(self.path(folder), detail=True)
             )
         except FileNotFoundError:
             return {}
-        names = {e["name"].rsplit("/", 1)[-1]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
-        return {name: size for name, size in names.items() if name and not name.startswith(".")}
+        files = {e["name"].rsplit("/", 1)[-1]: e for e in entries if e["type"] == "file"}
+        return {name: entry for name, entry in files.items() if name and not name.startswith(".")}
+
+    def scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        """What lies in a folder on a disk, often a great many files; fsspec takes ten times as long."""
+        with contextlib.suppress(FileNotFoundError):
+            # by descriptor: then looking up an entry resolves one name, not the whole path
+            descriptor = os.open(self.path(folder), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with os.scandir(descriptor) as entries:
+                    yield from entries
+            finally:
+                os.close(descriptor)
 
     def find(self, folder: str) -> list[str]:
         """The paths of all files below a folder."""

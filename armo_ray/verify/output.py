@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from armo_ray.outputs.schema import REJECTS, recomputed
-from armo_ray.storage import commits, lock, parts
+from armo_ray.storage import checkpoint, commits, lock, parts
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.formats import PARQUET, kind_of
 from armo_ray.storage.records import CommitRecord, DamagedError, PartEntry, RunFile, Totals
@@ -29,7 +29,7 @@ class Fault:
     message: str
     units: tuple[str, ...] = ()  # ids of the damaged units
     stray: str = ""  # path in the output of a part that no commit names
-    file: str = ""  # the manifest, lock or _run.json, if it is damaged
+    file: str = ""  # the manifest, checkpoint, lock or _run.json, if it is damaged
     undone: bool = False  # nothing is damaged, but the run has not finished
 
 
@@ -74,7 +74,7 @@ def examine(store: Store) -> Examined:
             )
             faults.append(Fault(f"{message}: restore it from a copy, or use a new output", file=commits.RUN))
             run, (records, damaged) = None, unbound
-    faults += damaged + _lock(store) + _manifest(store, run, records)
+    faults += damaged + _lock(store) + _manifest(store, run, records) + _checkpoint(store, run, records)
     for source, units in groupby(records, key=lambda record: record.source):
         faults += _chain(source, list(units))
     for unit_faults in in_parallel(lambda record: _check_unit(store, record), records):
@@ -142,6 +142,32 @@ def _manifest(store: Store, run: RunFile | None, records: Sequence[CommitRecord]
     return [Fault(line, file=commits.SUCCESS) for line in wrong] + [Fault(line, undone=True) for line in lost]
 
 
+def _checkpoint(store: Store, run: RunFile | None, records: Iterable[CommitRecord]) -> list[Fault]:
+    """A fault if readers would ignore the checkpoint, or take from it another record than the one in its file.
+
+    Rows of files that were deleted or written again since are no fault: no reader uses them.
+    """
+    try:
+        found = checkpoint.find(store)
+        if found is None:
+            return []
+        if run is not None and found.run_fingerprint != run.fingerprint:
+            raise ValueError("belongs to another run")
+        of_unit = {record.unit: record for record in records}
+        is_current = checkpoint.is_current(found, checkpoint.stamps_in(store, commits.COMMITS))
+        rows = pa.concat_tables(found.batches()).filter(is_current)
+        held = list(checkpoint.records_of(rows))
+        if differs := [record.unit for record in held if of_unit.get(record.unit, record) != record]:
+            raise ValueError(
+                f"its rows of {len(differs)} units are not their records, the first is {differs[0]}"
+            )
+        if len({record.unit for record in held}) < len(held):
+            raise ValueError("it holds a unit twice")
+    except (ValueError, TypeError, pa.ArrowException) as error:  # a damaged file may hold anything
+        return [Fault(f"{checkpoint.CHECKPOINT}: {error}", file=checkpoint.CHECKPOINT)]
+    return []
+
+
 def _chain(source: str, units: Sequence[CommitRecord]) -> list[Fault]:
     """The faults in the units of a shard, sorted by row, which must cover each of its rows once."""
     ids = tuple(unit.unit for unit in units)
@@ -164,7 +190,7 @@ def _chain(source: str, units: Sequence[CommitRecord]) -> list[Fault]:
             message = f"{source}: no unit holds its rows {row} to {unit.first_row - 1}"
             faults.append(Fault(message, undone=True))
         row = unit.first_row + unit.num_rows
-    if commits.unfinished(units):
+    if [unit.ordinal for unit in units] != list(range(len(units))) or not units[-1].last:
         faults.append(Fault(f"{source}: not all of its units are committed", undone=True))
     return faults
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from armo_ray.storage import commits, lock
+from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.records import DamagedError
 from armo_ray.storage.store import Store
@@ -58,7 +59,7 @@ def _unlock(store: Store) -> list[str]:
 def _triage(examined: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str, str], list[Fault]]:
     """The units to score again, with the reason; and the faults that cannot be repaired."""
     faults = [fault for fault in examined.faults if fault.units]
-    repairable = {commits.SUCCESS, lock.LOCK}
+    repairable = {commits.SUCCESS, CHECKPOINT, lock.LOCK}
     left = [f for f in examined.faults if not (f.units or f.stray or f.undone or f.file in repairable)]
     if examined.run is None:
         return {}, left + [
@@ -94,9 +95,12 @@ def _lost_shards(
 
 
 def _repair(store: Store, examined: Examined, drop: Mapping[str, str], is_intact: bool) -> Iterator[str]:
-    """Delete the manifest, then commits, then parts. Yields a line per repair."""
+    """Delete the checkpoint and the manifest, then commits, then parts. Yields a line per repair."""
     manifest_faults = [fault for fault in examined.faults if fault.file == commits.SUCCESS]
     complete = is_intact and not drop and not any(fault.undone for fault in examined.faults)
+    is_checkpoint_wrong = any(fault.file == CHECKPOINT for fault in examined.faults)
+    if is_checkpoint_wrong:
+        store.delete(CHECKPOINT)
     if drop or (manifest_faults and not complete):
         store.delete(commits.SUCCESS)
         yield f"{commits.SUCCESS}: deleted: the output is not complete"
@@ -107,6 +111,11 @@ def _repair(store: Store, examined: Examined, drop: Mapping[str, str], is_intact
     if manifest_faults and complete:
         commits.finish(store)
         yield f"{commits.SUCCESS}: written again"
+    if is_checkpoint_wrong and complete and examined.run is not None:
+        commits.read_log(store, examined.run).write_checkpoint(store, examined.run.fingerprint)
+        yield f"{CHECKPOINT}: written again"
+    elif is_checkpoint_wrong:
+        yield f"{CHECKPOINT}: deleted: the next run writes it again"
 
 
 def _sweep(store: Store, examined: Examined, drop: Mapping[str, str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ COMMANDS = {
 def parts(output: Path) -> dict[str, list[dict[str, Any]]]:
     return {
         str(path.relative_to(output)): pq.read_table(path, partitioning=None).to_pylist()
-        for path in sorted(output.rglob("*.parquet"))
+        for path in sorted(output.rglob("part-*.parquet"))
     }
 
 

@@ -36,8 +36,9 @@ def output(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("card")
     (folder / "in" / "date=2026-11-20").mkdir(parents=True)
     (folder / "in" / "date=2026-11-20" / "a.jsonl").write_bytes(SAMPLE.read_bytes())
-    manifest = score_locally(tiny_model, folder / "in", folder / "out", **OPTIONS)
-    card_of(tiny_model, folder / "in", folder / "out").complete(Totals(**manifest["totals"]))
+    score_locally(tiny_model, folder / "in", folder / "out", **OPTIONS)
+    log = commits.read_log(Store(str(folder / "out")))
+    card_of(tiny_model, folder / "in", folder / "out").complete(log)
     return folder / "out"
 
 
@@ -121,7 +122,7 @@ def test_a_card_that_somebody_edited_stays(tiny_model: Path, tmp_path: Path) -> 
     card.in_progress(NOTHING, 0.0)
     mine = text_of(out).replace(MARK, "Mine, and no UTF-8: \u00e9.").encode("latin-1")
     (out / "README.md").write_bytes(mine)
-    card.complete(NOTHING)
+    card.complete(commits.read_log(Store(str(out))))
     assert (out / "README.md").read_bytes() == mine
 
 
@@ -178,7 +179,11 @@ def test_an_output_with_a_card_is_whole_and_no_card_is_read_as_input(output: Pat
     assert verify_output(str(output))[1] == []
     found = find_shards([str(output)])
     assert {Path(shard.uri).suffix for shard in found} == {".parquet"}
-    assert len(find_shards([f"{output}/**/*.parquet"])) == len(found) == len(list(output.rglob("*.parquet")))
+    assert (
+        len(find_shards([f"{output}/**/*.parquet"]))
+        == len(found)
+        == len(list(output.rglob("part-*.parquet")))
+    )
 
 
 def test_records_of_a_version_before_are_counted(output: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -191,8 +196,8 @@ def test_records_of_a_version_before_are_counted(output: Path, tiny_model: Path,
         old.write(f"_commits/{unit}.json", to_json(kept))
     job, _ = prepare(config_for(tiny_model, output.parent / "in", output, **OPTIONS))
     Card(old, job, ["in"], commits.list_commits(old)).in_progress(NOTHING, 0.5)
-    totals = Totals.of(commits.finish(old))
-    assert totals == Totals.of(commits.finish(store))
+    totals = commits.finish(old).totals()
+    assert totals == commits.finish(store).totals()
     assert f"| scored | {totals.scored} |" in text_of(tmp_path / "old")
 
 
@@ -206,9 +211,9 @@ def rows_for(start: int, count: int) -> str:
 
 def complete(model: Path, inputs: Path, out: Path, **options: Any) -> None:
     """Score what is new and write the card, as a run does."""
-    totals = Totals(**score_locally(model, inputs, out, **options)["totals"])
+    score_locally(model, inputs, out, **options)
     job, _ = prepare(config_for(model, inputs, out, **options))
-    Card(Store(job.output), job, [str(inputs)]).complete(totals)
+    Card(Store(job.output), job, [str(inputs)]).complete(commits.read_log(Store(str(out))))
 
 
 def test_what_is_loaded_by_a_card_is_there_whatever_was_loaded_before(

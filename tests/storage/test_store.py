@@ -20,6 +20,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage import readers, shards
+from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.commits import RUN, SUCCESS, commit, finish, list_commits, open_run
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import write_scores
@@ -185,8 +186,8 @@ def test_an_output_goes_from_opened_to_finished(root: str, store: Store, tmp_pat
     manifest = finished(store)
     assert manifest["totals"]["units"] == len(list_commits(store)) == 2
     assert store.read_json(SUCCESS) == manifest
-    assert {RUN, SUCCESS, *(part["path"] for part in manifest["parts"])} <= set(all_files(store))
-    assert len(all_files(store)) == 2 + 2 + 2
+    assert {RUN, SUCCESS, CHECKPOINT, *(part["path"] for part in manifest["parts"])} <= set(all_files(store))
+    assert len(all_files(store)) == 3 + 2 + 2
     back = ds.dataset(
         f"{store.root}/scores",
         filesystem=PyFileSystem(FSSpecHandler(store.fs)),

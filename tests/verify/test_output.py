@@ -21,6 +21,7 @@ import pytest
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
 from armo_ray.storage import commits, json_files, lock
+from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.commits import COMMITS, RUN, SUCCESS
 from armo_ray.storage.json_files import sealed, to_json
 from armo_ray.storage.records import CommitRecord, RunFile
@@ -110,6 +111,7 @@ def test_verify_finds_every_flipped_bit_that_changes_a_value(tiny_model: Path, t
         "rejects",
         RUN,
         SUCCESS,
+        CHECKPOINT,
     }
     rng = random.Random(0)
     missed, same = [], 0
@@ -548,7 +550,7 @@ def test_repair_on_s3(s3: str, tiny_model: Path) -> None:
     found = repair_output(store.uri, columns_read)
     assert (found.left, found.complete) == ([], False)
     assert sum("to be scored again" in line for line in found.done) == 4
-    assert store.list_names("").keys() == {RUN}
+    assert store.list_names("").keys() == {RUN, CHECKPOINT}
     score_locally(tiny_model, f"{s3}/in", f"{s3}/out", **OPTIONS)
     assert verify_output(store.uri)[1] == []
     assert [r["row_id"] for r in rows_of(f"{s3}/out")] == [r["row_id"] for r in whole]

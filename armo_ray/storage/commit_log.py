@@ -1,0 +1,194 @@
+"""All commit records of an output, most of them as rows of its checkpoint, and the sums over them."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from armo_ray.storage import checkpoint
+from armo_ray.storage.checkpoint import SCHEMA, Checkpoint
+from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.records import CommitRecord, PartEntry, Totals
+from armo_ray.storage.store import Store
+
+_ORDER = [("place", "ascending"), ("first_row", "ascending"), ("unit", "ascending")]
+_SUMS = ("candidates", "scored", "num_tokens", "computed_tokens")
+_REASONS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.int64())]))
+_PARTS = pa.schema([SCHEMA.field("parts")])
+
+
+@dataclass(frozen=True)
+class CommitLog:
+    """What is committed in an output, as one listing of its records showed it."""
+
+    stamps: Mapping[str, str]  # of every record, by unit
+    checkpoint: Checkpoint | None
+    is_current: pa.BooleanArray  # for each row of the checkpoint, whether it counts
+    read: Sequence[CommitRecord]  # the records that the checkpoint lacks
+
+    @property
+    def units(self) -> Set[str]:
+        """The ids of the committed units."""
+        return self.stamps.keys()
+
+    def records(self) -> Iterator[CommitRecord]:
+        """Every record, in no order."""
+        for rows in self._current_batches():
+            yield from checkpoint.records_of(rows)
+        yield from self.read
+
+    def totals(self, sources: Set[str] | None = None, units: Set[str] | None = None) -> Totals:
+        """The sums over all records, or over those of some shards or units."""
+        table = self._counts
+        for name, chosen in (("source", sources), ("unit", units)):
+            if chosen is not None:
+                table = table.filter(pc.is_in(table[name], pa.array(sorted(chosen), pa.string())))
+        entries = pc.list_flatten(table["rejected"].cast(_REASONS))
+        rejected = pa.table(
+            {"reason": pc.struct_field(entries, "key"), "count": pc.struct_field(entries, "value")}
+        )
+        by_reason = rejected.group_by("reason", use_threads=False).aggregate([("count", "sum")]).to_pylist()
+        return Totals(
+            units=table.num_rows,
+            **{name: pc.sum(table[name]).as_py() or 0 for name in _SUMS},
+            shards=len(pc.unique(table["source"])),
+            rejected={entry["reason"]: entry["count_sum"] for entry in by_reason},
+        )
+
+    def sources(self) -> set[str]:
+        """The URIs of the shards."""
+        return set(pc.unique(self._counts["source"]).to_pylist())
+
+    def units_of(self, sources: Set[str]) -> set[str]:
+        """The ids of the units of some shards."""
+        table = self._counts
+        chosen = pc.is_in(table["source"], pa.array(sorted(sources), pa.string()))
+        return set(table.filter(chosen)["unit"].to_pylist())
+
+    def unfinished(self) -> list[str]:
+        """The shards with some but not all of their units committed, sorted."""
+        places, names = _places(self._counts["source"])
+        ordinals, last = (self._counts[name].to_numpy() for name in ("ordinal", "last"))
+        order = np.lexsort((last, ordinals, places))
+        places, ordinals, last = places[order], ordinals[order], last[order]
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        sizes = np.diff(starts, append=len(places))
+        holes = places[ordinals != np.arange(len(places)) - np.repeat(starts, sizes)]
+        open_ended = places[(starts + sizes - 1)[~last[starts + sizes - 1].astype(bool)]]
+        return [names[place] for place in sorted({*holes.tolist(), *open_ended.tolist()})]
+
+    def parts(self) -> list[PartEntry]:
+        """The parts of all units, ordered by shard and row."""
+        table = self._table(["unit", "source", "first_row", "parts"])
+        table = table.set_column(1, "place", pa.array(_places(table["source"])[0]))
+        entries = pc.list_flatten(table.sort_by(_ORDER)["parts"])
+        return [checkpoint.part_of(entry) for chunk in entries.chunks for entry in chunk.to_pylist()]
+
+    @property
+    def num_parts(self) -> int:
+        return self._sums_of_parts.number
+
+    @property
+    def parts_digest(self) -> str:
+        """32 hex digits of the parts, in any order: the sum of the digests of a line for each, modulo 2^128."""
+        return self._sums_of_parts.digest
+
+    def folders(self) -> list[PartEntry]:
+        """The parts of each folder as one entry, with the sums of their rows and bytes."""
+        return [
+            PartEntry(folder, rows, size, self.parts_digest)
+            for folder, (rows, size) in self._sums_of_parts.by_folder.items()
+        ]
+
+    @cached_property
+    def _sums_of_parts(self) -> "_SumsOfParts":
+        own = pa.Table.from_pylist([{"parts": checkpoint.entries_of(record)} for record in self.read], _PARTS)
+        return _sum_parts(pc.list_flatten(rows["parts"]) for rows in (*self._current_batches(["parts"]), own))
+
+    def write_checkpoint(self, store: Store, run_fingerprint: str | None) -> None:
+        """Write the checkpoint, unless the one that is there holds the same."""
+        added = [rows for rows in checkpoint.exact(self.read, self.stamps) if rows.num_rows]
+        if added or (self.checkpoint is not None and not pc.all(self.is_current, min_count=0).as_py()):
+            checkpoint.write(store, chain(self._current_batches(), added), run_fingerprint)
+
+    @cached_property
+    def _counts(self) -> pa.Table:
+        return self._table(["unit", "source", "ordinal", "last", "rejected", *_SUMS])
+
+    def _table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all records, in no order."""
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        tables = []
+        if self.checkpoint is not None:
+            tables.append(self.checkpoint.table(columns).filter(self.is_current))
+        rows = [
+            {
+                name: checkpoint.entries_of(record) if name == "parts" else getattr(record, name)
+                for name in columns
+            }
+            for record in self.read
+        ]
+        tables.append(pa.Table.from_pylist(rows, schema))
+        return pa.concat_tables([table.cast(schema) for table in tables])
+
+    def _current_batches(self, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
+        start = 0
+        for rows in self.checkpoint.batches(columns) if self.checkpoint is not None else ():
+            yield rows.filter(self.is_current.slice(start, rows.num_rows))
+            start += rows.num_rows
+
+
+class _SumsOfParts(NamedTuple):
+    number: int
+    digest: str
+    by_folder: dict[str, tuple[int, int]]  # rows and bytes
+
+
+def _sum_parts(batches: Iterable[pa.ChunkedArray]) -> _SumsOfParts:
+    """The sums over parts, some of them at a time."""
+    count = digest = 0
+    by_folder: dict[str, tuple[int, int]] = {}
+    for parts in batches:
+        fields = {name: pc.struct_field(parts, name) for name in ("path", "rows", "bytes", "digest")}
+        text = [field.cast(pa.string()) for field in fields.values()]
+        lines = pc.binary_join_element_wise(*text, "\t", null_handling="replace")
+        digest += sum(_number_of(line) for line in lines.to_pylist())
+        count += len(lines)
+        folder = pc.replace_substring_regex(fields["path"], "[^/]*$", "")
+        table = pa.table({"path": folder, "rows": fields["rows"], "bytes": fields["bytes"]})
+        for entry in table.group_by("path").aggregate([("rows", "sum"), ("bytes", "sum")]).to_pylist():
+            rows, size = by_folder.get(entry["path"], (0, 0))
+            by_folder[entry["path"]] = rows + entry["rows_sum"], size + entry["bytes_sum"]
+    return _SumsOfParts(count, f"{digest % (1 << 128):032x}", dict(sorted(by_folder.items())))
+
+
+def _number_of(line: str) -> int:
+    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=16).digest(), "big")
+
+
+def load(
+    store: Store, folder: str, run_fingerprint: str | None, read: Callable[[str], CommitRecord]
+) -> CommitLog:
+    """List the records in a folder, and `read` those that the checkpoint lacks. Raises what `read` raises."""
+    stamps = checkpoint.stamps_in(store, folder)
+    found = checkpoint.find_usable(store, run_fingerprint) if stamps else None
+    if found is None:
+        return CommitLog(stamps, None, pa.array([], pa.bool_()), in_parallel(read, sorted(stamps)))
+    is_current = checkpoint.is_current(found, stamps)
+    missing = set(stamps)
+    for rows in CommitLog(stamps, found, is_current, ())._current_batches(["unit"]):
+        missing.difference_update(rows["unit"].to_pylist())
+    return CommitLog(stamps, found, is_current, in_parallel(read, sorted(missing)))
+
+
+def _places(sources: pa.ChunkedArray) -> tuple[Any, list[str]]:
+    """The place of each row's shard among all shards, sorted, and the names of these."""
+    names = sorted(pc.unique(sources).to_pylist())
+    places = pc.index_in(sources, value_set=pa.array(names, pa.string()))
+    return places.to_numpy(), names
