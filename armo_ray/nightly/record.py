@@ -6,13 +6,13 @@ from typing import Any
 
 from armo_ray.nightly.night import Step
 from armo_ray.outputs.partitions import in_partitions, parse_partitions
-from armo_ray.storage.commits import SUCCESS
+from armo_ray.storage.commits import SUCCESS, find_manifest
 from armo_ray.storage.json_files import Kind, digest_of, parse, to_json
 from armo_ray.storage.records import DamagedError, PartEntry
 from armo_ray.storage.store import Store
 
 NAME = "progress.json"
-_MANIFEST = Kind({"parts": lambda value: isinstance(value, list)}, {})
+_MANIFEST = Kind({"parts": lambda value: isinstance(value, list | None)}, {})
 # where a step works, which changes no row
 _RUNNING = {"memory", "threads", "spill", "engine", "task_rows"}
 
@@ -33,21 +33,22 @@ class Record:
         return self.steps.get(step, {}).get(name)
 
 
-def manifest_of(output: str) -> dict[str, Any] | None:
-    """The manifest of scores or of a dataset, or None if it is not complete. Raises DamagedError."""
+def parts_of(output: str) -> list[PartEntry] | None:
+    """The parts of scores or of a dataset as the manifest lists them, or None if it is not complete.
+
+    Raises DamagedError if the manifest is damaged.
+    """
     store = Store(output)
     try:
-        return parse(store.read(SUCCESS), _MANIFEST)
+        listed = parse(store.read(SUCCESS), _MANIFEST)["parts"]
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DamagedError(f"{store.uri}/{SUCCESS}: damaged: {error}") from error
-
-
-def parts_of(output: str) -> list[PartEntry] | None:
-    """The parts of scores or of a dataset as the manifest lists them, or None if it is not complete."""
-    manifest = manifest_of(output)
-    return None if manifest is None else list(map(PartEntry.from_dict, manifest["parts"]))
+    if listed is None:  # many parts of scores, listed elsewhere
+        manifest = find_manifest(store)
+        return None if manifest is None else list(manifest.parts)
+    return list(map(PartEntry.from_dict, listed))
 
 
 def origin_of(step: Step) -> str | None:

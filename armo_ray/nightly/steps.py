@@ -89,14 +89,13 @@ def _score(step: Step, _: Record) -> Done:
 def _committed(job: Any, spans: Any, config: ScoreConfig) -> "Totals | None":
     """The totals of the shards of an input that is scored; None if something is left to do."""
     from armo_ray.storage import commits, resume
-    from armo_ray.storage.records import Totals
 
     store = Store(job.output)
     standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
     if standing.left or standing.dropped or commits.find_manifest(store) is None:
         return None
     uris = {span.shard.uri for span in spans}
-    return Totals.of(record for record in commits.read_commits(store) if record.source in uris)
+    return commits.read_log(store).totals(sources=uris)
 
 
 def _make(step: Step, record: Record) -> Done:
