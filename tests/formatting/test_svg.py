@@ -4,7 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from armo_ray.formatting.svg import Bar, Chart, bars, curve, heatmap, histogram, reliability, ticks
+from armo_ray.formatting.shapes import ticks
+from armo_ray.formatting.svg import Bar, Chart, bars, curve, heatmap, histogram, reliability
 
 EVIL = "<script>alert('x')</script>\" & "
 NAMES = [EVIL, "b"]
