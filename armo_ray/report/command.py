@@ -3,6 +3,7 @@
 import logging
 
 from armo_ray.exit_status import COMPLETE, DRIFTED
+from armo_ray.report.drift import per_value, told
 from armo_ray.report.numbers import measure
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.page import page
@@ -19,11 +20,14 @@ def run(options: ReportOptions) -> int:
         place = place or "."
     store = Store(place)
     report = measure(options)
-    store.write(name, page(report).encode())
+    files = store.list_names("").keys() - {name} if report.nights else ()
+    store.write(name, page(report, files).encode())
     store.write(name.removesuffix(".html") + ".json", report.to_json())
     print(f"report: {store.uri}/{name}")
+    if report.drift:
+        print(*told(report.drift), *per_value(report.drift), sep="\n")
     drifted = report.drift.drifted if report.drift else []
     if drifted:
-        logger.error("drifted from %s: %s", options.against, ", ".join(drifted))
+        logger.error("drifted from %s: %s", ", ".join(options.against), ", ".join(drifted))
         return DRIFTED
     return COMPLETE
