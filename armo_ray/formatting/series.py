@@ -1,6 +1,7 @@
 """A chart of values in a row, such as those of nights, each with a band around it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ class Point(NamedTuple):
     label: str = ""
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     """Where the values lie: from left to right by their index, upwards by their size."""
 
     width: float

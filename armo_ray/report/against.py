@@ -1,6 +1,6 @@
 """Compares outputs with older ones: as a whole, and by the values of a column."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import duckdb
@@ -16,6 +16,7 @@ from armo_ray.report.histograms import Bounds
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.read import Committed, open_committed
 
+_NAMED = 3  # columns that drifted, in a verdict on one value
 _Sides = Mapping[str | None, Side]  # by the value of a column
 
 
@@ -37,12 +38,16 @@ def drift_from(
     against, limits = ", ".join(older.outputs), (options.max_psi, options.max_ks)
     if not scores.parts:
         return nothing_scored(against, limits)
+    grouped = [_grouped(con, own, options.per) for own in (older, scores)] if options.per else []
     columns = find_columns(con, older, grouped=False)  # the two may keep different ones
     bounds = sample_bounds(con, columns, older)
     old, new = (histograms(con, columns, own, bounds) for own in (older, scores))
     sides = (_side(con, columns, older), _side(con, columns, scores))
     found = drift(against, old, new, sides, limits)
-    return replace(found, per=_per(con, older, scores, options.per, bounds, limits)) if options.per else found
+    if not options.per:
+        return found
+    pairs = list(zip(grouped, (older, scores), strict=True))
+    return replace(found, per=_per(con, options.per, pairs, bounds, limits))
 
 
 def _side(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) -> Side:
@@ -63,15 +68,12 @@ def _sides(
 
 def _per(
     con: duckdb.DuckDBPyConnection,
-    older: Scores,
-    scores: Scores,
     name: str,
+    pairs: Sequence[tuple[Columns, Scores]],
     bounds: Mapping[str, Bounds],
     limits: tuple[float, float],
 ) -> DriftPer:
     """The drift of every value of a column, in one scan of each side."""
-    both = [_grouped(con, own, name) for own in (older, scores)]
-    pairs = list(zip(both, (older, scores), strict=True))
     before, after = (_sides(con, columns, own, "g0") for columns, own in pairs)
     if (count := len(before.keys() | after.keys())) > MOST_VALUES:
         raise ConfigError(f"per {name}: {count:,} values; at most {MOST_VALUES} can be compared")
@@ -95,7 +97,9 @@ def _grouped(con: duckdb.DuckDBPyConnection, scores: Scores, name: str) -> Colum
 
 def _value(value: str | None, found: Drift) -> ValueDrift:
     assert found.prompts is not None
-    return ValueDrift(value, found.prompts, found.mean_score, *found.worst(), found.drifted, found.verdict)
+    many = len(found.drifted) > _NAMED
+    verdict = f"drift in {len(found.drifted)} columns" if many else found.verdict
+    return ValueDrift(value, found.prompts, found.mean_score, *found.worst(), found.drifted, verdict)
 
 
 def _one_sided(value: str | None, before: _Sides, after: _Sides) -> ValueDrift:

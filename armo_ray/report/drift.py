@@ -200,13 +200,13 @@ def told(drift: Drift) -> list[str]:
     """Three lines for a terminal: the mean score, the worst columns, and the verdict."""
     mean = drift.mean_score
     if mean is None:
-        return ["mean score: unknown", "largest drift: unknown", f"drift: {drift.verdict}"]
+        return ["mean score: unknown", "largest drift: unknown", f"verdict: {drift.verdict}"]
     moved = "" if mean.shift_in_sd is None else f", {signed(mean.shift_in_sd)} SD of the older scores"
     index, distance = drift.worst()
     return [
         f"mean score: from {number(mean.older)} to {number(mean.now)}{moved}",
         f"largest drift: PSI {_worst(index)}, KS {_worst(distance)}",
-        f"drift: {drift.verdict}",
+        f"verdict: {drift.verdict}",
     ]
 
 

@@ -8,7 +8,7 @@ from armo_ray.formatting.numbers import number
 from armo_ray.formatting.series import Point, series
 from armo_ray.formatting.svg import Chart
 from armo_ray.report.columns import LENGTH, SCORE
-from armo_ray.report.nights import COST, LIMIT, REJECTED, SPEED, Night, Nights, Value
+from armo_ray.report.nights import COST, FEWEST, LIMIT, REJECTED, SPEED, Night, Nights, Value
 
 _NAMED = 3  # columns that a row names as outside
 _CHARTS = {  # titles, and the factor of the values
@@ -40,24 +40,35 @@ def nights_view(nights: Nights, files: Collection[str], most_rewards: int) -> di
         "night_rows": [Row(night, _link(night.night, files), _words(night)) for night in reversed(of_nights)],
         "night_columns": known,
         "night_limit": LIMIT,
+        "latest_night": _latest(of_nights[-1]),
     }
 
 
 def _chart(nights: Sequence[Night], name: str, title: str, factor: float, small: bool = False) -> Chart:
+    known = [own.value for night in nights if (own := night.values[name]).value is not None]
+    ends = _ends(known)
     points = []
     for night in nights:
         own = night.values[name]
         value = None if own.value is None else own.value * factor
         label = f"{night.night}: {_told(own, factor)}"
-        points.append(Point(night.night, value, _band(own, factor), own.outside, label))
+        points.append(Point(night.night, value, _band(own, ends, factor), own.outside, label))
     return series(title, points, small)
 
 
-def _band(own: Value, factor: float) -> tuple[float, float] | None:
-    """The limits that the nights before set, as far as they say anything."""
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """How far bands are drawn: they widen after a night that is outside, and would hide all others."""
+    low, high = min(values), max(values)
+    return max(low - (high - low) / 2, min(low, 0.0)), high + (high - low) / 2
+
+
+def _band(own: Value, ends: tuple[float, float], factor: float) -> tuple[float, float] | None:
+    """The limits that the nights before set, between the ends of what is drawn."""
     if own.mean is None or own.sd is None:
         return None
-    return (own.mean - LIMIT * own.sd) * factor, (own.mean + LIMIT * own.sd) * factor
+    limits = (own.mean - LIMIT * own.sd, own.mean + LIMIT * own.sd)
+    low, high = (min(max(limit, ends[0]), ends[1]) * factor for limit in limits)
+    return low, high
 
 
 def _told(own: Value, factor: float) -> str:
@@ -87,6 +98,14 @@ def _reward(nights: Sequence[Night], name: str) -> tuple[str, str, Chart]:
     plain = name.removeprefix("rewards.")
     latest = next(night.values[name] for night in reversed(nights) if night.values[name].value is not None)
     return plain, number(latest.value), _chart(nights, name, plain, 1.0, small=True)
+
+
+def _latest(night: Night) -> str:
+    if night.outside:
+        return f"is outside the limits of those before it: {_words(night)}"
+    if all(own.before < FEWEST for own in night.values.values()):
+        return "has too few before it to be compared with"
+    return "is within the limits of those before it"
 
 
 def _words(night: Night) -> str:

@@ -120,8 +120,8 @@ def measure(options: ReportOptions) -> Report:
     with database(options) as con:
         nights = _nights(con, committed, options)
         rejected = rejects(con, scores.rejects, options.examples)
-        scored = _scored(con, scores, options) if scores.parts else None
         drifted = None if older is None else drift_from(con, older, scores, options)
+        scored = _scored(con, scores, options) if scores.parts else None
     return Report(
         version=VERSION,
         made_at=commits.now(),
