@@ -81,7 +81,8 @@ def _per(
     values = [_one_sided(value, before, after) for value in before.keys() ^ after.keys()]
     for value in before.keys() & after.keys():
         sides = (before[value], after[value])
-        values.append(_value(value, drift("", old[value], new[value], sides, limits)))
+        found = drift("", old[value], new[value], sides, limits)
+        values.append(_value(value, PromptCounts(*(side.prompts for side in sides)), found))
     return DriftPer(name, sorted(values, key=_rank))
 
 
@@ -95,11 +96,10 @@ def _grouped(con: duckdb.DuckDBPyConnection, scores: Scores, name: str) -> Colum
     return replace(columns, groups={name: columns.groups[name]})
 
 
-def _value(value: str | None, found: Drift) -> ValueDrift:
-    assert found.prompts is not None
+def _value(value: str | None, prompts: PromptCounts, found: Drift) -> ValueDrift:
     many = len(found.drifted) > _NAMED
     verdict = f"drift in {len(found.drifted)} columns" if many else found.verdict
-    return ValueDrift(value, found.prompts, found.mean_score, *found.worst(), found.drifted, verdict)
+    return ValueDrift(value, prompts, found.mean_score, *found.worst(), found.drifted, verdict)
 
 
 def _one_sided(value: str | None, before: _Sides, after: _Sides) -> ValueDrift:
