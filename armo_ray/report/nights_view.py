@@ -123,5 +123,5 @@ def _plain(name: str) -> str:
 
 def _link(night: str, files: Collection[str]) -> str | None:
     """The address of a night's own page, if it is one of the files."""
-    name = f"report-{night}.html"
+    name = f"report-{quote(night, safe='')}.html"  # as --partition names it
     return quote(name) if name in files else None
