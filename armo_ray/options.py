@@ -119,6 +119,9 @@ Place = Annotated[GivenPlace, AfterValidator(_absolute)]  # a URI, or an absolut
 Places = Annotated[
     Names, AfterValidator(lambda uris, info: tuple(_absolute(_dated(uri, info)) for uri in uris))
 ]
+DatedNames = Annotated[
+    Names, AfterValidator(lambda names, info: tuple(_dated(name, info) for name in names))
+]  # with {date} replaced
 NewPlace = Annotated[Place, AfterValidator(_lasting)]  # a place to write to
 ModelName = Annotated[Name, AfterValidator(_public)]  # a directory, its URI, or a hub id
 FamilyName = Annotated[Name, AfterValidator(_known_family)]

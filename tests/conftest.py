@@ -8,6 +8,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise each Ray has 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more only wait for each other on a busy machine
 
 import fcntl
+import gc
 import gzip
 import importlib.util
 import json
@@ -66,6 +67,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = sorted((item for item in items if item not in others), key=_order)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: garbage collection need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def _order(item: pytest.Item) -> int:

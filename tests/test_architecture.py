@@ -40,7 +40,7 @@ ONLY_IN = {
     "rich": {"score"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "tiny", "bench"},
-    "duckdb": {"measures", "outputs", "curate", "evaluate", "compare", "report"},
+    "duckdb": {"measures", "outputs", "curate", "evaluate", "compare", "report", "explain"},
     "rensa": {"curate"},
 }
 MODULES = {

@@ -136,7 +136,7 @@ COMMANDS = {
         checks=True,
     ),
     "explain": Command(
-        "Trace one row: its tokens, and what its score is made of.",
+        "Trace rows: their tokens, what their scores are made of, and the prompt's other candidates.",
         "armo-ray explain OUT highest --all-tokens",
         "armo_ray.explain.command:run",
         ("armo_ray.explain.options:ExplainOptions",),

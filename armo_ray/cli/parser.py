@@ -103,4 +103,6 @@ def _add(
         settings["help"] += "; CONFIG.toml holds options"
         parser.add_argument("words", **settings)
     else:
-        parser.add_argument(option.name, **settings, nargs="?" if words_optional else None)
+        parser.add_argument(
+            option.name, **settings, nargs="?" if words_optional or not option.required else None
+        )

@@ -25,7 +25,7 @@ _TEXT_CHARS = 300  # printed of a message
 
 def run(options: CompareOptions) -> None:
     """Print how the second output differs from the first, and write it to --output if given. Raises ConfigError."""
-    first, second = (open_scores([uri]) for uri in options.scores)
+    first, second = (open_scores([uri], options.partition) for uri in options.scores)
     if options.output is None:
         print(_text(_compare(options, first, second)))
         return

@@ -15,12 +15,15 @@ import numpy as np
 import pyarrow as pa
 
 from armo_ray.curate.tasks import engine
+from armo_ray.curate.unit_text import Unit, with_text
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.options import DatasetOptions
+from armo_ray.outputs.partitions import Partitions, units_in_partitions
 from armo_ray.outputs.schema import METADATA_KEY, footer, recomputed
 from armo_ray.outputs.scores import Scores
+from armo_ray.outputs.text import Source
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.parts import REJECTS, SCORES, hive_values, put, read_content, read_part, write_table
@@ -36,6 +39,9 @@ class Change:
 
     kept: Mapping[str, bytes] | None = None  # by URI of a part, packed bits of the rows to keep; None: all
     made_by: Mapping[str, Any] = field(default_factory=dict)  # new metadata, with which scores are recomputed
+    sources: Mapping[str, Source] = field(
+        default_factory=dict
+    )  # shards to add text from; none: no text is added
     fingerprint: str = ""  # of the new output, as `begin` returned it
     format: str = "parquet"
 
@@ -55,7 +61,7 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        for records in _task_records(Store(output), run):
+        for records in _task_records(Store(output), run, scores.partitions):
             if twice := units & {record.unit for record in records}:
                 raise ConfigError(
                     f"{output}: unit {min(twice)} is also in another of the outputs: leave one of them out"
@@ -65,8 +71,11 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
             if kept is not None:
                 paths = [f"{output}/{part.path}" for record in records for part in record.parts]
                 kept = {path: kept[path] for path in paths if path in kept}
-            tasks.append(Task(output, store.uri, records, replace(change, kept=kept)))
-    if options.engine == "duckdb":  # each thread holds one part in memory at a time
+            sources = {r.source: change.sources[r.source] for r in records if r.source in change.sources}
+            tasks.append(Task(output, store.uri, records, replace(change, kept=kept, sources=sources)))
+    if (
+        options.engine == "duckdb"
+    ):  # each thread holds one part in memory at a time; with text, those of a task
         with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
             list(pool.map(_rewrite, tasks))
         return
@@ -74,11 +83,11 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
         run_tasks(_rewrite, tasks)
 
 
-def _task_records(store: Store, run: RunFile) -> Iterator[tuple[CommitRecord, ...]]:
-    """The commit records of an output, in batches of at most about _TASK_ROWS rows."""
+def _task_records(store: Store, run: RunFile, partitions: Partitions) -> Iterator[tuple[CommitRecord, ...]]:
+    """The commit records of an output's units, in batches of at most about _TASK_ROWS rows."""
     records: list[CommitRecord] = []
     rows = 0
-    for record in commits.read_commits(store, run=run):
+    for record in units_in_partitions(commits.read_commits(store, run=run), partitions):
         if records and rows + record.scored > _TASK_ROWS:
             yield tuple(records)
             records, rows = [], 0
@@ -89,17 +98,22 @@ def _task_records(store: Store, run: RunFile) -> Iterator[tuple[CommitRecord, ..
 
 
 def _rewrite(task: Task) -> None:
-    source, store = Store(task.source), Store(task.output)
-    for record in task.records:
-        written = []
-        for part in record.parts:
-            if part.is_in(SCORES):
-                table = read_part(source, part)
-                table = _changed(table, task.change, f"{source.uri}/{part.path}")
-                written += [_write(store, part.path, table, task.change.format)] if table.num_rows else []
-            elif task.change.kept is None:
-                written.append(copy_part(source, store, part))
-        commits.commit(store, record_of(record, written, task.change.fingerprint))
+    source, store, change = Store(task.source), Store(task.output), task.change
+    units: Iterator[Unit] = ((record, _changed_parts(source, record, change)) for record in task.records)
+    for record, tables in with_text(units, change.sources) if change.sources else units:
+        written = [_write(store, path, table, change.format) for path, table in tables]
+        if change.kept is None:
+            written += [copy_part(source, store, part) for part in record.parts_in(REJECTS)]
+        commits.commit(store, record_of(record, written, change.fingerprint))
+
+
+def _changed_parts(source: Store, record: CommitRecord, change: Change) -> list[tuple[str, pa.Table]]:
+    """The path and the changed rows of every part of scores that still has rows."""
+    parts = record.parts_in(SCORES)
+    tables = [
+        (part.path, _changed(read_part(source, part), change, f"{source.uri}/{part.path}")) for part in parts
+    ]
+    return [(path, table) for path, table in tables if table.num_rows]
 
 
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> PartEntry:

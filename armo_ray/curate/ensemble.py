@@ -16,6 +16,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import quote
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.dataset import new_output
+from armo_ray.outputs.partitions import units_in_partitions
 from armo_ray.outputs.scores import Part, Scores, database, open_scores, scan
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import to_json
@@ -50,7 +51,7 @@ class Task:
 
 def run(options: ReweighOptions) -> None:
     """Write an output whose rewards are the standardized scores of the models. Raises ConfigError."""
-    outputs = [open_scores([uri]) for uri in options.scores]
+    outputs = [open_scores([uri], options.partition) for uri in options.scores]
     if len(outputs) < 2:
         raise ConfigError(
             "--ensemble: give the outputs of several models, as `armo-ray score --model A B` writes them"
@@ -99,7 +100,8 @@ def _paired(outputs: Sequence[Scores]) -> list[tuple[CommitRecord, ...]]:
     """For each unit, its commit record in every output. Raises ConfigError if the outputs have different units."""
     by_output: list[dict[tuple[str, int, int, str], CommitRecord]] = []
     for scores in outputs:
-        records = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
+        committed = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
+        records = units_in_partitions(committed, scores.partitions)
         by_output.append({(r.source, r.first_row, r.num_rows, r.identity): r for r in records})
     first = by_output[0]
     for scores, units in zip(outputs[1:], by_output[1:], strict=True):

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.curate import derived_output
-from armo_ray.curate.filter_sql import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
 from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
 from armo_ray.formatting.tables import markdown_table
 from armo_ray.outputs.dataset import new_output
+from armo_ray.outputs.rules import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
 from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
+from armo_ray.outputs.text import find_sources
 from armo_ray.storage.json_files import to_json
 
 _MAX_GROUPS = 100  # groups whose thresholds rules.json lists
@@ -35,18 +36,21 @@ def run(options: FilterOptions) -> None:
     """Filter complete outputs of one model. Raises ConfigError if an option is wrong or no row passes."""
     if not options.where and options.top_k is None:
         raise ConfigError("nothing to filter by: give --where or --top-k")
-    scores = open_scores(options.scores)
+    scores = open_scores(options.scores, options.partition)
     with new_output(options.output, "filter", options.engine) as store, database(options) as con:
         rules = parse_rules(options, columns_of(con, scores))
+        sources = find_sources(scores) if options.text and not scores.has_text else {}
         selection = select(con, scores, rules)
         counts = count_by_rule(options, selection.patterns)
         print(_markdown(counts))
         if not selection.patterns.get(0):
             raise ConfigError(f"none of the {scores.rows} rows passes")
         made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
-        fingerprint = derived_output.begin(scores, store, made, {})
+        fingerprint = derived_output.begin(scores, store, made, {"keep_text": True} if options.text else {})
         packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
-        change = derived_output.Change(kept=packed, format=options.format, fingerprint=fingerprint)
+        change = derived_output.Change(
+            kept=packed, sources=sources, fingerprint=fingerprint, format=options.format
+        )
         derived_output.rewrite(scores, store, options, change)
         store.write("rules.json", to_json({"rules": counts, "thresholds": selection.thresholds}))
         about = f"{selection.patterns[0]} of {scores.rows} rows passed.\n\n{_markdown(counts)}"

@@ -35,7 +35,7 @@ _COLUMNS = f"prompt_id, row_id, {KEY}, role, score, rewards"
 def run(options: LabelOptions) -> None:
     """Label complete outputs of one model. Raises ConfigError before any work, RuntimeError if it cannot go on."""
     check(options)
-    scores = open_scores(options.scores)
+    scores = open_scores(options.scores, options.partition)
     labels = formulas(options, scores.reward_names)
     with new_output(options.output, "label", options.engine) as store:
         select, moments, fitted = _measure(options, scores)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from armo_ray.curate import candidate_text, excluded_prompts, strategies, trainer_rows
+from armo_ray.curate import candidate_text, excluded_datasets, excluded_prompts, strategies, trainer_rows
 from armo_ray.curate.candidates import CurationJob, batched_by_rows, read_candidates, select_candidates
 from armo_ray.curate.options import MineOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
@@ -28,14 +28,19 @@ CONTAMINATED = "contaminated.jsonl"
 _ABOUT = """Preference pairs by the strategy {strategy}: `chosen` has a larger `{rank_by}` than `rejected`.
 Rows are ordered by `prompt_id`, then by margin, the largest first."""
 
+_DECONTAMINATED = """`--decontaminate` left out every prompt that has {ngram} words in a row, or a whole shorter text,
+in common with a benchmark, also where these are only a template or a long quotation. `{file}` lists the words of each
+prompt."""
+
 _COMPARED = """Prompts were compared by words. In Chinese, Japanese, Thai, Lao, Khmer, Burmese and other scripts without
 spaces they were compared by characters: 2 (Chinese and Japanese) or 3 (others) count as one word of an n-gram."""
 
 
 def run(options: MineOptions) -> None:
     """Mine pairs into a new dataset. Raises ConfigError before any work, RuntimeError if it cannot go on."""
-    scores = open_scores(options.scores)
+    scores = open_scores(options.scores, options.partition)
     select = select_candidates(scores, options)
+    excluded = excluded_datasets.find_parts(options.exclude)
     with new_output(options.output, "mine", options.engine) as store:
         sources = [] if scores.has_text else list(find_sources(scores).values())
         benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
@@ -43,8 +48,12 @@ def run(options: MineOptions) -> None:
         shard_groups = batched_by_rows(sources, lambda source: source.scored, options.task_rows)
         with scratch_folder(options) as scratch, engine(options) as run_tasks:
             job = CurationJob(scores, per_task(options), scratch, select, part_groups)
+            if excluded:
+                excluded_datasets.write_excluded(job, excluded)
             parts, counts = _mine(job, run_tasks, shard_groups, benchmark)
         about = _ABOUT.format(rank_by=options.rank_by, strategy=options.strategy)
+        if benchmark:
+            about += f"\n\n{_DECONTAMINATED.format(ngram=options.ngram, file=CONTAMINATED)}"
         if benchmark or options.near_duplicates is not None:
             about += f"\n\n{_COMPARED}"
         finish(store, Made("mine", about, scores, options, parts, counts))

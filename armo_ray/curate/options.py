@@ -49,8 +49,10 @@ class MineOptions(DatasetOptions):
     """Drop prompts with fewer scored candidates."""
     near_duplicates: Annotated[Finite | None, Help("which prompts", "X")] = Field(None, gt=0, le=1)
     """Keep one of the prompts this similar (MinHash Jaccard, word 3-grams)."""
+    exclude: Annotated[Places, Help("which prompts", "DATASET")] = ()
+    """Drop prompts that are in these outputs of mine, label or score."""
     decontaminate: Annotated[Places, Help("which prompts", "URI")] = ()
-    """Drop prompts sharing an n-gram with these .parquet, .jsonl, .txt files."""
+    """Drop prompts sharing an n-gram, even one of a template, with these .parquet, .jsonl, .txt files."""
     ngram: Annotated[int, Help("which prompts", "N")] = Field(13, ge=1)
     """Words per n-gram; in Chinese, 2 characters are a word."""
     test_fraction: Annotated[Finite, Help("which prompts", "X")] = Field(0, ge=0, lt=1)
@@ -77,6 +79,9 @@ class FilterOptions(DatasetOptions):
     """With top-k: columns whose values define the groups."""
     by: Annotated[Name, Help("which rows", "EXPR")] = "score"
     """With top-k: what to rank by; the first row wins a tie."""
+
+    text: Annotated[bool, Help("what is written")] = False
+    """Add the messages, from the source shards if not kept."""
 
 
 class ReweighOptions(DatasetOptions):

@@ -32,7 +32,7 @@ def run(options: ReweighOptions) -> None:
             raise ConfigError(f"--risk works only with --ensemble mean-std, not with {options.ensemble}")
         ensemble.run(options)
         return
-    scores = open_scores(options.scores)
+    scores = open_scores(options.scores, options.partition)
     formula = formula_of(options, scores)
     with new_output(options.output, "reweigh", options.engine) as store:
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 
 from armo_ray.curate.candidates import KEY, CurationJob, load_bucket, write_scratch
+from armo_ray.curate.excluded_datasets import drop_excluded
 from armo_ray.curate.options import MineOptions
 from armo_ray.outputs.scores import database
 
@@ -23,7 +24,7 @@ def measure_length(job: CurationJob, bucket: int) -> tuple[float, float]:
     Length is in response tokens. The order of summation is fixed, so the sums are the same on any number of threads.
     """
     with database(job.options) as con:
-        load_bucket(con, job, bucket)
+        _load(con, job, bucket)
         columns = con.sql(
             "SELECT dense_rank() OVER (ORDER BY prompt_id) - 1 AS prompt, value, "
             "num_response_tokens::DOUBLE AS length FROM candidates ORDER BY i"
@@ -42,16 +43,22 @@ def mine_bucket(job: CurationJob, slope: float, bucket: int) -> Counts:
     """
     options = job.options
     with database(options) as con:
-        load_bucket(con, job, bucket)
+        excluded = _load(con, job, bucket)
         check_once(con)
         con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options)}")
         con.execute(f"CREATE TEMP TABLE taken AS {_taken(options)}")
         con.execute(f"CREATE TEMP TABLE kept AS {_kept(options)}")
-        counts = _counts(con, options)
+        counts = excluded | _counts(con, options)
         write_scratch(job, f"pairs-{bucket:05d}", con.sql(_with_candidates(options)).to_arrow_table())
         write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
     return counts
+
+
+def _load(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> Counts:
+    """Load a bucket without the prompts of --exclude; returns their count, if there is such an option."""
+    load_bucket(con, job, bucket)
+    return {"prompts of excluded datasets": drop_excluded(con, job, bucket)} if job.options.exclude else {}
 
 
 def check_once(con: duckdb.DuckDBPyConnection) -> None:

@@ -25,7 +25,7 @@ def run(options: EvaluateOptions, replace: bool = False) -> None:
 
     With `replace`, the output may hold an earlier evaluation, which is deleted once the new one is computed.
     """
-    scores = open_scores(options.scores)
+    scores = open_scores(options.scores, options.partition)
     entry = check(options, scores.metadata["model"])
     if options.output is None:
         print(evaluation(_evaluate(options, scores, entry)))

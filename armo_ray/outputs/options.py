@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from armo_ray.options import DatedOptions, Help, NewPlace, Place, Places, stripped
+from armo_ray.options import DatedNames, DatedOptions, Help, NewPlace, Place, Places, stripped
 
 Size = Annotated[str, BeforeValidator(stripped), Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")]
 
@@ -20,6 +20,8 @@ class ScoresOptions(DatedOptions):
     """Threads of DuckDB; default: one per core, or one per task with ray."""
     spill: Annotated[Place | None, Help("running", "DIR")] = None
     """Where to spill; default: the system's temporary directory."""
+    partition: Annotated[DatedNames, Help("running", "NAME=X")] = ()
+    """Read only these directories: date=2026-11-20, or date=FIRST..LAST."""
 
 
 class DatasetOptions(ScoresOptions):

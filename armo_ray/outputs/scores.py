@@ -5,7 +5,7 @@ Only complete outputs are read, and of these only the parts that the manifest li
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of, quote
 from armo_ray.outputs.options import ScoresOptions
+from armo_ray.outputs.partitions import Partitions, check_partitions, in_partitions, parse_partitions
 from armo_ray.outputs.schema import footer
 from armo_ray.storage import commits
+from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.local_files import Opened, readable
 from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
@@ -57,6 +59,7 @@ class Scores:
     rejects: tuple[Part, ...]
     metadata: Mapping[str, Any]  # from a footer: model, dtype, reward_transform_matrix, ...
     reward_names: tuple[str, ...]
+    partitions: Partitions = ()  # those that were asked for
 
     @property
     def rows(self) -> int:
@@ -73,23 +76,27 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def open_scores(uris: Iterable[str]) -> Scores:
-    """Read manifests, commit records and footers.
+def open_scores(uris: Iterable[str], partition: Iterable[str] = ()) -> Scores:
+    """Read manifests, commit records and footers, of all candidates or of those in some partitions.
 
     Raises ConfigError if an output does not exist, is damaged or incomplete, has no scores, or is of another model
-    than the first.
+    than the first, and if a partition cannot be parsed or is in none of the outputs.
     """
+    partitions = parse_partitions(partition)
     listed = []
     for store in {store.uri: store for store in map(Store, uris)}.values():
         run, manifest = _manifest(store)
         if not any(part.is_in(SCORES) for part in manifest.parts):
             raise ConfigError(f"{store.uri}: no candidate was scored there")
         listed.append(Listed(store.uri, run, manifest.parts))
-    return scores_of(listed)
+    return scores_of(listed, partitions)
 
 
-def scores_of(outputs: Sequence[Listed]) -> Scores:
+def scores_of(outputs: Sequence[Listed], partitions: Partitions = ()) -> Scores:
     """Outputs as one table; an output may have no scores. Raises ConfigError if they are of different models."""
+    if partitions:
+        check_partitions([(output.uri, output.parts) for output in outputs], partitions)
+        outputs = [replace(output, parts=_in_partitions(output, partitions)) for output in outputs]
     output_parts = [_parts(output, i, SCORES) for i, output in enumerate(outputs)]
     rejects = [part for i, output in enumerate(outputs) for part in _parts(output, i, REJECTS)]
     schemas = [_schema(parts[0]) for parts in output_parts if parts]
@@ -103,7 +110,31 @@ def scores_of(outputs: Sequence[Listed]) -> Scores:
         rejects=tuple(rejects),
         metadata=metadata[0] if metadata else {},
         reward_names=tuple(rewards.field(i).name for i in range(rewards.num_fields)),
+        partitions=partitions,
     )
+
+
+def _in_partitions(output: Listed, partitions: Partitions) -> list[PartEntry]:
+    """The parts of scores in some partitions, and the rejects of the units that have such parts.
+
+    A unit without scores is where the directories of its shard say, which its rejects name.
+    """
+    scores = [part for part in output.parts if part.is_in(SCORES)]
+    selected = [part for part in scores if in_partitions(part.path, partitions)]
+    scored, within = ({unit_of(part.path) for part in parts} for parts in (scores, selected))
+    for part in output.parts:
+        unit = unit_of(part.path)
+        if part.is_in(REJECTS) and (
+            unit in within or (unit not in scored and _source_in(output, part, partitions))
+        ):
+            selected.append(part)
+    return selected
+
+
+def _source_in(output: Listed, rejects: PartEntry, partitions: Partitions) -> bool:
+    with Opened().open(f"{output.uri.rstrip('/')}/{rejects.path}") as stream:
+        sources = pq.read_table(stream, columns=["source"])["source"]
+    return in_partitions(sources[0].as_py(), partitions)
 
 
 def read_run_and_manifest(store: Store) -> tuple[RunFile, Manifest | None]:

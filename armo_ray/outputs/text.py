@@ -8,10 +8,12 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from armo_ray.errors import ConfigError
+from armo_ray.outputs.partitions import in_partitions
 from armo_ray.outputs.schema import TEXT_FIELDS
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, content
 from armo_ray.storage.filesystem import in_parallel
+from armo_ray.storage.parts import SCORES
 from armo_ray.storage.readers import BadRow
 from armo_ray.storage.records import CommitRecord
 from armo_ray.storage.retries import describe_error
@@ -72,6 +74,8 @@ def find_sources(scores: Scores) -> dict[str, Source]:
         layout, columns = layout_and_reading(run.identity), columns_read(run.identity)
         groups: dict[tuple[str, str], list[CommitRecord]] = {}
         for record in commits.read_commits(Store(output), run=run):
+            if not any(in_partitions(part.path, scores.partitions) for part in record.parts_in(SCORES)):
+                continue
             groups.setdefault((record.source, record.identity), []).append(record)
             scored[record.source] += record.scored
         for (uri, identity), records in groups.items():

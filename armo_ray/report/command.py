@@ -1,6 +1,7 @@
 """`armo-ray report`: a page about outputs, its numbers as JSON, and whether they drifted from an older output."""
 
 import logging
+from urllib.parse import quote
 
 from armo_ray.exit_status import COMPLETE, DRIFTED
 from armo_ray.report.drift import per_value, told
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def run(options: ReportOptions) -> int:
     """Write the report. Returns DRIFTED if the outputs drifted from the older one, else COMPLETE."""
-    place, name = options.output or options.scores[0], "report.html"
+    place, name = options.output or options.scores[0], _name(options)
     if place.endswith(".html"):
         place, _, name = place.rpartition("/")
         place = place or "."
@@ -31,3 +32,9 @@ def run(options: ReportOptions) -> int:
         logger.error("drifted from %s: %s", ", ".join(options.against), ", ".join(drifted))
         return DRIFTED
     return COMPLETE
+
+
+def _name(options: ReportOptions) -> str:
+    """A name for the page: another one for each choice of partitions, so that pages of nights lie side by side."""
+    values = [quote(text.partition("=")[2], safe="") for text in options.partition]
+    return "-".join(["report", *values]) + ".html"

@@ -114,7 +114,7 @@ def _keys(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def measure(options: ReportOptions) -> Report:
     """Measure what is committed of outputs. Raises ConfigError if they cannot be compared."""
-    committed = open_committed(options.scores)
+    committed = open_committed(options.scores, options.partition)
     older = open_older(committed, options.against) if options.against else None
     scores = committed.scores
     with database(options) as con:

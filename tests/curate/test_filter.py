@@ -16,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armo_ray.cli.main import main
-from armo_ray.curate.filter_sql import Rules, Top, find_failures, find_thresholds, values_of
+from armo_ray.curate import derived_output
 from armo_ray.expressions.expressions import parse
+from armo_ray.outputs.rules import Rules, Top, find_failures, find_thresholds, values_of
+from armo_ray.outputs.schema import footer
 from armo_ray.verify.output import verify_output
-from tests.support.local import rows_as_written
+from tests.support.local import PAIR, rows_as_written, score_locally
+from tests.support.paths import SAMPLE
 
 TYPES = {"x": "FLOAT", "g": "VARCHAR"}
 
@@ -180,6 +183,57 @@ def test_directories_above_an_output_do_not_become_columns(scored_pairs: Path, t
         kept.append(sorted((row["row_id"], row["score"]) for rows in lines for row in rows))
     assert kept[0] == kept[1]
     assert 50 < len(kept[0]) < 80
+
+
+@pytest.mark.parametrize("task_rows", [30, 1 << 17])
+def test_text_makes_the_output_that_keeping_the_text_would_have_made(
+    task_rows: int, tiny_model: Path, formats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived_output, "_TASK_ROWS", task_rows)  # tasks begin within shards, or hold several
+    shutil.copytree(formats, tmp_path / "in")
+    options = {"unit_rows": 20, "keep": ["id"], "partition_by": ["subset"]}
+    command = ["--where", "score > q0.4", "--text"]
+    for name, keep in (("kept", True), ("not", False)):
+        score_locally(tiny_model, tmp_path / "in", tmp_path / name, keep_text=keep, **options)
+        output = ["--output", str(tmp_path / f"{name}-filtered")]
+        assert main(["filter", str(tmp_path / name), *output, *command]) == 0
+    kept, added = tmp_path / "kept-filtered", tmp_path / "not-filtered"
+    rows = rows_as_written(added)
+    assert rows == rows_as_written(kept)
+    assert 100 < len(rows) < 200
+    assert all(row["response"][0]["content"] for row in rows)
+    schemas = [tables_of(output)[0].schema for output in (added, kept)]
+    assert schemas[0].equals(schemas[1])
+    footers = [footer(schema) for schema in schemas]
+    assert [k for k in footers[0] if footers[0][k] != footers[1].get(k)] == ["run_fingerprint"]
+    assert verify_output(str(added))[1] == []
+    shutil.rmtree(tmp_path / "in")
+    assert main(["mine", str(added), "--output", str(tmp_path / "pairs")]) == 0  # without the shards
+
+
+def test_text_is_written_as_lines_too(scored_pairs: Path, tmp_path: Path) -> None:
+    command = ["filter", str(scored_pairs), "--output", str(tmp_path / "kept"), "--where", "role = 'chosen'"]
+    assert main([*command, "--text", "--format", "jsonl"]) == 0
+    lines = [json.loads(line) for f in (tmp_path / "kept" / "scores").rglob("*.jsonl") for line in f.open()]
+    pairs = {pair["id"]: pair for line in SAMPLE.open() for pair in [json.loads(line)]}
+    assert len(lines) == 130
+    for line in lines:
+        assert line["prompt"] == [{"role": "user", "content": pairs[line["id"]]["prompt"]}]
+        assert line["response"] == [{"role": "assistant", "content": pairs[line["id"]]["chosen"]}]
+
+
+def test_text_of_a_shard_that_is_gone_or_changed_is_refused_and_nothing_is_written(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = tmp_path / "in.jsonl"
+    shard.write_bytes(PAIR)
+    score_locally(tiny_model, shard, tmp_path / "scores")
+    command = ["filter", str(tmp_path / "scores"), "--output", str(tmp_path / "kept"), "--top-k", "1"]
+    shard.write_bytes(PAIR * 2)
+    assert main([*command, "--text"]) == 2
+    assert "the text of its candidates is needed, but the shard changed" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,68 @@ def test_prompts_of_signs_only_are_near_duplicates_only_if_the_signs_are_equal(t
     assert len(everything) >= 8
 
 
+DATASETS = {
+    "pairs": ["mine"],
+    "pairs-of-another-layout": ["mine", "--layout", "llama3-ultrafeedback-armorm"],
+    "pairs-as-lines": ["mine", "--format", "jsonl", "--test-fraction", "0.5"],
+    "labels": ["label", "--temperature", "1"],
+    "conversations": ["label", "--shape", "sft", "--no-text", "--format", "jsonl"],
+    "scores": ["reweigh", "--mask", "code_style"],
+    "filtered-as-lines": ["filter", "--where", "score < 1e9", "--format", "jsonl"],
+}
+
+
+@pytest.mark.parametrize("arguments", DATASETS.values(), ids=DATASETS)
+def test_pairs_without_excluded_prompts_are_those_of_scores_without_them(
+    arguments: list[str], scores: Path, tmp_path: Path
+) -> None:
+    name, *options = arguments
+    few, many, dataset = tmp_path / "few", tmp_path / "many", tmp_path / "[dataset]"
+    prompts = [*prompts_of(scores)]
+    some = prompts[::3]
+    split = {few: "prompt_id in", many: "not prompt_id in"}
+    for output, condition in split.items():
+        where = f"{condition} ({', '.join(repr(prompt) for prompt in some)})"
+        assert main(["filter", str(scores), "--output", str(output), "--where", where]) == 0
+    assert main([name, str(few), "--output", str(dataset), *options]) == 0
+    mining = {"strategy": "top-k-bottom-k", "length_control": "residual", "near_duplicates": 0.9}
+    expected = mine(many, tmp_path / "a", **mining)
+    assert mine(scores, tmp_path / "b", exclude=[str(dataset)], **mining) == expected
+    assert mine(scores, tmp_path / "c", exclude=[str(dataset)], task_rows=30, **mining) == expected
+    assert 0 < len({pair["prompt_id"] for pair in expected}) <= len(prompts) - len(some)
+    counts = json.loads((tmp_path / "b" / "_SUCCESS").read_text())["counts"]
+    assert counts["prompts of excluded datasets"] == len(some)
+    assert counts["prompts"] == len(prompts) - len(some)
+    assert f"| prompts of excluded datasets | {len(some)} |" in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_excluding_all_prompts_leaves_an_empty_dataset(
+    scores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = mine(scores, tmp_path / "a")
+    caplog.set_level("INFO")
+    options = {"exclude": [str(tmp_path / "a"), str(scores)], "length_control": "residual"}
+    assert mine(scores, tmp_path / "b", **options) == []
+    assert f"{len(prompts_of(scores))} prompts of excluded datasets" in caplog.text
+    files = [tmp_path / name / "data" / "train" / "part-00000.parquet" for name in ("a", "b")]
+    assert first
+    assert pq.read_schema(files[1]).names == pq.read_schema(files[0]).names
+
+
+def test_only_complete_datasets_with_rows_are_excluded(
+    scores: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    mine(scores, tmp_path / "a")
+    manifest = tmp_path / "a" / "_SUCCESS"
+    manifest.write_text(manifest.read_text().replace("best-worst", "best-random"))
+    assert "does not match its checksum" in refused(scores, tmp_path, exclude=[str(tmp_path / "a")])
+    manifest.unlink()
+    assert "not complete" in refused(scores, tmp_path, exclude=[str(tmp_path / "a")])
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "response": ""}\n')
+    score_locally(tiny_model, tmp_path / "in.jsonl", tmp_path / "none")
+    assert "holds no rows" in refused(scores, tmp_path, exclude=[str(tmp_path / "none")])
+
+
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
 def test_prompts_of_a_benchmark_are_removed_and_reported(suffix: str, tmp_path: Path) -> None:
     scores, prompts = near_duplicates(tmp_path)
@@ -312,6 +374,7 @@ def test_prompts_of_a_benchmark_are_removed_and_reported(suffix: str, tmp_path: 
     reported = [
         json.loads(line) for line in (tmp_path / "pairs" / "contaminated.jsonl").read_text().splitlines()
     ]
+    assert "only a template" in (tmp_path / "pairs" / "README.md").read_text()
     gone = {p for p in prompts if "w40" in p.split()}
     assert {pair["prompt"][0]["content"] for pair in pairs} == set(prompts) - gone
     assert [(t["file"], t["ngram"].split()[0]) for t in reported] == [(str(file), "w35")] * len(gone)

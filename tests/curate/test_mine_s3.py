@@ -28,8 +28,17 @@ def test_pairs_in_an_object_store_equal_those_on_disk(s3: str, tmp_path: Path) -
         lines = store.read("data/train/part-00000.jsonl").decode().splitlines()
         return [{k: v for k, v in json.loads(line).items() if "row_id" not in k} for line in lines]
 
-    assert rows(Store(f"{s3}/pairs")) == rows(Store(str(tmp_path / "pairs")))
+    pairs = rows(Store(f"{s3}/pairs"))
+    assert pairs == rows(Store(str(tmp_path / "pairs")))
     assert Store(f"{s3}/pairs").list_names("").keys() == {"README.md", "_SUCCESS"}
+    filtered = ["--output", f"{s3}/some", "--where", f"prompt_id = '{pairs[0]['prompt_id']}'"]
+    assert main(["filter", f"{s3}/scores", *filtered]) == 0
+    rest = ["--output", f"{s3}/rest", "--format", "jsonl", "--exclude", f"{s3}/some"]
+    assert main(["mine", f"{s3}/scores", *rest]) == 0
+    assert rows(Store(f"{s3}/rest")) == [p for p in pairs if p["prompt_id"] != pairs[0]["prompt_id"]]
+    again = ["--output", f"{s3}/again", "--format", "jsonl", "--exclude", f"{s3}/some", f"{s3}/rest"]
+    assert main(["mine", f"{s3}/scores", *again]) == 0
+    assert rows(Store(f"{s3}/again")) == []
 
 
 def test_a_command_that_fails_leaves_nothing_in_an_object_store(s3: str, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def contributions(text: str) -> dict[str, tuple[float, float, float]]:
 
 
 def printed_score(text: str) -> float:
-    """The score in the last line, which must say that it equals the stored one."""
-    match = re.search(r"(-?\d+\.\d+)  as stored$", text.strip())
+    """The score below the table, whose line must say that it equals the stored one."""
+    match = re.search(r"(-?\d+\.\d+)  as stored$", text, re.M)
     assert match, text
     return float(match[1])
 

@@ -97,7 +97,7 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     out, options = tmp_path / "out", ("--unit-rows", "6", "--keep-text", "--gpus-per-replica", "0")
     path = {"PYTHONPATH": f"{tmp_path}/fragile:{ROOT}"}
     workers = json.dumps({"runtime_env": {"env_vars": path}})
-    variables = path | {"RAY_ADDRESS": local_ray, "RAY_JOB_CONFIG_JSON_ENV_VAR": workers}
+    variables: dict[str, Any] = path | {"RAY_ADDRESS": local_ray, "RAY_JOB_CONFIG_JSON_ENV_VAR": workers}
     run = start(tiny_model, tmp_path / "in", out, *options, **variables)
     told = finish(run, 3)  # more than one in a hundred
     assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1

@@ -67,6 +67,15 @@ def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules)
     return thresholds
 
 
+def with_thresholds(relation: str, rules: Rules, thresholds: Sequence[Thresholds]) -> str:
+    """SQL of the rows of a relation, each joined with the quantiles of its group, which the conditions name."""
+    joined = f"({relation}) AS rows"
+    for entry in thresholds:
+        keys = [f"{e.sql} IS NOT DISTINCT FROM {entry.table}.__per{i}" for i, e in enumerate(rules.per)]
+        joined += f" LEFT JOIN {entry.table} ON {' AND '.join(keys) or 'true'}"
+    return joined
+
+
 def values_of(
     con: duckdb.DuckDBPyConnection, thresholds: Sequence[Thresholds], groups: int
 ) -> list[dict[str, Any]]:
@@ -94,10 +103,7 @@ def find_failures(
 
     The bit after those of the conditions is set if all conditions hold but the row is not among the best of its group.
     """
-    joined = f"({relation}) AS rows"
-    for entry in thresholds:
-        keys = [f"{e.sql} IS NOT DISTINCT FROM {entry.table}.__per{i}" for i, e in enumerate(rules.per)]
-        joined += f" LEFT JOIN {entry.table} ON {' AND '.join(keys) or 'true'}"
+    joined = with_thresholds(relation, rules, thresholds)
     bits = [f"CASE WHEN {e.sql} THEN 0 ELSE {1 << i} END" for i, e in enumerate(rules.conditions)]
     query = f"SELECT {PART}, {ROW}, ({' + '.join(bits) or '0'})::BIGINT AS failed"
     if rules.top is None:

@@ -1,0 +1,83 @@
+"""Finds the prompts of other datasets, which `armo-ray mine --exclude` leaves out: an exact anti-join on prompt_id."""
+
+from collections.abc import Iterable
+
+import duckdb
+
+from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch, write_scratch
+from armo_ray.errors import ConfigError
+from armo_ray.outputs.scores import database, literal
+from armo_ray.storage import commits, json_files
+from armo_ray.storage.local_files import readable
+from armo_ray.storage.parts import DATA, SCORES
+from armo_ray.storage.store import Store
+
+_MANIFEST = json_files.Kind({"parts": lambda value: isinstance(value, list)}, {})
+_SCRATCH = "excluded"
+_MOST_BYTES = 1 << 26  # of a JSON line
+
+
+def find_parts(uris: Iterable[str]) -> list[str]:
+    """URIs of the files with a column prompt_id of complete datasets: of mine or label, or outputs of score.
+
+    Raises ConfigError if one is not a complete dataset of that kind, or cannot be read.
+    """
+    found = []
+    for store in {store.uri: store for store in map(Store, uris)}.values():
+        parts = [
+            f"{store.uri}/{path}" for path in _paths(store) if path.startswith((f"{DATA}/", f"{SCORES}/"))
+        ]
+        if not parts:
+            raise ConfigError(f"exclude: {store.uri}: holds no rows of mine, label or score")
+        found += parts
+    return found
+
+
+def _paths(store: Store) -> list[str]:
+    """The paths of all parts in the manifest of a dataset."""
+    with commits.reading(store, "exclude: "):
+        raw = store.read(commits.SUCCESS) if commits.SUCCESS in store.list_names("") else None
+    if raw is None:
+        raise ConfigError(
+            f"exclude: {store.uri}: no {commits.SUCCESS}: the dataset is not complete, or is none"
+        )
+    try:
+        return [part["path"] for part in json_files.parse(raw, _MANIFEST)["parts"]]
+    except ValueError as error:
+        raise ConfigError(f"exclude: {store.uri}/{commits.SUCCESS}: damaged: {error}") from error
+
+
+def write_excluded(job: CurationJob, parts: list[str]) -> None:
+    """Write the ids of all prompts in these files, sorted, as a scratch file."""
+    with database(job.options) as con:
+        ids = con.sql(f"SELECT DISTINCT prompt_id FROM ({_scan(parts)}) ORDER BY prompt_id").to_arrow_table()
+    write_scratch(job, _SCRATCH, ids)
+
+
+def _scan(parts: list[str]) -> str:
+    """SQL that selects the prompt_id of every row."""
+    selects = []
+    lines = [literal(readable(uri)) for uri in parts if uri.endswith(".jsonl")]
+    if lines:
+        selects.append(
+            f"SELECT prompt_id FROM read_json([{', '.join(lines)}], format = 'newline_delimited', "
+            f"columns = {{prompt_id: 'VARCHAR'}}, maximum_object_size = {_MOST_BYTES}, "
+            f"compression = 'uncompressed', hive_partitioning = false)"
+        )
+    tables = [literal(readable(uri)) for uri in parts if not uri.endswith(".jsonl")]
+    if tables:
+        selects.append(
+            f"SELECT prompt_id FROM read_parquet([{', '.join(tables)}], hive_partitioning = false)"
+        )
+    return " UNION ALL ".join(selects)
+
+
+def drop_excluded(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> int:
+    """Delete the candidates of excluded prompts from the table `candidates` of a bucket; returns their prompts."""
+    ids = f"SELECT prompt_id FROM {scan_scratch(job, iter([_SCRATCH]))} WHERE {in_bucket(job, bucket)}"
+    condition = f"prompt_id IN ({ids})"
+    (prompts,) = con.execute(
+        f"SELECT count(DISTINCT prompt_id) FROM candidates WHERE {condition}"
+    ).fetchall()[0]
+    con.execute(f"DELETE FROM candidates WHERE {condition}")
+    return int(prompts)

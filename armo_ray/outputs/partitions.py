@@ -1,0 +1,83 @@
+"""A choice of an output's partitions: the candidates below some of its hive directories."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from armo_ray.errors import ConfigError
+from armo_ray.storage.json_files import shortened
+from armo_ray.storage.parts import SCORES, hive_values
+from armo_ray.storage.records import CommitRecord, PartEntry
+
+_RANGE = ".."
+
+
+class Values(NamedTuple):
+    """Values of a hive column, from `first` to `last` in the order of text, both included."""
+
+    column: str
+    first: str
+    last: str
+
+
+# a candidate is in them if, for each column, its value is in one of those named; without any, everything is
+Partitions = tuple[Values, ...]
+
+
+def parse_partitions(texts: Iterable[str]) -> Partitions:
+    """Parse `date=2026-11-20` or `date=2026-11-01..2026-11-07`. Raises ConfigError."""
+    partitions = []
+    for text in texts:
+        column, sign, values = text.partition("=")
+        first, dots, last = values.partition(_RANGE)
+        if not (column and sign and first and (last or not dots)):
+            raise ConfigError(f"partition {text}: expected NAME=VALUE or NAME=FIRST{_RANGE}LAST")
+        if dots and last < first:
+            raise ConfigError(f"partition {text}: {first} comes after {last}")
+        partitions.append(Values(column, first, last if dots else first))
+    return tuple(partitions)
+
+
+def in_partitions(path: str, partitions: Partitions) -> bool:
+    """Whether a file lies in the partitions, by the hive directories in its path."""
+    values = dict(hive_values(path))
+    found = {w.column for w in partitions if w.first <= (values.get(w.column) or "") <= w.last}
+    return found == {w.column for w in partitions}
+
+
+def units_in_partitions(records: Iterable[CommitRecord], partitions: Partitions) -> Iterator[CommitRecord]:
+    """The records of the units whose candidates lie in the partitions.
+
+    Raises ConfigError if only some of a unit's candidates do: the counts of a unit are not known by partition.
+    """
+    for record in records:
+        paths = [part.path for part in record.parts_in(SCORES)] or [record.source]
+        inside = {in_partitions(path, partitions) for path in paths}
+        if len(inside) > 1:
+            columns = ", ".join(dict.fromkeys(values.column for values in partitions))
+            raise ConfigError(
+                f"partition {columns}: units of this output have candidates of several values, which this command "
+                f"cannot tell apart: choose by directories of the input, or filter rows with armo-ray filter --where"
+            )
+        if inside == {True}:
+            yield record
+
+
+def check_partitions(outputs: Iterable[tuple[str, Sequence[PartEntry]]], partitions: Partitions) -> None:
+    """Raises ConfigError if an output lacks a column of the partitions, or if no output has one of the values."""
+    known: dict[str, set[str]] = {values.column: set() for values in partitions}
+    for output, parts in outputs:
+        paths = {part.path.rpartition("/")[0] for part in parts if part.is_in(SCORES)}
+        seen = {pair for path in paths for pair in hive_values(f"{path}/")}
+        columns = {column for column, _ in seen}
+        if missing := known.keys() - columns:
+            there = f"there are {', '.join(sorted(columns))}" if columns else "there are none"
+            raise ConfigError(f"partition {min(missing)}: {output} has no directories of that name; {there}")
+        for column, value in seen:
+            if column in known and value is not None:
+                known[column].add(value)
+    for column, first, last in partitions:
+        if not any(first <= value <= last for value in known[column]):
+            wanted = first if first == last else f"{first}{_RANGE}{last}"
+            raise ConfigError(
+                f"partition {column}={wanted}: no candidates there; there are {shortened(sorted(known[column]))}"
+            )
