@@ -72,12 +72,10 @@ class Nights:
 def by_night(con: duckdb.DuckDBPyConnection, committed: Committed, by: str, price: float | None) -> Nights:
     """Measure every night. Raises ConfigError if `by` is no hive directory of the outputs, or has too many values."""
     scores = committed.scores
-    check_directory(scores, by)
+    _check_directory(scores, by)
     scored = _scored(con, scores, by)
     records = _records(committed, by)
     names = sorted(scored.keys() | records.keys(), key=_order)
-    if len(names) > _MOST_NIGHTS:
-        raise ConfigError(f"by {by}: {len(names):,} values; a report draws at most {_MOST_NIGHTS:,}")
     numbers = [
         scored.get(name, {}) | _recorded(records.get(name, ()), committed.runs, price) for name in names
     ]
@@ -91,12 +89,15 @@ def by_night(con: duckdb.DuckDBPyConnection, committed: Committed, by: str, pric
     return Nights(by, scores.rows - sum(night.scored for night in nights), nights)
 
 
-def check_directory(scores: Scores, by: str) -> None:
-    """Raises ConfigError if no part of the outputs lies in a hive directory of this name."""
+def _check_directory(scores: Scores, by: str) -> None:
+    """Raises ConfigError if no part of the outputs lies in a hive directory of this name, or too many do."""
     names = list(dict.fromkeys(name for part in scores.parts for name in part.directories))
     if by not in names:
         found = advice(by, names) if names else "the output has none"
         raise ConfigError(f"by {by}: not a hive directory of {', '.join(scores.outputs)}; {found}")
+    count = len({dict(hive_values(part.uri)).get(by) for part in scores.parts})
+    if count > _MOST_NIGHTS:
+        raise ConfigError(f"by {by}: {count:,} values; a report draws at most {_MOST_NIGHTS:,}")
 
 
 def _means(scores: Scores) -> dict[str, str]:
