@@ -18,13 +18,13 @@ class ReportOptions(ScoresOptions):
     price: Annotated[Finite | None, Help("what is written", "USD")] = Field(None, ge=0)
     """Price per hour of a GPU, or of a replica without one: adds the cost."""
     by: Annotated[Name | None, Help("what is written", "COLUMN")] = None
-    """Hive directory of the outputs, such as date: adds a section over its values, each compared with the 7 before."""
+    """Directory, such as date: draws its values, each against the 7 before."""
     examples: Annotated[int, Help("what is written", "N")] = Field(5, ge=0, le=50)
     """Highest and lowest scores to show, and rejects for each reason."""
     against: Annotated[Places, Help("drift", "OUT")] = ()
     """Older outputs of the same model to compare with, as if they were one."""
     per: Annotated[Name | None, Help("drift", "COLUMN")] = None
-    """Kept column or hive directory: adds the drift of each of its values, which has no say in the exit status."""
+    """Kept column or directory: adds the drift of each value."""
     max_psi: Annotated[Finite, Help("drift", "X")] = Field(0.25, gt=0)
     """Population stability index, over the older output's deciles, above which a column has drifted. It must also
     exceed what chance gives once in 1,000 times."""
