@@ -111,7 +111,7 @@ COMMANDS = {
     ),
     "report": Command(
         "Write a page about outputs, complete or not, and about their drift.",
-        "armo-ray report OUT --against OLDER",
+        "armo-ray report OUT --against OLDER\narmo-ray report OUT --by date --price 2.5",
         "armo_ray.report.command:run",
         ("armo_ray.report.options:ReportOptions",),
         statuses={

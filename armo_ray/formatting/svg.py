@@ -6,11 +6,11 @@ Lengths are in SVG user units. Classes are those of chart.css. Any text may be h
 import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from math import ceil, floor, log10
 from typing import NamedTuple
 
 from markupsafe import Markup
 
+from armo_ray.formatting import shapes
 from armo_ray.formatting.numbers import number
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 216, 46, 12, 26, 38
@@ -81,9 +81,9 @@ def histogram(
         left, top = frame.x(low), frame.y(count)
         width = max(frame.x(high) - left - 0.6, 0.6)
         label = f"{number(low)} to {number(high)}: {number(count)}"
-        body.append(_rect(left, top, width, _HEIGHT - _BOTTOM - top, "bar", label))
+        body.append(shapes.rect(left, top, width, _HEIGHT - _BOTTOM - top, "bar", label))
     if mark is not None and edges[0] <= mark <= edges[-1]:
-        body.append(_line(frame.x(mark), _TOP, frame.x(mark), _HEIGHT - _BOTTOM, "mark"))
+        body.append(shapes.line(frame.x(mark), _TOP, frame.x(mark), _HEIGHT - _BOTTOM, "mark"))
     return Chart(title, _WIDTH, _HEIGHT, body)
 
 
@@ -92,13 +92,15 @@ def small_histogram(title: str, edges: Sequence[float], counts: Sequence[float],
     low, high, most = edges[0], edges[-1], max(counts, default=0) or 1
     scale = 220 / ((high - low) or 1.0)
     body = [
-        _rect((a - low) * scale, 52 - 50 * n / most, max((b - a) * scale - 0.5, 0.5), 50 * n / most, "bar")
+        shapes.rect(
+            (a - low) * scale, 52 - 50 * n / most, max((b - a) * scale - 0.5, 0.5), 50 * n / most, "bar"
+        )
         for a, b, n in zip(edges, edges[1:], counts, strict=False)
     ]
-    body.append(_line(0, 52, 220, 52, "axis"))
+    body.append(shapes.line(0, 52, 220, 52, "axis"))
     if low <= mark <= high:
-        body.append(_line((mark - low) * scale, 0, (mark - low) * scale, 52, "mark"))
-    body += [_text(0, 66, number(low)), _text(220, 66, number(high), "end")]
+        body.append(shapes.line((mark - low) * scale, 0, (mark - low) * scale, 52, "mark"))
+    body += [shapes.text(0, 66, number(low)), shapes.text(220, 66, number(high), "end")]
     return Chart(title, 220, 70, body)
 
 
@@ -117,14 +119,14 @@ def curve(
     whole = all(x == int(x) for x in xs)
     body = frame.axes(*titles, least=1.0 if whole else 0.0)
     for (x, _), (low, high) in zip(points, whiskers, strict=False):
-        body.append(_line(frame.x(x), frame.y(low), frame.x(x), frame.y(high), "whisker"))
+        body.append(shapes.line(frame.x(x), frame.y(low), frame.x(x), frame.y(high), "whisker"))
     if line is not None:
         ends = [(x, min(max(line[0] * x + line[1], frame.low_y), frame.high_y)) for x in (xs[0], xs[-1])]
         (a, b), (c, d) = ends
-        body.append(_line(frame.x(a), frame.y(b), frame.x(c), frame.y(d), "mark"))
+        body.append(shapes.line(frame.x(a), frame.y(b), frame.x(c), frame.y(d), "mark"))
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     body.append(Markup('<polyline class="line" points="{}"/>').format(path))
-    body += [_circle(frame.x(x), frame.y(y), 3, f"{number(x)}: {number(y)}") for x, y in points]
+    body += [shapes.circle(frame.x(x), frame.y(y), 3, f"{number(x)}: {number(y)}") for x, y in points]
     return Chart(title, _WIDTH, _HEIGHT, body)
 
 
@@ -133,11 +135,13 @@ def reliability(title: str, points: Sequence[tuple[float, float, int]]) -> Chart
     calibration."""
     frame = _Frame((0.5, 1.0), (0.0, 1.0), height=360)
     body = frame.axes("confidence; larger circles stand for more pairs", "accuracy", form=_percent)
-    body.append(_line(frame.x(0.5), frame.y(0.5), frame.x(1), frame.y(1), "mark"))
+    body.append(shapes.line(frame.x(0.5), frame.y(0.5), frame.x(1), frame.y(1), "mark"))
     most = max(pairs for _, _, pairs in points)
     for confidence, accuracy, pairs in points:
         label = f"{_percent(confidence)}: {_percent(accuracy)} of {number(pairs)} pairs"
-        body.append(_circle(frame.x(confidence), frame.y(accuracy), 3 + 7 * (pairs / most) ** 0.5, label))
+        body.append(
+            shapes.circle(frame.x(confidence), frame.y(accuracy), 3 + 7 * (pairs / most) ** 0.5, label)
+        )
     return Chart(title, _WIDTH, 360, body)
 
 
@@ -146,18 +150,18 @@ def bars(title: str, rows: Sequence[Bar]) -> Chart:
     row, length = 20, 400
     left = 8 + _CHAR * min(max((len(bar.label) for bar in rows), default=0), _LONGEST)
     bottom = len(rows) * row
-    body = [_line(left + x * length / 4, 0, left + x * length / 4, bottom, "grid") for x in range(5)]
-    body += [_text(left + x * length / 4, bottom + 16, f"{25 * x} %", "middle") for x in range(5)]
+    body = [shapes.line(left + x * length / 4, 0, left + x * length / 4, bottom, "grid") for x in range(5)]
+    body += [shapes.text(left + x * length / 4, bottom + 16, f"{25 * x} %", "middle") for x in range(5)]
     for i, bar in enumerate(rows):
         y = i * row
-        body.append(_text(left - 6, y + 13, _short(bar.label), "end", "title"))
-        body.append(_rect(left, y + 2, bar.value * length, row - 5, "pale"))
+        body.append(shapes.text(left - 6, y + 13, _short(bar.label), "end", "title"))
+        body.append(shapes.rect(left, y + 2, bar.value * length, row - 5, "pale"))
         if bar.low is not None and bar.high is not None:
             ends = (left + bar.low * length, left + bar.high * length)
-            body.append(_line(ends[0], y + 9.5, ends[1], y + 9.5, "interval"))
+            body.append(shapes.line(ends[0], y + 9.5, ends[1], y + 9.5, "interval"))
         if bar.mark is not None:
-            body.append(_rect(left + bar.mark * length - 1.5, y, 3, row - 1, "less"))
-        body.append(_text(left + length + 12, y + 13, f"{100 * bar.value:.1f}", kind="title"))
+            body.append(shapes.rect(left + bar.mark * length - 1.5, y, 3, row - 1, "less"))
+        body.append(shapes.text(left + length + 12, y + 13, f"{100 * bar.value:.1f}", kind="title"))
     return Chart(title, left + length + 50, bottom + 24, body)
 
 
@@ -180,7 +184,7 @@ def heatmap(
         body.append(turned.format(x, top - 6, _short(name)))
     for i, (name, row) in enumerate(zip(rows, values, strict=True)):
         y = top + i * _CELL
-        body.append(_text(left - 6, y + 15, _short(name), "end"))
+        body.append(shapes.text(left - 6, y + 15, _short(name), "end"))
         for j, value in enumerate(row):
             shade = 0.0 if value is None or not most else (value - middle) / most
             body.append(_cell(left + j * _CELL, y, value, shade, f"{name}, {columns[j]}"))
@@ -190,14 +194,14 @@ def heatmap(
 
 def _cell(x: float, y: float, value: float | None, shade: float, where: str) -> Markup:
     if value is None:
-        return _text(x + _CELL / 2, y + 15, "-", "middle", "cell")
+        return shapes.text(x + _CELL / 2, y + 15, "-", "middle", "cell")
     drawn = Markup(
         '<rect class="shade {}" x="{:.1f}" y="{:.1f}" width="{}" height="{}" fill-opacity="{:.2f}">'
         "<title>{}</title></rect>"
     )
     color, opacity = "less" if shade < 0 else "bar", min(abs(shade), 1.0)
     box = drawn.format(color, x, y, _CELL - 1, _CELL - 1, opacity, f"{where}: {number(value)}")
-    return box + _text(x + _CELL / 2, y + 15, f"{100 * value:z.0f}", "middle", "cell")
+    return box + shapes.text(x + _CELL / 2, y + 15, f"{100 * value:z.0f}", "middle", "cell")
 
 
 def cell_bar(value: float | None, most: float, low: float = 0.0) -> Markup:
@@ -233,37 +237,20 @@ class _Frame:
         self, x_title: str, y_title: str, least: float = 0.0, form: Callable[[float], str] | None = None
     ) -> list[Markup]:
         """Grid, ticks and titles; `least` is the smallest step of x, `form` writes a tick."""
-        form = form or _tick
+        form = form or shapes.tick
         body = []
-        for value in ticks(self.low_y, self.high_y, 4):
+        for value in shapes.ticks(self.low_y, self.high_y, 4):
             y = self.y(value)
-            body.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
-            body.append(_text(_LEFT - 6, y + 4, form(value), "end"))
-        for value in ticks(self.low_x, self.high_x, least=least):
+            body.append(shapes.line(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
+            body.append(shapes.text(_LEFT - 6, y + 4, form(value), "end"))
+        for value in shapes.ticks(self.low_x, self.high_x, least=least):
             text = form(value)
             x = min(self.x(value), _WIDTH - _CHAR * len(text) / 2)  # the last may lie at the edge
-            body.append(_text(x, self.height - _BOTTOM + 15, text, "middle"))
+            body.append(shapes.text(x, self.height - _BOTTOM + 15, text, "middle"))
         bottom = self.height - _BOTTOM
-        body.append(_line(_LEFT, bottom, _WIDTH - _RIGHT, bottom, "axis"))
-        body.append(_text(_WIDTH - _RIGHT, self.height - 5, x_title, "end", "title"))
-        return [*body, _text(0, 11, y_title, kind="title")]
-
-
-def ticks(low: float, high: float, most: int = 5, least: float = 0.0) -> list[float]:
-    """About `most` round numbers from low to high, at least `least` apart."""
-    if not high > low:
-        return [low]
-    raw = max((high - low) / most, least)
-    power = 10.0 ** floor(log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
-    return [i * step for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
-
-
-def _tick(value: float) -> str:
-    for size, sign in ((1e9, "G"), (1e6, "M")):
-        if abs(value) >= size:
-            return f"{value / size:g}{sign}"
-    return f"{value:,.6g}"
+        body.append(shapes.line(_LEFT, bottom, _WIDTH - _RIGHT, bottom, "axis"))
+        body.append(shapes.text(_WIDTH - _RIGHT, self.height - 5, x_title, "end", "title"))
+        return [*body, shapes.text(0, 11, y_title, kind="title")]
 
 
 def _percent(value: float) -> str:
@@ -272,24 +259,3 @@ def _percent(value: float) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> Markup:
-    drawn = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
-    return drawn.format(kind, x, y, anchor, text)
-
-
-def _rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
-    label = Markup("<title>{}</title>").format(title) if title else ""
-    drawn = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>')
-    return drawn.format(kind, x, y, width, height, label)
-
-
-def _circle(x: float, y: float, radius: float, title: str) -> Markup:
-    drawn = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.3g}"><title>{}</title></circle>')
-    return drawn.format(x, y, radius, title)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    drawn = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
-    return drawn.format(kind, x1, y1, x2, y2)

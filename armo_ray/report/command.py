@@ -4,6 +4,7 @@ import logging
 from urllib.parse import quote
 
 from armo_ray.exit_status import COMPLETE, DRIFTED
+from armo_ray.report.drift import per_value, told
 from armo_ray.report.numbers import measure
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.page import page
@@ -17,12 +18,15 @@ def run(options: ReportOptions) -> int:
     place, name = place_of(options)
     store = Store(place)
     report = measure(options)
-    store.write(name, page(report).encode())
+    files = store.list_names("").keys() - {name} if report.nights else ()
+    store.write(name, page(report, files).encode())
     store.write(name.removesuffix(".html") + ".json", report.to_json())
     print(f"report: {store.uri}/{name}")
+    if report.drift:
+        print(*told(report.drift), *per_value(report.drift), sep="\n")
     drifted = report.drift.drifted if report.drift else []
     if drifted:
-        logger.error("drifted from %s: %s", options.against, ", ".join(drifted))
+        logger.error("drifted from %s: %s", ", ".join(options.against), ", ".join(drifted))
         return DRIFTED
     return COMPLETE
 

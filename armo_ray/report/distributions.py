@@ -69,11 +69,27 @@ def histograms(
     con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores, bounds: Mapping[str, Bounds]
 ) -> dict[str, Histogram]:
     """The histograms of all values over given bounds, in one scan."""
+    return histograms_by(con, columns, scores, bounds, "NULL")[None]
+
+
+def histograms_by(
+    con: duckdb.DuckDBPyConnection,
+    columns: Columns,
+    scores: Scores,
+    bounds: Mapping[str, Bounds],
+    by: str,
+) -> dict[str | None, dict[str, Histogram]]:
+    """The same of the rows with each value of `by`, which is SQL over the view."""
     places = {name: columns.alias(name) for name in bounds}
     selects = ", ".join(counted(place, place) for place in places.values())
     ends = {place: bounds[name].all.tolist() for name, place in places.items()}
-    row = con.execute(f"SELECT {selects} FROM ({columns.view(scores.parts)})", ends).fetchall()[0]
-    return {name: histogram_of(row[3 * i : 3 * i + 3], own) for i, (name, own) in enumerate(bounds.items())}
+    rows = con.execute(f"SELECT {by}, {selects} FROM ({columns.view(scores.parts)}) GROUP BY 1", ends)
+    return {
+        value: {
+            name: histogram_of(row[3 * i : 3 * i + 3], own) for i, (name, own) in enumerate(bounds.items())
+        }
+        for value, *row in rows.fetchall()
+    }
 
 
 def summarize(con: duckdb.DuckDBPyConnection, columns: Columns, scores: Scores) -> Summary:

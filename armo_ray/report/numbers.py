@@ -11,7 +11,10 @@
       length                     columns: slope per 100 tokens, intercept, correlation; bins: mean score by length
       prompts, groups, pairs     within prompts; by kept columns and directories; chosen against rejected, or null
       examples                   highest and lowest
-    drift                        against, limits, drifted, columns: psi, ks, quantiles; null without --against
+    drift                        against, limits, drifted, columns: psi, ks, quantiles; mean_score, verdict; per: the
+                                 values of a column, the worst first; null without --against
+    nights                       by, and the nights, oldest first: counts, p10 and p90 of the score, values: value, mean
+                                 and sd of those before, outside; null without --by
     rejects                      by reason: rejects, examples
 
 A number that does not exist, such as the correlation of a constant, is null. A histogram's bin includes its upper edge.
@@ -24,8 +27,8 @@ from typing import Any
 
 import duckdb
 
-from armo_ray.errors import ConfigError
-from armo_ray.outputs.scores import Scores, check_models, database, scan
+from armo_ray.outputs.scores import Scores, database
+from armo_ray.report.against import drift_from, open_older
 from armo_ray.report.columns import SCORE, find_columns
 from armo_ray.report.distributions import (
     Correlation,
@@ -33,15 +36,14 @@ from armo_ray.report.distributions import (
     Influence,
     correlations,
     distributions,
-    histograms,
     influence,
-    sample_bounds,
     summarize,
 )
-from armo_ray.report.drift import Drift, PromptCounts, drift, nothing_scored
+from armo_ray.report.drift import Drift
 from armo_ray.report.examples import Examples, Rejects, extremes, rejects
 from armo_ray.report.groups import Group, by_group, chosen_groups
 from armo_ray.report.length import Length, by_length
+from armo_ray.report.nights import Nights, by_night
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.pairs import Pairs, by_pair
 from armo_ray.report.prompts import Prompts, by_prompt
@@ -92,6 +94,7 @@ class Report:
     speed: Speed | None
     scored: Scored | None
     drift: Drift | None
+    nights: Nights | None
     rejects: list[Rejects]
 
     def to_json(self) -> bytes:
@@ -112,14 +115,13 @@ def _keys(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 def measure(options: ReportOptions) -> Report:
     """Measure what is committed of outputs. Raises ConfigError if they cannot be compared."""
     committed = open_committed(options.scores, options.partition)
-    older = None if options.against is None else open_committed([options.against])
-    if older is not None:
-        _check_older(committed, older)
+    older = open_older(committed, options.against) if options.against else None
     scores = committed.scores
     with database(options) as con:
+        nights = _nights(con, committed, options)
         rejected = rejects(con, scores.rejects, options.examples)
+        drifted = None if older is None else drift_from(con, older, scores, options)
         scored = _scored(con, scores, options) if scores.parts else None
-        drifted = None if older is None else _drift(con, scores, older.scores, options)
     return Report(
         version=VERSION,
         made_at=commits.now(),
@@ -133,6 +135,7 @@ def measure(options: ReportOptions) -> Report:
         speed=speed(committed.records, committed.runs, options.price),
         scored=scored,
         drift=drifted,
+        nights=nights,
         rejects=rejected,
     )
 
@@ -149,12 +152,10 @@ def _model(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_older(committed: Committed, older: Committed) -> None:
-    if not older.scores.parts:
-        raise ConfigError(f"against {older.scores.outputs[0]}: none of its candidates was scored")
-    if committed.scores.parts:
-        outputs = (older.scores.outputs[0], committed.scores.outputs[0])
-        check_models(outputs, (older.scores.metadata, committed.scores.metadata))
+def _nights(con: duckdb.DuckDBPyConnection, committed: Committed, options: ReportOptions) -> Nights | None:
+    if options.by is None or not committed.scores.parts:  # without parts no directory is known
+        return None
+    return by_night(con, committed, options.by, options.price)
 
 
 def _inputs(committed: Committed) -> list[Input]:
@@ -184,18 +185,3 @@ def _scored(con: duckdb.DuckDBPyConnection, scores: Scores, options: ReportOptio
         pairs=by_pair(con, columns, groups, deviation) if summary.distinct["role"] > 1 else None,
         examples=extremes(con, columns, scores, options.examples),
     )
-
-
-def _drift(con: duckdb.DuckDBPyConnection, scores: Scores, older: Scores, options: ReportOptions) -> Drift:
-    against, limits = older.outputs[0], (options.max_psi, options.max_ks)
-    if not scores.parts:
-        return nothing_scored(against, limits)
-    columns = find_columns(con, older, grouped=False)  # the two may keep different ones
-    bounds = sample_bounds(con, columns, older)
-    old, new = (histograms(con, columns, own, bounds) for own in (older, scores))
-    return drift(against, old, new, PromptCounts(_prompts(con, older), _prompts(con, scores)), limits)
-
-
-def _prompts(con: duckdb.DuckDBPyConnection, scores: Scores) -> int:
-    sql = f"SELECT count(DISTINCT hash(prompt_id)) FROM ({scan(scores.parts)})"
-    return int(con.execute(sql).fetchall()[0][0])

@@ -1,6 +1,6 @@
 """The report as one HTML file that needs nothing else: no network, no script. Each section is a template."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from armo_ray.model.families import FAMILIES
 from armo_ray.report.distributions import Correlation, Distribution
 from armo_ray.report.groups import Group
 from armo_ray.report.length import LengthBin, Trend
+from armo_ray.report.nights_view import nights_view
 from armo_ray.report.numbers import Report, Scored
 from armo_ray.report.speed import Speed
 
@@ -35,11 +36,11 @@ class GateTable(NamedTuple):
     is_cut: bool  # to the values with the most candidates
 
 
-def page(report: Report) -> str:
-    """The HTML of a report."""
+def page(report: Report, beside: Collection[str] = ()) -> str:
+    """The HTML of a report; it links the pages of its nights among the files beside it."""
     names = [uri.rstrip("/").rsplit("/", 1)[-1] for uri in report.outputs]
     scored = "Scores from" if report.scored else "No scores from" if report.complete else "No scores yet from"
-    view = _view(report) | (_scored_view(report, report.scored) if report.scored else {})
+    view = _view(report, beside) | (_scored_view(report, report.scored) if report.scored else {})
     return render(
         "report/templates/page.html.jinja",
         report=report,
@@ -63,6 +64,7 @@ def _sections(report: Report, view: Mapping[str, Any]) -> list[str]:
     several = scored and len(view["rewards"]) > 1 and report.totals["scored"] >= _ENOUGH
     shown = {
         "Overview": True,
+        "Nights": report.nights and report.nights.nights,
         "Drift": report.drift,
         "Distributions": scored,
         "What drives the score": several and scored and scored.influence,
@@ -79,8 +81,8 @@ def _sections(report: Report, view: Mapping[str, Any]) -> list[str]:
     return [title for title, content in shown.items() if content]
 
 
-def _view(report: Report) -> dict[str, Any]:
-    """What the sections about the run and about drift show."""
+def _view(report: Report, beside: Collection[str]) -> dict[str, Any]:
+    """What the sections about the run, its nights and drift show."""
     drift = report.drift
     columns = list(drift.columns.items()) if drift else []
     most_psi = max((column.psi for _, column in columns), default=0.0)
@@ -92,7 +94,7 @@ def _view(report: Report) -> dict[str, Any]:
         "most_psi": max(most_psi, drift.max_psi) if drift else most_psi,
         "most_ks": max(most_ks, drift.max_ks) if drift else most_ks,
         "throughput_chart": _throughput_chart(report.speed) if report.speed else None,
-    }
+    } | (nights_view(report.nights, beside, _MOST_REWARDS) if report.nights and report.nights.nights else {})
 
 
 def _scored_view(report: Report, scored: Scored) -> dict[str, Any]:

@@ -27,7 +27,7 @@ PLACES = [
     (ReweighOptions, {"scores": SCORES, "output": "/other/{date}", "transform": "/t/{date}.json"}),
     (EvaluateOptions, {"scores": SCORES, "output": "/tables/{date}"}),
     (CompareOptions, {"scores": SCORES, "output": "/compared/{date}"}),
-    (ReportOptions, {"scores": SCORES, "output": "/page/{date}.html", "against": "/older/{date}"}),
+    (ReportOptions, {"scores": SCORES, "output": "/page/{date}.html", "against": ["/older/{date}"]}),
     (VerifyOptions, {"output": "out/{date}"}),
     (VerifyModelOptions, {"model": "m", "record": "a/{date}", "against": "b/{date}"}),
     (ExplainOptions, {"output": "out/{date}", "row": "random"}),

@@ -4,7 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from armo_ray.formatting.svg import Bar, Chart, bars, curve, heatmap, histogram, reliability, ticks
+from armo_ray.formatting.series import Point, series
+from armo_ray.formatting.shapes import ticks
+from armo_ray.formatting.svg import Bar, Chart, bars, curve, heatmap, histogram, reliability
 
 EVIL = "<script>alert('x')</script>\" & "
 NAMES = [EVIL, "b"]
@@ -13,6 +15,9 @@ CHARTS = {
     "heatmap": heatmap(EVIL, NAMES, NAMES, [[1.0, None], [-0.5, 0.0]]),
     "histogram": histogram(EVIL, [0.0, 1.0, 2.0], [3, 0], (EVIL, "candidates"), mark=0.5),
     "curve": curve(EVIL, [(1.0, 0.5), (2.0, 0.7)], ("n", EVIL), (0.1, 0.4), [(0.4, 0.6), (0.5, 0.9)]),
+    "series": series(
+        EVIL, [Point(EVIL[:14], 1.0, (0.5, 1.5)), Point("b", None), Point("c", 2.0, None, "above")]
+    ),
     "reliability": reliability(EVIL, [(0.6, 0.5, 10), (0.9, 1.0, 90)]),
 }
 SVG = "{http://www.w3.org/2000/svg}"
@@ -53,6 +58,21 @@ def test_cells_are_shaded_by_their_distance_from_the_middle() -> None:
     cells = ElementTree.fromstring(chart.standalone()).iter(f"{SVG}rect")
     shades = [(cell.get("class"), cell.get("fill-opacity")) for cell in cells if cell.get("fill-opacity")]
     assert shades == [("shade bar", "0.00"), ("shade bar", "1.00"), ("shade less", "0.50")]
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["large", "small"])
+def test_a_series_breaks_where_a_value_is_unknown_and_points_to_where_one_is_outside(small: bool) -> None:
+    values = [1.0, 2.0, None, 3.0, 1.0]
+    points = [Point(str(i), value, (0.0, 4.0)) for i, value in enumerate(values)]
+    points[3] = points[3]._replace(outside="above", label="high")
+    points[4] = points[4]._replace(outside="below", label="low")
+    root = ElementTree.fromstring(series("s", points, small).standalone())
+    assert len([line for line in root.iter(f"{SVG}polyline") if line.get("class") == "line"]) == 2
+    found = {mark[0].text: mark for mark in root.iter(f"{SVG}polygon") if mark.get("class") == "less"}
+    for side, tip_is in (("high", min), ("low", max)):
+        ys = [float(corner.split(",")[1]) for corner in found[side].get("points", "").split()]
+        assert ys[2] == tip_is(ys)
+    assert len(list(root.iter(f"{SVG}circle"))) == (0 if small else 2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ _EXAMPLE = (
     "row_id source source_row candidate role score num_response_tokens flags groups parts prompt response"
 )
 KEYS = {  # by path; `*` and a list stand for their first entry
-    "": "version made_at armo_ray outputs complete model runs inputs totals speed scored drift rejects",
+    "": "version made_at armo_ray outputs complete model runs inputs totals speed scored drift nights rejects",
     "inputs": "source candidates",
     "speed": "first last active_seconds candidates_per_second tokens_per_second tokens computed_tokens replicas "
     "seconds mfu busy replica_hours gpus_per_replica paid_hours cost_usd throughput slowest_units",
@@ -46,7 +46,14 @@ KEYS = {  # by path; `*` and a list stand for their first entry
     "scored.examples.lowest": _EXAMPLE,
     "rejects": "reason rejects examples",
     "rejects.examples": "source source_row candidate role detail raw row_id",
-    "drift": "against max_psi max_ks prompts chance_psi chance_ks drifted columns",
+    "drift": "against max_psi max_ks prompts chance_psi chance_ks drifted columns mean_score verdict per",
+    "drift.mean_score": "older now shift_in_sd",
+    "drift.per": "column values",
+    "drift.per.values": "value prompts mean_score psi ks drifted verdict",
+    "drift.per.values.psi": "column value limit",
+    "nights": "by without nights",
+    "nights.nights": "night scored candidates rejected p10 p90 values",
+    "nights.nights.values.*": "value before mean sd outside",
     "drift.prompts": "older now",
     "drift.columns.*": "psi ks quantiles drifted",
     "drift.columns.*.quantiles.*": "older now shift",
@@ -56,7 +63,23 @@ KEYS = {  # by path; `*` and a list stand for their first entry
 @pytest.fixture(scope="module")
 def report(scored_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("report")
-    assert main(["report", str(scored_pairs), "--output", str(place), "--against", str(scored_pairs)]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(scored_pairs),
+                "--output",
+                str(place),
+                "--against",
+                str(scored_pairs),
+                "--per",
+                "role",
+                "--by",
+                "day",
+            ]
+        )
+        == 0
+    )
     content: dict[str, Any] = json.loads((place / "report.json").read_bytes())
     return content
 
