@@ -55,7 +55,7 @@ def _rejects(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
 def _drift(night: Night) -> Iterator[Condition]:
     """The column that moved most, by each of the report's measures; below what chance gives, nothing moved."""
     step = night.step("report")
-    if step is None or step.options[0].against is None:
+    if step is None or not step.options[0].against:
         return
     (options,), (place, name) = step.options, report_place(step)
     report = Store(place).read_json(name.removesuffix(".html") + ".json") or {}

@@ -178,7 +178,7 @@ def _step(name: str, values: Mapping[str, Any]) -> Step:
             raise ConfigError(f"[score] {error}") from None
         return Step(name, tuple(configs), (), tuple(config.output for config in configs))
     options = _section(_KINDS[name], name, values)
-    older = [options.against] if getattr(options, "against", None) else []
+    older = getattr(options, "against", ())
     appends = bool(getattr(options, "append", False))
     return Step(name, (options,), (*options.scores, *older), (options.output,), appends)
 
@@ -227,7 +227,7 @@ def _check_steps(steps: Mapping[str, Step]) -> None:
 def _check_gate(gate: GateOptions, steps: Mapping[str, Step]) -> None:
     """Raises ConfigError if a condition asks for what no step gives."""
     report, mine = steps.get("report"), steps.get("mine")
-    compared = report is not None and report.options[0].against is not None
+    compared = report is not None and bool(report.options[0].against)
     needs = {
         "max_reject_fraction": ("score" in steps, "[score]"),
         "max_psi": (compared, "[report] with against"),
