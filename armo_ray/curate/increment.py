@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 _RUNNING = {"scores", "output", "append", "date", "memory", "threads", "spill", "engine", "task_rows"}
 _AGAIN = "prompts-again"  # scratch file of the ids of prompts that are done again
+_PROMPTS = "SELECT DISTINCT prompt_id FROM {} ORDER BY prompt_id"
 _SHOWN = 10  # increments in the card
 
 
@@ -93,12 +94,14 @@ def append(command: Command) -> None:
         growing.delete_stale()
 
 
-def columns_digest(command_select: str, scores: Scores, options: Any) -> str:
+def columns_digest(select: str, scores: Scores, options: Any) -> str:
     """A digest of the SQL of a candidate's columns and of the types of kept columns."""
-    with database(options) as con:
-        types = columns_of(con, scores)
-    kept = {name: types.get(name_of(name)) for name in options.keep}
-    return digest_of(json.dumps([command_select, kept], sort_keys=True).encode())
+    kept = {}
+    if options.keep:
+        with database(options) as con:
+            types = columns_of(con, scores)
+        kept = {name: types.get(name_of(name)) for name in options.keep}
+    return digest_of(json.dumps([select, kept], sort_keys=True).encode())
 
 
 def _units(scores: Scores) -> dict[str, dict[str, list[Part]]]:
@@ -183,24 +186,29 @@ def _read(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> tuple
     """
     new = range(len(job.part_groups))
     without_value = sum(run_tasks(partial(read_candidates, job), new))
-    with database(job.options) as con:
-        ids = f"SELECT DISTINCT prompt_id FROM {candidates_in(job, new)} ORDER BY prompt_id"
-        write_scratch(job, NEW_PROMPTS, con.sql(ids).to_arrow_table())
-    old_groups = batched_by_rows(old, lambda part: part.rows, job.options.task_rows) if old else []
-    found = [part for parts in run_tasks(partial(_with_new_prompts, job), old_groups) for part in parts]
-    if not found:
+    groups = _groups_again(job, old, run_tasks) if old else []
+    if not groups:
         return job, without_value, 0
-    groups = batched_by_rows(found, lambda part: part.rows, job.options.task_rows)
     job = replace(job, part_groups=(*job.part_groups, *groups), num_new=len(new))
     read = range(len(new), len(job.part_groups))
     run_tasks(partial(read_candidates, job), read)
     with database(job.options) as con:
-        ids = f"SELECT DISTINCT prompt_id FROM {candidates_in(job, read)} ORDER BY prompt_id"
-        again = con.sql(ids).to_arrow_table()
+        again = con.sql(_PROMPTS.format(candidates_in(job, read))).to_arrow_table()
         (rows,) = con.sql(f"SELECT count(*) FROM {candidates_in(job, read)}").fetchall()[0]
     write_scratch(job, _AGAIN, again)
     logger.info("read %d earlier candidates of %d prompts again", rows, again.num_rows)
     return replace(job, rows=job.rows + rows), without_value, again.num_rows
+
+
+def _groups_again(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> list[tuple[Part, ...]]:
+    """The old parts with candidates of prompts that have new candidates, in groups for reading tasks."""
+    with database(job.options) as con:
+        prompts = con.sql(_PROMPTS.format(candidates_in(job, range(len(job.part_groups)))))
+        write_scratch(job, NEW_PROMPTS, prompts.to_arrow_table())
+    rows = job.options.task_rows
+    found = run_tasks(partial(_with_new_prompts, job), batched_by_rows(old, lambda part: part.rows, rows))
+    parts = [part for parts in found for part in parts]
+    return batched_by_rows(parts, lambda part: part.rows, rows) if parts else []
 
 
 def _with_new_prompts(job: CurationJob, parts: Sequence[Part]) -> list[Part]:

@@ -65,7 +65,7 @@ class MineOptions(DatasetOptions):
     layout: Annotated[Literal["trl", "llama3-ultrafeedback-armorm"], Help("what is written", "NAME")] = "trl"
     """trl, or llama3-ultrafeedback-armorm."""
     append: Annotated[bool, Help("what is written")] = False
-    """Add the rows of what was scored since to the dataset, if it is there."""
+    """Add rows of what was scored since to the dataset there, if any."""
 
 
 class FilterOptions(DatasetOptions):
@@ -141,4 +141,4 @@ class LabelOptions(DatasetOptions):
     text: Annotated[bool, Help("what is written")] = True
     """Add the messages, from the source shards if not kept."""
     append: Annotated[bool, Help("what is written")] = False
-    """Add the rows of what was scored since to the dataset, if it is there."""
+    """Add rows of what was scored since to the dataset there, if any."""
