@@ -1,10 +1,12 @@
 """Step that reads the text of selected candidates, sorted by prompt as the selected rows are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import pyarrow as pa
 
-from armo_ray.curate.candidates import CurationJob, scan_scratch, write_scratch
+from armo_ray.curate.candidates import CurationJob, batched_by_rows, scan_scratch, write_scratch
+from armo_ray.curate.tasks import TaskRunner
 from armo_ray.outputs.schema import TEXT_FIELDS
 from armo_ray.outputs.scores import database, literal, scan
 from armo_ray.outputs.text import Source, read_text
@@ -15,6 +17,16 @@ _EMPTY = pa.schema([("prompt_id", pa.string()), ("row_id", pa.string()), *TEXT_F
 
 def _text_needed(job: CurationJob) -> str:
     return scan_scratch(job, (f"text-needed-{bucket:05d}" for bucket in range(job.num_buckets)))
+
+
+def read_needed(job: CurationJob, run_tasks: TaskRunner, sources: Iterable[Source]) -> list[str]:
+    """Write the text of the selected candidates, from their parts or from these shards; returns file names."""
+    if job.scores.has_text:
+        files = run_tasks(partial(text_of_parts, job), range(len(job.part_groups)))
+    else:
+        groups = batched_by_rows(sources, lambda source: source.scored, job.options.task_rows)
+        files = run_tasks(partial(text_of_sources, job), list(enumerate(groups)))
+    return [name for names in files for name in names]
 
 
 def text_of_parts(job: CurationJob, number: int) -> list[str]:

@@ -25,6 +25,7 @@ _GROUP_ROWS = 8192  # small, so that a bucket reads few rows of other buckets
 Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
+NEW_PROMPTS = "new-prompts"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,23 @@ class CurationJob:
     scratch: str  # folder or URI of the files that tasks write for other tasks
     select: str  # SQL expressions of a candidate's columns
     part_groups: tuple[tuple[Part, ...], ...]  # the parts of each reading task
+    rows: int  # candidates that are read
+    increment: int | None = None  # number of the increment of a dataset that grows
+    num_new: int | None = None  # of the groups, those whose prompts are all read; None: of all
 
     @property
     def num_buckets(self) -> int:
-        return -(-self.scores.rows // int(self.options.task_rows))
+        return -(-self.rows // int(self.options.task_rows))
+
+    def part_name(self, bucket: int) -> str:
+        """The name of a bucket's part in every split."""
+        return f"part-{bucket:05d}" if self.increment is None else f"part-{self.increment:05d}-{bucket:05d}"
+
+
+def whole_job(scores: Scores, options: Any, scratch: str, select: str) -> CurationJob:
+    """A job that reads all scores."""
+    groups = batched_by_rows(scores.parts, lambda part: part.rows, options.task_rows)
+    return CurationJob(scores, options, scratch, select, tuple(groups), scores.rows)
 
 
 def batched_by_rows(
@@ -110,15 +124,29 @@ def _side(condition: str, types: dict[str, str]) -> str:
 
 def read_candidates(job: CurationJob, number: int) -> int:
     """Write the candidates of a group of parts, sorted by prompt; returns the number of candidates without a value."""
+    relation = f"({scan(job.part_groups[number])})"
+    if job.num_new is not None and number >= job.num_new:
+        relation = (
+            f"(SELECT s.* FROM {relation} s SEMI JOIN {new_prompts(job)} n ON s.prompt_id = n.prompt_id)"
+        )
     with database(job.options) as con:
         con.execute(
-            f"CREATE TEMP TABLE selected AS SELECT {job.select}, {number} AS task "
-            f"FROM ({scan(job.part_groups[number])}) AS scores"
+            f"CREATE TEMP TABLE selected AS SELECT {job.select}, {number} AS task FROM {relation} AS scores"
         )
         rows = con.sql(f"FROM selected WHERE value IS NOT NULL ORDER BY prompt_id, {KEY}").to_arrow_table()
         (without_value,) = con.execute("SELECT count(*) FROM selected WHERE value IS NULL").fetchall()[0]
     write_scratch(job, f"candidates-{number:05d}", rows)
     return int(without_value)
+
+
+def new_prompts(job: CurationJob) -> str:
+    """SQL relation of the ids of the prompts that have candidates in the new parts of an increment."""
+    return scan_scratch(job, iter([NEW_PROMPTS]))
+
+
+def candidates_in(job: CurationJob, groups: Iterable[int]) -> str:
+    """SQL relation of the candidates that some reading tasks wrote."""
+    return scan_scratch(job, (f"candidates-{number:05d}" for number in groups))
 
 
 def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
@@ -150,8 +178,7 @@ def in_bucket(job: CurationJob, bucket: int) -> str:
 
 def load_bucket(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> None:
     """Create the table `candidates`: all candidates of a bucket's prompts, with `i` their 1-based place in order."""
-    names = (f"candidates-{number:05d}" for number in range(len(job.part_groups)))
     con.execute(
         f"CREATE TEMP TABLE candidates AS SELECT *, row_number() OVER (ORDER BY prompt_id, {KEY}) AS i "
-        f"FROM {scan_scratch(job, names)} WHERE {in_bucket(job, bucket)}"
+        f"FROM {candidates_in(job, range(len(job.part_groups)))} WHERE {in_bucket(job, bucket)}"
     )

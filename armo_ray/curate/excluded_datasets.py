@@ -1,6 +1,8 @@
 """Finds the prompts of other datasets, which `armo-ray mine --exclude` leaves out: an exact anti-join on prompt_id."""
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import duckdb
 
@@ -33,8 +35,18 @@ def find_parts(uris: Iterable[str]) -> list[str]:
     return found
 
 
+def digest(uris: Iterable[str]) -> str:
+    """What tells apart any two states of complete datasets. Raises ConfigError as `find_parts` does."""
+    parts = [sorted(map(json.dumps, _parts(Store(uri)))) for uri in uris]
+    return json_files.digest_of(json.dumps(parts).encode())
+
+
 def _paths(store: Store) -> list[str]:
-    """The paths of all parts in the manifest of a dataset."""
+    return [part["path"] for part in _parts(store)]
+
+
+def _parts(store: Store) -> list[dict[str, Any]]:
+    """All parts in the manifest of a dataset."""
     with commits.reading(store, "exclude: "):
         raw = store.read(commits.SUCCESS) if commits.SUCCESS in store.list_names("") else None
     if raw is None:
@@ -42,7 +54,7 @@ def _paths(store: Store) -> list[str]:
             f"exclude: {store.uri}: no {commits.SUCCESS}: the dataset is not complete, or is none"
         )
     try:
-        return [part["path"] for part in json_files.parse(raw, _MANIFEST)["parts"]]
+        return list(json_files.parse(raw, _MANIFEST)["parts"])
     except ValueError as error:
         raise ConfigError(f"exclude: {store.uri}/{commits.SUCCESS}: damaged: {error}") from error
 

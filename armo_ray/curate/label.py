@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from armo_ray.curate import candidate_text
-from armo_ray.curate.candidates import KEY, CurationJob, batched_by_rows, read_candidates
+from armo_ray.curate.candidates import KEY, CurationJob, read_candidates, whole_job
+from armo_ray.curate.increment import Command, Rows, append, columns_digest
 from armo_ray.curate.label_sql import OUTPUT, Calibration, label_bucket, write_bucket
 from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
@@ -16,8 +17,7 @@ from armo_ray.expressions.expressions import Expression, advice, name_of, parse,
 from armo_ray.measures.calibration import find_temperature, standardization
 from armo_ray.outputs.dataset import Made, finish, new_output
 from armo_ray.outputs.scores import Scores, columns_of, database, literal, open_scores, scan
-from armo_ray.outputs.text import find_sources
-from armo_ray.storage.records import PartEntry
+from armo_ray.outputs.text import Source, find_sources
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +37,41 @@ def run(options: LabelOptions) -> None:
     check(options)
     scores = open_scores(options.scores, options.partition)
     labels = formulas(options, scores.reward_names)
+    about = _ABOUT[options.shape].format(scale=options.scale)
+    if options.append:
+        _append(options, scores, labels, about)
+        return
     with new_output(options.output, "label", options.engine) as store:
         select, moments, fitted = _measure(options, scores)
         calibration = Calibration(labels, moments, fitted["temperature"])
         sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
-        part_groups = tuple(batched_by_rows(scores.parts, lambda part: part.rows, options.task_rows))
-        shard_groups = batched_by_rows(sources, lambda source: source.scored, options.task_rows)
         with scratch_folder(options) as scratch, engine(options) as run_tasks:
-            job = CurationJob(scores, per_task(options), scratch, select, part_groups)
-            parts, counts = _label(job, calibration, run_tasks, shard_groups)
+            job = whole_job(scores, per_task(options), scratch, select)
+            run_tasks(partial(read_candidates, job), range(len(job.part_groups)))
+            rows = _label(calibration, job, run_tasks, sources)
         details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
-        about = _ABOUT[options.shape].format(scale=options.scale)
-        finish(store, Made("label", about, scores, options, parts, counts, details))
-    logger.info("%s: %s", options.output, ", ".join(f"{count} {name}" for name, count in counts.items()))
+        finish(store, Made("label", about, scores, options, rows.parts, rows.counts, details))
+    logger.info("%s: %s", options.output, ", ".join(f"{count} {name}" for name, count in rows.counts.items()))
+
+
+def _append(options: LabelOptions, scores: Scores, labels: dict[str, str], about: str) -> None:
+    """Label the units that the dataset has not read, in place of the older rows of their prompts."""
+    select, moments, fitted = _measure(options, scores)
+    append(
+        Command(
+            name="label",
+            scores=scores,
+            options=options,
+            select=select,
+            state={"the type of a column": columns_digest(select, scores, options)},
+            about=about,
+            reads_text=options.text,
+            begin=lambda _: None,
+            make=partial(_label, Calibration(labels, moments, fitted["temperature"])),
+            publish=lambda _: None,
+            details={"calibration": {**fitted, "moments": moments, "formulas": labels}},
+        )
+    )
 
 
 def _measure(options: LabelOptions, scores: Scores) -> tuple[str, list[Any], Mapping[str, Any]]:
@@ -77,6 +99,16 @@ def check(options: LabelOptions) -> None:
         raise ConfigError("--rescale works only with --scale original")
     if options.keep and options.shape == "pairs":
         raise ConfigError("--keep does not work with --shape pairs: its columns are of one candidate")
+    if options.append and options.scale == "standardized":
+        raise ConfigError(
+            "--append does not work with --scale standardized: mean and deviation are those of all rows. Leave out one "
+            "of them"
+        )
+    if options.append and options.shape != "sft" and options.temperature is None:
+        raise ConfigError(
+            "--append needs --temperature: a fitted one depends on all rows. Without --append, label writes the one "
+            "that it fits to _SUCCESS, under calibration"
+        )
 
 
 def formulas(options: LabelOptions, names: tuple[str, ...]) -> dict[str, str]:
@@ -135,17 +167,13 @@ def _select(
 
 
 def _label(
-    job: CurationJob, calibration: Calibration, run_tasks: TaskRunner, shard_groups: list[Any]
-) -> tuple[list[PartEntry], dict[str, Any]]:
-    groups, buckets = range(len(job.part_groups)), range(job.num_buckets)
-    run_tasks(partial(read_candidates, job), groups)
+    calibration: Calibration, job: CurationJob, run_tasks: TaskRunner, sources: Sequence[Source]
+) -> Rows:
+    """Make and write the rows of the candidates that were read."""
+    buckets = range(job.num_buckets)
     counted = run_tasks(partial(label_bucket, job, calibration), buckets)
-    files: list[list[str]] = []
-    if job.options.text and job.scores.has_text:
-        files = run_tasks(partial(candidate_text.text_of_parts, job), groups)
-    elif job.options.text:
-        files = run_tasks(partial(candidate_text.text_of_sources, job), list(enumerate(shard_groups)))
-    written = run_tasks(partial(write_bucket, job, [name for names in files for name in names]), buckets)
+    texts = candidate_text.read_needed(job, run_tasks, sources) if job.options.text else []
+    written = run_tasks(partial(write_bucket, job, texts), buckets)
     parts = [part for bucket_parts in written for part in bucket_parts]
     counts = {name: sum(bucket[name] for bucket in counted) for name in counted[0]}
-    return parts, counts | {"rows": sum(part.rows for part in parts)}
+    return Rows(parts, counts | {"rows": sum(part.rows for part in parts)})

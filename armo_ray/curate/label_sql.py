@@ -160,7 +160,8 @@ def write_bucket(job: CurationJob, texts: Sequence[str], bucket: int) -> list[Pa
             if options.shape == "pairs":
                 table = table.rename_columns({"row_id": "row_id_chosen"})
             if table.num_rows or bucket == 0:  # an empty split still gets a part, for its columns
-                parts.append(write_part(Store(options.output), split, bucket, table, options.format))
+                name = job.part_name(bucket)
+                parts.append(write_part(Store(options.output), split, name, table, options.format))
     return parts
 
 

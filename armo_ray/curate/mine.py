@@ -8,25 +8,28 @@ task uses DuckDB; --engine only decides where tasks execute, so both engines giv
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from armo_ray.curate import candidate_text, excluded_datasets, excluded_prompts, strategies, trainer_rows
-from armo_ray.curate.candidates import CurationJob, batched_by_rows, read_candidates, select_candidates
+from armo_ray.curate.candidates import CurationJob, read_candidates, select_candidates, whole_job
+from armo_ray.curate.increment import Command, Rows, append, columns_digest
 from armo_ray.curate.options import MineOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
+from armo_ray.errors import ConfigError
 from armo_ray.outputs.dataset import Made, finish, new_output
-from armo_ray.outputs.scores import open_scores
-from armo_ray.outputs.text import find_sources
-from armo_ray.storage.records import PartEntry
+from armo_ray.outputs.increments import Growing
+from armo_ray.outputs.scores import Scores, open_scores
+from armo_ray.outputs.text import Source, find_sources
+from armo_ray.storage.json_files import digest_of
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 CONTAMINATED = "contaminated.jsonl"
-_ABOUT = """Preference pairs by the strategy {strategy}: `chosen` has a larger `{rank_by}` than `rejected`.
-Rows are ordered by `prompt_id`, then by margin, the largest first."""
+_ABOUT = "Preference pairs by the strategy {strategy}: `chosen` has a larger `{rank_by}` than `rejected`."
+_ORDERED = "Rows are ordered by `prompt_id`, then by margin, the largest first."
 
 _DECONTAMINATED = """`--decontaminate` left out every prompt that has {ngram} words in a row, or a whole shorter text,
 in common with a benchmark, also where these are only a template or a long quotation. `{file}` lists the words of each
@@ -38,35 +41,93 @@ spaces they were compared by characters: 2 (Chinese and Japanese) or 3 (others) 
 
 def run(options: MineOptions) -> None:
     """Mine pairs into a new dataset. Raises ConfigError before any work, RuntimeError if it cannot go on."""
+    check(options)
     scores = open_scores(options.scores, options.partition)
     select = select_candidates(scores, options)
     excluded = excluded_datasets.find_parts(options.exclude)
+    if options.append:
+        _append(options, scores, select, excluded)
+        return
     with new_output(options.output, "mine", options.engine) as store:
         sources = [] if scores.has_text else list(find_sources(scores).values())
         benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
-        part_groups = tuple(batched_by_rows(scores.parts, lambda part: part.rows, options.task_rows))
-        shard_groups = batched_by_rows(sources, lambda source: source.scored, options.task_rows)
         with scratch_folder(options) as scratch, engine(options) as run_tasks:
-            job = CurationJob(scores, per_task(options), scratch, select, part_groups)
-            if excluded:
-                excluded_datasets.write_excluded(job, excluded)
-            parts, counts = _mine(job, run_tasks, shard_groups, benchmark)
-        about = _ABOUT.format(rank_by=options.rank_by, strategy=options.strategy)
+            job = whole_job(scores, per_task(options), scratch, select)
+            _begin(excluded, job)
+            without_value = sum(run_tasks(partial(read_candidates, job), range(len(job.part_groups))))
+            rows = _mine(benchmark, job, run_tasks, sources)
         if benchmark:
-            about += f"\n\n{_DECONTAMINATED.format(ngram=options.ngram, file=CONTAMINATED)}"
-        if benchmark or options.near_duplicates is not None:
-            about += f"\n\n{_COMPARED}"
-        finish(store, Made("mine", about, scores, options, parts, counts))
+            _list_contaminated(store, rows.contaminated)
+        counts = {"candidates without a value": without_value, **rows.counts}
+        finish(store, Made("mine", _about(options, ordered=True), scores, options, rows.parts, counts))
     logger.info("%s: %s", options.output, ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
+def check(options: MineOptions) -> None:
+    """Raises ConfigError if options contradict each other."""
+    if options.append and options.length_control != "none":
+        raise ConfigError(
+            f"--append does not work with --length-control {options.length_control}: the effect of length is that of "
+            f"all prompts. Leave out --append, or rank by an expression of num_response_tokens"
+        )
+    if options.append and options.near_duplicates is not None:
+        raise ConfigError(
+            "--append does not work with --near-duplicates: every prompt is compared with all others. Leave out one "
+            "of them"
+        )
+
+
+def _append(options: MineOptions, scores: Scores, select: str, excluded: list[str]) -> None:
+    """Mine pairs of the units that the dataset has not read, in place of the older pairs of their prompts."""
+    benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
+    state = {
+        "the type of a column": columns_digest(select, scores, options),
+        "a file of --decontaminate": digest_of(json.dumps(benchmark, sort_keys=True).encode()),
+        "a dataset of --exclude": excluded_datasets.digest(options.exclude),
+    }
+
+    def publish(growing: Growing) -> None:
+        if benchmark:
+            _list_contaminated(growing.store, growing.contaminated)
+
+    append(
+        Command(
+            name="mine",
+            scores=scores,
+            options=options,
+            select=select,
+            state=state,
+            about=_about(options, ordered=False),
+            reads_text=True,
+            begin=partial(_begin, excluded),
+            make=partial(_mine, benchmark),
+            publish=publish,
+        )
+    )
+
+
+def _about(options: MineOptions, ordered: bool) -> str:
+    about = _ABOUT.format(rank_by=options.rank_by, strategy=options.strategy)
+    if ordered:
+        about += f"\n{_ORDERED}"
+    if options.decontaminate:
+        about += f"\n\n{_DECONTAMINATED.format(ngram=options.ngram, file=CONTAMINATED)}"
+    if options.decontaminate or options.near_duplicates is not None:
+        about += f"\n\n{_COMPARED}"
+    return about
+
+
+def _begin(excluded: list[str], job: CurationJob) -> None:
+    if excluded:
+        excluded_datasets.write_excluded(job, excluded)
+
+
 def _mine(
-    job: CurationJob, run_tasks: TaskRunner, shard_groups: list[Any], benchmark: dict[str, str]
-) -> tuple[list[PartEntry], dict[str, Any]]:
+    benchmark: dict[str, str], job: CurationJob, run_tasks: TaskRunner, sources: Sequence[Source]
+) -> Rows:
+    """Make and write the pairs of the candidates that were read."""
     options, buckets = job.options, range(job.num_buckets)
-    groups = range(len(job.part_groups))
-    without_value = sum(run_tasks(partial(read_candidates, job), groups))
-    logger.info("read %d candidates", job.scores.rows)
+    logger.info("read %d candidates", job.rows)
     slope = 0.0
     if options.length_control == "residual":
         sums = run_tasks(partial(strategies.measure_length, job), buckets)
@@ -75,38 +136,40 @@ def _mine(
         logger.info("each additional response token adds %g to value", slope)
     counts: dict[str, Any] = _sum(run_tasks(partial(strategies.mine_bucket, job, slope), buckets))
     logger.info("selected %d pairs", counts["pairs taken"])
-    if job.scores.has_text:
-        files = run_tasks(partial(candidate_text.text_of_parts, job), groups)
-    else:
-        files = run_tasks(partial(candidate_text.text_of_sources, job), list(enumerate(shard_groups)))
-    texts = [name for names in files for name in names]
-    removed, removed_counts = _find_removed(job, run_tasks, texts, benchmark)
+    texts = candidate_text.read_needed(job, run_tasks, sources)
+    removed, removed_counts, contaminated = _find_removed(job, run_tasks, texts, benchmark)
     written = run_tasks(partial(trainer_rows.assemble_bucket, job, texts, removed), buckets)
-    counts |= {"candidates without a value": without_value, **removed_counts, **_sum([c for _, c in written])}
+    counts |= {**removed_counts, **_sum([c for _, c in written])}
     if slope:
         counts["value added by a token"] = slope
-    return [part for parts, _ in written for part in parts], counts
+    return Rows([part for parts, _ in written for part in parts], counts, contaminated)
 
 
 def _find_removed(
     job: CurationJob, run_tasks: TaskRunner, texts: list[str], benchmark: dict[str, str]
-) -> tuple[frozenset[str], dict[str, int]]:
-    """Ids of the prompts to leave out, and their number by reason. Writes the contaminated ones to a file."""
+) -> tuple[frozenset[str], dict[str, int], dict[str, dict[str, str]]]:
+    """Ids of the prompts to leave out, their number by reason, and what the contaminated ones share with what file."""
     options = job.options
     if not benchmark and options.near_duplicates is None:
-        return frozenset(), {}
+        return frozenset(), {}, {}
     task = partial(excluded_prompts.screen_bucket, job, texts, benchmark)
     contaminated = [entry for entries in run_tasks(task, range(job.num_buckets)) for entry in entries]
     counts, removed = {}, {entry.prompt_id for entry in contaminated}
     if benchmark:
         counts["prompts of a benchmark"] = len(contaminated)
-        lines = "".join(json.dumps(entry._asdict(), ensure_ascii=False) + "\n" for entry in contaminated)
-        Store(options.output).write(CONTAMINATED, lines.encode())
     if options.near_duplicates is not None:
         duplicates = excluded_prompts.near_duplicates(job)
         counts["near-duplicate prompts"] = len(duplicates)
         removed |= set(duplicates)
-    return frozenset(removed), counts
+    shared = {entry.prompt_id: {"file": entry.file, "ngram": entry.ngram} for entry in contaminated}
+    return frozenset(removed), counts, shared
+
+
+def _list_contaminated(store: Store, contaminated: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the list of contaminated prompts, in the order of their ids."""
+    entries = ({"prompt_id": prompt, **shared} for prompt, shared in contaminated.items())
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    store.write(CONTAMINATED, lines.encode())
 
 
 def _sum(counted: Sequence[dict[str, int]]) -> dict[str, int]:

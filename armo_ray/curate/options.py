@@ -64,6 +64,8 @@ class MineOptions(DatasetOptions):
     """Columns to copy, as chosen_COLUMN and rejected_COLUMN."""
     layout: Annotated[Literal["trl", "llama3-ultrafeedback-armorm"], Help("what is written", "NAME")] = "trl"
     """trl, or llama3-ultrafeedback-armorm."""
+    append: Annotated[bool, Help("what is written")] = False
+    """Add rows of what was scored since to the dataset there, if any."""
 
 
 class FilterOptions(DatasetOptions):
@@ -138,3 +140,5 @@ class LabelOptions(DatasetOptions):
     """Columns to copy, with candidates and sft."""
     text: Annotated[bool, Help("what is written")] = True
     """Add the messages, from the source shards if not kept."""
+    append: Annotated[bool, Help("what is written")] = False
+    """Add rows of what was scored since to the dataset there, if any."""

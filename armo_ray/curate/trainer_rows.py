@@ -42,7 +42,9 @@ def assemble_bucket(
             rows = rows.drop_columns(["pair"])
             counts[f"pairs in {split}"] = rows.num_rows
             if rows.num_rows or bucket == 0:  # an empty split still gets a part, for its columns
-                parts.append(write_part(Store(options.output), split, bucket, rows, options.format))
+                parts.append(
+                    write_part(Store(options.output), split, job.part_name(bucket), rows, options.format)
+                )
     return parts, counts
 
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # every file that commands write into an output of their own
 _WRITTEN = re.compile(
     r"(data|scores|rejects)/(.+/)?part-[^/]+\.(parquet|jsonl)|_commits/[^/]+\.json|_commits\.parquet|_work/.+|_run\.json|_SUCCESS|"
+    r"_increments/[^/]+\.json|"
     r"README\.md|contaminated\.jsonl|(rules|comparison|evaluation)\.json|[a-z]+\.svg"
 )
 
@@ -59,10 +60,10 @@ def new_output(uri: str, command: str, engine: str = "duckdb", replace: bool = F
     """
     store = Store(uri)
     if not replace:
-        _check_unclaimed(store)
+        check_unclaimed(store)
     with lock.held(store, command, disposable=engine == "duckdb") as held:
         if not replace:
-            _check_empty(held)
+            check_empty(held)
         try:
             yield store
         except BaseException:
@@ -94,7 +95,7 @@ def own_files(names: Sequence[str]) -> list[str]:
     return [name for name in names if _WRITTEN.fullmatch(final_name(name))]
 
 
-def _check_unclaimed(store: Store) -> None:
+def check_unclaimed(store: Store) -> None:
     """Raises ConfigError if the output has files but no lock that says whose they are. Writes nothing."""
     names = names_in(store)
     if lock.LOCK not in names and (others := _besides_lock(names)):
@@ -105,7 +106,7 @@ def _besides_lock(names: Sequence[str]) -> list[str]:
     return [name for name in names if final_name(name) != lock.LOCK]
 
 
-def _check_empty(held: lock.Held) -> None:
+def check_empty(held: lock.Held) -> None:
     """Delete the remains of a killed command. Raises ConfigError if the output has any other files."""
     names = _besides_lock(names_in(held.store))
     if not names:
@@ -132,9 +133,9 @@ def _undo(held: lock.Held) -> None:
         logger.warning("%s: cannot delete the files written so far: %s", held.store.uri, error)
 
 
-def write_part(store: Store, split: str, number: int, table: pa.Table, kind: str) -> PartEntry:
-    """Write rows as part `number` of a split; `kind` is parquet or jsonl."""
-    return put(store, f"{DATA}/{split}/part-{number:05d}.{kind}", encode(table, kind), table.num_rows)
+def write_part(store: Store, split: str, name: str, table: pa.Table, kind: str) -> PartEntry:
+    """Write rows as a part of a split, such as part-00000; `kind` is parquet or jsonl."""
+    return put(store, f"{DATA}/{split}/{name}.{kind}", encode(table, kind), table.num_rows)
 
 
 def encode(table: pa.Table, kind: str) -> bytes:

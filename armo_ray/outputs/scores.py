@@ -38,6 +38,7 @@ class Part:
     rows: int
     output: int
     directories: tuple[str, ...]  # names of the hive directories on the way to it
+    digest: str | None = None  # of its bytes; None: not known
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _manifest(store: Store) -> tuple[RunFile, Manifest]:
 def _parts(listed: Listed, output: int, folder: str) -> list[Part]:
     root = listed.uri.rstrip("/")
     return [
-        Part(f"{root}/{part.path}", part.rows, output, _directories(part.path))
+        Part(f"{root}/{part.path}", part.rows, output, _directories(part.path), part.digest)
         for part in listed.parts
         if part.is_in(folder)
     ]

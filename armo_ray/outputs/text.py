@@ -1,7 +1,7 @@
 """Reads the text of scored candidates again from the source shards."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,8 +62,8 @@ class _Scored(NamedTuple):
     records: list[CommitRecord]
 
 
-def find_sources(scores: Scores) -> dict[str, Source]:
-    """The source shards of all scores, by URI.
+def find_sources(scores: Scores, only: Set[str] | None = None) -> dict[str, Source]:
+    """The source shards of all scores, or those of them in `only`, by URI.
 
     Raises ConfigError if the text of a shard is no longer what was scored: it is gone, its content changed, or outputs
     were scored from different states or layouts of it.
@@ -74,6 +74,8 @@ def find_sources(scores: Scores) -> dict[str, Source]:
         layout, columns = layout_and_reading(run.identity), columns_read(run.identity)
         groups: dict[tuple[str, str], list[CommitRecord]] = {}
         for record in commits.read_commits(Store(output), run=run):
+            if only is not None and record.source not in only:
+                continue
             if not any(in_partitions(part.path, scores.partitions) for part in record.parts_in(SCORES)):
                 continue
             groups.setdefault((record.source, record.identity), []).append(record)

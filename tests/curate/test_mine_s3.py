@@ -11,6 +11,7 @@ from armo_ray.curate.mine import run
 from armo_ray.curate.options import MineOptions
 from armo_ray.outputs.dataset import names_in
 from armo_ray.storage.store import Store
+from tests.support.growing_outputs import reveal, rows_in, units_of, write_shards
 from tests.support.paths import SAMPLE
 from tests.support.synthetic_outputs import score_synthetically
 
@@ -39,6 +40,18 @@ def test_pairs_in_an_object_store_equal_those_on_disk(s3: str, tmp_path: Path) -
     again = ["--output", f"{s3}/again", "--format", "jsonl", "--exclude", f"{s3}/some", f"{s3}/rest"]
     assert main(["mine", f"{s3}/scores", *again]) == 0
     assert rows(Store(f"{s3}/again")) == []
+
+
+def test_a_dataset_in_an_object_store_grows(s3: str, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:20]
+    whole = score_synthetically(tmp_path / "whole", write_shards(tmp_path / "in", lines, 3), keep_text=True)
+    first, *rest = units_of(whole)
+    for night in ([first], rest):
+        reveal(whole, f"{s3}/scores", night)
+        assert main(["mine", f"{s3}/scores", "--output", f"{s3}/grown", "--append"]) == 0
+    assert main(["mine", str(whole), "--output", str(tmp_path / "one")]) == 0
+    assert rows_in(f"{s3}/grown") == rows_in(tmp_path / "one") != []
+    assert Store(f"{s3}/grown").list_names("_increments").keys() == {"made.json", "00001.json", "00002.json"}
 
 
 def test_a_command_that_fails_leaves_nothing_in_an_object_store(s3: str, tmp_path: Path) -> None:
