@@ -14,7 +14,7 @@ from armo_ray.storage.local_files import readable
 from armo_ray.storage.parts import DATA, SCORES
 from armo_ray.storage.store import Store
 
-_MANIFEST = json_files.Kind({"parts": lambda value: isinstance(value, list)}, {})
+_MANIFEST = json_files.Kind({"parts": lambda value: isinstance(value, list | None)}, {})
 _SCRATCH = "excluded"
 _MOST_BYTES = 1 << 26  # of a JSON line
 
@@ -54,9 +54,13 @@ def _parts(store: Store) -> list[dict[str, Any]]:
             f"exclude: {store.uri}: no {commits.SUCCESS}: the dataset is not complete, or is none"
         )
     try:
-        return list(json_files.parse(raw, _MANIFEST)["parts"])
+        listed = json_files.parse(raw, _MANIFEST)["parts"]
     except ValueError as error:
         raise ConfigError(f"exclude: {store.uri}/{commits.SUCCESS}: damaged: {error}") from error
+    if listed is None:  # many parts of scores, listed elsewhere
+        manifest = commits.find_manifest(store)
+        return [part.to_dict() for part in manifest.parts] if manifest else []
+    return list(listed)
 
 
 def write_excluded(job: CurationJob, parts: list[str]) -> None:

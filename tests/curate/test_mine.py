@@ -21,6 +21,7 @@ from armo_ray.cli.main import main
 from armo_ray.curate.mine import run
 from armo_ray.curate.options import MineOptions
 from armo_ray.errors import ConfigError
+from armo_ray.storage import commits
 from tests.support.local import rows_of, score_locally
 from tests.support.synthetic_outputs import score_synthetically, with_columns
 
@@ -338,6 +339,18 @@ def test_pairs_without_excluded_prompts_are_those_of_scores_without_them(
     assert counts["prompts of excluded datasets"] == len(some)
     assert counts["prompts"] == len(prompts) - len(some)
     assert f"| prompts of excluded datasets | {len(some)} |" in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_scores_whose_manifest_lists_its_parts_elsewhere_can_be_excluded(
+    scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "MOST_PARTS", 0)
+    some = tmp_path / "some"
+    assert main(["filter", str(scores), "--output", str(some), "--where", "prompt_id < '8'"]) == 0
+    assert json.loads((some / "_SUCCESS").read_text())["parts"] is None
+    left = {pair["prompt_id"] for pair in mine(scores, tmp_path / "pairs", exclude=[str(some)])}
+    assert left
+    assert min(left) >= "8"
 
 
 def test_excluding_all_prompts_leaves_an_empty_dataset(
