@@ -41,7 +41,7 @@ class Change:
     made_by: Mapping[str, Any] = field(default_factory=dict)  # new metadata, with which scores are recomputed
     sources: Mapping[str, Source] = field(
         default_factory=dict
-    )  # shards to add text from; none: no text is added
+    )  # to add text from, by URI; none: none is added
     fingerprint: str = ""  # of the new output, as `begin` returned it
     format: str = "parquet"
 
@@ -73,9 +73,8 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
                 kept = {path: kept[path] for path in paths if path in kept}
             sources = {r.source: change.sources[r.source] for r in records if r.source in change.sources}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept, sources=sources)))
-    if (
-        options.engine == "duckdb"
-    ):  # each thread holds one part in memory at a time; with text, those of a task
+    if options.engine == "duckdb":
+        # each thread holds one part in memory at a time; with text, those of a task
         with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
             list(pool.map(_rewrite, tasks))
         return

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import duckdb
 
 from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch, write_scratch
 from armo_ray.errors import ConfigError
+from armo_ray.outputs.dataset import parts_of
 from armo_ray.outputs.scores import database, literal
-from armo_ray.storage import commits, json_files
+from armo_ray.storage import commits
+from armo_ray.storage.json_files import digest_of
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.parts import DATA, SCORES
+from armo_ray.storage.records import DamagedError, PartEntry
 from armo_ray.storage.store import Store
 
-_MANIFEST = json_files.Kind({"parts": lambda value: isinstance(value, list | None)}, {})
 _SCRATCH = "excluded"
 _MOST_BYTES = 1 << 26  # of a JSON line
 
@@ -27,7 +28,7 @@ def find_parts(uris: Iterable[str]) -> list[str]:
     found = []
     for store in {store.uri: store for store in map(Store, uris)}.values():
         parts = [
-            f"{store.uri}/{path}" for path in _paths(store) if path.startswith((f"{DATA}/", f"{SCORES}/"))
+            f"{store.uri}/{part.path}" for part in _parts(store) if part.is_in(DATA) or part.is_in(SCORES)
         ]
         if not parts:
             raise ConfigError(f"exclude: {store.uri}: holds no rows of mine, label or score")
@@ -37,30 +38,24 @@ def find_parts(uris: Iterable[str]) -> list[str]:
 
 def digest(uris: Iterable[str]) -> str:
     """What tells apart any two states of complete datasets. Raises ConfigError as `find_parts` does."""
-    parts = [sorted(map(json.dumps, _parts(Store(uri)))) for uri in uris]
-    return json_files.digest_of(json.dumps(parts).encode())
+    parts = [
+        sorted(json.dumps(part.to_dict(), sort_keys=True) for part in _parts(Store(uri))) for uri in uris
+    ]
+    return digest_of(json.dumps(parts).encode())
 
 
-def _paths(store: Store) -> list[str]:
-    return [part["path"] for part in _parts(store)]
-
-
-def _parts(store: Store) -> list[dict[str, Any]]:
+def _parts(store: Store) -> list[PartEntry]:
     """All parts in the manifest of a dataset."""
     with commits.reading(store, "exclude: "):
-        raw = store.read(commits.SUCCESS) if commits.SUCCESS in store.list_names("") else None
-    if raw is None:
+        try:
+            parts = parts_of(store)
+        except DamagedError as error:
+            raise ConfigError(f"exclude: {error}") from error
+    if parts is None:
         raise ConfigError(
             f"exclude: {store.uri}: no {commits.SUCCESS}: the dataset is not complete, or is none"
         )
-    try:
-        listed = json_files.parse(raw, _MANIFEST)["parts"]
-    except ValueError as error:
-        raise ConfigError(f"exclude: {store.uri}/{commits.SUCCESS}: damaged: {error}") from error
-    if listed is None:  # many parts of scores, listed elsewhere
-        manifest = commits.find_manifest(store)
-        return [part.to_dict() for part in manifest.parts] if manifest else []
-    return list(listed)
+    return parts
 
 
 def write_excluded(job: CurationJob, parts: list[str]) -> None:

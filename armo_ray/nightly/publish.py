@@ -9,8 +9,8 @@ from typing import Any
 
 from armo_ray.nightly.gate import Condition
 from armo_ray.nightly.night import DATASETS, Night
-from armo_ray.nightly.record import parts_of
 from armo_ray.nightly.steps import Done, report_place
+from armo_ray.outputs.dataset import parts_of
 from armo_ray.storage import commits, lock
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.parts import REJECTS
@@ -69,11 +69,12 @@ def pointer(night: Night, done: dict[str, Done], conditions: list[Condition]) ->
 
 def _listed(output: str) -> dict[str, Any]:
     """An output: its URI, and its parts, by paths below it. Raises RuntimeError if it is not complete."""
-    parts = parts_of(output)
+    store = Store(output)
+    parts = parts_of(store)
     if parts is None:
         raise RuntimeError(f"{output}: not complete any more: run the same command again")
     return {
-        "uri": Store(output).uri,
+        "uri": store.uri,
         "rows": sum(part.rows for part in parts if not part.is_in(REJECTS)),
         "bytes": sum(part.bytes for part in parts),
         "parts": [part.to_dict() for part in parts],

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from armo_ray.nightly.night import Step
+from armo_ray.outputs.dataset import parts_of
 from armo_ray.outputs.partitions import in_partitions, parse_partitions
-from armo_ray.storage.commits import SUCCESS, find_manifest
-from armo_ray.storage.json_files import Kind, digest_of, parse, to_json
-from armo_ray.storage.records import DamagedError, PartEntry
+from armo_ray.storage.json_files import digest_of, to_json
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 NAME = "progress.json"
-_MANIFEST = Kind({"parts": lambda value: isinstance(value, list | None)}, {})
 # where a step works, which changes no row
 _RUNNING = {"memory", "threads", "spill", "engine", "task_rows"}
 
@@ -33,30 +32,12 @@ class Record:
         return self.steps.get(step, {}).get(name)
 
 
-def parts_of(output: str) -> list[PartEntry] | None:
-    """The parts of scores or of a dataset as the manifest lists them, or None if it is not complete.
-
-    Raises DamagedError if the manifest is damaged.
-    """
-    store = Store(output)
-    try:
-        listed = parse(store.read(SUCCESS), _MANIFEST)["parts"]
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DamagedError(f"{store.uri}/{SUCCESS}: damaged: {error}") from error
-    if listed is None:  # many parts of scores, listed elsewhere
-        manifest = find_manifest(store)
-        return None if manifest is None else list(manifest.parts)
-    return list(map(PartEntry.from_dict, listed))
-
-
 def origin_of(step: Step) -> str | None:
     """A digest of a step's options and of the parts that it reads; None if one of its inputs is not complete."""
     inputs: dict[str, list[Any]] = {}
     partitions = parse_partitions(step.options[0].partition)
     for place in step.reads:
-        parts = parts_of(place)
+        parts = parts_of(Store(place))
         if parts is None:
             return None
         inputs[place] = sorted(
@@ -74,4 +55,4 @@ def new_parts(record: Record, step: Step) -> Sequence[PartEntry]:
     """The parts of a dataset that this night made: all, or those that it appended."""
     (output,) = step.writes
     before = set(record.value(step.name, "before") or ())
-    return [part for part in parts_of(output) or () if part.path not in before]
+    return [part for part in parts_of(Store(output)) or () if part.path not in before]

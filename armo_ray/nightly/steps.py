@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.night import DATASETS, Night, Step
-from armo_ray.nightly.record import Record, new_parts, origin_of, parts_of
+from armo_ray.nightly.record import Record, new_parts, origin_of
+from armo_ray.outputs.dataset import parts_of
 from armo_ray.score.config import ScoreConfig
 from armo_ray.storage.store import Store
 
@@ -41,7 +42,7 @@ def check_outputs(night: Night, record: Record) -> None:
                 raise ConfigError(f"[label] {error}") from None
         if step.name in DATASETS and not step.appends and record.value(step.name, "origin") is None:
             (output,) = step.writes
-            if parts_of(output) is not None:
+            if parts_of(Store(output)) is not None:
                 raise ConfigError(
                     f"[{step.name}] output {output} holds a dataset that this night did not make: put {{date}} in its "
                     f"name, or choose another"
@@ -101,7 +102,7 @@ def _committed(job: Any, spans: Any, config: ScoreConfig) -> "Totals | None":
 def _make(step: Step, record: Record) -> Done:
     """Make or extend a dataset, unless it is there and was made of the same."""
     (output,), (options,) = step.writes, step.options
-    origin, before = origin_of(step), parts_of(output)
+    origin, before = origin_of(step), parts_of(Store(output))
     if before is not None and not step.appends:
         if origin is None or origin != record.value(step.name, "origin"):
             raise ConfigError(
@@ -113,7 +114,7 @@ def _make(step: Step, record: Record) -> Done:
         record.write(step.name, before=[part.path for part in before or ()])
     record.write(step.name, origin=origin)
     import_module(f"armo_ray.curate.{step.name}").run(options)
-    status = SKIPPED if before is not None and parts_of(output) == before else COMPLETE
+    status = SKIPPED if before is not None and parts_of(Store(output)) == before else COMPLETE
     return Done(status, rows=_rows(record, step))
 
 

@@ -19,14 +19,16 @@ from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, lock
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.json_files import sealed
+from armo_ray.storage.json_files import Kind, parse, sealed
 from armo_ray.storage.parts import DATA, put
-from armo_ray.storage.records import PartEntry
+from armo_ray.storage.records import DamagedError, PartEntry
 from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store, final_name, remove_empty
 from armo_ray.version import __version__
 
 logger = logging.getLogger(__name__)
+
+_MANIFEST = Kind({"parts": lambda value: isinstance(value, list | None)}, {})
 
 # every file that commands write into an output of their own
 _WRITTEN = re.compile(
@@ -93,6 +95,23 @@ def delete(store: Store, names: Sequence[str]) -> None:
 def own_files(names: Sequence[str]) -> list[str]:
     """The names of files that commands write into outputs of their own, among all names in an output."""
     return [name for name in names if _WRITTEN.fullmatch(final_name(name))]
+
+
+def parts_of(store: Store) -> list[PartEntry] | None:
+    """The parts of a dataset or of scores as the manifest lists them, or None if there is no manifest.
+
+    Raises DamagedError if the manifest is damaged.
+    """
+    try:
+        listed = parse(store.read(commits.SUCCESS), _MANIFEST)["parts"]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedError(f"{store.uri}/{commits.SUCCESS}: damaged: {error}") from error
+    if listed is None:  # many parts of scores, listed elsewhere
+        manifest = commits.find_manifest(store)
+        return None if manifest is None else list(manifest.parts)
+    return list(map(PartEntry.from_dict, listed))
 
 
 def check_unclaimed(store: Store) -> None:
