@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -46,7 +45,7 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         protocol = "file"
     try:
         kind = get_filesystem_class(protocol)
-        fs = _instance(kind, protocol, use_listings_cache=False, **kind._get_kwargs_from_urls(uri))
+        fs = filesystem(protocol, use_listings_cache=False, **kind._get_kwargs_from_urls(uri))
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)
         advice = f"install its package: pip install 'armo-ray[{extra}]'" if extra else describe_error(error)
@@ -57,18 +56,6 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     path = str(fs._strip_protocol(uri))
     # an absolute path, so that a file has one URI however it was named
     return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
-
-
-def _instance(kind: type[AbstractFileSystem], protocol: str, **options: Any) -> AbstractFileSystem:
-    if kind.async_impl:  # one thread makes the calls of all others
-        return shared_filesystem(os.getpid(), protocol, **options)
-    return filesystem(protocol, **options)
-
-
-@lru_cache
-def shared_filesystem(process: int, protocol: str, **options: Any) -> AbstractFileSystem:
-    """One instance for all threads of a process. fsspec makes one per thread, and an S3 client takes 0.25 CPU s."""
-    return filesystem(protocol, **options)
 
 
 def speaks(fs: AbstractFileSystem, *protocols: set[str]) -> bool:
