@@ -176,11 +176,6 @@ def stamps_in(store: Store, folder: str) -> dict[str, str]:
     return stamps
 
 
-def rows_of(records: Iterable[CommitRecord], stamps: Mapping[str, str]) -> pa.Table:
-    """Records as rows of a checkpoint."""
-    return pa.Table.from_pylist([_row(record, stamps[record.unit]) for record in records], SCHEMA)
-
-
 def records_of(rows: pa.Table) -> Iterator[CommitRecord]:
     """The records that rows of a checkpoint hold."""
     for start in range(0, rows.num_rows, _BATCH):

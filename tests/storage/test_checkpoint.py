@@ -173,7 +173,7 @@ def test_a_late_writer_of_other_bytes_is_seen_although_its_record_was_in_the_che
 
 def other_run(store: Store) -> bytes:
     other = Store(f"{store.root}-other")
-    checkpoint.write(other, [checkpoint.rows_of([commit_record(U1)], {U1: "1"})], "0" * 32)
+    checkpoint.write(other, checkpoint.exact([commit_record(U1)], {U1: "1"}), "0" * 32)
     return other.read(CHECKPOINT)
 
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_that_differs_from_the_records_is_found_and_repaired(
     finish(store)
     run, log = commits.read_run(store), read_log(store)
     first, *others = sorted(log.records(), key=lambda record: record.unit)
-    wrong = checkpoint.rows_of([replace(first, scored=first.scored + 1), *others], log.stamps)
+    (wrong,) = checkpoint.exact([replace(first, scored=first.scored + 1), *others], log.stamps)
     checkpoint.write(store, [wrong], run.fingerprint)
     assert verify_output(store.uri)[1] == [
         f"{CHECKPOINT}: its rows of 1 units are not their records, the first is {first.unit}"
