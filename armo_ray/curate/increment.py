@@ -111,19 +111,20 @@ def _new_units(growing: Growing, units: Mapping[str, Mapping[str, list[Part]]]) 
 
     Raises ConfigError if scores that an increment read are gone or differ.
     """
+    earlier = growing.units
     now = {output: {unit: _digest(parts) for unit, parts in of.items()} for output, of in units.items()}
-    used = growing.units
-    for output, before in used.items():
+    for output, used in earlier.items():
         if output not in now:
             raise ConfigError(f"output {growing.store.uri} has rows from {output}: give these scores too")
-        gone = sorted(unit for unit, digest in before.items() if now[output].get(unit) != digest)
+        gone = sorted(unit for unit, digest in used.items() if now[output].get(unit) != digest)
         if gone:
             raise ConfigError(
                 f"output {growing.store.uri} has rows from {len(gone)} units that {output} no longer holds or holds "
                 f"with other scores, such as {gone[0]}: make the dataset anew, in another output"
             )
     new = {
-        output: {u: d for u, d in of.items() if u not in used.get(output, {})} for output, of in now.items()
+        output: {u: d for u, d in of.items() if u not in earlier.get(output, {})}
+        for output, of in now.items()
     }
     return {output: of for output, of in new.items() if of}
 

@@ -114,9 +114,9 @@ def test_a_configuration_cannot_be_changed() -> None:
         config.dtype = "float32"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.toml")), ids=lambda path: path.name)
-def test_every_example_configuration_is_valid(path: Path) -> None:
-    load_config(str(path), {"model": "m", "output": "o"})
+@pytest.mark.parametrize("name", ["nightly.toml", "quickstart.toml"])
+def test_the_example_configurations_of_score_are_valid(name: str) -> None:
+    load_config(str(ROOT / "jobs" / name), {"model": "m", "output": "o"})
 
 
 def test_verify_tells_what_is_not_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -308,7 +308,15 @@ DATASETS = {
 }
 
 
-@pytest.mark.parametrize("arguments", DATASETS.values(), ids=DATASETS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(
+            value, id=name, marks=() if name in ("pairs-as-lines", "scores") else pytest.mark.nightly
+        )
+        for name, value in DATASETS.items()
+    ],
+)
 def test_pairs_without_excluded_prompts_are_those_of_scores_without_them(
     arguments: list[str], scores: Path, tmp_path: Path
 ) -> None:

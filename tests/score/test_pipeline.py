@@ -87,6 +87,9 @@ def test_fp8_is_compared_with_bfloat16_on_the_input_and_refused_below_the_bar(
     assert report["pairs"] >= 130
     assert len(report["columns"]) == 20
     assert not list(out.glob("_commits/*"))
+    ended = json.loads((out / "status.json").read_text())
+    assert ended["meaning"].startswith("wrong usage or configuration: fp8: ")
+    assert [ended[name] for name in ("status", "scored", "rejected", "units")] == [2, 0, 0, 0]
     manifest = score_locally(tiny_model, SAMPLE, out, dtype="fp8", min_agreement=0.5)
     assert manifest["totals"]["scored"] == 260
     exact = tmp_path / "exact"

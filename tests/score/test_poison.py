@@ -73,22 +73,27 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-POISON = {
-    "a.parquet": {4: "crash the tokenizer"},  # in the second of three units
-    "b.jsonl": {1: "crash the model", 2: "fail the model"},  # in the first of two
-}
+READERS = {"a.parquet": {4: "crash the tokenizer"}}  # in the second of three units
+REPLICAS = {"b.jsonl": {1: "crash the model", 2: "fail the model"}}  # in the first of two
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "poison_of",
+    [
+        pytest.param(REPLICAS, id="replicas"),
+        pytest.param(READERS | REPLICAS, id="readers-and-replicas", marks=pytest.mark.nightly),
+    ],
+)
 def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_scored(
-    local_ray: str, tiny_model: Path, tmp_path: Path
+    poison_of: dict[str, dict[int, str]], local_ray: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in SAMPLE.open()][:15]
     shards = {"a.parquet": rows[:9], "b.jsonl": rows[9:]}
     write(tmp_path / "sound-in", shards)
     score_locally(tiny_model, tmp_path / "sound-in", tmp_path / "sound", unit_rows=6)
     expected = by_place(tmp_path / "sound")
-    for name, poison in POISON.items():
+    for name, poison in poison_of.items():
         for i, text in poison.items():
             shards[name][i]["chosen"] = text
     write(tmp_path / "in", shards)
@@ -103,9 +108,9 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
     rejects = rows_of(out, "rejects")
     assert {row["reason"] for row in rejects} == {"poison"}
-    places = [(name, i) for name, poison in POISON.items() for i in poison]
+    places = [(name, i) for name, poison in poison_of.items() for i in poison]
     assert [(Path(row["source"]).name, row["source_row"]) for row in rejects] == places
-    texts = [text for poison in POISON.values() for text in poison.values()]
+    texts = [text for poison in poison_of.values() for text in poison.values()]
     assert [json.loads(row["raw"])["chosen"] for row in rejects] == texts
     for row, text in zip(rejects, texts, strict=True):
         assert ("a kernel divides by zero" in row["detail"]) == (text == "fail the model")

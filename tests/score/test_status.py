@@ -39,12 +39,13 @@ def recorded(output: Path) -> dict[str, Any]:
 
 
 def test_a_run_records_its_status_and_says_it_last(
-    local_ray: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards, out = tmp_path / "in", tmp_path / "out"
     shards.mkdir()
     (shards / "a.jsonl").write_text(rows(8), "utf-8")
     caplog.set_level("INFO", "armo_ray")
+    score_locally(tiny_model, shards, out)
     assert main(scoring(tiny_model, shards, out)) == 0
     assert caplog.messages[-1] == "status 0: complete"
     found = recorded(out)
@@ -54,6 +55,7 @@ def test_a_run_records_its_status_and_says_it_last(
         **{"scored": 16, "rejected": 0, "units": 1},
     }
     (shards / "b.jsonl").write_text(rows(2, empty=1), "utf-8")
+    score_locally(tiny_model, shards, out)
     assert main(scoring(tiny_model, shards, out)) == 3
     assert caplog.messages[-1].startswith("status 3: complete, but 4.55 % of the candidates were rejected (")
     assert caplog.messages[-1] == f"status 3: {recorded(out)['meaning']}"
@@ -63,23 +65,12 @@ def test_a_run_records_its_status_and_says_it_last(
     assert main(["mine", str(out), "--output", str(tmp_path / "pairs")]) == 0
 
 
-def test_a_run_that_is_refused_records_why_and_counts_what_is_committed(
-    local_ray: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a.jsonl").write_text(rows(8), "utf-8")
-    command = scoring(tiny_model, tmp_path / "a.jsonl", tmp_path / "out")
-    assert main([*command, "--dtype", "fp8", "--min-agreement", "1"]) == 2
-    assert caplog.messages[-1] == "status 2: wrong usage or configuration"
-    found = recorded(tmp_path / "out")
-    assert found["meaning"].startswith("wrong usage or configuration: fp8: ")
-    assert [found[name] for name in ("status", "scored", "rejected", "units")] == [2, 0, 0, 0]
-
-
 def test_a_status_that_cannot_be_written_changes_nothing_else(
-    local_ray: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a.jsonl").write_text(rows(2), "utf-8")
-    (tmp_path / "out" / "status.json").mkdir(parents=True)
+    score_locally(tiny_model, tmp_path / "a.jsonl", tmp_path / "out")
+    (tmp_path / "out" / "status.json").mkdir()
     assert main(scoring(tiny_model, tmp_path / "a.jsonl", tmp_path / "out")) == 0
     assert any("status.json cannot be written" in message for message in caplog.messages)
 

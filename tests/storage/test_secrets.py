@@ -86,7 +86,7 @@ def test_no_credential_is_written_or_logged_by_a_run(
     assert secrets
     store = Store(f"{s3}/out")
     texts = [caplog.text.encode(), *(store.fs.cat_file(path) for path in store.find(""))]
-    assert len(texts) == 1 + 4  # a part, its commit, the run and the manifest
+    assert len(texts) == 1 + 5  # a part, its commit, the table of commits, the run and the manifest
     assert not [text for text in texts for secret in secrets if secret in text]
 
 
