@@ -25,7 +25,7 @@ _GROUP_ROWS = 8192  # small, so that a bucket reads few rows of other buckets
 Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
-NEW_PROMPTS = "new-prompts"
+PROMPTS = "prompts"  # scratch file of the ids of the prompts whose earlier candidates are read
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,12 @@ class CurationJob:
     part_groups: tuple[tuple[Part, ...], ...]  # the parts of each reading task
     rows: int  # candidates that are read
     increment: int | None = None  # number of the increment of a dataset that grows
-    num_new: int | None = None  # of the groups, those whose prompts are all read; None: of all
+    num_new: int | None = (
+        None  # of the groups, the first so many are read whole, the others for some prompts only
+    )
+    known: str = ""  # SQL relation of the MinHash digests of earlier increments
+    first_bucket: int = 0  # number of the first bucket in the names of parts
+    screened: bool = False  # whether it is known already that no prompt is to be left out
 
     @property
     def num_buckets(self) -> int:
@@ -47,7 +52,8 @@ class CurationJob:
 
     def part_name(self, bucket: int) -> str:
         """The name of a bucket's part in every split."""
-        return f"part-{bucket:05d}" if self.increment is None else f"part-{self.increment:05d}-{bucket:05d}"
+        number = f"{self.first_bucket + bucket:05d}"
+        return f"part-{number}" if self.increment is None else f"part-{self.increment:05d}-{number}"
 
 
 def whole_job(scores: Scores, options: Any, scratch: str, select: str) -> CurationJob:
@@ -127,7 +133,7 @@ def read_candidates(job: CurationJob, number: int) -> int:
     relation = f"({scan(job.part_groups[number])})"
     if job.num_new is not None and number >= job.num_new:
         relation = (
-            f"(SELECT s.* FROM {relation} s SEMI JOIN {new_prompts(job)} n ON s.prompt_id = n.prompt_id)"
+            f"(SELECT s.* FROM {relation} s SEMI JOIN {chosen_prompts(job)} n ON s.prompt_id = n.prompt_id)"
         )
     with database(job.options) as con:
         con.execute(
@@ -139,9 +145,9 @@ def read_candidates(job: CurationJob, number: int) -> int:
     return int(without_value)
 
 
-def new_prompts(job: CurationJob) -> str:
-    """SQL relation of the ids of the prompts that have candidates in the new parts of an increment."""
-    return scan_scratch(job, iter([NEW_PROMPTS]))
+def chosen_prompts(job: CurationJob) -> str:
+    """SQL relation of the ids of the prompts whose earlier candidates are read."""
+    return scan_scratch(job, iter([PROMPTS]))
 
 
 def candidates_in(job: CurationJob, groups: Iterable[int]) -> str:

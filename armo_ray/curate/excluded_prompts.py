@@ -105,8 +105,13 @@ def screen_bucket(
     return contaminated
 
 
+def minhashes(job: CurationJob) -> str:
+    """SQL relation of the MinHash digests of the prompts that a job read."""
+    return scan_scratch(job, (f"minhash-{bucket:05d}" for bucket in range(job.num_buckets)))
+
+
 def near_duplicates(job: CurationJob) -> list[str]:
-    """Ids of the prompts that are similar to a prompt with a smaller id.
+    """Ids of the prompts, of this job and of earlier increments, that are similar to a prompt with a smaller id.
 
     The digests are divided into bands. Prompts whose digests agree in a whole band are compared with the first of
     them, and left out if at least the given fraction of the two digests agrees. So time and memory grow with the
@@ -118,8 +123,8 @@ def near_duplicates(job: CurationJob) -> list[str]:
     width = max(w for w in (1, 2, 4, 8, 16) if w == 1 or (w / _HASHES) ** (1 / w) <= 0.9 * min_similarity)
     duplicates: set[str] = set()
     with database(job.options) as con:
-        files = scan_scratch(job, (f"minhash-{bucket:05d}" for bucket in range(job.num_buckets)))
-        con.execute(f"CREATE TEMP TABLE hashed AS FROM {files}")
+        known = f" UNION ALL SELECT prompt_id, digest FROM {job.known}" if job.known else ""
+        con.execute(f"CREATE TEMP TABLE hashed AS SELECT prompt_id, digest FROM {minhashes(job)}{known}")
         for start in range(0, _HASHES, width):
             duplicates |= _in_band(con, start, width, min_similarity)
     return sorted(duplicates)

@@ -4,7 +4,6 @@ A prompt that gets candidates later is done again from all its candidates, old a
 So the increments together hold the rows of one run over everything.
 """
 
-import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,37 +12,24 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from armo_ray.curate.candidates import (
-    NEW_PROMPTS,
-    CurationJob,
-    batched_by_rows,
-    candidates_in,
-    new_prompts,
-    read_candidates,
-    write_scratch,
-)
+from armo_ray.curate import known_digests
+from armo_ray.curate.candidates import CurationJob, batched_by_rows, candidates_in, read_candidates
+from armo_ray.curate.earlier import prompts_in, read_earlier, take_out
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of
 from armo_ray.formatting.tables import markdown_table
-from armo_ray.outputs.dataset import Made, encode, finish
+from armo_ray.outputs.dataset import Made, finish
 from armo_ray.outputs.increments import Growing, Increment, Making, growing_output, numbers
-from armo_ray.outputs.scores import Part, Scores, columns_of, database, scan
+from armo_ray.outputs.scores import Part, Scores, columns_of, database
 from armo_ray.outputs.text import Source, find_sources
 from armo_ray.storage.json_files import digest_of, unit_of
-from armo_ray.storage.local_files import Opened
-from armo_ray.storage.parts import put, read_content
 from armo_ray.storage.records import PartEntry
-from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 _RUNNING = {"scores", "output", "append", "date", "memory", "threads", "spill", "engine", "task_rows"}
-_AGAIN = "prompts-again"  # scratch file of the ids of prompts that are done again
-_PROMPTS = "SELECT DISTINCT prompt_id FROM {} ORDER BY prompt_id"
 _SHOWN = 10  # increments in the card
 
 
@@ -54,6 +40,7 @@ class Rows:
     parts: Sequence[PartEntry]
     counts: Mapping[str, Any]
     contaminated: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    duplicates: frozenset[str] = frozenset()  # near-duplicate prompts, those of earlier increments included
 
 
 @dataclass(frozen=True)
@@ -67,6 +54,7 @@ class Command:
     state: Mapping[str, str]  # digests of what decides rows besides the options, by what it is
     about: str  # what a row is, in Markdown
     reads_text: bool
+    compares: bool  # whether prompts are compared with those of earlier increments
     begin: Callable[[CurationJob], None]
     make: Callable[[CurationJob, TaskRunner, Sequence[Source]], Rows]
     publish: Callable[[Growing], None]
@@ -148,78 +136,80 @@ def _increment(
     new: Mapping[str, Mapping[str, str]],
 ) -> Increment:
     """Write the parts of an increment."""
-    options, rows = command.options, command.options.task_rows
+    options = command.options
     parts: dict[bool, list[Part]] = {True: [], False: []}
     for output, of in units.items():
         for unit, listed in of.items():
             parts[unit in new.get(output, {})] += listed
-    groups = tuple(batched_by_rows(parts[True], lambda part: part.rows, rows))
-    num_rows = sum(part.rows for part in parts[True])
+    groups = tuple(batched_by_rows(parts[True], lambda part: part.rows, options.task_rows))
+    rows = sum(part.rows for part in parts[True])
     with scratch_folder(options) as scratch, engine(options) as run_tasks:
         job = CurationJob(
-            command.scores, per_task(options), scratch, command.select, groups, num_rows, growing.number
+            command.scores, per_task(options), scratch, command.select, groups, rows, growing.number
         )
         command.begin(job)
-        job, without_value, again = _read(job, parts[False], run_tasks)
+        job, without_value, prompts = _read(job, parts[False], run_tasks)
+        again = prompts["prompt_id"].to_pylist()
+        if command.compares:
+            job = known_digests.with_known(job, growing, prompts)
         made = command.make(job, run_tasks, _sources(command, job))
-        replaced = _replace(job, growing.parts, run_tasks) if again else []
-        left_out = _no_longer(job, growing.contaminated.keys() - made.contaminated.keys()) if again else {}
+        gone, returned = known_digests.update(job, made.duplicates) if command.compares else ([], [])
+        taken = take_out(job, {*again, *gone}, growing.parts, run_tasks)
+        more = _make_returned(command, job, returned, parts[False], run_tasks)
     counts = {
         "candidates without a value": without_value,
         **made.counts,
-        "prompts done again": again,
-        "rows replaced": sum(old.rows - new.rows for old, new in replaced),
+        **{name: made.counts[name] + count for name, count in more.counts.items()},
+        "prompts done again": len(again) + len(gone) + len(returned),
+        "rows replaced": sum(old.rows - left.rows for old, left in taken),
     }
+    cleared = dict.fromkeys(sorted(growing.contaminated.keys() & set(again)))
     return Increment(
         units=new,
-        parts=(*made.parts, *(new for _, new in replaced)),
-        replaced=tuple(old.path for old, _ in replaced),
+        parts=(*made.parts, *more.parts, *(left for _, left in taken)),
+        replaced=tuple(old.path for old, _ in taken),
         counts=counts,
-        contaminated={**left_out, **made.contaminated},
+        contaminated={**cleared, **made.contaminated},
     )
 
 
-def _read(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> tuple[CurationJob, int, int]:
+def _read(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> tuple[CurationJob, int, pa.Table]:
     """Read the new candidates, and the old ones of their prompts.
 
-    Returns the job with the groups that were read, the number of new candidates without a value, and of prompts that
+    Returns the job with the groups that were read, the number of new candidates without a value, and the prompts that
     have old candidates.
     """
     new = range(len(job.part_groups))
     without_value = sum(run_tasks(partial(read_candidates, job), new))
-    groups = _groups_again(job, old, run_tasks) if old else []
-    if not groups:
-        return job, without_value, 0
-    job = replace(job, part_groups=(*job.part_groups, *groups), num_new=len(new))
-    read = range(len(new), len(job.part_groups))
-    run_tasks(partial(read_candidates, job), read)
-    with database(job.options) as con:
-        again = con.sql(_PROMPTS.format(candidates_in(job, read))).to_arrow_table()
-        (rows,) = con.sql(f"SELECT count(*) FROM {candidates_in(job, read)}").fetchall()[0]
-    write_scratch(job, _AGAIN, again)
-    logger.info("read %d earlier candidates of %d prompts again", rows, again.num_rows)
-    return replace(job, rows=job.rows + rows), without_value, again.num_rows
+    if old:
+        job = read_earlier(job, prompts_in(job, new), old, run_tasks)
+    if len(job.part_groups) == len(new):
+        return job, without_value, pa.table({"prompt_id": pa.array([], pa.string())})
+    again = prompts_in(job, range(len(new), len(job.part_groups)))
+    logger.info("%d prompts have earlier candidates, too", again.num_rows)
+    return job, without_value, again
 
 
-def _groups_again(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> list[tuple[Part, ...]]:
-    """The old parts with candidates of prompts that have new candidates, in groups for reading tasks."""
-    with database(job.options) as con:
-        prompts = con.sql(_PROMPTS.format(candidates_in(job, range(len(job.part_groups)))))
-        write_scratch(job, NEW_PROMPTS, prompts.to_arrow_table())
-    rows = job.options.task_rows
-    found = run_tasks(partial(_with_new_prompts, job), batched_by_rows(old, lambda part: part.rows, rows))
-    parts = [part for parts in found for part in parts]
-    return batched_by_rows(parts, lambda part: part.rows, rows) if parts else []
-
-
-def _with_new_prompts(job: CurationJob, parts: Sequence[Part]) -> list[Part]:
-    """Those of some old parts that have candidates of prompts with new candidates."""
-    with database(job.options) as con:
-        places = con.execute(
-            f"SELECT DISTINCT s.__part FROM ({scan(parts, numbered=True)}) s "
-            f"SEMI JOIN {new_prompts(job)} n ON s.prompt_id = n.prompt_id"
-        ).fetchall()
-    return [parts[place] for (place,) in sorted(places)]
+def _make_returned(
+    command: Command, job: CurationJob, prompts: Sequence[str], old: Sequence[Part], run_tasks: TaskRunner
+) -> Rows:
+    """Make and write the rows of earlier prompts that are no longer near-duplicates of another."""
+    if not prompts:
+        return Rows((), {})
+    job = replace(
+        job,
+        scratch=f"{job.scratch}/returned",
+        part_groups=(),
+        rows=0,
+        first_bucket=job.num_buckets,
+        screened=True,
+    )
+    command.begin(job)
+    job = read_earlier(job, pa.table({"prompt_id": pa.array(prompts, pa.string())}), old, run_tasks)
+    made = command.make(job, run_tasks, _sources(command, job))
+    return Rows(
+        made.parts, {name: count for name, count in made.counts.items() if name.startswith("pairs in")}
+    )
 
 
 def _sources(command: Command, job: CurationJob) -> list[Source]:
@@ -230,52 +220,6 @@ def _sources(command: Command, job: CurationJob) -> list[Source]:
         sources = con.sql(f"SELECT DISTINCT source FROM {candidates_in(job, range(len(job.part_groups)))}")
         uris = {uri for (uri,) in sources.fetchall()}
     return list(find_sources(command.scores, uris).values())
-
-
-def _prompts_again(job: CurationJob) -> pa.Array:
-    content = Store(job.scratch).read(f"{_AGAIN}.parquet")
-    return pq.read_table(io.BytesIO(content))["prompt_id"].combine_chunks()
-
-
-def _replace(
-    job: CurationJob, parts: Sequence[PartEntry], run_tasks: TaskRunner
-) -> list[tuple[PartEntry, PartEntry]]:
-    """Rewrite the parts with rows of prompts that were done again without these; returns each with its successor."""
-    rewritten = run_tasks(partial(_without_rows, job), parts)
-    return [(old, new) for old, new in zip(parts, rewritten, strict=True) if new is not None]
-
-
-def _without_rows(job: CurationJob, part: PartEntry) -> PartEntry | None:
-    """Write a part without the rows of prompts that were done again; None if it has none."""
-    store, again = Store(job.options.output), _prompts_again(job)
-    if part.path.endswith(".jsonl"):
-        gone, lines = set(again.to_pylist()), read_content(store, part).splitlines(keepends=True)
-        left = [line for line in lines if json.loads(line)["prompt_id"] not in gone]
-        content, rows = b"".join(left), len(left)
-    else:
-        with Opened().open(f"{store.uri}/{part.path}") as stream:
-            ids = pq.read_table(stream, columns=["prompt_id"])["prompt_id"]
-        if not pc.any(pc.is_in(ids, again)).as_py():
-            return None
-        table = pq.read_table(io.BytesIO(read_content(store, part)))
-        table = table.filter(pc.invert(pc.is_in(table["prompt_id"], again)))
-        content, rows = encode(table, "parquet"), table.num_rows
-    if rows == part.rows:
-        return None
-    return put(store, _successor(part.path, job.increment or 0), content, rows)
-
-
-def _successor(path: str, increment: int) -> str:
-    """The name of a part as an increment leaves it: part-00001-00000.parquet becomes part-00001-00000-00003.parquet."""
-    folder, _, name = path.rpartition("/")
-    stem, dot, kind = name.partition(".")
-    origin = "-".join(stem.split("-")[:3])
-    return f"{folder}/{origin}-{increment:05d}{dot}{kind}"
-
-
-def _no_longer(job: CurationJob, listed: Iterable[str]) -> dict[str, None]:
-    """Those of some prompts that were done again."""
-    return dict.fromkeys(sorted(set(listed) & set(_prompts_again(job).to_pylist())))
 
 
 def _log(growing: Growing) -> None:

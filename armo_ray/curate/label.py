@@ -66,6 +66,7 @@ def _append(options: LabelOptions, scores: Scores, labels: dict[str, str], about
             state={"the type of a column": columns_digest(select, scores, options)},
             about=about,
             reads_text=options.text,
+            compares=False,
             begin=lambda _: None,
             make=partial(_label, Calibration(labels, moments, fitted["temperature"])),
             publish=lambda _: None,

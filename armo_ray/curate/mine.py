@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from armo_ray.curate import candidate_text, excluded_datasets, excluded_prompts, strategies, trainer_rows
 from armo_ray.curate.candidates import CurationJob, read_candidates, select_candidates, whole_job
@@ -70,11 +70,6 @@ def check(options: MineOptions) -> None:
             f"--append does not work with --length-control {options.length_control}: the effect of length is that of "
             f"all prompts. Leave out --append, or rank by an expression of num_response_tokens"
         )
-    if options.append and options.near_duplicates is not None:
-        raise ConfigError(
-            "--append does not work with --near-duplicates: every prompt is compared with all others. Leave out one "
-            "of them"
-        )
 
 
 def _append(options: MineOptions, scores: Scores, select: str, excluded: list[str]) -> None:
@@ -99,6 +94,7 @@ def _append(options: MineOptions, scores: Scores, select: str, excluded: list[st
             state=state,
             about=_about(options, ordered=False),
             reads_text=True,
+            compares=options.near_duplicates is not None,
             begin=partial(_begin, excluded),
             make=partial(_mine, benchmark),
             publish=publish,
@@ -137,32 +133,42 @@ def _mine(
     counts: dict[str, Any] = _sum(run_tasks(partial(strategies.mine_bucket, job, slope), buckets))
     logger.info("selected %d pairs", counts["pairs taken"])
     texts = candidate_text.read_needed(job, run_tasks, sources)
-    removed, removed_counts, contaminated = _find_removed(job, run_tasks, texts, benchmark)
-    written = run_tasks(partial(trainer_rows.assemble_bucket, job, texts, removed), buckets)
-    counts |= {**removed_counts, **_sum([c for _, c in written])}
+    removed = _find_removed(job, run_tasks, texts, benchmark)
+    written = run_tasks(partial(trainer_rows.assemble_bucket, job, texts, removed.prompts), buckets)
+    counts |= {**removed.counts, **_sum([c for _, c in written])}
     if slope:
         counts["value added by a token"] = slope
-    return Rows([part for parts, _ in written for part in parts], counts, contaminated)
+    parts = [part for parts, _ in written for part in parts]
+    return Rows(parts, counts, removed.contaminated, removed.duplicates)
+
+
+class _Removed(NamedTuple):
+    """The prompts to leave out."""
+
+    prompts: frozenset[str]  # their ids
+    counts: dict[str, int]  # of prompts, by reason
+    contaminated: dict[str, dict[str, str]]  # the file and the n-gram that a prompt shares with it
+    duplicates: frozenset[
+        str
+    ]  # those near-duplicates of a prompt with a smaller id, earlier prompts included
 
 
 def _find_removed(
     job: CurationJob, run_tasks: TaskRunner, texts: list[str], benchmark: dict[str, str]
-) -> tuple[frozenset[str], dict[str, int], dict[str, dict[str, str]]]:
-    """Ids of the prompts to leave out, their number by reason, and what the contaminated ones share with what file."""
+) -> _Removed:
     options = job.options
-    if not benchmark and options.near_duplicates is None:
-        return frozenset(), {}, {}
+    if job.screened or (not benchmark and options.near_duplicates is None):
+        return _Removed(frozenset(), {}, {}, frozenset())
     task = partial(excluded_prompts.screen_bucket, job, texts, benchmark)
     contaminated = [entry for entries in run_tasks(task, range(job.num_buckets)) for entry in entries]
-    counts, removed = {}, {entry.prompt_id for entry in contaminated}
+    counts, duplicates = {}, frozenset[str]()
     if benchmark:
         counts["prompts of a benchmark"] = len(contaminated)
     if options.near_duplicates is not None:
-        duplicates = excluded_prompts.near_duplicates(job)
+        duplicates = frozenset(excluded_prompts.near_duplicates(job))
         counts["near-duplicate prompts"] = len(duplicates)
-        removed |= set(duplicates)
     shared = {entry.prompt_id: {"file": entry.file, "ngram": entry.ngram} for entry in contaminated}
-    return frozenset(removed), counts, shared
+    return _Removed(duplicates.union(shared), counts, shared, duplicates)
 
 
 def _list_contaminated(store: Store, contaminated: Mapping[str, Mapping[str, str]]) -> None:

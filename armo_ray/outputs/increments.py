@@ -24,6 +24,7 @@ from armo_ray.storage.store import Store
 logger = logging.getLogger(__name__)
 
 FOLDER = "_increments"
+MINHASH = "_minhash"  # digests of the prompts of each increment, if it compares them
 _MADE = f"{FOLDER}/made.json"
 _COMMIT = re.compile(r"(\d{5,})\.json")
 _KIND = json_files.Kind(
@@ -114,7 +115,9 @@ class Growing:
         manifest = self.store.read_json(commits.SUCCESS) or {"parts": []}
         listed = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
         names = dataset.own_files(dataset.names_in(self.store))
-        stale = [n for n in names if n.startswith((f"{DATA}/", "_work/")) and n not in listed]
+        listed |= {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
+        folders = tuple(f"{folder}/" for folder in (DATA, MINHASH, "_work"))
+        stale = [name for name in names if name.startswith(folders) and name not in listed]
         if stale:
             dataset.delete(self.store, stale)
 

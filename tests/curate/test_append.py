@@ -24,7 +24,6 @@ ROWS = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:30
 SFT = ["label", "--shape", "sft", "--no-text", "--min-candidates", "2"]
 CASES = [
     ["mine", "--strategy", "all-above-margin", "--test-fraction", "0.3", "--decontaminate", "benchmark.txt"],
-    ["mine", "--format", "jsonl", "--layout", "llama3-ultrafeedback-armorm"],
     ["label", "--shape", "pairs", "--temperature", "0.2", "--task-rows", "50"],
 ]
 
@@ -35,7 +34,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("growing")
     (folder / "benchmark.txt").write_text(f"{ROWS[3]['prompt']}\n{ROWS[8]['prompt']}\n")
     shards = write_shards(folder / "in", ROWS, 6)
-    score_synthetically(folder / "without-text", shards)
     return score_synthetically(folder / "scores", shards, keep_text=True)
 
 
@@ -55,11 +53,10 @@ def nights(whole: Path, seed: int) -> list[list[str]]:
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_increments_together_are_one_run_over_everything(case: int, whole: Path, tmp_path: Path) -> None:
     command, out = CASES[case], tmp_path / "out"
-    scores = whole if case != 1 else whole.parent / "without-text"
     for night in nights(whole, case):
-        reveal(scores, tmp_path / "scores", night)
+        reveal(whole, tmp_path / "scores", night)
         assert run(command, tmp_path / "scores", out, whole, "--append") == 0
-    assert run(command, scores, tmp_path / "one", whole) == 0
+    assert run(command, whole, tmp_path / "one", whole) == 0
     assert rows_in(out) == rows_in(tmp_path / "one") != []
     if case == 0:
         listed = (out / "contaminated.jsonl").read_text("utf-8")
@@ -68,6 +65,36 @@ def test_increments_together_are_one_run_over_everything(case: int, whole: Path,
     assert [one["units"] for one in done] == [len(night) for night in nights(whole, case)]
     assert sum(one["counts"]["rows replaced"] for one in done) > 0
     assert done[0]["counts"]["prompts done again"] == 0 < done[-1]["counts"]["prompts done again"]
+
+
+def test_near_duplicates_are_those_of_all_increments(tmp_path: Path) -> None:
+    first = "one two three four five six seven eight nine ten eleven twelve"
+    second, third = f"{first} thirteen", f"{first} fourteen"
+    options = ["--near-duplicates", "0.5", "--max-length-ratio", "1.5"]
+    (tmp_path / "in").mkdir()
+
+    def night(name: str, rows: dict[str, list[str]]) -> list[str]:
+        """The prompts with pairs after one more night."""
+        lines = [json.dumps({"prompt": prompt, "responses": said}) for prompt, said in rows.items()]
+        (tmp_path / "in" / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        whole = score_synthetically(tmp_path / name, tmp_path / "in", keep_text=True)
+        reveal(whole, tmp_path / "scores", units_of(whole)[-1:])
+        assert (
+            main(["mine", str(tmp_path / "scores"), "--output", str(tmp_path / "out"), *options, "--append"])
+            == 0
+        )
+        return [
+            json.loads(row.partition(" ")[2])["prompt"][0]["content"] for row in rows_in(tmp_path / "out")
+        ]
+
+    responses = ["yes, so it is", "no, it is not"]
+    assert night("a", {second: responses}) == [second]
+    assert night("b", {first: responses, third: responses}) == [first]  # it has the smallest id
+    # the best and the worst are then of other lengths: without a pair, it is no longer compared
+    (left,) = night("c", {first: ["yes " * (10 << k) for k in range(6)]})
+    assert left in (second, third)
+    assert main(["mine", str(tmp_path / "c"), "--output", str(tmp_path / "one"), *options]) == 0
+    assert rows_in(tmp_path / "out") == rows_in(tmp_path / "one")
 
 
 def test_an_increment_on_ray_is_that_of_duckdb(local_ray: str, whole: Path, tmp_path: Path) -> None:

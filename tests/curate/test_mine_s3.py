@@ -44,12 +44,13 @@ def test_pairs_in_an_object_store_equal_those_on_disk(s3: str, tmp_path: Path) -
 
 def test_a_dataset_in_an_object_store_grows(s3: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:20]
-    whole = score_synthetically(tmp_path / "whole", write_shards(tmp_path / "in", lines, 3), keep_text=True)
+    whole = score_synthetically(tmp_path / "whole", write_shards(tmp_path / "in", lines, 3))
+    layout = ["--format", "jsonl", "--layout", "llama3-ultrafeedback-armorm"]
     first, *rest = units_of(whole)
     for night in ([first], rest):
         reveal(whole, f"{s3}/scores", night)
-        assert main(["mine", f"{s3}/scores", "--output", f"{s3}/grown", "--append"]) == 0
-    assert main(["mine", str(whole), "--output", str(tmp_path / "one")]) == 0
+        assert main(["mine", f"{s3}/scores", "--output", f"{s3}/grown", *layout, "--append"]) == 0
+    assert main(["mine", str(whole), "--output", str(tmp_path / "one"), *layout]) == 0
     assert rows_in(f"{s3}/grown") == rows_in(tmp_path / "one") != []
     assert Store(f"{s3}/grown").list_names("_increments").keys() == {"made.json", "00001.json", "00002.json"}
 
