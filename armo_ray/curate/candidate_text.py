@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from armo_ray.curate.candidates import CurationJob, batched_by_rows, scan_scratch, write_scratch
 from armo_ray.curate.tasks import TaskRunner
+from armo_ray.outputs.database import database
 from armo_ray.outputs.schema import TEXT_FIELDS
-from armo_ray.outputs.scores import database, literal, scan
+from armo_ray.outputs.scores import literal, scan
 from armo_ray.outputs.text import Source, read_text
 
 _TEXT_BYTES = 64 << 20  # of text buffered by a task before it writes a file

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from armo_ray.curate.options import MineOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice, name_of, parse, quote
-from armo_ray.outputs.scores import Part, Scores, columns_of, database, literal, scan
+from armo_ray.outputs.database import database
+from armo_ray.outputs.scores import Part, Scores, columns_of, literal, scan
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.store import Store
 

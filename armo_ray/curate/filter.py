@@ -14,9 +14,10 @@ from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
 from armo_ray.formatting.tables import markdown_table
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.rules import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
-from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
+from armo_ray.outputs.scores import Scores, columns_of, open_scores, scan
 from armo_ray.outputs.text import find_sources
 from armo_ray.storage.json_files import to_json
 

@@ -20,9 +20,10 @@ from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of
 from armo_ray.formatting.tables import markdown_table
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import Made, finish
 from armo_ray.outputs.increments import Growing, Increment, Making, growing_output, numbers
-from armo_ray.outputs.scores import Part, Scores, columns_of, database
+from armo_ray.outputs.scores import Part, Scores, columns_of
 from armo_ray.outputs.text import Source, find_sources
 from armo_ray.storage.json_files import digest_of, unit_of
 from armo_ray.storage.records import PartEntry

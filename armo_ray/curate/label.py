@@ -15,8 +15,9 @@ from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import Expression, advice, name_of, parse, quote
 from armo_ray.measures.calibration import find_temperature, standardization
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import Made, finish, new_output
-from armo_ray.outputs.scores import Scores, columns_of, database, literal, open_scores, scan
+from armo_ray.outputs.scores import Scores, columns_of, literal, open_scores, scan
 from armo_ray.outputs.text import Source, find_sources
 
 logger = logging.getLogger(__name__)

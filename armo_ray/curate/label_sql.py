@@ -11,8 +11,9 @@ from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.strategies import check_once
 from armo_ray.curate.trainer_rows import SPLITS, split_of
 from armo_ray.expressions.expressions import quote
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import write_part
-from armo_ray.outputs.scores import database, literal
+from armo_ray.outputs.scores import literal
 from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 

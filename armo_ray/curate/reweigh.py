@@ -13,8 +13,9 @@ from armo_ray.curate.options import ReweighOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
 from armo_ray.measures.comparison import compare
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
-from armo_ray.outputs.scores import Scores, database, open_scores, scan
+from armo_ray.outputs.scores import Scores, open_scores, scan
 from armo_ray.storage.filesystem import read_text
 from armo_ray.storage.json_files import to_json
 

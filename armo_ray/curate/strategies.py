@@ -13,7 +13,7 @@ import numpy as np
 from armo_ray.curate.candidates import KEY, CurationJob, load_bucket, write_scratch
 from armo_ray.curate.excluded_datasets import drop_excluded
 from armo_ray.curate.options import MineOptions
-from armo_ray.outputs.scores import database
+from armo_ray.outputs.database import database
 
 Counts = dict[str, int]
 

@@ -8,8 +8,8 @@ import duckdb
 from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch
 from armo_ray.curate.options import MineOptions
 from armo_ray.expressions.expressions import quote
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import write_part
-from armo_ray.outputs.scores import database
 from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
