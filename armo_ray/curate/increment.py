@@ -56,7 +56,7 @@ class Command:
     about: str  # what a row is, in Markdown
     reads_text: bool
     compares: bool  # whether prompts are compared with those of earlier increments
-    begin: Callable[[CurationJob], None]
+    begin: Callable[[CurationJob], CurationJob]
     make: Callable[[CurationJob, TaskRunner, Sequence[Source]], Rows]
     publish: Callable[[Growing], None]
     details: Mapping[str, Any] = field(default_factory=dict)  # more entries of the manifest
@@ -148,7 +148,7 @@ def _increment(
         job = CurationJob(
             command.scores, per_task(options), scratch, command.select, groups, rows, growing.number
         )
-        command.begin(job)
+        job = command.begin(job)
         job, without_value, prompts = _read(job, parts[False], run_tasks)
         again = prompts["prompt_id"].to_pylist()
         if command.compares:
@@ -205,7 +205,7 @@ def _make_returned(
         first_bucket=job.num_buckets,
         screened=True,
     )
-    command.begin(job)
+    job = command.begin(job)
     job = read_earlier(job, pa.table({"prompt_id": pa.array(prompts, pa.string())}), old, run_tasks)
     made = command.make(job, run_tasks, _sources(command, job))
     return Rows(
