@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from armo_ray.curate.options import MineOptions
@@ -23,6 +24,7 @@ from armo_ray.storage.local_files import readable
 from armo_ray.storage.store import Store
 
 _GROUP_ROWS = 8192  # small, so that a bucket reads few rows of other buckets
+_FILTERED = ("prompt_id", "id", "source")  # columns of scratch files by which tasks choose rows
 Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
@@ -142,14 +144,14 @@ def read_candidates(job: CurationJob, number: int) -> int:
     skipped = f"EXCLUDE ({', '.join(job.skipped)})" if job.skipped else ""
     text = ", prompt, response" if job.text_at_once else ""
     with database(job.options) as con:
-        con.execute(
-            f"CREATE TEMP TABLE selected AS SELECT * {skipped} "
-            f"FROM (SELECT {job.select}, __id AS id{text} FROM {relation} AS scores)"
-        )
-        rows = con.sql(f"FROM selected WHERE value IS NOT NULL ORDER BY prompt_id, {KEY}").to_arrow_table()
-        (without_value,) = con.execute("SELECT count(*) FROM selected WHERE value IS NULL").fetchall()[0]
+        rows = con.sql(
+            f"SELECT * {skipped} FROM (SELECT {job.select}, __id AS id{text} FROM {relation} AS scores) "
+            f"ORDER BY prompt_id, {KEY}"
+        ).to_arrow_table()
+    without_value = int(rows["value"].null_count)
+    rows = rows.filter(pc.is_valid(rows["value"])) if without_value else rows
     write_scratch(job, f"candidates-{number:05d}", rows)
-    return int(without_value)
+    return without_value
 
 
 def scan_group(job: CurationJob, number: int) -> str:
@@ -183,6 +185,7 @@ def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
         compression="lz4",
         row_group_size=_GROUP_ROWS,
         use_dictionary=["source"],
+        write_statistics=[name for name in _FILTERED if name in rows.column_names],
         write_page_checksum=True,
     )
     Store(job.scratch).write(f"{name}.parquet", sink.getvalue())

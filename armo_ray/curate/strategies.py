@@ -27,7 +27,7 @@ def measure_length(job: CurationJob, bucket: int) -> tuple[float, float]:
     with database(job.options) as con:
         _load(con, job, bucket)
         columns = con.sql(
-            "SELECT dense_rank() OVER (ORDER BY prompt_id) - 1 AS prompt, value, "
+            "SELECT dense_rank() OVER (ORDER BY prompt) - 1 AS prompt, value, "
             "num_response_tokens::DOUBLE AS length FROM candidates ORDER BY i"
         ).fetchnumpy()
     prompt, value, length = (np.asarray(columns[name]) for name in ("prompt", "value", "length"))
@@ -59,7 +59,7 @@ def mine_bucket(job: CurationJob, slope: float, bucket: int) -> Counts:
 
 def _load(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> Counts:
     """Load a bucket without the prompts of --exclude; returns their count, if there is such an option."""
-    load_bucket(con, job, bucket)
+    load_bucket(con, job, bucket, "*, dense_rank() OVER (ORDER BY prompt_id) AS prompt")
     return {"prompts of excluded datasets": drop_excluded(con, job, bucket)} if job.options.exclude else {}
 
 
@@ -94,13 +94,13 @@ _IN_ROWS = ("row_id", "score", "rewards", "num_response_tokens")
 def _ranked(options: MineOptions) -> str:
     """Candidates with their 1-based place from the best (of those that can be chosen) and from the worst (rejected)."""
     columns = ["value", "num_response_tokens", "can_be_chosen", "can_be_rejected", *_conditioned(options)]
-    columns.append("count(*) OVER (PARTITION BY prompt_id) AS num_candidates")
+    columns.append("count(*) OVER (PARTITION BY prompt) AS num_candidates")
     places = {"best": "can_be_chosen DESC, value DESC, i", "worst": "can_be_rejected DESC, value, i"}
     for name in _PLACES.get(options.strategy, ("best",)):
-        columns.append(f"row_number() OVER (PARTITION BY prompt_id ORDER BY {places[name]}) AS {name}")
+        columns.append(f"row_number() OVER (PARTITION BY prompt ORDER BY {places[name]}) AS {name}")
     if options.strategy == "best-random":
         columns.append(f"md5(row_id || '/{options.seed}') AS random")
-    return f"SELECT prompt_id, i, id, {', '.join(columns)} FROM candidates"
+    return f"SELECT prompt_id, prompt, i, id, {', '.join(columns)} FROM candidates"
 
 
 _PLACES = {"all-above-margin": (), "top-k-bottom-k": ("best", "worst")}  # that strategies use
@@ -123,14 +123,14 @@ def _taken(options: MineOptions) -> str:
     elif options.strategy != "all-above-margin":
         conditions += ["c.best = 1"]
         order = (
-            f"QUALIFY row_number() OVER (PARTITION BY c.prompt_id ORDER BY {_REJECTED[options.strategy]}) = 1"
+            f"QUALIFY row_number() OVER (PARTITION BY c.prompt ORDER BY {_REJECTED[options.strategy]}) = 1"
         )
         if options.strategy == "best-vs-sigma":
-            source = f"JOIN ({_TARGETS}) t ON t.prompt_id = c.prompt_id"
+            source = f"JOIN ({_TARGETS}) t ON t.prompt = c.prompt"
     return (
         f"SELECT *, CASE {_dropped(options)} END AS dropped FROM ("
-        f"SELECT c.prompt_id, c.i AS c_i, r.i AS r_i, c.id AS c_id, r.id AS r_id, {both_sides} "
-        f"FROM ranked c JOIN ranked r ON c.prompt_id = r.prompt_id {source} "
+        f"SELECT c.prompt_id, c.prompt, c.i AS c_i, r.i AS r_i, c.id AS c_id, r.id AS r_id, {both_sides} "
+        f"FROM ranked c JOIN ranked r ON c.prompt = r.prompt {source} "
         f"WHERE {' AND '.join(conditions)} {order})"
     )
 
@@ -142,8 +142,8 @@ _REJECTED = {
 }
 # the list fixes the order of summation, so the sums are the same on any number of threads
 _TARGETS = """
-    SELECT prompt_id, list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target
-    FROM (SELECT prompt_id, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt_id)
+    SELECT prompt, list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target
+    FROM (SELECT prompt, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt)
 """
 
 
@@ -181,7 +181,7 @@ def _kept(options: MineOptions) -> str:
     limit = f"QUALIFY pair <= {options.max_pairs}" if options.max_pairs else ""
     return (
         "SELECT prompt_id, c_id, r_id, c_value - r_value AS margin, row_number() OVER "
-        "(PARTITION BY prompt_id ORDER BY c_value - r_value DESC, c_i, r_i) AS pair "
+        "(PARTITION BY prompt ORDER BY c_value - r_value DESC, c_i, r_i) AS pair "
         f"FROM taken WHERE dropped IS NULL {limit}"
     )
 
@@ -211,7 +211,7 @@ def _counts(con: duckdb.DuckDBPyConnection, options: MineOptions) -> Counts:
     def count(sql: str) -> int:
         return int(con.execute(sql).fetchall()[0][0])
 
-    sizes = "(SELECT DISTINCT prompt_id, num_candidates FROM ranked)"
+    sizes = "(SELECT DISTINCT prompt, num_candidates FROM ranked)"
     counts = {
         "candidates": count("SELECT count(*) FROM ranked"),
         "prompts": count(f"SELECT count(*) FROM {sizes}"),

@@ -60,8 +60,9 @@ def reweigh(scores: str, out: str, transform: list[list[float]]) -> str:
     rewards = [f"rewards.{name}" for name in NAMES if name != "helpsteer_verbosity"]
     new = " + ".join(f"{reward} * ({_weight(row)})" for reward, row in zip(rewards, rows, strict=True))
     return f"""
-        CREATE TEMP TABLE made AS SELECT prompt_id, row_id, score AS old, ({new})::FLOAT AS new FROM {scores};
         COPY (SELECT * REPLACE (({new})::FLOAT AS score) FROM {scores}) TO '{out}/rows' {_UNITS};
+        CREATE TEMP TABLE made AS SELECT a.prompt_id, row_id, a.score AS old, b.score AS new
+        FROM {scores} a JOIN read_parquet('{out}/rows/*.parquet') b USING (row_id);
         SELECT corr(a, b) FROM (SELECT rank() OVER (ORDER BY old) AS a, rank() OVER (ORDER BY new) AS b FROM made);
         SELECT count(*) FILTER (sign(a.old - b.old) * sign(a.new - b.new) < 0)
         FROM made a JOIN made b ON a.prompt_id = b.prompt_id AND a.row_id < b.row_id;
