@@ -67,6 +67,15 @@ def test_the_date_and_shared_options_reach_every_section_and_flags_override_the_
     assert night.home == f"{score.writes[0]}/nights/{DAY}"
 
 
+def test_the_command_line_says_what_the_cluster_has(load: Load) -> None:
+    (step,) = load(SCORE + 'replicas = "2"\n', replicas="1:7", gpus_per_replica="1").steps
+    assert (step.options[0].replicas, step.options[0].gpus_per_replica) == ((1, 7), 1.0)
+    with pytest.raises(ConfigError, match=r"--replicas: there is no \[score\] to use it"):
+        load(MINE + 'scores = "out"\n', replicas="1:7")
+    with pytest.raises(ConfigError, match=r"\[score\] replicas"):
+        load(SCORE, replicas="many")
+
+
 def test_filter_comes_before_the_step_that_reads_its_output(load: Load) -> None:
     filtered = '[filter]\nwhere = "score > 0"\noutput = "kept/{date}"\n'
     assert [s.name for s in load(SCORE + MINE + filtered).steps] == ["score", "mine", "filter"]
