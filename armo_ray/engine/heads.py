@@ -22,6 +22,9 @@ Tensors = Mapping[str, Tensor]
 Layers = Sequence[Callable[[Tensor], Tensor]]
 
 
+_VOCABULARY_PART = 1 << 14  # rows of the language-model head
+
+
 class HeadOutput(NamedTuple):
     """The result of a head for C candidates with K rewards."""
 
@@ -129,6 +132,29 @@ def labels(layers: Layers, coefficients: Tensor) -> Compute:
     return compute
 
 
+def label_odds(rows: Tensor, vocabulary: Tensor, softcap: float | None, coefficients: Tensor) -> Compute:
+    """A head whose rewards are the probability of each of K tokens among them, and of all K in the vocabulary.
+
+    `rows` (K, H) are the rows of these tokens in the language-model head `vocabulary` (V, H), which may be of any
+    floating type. The score weights the rewards by `coefficients` (K + 1,).
+    """
+
+    def all_logits(
+        hidden: Tensor,
+    ) -> Tensor:  # a part at a time: the whole matrix in float32 may be gigabytes
+        parts = [_logits(part.float(), softcap, hidden) for part in vocabulary.split(_VOCABULARY_PART)]
+        return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1).logsumexp(dim=1, keepdim=True)
+
+    def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        hidden = hidden.float()
+        logits = in_blocks(partial(_logits, rows, softcap), hidden)
+        mass = (logits.logsumexp(dim=1, keepdim=True) - in_blocks(all_logits, hidden)).exp()
+        rewards = torch.cat((logits.softmax(dim=1), mass), dim=1)[index]
+        return HeadOutput(rewards @ coefficients, rewards, _no_gates(rewards), _none(hidden))
+
+    return compute
+
+
 def odds(rows: Tensor, softcap: float | None) -> Compute:
     """A head whose reward is the probability of the first of two tokens.
 
@@ -158,10 +184,17 @@ def step_odds(rows: Tensor, softcap: float | None) -> Compute:
 
 
 def _first_of_two(rows: Tensor, softcap: float | None, hidden: Tensor) -> Tensor:
-    logits = in_blocks(lambda h: F.linear(h, rows), hidden)
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits.softmax(dim=1)[:, :1]
+    return in_blocks(partial(_logits, rows, softcap), hidden).softmax(dim=1)[:, :1]
+
+
+def _logits(rows: Tensor, softcap: float | None, hidden: Tensor) -> Tensor:
+    logits = F.linear(hidden, rows)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def logit(rows: Tensor, softcap: float | None) -> Layers:
+    """One layer: the logits (R, K) of the tokens whose rows in the language-model head are given, (K, H)."""
+    return [partial(_logits, rows, softcap)]
 
 
 def relu_mlp(tensors: Tensors, names: Sequence[str]) -> Layers:
@@ -175,6 +208,11 @@ def interleaved(tensors: Tensors, names: Sequence[str], between: Callable[[Tenso
     for name in names:
         layers += [between, _linear(tensors, name)]
     return layers[1:]
+
+
+def normalized(shift: Tensor | float, variance: Tensor) -> Callable[[Tensor], Tensor]:
+    """A layer that subtracts `shift` and divides by the standard deviation, as safe-rlhf's Normalizer."""
+    return lambda x: (x - shift) / (variance.sqrt() + 1e-8)
 
 
 def through(layers: Layers, hidden: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from armo_ray.engine.packing import Ids, Index, Pack, make_packs
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
+from armo_ray.model.families import Family
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class RewardModel:
         share_prompts: bool = True,
         fixed_packs: bool = False,
         compile: bool | None = None,  # noqa: A002
-        family: str | None = None,
+        family: str | Family | None = None,
     ) -> "RewardModel":
         """Load a checkpoint, and switch off TF32 and other less exact products in this process.
 
@@ -104,7 +105,8 @@ class RewardModel:
                 other groups.
             compile: torch.compile the functions around attention; the first pass then takes up to a minute. By
                 default for fp8 on CUDA only, which is slower than bfloat16 without it.
-            family: a name in armo_ray.model.families; by default identified by the checkpoint's tensors.
+            family: a name in armo_ray.model.families, or a Family of one's own; by default identified by the
+                checkpoint's tensors.
 
         Raises:
             ConfigError: files are missing or damaged; head tensors are missing, unexpected or of a wrong shape;

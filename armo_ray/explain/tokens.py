@@ -140,6 +140,7 @@ def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
             gate: "read: gate, at the end of the last user turn",
             last: "read: rewards, at the last token",
         }
-    what = "rewards and gate" if family.gated else "verdict" if family.text != "response" else "rewards"
+    judged = ("outcome", "steps", "pairs")
+    what = "rewards and gate" if family.gated else "verdict" if family.text in judged else "rewards"
     where = "before the first token with id 0" if family.reads == "before_zero" else "at the last token"
     return dict.fromkeys(positions, f"read: {what}, {where}")

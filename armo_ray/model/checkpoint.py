@@ -5,6 +5,7 @@ Every fault of a model that its files show is reported here, before a GPU is req
 
 import hashlib
 import json
+import logging
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from armo_ray.model.recognize import HEAD_PREFIXES, recognize, reward_names
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 SAMPLE_BYTES = 1 << 16
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 
@@ -54,9 +57,12 @@ class Checkpoint:
     def coefficients(self) -> list[float]:
         """Weights (K,) of the rewards in the score of a family without gates.
 
-        The score is the mean of the rewards; for a process model, it is the reward "mean" of the steps.
+        The score is the mean of the rewards, unless the family gives their weights; for a process model, it is the
+        reward "mean" of the steps.
         """
         names = self.reward_names
+        if values := self.family.values:
+            return [*values, *[0.0] * (len(names) - len(values))]
         return [1.0, 0.0, 0.0, 0.0] if self.family.text == "steps" else [1 / len(names)] * len(names)
 
     @property
@@ -126,11 +132,11 @@ def resolve(
     return path, path.name
 
 
-def inspect(model: str, revision: str | None = None, family: str | None = None) -> Checkpoint:
+def inspect(model: str, revision: str | None = None, family: str | Family | None = None) -> Checkpoint:
     """Read and check a checkpoint's files.
 
     Args:
-        family: a name in FAMILIES; by default the family is identified by the tensors.
+        family: a name in FAMILIES or a family of one's own; by default it is identified by the tensors.
 
     Raises:
         ConfigError: the message names the file or tensor at fault.
@@ -147,6 +153,8 @@ def inspect(model: str, revision: str | None = None, family: str | None = None) 
         ) from error
     checkpoint = Checkpoint(path, commit, config, tensors, recognized)
     _check_finite(checkpoint)
+    if why := recognized.unverified:
+        logger.warning("family %s was not checked against its authors' code: %s", recognized.name, why)
     return checkpoint
 
 
@@ -169,8 +177,12 @@ def _read_headers(path: Path) -> dict[str, Tensor]:
             f"{path}: no *.safetensors file; other weight formats can run code and are not loaded"
         )
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors.update(_read_header(file))
+    for file in files:  # value_head.safetensors of LlamaFactory is one of them
+        own = _read_header(file)
+        twice = sorted(name for name in own.keys() & tensors if name.startswith(HEAD_PREFIXES))
+        if twice:
+            raise ConfigError(f"{twice[0]} is in {tensors[twice[0]].file} and in {file}: remove one of them")
+        tensors.update(own)
     index = path / "model.safetensors.index.json"
     weight_map = _read_json(index).get("weight_map") if index.exists() else {}
     if not isinstance(weight_map, dict):

@@ -7,6 +7,34 @@ computes rewards from its hidden states.
 from dataclasses import dataclass
 from typing import Literal
 
+# Conversations of question and response in turn, of a family whose tokenizer has no chat template.
+_IN_TURN = (
+    "{% for m in messages %}{% if m['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
+    "{{ raise_exception('only turns of user and assistant, in turn') }}{% endif %}"
+)
+_ULTRARM = _IN_TURN + (
+    "{% if loop.index0 % 2 == 0 %}{{ 'Human: ' + m['content'] + '\nAssistant:' }}"
+    "{% else %}{{ ' ' + m['content'] + ('' if loop.last else '\n') }}{% endif %}{% endfor %}"
+)
+_EURUS = _IN_TURN + (
+    "{% if loop.index > 2 %}{{ raise_exception('only one question and its response') }}{% endif %}"
+    "{% if loop.first %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] }}{% endif %}"
+    "{% endfor %}"
+)
+_BEAVER = (
+    "{{ 'BEGINNING OF CONVERSATION: ' }}"
+    + _IN_TURN
+    + (
+        "{% if loop.index0 % 2 == 0 %}{{ 'USER: ' + m['content'] + ' ASSISTANT:' }}"
+        "{% else %}{{ m['content'] + ('' if loop.last else eos_token) }}{% endif %}{% endfor %}"
+    )
+)
+_NO_END = (
+    "its model card scores a response without the end token that its training appends; it is left out here"
+)
+
+Activation = Literal["relu", "gelu", "silu", "selu", "tanh"]
+
 
 @dataclass(frozen=True)
 class Family:
@@ -14,7 +42,7 @@ class Family:
 
     text: "response" is the conversation with its response; "outcome" puts the response into the user's turn and asks
         for a verdict, + or -; "steps" does so for each step of the response; "pairs" asks which of two responses is
-        better.
+        better; "whole" is the conversation with its response, encoded as one text in a template of the family's own.
     reads: which tokens the head reads. "last": the last token; "gate": the end of the last user turn and the last
         token; "headers": the end of every assistant header; "before_zero": the token before the first with id 0, or
         the last token if there is none.
@@ -22,15 +50,39 @@ class Family:
     bos: whether a conversation begins with the BOS token, if the tokenizer has one.
     step_end: text that ends a step of a response; for "outcome", text that marks a step and is removed.
     max_length: maximum number of tokens in a conversation, if the authors' code states one.
+    layers: for a head that is a chain of linear layers, their names in the checkpoint, from the hidden state on.
+    biased: whether these layers have a bias.
+    activation: the function between consecutive layers.
+    tokens: for a head that reads logits of the language model, the tokens, as text or as rows of the language-model
+        head. The reward of one token is its logit; the rewards of several are the probability of each among them.
+    labels: the names of the rewards, if the config does not give them.
+    values: the weight of each reward in the score; without them, the score is the mean of the rewards.
+    append: text of a special token that is put after a response, and read.
+    template: the chat template, if the authors' code does not use the tokenizer's.
+    unverified: what could not be checked against the authors' code; such a family must be asked for by its name.
     """
 
     name: str
-    text: Literal["response", "outcome", "steps", "pairs"] = "response"
+    text: Literal["response", "outcome", "steps", "pairs", "whole"] = "response"
     reads: Literal["last", "gate", "headers", "before_zero"] = "last"
     gated: bool = False
     bos: bool = True
     step_end: str = ""
     max_length: int | None = None
+    layers: tuple[str, ...] = ()
+    biased: bool = True
+    activation: Activation = "relu"
+    tokens: tuple[int | str, ...] = ()
+    labels: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
+    append: str = ""
+    template: str = ""
+    unverified: str = ""
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the head is the language model's own, so that no tensor identifies the family."""
+        return bool(self.tokens) or self.text in ("outcome", "steps", "pairs")
 
 
 FAMILIES = {
@@ -48,5 +100,28 @@ FAMILIES = {
         Family("prm-mistral", text="steps", reads="headers", step_end="ки\n", max_length=8192),
         Family("prm-deepseek", text="steps", reads="headers", step_end="\n\n", max_length=8192),
         Family("pairwise", text="pairs", bos=False, max_length=8192),
+        Family("trl-value-head", layers=("v_head.summary",)),
+        Family("grm", layers=("v_head.summary.0", "v_head.summary.2")),
+        Family("token-logit", tokens=(0,)),
+        Family(
+            "athene",
+            layers=("v_head",),
+            biased=False,
+            append="<|reserved_special_token_1|>",
+            max_length=4096,
+            unverified="its model card lets the tokenizer put a second BOS before a conversation; here it has one",
+        ),
+        Family("ultrarm", "whole", bos=False, layers=("regression_head",), biased=False, template=_ULTRARM),
+        Family("eurus", "whole", bos=False, layers=("regression_head",), biased=False, template=_EURUS),
+        Family("beaver-reward", "whole", bos=False, labels=("reward",), template=_BEAVER, unverified=_NO_END),
+        Family(
+            "beaver-cost",
+            "whole",
+            bos=False,
+            labels=("cost",),
+            values=(-1.0,),
+            template=_BEAVER,
+            unverified=_NO_END,
+        ),
     )
 }

@@ -11,9 +11,8 @@ from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
-
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
+from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain
+from armo_ray.model.head_shapes import linear as _linear
 
 # The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
 ARMORM_REWARDS = (
@@ -39,6 +38,7 @@ ARMORM_REWARDS = (
 )
 HELPSTEER_REWARDS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 STEP_REWARDS = ("mean", "min", "product", "last")
+LABEL_MASS = "label_mass"
 LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 HEAD_PREFIXES = (
     "regression_layer.",
@@ -47,6 +47,9 @@ HEAD_PREFIXES = (
     "score.",
     "weights.",
     "v_head.",
+    "regression_head.",
+    "score_head.",
+    "normalizer.",
 )
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
 _MARKS = {
@@ -57,29 +60,39 @@ _MARKS = {
     "classifier": "score.weight",
     "starling": "transformer.embed_tokens.weight",
     "value-head": "v_head.weight",
+    "trl-value-head": "v_head.summary.weight",
+    "grm": "v_head.summary.0.weight",
+    "ultrarm": "regression_head.weight",
+    "eurus": "regression_head.weight",
 }
+# The backbones of families that share a tensor and differ in their text.
+_BACKBONES = {"ultrarm": "llama", "eurus": "mistral"}
+# Families that are only used by name, by a tensor of theirs.
+_NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
+# Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.
+_ATHENE = re.compile("Athene|CustomAutoModelForSequenceClassification")
 # Heads of these classes read every token, marks between steps, or a token that is appended to the response.
-_UNSUPPORTED = re.compile("TokenClassification|ProcessRewardModel|Athene")
+_UNSUPPORTED = re.compile("TokenClassification|ProcessRewardModel|PrmModel")
 
 
-def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: str | None) -> Family:
+def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: str | Family | None) -> Family:
     """The family of a checkpoint with these tensors, which must include its complete head.
 
     Args:
-        family: a name in FAMILIES, needed if the tensors alone do not identify the family.
+        family: a name in FAMILIES, or a family of the caller's own; needed if the tensors alone do not identify it.
 
     Raises:
         ConfigError: no family fits, or not the one named; a tensor of the head is missing, unexpected or of a wrong
             shape.
     """
-    if family is not None:
+    if isinstance(family, Family):
+        recognized = family
+    elif family is not None:
         if family not in FAMILIES:
             raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
         recognized = FAMILIES[family]
     else:
-        name = next((name for name, mark in _MARKS.items() if mark in shapes), None)
-        if name is None:
-            raise ConfigError(_no_head(shapes))
+        name = _by_tensors(config, shapes)
         if unsupported := [a for a in config.get("architectures") or () if _UNSUPPORTED.search(a)]:
             raise ConfigError(
                 f"architecture {unsupported[0]}: its head looks like that of the family {name}, but it reads other "
@@ -90,12 +103,36 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
     return recognized
 
 
+def _by_tensors(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
+    """The name of the one family that the tensors and the config fit. Raises ConfigError if there is none."""
+    marked = [name for name, mark in _MARKS.items() if mark in shapes]
+    if not marked:
+        raise ConfigError(_no_head(shapes))
+    kind = config.get("model_type")
+    fitting = [name for name in marked if _BACKBONES.get(name, kind) == kind]
+    if not fitting:
+        twins = " or ".join(f"{name} ({_BACKBONES[name]})" for name in marked)
+        raise ConfigError(
+            f"{_MARKS[marked[0]]} is of {twins}, but model_type is {kind}: choose with --family"
+        )
+    if fitting[0] == "value-head" and any(_ATHENE.search(a) for a in config.get("architectures") or ()):
+        raise ConfigError(
+            "v_head.weight of an Athene model, or of another one that is loaded by code of its own: say --family "
+            "athene if it reads a token after the response, --family value-head if it reads the response's last"
+        )
+    return fitting[0]
+
+
 def _no_head(shapes: Mapping[str, Shape]) -> str:
     heads = [name for name in sorted(shapes) if name.startswith(HEAD_PREFIXES)]
+    if named := next((names for mark, names in _NAMED.items() if mark in shapes), None):
+        return (
+            f"found {', '.join(heads[:5])}, of a family that must be asked for: --family {' or '.join(named)}"
+        )
     if heads:
         return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
     kind = "a language-model head" if LM_HEAD in shapes else "no head at all"
-    judges = [name for name, f in FAMILIES.items() if f.text != "response"]
+    judges = [name for name, f in FAMILIES.items() if f.reads_logits]
     return (
         f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_MARKS.values())}. A language "
         f"model trained to judge has no tensors of its own: say how to read it with --family {'|'.join(judges)}"
@@ -124,6 +161,10 @@ def expected_head(
     family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> tuple[Shapes, Shapes]:
     """The shapes of the tensors that a head must have, and of those that it may have."""
+    if family.layers:
+        return chain(family, int(config["hidden_size"]), shapes), {}
+    if family.tokens:
+        return _language_model(config, shapes)
     return _EXPECTED[family.name](config, shapes)
 
 
@@ -132,8 +173,11 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
 
     Raises ConfigError if the labels do not give every reward a name of its own.
     """
-    if family.text != "response":
-        return {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}[family.text]
+    judged = {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}
+    if family.text in judged:
+        return judged[family.text]
+    if family.labels or family.tokens:
+        return _label_names(family)
     if family.name in ("armorm", "qrm"):
         count = int(config.get("num_objectives", len(ARMORM_REWARDS)))
         return _names(ARMORM_REWARDS, count, "objective")
@@ -152,17 +196,23 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
     return ("reward",) if names == ["label_0"] else tuple(names)
 
 
+def _label_names(family: Family) -> tuple[str, ...]:
+    """The labels; of several tokens, also the probability that these have together in the whole vocabulary."""
+    if len(family.tokens) < 2:
+        return family.labels or ("reward",)
+    return (*family.labels, LABEL_MASS)
+
+
 def _names(published: tuple[str, ...], count: int, stem: str) -> tuple[str, ...]:
     """The published names if their number is right, otherwise the stem with numbers."""
     return published if len(published) == count else tuple(f"{stem}_{i}" for i in range(count))
 
 
 def _last_layer(family: Family) -> str:
+    if family.layers:
+        return f"{family.layers[-1]}.weight"
     names = {"classifier": "score.weight", "mlp-classifier": "score.2.weight"}
     return names.get(family.name, "v_head.weight")
-
-
-Expected = tuple[Shapes, Shapes]  # required and optional tensors
 
 
 def _armorm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
@@ -236,10 +286,6 @@ def _count(config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str) ->
     return len(config.get("id2label") or ()) or int(config.get("num_labels") or shapes.get(name, (1,))[0])
 
 
-def _linear(name: str, wide_out: int, wide_in: int) -> Shapes:
-    return {f"{name}.weight": (wide_out, wide_in), f"{name}.bias": (wide_out,)}
-
-
 _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected]] = {
     "armorm": _armorm,
     "qrm": _qrm,
@@ -248,4 +294,6 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected
     "urm": _urm,
     "value-head": _value_head,
     "starling": _value_head,
-} | {name: _language_model for name, family in FAMILIES.items() if family.text != "response"}
+    "beaver-reward": lambda config, _: beaver(config, "reward"),
+    "beaver-cost": lambda config, _: beaver(config, "cost"),
+} | {name: _language_model for name, family in FAMILIES.items() if family.reads_logits}

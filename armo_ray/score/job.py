@@ -16,6 +16,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import Family
+from armo_ray.model.label_tokens import token_rows
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
 from armo_ray.score.config import ScoreConfig
@@ -170,6 +171,7 @@ def _model(config: ScoreConfig) -> _Model:
     if is_remote(config.model):
         checkpoint = replace(checkpoint, revision=revision)
     chat = Chat.load(checkpoint.path, checkpoint.family)
+    token_rows(checkpoint.family, chat)  # may raise ConfigError
     _check_family(config, checkpoint)
     size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
     if size > rows:
@@ -198,6 +200,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 cannot be compared with bfloat16 for the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
+    if values := checkpoint.family.values:
+        mean = f"; the score is their sum, weighted by {', '.join(f'{value:g}' for value in values)}"
     named = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
     logger.info("model family %s: rewards %s%s", name, named, mean)
 

@@ -99,7 +99,9 @@ def encode(
 
 
 def judged(prompt: Messages, response: str, family: Family) -> tuple[Messages, list[str]]:
-    """The messages that a model reads to judge a response or its steps, and the flags of the candidate."""
+    """The messages that a model reads for a response, or to judge it or its steps, and the candidate's flags."""
+    if family.text == "whole":
+        return [*prompt, {"role": "assistant", "content": response}], []
     if family.text != "steps":
         return outcome(prompt, response, family), []
     step_texts, flags = steps_of(response, family)

@@ -92,6 +92,9 @@ class Encoder:
     def _rendered(self, conversations: Sequence[Messages]) -> list[Prompt]:
         prompts = [self._renderer.prompt(messages) for messages in conversations]
         self._encode_prompts(prompts)
+        for prompt in prompts if self.chat.prefix else ():
+            if prompt.ids is not None:
+                prompt.ids = np.concatenate((np.array(self.chat.prefix, np.int32), prompt.ids))
         return prompts
 
     def _num_tokens(self, text: str) -> int:

@@ -116,7 +116,7 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
         messages = judges.pair(prompt, response, responses[place[2]])
     else:
         messages, _ = judges.judged(prompt, response, chat.family)
-    return chat.encode(chat.render_prompt(messages))
+    return [*chat.prefix, *chat.encode(chat.render_prompt(messages))]
 
 
 def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, Any]) -> list[Check]:

@@ -29,10 +29,10 @@ from armo_ray.tiny.families import BACKBONES, write_family
 from armo_ray.verify.output import verify_output
 from tests.engine.test_engine import conversations
 from tests.support.local import read_table, score_locally
-from tests.support.published import PUBLISHED, pairwise
+from tests.support.published import PUBLISHED, pairwise, rating
 
-CASES = {
-    **{name: (name, "llama", {}) for name in PUBLISHED},
+CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    **{name: (name, None, {}) for name in PUBLISHED},
     **{f"classifier-{b}": ("classifier", b, {}) for b in BACKBONES if b != "llama"},
     **{f"{f}-{b}": (f, b, {}) for f in ("armorm", "qrm") for b in BACKBONES if b != "llama"},
     "classifier-three-labels": ("classifier", "llama", {"id2label": {"0": "Is-safe", "1": "a b", "2": "C"}}),
@@ -42,12 +42,17 @@ CASES = {
 }
 
 
+def asked(family: str) -> str | None:
+    """The name of a family that its tensors do not tell."""
+    return family if FAMILIES[family].reads_logits or FAMILIES[family].unverified else None
+
+
 def texts(family: str) -> list[tuple[Messages, str]]:
     """Real conversations, with a single turn if steps are judged."""
     known = conversations()
     short = [start for start in range(0, len(known) - 1, 2) if len(str(known[start : start + 2])) < 1500]
     actual = [entry for start in short[:: len(short) // 7] for entry in known[start : start + 2]]
-    if FAMILIES[family].text == "steps":
+    if FAMILIES[family].text == "steps" or family == "eurus":
         actual = [(prompt[-1:], answer) for prompt, answer in actual]
     if family.endswith("-mistral"):
         actual = [(prompt, answer.replace(". ", ". ки\n") + " ки") for prompt, answer in actual]
@@ -64,11 +69,10 @@ def candidates(said: list[tuple[Messages, str]]) -> list[Candidate]:
 
 @pytest.mark.parametrize(("family", "backbone", "fields"), CASES.values(), ids=CASES.keys())
 def test_scores_are_those_of_the_published_procedure(
-    family: str, backbone: str, fields: dict[str, Any], tmp_path: Path
+    family: str, backbone: str | None, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     write_family(tmp_path, family, backbone, **fields)
-    judge = FAMILIES[family].text != "response"
-    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", 900, family=family if judge else None)
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", 900, family=asked(family))
     encoder = Encoder(Chat.load(tmp_path, model.head.family), 8192)
     said = texts(family)
     done = encoder.encode(candidates(said))
@@ -85,6 +89,76 @@ def test_scores_are_those_of_the_published_procedure(
         for row, (_, numbers) in zip(rewards, expected, strict=True):
             assert np.abs(row - numbers).max() < 1e-5
     assert np.ptp(shared.score) > 1e-3
+
+
+@pytest.mark.parametrize("backbone", ["llama", "gemma2"])
+def test_ratings_are_the_published_probabilities_and_their_mean(backbone: str, tmp_path: Path) -> None:
+    tokens, values = ["1", "2", "3"], (0.0, 0.5, 2.0)
+    write_family(tmp_path, "token-logit", backbone)
+    family = replace(
+        FAMILIES["token-logit"], tokens=tuple(tokens), labels=("bad", "fair", "good"), values=values
+    )
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", 900, family=family)
+    said = texts("token-logit")[:6]
+    groups = Encoder(Chat.load(tmp_path, family), 8192).encode(candidates(said)).sequences()
+    with torch.inference_mode():
+        published = rating(tmp_path, tokens, list(values))
+        expected = [published(prompt, answer) for prompt, answer in said]
+    for share in (True, False):
+        actual = model.with_options(share_prompts=share).score(groups)
+        assert np.abs(actual.score - [score for score, _ in expected]).max() < 1e-5
+        assert np.abs(actual.rewards - [numbers for _, numbers in expected]).max() < 1e-5
+    assert model.reward_names == ("bad", "fair", "good", "label_mass")
+    assert np.ptp(actual.score) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (("no such word",), "'no such word' is [0-9]+ tokens in this tokenizer"),
+        ((999999,), "999999 is not below [0-9]+, the number of tokens"),
+        (("1", "1"), "are the same"),
+    ],
+)
+def test_labels_that_are_not_one_token_each_are_refused(
+    tokens: tuple[int | str, ...], reason: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path, "token-logit")
+    family = replace(FAMILIES["token-logit"], tokens=tokens, labels=("a", "b"), values=(0.0, 1.0))
+    with pytest.raises(ConfigError, match=f"family token-logit: .*{reason}"):
+        RewardModel.load(str(tmp_path), None, "float32", "cpu", family=family)
+
+
+def test_a_family_that_was_not_checked_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_family(tmp_path, "beaver-cost", do_normalize=False, score_bias=False)
+    checkpoint = inspect(str(tmp_path), family="beaver-cost")
+    (line,) = (record.message for record in caplog.records)
+    assert line.startswith("family beaver-cost was not checked against its authors' code: ")
+    assert (checkpoint.reward_names, checkpoint.coefficients) == (("cost",), [-1.0])
+
+
+@pytest.mark.parametrize(
+    ("family", "roles", "why"),
+    [
+        ("eurus", ["user", "assistant", "user"], "only one question and its response"),
+        ("ultrarm", ["system", "user"], "only turns of user and assistant"),
+    ],
+)
+def test_a_conversation_that_a_text_of_its_own_cannot_hold_is_rejected(
+    family: str, roles: list[str], why: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path, family)
+    encoder = Encoder(Chat.load(tmp_path, FAMILIES[family]), 8192)
+    done = encoder.encode([Candidate(0, "response", [{"role": r, "content": "x"} for r in roles], "y")])
+    assert [(reason, why in detail) for _, reason, detail in done.rejects] == [("malformed_row", True)]
+
+
+def test_a_token_that_the_tokenizer_lacks_cannot_be_appended(tmp_path: Path) -> None:
+    write_family(tmp_path, "classifier", "qwen2")
+    with pytest.raises(
+        ConfigError, match="which follows a response, is not a special token of this tokenizer"
+    ):
+        Chat.load(tmp_path, FAMILIES["athene"])
 
 
 def test_win_rates_are_means_of_the_published_probabilities(tmp_path: Path) -> None:
@@ -333,6 +407,45 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
         None,
         "Qwen2ForProcessRewardModel: its head looks like that of the family mlp-classifier, but",
     ),
+    "trl-without-bias": ("trl-value-head", {}, ("v_head.summary.bias",), None, "missing v_head.summary.bias"),
+    "half-a-grm": ("grm", {}, ("v_head.summary.2.weight",), None, "grm: missing v_head.summary.2.weight"),
+    "steps-of-a-value-head": (
+        "trl-value-head",
+        {"architectures": ["Qwen2ForPrmModel"]},
+        (),
+        None,
+        "Qwen2ForPrmModel: its head looks like that of the family trl-value-head, but",
+    ),
+    "twin-of-a-value-head": (
+        "athene",
+        {},
+        (),
+        None,
+        "Athene model, .* say --family athene if .* --family value-head if",
+    ),
+    "text-unknown": (
+        "ultrarm",
+        {"model_type": "qwen2"},
+        (),
+        None,
+        r"regression_head.weight is of ultrarm \(llama\) or eurus \(mistral\), but model_type is qwen2: choose",
+    ),
+    "asked-for-only": (
+        "beaver-cost",
+        {},
+        (),
+        None,
+        "score_head.weight, of a family that must be asked for: --family beaver-reward or beaver-cost",
+    ),
+    "cost-as-reward": ("beaver-cost", {}, (), "beaver-reward", "score_type is cost, but the family expects"),
+    "no-normalizer": (
+        "beaver-cost",
+        {},
+        ("normalizer.var",),
+        "beaver-cost",
+        "beaver-cost: missing normalizer.var",
+    ),
+    "no-bias": ("beaver-reward", {}, ("score_head.bias",), "beaver-reward", "missing score_head.bias"),
     "unknown-family": (
         "classifier",
         {},
@@ -364,6 +477,31 @@ def test_a_checkpoint_that_is_not_a_complete_model_of_a_family_is_refused(
         RewardModel.load(str(tmp_path), dtype="float32", device="cpu", family=family)
 
 
+def test_a_value_head_in_a_file_of_its_own_is_read_and_one_in_two_files_is_refused(tmp_path: Path) -> None:
+    write_family(tmp_path, "trl-value-head")
+    groups, whole = [([5, 6, 7], [[8, 9], [10]])], load_file(tmp_path / "model.safetensors")
+    expected = RewardModel.load(str(tmp_path), dtype="float32", device="cpu").score(groups).score
+    head = {name: tensor for name, tensor in whole.items() if name.startswith("v_head.")}
+    save_file(head, tmp_path / "value_head.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"v_head.summary.bias is in .*model.safetensors and in .*value_head"
+    ):
+        inspect(str(tmp_path))
+    save_file({k: v for k, v in whole.items() if k not in head}, tmp_path / "model.safetensors")
+    actual = RewardModel.load(str(tmp_path), dtype="float32", device="cpu").score(groups).score
+    assert np.array_equal(actual, expected)
+    assert np.ptp(actual) > 1e-3
+
+
+def test_a_layer_that_does_not_fit_the_one_before_it_is_refused(tmp_path: Path) -> None:
+    write_family(tmp_path, "grm")
+    tensors = load_file(tmp_path / "model.safetensors")
+    narrow = {"v_head.summary.2.weight": tensors["v_head.summary.2.weight"][:, 1:].contiguous()}
+    save_file(tensors | narrow, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"v_head.summary.2.weight has shape \(1, 63\), expected \(1, 64\)"):
+        inspect(str(tmp_path))
+
+
 def test_more_labels_than_rows_of_the_head_are_refused(tmp_path: Path) -> None:
     write_family(tmp_path, "classifier")
     config = json.loads((tmp_path / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
@@ -374,11 +512,10 @@ def test_more_labels_than_rows_of_the_head_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_command_line_writes_a_random_model_of_every_family(family: str, tmp_path: Path) -> None:
-    asked = family if FAMILIES[family].text != "response" else None
     prints = set()
     for name in ("a", "b"):
         assert main(["tiny-model", str(tmp_path / name), "--family", family]) == 0
-        checkpoint = inspect(str(tmp_path / name), family=asked)
+        checkpoint = inspect(str(tmp_path / name), family=asked(family))
         assert checkpoint.family.name == family
         assert len(set(checkpoint.reward_names)) == len(checkpoint.reward_names)
         prints.add(checkpoint.fingerprint)
