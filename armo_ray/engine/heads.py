@@ -45,12 +45,15 @@ class Head:
 
     names: tuple[str, ...]  # names of the K rewards
     family: Family
-    pattern: Ids  # token ids from the end of a user turn to the response
+    pattern: Ids  # token ids from the end of a user turn to the response, or the one after each step
     compute: Compute
 
-    def positions(self, ids: Ids) -> list[int]:
-        """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them."""
-        return read_positions(ids, self.family, self.pattern)
+    def positions(self, ids: Ids, start: int = 0) -> list[int]:
+        """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them.
+
+        `start` is the number of tokens before the response, in which no step ends.
+        """
+        return read_positions(ids, self.family, self.pattern, start)
 
 
 def armorm(tensors: Tensors, temperature: float) -> Compute:
@@ -169,10 +172,23 @@ def odds(rows: Tensor, softcap: float | None) -> Compute:
 
 
 def step_odds(rows: Tensor, softcap: float | None) -> Compute:
-    """A process model's head: `odds` of every step. Rewards are their mean (the score), minimum, product and last."""
+    """A process model's head: `odds` of every step."""
+    return step_rewards(partial(_first_of_two, rows, softcap))
+
+
+def step_labels(layers: Layers) -> Compute:
+    """A process model's head whose last layer has two labels: the probability of the second one at every step."""
+    return step_rewards(lambda hidden: in_blocks(partial(through, layers), hidden).softmax(dim=1)[:, 1:])
+
+
+def step_rewards(reward: Callable[[Tensor], Tensor]) -> Compute:
+    """A process model's head, from the reward (R, 1) of steps with hidden states (R, H).
+
+    The rewards of a candidate are the mean (the score), minimum, product and last of those of its steps.
+    """
 
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
-        steps = _first_of_two(rows, softcap, hidden.float())[index, 0]
+        steps = reward(hidden.float())[index, 0]
         # unsafe: a check of the lengths would wait for the device
         reduced = [
             torch.segment_reduce(steps, how, lengths=lengths, unsafe=True) for how in ("mean", "min", "prod")

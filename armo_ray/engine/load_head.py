@@ -11,19 +11,20 @@ from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
+from armo_ray.model.steps import read_pattern
 
 # The verdicts of judging models, for each kind of text: the good one, or the first response, comes first.
 _VERDICTS = {"outcome": ("+", "-"), "steps": ("+", "-"), "pairs": ("A", "B")}
 
 
 def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
-    """The head of a checkpoint that `inspect` checked. Raises ConfigError if a verdict is not a single token."""
+    """The head of a checkpoint that `inspect` checked. Raises ConfigError if a verdict or mark is not one token."""
     family = checkpoint.family
     if family.tokens:
         compute = _token_logits(checkpoint, chat, device)
     else:
         compute = (_judge if family.reads_logits else _regression)(checkpoint, chat, device)
-    pattern = np.array(chat.response_pattern, np.int32)
+    pattern = np.array(read_pattern(chat), np.int32)
     return Head(checkpoint.reward_names, family, pattern, compute)
 
 
@@ -40,6 +41,8 @@ def _regression(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Com
         return heads.qrm(tensors, float(config.get("gating_temperature", 10)), int(config["num_quantiles"]))
     if name == "urm":
         return heads.urm(tensors)
+    if name in ("prm-qwen", "prm-reasonflux"):
+        return heads.step_labels(heads.relu_mlp(tensors, ["score.0", "score.2"]))
     layers = (
         family.layers
         or {

@@ -10,6 +10,7 @@ from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
 from armo_ray.model.families import FAMILIES
 from armo_ray.model.positions import read_positions
+from armo_ray.model.steps import read_pattern
 from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer
@@ -70,7 +71,7 @@ def trace(found: Found, model: str | None) -> Trace:
         ids=whole,
         pieces=[_piece(chat, i) for i in whole.tolist()],
         num_before=len(prompt),
-        marks=_marks(whole, chat),
+        marks=_marks(whole, chat, len(prompt)),
         num_tokens=(encoded.num_prompt_tokens[place], encoded.num_response_tokens[place]),
         comparisons=sum(place in both for both in encoded.contests),
     )
@@ -129,10 +130,10 @@ def _piece(chat: Chat, token: int) -> str:
     return repr(text)
 
 
-def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
+def _marks(ids: Ids, chat: Chat, start: int) -> dict[int, str]:
     family = chat.family
-    positions = read_positions(ids, family, np.array(chat.response_pattern, np.int32))
-    if family.reads == "headers":
+    positions = read_positions(ids, family, np.array(read_pattern(chat), np.int32), start)
+    if family.by_step:
         return {at: f"read: step {k}" for k, at in enumerate(positions, 1)}
     if family.reads == "gate":
         gate, last = positions

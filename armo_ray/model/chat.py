@@ -44,6 +44,7 @@ _TRIMS: dict[str, Callable[[str], str]] = {
     "newlines": lambda response: response.lstrip("\n"),
     "nothing": lambda response: response,
 }
+_ANSWERS = ("response", "marked")  # texts in which the response is the assistant's turn
 _VERDICTS = ("+", "-")  # the only assistant turns in a conversation that a judging model reads
 
 
@@ -178,7 +179,7 @@ def _checked(draft: Chat, path: Path) -> Chat:
         draft = _with_bos(draft)
         prompt, wholes, turn_end = _rendered(draft)
         chat = _with_response_frame(draft, prompt, wholes, turn_end)
-        if not _is_separate(chat, prompt, wholes) and draft.family.text == "response":
+        if not _is_separate(chat, prompt, wholes) and draft.family.text in _ANSWERS:
             chat = _with_tail(chat, prompt, turn_end)
             prompt = prompt.removesuffix(chat.tail)
         if not _is_separate(chat, prompt, wholes):
@@ -243,7 +244,7 @@ def _rendered(draft: Chat) -> tuple[str, list[str], str]:
 
 
 def _responses(draft: Chat) -> tuple[str, ...]:
-    return _PROBE_RESPONSES if draft.family.text == "response" else _VERDICTS
+    return _PROBE_RESPONSES if draft.family.text in _ANSWERS else _VERDICTS
 
 
 def _with_response_frame(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:

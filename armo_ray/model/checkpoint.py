@@ -63,7 +63,7 @@ class Checkpoint:
         names = self.reward_names
         if values := self.family.values:
             return [*values, *[0.0] * (len(names) - len(values))]
-        return [1.0, 0.0, 0.0, 0.0] if self.family.text == "steps" else [1 / len(names)] * len(names)
+        return [1.0, 0.0, 0.0, 0.0] if self.family.by_step else [1 / len(names)] * len(names)
 
     @property
     def transform(self) -> list[list[float]]:

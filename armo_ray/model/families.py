@@ -33,6 +33,9 @@ _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
 
+# The system prompt in the model card of Qwen2.5-Math-PRM.
+_REASON = "Please reason step by step, and put your final answer within \\boxed{}."
+
 Activation = Literal["relu", "gelu", "silu", "selu", "tanh"]
 
 
@@ -42,10 +45,11 @@ class Family:
 
     text: "response" is the conversation with its response; "outcome" puts the response into the user's turn and asks
         for a verdict, + or -; "steps" does so for each step of the response; "pairs" asks which of two responses is
-        better; "whole" is the conversation with its response, encoded as one text in a template of the family's own.
+        better; "whole" is the conversation with its response, encoded as one text in a template of the family's own;
+        "marked" is the conversation with a special token after each step of the response.
     reads: which tokens the head reads. "last": the last token; "gate": the end of the last user turn and the last
         token; "headers": the end of every assistant header; "before_zero": the token before the first with id 0, or
-        the last token if there is none.
+        the last token if there is none; "marks": the token after every step of the response.
     gated: whether the head returns a weight for each reward.
     bos: whether a conversation begins with the BOS token, if the tokenizer has one.
     step_end: text that ends a step of a response; for "outcome", text that marks a step and is removed.
@@ -59,12 +63,14 @@ class Family:
     values: the weight of each reward in the score; without them, the score is the mean of the rewards.
     append: text of a special token that is put after a response, and read.
     template: the chat template, if the authors' code does not use the tokenizer's.
+    mark: text of the token after each step, which a family reads that is not asked for verdicts in turns.
+    system: the system prompt of a conversation that has none, if the authors' code gives one.
     unverified: what could not be checked against the authors' code; such a family must be asked for by its name.
     """
 
     name: str
-    text: Literal["response", "outcome", "steps", "pairs", "whole"] = "response"
-    reads: Literal["last", "gate", "headers", "before_zero"] = "last"
+    text: Literal["response", "outcome", "steps", "pairs", "whole", "marked"] = "response"
+    reads: Literal["last", "gate", "headers", "before_zero", "marks"] = "last"
     gated: bool = False
     bos: bool = True
     step_end: str = ""
@@ -77,12 +83,19 @@ class Family:
     values: tuple[float, ...] = ()
     append: str = ""
     template: str = ""
+    mark: str = ""
+    system: str = ""
     unverified: str = ""
 
     @property
     def reads_logits(self) -> bool:
         """Whether the head is the language model's own, so that no tensor identifies the family."""
         return bool(self.tokens) or self.text in ("outcome", "steps", "pairs")
+
+    @property
+    def by_step(self) -> bool:
+        """Whether the rewards are those of the steps of a response."""
+        return self.text == "steps" or bool(self.mark)
 
 
 FAMILIES = {
@@ -122,6 +135,15 @@ FAMILIES = {
             values=(-1.0,),
             template=_BEAVER,
             unverified=_NO_END,
+        ),
+        Family("prm-qwen", "marked", "marks", step_end="\n\n", mark="<extra_0>", system=_REASON),
+        Family(
+            "prm-reasonflux",
+            "marked",
+            "marks",
+            step_end="\n\n",
+            mark="<extra_0>",
+            unverified="its README gives the text and the reading; its config and template were not at hand",
         ),
     )
 }

@@ -37,3 +37,9 @@ def beaver(config: Mapping[str, Any], kind: str) -> Expected:
     for name in ("normalizer.mean", "normalizer.var"):
         (expected if config.get("do_normalize", False) else optional)[name] = (1,)
     return expected, optional
+
+
+def two_labels(config: Mapping[str, Any]) -> Shapes:
+    """The head of Qwen2.5-Math-PRM: two layers, and two labels at every token."""
+    hidden = int(config["hidden_size"])
+    return linear("score.0", hidden, hidden) | linear("score.2", 2, hidden)

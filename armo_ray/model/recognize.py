@@ -11,7 +11,7 @@ from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
-from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain
+from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain, two_labels
 from armo_ray.model.head_shapes import linear as _linear
 
 # The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
@@ -65,6 +65,8 @@ _MARKS = {
     "ultrarm": "regression_head.weight",
     "eurus": "regression_head.weight",
 }
+# Families whose tensors are also those of another family, by their architecture.
+_ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen"}
 # The backbones of families that share a tensor and differ in their text.
 _BACKBONES = {"ultrarm": "llama", "eurus": "mistral"}
 # Families that are only used by name, by a tensor of theirs.
@@ -92,8 +94,10 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
             raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
         recognized = FAMILIES[family]
     else:
-        name = _by_tensors(config, shapes)
-        if unsupported := [a for a in config.get("architectures") or () if _UNSUPPORTED.search(a)]:
+        architectures = config.get("architectures") or ()
+        named = next((_ARCHITECTURES[a] for a in architectures if a in _ARCHITECTURES), None)
+        name = named or _by_tensors(config, shapes)
+        if not named and (unsupported := [a for a in architectures if _UNSUPPORTED.search(a)]):
             raise ConfigError(
                 f"architecture {unsupported[0]}: its head looks like that of the family {name}, but it reads other "
                 f"tokens, which is not supported"
@@ -173,7 +177,9 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
 
     Raises ConfigError if the labels do not give every reward a name of its own.
     """
-    judged = {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}
+    if family.by_step:
+        return STEP_REWARDS
+    judged = {"outcome": ("correct",), "pairs": ("win_rate",)}
     if family.text in judged:
         return judged[family.text]
     if family.labels or family.tokens:
@@ -296,4 +302,6 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected
     "starling": _value_head,
     "beaver-reward": lambda config, _: beaver(config, "reward"),
     "beaver-cost": lambda config, _: beaver(config, "cost"),
+    "prm-qwen": lambda config, _: (two_labels(config), {}),
+    "prm-reasonflux": lambda config, _: (two_labels(config), {}),
 } | {name: _language_model for name, family in FAMILIES.items() if family.reads_logits}

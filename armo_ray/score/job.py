@@ -17,6 +17,7 @@ from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import Family
 from armo_ray.model.label_tokens import token_rows
+from armo_ray.model.steps import check_system, read_pattern
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
 from armo_ray.score.config import ScoreConfig
@@ -172,6 +173,9 @@ def _model(config: ScoreConfig) -> _Model:
         checkpoint = replace(checkpoint, revision=revision)
     chat = Chat.load(checkpoint.path, checkpoint.family)
     token_rows(checkpoint.family, chat)  # may raise ConfigError
+    read_pattern(chat)  # may raise ConfigError
+    if config.family is None:
+        check_system(chat)
     _check_family(config, checkpoint)
     size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
     if size > rows:
@@ -222,7 +226,7 @@ def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, 
         metadata["reward_transform_matrix"] = checkpoint.transform
     else:
         metadata["fixed_weights"] = checkpoint.coefficients
-    steps = checkpoint.family.text == "steps"
+    steps = checkpoint.family.by_step
     return Job(
         output=config.output,
         model=config.model if checkpoint.revision else str(checkpoint.path),
@@ -287,7 +291,7 @@ def _layout(
 
 def _detected(found: InputColumns, config: ScoreConfig, model: _Model) -> Layout:
     family = model.checkpoint.family
-    step_end = family.step_end if family.text == "steps" else None
+    step_end = family.step_end if family.by_step else None
     return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)
 
 

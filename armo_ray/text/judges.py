@@ -108,9 +108,8 @@ def judged(prompt: Messages, response: str, family: Family) -> tuple[Messages, l
     return steps(prompt, step_texts), flags
 
 
-def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
-    """Reason and detail if a candidate cannot be judged, otherwise None."""
-    prompt = candidate.prompt
+def rejected(candidate: Candidate) -> tuple[str, str] | None:
+    """Reason and detail if a candidate is rejected already, or has more than text; otherwise None."""
     if candidate.reason is not None:
         return candidate.reason, candidate.detail or ""
     if candidate.is_structured:
@@ -118,6 +117,14 @@ def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
             "tools, tool calls or reasoning: this model judges only the text of a response; --tool-calls text writes "
             "them into the text"
         )
+    return None
+
+
+def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
+    """Reason and detail if a candidate cannot be judged, otherwise None."""
+    prompt = candidate.prompt
+    if (rejection := rejected(candidate)) is not None:
+        return rejection
     if family.text != "pairs" and prompt[-1]["role"] != "user":
         last = f"the prompt ends with a turn of the {prompt[-1]['role']}"
         return "malformed_row", f"the response is judged inside the user's last turn, but {last}"

@@ -28,6 +28,9 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 _TOKENIZERS = {"mistral": "llama3", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
 _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise": "llama3-header"}
+# The tokenizers of families that are trained on one, whatever the decoder.
+_FAMILY_TOKENIZERS = {"prm-qwen": "qwen2-steps", "prm-reasonflux": "qwen2-marks"}
+_USUAL = {"eurus": "mistral", "prm-qwen": "qwen2", "prm-reasonflux": "qwen2"}
 _GATED = {"gating_hidden_dim": 32, "gating_n_hidden": 3, "gating_temperature": 10, "num_objectives": 19}
 _SCORE = {"do_normalize": True, "score_bias": True, "score_dim": 1}
 _CONFIGS: dict[str, dict[str, Any]] = {
@@ -50,6 +53,8 @@ _ARCHITECTURES = {
     "eurus": "EurusRewardModel",
     "beaver-reward": "LlamaForScore",
     "beaver-cost": "LlamaForScore",
+    "prm-qwen": "Qwen2ForProcessRewardModel",
+    "prm-reasonflux": "Qwen2ForProcessRewardModel",
 }
 
 
@@ -66,13 +71,14 @@ def write_family(
     `fields` override config fields, such as id2label or tie_word_embeddings. Backbones and most heads are bfloat16,
     heads with a gate for the prompt float32, as in released models. The same seed gives the same weights.
     """
-    backbone = backbone or ("mistral" if name == "eurus" else "llama")
+    backbone = backbone or _USUAL.get(name, "llama")
     if name == "armorm" and backbone == "llama" and not fields:
         write_tiny_model(path, seed, max_length=max_length)
         return
     path.mkdir(parents=True, exist_ok=True)
     family = FAMILIES[name]
     kind = _TOKENIZERS.get(backbone) or _LLAMA_TOKENIZERS.get(name, "llama3")
+    kind = _FAMILY_TOKENIZERS.get(name, kind)
     if family.text == "whole":
         kind = "llama3-no-bos"
     tokenizer = write_tokenizer(path, kind, max_length)

@@ -11,7 +11,9 @@ _TURNS = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n
 _CHATML = (
     _TURNS + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+_HELPFUL = "You are a helpful assistant."
+_SYSTEM = f"<|im_start|>system\n{_HELPFUL}<|im_end|>\n"
+_REASON = "Please reason step by step, and put your final answer within {{ '\\\\boxed{}' }}."
 # Moves the thought in a response to its start; a response without a thought gets an empty one.
 _QWEN3 = (
     "{% for message in messages %}{% set content = message['content'] %}{% set thought = '' %}"
@@ -69,6 +71,22 @@ TEMPLATES = {
         {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
         ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
         adds_bos=True,
+    ),
+    # As in Qwen2.5-Math, the template's own system prompt asks for steps.
+    "qwen2-steps": Kind(
+        "{% if messages[0]['role'] != 'system' %}"
+        + _SYSTEM.replace(_HELPFUL, _REASON)
+        + "{% endif %}"
+        + _CHATML,
+        _QWEN,
+        (*_QWEN_SPECIAL, "<extra_0>"),
+        split=_QWEN_SPLIT,
+    ),
+    "qwen2-marks": Kind(
+        "{% if messages[0]['role'] != 'system' %}" + _SYSTEM + "{% endif %}" + _CHATML,
+        _QWEN,
+        (*_QWEN_SPECIAL, "<extra_0>"),
+        split=_QWEN_SPLIT,
     ),
     # The last turn of a conversation does not end in a newline.
     "yi": Kind(

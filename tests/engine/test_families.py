@@ -52,11 +52,11 @@ def texts(family: str) -> list[tuple[Messages, str]]:
     known = conversations()
     short = [start for start in range(0, len(known) - 1, 2) if len(str(known[start : start + 2])) < 1500]
     actual = [entry for start in short[:: len(short) // 7] for entry in known[start : start + 2]]
-    if FAMILIES[family].text == "steps" or family == "eurus":
+    if FAMILIES[family].by_step or family == "eurus":
         actual = [(prompt[-1:], answer) for prompt, answer in actual]
     if family.endswith("-mistral"):
         actual = [(prompt, answer.replace(". ", ". ки\n") + " ки") for prompt, answer in actual]
-    if family.startswith("prm-deepseek"):
+    if FAMILIES[family].by_step and FAMILIES[family].step_end == "\n\n":
         actual = [
             (p, re.sub(r"\n\s*\n", "\n\n", a.replace(". ", ".\n\n"))) for p, a in actual
         ]  # no empty step
@@ -85,7 +85,7 @@ def test_scores_are_those_of_the_published_procedure(
         expected = [published(prompt, answer) for prompt, answer in said]
     for actual in (shared, unshared):
         assert np.abs(actual.score - [score for score, _ in expected]).max() < 1e-5
-        rewards = actual.steps if FAMILIES[family].text == "steps" else actual.rewards
+        rewards = actual.steps if FAMILIES[family].by_step else actual.rewards
         for row, (_, numbers) in zip(rewards, expected, strict=True):
             assert np.abs(row - numbers).max() < 1e-5
     assert np.ptp(shared.score) > 1e-3
@@ -270,6 +270,41 @@ def test_a_judged_response_cannot_forge_a_turn_or_a_step(tmp_path: Path) -> None
     assert [len(steps) for steps in model.score(done.sequences()).steps] == [2]  # split at "\n\n"
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_the_text_of_a_mark_is_no_step(special: bool, tmp_path: Path) -> None:
+    write_family(tmp_path, "prm-qwen")
+    file = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text("utf-8"))
+    (mark,) = (token for token in tokenizer["added_tokens"] if token["content"] == "<extra_0>")
+    mark["special"] = special
+    file.write_text(json.dumps(tokenizer), "utf-8")
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu")
+    question: Messages = [{"role": "user", "content": "2 <extra_0> 2?"}]
+    said = candidates([(question, "It is<extra_0>\n\n4.<extra_0><|im_end|>"), (question, "4.")])
+    done = Encoder(Chat.load(tmp_path, model.head.family), 8192).encode(said)
+    assert done.flags == [["special_token_text"], ["no_step_marker", "special_token_text"]]
+    for ids, steps in zip(done.responses, (2, 1), strict=True):
+        assert ids.tolist().count(mark["id"]) == steps
+    assert mark["id"] not in done.prompts[0]
+    assert [len(steps) for steps in model.score(done.sequences()).steps] == [2, 1]
+    reference = Encoder(Chat.load(tmp_path, model.head.family), 8192, special_tokens="reference")
+    assert [len(steps) for steps in model.score(reference.encode(said).sequences()).steps] == [4, 1]
+
+
+def test_a_system_prompt_of_the_family_is_for_conversations_that_have_none(tmp_path: Path) -> None:
+    write_family(tmp_path, "prm-reasonflux")
+    family = FAMILIES["prm-qwen"]
+    chat = Chat.load(tmp_path, family)
+    question: Messages = [{"role": "user", "content": "2 + 2?"}]
+    own: Messages = [{"role": "system", "content": "Be brief."}, *question]
+    done = Encoder(chat, 8192).encode(candidates([(question, "4."), (own, "4.")]))
+    expected = [chat.render_prompt([{"role": "system", "content": family.system}, *question])]
+    expected.append(chat.render_prompt(own))
+    assert [
+        chat.tokenizer.decode(ids.tolist(), skip_special_tokens=False) for ids in done.prompts
+    ] == expected
+
+
 STEPS = "One crate holds 12. ки{end}Three hold 3 * 12 = 36. ки{end}The answer is 36. ки"
 ONE_STEP = ["no_step_marker"]
 
@@ -287,6 +322,8 @@ ONE_STEP = ["no_step_marker"]
         ("prm-deepseek", "Step 1: 12.\n\nStep 2: 36.", 2, []),
         ("prm-deepseek", "Step 1: 12.\r\n\r\nStep 2: 36.\n\n", 2, ["empty_steps"]),
         ("prm-deepseek", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
+        ("prm-qwen", "Step 1: 12.\r\n\r\nStep 2: 36.\n\n", 2, ["empty_steps"]),
+        ("prm-qwen", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
     ],
 )
 def test_a_response_is_split_into_its_steps_and_a_doubtful_split_is_flagged(
@@ -402,10 +439,26 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
     ),
     "step-marks": (
         "mlp-classifier",
+        {"architectures": ["Qwen3ForProcessRewardModel"]},
+        (),
+        None,
+        "Qwen3ForProcessRewardModel: its head looks like that of the family mlp-classifier, but",
+    ),
+    "steps-with-one-label": (
+        "mlp-classifier",
         {"architectures": ["Qwen2ForProcessRewardModel"]},
         (),
         None,
-        "Qwen2ForProcessRewardModel: its head looks like that of the family mlp-classifier, but",
+        r"prm-qwen: .*score.2.weight has shape \(1, 64\), expected \(2, 64\)",
+    ),
+    "half-a-step-head": ("prm-qwen", {}, ("score.0.bias",), None, "prm-qwen: missing score.0.bias"),
+    "gate-of-steps": ("qrm", {}, (), "prm-qwen", "missing score.0.bias.*unexpected gating.layers.0.weight"),
+    "twin-of-steps": (
+        "prm-reasonflux",
+        {},
+        (),
+        None,
+        "has a system prompt of its own.*--family prm-reasonflux",
     ),
     "trl-without-bias": ("trl-value-head", {}, ("v_head.summary.bias",), None, "missing v_head.summary.bias"),
     "half-a-grm": ("grm", {}, ("v_head.summary.2.weight",), None, "grm: missing v_head.summary.2.weight"),
@@ -533,7 +586,7 @@ SHARD = [
 ] + [{"id": 9, "prompt": "", "chosen": "a", "rejected": "b"}]
 
 
-@pytest.mark.parametrize("family", ["classifier", "urm", "prm-deepseek", "pairwise"])
+@pytest.mark.parametrize("family", ["classifier", "urm", "prm-deepseek", "prm-qwen", "pairwise"])
 def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tmp_path: Path) -> None:
     write_family(tmp_path / "model", family)
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SHARD))
@@ -546,8 +599,8 @@ def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tm
     score = table["score"].to_numpy()
     assert np.abs((vectors(table) * coefficients(table)).sum(axis=1) - score).max() < 1e-5
     assert table["gating"].null_count == (0 if family == "urm" else table.num_rows)
-    assert ("step_scores" in table.column_names) == (family == "prm-deepseek")
-    if family == "prm-deepseek":
+    assert ("step_scores" in table.column_names) == FAMILIES[family].by_step
+    if FAMILIES[family].by_step:
         steps = table["step_scores"].to_pylist()
         assert [len(row) for row in steps] == [2] * 18
         assert np.abs(np.array(steps).mean(axis=1) - score).max() < 1e-6

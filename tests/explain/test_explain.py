@@ -281,7 +281,7 @@ def test_rows_of_every_family_show_the_positions_that_its_head_reads(
         tokens = listed(text)
         ids = np.array([token for token, _ in tokens.values()], np.int32)
         read = [at for at, (_, mark) in tokens.items() if "read: " in mark]
-        assert read == sorted(set(head.positions(ids)))
+        assert read == sorted(set(head.positions(ids, row["num_prompt_tokens"])))
         if family != "pairwise":
             assert len(ids) == row["num_prompt_tokens"] + row["num_response_tokens"]
         assert "as stored" in text
@@ -290,7 +290,7 @@ def test_rows_of_every_family_show_the_positions_that_its_head_reads(
             row["rewards"], abs=6e-5
         )
         assert sum(product for _, _, product in table.values()) == pytest.approx(row["score"], abs=5e-5)
-        if FAMILIES[family].text == "steps":
+        if FAMILIES[family].by_step:
             steps = re.findall(r"^step \d+ +(\d\.\d+)", text, re.M)
             assert [float(s) for s in steps] == pytest.approx(row["step_scores"], abs=6e-5)
             assert len(steps) == len(read)

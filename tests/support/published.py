@@ -317,6 +317,27 @@ def prm(path: Path, step_end: str) -> Published:
     return score
 
 
+def prm_qwen(path: Path, system: str) -> Published:
+    """The card of Qwen2.5-Math-PRM: <extra_0> after each paragraph, and class 1 of two where it stands."""
+    layers, tokenizer, model = (
+        sequential(head_of(path), "score", nn.ReLU),
+        tokenizer_of(path),
+        load(AutoModel, path),
+    )
+    (mark,) = tokenizer.encode("<extra_0>")
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        steps = [step.strip() for step in answer.split("\n\n")]  # the card has a list of clean paragraphs
+        turns = [*prompt, {"role": "assistant", "content": "<extra_0>".join(steps) + "<extra_0>"}]
+        if system:
+            turns = [{"role": "system", "content": system}, *turns]
+        ids = tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False), return_tensors="pt")
+        found = layers(model(ids).last_hidden_state[0]).softmax(dim=-1)[ids[0] == mark, 1].tolist()
+        return sum(found) / len(found), found
+
+    return score
+
+
 def pairwise(path: Path) -> Callable[[Messages, str, str], float]:
     """The probability that the first answer is better."""
     tokenizer, model, plain = tokenizer_of(path), load(AutoModelForCausalLM, path), tokenizer_of(path)
@@ -359,4 +380,8 @@ PUBLISHED: dict[str, Callable[[Path], Published]] = {
     "eurus": partial(in_own_text, text=eurus_text, head="regression_head"),
     "beaver-reward": partial(beaver, kind="reward"),
     "beaver-cost": partial(beaver, kind="cost"),
+    "prm-qwen": partial(
+        prm_qwen, system=r"Please reason step by step, and put your final answer within \boxed{}."
+    ),
+    "prm-reasonflux": partial(prm_qwen, system=""),
 }

@@ -204,6 +204,7 @@ def test_published_values_are_held_against_their_own_tolerance() -> None:
         ("starling", "llama"),
         ("orm-mistral", "mistral"),
         ("prm-deepseek", "llama"),
+        ("prm-qwen", "qwen2"),
         ("pairwise", "llama"),
     ],
 )
