@@ -14,7 +14,7 @@ from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
 from armo_ray.model.steps import read_pattern
 
 # The verdicts of judging models, for each kind of text: the good one, or the first response, comes first.
-_VERDICTS = {"outcome": ("+", "-"), "steps": ("+", "-"), "pairs": ("A", "B")}
+_VERDICTS = {"outcome": ("+", "-"), "steps": ("+", "-"), "prose": ("+", "-"), "pairs": ("A", "B")}
 
 
 def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
@@ -93,4 +93,4 @@ def _judge(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Compute:
         device
     )
     softcap = checkpoint.config.get("final_logit_softcapping")
-    return (heads.step_odds if checkpoint.family.text == "steps" else heads.odds)(rows, softcap)
+    return (heads.step_odds if checkpoint.family.by_step else heads.odds)(rows, softcap)

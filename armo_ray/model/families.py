@@ -33,6 +33,9 @@ _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
 
+# A prompt of one question, of a family without a chat template.
+_QUESTION = "{{ messages[0]['content'] }}"
+
 # The system prompt in the model card of Qwen2.5-Math-PRM.
 _REASON = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -46,7 +49,8 @@ class Family:
     text: "response" is the conversation with its response; "outcome" puts the response into the user's turn and asks
         for a verdict, + or -; "steps" does so for each step of the response; "pairs" asks which of two responses is
         better; "whole" is the conversation with its response, encoded as one text in a template of the family's own;
-        "marked" is the conversation with a special token after each step of the response.
+        "marked" is the conversation with a special token after each step of the response; "prose" is a question and
+        its steps as one text, with a word after each step.
     reads: which tokens the head reads. "last": the last token; "gate": the end of the last user turn and the last
         token; "headers": the end of every assistant header; "before_zero": the token before the first with id 0, or
         the last token if there is none; "marks": the token after every step of the response.
@@ -69,7 +73,7 @@ class Family:
     """
 
     name: str
-    text: Literal["response", "outcome", "steps", "pairs", "whole", "marked"] = "response"
+    text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose"] = "response"
     reads: Literal["last", "gate", "headers", "before_zero", "marks"] = "last"
     gated: bool = False
     bos: bool = True
@@ -90,7 +94,7 @@ class Family:
     @property
     def reads_logits(self) -> bool:
         """Whether the head is the language model's own, so that no tensor identifies the family."""
-        return bool(self.tokens) or self.text in ("outcome", "steps", "pairs")
+        return bool(self.tokens) or self.text in ("outcome", "steps", "pairs", "prose")
 
     @property
     def by_step(self) -> bool:
@@ -145,5 +149,6 @@ FAMILIES = {
             mark="<extra_0>",
             unverified="its README gives the text and the reading; its config and template were not at hand",
         ),
+        Family("prm-shepherd", "prose", "marks", step_end="ки\n", template=_QUESTION, mark="ки"),
     )
 }

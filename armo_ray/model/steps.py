@@ -24,6 +24,19 @@ def read_pattern(chat: Chat) -> tuple[int, ...]:
     return ids
 
 
+def spelled(chat: Chat) -> list[int]:
+    """The ids of the letters of the token after each step. Raises ConfigError if one of them has no token."""
+    (mark,) = read_pattern(chat)
+    letters = str(chat.tokenizer.id_to_token(mark))
+    ids = [chat.tokenizer.token_to_id(letter) for letter in letters]
+    if None in ids or mark in ids:
+        raise ConfigError(
+            f"family {chat.family.name}: {letters!r}, the token after each step, has no tokens for its letters: text "
+            f"could not be told from it"
+        )
+    return ids
+
+
 def with_system(messages: Messages, family: Family) -> Messages:
     """The messages after the system prompt of the family, unless they have one."""
     if not family.system or any(message["role"] == "system" for message in messages):

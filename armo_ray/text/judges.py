@@ -88,7 +88,8 @@ def encode(
         if (rejection := _too_long(whole, max_length)) is not None:
             out.rejects.append((i, *rejection))
             continue
-        before, after = _split(alone[i], whole)
+        assert whole.ids is not None, "_too_long passes only encoded texts"
+        before, after = split(alone[i], whole.ids)
         out.group.append(places.setdefault(before.tobytes(), len(out.prompts)))
         if out.group[-1] == len(out.prompts):
             out.prompts.append(before)
@@ -150,11 +151,10 @@ def _too_long(whole: Prompt, max_length: int) -> tuple[str, str] | None:
     return None
 
 
-def _split(prompt: Prompt, whole: Prompt) -> tuple[Ids, Ids]:
+def split(prompt: Prompt, whole: Ids) -> tuple[Ids, Ids]:
     """A conversation's ids, split where they begin to differ from those of its prompt alone."""
-    assert whole.ids is not None, "_too_long passes only encoded texts"
-    shared = 0 if prompt.ids is None else _common(prompt.ids, whole.ids)
-    return whole.ids[:shared], whole.ids[shared:]
+    shared = 0 if prompt.ids is None else _common(prompt.ids, whole)
+    return whole[:shared], whole[shared:]
 
 
 def _common(a: Ids, b: Ids) -> int:

@@ -30,7 +30,7 @@ class Tools(NamedTuple):
     may_fit: Callable[[str], bool]
 
 
-class _Response(NamedTuple):
+class Response(NamedTuple):
     """The steps of a response, or why it cannot be scored."""
 
     steps: list[str]
@@ -41,7 +41,7 @@ class _Response(NamedTuple):
 def encode(candidates: Sequence[Candidate], tools: Tools) -> Tokenized:
     """Encode the candidates that have no reject reason yet; the others are returned as rejects."""
     out = Tokenized()
-    responses = {i: _response(candidate, tools) for i, candidate in enumerate(candidates)}
+    responses = {i: rejected_or_steps(candidate, tools) for i, candidate in enumerate(candidates)}
     out.rejects += [(i, *r.rejection) for i, r in responses.items() if r.rejection is not None]
     fit = {i: r for i, r in responses.items() if r.rejection is None}
     prompts = _prompts({i: candidates[i].prompt for i in fit}, tools)
@@ -71,21 +71,36 @@ def conversation(prompt: Messages, response: str, family: Family) -> Messages:
     return [*with_system(prompt, family), {"role": "assistant", "content": text}]
 
 
-def _response(candidate: Candidate, tools: Tools) -> _Response:
+def rejected_or_steps(candidate: Candidate, tools: Tools) -> Response:
+    """The steps of a candidate's response, or why it cannot be scored."""
     chat = tools.renderer.chat
     if (rejection := judges.rejected(candidate)) is not None:
-        return _Response([], [], rejection)
+        return Response([], [], rejection)
     if not tools.may_fit(candidate.response):
         detail = f"{len(candidate.response)} characters, max_length is {tools.max_length} tokens"
-        return _Response([], [], ("too_long", detail))
+        return Response([], [], ("too_long", detail))
     if _THOUGHT in candidate.response and _THOUGHT in chat.template:
-        return _Response(
-            [], [], ("unsupported_content", "the chat template moves thoughts between the steps")
-        )
+        return Response([], [], ("unsupported_content", "the chat template moves thoughts between the steps"))
     step_texts, flags = judges.steps_of(candidate.response, chat.family)
+    mark = chat.family.step_end.strip()  # which stays at the end of a response
+    step_texts = [text for step in step_texts if (text := step.removesuffix(mark).rstrip())]
     if not step_texts:
-        return _Response([], [], ("empty_response", "every step of the response is blank"))
-    return _Response(step_texts, [*candidate.flags, *flags])
+        return Response([], [], ("empty_response", "every step of the response is blank"))
+    return Response(step_texts, [*candidate.flags, *flags])
+
+
+def single_question(candidate: Candidate, tools: Tools) -> tuple[str, str] | None:
+    """Reason and detail if a prompt is not one question, or far too long; otherwise None."""
+    roles = [message["role"] for message in candidate.prompt]
+    if roles != ["user"]:
+        return (
+            "malformed_row",
+            f"this model reads a single question, but the prompt has turns of {', '.join(roles)}",
+        )
+    if not tools.may_fit(candidate.prompt[0]["content"]):
+        characters = len(candidate.prompt[0]["content"])
+        return "too_long", f"{characters} characters, max_length is {tools.max_length} tokens"
+    return None
 
 
 def _prompts(messages: dict[int, Messages], tools: Tools) -> dict[int, Prompt]:

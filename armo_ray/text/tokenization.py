@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from armo_ray.model.chat import Chat, Messages
-from armo_ray.text import judges, marked
+from armo_ray.text import judges, marked, prose
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout
 from armo_ray.text.rendering import Renderer, Response
@@ -66,7 +66,7 @@ class Encoder:
             tools = marked.Tools(
                 self._renderer, self.max_length, self._rendered, self._encode_texts, self._may_fit
             )
-            return marked.encode(candidates, tools)
+            return (prose if self.chat.family.text == "prose" else marked).encode(candidates, tools)
         if self.chat.family.text != "response":
             return judges.encode(
                 candidates, self.chat.family, self.max_length, self._rendered, self._num_tokens

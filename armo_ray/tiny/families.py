@@ -29,8 +29,12 @@ BACKBONES: dict[str, dict[str, Any]] = {
 _TOKENIZERS = {"mistral": "llama3", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
 _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise": "llama3-header"}
 # The tokenizers of families that are trained on one, whatever the decoder.
-_FAMILY_TOKENIZERS = {"prm-qwen": "qwen2-steps", "prm-reasonflux": "qwen2-marks"}
-_USUAL = {"eurus": "mistral", "prm-qwen": "qwen2", "prm-reasonflux": "qwen2"}
+_FAMILY_TOKENIZERS = {
+    "prm-qwen": "qwen2-steps",
+    "prm-reasonflux": "qwen2-marks",
+    "prm-shepherd": "sentencepiece",
+}
+_USUAL = {"eurus": "mistral", "prm-qwen": "qwen2", "prm-reasonflux": "qwen2", "prm-shepherd": "mistral"}
 _GATED = {"gating_hidden_dim": 32, "gating_n_hidden": 3, "gating_temperature": 10, "num_objectives": 19}
 _SCORE = {"do_normalize": True, "score_bias": True, "score_dim": 1}
 _CONFIGS: dict[str, dict[str, Any]] = {

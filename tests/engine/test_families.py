@@ -54,8 +54,10 @@ def texts(family: str) -> list[tuple[Messages, str]]:
     actual = [entry for start in short[:: len(short) // 7] for entry in known[start : start + 2]]
     if FAMILIES[family].by_step or family == "eurus":
         actual = [(prompt[-1:], answer) for prompt, answer in actual]
-    if family.endswith("-mistral"):
+    if family.endswith(("-mistral", "-shepherd")):
         actual = [(prompt, answer.replace(". ", ". ки\n") + " ки") for prompt, answer in actual]
+    if family == "prm-shepherd":  # no white space around a step but that of its mark
+        actual = [(prompt, re.sub(r"\s*ки\s*", " ки\n", answer).strip()) for prompt, answer in actual]
     if FAMILIES[family].by_step and FAMILIES[family].step_end == "\n\n":
         actual = [
             (p, re.sub(r"\n\s*\n", "\n\n", a.replace(". ", ".\n\n"))) for p, a in actual
@@ -248,6 +250,12 @@ def test_responses_that_cannot_be_compared_are_rejected_with_the_reason(tmp_path
     ("family", "prompt", "detail"),
     [
         ("prm-deepseek", ["user", "assistant", "user"], "the prompt has assistant turns"),
+        (
+            "prm-shepherd",
+            ["user", "assistant", "user"],
+            "a single question, but the prompt has turns of user, ass",
+        ),
+        ("prm-shepherd", ["system", "user"], "a single question, but the prompt has turns of system, user"),
         ("orm-deepseek", ["user", "tool"], "the prompt ends with a turn of the tool"),
     ],
 )
@@ -291,6 +299,22 @@ def test_the_text_of_a_mark_is_no_step(special: bool, tmp_path: Path) -> None:
     assert [len(steps) for steps in model.score(reference.encode(said).sequences()).steps] == [4, 1]
 
 
+def test_a_word_that_begins_as_a_mark_is_no_step(tmp_path: Path) -> None:
+    write_family(tmp_path, "prm-shepherd")
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", family="prm-shepherd")
+    chat = Chat.load(tmp_path, model.head.family)
+    question: Messages = [{"role": "user", "content": "How many кирпичей? ки"}]
+    answers = ["One row has 12 кирпичей. ки\nAnd кит</s> 36. ки", "36. ки", "36."]
+    done = Encoder(chat, 8192).encode(candidates([(question, answer) for answer in answers]))
+    assert [len(steps) for steps in model.score(done.sequences()).steps] == [2, 1, 1]
+    whole = np.concatenate((done.prompts[0], done.responses[0])).tolist()
+    assert chat.tokenizer.decode(whole) == f"{question[0]['content']} {answers[0]}"
+    assert done.flags == [["special_token_text"]] * 2 + [["no_step_marker", "special_token_text"]]
+    with torch.inference_mode():  # which takes the three words for marks, and those of the question
+        _, numbers = PUBLISHED["prm-shepherd"](tmp_path)(question, answers[0].replace("</s>", ""))
+    assert len(numbers) == 6
+
+
 def test_a_system_prompt_of_the_family_is_for_conversations_that_have_none(tmp_path: Path) -> None:
     write_family(tmp_path, "prm-reasonflux")
     family = FAMILIES["prm-qwen"]
@@ -324,6 +348,8 @@ ONE_STEP = ["no_step_marker"]
         ("prm-deepseek", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
         ("prm-qwen", "Step 1: 12.\r\n\r\nStep 2: 36.\n\n", 2, ["empty_steps"]),
         ("prm-qwen", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
+        ("prm-shepherd", STEPS.format(end="\n"), 3, []),
+        ("prm-shepherd", "The answer is 36. ки", 1, []),
     ],
 )
 def test_a_response_is_split_into_its_steps_and_a_doubtful_split_is_flagged(
@@ -453,6 +479,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
     ),
     "half-a-step-head": ("prm-qwen", {}, ("score.0.bias",), None, "prm-qwen: missing score.0.bias"),
     "gate-of-steps": ("qrm", {}, (), "prm-qwen", "missing score.0.bias.*unexpected gating.layers.0.weight"),
+    "mark-of-many-tokens": (
+        "orm-mistral",
+        {},
+        (),
+        "prm-shepherd",
+        "'ки', which is read after each step, is 4 tok",
+    ),
     "twin-of-steps": (
         "prm-reasonflux",
         {},

@@ -338,6 +338,19 @@ def prm_qwen(path: Path, system: str) -> Published:
     return score
 
 
+def prm_shepherd(path: Path) -> Published:
+    """The card of Math-Shepherd's model: the whole text, and the odds of + and - at each token of ки."""
+    tokenizer, model = tokenizer_of(path), load(AutoModelForCausalLM, path)
+    signs, mark = tokenizer.encode("+ -")[1:], tokenizer.encode("ки")[-1]
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids = torch.tensor([tokenizer.encode(f"{prompt[-1]['content']} {answer}")])
+        found = model(ids).logits[:, :, signs].softmax(dim=-1)[:, :, 0][ids == mark].tolist()
+        return sum(found) / len(found), found
+
+    return score
+
+
 def pairwise(path: Path) -> Callable[[Messages, str, str], float]:
     """The probability that the first answer is better."""
     tokenizer, model, plain = tokenizer_of(path), load(AutoModelForCausalLM, path), tokenizer_of(path)
@@ -384,4 +397,5 @@ PUBLISHED: dict[str, Callable[[Path], Published]] = {
         prm_qwen, system=r"Please reason step by step, and put your final answer within \boxed{}."
     ),
     "prm-reasonflux": partial(prm_qwen, system=""),
+    "prm-shepherd": prm_shepherd,
 }
