@@ -181,6 +181,11 @@ def step_labels(layers: Layers) -> Compute:
     return step_rewards(lambda hidden: in_blocks(partial(through, layers), hidden).softmax(dim=1)[:, 1:])
 
 
+def step_values(layers: Layers) -> Compute:
+    """A process model's head whose last layer has one value: the sigmoid of it at every step."""
+    return step_rewards(lambda hidden: in_blocks(partial(through, layers), hidden).sigmoid())
+
+
 def step_rewards(reward: Callable[[Tensor], Tensor]) -> Compute:
     """A process model's head, from the reward (R, 1) of steps with hidden states (R, H).
 

@@ -43,6 +43,8 @@ def _regression(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Com
         return heads.urm(tensors)
     if name in ("prm-qwen", "prm-reasonflux"):
         return heads.step_labels(heads.relu_mlp(tensors, ["score.0", "score.2"]))
+    if name == "prm-skywork":
+        return heads.step_values(heads.relu_mlp(tensors, family.layers))
     layers = (
         family.layers
         or {

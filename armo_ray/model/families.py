@@ -50,7 +50,8 @@ class Family:
         for a verdict, + or -; "steps" does so for each step of the response; "pairs" asks which of two responses is
         better; "whole" is the conversation with its response, encoded as one text in a template of the family's own;
         "marked" is the conversation with a special token after each step of the response; "prose" is a question and
-        its steps as one text, with a word after each step.
+        its steps as one text, with a word after each step; "lines" is a question and its steps as lines, each of which
+        is encoded by itself, without a chat template.
     reads: which tokens the head reads. "last": the last token; "gate": the end of the last user turn and the last
         token; "headers": the end of every assistant header; "before_zero": the token before the first with id 0, or
         the last token if there is none; "marks": the token after every step of the response.
@@ -73,7 +74,7 @@ class Family:
     """
 
     name: str
-    text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose"] = "response"
+    text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose", "lines"] = "response"
     reads: Literal["last", "gate", "headers", "before_zero", "marks"] = "last"
     gated: bool = False
     bos: bool = True
@@ -150,5 +151,14 @@ FAMILIES = {
             unverified="its README gives the text and the reading; its config and template were not at hand",
         ),
         Family("prm-shepherd", "prose", "marks", step_end="ки\n", template=_QUESTION, mark="ки"),
+        Family(
+            "prm-skywork",
+            "lines",
+            "marks",
+            step_end="\n",
+            layers=("v_head.summary",),
+            template=_QUESTION,
+            mark="\n",
+        ),
     )
 }

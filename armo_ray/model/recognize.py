@@ -66,7 +66,7 @@ _MARKS = {
     "eurus": "regression_head.weight",
 }
 # Families whose tensors are also those of another family, by their architecture.
-_ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen"}
+_ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen", "Qwen2ForPrmModel": "prm-skywork"}
 # The backbones of families that share a tensor and differ in their text.
 _BACKBONES = {"ultrarm": "llama", "eurus": "mistral"}
 # Families that are only used by name, by a tensor of theirs.

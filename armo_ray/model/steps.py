@@ -21,6 +21,10 @@ def read_pattern(chat: Chat) -> tuple[int, ...]:
             f"family {family.name}: {family.mark!r}, which is read after each step, is {len(ids)} tokens in this "
             f"tokenizer"
         )
+    if family.text == "lines" and (chat.prefix or "bos_token" not in chat.special_tokens):
+        raise ConfigError(
+            f"family {family.name}: its tokenizer must have a BOS token and not add it to every text by itself"
+        )
     return ids
 
 
@@ -28,8 +32,8 @@ def spelled(chat: Chat) -> list[int]:
     """The ids of the letters of the token after each step. Raises ConfigError if one of them has no token."""
     (mark,) = read_pattern(chat)
     letters = str(chat.tokenizer.id_to_token(mark))
-    ids = [chat.tokenizer.token_to_id(letter) for letter in letters]
-    if None in ids or mark in ids:
+    ids = [i for letter in letters if (i := chat.tokenizer.token_to_id(letter)) is not None]
+    if len(ids) < len(letters) or mark in ids:
         raise ConfigError(
             f"family {chat.family.name}: {letters!r}, the token after each step, has no tokens for its letters: text "
             f"could not be told from it"

@@ -42,10 +42,10 @@ def steps_of(response: str, family: Family) -> tuple[list[str], list[str]]:
     """The steps of a response, and flags: no_step_marker if it has no marker, empty_steps if a step is blank.
 
     A newline in a marker also matches CRLF. The authors' code scores empty steps too, such as one after a marker
-    that ends the response; here they are left out.
+    that ends the response; here they are left out. White space around a step is left out, but not around a line.
     """
     pieces = re.split("\r?\n".join(map(re.escape, family.step_end.split("\n"))), response)
-    step_texts = [step.strip() for step in pieces if step.strip()]
+    step_texts = [step if family.text == "lines" else step.strip() for step in pieces if step.strip()]
     mark, whole = family.step_end.strip(), response.rstrip()
     bare = whole.removesuffix(mark)  # a response with one marker, at its end, is one marked step
     unmarked = len(pieces) == 1 and (bare == whole or mark in bare)

@@ -1,9 +1,11 @@
 """Input of process models that read a token after each step of a response.
 
-Source: the model cards of Qwen2.5-Math-PRM and ReasonFlux-PRM, whose steps are paragraphs. The token is put between
-the ids of the steps, so that no text of a step or of a prompt can become one.
+Sources: the model cards of Qwen2.5-Math-PRM and ReasonFlux-PRM, whose steps are paragraphs of the assistant's turn, and
+skywork-o1-prm-inference, whose steps are lines after the line of the question. The token is put between the ids of the
+steps, so that no text of a step or of a prompt can become one.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,7 +43,7 @@ class Response(NamedTuple):
 def encode(candidates: Sequence[Candidate], tools: Tools) -> Tokenized:
     """Encode the candidates that have no reject reason yet; the others are returned as rejects."""
     out = Tokenized()
-    responses = {i: rejected_or_steps(candidate, tools) for i, candidate in enumerate(candidates)}
+    responses = {i: _checked(candidate, tools) for i, candidate in enumerate(candidates)}
     out.rejects += [(i, *r.rejection) for i, r in responses.items() if r.rejection is not None]
     fit = {i: r for i, r in responses.items() if r.rejection is None}
     prompts = _prompts({i: candidates[i].prompt for i in fit}, tools)
@@ -71,6 +73,13 @@ def conversation(prompt: Messages, response: str, family: Family) -> Messages:
     return [*with_system(prompt, family), {"role": "assistant", "content": text}]
 
 
+def _checked(candidate: Candidate, tools: Tools) -> Response:
+    response = rejected_or_steps(candidate, tools)
+    if response.rejection is not None or tools.renderer.chat.family.text != "lines":
+        return response
+    return response._replace(rejection=single_question(candidate, tools))
+
+
 def rejected_or_steps(candidate: Candidate, tools: Tools) -> Response:
     """The steps of a candidate's response, or why it cannot be scored."""
     chat = tools.renderer.chat
@@ -83,7 +92,7 @@ def rejected_or_steps(candidate: Candidate, tools: Tools) -> Response:
         return Response([], [], ("unsupported_content", "the chat template moves thoughts between the steps"))
     step_texts, flags = judges.steps_of(candidate.response, chat.family)
     mark = chat.family.step_end.strip()  # which stays at the end of a response
-    step_texts = [text for step in step_texts if (text := step.removesuffix(mark).rstrip())]
+    step_texts = [text for step in step_texts if (text := step.removesuffix(mark).rstrip() if mark else step)]
     if not step_texts:
         return Response([], [], ("empty_response", "every step of the response is blank"))
     return Response(step_texts, [*candidate.flags, *flags])
@@ -105,9 +114,27 @@ def single_question(candidate: Candidate, tools: Tools) -> tuple[str, str] | Non
 
 def _prompts(messages: dict[int, Messages], tools: Tools) -> dict[int, Prompt]:
     """The prompt of each candidate; the same object for equal ones."""
+    if tools.renderer.chat.family.text == "lines":
+        return _questions(messages, tools)
     distinct = {str(prompt): with_system(prompt, tools.renderer.chat.family) for prompt in messages.values()}
     prompts = dict(zip(distinct, tools.render(list(distinct.values())), strict=True))
     return {i: prompts[str(prompt)] for i, prompt in messages.items()}
+
+
+def _questions(messages: dict[int, Messages], tools: Tools) -> dict[int, Prompt]:
+    """The line of each candidate's question after BOS, without a template; the same object for equal ones."""
+    renderer = tools.renderer
+    bos = renderer.chat.tokenizer.token_to_id(renderer.chat.special_tokens["bos_token"])
+    prompts: dict[str, Prompt] = {}
+    for prompt in messages.values():
+        question = prompt[0]["content"]
+        if question not in prompts:
+            (ids,) = tools.encode([question + "\n"])
+            line = Prompt(prompt, text=question, flagged=renderer.has_special([question]))
+            line.ids = np.concatenate((np.array([bos], np.int32), ids))
+            line.id = hashlib.blake2b(line.ids.tobytes(), digest_size=16).hexdigest()
+            prompts[question] = line
+    return {i: prompts[prompt[0]["content"]] for i, prompt in messages.items()}
 
 
 def _written(responses: Sequence[list[str]], tools: Tools) -> list[Ids]:

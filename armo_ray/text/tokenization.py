@@ -66,7 +66,8 @@ class Encoder:
             tools = marked.Tools(
                 self._renderer, self.max_length, self._rendered, self._encode_texts, self._may_fit
             )
-            return (prose if self.chat.family.text == "prose" else marked).encode(candidates, tools)
+            encode = prose.encode if self.chat.family.text == "prose" else marked.encode
+            return encode(candidates, tools)
         if self.chat.family.text != "response":
             return judges.encode(
                 candidates, self.chat.family, self.max_length, self._rendered, self._num_tokens

@@ -33,8 +33,16 @@ _FAMILY_TOKENIZERS = {
     "prm-qwen": "qwen2-steps",
     "prm-reasonflux": "qwen2-marks",
     "prm-shepherd": "sentencepiece",
+    "prm-skywork": "qwen2-bos",
 }
-_USUAL = {"eurus": "mistral", "prm-qwen": "qwen2", "prm-reasonflux": "qwen2", "prm-shepherd": "mistral"}
+# The decoders of families whose models have another one than Llama.
+_USUAL = {
+    "eurus": "mistral",
+    "prm-qwen": "qwen2",
+    "prm-reasonflux": "qwen2",
+    "prm-shepherd": "mistral",
+    "prm-skywork": "qwen2",
+}
 _GATED = {"gating_hidden_dim": 32, "gating_n_hidden": 3, "gating_temperature": 10, "num_objectives": 19}
 _SCORE = {"do_normalize": True, "score_bias": True, "score_dim": 1}
 _CONFIGS: dict[str, dict[str, Any]] = {
@@ -59,6 +67,7 @@ _ARCHITECTURES = {
     "beaver-cost": "LlamaForScore",
     "prm-qwen": "Qwen2ForProcessRewardModel",
     "prm-reasonflux": "Qwen2ForProcessRewardModel",
+    "prm-skywork": "Qwen2ForPrmModel",
 }
 
 

@@ -96,6 +96,7 @@ TEMPLATES = {
         (*_QWEN_SPECIAL, "<extra_0>"),
         split=_QWEN_SPLIT,
     ),
+    "qwen2-bos": Kind(_CHATML, _QWEN | {"bos_token": "<|endoftext|>"}, _QWEN_SPECIAL, split=_QWEN_SPLIT),
     # As Mistral's first tokenizer: no pre-tokenizer, spaces are letters, other characters are bytes.
     "sentencepiece": Kind(
         "", {"bos_token": "<s>", "eos_token": "</s>"}, ("<unk>", "<s>", "</s>"), adds_bos=True

@@ -115,6 +115,10 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
     if chat.family.text == "prose":
         steps, _ = judges.steps_of(response, chat.family)
         return [*chat.prefix, *chat.encode(prose.text_of(prompt[0]["content"], steps, chat.family.mark))]
+    if chat.family.text == "lines":
+        steps, _ = judges.steps_of(response, chat.family)
+        bos = chat.special_tokens["bos_token"] + prompt[0]["content"] + "\n"
+        return [*chat.encode(bos), *(i for step in steps for i in (*chat.encode(step), *chat.encode("\n")))]
     if chat.family.mark:
         messages = marked.conversation(prompt, response, chat.family)
         return chat.encode(chat.render(messages, add_generation_prompt=False))

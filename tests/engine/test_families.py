@@ -58,6 +58,8 @@ def texts(family: str) -> list[tuple[Messages, str]]:
         actual = [(prompt, answer.replace(". ", ". ки\n") + " ки") for prompt, answer in actual]
     if family == "prm-shepherd":  # no white space around a step but that of its mark
         actual = [(prompt, re.sub(r"\s*ки\s*", " ки\n", answer).strip()) for prompt, answer in actual]
+    if family == "prm-skywork":  # no blank line, and lines that are indented
+        actual = [(p, re.sub(r"\n(\s*\n)+", "\n", a.replace(". ", ".\n ")).strip("\n")) for p, a in actual]
     if FAMILIES[family].by_step and FAMILIES[family].step_end == "\n\n":
         actual = [
             (p, re.sub(r"\n\s*\n", "\n\n", a.replace(". ", ".\n\n"))) for p, a in actual
@@ -256,6 +258,11 @@ def test_responses_that_cannot_be_compared_are_rejected_with_the_reason(tmp_path
             "a single question, but the prompt has turns of user, ass",
         ),
         ("prm-shepherd", ["system", "user"], "a single question, but the prompt has turns of system, user"),
+        (
+            "prm-skywork",
+            ["user", "assistant", "user"],
+            "a single question, but the prompt has turns of user, ass",
+        ),
         ("orm-deepseek", ["user", "tool"], "the prompt ends with a turn of the tool"),
     ],
 )
@@ -315,6 +322,23 @@ def test_a_word_that_begins_as_a_mark_is_no_step(tmp_path: Path) -> None:
     assert len(numbers) == 6
 
 
+def test_lines_need_a_token_to_begin_with_and_a_question_of_many_lines_is_no_step(tmp_path: Path) -> None:
+    write_family(tmp_path / "a", "trl-value-head", "qwen2")
+    with pytest.raises(ConfigError, match="prm-skywork: its tokenizer must have a BOS token"):
+        RewardModel.load(str(tmp_path / "a"), None, "float32", "cpu", family="prm-skywork")
+    write_family(tmp_path / "b", "prm-skywork")
+    model = RewardModel.load(str(tmp_path / "b"), None, "float32", "cpu")
+    question: Messages = [{"role": "user", "content": "2 + 2?\n\n   \nThink\nfirst."}]
+    done = Encoder(Chat.load(tmp_path / "b", model.head.family), 8192).encode(
+        candidates([(question, "2\n4")])
+    )
+    actual = model.score(done.sequences())
+    with torch.inference_mode():
+        score, numbers = PUBLISHED["prm-skywork"](tmp_path / "b")(question, "2\n4")
+    assert abs(actual.score[0] - score) < 1e-5
+    assert len(actual.steps[0]) == len(numbers) == 2
+
+
 def test_a_system_prompt_of_the_family_is_for_conversations_that_have_none(tmp_path: Path) -> None:
     write_family(tmp_path, "prm-reasonflux")
     family = FAMILIES["prm-qwen"]
@@ -349,6 +373,8 @@ ONE_STEP = ["no_step_marker"]
         ("prm-qwen", "Step 1: 12.\r\n\r\nStep 2: 36.\n\n", 2, ["empty_steps"]),
         ("prm-qwen", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
         ("prm-shepherd", STEPS.format(end="\n"), 3, []),
+        ("prm-skywork", "Step 1: 12.\r\n\n  Step 2: 36.\n", 2, ["empty_steps"]),
+        ("prm-skywork", "The answer is 36.", 1, ONE_STEP),
         ("prm-shepherd", "The answer is 36. ки", 1, []),
     ],
 )
@@ -497,10 +523,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
     "half-a-grm": ("grm", {}, ("v_head.summary.2.weight",), None, "grm: missing v_head.summary.2.weight"),
     "steps-of-a-value-head": (
         "trl-value-head",
-        {"architectures": ["Qwen2ForPrmModel"]},
+        {"architectures": ["Qwen3ForPrmModel"]},
         (),
         None,
-        "Qwen2ForPrmModel: its head looks like that of the family trl-value-head, but",
+        "Qwen3ForPrmModel: its head looks like that of the family trl-value-head, but",
+    ),
+    "half-a-line-head": (
+        "prm-skywork",
+        {},
+        ("v_head.summary.bias",),
+        None,
+        "prm-skywork: missing v_head.summary",
     ),
     "twin-of-a-value-head": (
         "athene",

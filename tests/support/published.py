@@ -351,6 +351,24 @@ def prm_shepherd(path: Path) -> Published:
     return score
 
 
+def prm_skywork(path: Path) -> Published:
+    """skywork-o1-prm-inference: each line by itself, a new line after it, and the sigmoid of the value there."""
+    tokenizer, model, tensors = tokenizer_of(path), load(AutoModel, path), head_of(path)
+    weight, bias = tensors["v_head.summary.weight"], tensors["v_head.summary.bias"]
+    mark = tokenizer.encode("\n")[-1]
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids, ends = tokenizer.encode(tokenizer.bos_token + prompt[-1]["content"] + "\n"), []
+        for step in answer.split("\n"):
+            ids += [*tokenizer.encode(step), mark]
+            ends.append(len(ids) - 1)
+        values = model(torch.tensor([ids])).last_hidden_state[0] @ weight[0] + bias
+        found = torch.sigmoid(values)[ends].tolist()
+        return sum(found) / len(found), found
+
+    return score
+
+
 def pairwise(path: Path) -> Callable[[Messages, str, str], float]:
     """The probability that the first answer is better."""
     tokenizer, model, plain = tokenizer_of(path), load(AutoModelForCausalLM, path), tokenizer_of(path)
@@ -398,4 +416,5 @@ PUBLISHED: dict[str, Callable[[Path], Published]] = {
     ),
     "prm-reasonflux": partial(prm_qwen, system=""),
     "prm-shepherd": prm_shepherd,
+    "prm-skywork": prm_skywork,
 }
