@@ -19,6 +19,7 @@ import numpy.typing as npt
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import Family
 from armo_ray.model.recognize import HEAD_PREFIXES, recognize, reward_names
+from armo_ray.model.refused import refusal
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 SAMPLE_BYTES = 1 << 16
@@ -143,8 +144,11 @@ def inspect(model: str, revision: str | None = None, family: str | Family | None
     """
     path, commit = resolve(model, revision)
     config, tensors = _read_json(path / "config.json"), _read_headers(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if why := refusal(path, config, shapes):
+        raise ConfigError(f"{path}: {why}")
     try:
-        recognized = recognize(config, {name: tensor.shape for name, tensor in tensors.items()}, family)
+        recognized = recognize(config, shapes, family)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (TypeError, ValueError, KeyError, OverflowError) as error:

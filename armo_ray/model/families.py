@@ -33,6 +33,8 @@ _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
 
+LABEL_MASS = "label_mass"
+
 Activation = Literal["relu", "gelu", "silu", "selu", "tanh"]
 
 
@@ -84,6 +86,16 @@ class Family:
         """Whether the head is the language model's own, so that no tensor identifies the family."""
         return bool(self.tokens) or self.text in ("outcome", "steps", "pairs")
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the rewards, unless they are the config's or those of a known model.
+
+        Of several tokens, the last reward is the probability that these have together in the whole vocabulary.
+        """
+        if len(self.tokens) > 1:
+            return (*self.labels, LABEL_MASS)
+        return self.labels or (("reward",) if self.tokens else ())
+
 
 FAMILIES = {
     family.name: family
@@ -123,5 +135,6 @@ FAMILIES = {
             template=_BEAVER,
             unverified=_NO_END,
         ),
+        Family("ldl", gated=True),
     )
 }

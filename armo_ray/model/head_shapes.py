@@ -37,3 +37,22 @@ def beaver(config: Mapping[str, Any], kind: str) -> Expected:
     for name in ("normalizer.mean", "normalizer.var"):
         (expected if config.get("do_normalize", False) else optional)[name] = (1,)
     return expected, optional
+
+
+LDL_LEVELS = 10
+
+
+def ldl_objectives(config: Mapping[str, Any]) -> int:
+    """The number of objectives; the config counts the levels of all."""
+    return int(config.get("num_objectives", 22 * LDL_LEVELS)) // LDL_LEVELS
+
+
+def ldl(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
+    """LDL-Reward's head: a distribution over levels for each objective, and a weight for each."""
+    hidden, count = int(config["hidden_size"]), ldl_objectives(config)
+    width = shapes.get("regression_layer.network.0.weight", (hidden,))[0]
+    expected: Shapes = {}
+    for name, step, wide_out in (("regression_layer", 2, LDL_LEVELS * count), ("gating_layer", 3, count)):
+        for i, (before, after) in enumerate(pairwise([hidden, width, width, wide_out])):
+            expected |= linear(f"{name}.network.{i * step}", after, before)
+    return expected, {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
-from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain
+from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain, ldl, ldl_objectives
 from armo_ray.model.head_shapes import linear as _linear
 
 # The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
@@ -38,7 +38,6 @@ ARMORM_REWARDS = (
 )
 HELPSTEER_REWARDS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 STEP_REWARDS = ("mean", "min", "product", "last")
-LABEL_MASS = "label_mass"
 LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 HEAD_PREFIXES = (
     "regression_layer.",
@@ -50,6 +49,7 @@ HEAD_PREFIXES = (
     "regression_head.",
     "score_head.",
     "normalizer.",
+    "gating_layer.",
 )
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
 _MARKS = {
@@ -64,6 +64,7 @@ _MARKS = {
     "grm": "v_head.summary.0.weight",
     "ultrarm": "regression_head.weight",
     "eurus": "regression_head.weight",
+    "ldl": "gating_layer.network.0.weight",
 }
 # The backbones of families that share a tensor and differ in their text.
 _BACKBONES = {"ultrarm": "llama", "eurus": "mistral"}
@@ -176,11 +177,13 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
     judged = {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}
     if family.text in judged:
         return judged[family.text]
-    if family.labels or family.tokens:
-        return _label_names(family)
+    if named := family.label_names:
+        return named
     if family.name in ("armorm", "qrm"):
         count = int(config.get("num_objectives", len(ARMORM_REWARDS)))
         return _names(ARMORM_REWARDS, count, "objective")
+    if family.name == "ldl":
+        return _names((), ldl_objectives(config), "objective")
     if family.name == "urm":
         return _names(HELPSTEER_REWARDS, shapes["score.weight"][0] // 2, "attribute")
     count = shapes[_last_layer(family)][0]
@@ -194,13 +197,6 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
             f"found {', '.join(map(repr, names))}"
         )
     return ("reward",) if names == ["label_0"] else tuple(names)
-
-
-def _label_names(family: Family) -> tuple[str, ...]:
-    """The labels; of several tokens, also the probability that these have together in the whole vocabulary."""
-    if len(family.tokens) < 2:
-        return family.labels or ("reward",)
-    return (*family.labels, LABEL_MASS)
 
 
 def _names(published: tuple[str, ...], count: int, stem: str) -> tuple[str, ...]:
@@ -294,6 +290,7 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected
     "urm": _urm,
     "value-head": _value_head,
     "starling": _value_head,
+    "ldl": ldl,
     "beaver-reward": lambda config, _: beaver(config, "reward"),
     "beaver-cost": lambda config, _: beaver(config, "cost"),
 } | {name: _language_model for name, family in FAMILIES.items() if family.reads_logits}

@@ -29,11 +29,13 @@ BACKBONES: dict[str, dict[str, Any]] = {
 _TOKENIZERS = {"mistral": "llama3", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
 _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise": "llama3-header"}
 _GATED = {"gating_hidden_dim": 32, "gating_n_hidden": 3, "gating_temperature": 10, "num_objectives": 19}
+_BACKBONE_OF = {"eurus": "mistral", "ldl": "gemma2"}  # otherwise llama
 _SCORE = {"do_normalize": True, "score_bias": True, "score_dim": 1}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "armorm": _GATED,
     "qrm": _GATED | {"num_quantiles": 19},
     "urm": {"id2label": {str(i): f"LABEL_{i}" for i in range(10)}},
+    "ldl": {"num_objectives": 220},
     "beaver-reward": _SCORE | {"score_type": "reward"},
     "beaver-cost": _SCORE | {"score_type": "cost"},
 }
@@ -49,6 +51,7 @@ _ARCHITECTURES = {
     "ultrarm": "LlamaRewardModel",
     "eurus": "EurusRewardModel",
     "beaver-reward": "LlamaForScore",
+    "ldl": "LDLRewardModel27B",
     "beaver-cost": "LlamaForScore",
 }
 
@@ -66,7 +69,7 @@ def write_family(
     `fields` override config fields, such as id2label or tie_word_embeddings. Backbones and most heads are bfloat16,
     heads with a gate for the prompt float32, as in released models. The same seed gives the same weights.
     """
-    backbone = backbone or ("mistral" if name == "eurus" else "llama")
+    backbone = backbone or _BACKBONE_OF.get(name, "llama")
     if name == "armorm" and backbone == "llama" and not fields:
         write_tiny_model(path, seed, max_length=max_length)
         return
