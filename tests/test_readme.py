@@ -22,6 +22,7 @@ from armo_ray.cli.main import main
 from armo_ray.cli.parser import build_parser
 from armo_ray.formatting.svg import chart_style, histogram
 from armo_ray.model.families import FAMILIES
+from armo_ray.model.family_file import family_of
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, FLAGS, REJECT_REASONS, RESERVED
 from armo_ray.score.config import load_config
 from armo_ray.text.layouts import ALIASES
@@ -160,8 +161,10 @@ def test_the_chart_is_a_file_that_needs_no_other() -> None:
     assert "href" not in text
 
 
-def test_the_options_file_loads(tmp_path: Path) -> None:
-    (example,) = blocks("toml", README)
+def test_the_described_head_and_the_options_file_load(tmp_path: Path) -> None:
+    head, example = blocks("toml", README)
+    (tmp_path / "judge.toml").write_text(head, "utf-8")
+    assert family_of(str(tmp_path / "judge.toml")).label_names == ("helpful", "safe")
     (tmp_path / "options.toml").write_text(example, "utf-8")
     config = load_config(str(tmp_path / "options.toml"), {"model": "m"})
     assert config.max_length == 4096

@@ -35,7 +35,7 @@ _NO_END = (
 
 LABEL_MASS = "label_mass"
 
-Activation = Literal["relu", "gelu", "silu", "selu", "tanh"]
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "selu", "tanh"]
 
 
 @dataclass(frozen=True)

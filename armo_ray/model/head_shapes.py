@@ -16,7 +16,8 @@ def chain(family: Family, hidden: int, shapes: Mapping[str, Shape]) -> Shapes:
     """Linear layers, each as wide as the one before it; the widths between them are the checkpoint's own."""
     widths = [shapes.get(f"{name}.weight", (hidden,))[0] for name in family.layers[:-1]]
     expected: Shapes = {}
-    for name, (wide_in, wide_out) in zip(family.layers, pairwise([hidden, *widths, 1]), strict=True):
+    ends = pairwise([hidden, *widths, max(1, len(family.labels))])
+    for name, (wide_in, wide_out) in zip(family.layers, ends, strict=True):
         expected |= linear(name, wide_out, wide_in)
     return expected if family.biased else {n: s for n, s in expected.items() if n.endswith(".weight")}
 

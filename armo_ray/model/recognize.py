@@ -11,6 +11,7 @@ from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
+from armo_ray.model.family_file import family_of
 from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain, ldl, ldl_objectives
 from armo_ray.model.head_shapes import linear as _linear
 
@@ -51,6 +52,7 @@ HEAD_PREFIXES = (
     "normalizer.",
     "gating_layer.",
 )
+_BACKBONE = re.compile(r"(model|lm_head)\.|.*rotary_emb\.inv_freq$")
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
 _MARKS = {
     "qrm": "gating.layers.2.running_mean",
@@ -80,18 +82,14 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
     """The family of a checkpoint with these tensors, which must include its complete head.
 
     Args:
-        family: a name in FAMILIES, or a family of the caller's own; needed if the tensors alone do not identify it.
+        family: a name in FAMILIES, a TOML file or a Family; needed if the tensors alone do not identify it.
 
     Raises:
         ConfigError: no family fits, or not the one named; a tensor of the head is missing, unexpected or of a wrong
             shape.
     """
-    if isinstance(family, Family):
-        recognized = family
-    elif family is not None:
-        if family not in FAMILIES:
-            raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
-        recognized = FAMILIES[family]
+    if family is not None:
+        recognized = family_of(family) if isinstance(family, str) else family
     else:
         name = _by_tensors(config, shapes)
         if unsupported := [a for a in config.get("architectures") or () if _UNSUPPORTED.search(a)]:
@@ -113,9 +111,7 @@ def _by_tensors(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
     fitting = [name for name in marked if _BACKBONES.get(name, kind) == kind]
     if not fitting:
         twins = " or ".join(f"{name} ({_BACKBONES[name]})" for name in marked)
-        raise ConfigError(
-            f"{_MARKS[marked[0]]} is of {twins}, but model_type is {kind}: choose with --family"
-        )
+        raise ConfigError(f"{_MARKS[marked[0]]}: of {twins}, but model_type is {kind}: say --family")
     if fitting[0] == "value-head" and any(_ATHENE.search(a) for a in config.get("architectures") or ()):
         raise ConfigError(
             "v_head.weight of an Athene model, or of another one that is loaded by code of its own: say --family "
@@ -128,7 +124,7 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
     heads = [name for name in sorted(shapes) if name.startswith(HEAD_PREFIXES)]
     if named := next((names for mark, names in _NAMED.items() if mark in shapes), None):
         return (
-            f"found {', '.join(heads[:5])}, of a family that must be asked for: --family {' or '.join(named)}"
+            f"{', '.join(heads[:5])}: of a family that is only used if asked for: --family {'|'.join(named)}"
         )
     if heads:
         return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
@@ -145,7 +141,10 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
         expected, optional = expected_head(family, config, shapes)
     except KeyError as error:
         raise ConfigError(f"config.json has no {error}, which the family {family.name} needs") from None
-    head = {name: shape for name, shape in shapes.items() if name.startswith(HEAD_PREFIXES)}
+    prefixes = head_prefixes(family)
+    head = {name: shape for name, shape in shapes.items() if name.startswith(prefixes)}
+    if family.name not in FAMILIES:  # nothing is known of such a model but its file
+        head |= {name: shape for name, shape in shapes.items() if not _BACKBONE.match(name)}
     head |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
     faults = [f"missing {name}" for name in sorted(expected.keys() - head.keys())]
     faults += [f"unexpected {name}" for name in sorted(head.keys() - expected.keys() - optional.keys())]
@@ -156,6 +155,11 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
     ]
     if faults:
         raise ConfigError(f"not a complete head of the family {family.name}: {'; '.join(faults)}")
+
+
+def head_prefixes(family: Family) -> tuple[str, ...]:
+    """How the names of tensors begin that belong to a head, and not to the backbone."""
+    return (*HEAD_PREFIXES, *(f"{layer}." for layer in family.layers))
 
 
 def expected_head(

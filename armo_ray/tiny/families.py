@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from armo_ray.model.families import FAMILIES, Family
+from armo_ray.model.families import Family
+from armo_ray.model.family_file import family_of
 from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
 from armo_ray.tiny.armorm import write_json, write_tiny_model
 from armo_ray.tiny.tokenizers import write_tokenizer
@@ -58,23 +59,24 @@ _ARCHITECTURES = {
 
 def write_family(
     path: Path,
-    name: str,
+    name: str | Family,
     backbone: str | None = None,
     seed: int = 0,
     max_length: int = 8192,
     **fields: Any,
 ) -> None:
-    """Write a checkpoint directory of a family in FAMILIES with a decoder in BACKBONES, by default the usual one.
+    """Write a checkpoint directory of a family, or of a TOML file, with a decoder in BACKBONES.
 
     `fields` override config fields, such as id2label or tie_word_embeddings. Backbones and most heads are bfloat16,
     heads with a gate for the prompt float32, as in released models. The same seed gives the same weights.
     """
+    family = family_of(name) if isinstance(name, str) else name
+    name = family.name
     backbone = backbone or _BACKBONE_OF.get(name, "llama")
     if name == "armorm" and backbone == "llama" and not fields:
         write_tiny_model(path, seed, max_length=max_length)
         return
     path.mkdir(parents=True, exist_ok=True)
-    family = FAMILIES[name]
     kind = _TOKENIZERS.get(backbone) or _LLAMA_TOKENIZERS.get(name, "llama3")
     if family.text == "whole":
         kind = "llama3-no-bos"

@@ -28,6 +28,7 @@ from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.families import BACKBONES, write_family
 from armo_ray.verify.output import verify_output
 from tests.engine.test_engine import conversations
+from tests.support.families import asked
 from tests.support.local import read_table, score_locally
 from tests.support.published import PUBLISHED, pairwise, rating
 
@@ -40,11 +41,6 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "orm-deepseek-qwen2-tied": ("orm-deepseek", "qwen2", {"tie_word_embeddings": True}),
     "orm-deepseek-gemma2-tied": ("orm-deepseek", "gemma2", {"tie_word_embeddings": True}),
 }
-
-
-def asked(family: str) -> str | None:
-    """The name of a family that its tensors do not tell."""
-    return family if FAMILIES[family].reads_logits or FAMILIES[family].unverified else None
 
 
 def texts(family: str) -> list[tuple[Messages, str]]:
@@ -428,14 +424,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
         {"model_type": "qwen2"},
         (),
         None,
-        r"regression_head.weight is of ultrarm \(llama\) or eurus \(mistral\), but model_type is qwen2: choose",
+        r"regression_head.weight: of ultrarm \(llama\) or eurus \(mistral\), but model_type is qwen2",
     ),
     "asked-for-only": (
         "beaver-cost",
         {},
         (),
         None,
-        "score_head.weight, of a family that must be asked for: --family beaver-reward or beaver-cost",
+        r"score_head.weight: of a family that is only used if asked for: --family beaver-reward\|beaver-cost",
     ),
     "cost-as-reward": ("beaver-cost", {}, (), "beaver-reward", "score_type is cost, but the family expects"),
     "no-normalizer": (
