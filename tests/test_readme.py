@@ -21,6 +21,7 @@ from armo_ray.cli.commands import COMMANDS as ARMO_RAY
 from armo_ray.cli.main import main
 from armo_ray.cli.parser import build_parser
 from armo_ray.formatting.svg import chart_style, histogram
+from armo_ray.model.catalog import CATALOG, table
 from armo_ray.model.families import FAMILIES
 from armo_ray.model.family_file import family_of
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, FLAGS, REJECT_REASONS, RESERVED
@@ -127,8 +128,8 @@ def test_every_name_of_the_output_and_input_is_told() -> None:
 
 
 def test_the_tables_list_every_family_command_and_exit_status() -> None:
-    families = [name for row in rows(README, "family") for name in re.findall("`(.*?)`", row[0])]
-    assert sorted(families) == sorted(FAMILIES)
+    assert rows(README, "family") == [list(row) for row in table()]
+    assert list(CATALOG) == list(FAMILIES)
     commands = [name for row in rows(README, "command") for name in re.findall("`(.*?)`", row[0])]
     assert sorted(commands) == sorted(ARMO_RAY)
     statuses = {value for name, value in vars(exit_status).items() if name.isupper()}

@@ -1,4 +1,4 @@
-"""The shapes of tensors of a head, for heads that are chains of linear layers and for those of safe-rlhf."""
+"""The shapes of the tensors of heads, from the config."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -10,6 +10,39 @@ from armo_ray.model.families import Family
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 Expected = tuple[Shapes, Shapes]  # required and optional tensors
+
+
+def armorm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
+    """ArmoRM's regression layer, transform and gate."""
+    hidden, count = int(config["hidden_size"]), int(config["num_objectives"])
+    width, depth = int(config["gating_hidden_dim"]), int(config["gating_n_hidden"])
+    float(config["gating_temperature"])
+    shapes: Shapes = {
+        "regression_layer.weight": (count, hidden),
+        "reward_transform_matrix": (count, count),
+        "gating.logit_scale": (1,),
+    }
+    for i, (wide_in, wide_out) in enumerate(pairwise([hidden, *[width] * depth, count])):
+        shapes |= linear(f"gating.layers.{i}", wide_out, wide_in)
+    return shapes, {}
+
+
+def qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
+    """QRM's regression layer of quantiles, transform, and gate with batch norms."""
+    hidden, count = int(config["hidden_size"]), int(config.get("num_objectives", 19))
+    width, depth = int(config.get("gating_hidden_dim", 1024)), int(config.get("gating_n_hidden", 3))
+    shapes: Shapes = {
+        "regression_layer.weight": (int(config["num_quantiles"]) * count, hidden),
+        "reward_transform_matrix": (count, count),
+        "gating.logit_scale": (1,),
+    }
+    counters: Shapes = {}
+    for i in range(depth):
+        norm = f"gating.layers.{3 * i + 2}"
+        shapes[f"gating.layers.{3 * i}.weight"] = (width, hidden if i == 0 else width)
+        shapes |= {f"{norm}.{field}": (width,) for field in ("weight", "bias", "running_mean", "running_var")}
+        counters[f"{norm}.num_batches_tracked"] = ()
+    return shapes | linear(f"gating.layers.{3 * depth}", count, width), counters
 
 
 def chain(family: Family, hidden: int, shapes: Mapping[str, Shape]) -> Shapes:

@@ -6,13 +6,22 @@ expected and what was found.
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
 from armo_ray.model.family_file import family_of
-from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain, ldl, ldl_objectives
+from armo_ray.model.head_shapes import (
+    Expected,
+    Shape,
+    Shapes,
+    armorm,
+    beaver,
+    chain,
+    ldl,
+    ldl_objectives,
+    qrm,
+)
 from armo_ray.model.head_shapes import linear as _linear
 
 # The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
@@ -68,8 +77,8 @@ _MARKS = {
     "eurus": "regression_head.weight",
     "ldl": "gating_layer.network.0.weight",
 }
-# The backbones of families that share a tensor and differ in their text.
-_BACKBONES = {"ultrarm": "llama", "eurus": "mistral"}
+# The backbones of families whose tensors alone do not identify them.
+BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2"}
 # Families that are only used by name, by a tensor of theirs.
 _NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
 # Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.
@@ -108,9 +117,9 @@ def _by_tensors(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
     if not marked:
         raise ConfigError(_no_head(shapes))
     kind = config.get("model_type")
-    fitting = [name for name in marked if _BACKBONES.get(name, kind) == kind]
+    fitting = [name for name in marked if BACKBONE_OF.get(name, kind) == kind]
     if not fitting:
-        twins = " or ".join(f"{name} ({_BACKBONES[name]})" for name in marked)
+        twins = " or ".join(f"{name} ({BACKBONE_OF[name]})" for name in marked)
         raise ConfigError(f"{_MARKS[marked[0]]}: of {twins}, but model_type is {kind}: say --family")
     if fitting[0] == "value-head" and any(_ATHENE.search(a) for a in config.get("architectures") or ()):
         raise ConfigError(
@@ -155,6 +164,14 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
     ]
     if faults:
         raise ConfigError(f"not a complete head of the family {family.name}: {'; '.join(faults)}")
+
+
+def recognized_by(family: Family) -> str:
+    """What identifies a family: one of its tensors, and its backbone if others have the same, or its name alone."""
+    if family.name not in _MARKS or family.unverified:
+        return "`--family`"
+    backbone = BACKBONE_OF.get(family.name)
+    return f"`{_MARKS[family.name]}`" + (f", {backbone}" if backbone else "")
 
 
 def head_prefixes(family: Family) -> tuple[str, ...]:
@@ -215,37 +232,6 @@ def _last_layer(family: Family) -> str:
     return names.get(family.name, "v_head.weight")
 
 
-def _armorm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
-    hidden, count = int(config["hidden_size"]), int(config["num_objectives"])
-    width, depth = int(config["gating_hidden_dim"]), int(config["gating_n_hidden"])
-    float(config["gating_temperature"])
-    shapes: Shapes = {
-        "regression_layer.weight": (count, hidden),
-        "reward_transform_matrix": (count, count),
-        "gating.logit_scale": (1,),
-    }
-    for i, (wide_in, wide_out) in enumerate(pairwise([hidden, *[width] * depth, count])):
-        shapes |= _linear(f"gating.layers.{i}", wide_out, wide_in)
-    return shapes, {}
-
-
-def _qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
-    hidden, count = int(config["hidden_size"]), int(config.get("num_objectives", 19))
-    width, depth = int(config.get("gating_hidden_dim", 1024)), int(config.get("gating_n_hidden", 3))
-    shapes: Shapes = {
-        "regression_layer.weight": (int(config["num_quantiles"]) * count, hidden),
-        "reward_transform_matrix": (count, count),
-        "gating.logit_scale": (1,),
-    }
-    counters: Shapes = {}
-    for i in range(depth):
-        norm = f"gating.layers.{3 * i + 2}"
-        shapes[f"gating.layers.{3 * i}.weight"] = (width, hidden if i == 0 else width)
-        shapes |= {f"{norm}.{field}": (width,) for field in ("weight", "bias", "running_mean", "running_var")}
-        counters[f"{norm}.num_batches_tracked"] = ()
-    return shapes | _linear(f"gating.layers.{3 * depth}", count, width), counters
-
-
 def _classifier(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
     count = _count(config, shapes, "score.weight")
     return {"score.weight": (count, int(config["hidden_size"]))}, {"score.bias": (count,)}
@@ -287,8 +273,8 @@ def _count(config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str) ->
 
 
 _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected]] = {
-    "armorm": _armorm,
-    "qrm": _qrm,
+    "armorm": armorm,
+    "qrm": qrm,
     "classifier": _classifier,
     "mlp-classifier": _mlp_classifier,
     "urm": _urm,

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from armo_ray.model.families import Family
 from armo_ray.model.family_file import family_of
-from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
+from armo_ray.model.recognize import BACKBONE_OF, EMBEDDINGS, LM_HEAD, expected_head
 from armo_ray.tiny.armorm import write_json, write_tiny_model
 from armo_ray.tiny.tokenizers import write_tokenizer
 
@@ -30,7 +30,6 @@ BACKBONES: dict[str, dict[str, Any]] = {
 _TOKENIZERS = {"mistral": "llama3", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
 _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise": "llama3-header"}
 _GATED = {"gating_hidden_dim": 32, "gating_n_hidden": 3, "gating_temperature": 10, "num_objectives": 19}
-_BACKBONE_OF = {"eurus": "mistral", "ldl": "gemma2"}  # otherwise llama
 _SCORE = {"do_normalize": True, "score_bias": True, "score_dim": 1}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "armorm": _GATED,
@@ -46,11 +45,7 @@ _ARCHITECTURES = {
     "mlp-classifier": "{}ForRewardModel",
     "urm": "LlamaForSequenceClassificationWithNormal_Weights",
     "value-head": "{}ForRewardModel",
-    "trl-value-head": "{}ForCausalLM",
-    "grm": "{}ForCausalLM",
     "athene": "CustomAutoModelForSequenceClassification",
-    "ultrarm": "LlamaRewardModel",
-    "eurus": "EurusRewardModel",
     "beaver-reward": "LlamaForScore",
     "ldl": "LDLRewardModel27B",
     "beaver-cost": "LlamaForScore",
@@ -72,7 +67,7 @@ def write_family(
     """
     family = family_of(name) if isinstance(name, str) else name
     name = family.name
-    backbone = backbone or _BACKBONE_OF.get(name, "llama")
+    backbone = backbone or BACKBONE_OF.get(name, "llama")
     if name == "armorm" and backbone == "llama" and not fields:
         write_tiny_model(path, seed, max_length=max_length)
         return
