@@ -124,6 +124,34 @@ def urm(tensors: Tensors) -> Compute:
     return compute
 
 
+def ldl(tensors: Tensors, levels: int, temperature: float, softmax: bool) -> Compute:
+    """LDL-Reward's head: rewards are the means of distributions over levels from 0 to 1, weighted by an MLP.
+
+    Source: rewardbench/models/ldlreward.py of allenai/reward-bench, which sums the weighted distributions first.
+    `softmax` says whether the weights of a response sum to 1.
+    """
+    names = {"regression_layer": (0, 2, 4), "gating_layer": (0, 3, 6)}
+    distributions, weights = (
+        interleaved(tensors, [f"{name}.network.{i}" for i in numbers], F.leaky_relu)
+        for name, numbers in names.items()
+    )
+
+    def means(hidden: Tensor) -> Tensor:
+        probabilities = through(distributions, hidden).view(len(hidden), -1, levels).softmax(dim=2)
+        return probabilities @ torch.linspace(0, 1, levels, device=hidden.device)
+
+    def gates(hidden: Tensor) -> Tensor:
+        gating = through(weights, hidden)
+        return F.softmax(gating / temperature, dim=1) if softmax else gating
+
+    def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        hidden = hidden.float()
+        rewards, gating = in_blocks(means, hidden)[index], in_blocks(gates, hidden)[index]
+        return HeadOutput((rewards * gating).sum(dim=1), rewards, gating, _none(hidden))
+
+    return compute
+
+
 def labels(layers: Layers, coefficients: Tensor) -> Compute:
     """A head with a reward for every label of the last layer; the score weights them by `coefficients` (K,)."""
 

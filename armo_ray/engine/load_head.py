@@ -9,6 +9,7 @@ from armo_ray.engine.heads import Compute, Head
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
+from armo_ray.model.head_shapes import LDL_LEVELS
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
 from armo_ray.model.steps import read_pattern
@@ -45,17 +46,17 @@ def _regression(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Com
         return heads.step_labels(heads.relu_mlp(tensors, ["score.0", "score.2"]))
     if name == "prm-skywork":
         return heads.step_values(heads.relu_mlp(tensors, family.layers))
-    layers = (
-        family.layers
-        or {
-            "classifier": ["score"],
-            "mlp-classifier": ["score.0", "score.2"],
-            "value-head": ["v_head"],
-            "starling": ["v_head"],
-            "beaver-reward": ["score_head"],
-            "beaver-cost": ["score_head"],
-        }[name]
-    )
+    if name == "ldl":
+        softmax = bool(config.get("softmax", False))
+        return heads.ldl(tensors, LDL_LEVELS, float(config.get("temperature", 1.0)), softmax)
+    layers = {
+        "classifier": ["score"],
+        "mlp-classifier": ["score.0", "score.2"],
+        "value-head": ["v_head"],
+        "starling": ["v_head"],
+        "beaver-reward": ["score_head"],
+        "beaver-cost": ["score_head"],
+    }.get(name, family.layers)
     chain = heads.interleaved(tensors, layers, getattr(torch.nn.functional, family.activation))
     if "normalizer.var" in tensors:
         shift = tensors["normalizer.mean"] if name == "beaver-reward" else 0.0  # a cost keeps its sign

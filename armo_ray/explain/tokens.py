@@ -8,7 +8,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
-from armo_ray.model.families import FAMILIES
+from armo_ray.model.family_file import recorded
 from armo_ray.model.positions import read_positions
 from armo_ray.model.steps import read_pattern
 from armo_ray.storage.content import is_unchanged
@@ -108,7 +108,7 @@ def _read_again(found: Found) -> list[Candidate]:
 def _chat(found: Found, model: str | None) -> Chat:
     """The tokenizer and chat template that the run used. Does not fetch the model's weights."""
     identity, config, revision = found.run.identity, found.run.config or {}, None
-    family = FAMILIES[identity["family"]]
+    family = recorded(identity)
     if model is None:
         model, revision = str(config["model"]), config["revision"] or found.about["model_revision"]
     if is_remote(model):

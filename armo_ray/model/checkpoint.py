@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import Family
-from armo_ray.model.recognize import HEAD_PREFIXES, recognize, reward_names
+from armo_ray.model.recognize import HEAD_PREFIXES, head_prefixes, recognize, reward_names
+from armo_ray.model.refused import refusal
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 SAMPLE_BYTES = 1 << 16
@@ -102,7 +103,7 @@ class Checkpoint:
         digest.update(json.dumps(self.config, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            for sample in _samples(tensor, whole=name.startswith(HEAD_PREFIXES)):
+            for sample in _samples(tensor, whole=name.startswith(head_prefixes(self.family))):
                 digest.update(sample)
         return digest.hexdigest()
 
@@ -136,15 +137,18 @@ def inspect(model: str, revision: str | None = None, family: str | Family | None
     """Read and check a checkpoint's files.
 
     Args:
-        family: a name in FAMILIES or a family of one's own; by default it is identified by the tensors.
+        family: a name in FAMILIES, a TOML file, or a family of one's own; by default it is identified by the tensors.
 
     Raises:
         ConfigError: the message names the file or tensor at fault.
     """
     path, commit = resolve(model, revision)
     config, tensors = _read_json(path / "config.json"), _read_headers(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if why := refusal(path, config, shapes):
+        raise ConfigError(f"{path}: {why}")
     try:
-        recognized = recognize(config, {name: tensor.shape for name, tensor in tensors.items()}, family)
+        recognized = recognize(config, shapes, family)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (TypeError, ValueError, KeyError, OverflowError) as error:
@@ -218,7 +222,7 @@ def _check_finite(checkpoint: Checkpoint) -> None:
     for name, tensor in sorted(checkpoint.tensors.items()):
         if tensor.dtype.startswith(("I", "U", "BOOL")):  # batch norms have integer counters
             continue
-        for sample in _samples(tensor, whole=name.startswith(HEAD_PREFIXES)):
+        for sample in _samples(tensor, whole=name.startswith(head_prefixes(checkpoint.family))):
             if not np.isfinite(_to_float32(np.frombuffer(sample, np.uint8), tensor.dtype)).all():
                 raise ConfigError(f"{tensor.file}: {name} holds NaN or infinite weights: the file is damaged")
 

@@ -33,13 +33,14 @@ _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
 
+LABEL_MASS = "label_mass"
+
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "selu", "tanh"]
 # A prompt of one question, of a family without a chat template.
 _QUESTION = "{{ messages[0]['content'] }}"
 
 # The system prompt in the model card of Qwen2.5-Math-PRM.
 _REASON = "Please reason step by step, and put your final answer within \\boxed{}."
-
-Activation = Literal["relu", "gelu", "silu", "selu", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,16 @@ class Family:
         """Whether the rewards are those of the steps of a response."""
         return self.text == "steps" or bool(self.mark)
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the rewards, unless they are the config's or those of a known model.
+
+        Of several tokens, the last reward is the probability that these have together in the whole vocabulary.
+        """
+        if len(self.tokens) > 1:
+            return (*self.labels, LABEL_MASS)
+        return self.labels or (("reward",) if self.tokens else ())
+
 
 FAMILIES = {
     family.name: family
@@ -141,6 +152,7 @@ FAMILIES = {
             template=_BEAVER,
             unverified=_NO_END,
         ),
+        Family("ldl", gated=True),
         Family("prm-qwen", "marked", "marks", step_end="\n\n", mark="<extra_0>", system=_REASON),
         Family(
             "prm-reasonflux",

@@ -6,12 +6,23 @@ expected and what was found.
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
-from armo_ray.model.head_shapes import Expected, Shape, Shapes, beaver, chain, two_labels
+from armo_ray.model.family_file import family_of
+from armo_ray.model.head_shapes import (
+    Expected,
+    Shape,
+    Shapes,
+    armorm,
+    beaver,
+    chain,
+    ldl,
+    ldl_objectives,
+    qrm,
+    two_labels,
+)
 from armo_ray.model.head_shapes import linear as _linear
 
 # The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
@@ -38,7 +49,6 @@ ARMORM_REWARDS = (
 )
 HELPSTEER_REWARDS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 STEP_REWARDS = ("mean", "min", "product", "last")
-LABEL_MASS = "label_mass"
 LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 HEAD_PREFIXES = (
     "regression_layer.",
@@ -50,7 +60,9 @@ HEAD_PREFIXES = (
     "regression_head.",
     "score_head.",
     "normalizer.",
+    "gating_layer.",
 )
+_BACKBONE = re.compile(r"(model|lm_head)\.|.*rotary_emb\.inv_freq$")
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
 _MARKS = {
     "qrm": "gating.layers.2.running_mean",
@@ -64,11 +76,12 @@ _MARKS = {
     "grm": "v_head.summary.0.weight",
     "ultrarm": "regression_head.weight",
     "eurus": "regression_head.weight",
+    "ldl": "gating_layer.network.0.weight",
 }
 # Families whose tensors are also those of another family, by their architecture.
 _ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen", "Qwen2ForPrmModel": "prm-skywork"}
-# The backbones of families that share a tensor and differ in their text.
-_BACKBONES = {"ultrarm": "llama", "eurus": "mistral"}
+# The backbones of families whose tensors alone do not identify them.
+BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2"}
 # Families that are only used by name, by a tensor of theirs.
 _NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
 # Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.
@@ -81,18 +94,14 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
     """The family of a checkpoint with these tensors, which must include its complete head.
 
     Args:
-        family: a name in FAMILIES, or a family of the caller's own; needed if the tensors alone do not identify it.
+        family: a name in FAMILIES, a TOML file or a Family; needed if the tensors alone do not identify it.
 
     Raises:
         ConfigError: no family fits, or not the one named; a tensor of the head is missing, unexpected or of a wrong
             shape.
     """
-    if isinstance(family, Family):
-        recognized = family
-    elif family is not None:
-        if family not in FAMILIES:
-            raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
-        recognized = FAMILIES[family]
+    if family is not None:
+        recognized = family_of(family) if isinstance(family, str) else family
     else:
         architectures = config.get("architectures") or ()
         named = next((_ARCHITECTURES[a] for a in architectures if a in _ARCHITECTURES), None)
@@ -113,12 +122,10 @@ def _by_tensors(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
     if not marked:
         raise ConfigError(_no_head(shapes))
     kind = config.get("model_type")
-    fitting = [name for name in marked if _BACKBONES.get(name, kind) == kind]
+    fitting = [name for name in marked if BACKBONE_OF.get(name, kind) == kind]
     if not fitting:
-        twins = " or ".join(f"{name} ({_BACKBONES[name]})" for name in marked)
-        raise ConfigError(
-            f"{_MARKS[marked[0]]} is of {twins}, but model_type is {kind}: choose with --family"
-        )
+        twins = " or ".join(f"{name} ({BACKBONE_OF[name]})" for name in marked)
+        raise ConfigError(f"{_MARKS[marked[0]]}: of {twins}, but model_type is {kind}: say --family")
     if fitting[0] == "value-head" and any(_ATHENE.search(a) for a in config.get("architectures") or ()):
         raise ConfigError(
             "v_head.weight of an Athene model, or of another one that is loaded by code of its own: say --family "
@@ -131,7 +138,7 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
     heads = [name for name in sorted(shapes) if name.startswith(HEAD_PREFIXES)]
     if named := next((names for mark, names in _NAMED.items() if mark in shapes), None):
         return (
-            f"found {', '.join(heads[:5])}, of a family that must be asked for: --family {' or '.join(named)}"
+            f"{', '.join(heads[:5])}: of a family that is only used if asked for: --family {'|'.join(named)}"
         )
     if heads:
         return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
@@ -148,7 +155,10 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
         expected, optional = expected_head(family, config, shapes)
     except KeyError as error:
         raise ConfigError(f"config.json has no {error}, which the family {family.name} needs") from None
-    head = {name: shape for name, shape in shapes.items() if name.startswith(HEAD_PREFIXES)}
+    prefixes = head_prefixes(family)
+    head = {name: shape for name, shape in shapes.items() if name.startswith(prefixes)}
+    if family.name not in FAMILIES:  # nothing is known of such a model but its file
+        head |= {name: shape for name, shape in shapes.items() if not _BACKBONE.match(name)}
     head |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
     faults = [f"missing {name}" for name in sorted(expected.keys() - head.keys())]
     faults += [f"unexpected {name}" for name in sorted(head.keys() - expected.keys() - optional.keys())]
@@ -159,6 +169,23 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
     ]
     if faults:
         raise ConfigError(f"not a complete head of the family {family.name}: {'; '.join(faults)}")
+
+
+def recognized_by(family: Family) -> str:
+    """What identifies a family: its architecture or one of its tensors, with its backbone if others have the same, or
+    its name alone.
+    """
+    if architecture := next((a for a, name in _ARCHITECTURES.items() if name == family.name), None):
+        return f"architecture `{architecture}`"
+    if family.name not in _MARKS or family.unverified:
+        return "`--family`"
+    backbone = BACKBONE_OF.get(family.name)
+    return f"`{_MARKS[family.name]}`" + (f", {backbone}" if backbone else "")
+
+
+def head_prefixes(family: Family) -> tuple[str, ...]:
+    """How the names of tensors begin that belong to a head, and not to the backbone."""
+    return (*HEAD_PREFIXES, *(f"{layer}." for layer in family.layers))
 
 
 def expected_head(
@@ -182,11 +209,13 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
     judged = {"outcome": ("correct",), "pairs": ("win_rate",)}
     if family.text in judged:
         return judged[family.text]
-    if family.labels or family.tokens:
-        return _label_names(family)
+    if named := family.label_names:
+        return named
     if family.name in ("armorm", "qrm"):
         count = int(config.get("num_objectives", len(ARMORM_REWARDS)))
         return _names(ARMORM_REWARDS, count, "objective")
+    if family.name == "ldl":
+        return _names((), ldl_objectives(config), "objective")
     if family.name == "urm":
         return _names(HELPSTEER_REWARDS, shapes["score.weight"][0] // 2, "attribute")
     count = shapes[_last_layer(family)][0]
@@ -202,13 +231,6 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
     return ("reward",) if names == ["label_0"] else tuple(names)
 
 
-def _label_names(family: Family) -> tuple[str, ...]:
-    """The labels; of several tokens, also the probability that these have together in the whole vocabulary."""
-    if len(family.tokens) < 2:
-        return family.labels or ("reward",)
-    return (*family.labels, LABEL_MASS)
-
-
 def _names(published: tuple[str, ...], count: int, stem: str) -> tuple[str, ...]:
     """The published names if their number is right, otherwise the stem with numbers."""
     return published if len(published) == count else tuple(f"{stem}_{i}" for i in range(count))
@@ -219,37 +241,6 @@ def _last_layer(family: Family) -> str:
         return f"{family.layers[-1]}.weight"
     names = {"classifier": "score.weight", "mlp-classifier": "score.2.weight"}
     return names.get(family.name, "v_head.weight")
-
-
-def _armorm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
-    hidden, count = int(config["hidden_size"]), int(config["num_objectives"])
-    width, depth = int(config["gating_hidden_dim"]), int(config["gating_n_hidden"])
-    float(config["gating_temperature"])
-    shapes: Shapes = {
-        "regression_layer.weight": (count, hidden),
-        "reward_transform_matrix": (count, count),
-        "gating.logit_scale": (1,),
-    }
-    for i, (wide_in, wide_out) in enumerate(pairwise([hidden, *[width] * depth, count])):
-        shapes |= _linear(f"gating.layers.{i}", wide_out, wide_in)
-    return shapes, {}
-
-
-def _qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
-    hidden, count = int(config["hidden_size"]), int(config.get("num_objectives", 19))
-    width, depth = int(config.get("gating_hidden_dim", 1024)), int(config.get("gating_n_hidden", 3))
-    shapes: Shapes = {
-        "regression_layer.weight": (int(config["num_quantiles"]) * count, hidden),
-        "reward_transform_matrix": (count, count),
-        "gating.logit_scale": (1,),
-    }
-    counters: Shapes = {}
-    for i in range(depth):
-        norm = f"gating.layers.{3 * i + 2}"
-        shapes[f"gating.layers.{3 * i}.weight"] = (width, hidden if i == 0 else width)
-        shapes |= {f"{norm}.{field}": (width,) for field in ("weight", "bias", "running_mean", "running_var")}
-        counters[f"{norm}.num_batches_tracked"] = ()
-    return shapes | _linear(f"gating.layers.{3 * depth}", count, width), counters
 
 
 def _classifier(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
@@ -293,13 +284,14 @@ def _count(config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str) ->
 
 
 _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected]] = {
-    "armorm": _armorm,
-    "qrm": _qrm,
+    "armorm": armorm,
+    "qrm": qrm,
     "classifier": _classifier,
     "mlp-classifier": _mlp_classifier,
     "urm": _urm,
     "value-head": _value_head,
     "starling": _value_head,
+    "ldl": ldl,
     "beaver-reward": lambda config, _: beaver(config, "reward"),
     "beaver-cost": lambda config, _: beaver(config, "cost"),
     "prm-qwen": lambda config, _: (two_labels(config), {}),

@@ -16,6 +16,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import Family
+from armo_ray.model.family_file import identity_of
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.steps import check_system, read_pattern
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
@@ -262,7 +263,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
     return as_json | {
         "model_fingerprint": model.checkpoint.fingerprint,
         "chat_fingerprint": model.chat.fingerprint,
-        "family": model.checkpoint.family.name,
+        **identity_of(model.checkpoint.family),
         "dtype": config.dtype,
         "max_length": model.max_length,
         "truncate": config.truncate,

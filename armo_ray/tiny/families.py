@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from armo_ray.model.families import FAMILIES, Family
-from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
+from armo_ray.model.families import Family
+from armo_ray.model.family_file import family_of
+from armo_ray.model.recognize import BACKBONE_OF, EMBEDDINGS, LM_HEAD, expected_head
 from armo_ray.tiny.armorm import write_json, write_tiny_model
 from armo_ray.tiny.tokenizers import write_tokenizer
 
@@ -37,7 +38,6 @@ _FAMILY_TOKENIZERS = {
 }
 # The decoders of families whose models have another one than Llama.
 _USUAL = {
-    "eurus": "mistral",
     "prm-qwen": "qwen2",
     "prm-reasonflux": "qwen2",
     "prm-shepherd": "mistral",
@@ -49,6 +49,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "armorm": _GATED,
     "qrm": _GATED | {"num_quantiles": 19},
     "urm": {"id2label": {str(i): f"LABEL_{i}" for i in range(10)}},
+    "ldl": {"num_objectives": 220},
     "beaver-reward": _SCORE | {"score_type": "reward"},
     "beaver-cost": _SCORE | {"score_type": "cost"},
 }
@@ -58,12 +59,9 @@ _ARCHITECTURES = {
     "mlp-classifier": "{}ForRewardModel",
     "urm": "LlamaForSequenceClassificationWithNormal_Weights",
     "value-head": "{}ForRewardModel",
-    "trl-value-head": "{}ForCausalLM",
-    "grm": "{}ForCausalLM",
     "athene": "CustomAutoModelForSequenceClassification",
-    "ultrarm": "LlamaRewardModel",
-    "eurus": "EurusRewardModel",
     "beaver-reward": "LlamaForScore",
+    "ldl": "LDLRewardModel27B",
     "beaver-cost": "LlamaForScore",
     "prm-qwen": "Qwen2ForProcessRewardModel",
     "prm-reasonflux": "Qwen2ForProcessRewardModel",
@@ -73,23 +71,24 @@ _ARCHITECTURES = {
 
 def write_family(
     path: Path,
-    name: str,
+    name: str | Family,
     backbone: str | None = None,
     seed: int = 0,
     max_length: int = 8192,
     **fields: Any,
 ) -> None:
-    """Write a checkpoint directory of a family in FAMILIES with a decoder in BACKBONES, by default the usual one.
+    """Write a checkpoint directory of a family, or of a TOML file, with a decoder in BACKBONES.
 
     `fields` override config fields, such as id2label or tie_word_embeddings. Backbones and most heads are bfloat16,
     heads with a gate for the prompt float32, as in released models. The same seed gives the same weights.
     """
-    backbone = backbone or _USUAL.get(name, "llama")
+    family = family_of(name) if isinstance(name, str) else name
+    name = family.name
+    backbone = backbone or _USUAL.get(name) or BACKBONE_OF.get(name, "llama")
     if name == "armorm" and backbone == "llama" and not fields:
         write_tiny_model(path, seed, max_length=max_length)
         return
     path.mkdir(parents=True, exist_ok=True)
-    family = FAMILIES[name]
     kind = _TOKENIZERS.get(backbone) or _LLAMA_TOKENIZERS.get(name, "llama3")
     kind = _FAMILY_TOKENIZERS.get(name, kind)
     if family.text == "whole":

@@ -13,7 +13,7 @@ class TinyModelOptions(Options):
     directory: Annotated[Name, Help("required", "DIR", word=True)]
     """Directory to write; it must be empty or not exist."""
     family: Annotated[FamilyName, Help("the model", "NAME")] = "armorm"
-    """Family of the model."""
+    """Family of the model, or a TOML file that describes one."""
     backbone: Annotated[Literal["llama", "mistral", "qwen2", "qwen3", "gemma2"] | None, Help("the model")] = (
         None
     )

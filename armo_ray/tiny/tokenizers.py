@@ -80,27 +80,6 @@ TEMPLATES = {
         ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
         adds_bos=True,
     ),
-    # As in Qwen2.5-Math, the template's own system prompt asks for steps.
-    "qwen2-steps": Kind(
-        "{% if messages[0]['role'] != 'system' %}"
-        + _SYSTEM.replace(_HELPFUL, _REASON)
-        + "{% endif %}"
-        + _CHATML,
-        _QWEN,
-        (*_QWEN_SPECIAL, "<extra_0>"),
-        split=_QWEN_SPLIT,
-    ),
-    "qwen2-marks": Kind(
-        "{% if messages[0]['role'] != 'system' %}" + _SYSTEM + "{% endif %}" + _CHATML,
-        _QWEN,
-        (*_QWEN_SPECIAL, "<extra_0>"),
-        split=_QWEN_SPLIT,
-    ),
-    "qwen2-bos": Kind(_CHATML, _QWEN | {"bos_token": "<|endoftext|>"}, _QWEN_SPECIAL, split=_QWEN_SPLIT),
-    # As Mistral's first tokenizer: no pre-tokenizer, spaces are letters, other characters are bytes.
-    "sentencepiece": Kind(
-        "", {"bos_token": "<s>", "eos_token": "</s>"}, ("<unk>", "<s>", "</s>"), adds_bos=True
-    ),
     # The last turn of a conversation does not end in a newline.
     "yi": Kind(
         _TURNS + "' + ('' if loop.last and not add_generation_prompt else '\n') }}{% endfor %}"
@@ -112,6 +91,20 @@ TEMPLATES = {
             "unk_token": "<unk>",
         },
         ("<unk>", "<|startoftext|>", *_QWEN_SPECIAL),
+    ),
+}
+
+_QWEN2 = TEMPLATES["qwen2"]
+_MARKED = _QWEN2._replace(special=(*_QWEN_SPECIAL, "<extra_0>"))
+# Those of process models that read a token after each step.
+_STEPS = {
+    "qwen2-marks": _MARKED,
+    # As in Qwen2.5-Math, the template's own system prompt asks for steps.
+    "qwen2-steps": _MARKED._replace(template=_QWEN2.template.replace(_HELPFUL, _REASON)),
+    "qwen2-bos": _QWEN2._replace(template=_CHATML, named=_QWEN | {"bos_token": "<|endoftext|>"}),
+    # As Mistral's first tokenizer: no pre-tokenizer, spaces are letters, other characters are bytes.
+    "sentencepiece": Kind(
+        "", {"bos_token": "<s>", "eos_token": "</s>"}, ("<unk>", "<s>", "</s>"), adds_bos=True
     ),
 }
 
@@ -140,8 +133,8 @@ def sentence_tokenizer(special: tuple[str, ...]) -> Tokenizer:
 
 
 def write_tokenizer(path: Path, name: str, max_length: int) -> Tokenizer:
-    """Write tokenizer.json and tokenizer_config.json of the kind TEMPLATES[name]; returns the tokenizer."""
-    kind = TEMPLATES[name]
+    """Write tokenizer.json and tokenizer_config.json of a kind; returns the tokenizer."""
+    kind = (TEMPLATES | _STEPS)[name]
     sentences = name == "sentencepiece"
     tokenizer = sentence_tokenizer(kind.special) if sentences else tiny_tokenizer(kind.special, kind.split)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in kind.plain])

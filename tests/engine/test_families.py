@@ -28,6 +28,7 @@ from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.families import BACKBONES, write_family
 from armo_ray.verify.output import verify_output
 from tests.engine.test_engine import conversations
+from tests.support.families import asked
 from tests.support.local import read_table, score_locally
 from tests.support.published import PUBLISHED, pairwise, rating
 
@@ -40,11 +41,6 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "orm-deepseek-qwen2-tied": ("orm-deepseek", "qwen2", {"tie_word_embeddings": True}),
     "orm-deepseek-gemma2-tied": ("orm-deepseek", "gemma2", {"tie_word_embeddings": True}),
 }
-
-
-def asked(family: str) -> str | None:
-    """The name of a family that its tensors do not tell."""
-    return family if FAMILIES[family].reads_logits or FAMILIES[family].unverified else None
 
 
 def texts(family: str) -> list[tuple[Messages, str]]:
@@ -547,14 +543,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
         {"model_type": "qwen2"},
         (),
         None,
-        r"regression_head.weight is of ultrarm \(llama\) or eurus \(mistral\), but model_type is qwen2: choose",
+        r"regression_head.weight: of ultrarm \(llama\) or eurus \(mistral\), but model_type is qwen2",
     ),
     "asked-for-only": (
         "beaver-cost",
         {},
         (),
         None,
-        "score_head.weight, of a family that must be asked for: --family beaver-reward or beaver-cost",
+        r"score_head.weight: of a family that is only used if asked for: --family beaver-reward\|beaver-cost",
     ),
     "cost-as-reward": ("beaver-cost", {}, (), "beaver-reward", "score_type is cost, but the family expects"),
     "no-normalizer": (
@@ -610,6 +606,39 @@ def test_a_value_head_in_a_file_of_its_own_is_read_and_one_in_two_files_is_refus
     actual = RewardModel.load(str(tmp_path), dtype="float32", device="cpu").score(groups).score
     assert np.array_equal(actual, expected)
     assert np.ptp(actual) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["ldl", "trl-value-head"])
+def test_a_pickled_head_is_refused_with_the_command_that_converts_it(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_family(tmp_path, family)
+    whole = load_file(tmp_path / "model.safetensors")
+    expected = inspect(str(tmp_path)).fingerprint
+    parts = {"regression_layer.pt": "regression_layer.", "gating_layer.pt": "gating_layer."}
+    for file, prefix in (parts if family == "ldl" else {"value_head.bin": "v_head."}).items():
+        cut = "" if file.endswith(".bin") else prefix
+        head = {k.removeprefix(cut): t for k, t in whole.items() if k.startswith(prefix)}
+        torch.save(head, tmp_path / file)
+    kept = {k: t for k, t in whole.items() if k.startswith("model.")}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="a format that can run code") as refused:
+        inspect(str(tmp_path))
+    (code,) = re.findall('run: python -c "(.*)"$', str(refused.value))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert inspect(str(tmp_path)).fingerprint == expected
+
+
+def test_internlm2_is_refused_for_its_fused_attention(tmp_path: Path) -> None:
+    write_family(tmp_path, "value-head")
+    tensors = load_file(tmp_path / "model.safetensors")
+    fused = {"model.layers.0.attention.wqkv.weight": torch.zeros(64, 64)}
+    save_file(tensors | fused, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"wqkv\.weight: InternLM2 stores queries, keys and values in one tensor"
+    ):
+        inspect(str(tmp_path), family="value-head")
 
 
 def test_a_layer_that_does_not_fit_the_one_before_it_is_refused(tmp_path: Path) -> None:

@@ -210,6 +210,20 @@ def urm(path: Path) -> Published:
     return last_token(path, head)
 
 
+def ldl(path: Path) -> Published:
+    """The distributions of all objectives, weighted and summed, and the mean of the result."""
+    tensors = head_of(path)
+    regression = sequential(tensors, "regression_layer.network", nn.LeakyReLU)
+    gating = sequential(tensors, "gating_layer.network", nn.LeakyReLU)
+    levels = torch.linspace(0, 1, 10)
+
+    def head(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        distributions = torch.softmax(regression(hidden).view(-1, 10), dim=-1)
+        return (gating(hidden) @ distributions * levels).sum(), distributions @ levels
+
+    return last_token(path, head)
+
+
 def starling(path: Path) -> Published:
     tensors, tokenizer = head_of(path), tokenizer_of(path)
     auto: Any = AutoModel
@@ -411,6 +425,7 @@ PUBLISHED: dict[str, Callable[[Path], Published]] = {
     "eurus": partial(in_own_text, text=eurus_text, head="regression_head"),
     "beaver-reward": partial(beaver, kind="reward"),
     "beaver-cost": partial(beaver, kind="cost"),
+    "ldl": ldl,
     "prm-qwen": partial(
         prm_qwen, system=r"Please reason step by step, and put your final answer within \boxed{}."
     ),
