@@ -35,7 +35,8 @@ from tests.support.published import PUBLISHED, pairwise, rating
 CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     **{name: (name, None, {}) for name in PUBLISHED},
     **{f"classifier-{b}": ("classifier", b, {}) for b in BACKBONES if b != "llama"},
-    **{f"{f}-{b}": (f, b, {}) for f in ("armorm", "qrm") for b in BACKBONES if b != "llama"},
+    **{f"armorm-{b}": ("armorm", b, {}) for b in BACKBONES if b != "llama"},
+    "qrm-gemma2": ("qrm", "gemma2", {}),
     "classifier-three-labels": ("classifier", "llama", {"id2label": {"0": "Is-safe", "1": "a b", "2": "C"}}),
     "mlp-classifier-qwen2": ("mlp-classifier", "qwen2", {}),
     "orm-deepseek-qwen2-tied": ("orm-deepseek", "qwen2", {"tie_word_embeddings": True}),

@@ -4,10 +4,7 @@ from armo_ray.model.families import FAMILIES
 
 # One family for every text, set of positions and kind of result: what reads rows and tokens does not differ within one.
 KINDS = list(
-    {
-        (f.text, f.reads, f.gated, bool(f.append), bool(f.step_end)): name
-        for name, f in reversed(FAMILIES.items())
-    }.values()
+    {(f.text, f.reads, f.gated, bool(f.append)): name for name, f in reversed(FAMILIES.items())}.values()
 )
 
 
