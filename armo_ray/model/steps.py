@@ -1,5 +1,7 @@
 """What a process model that reads a token after each step needs beside its chat template. Needs no torch."""
 
+import jinja2
+
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat, Messages
 from armo_ray.model.families import Family
@@ -58,7 +60,11 @@ def check_system(chat: Chat) -> None:
         return
     bos = chat.special_tokens.get("bos_token", "")
     own = chat.render_prompt(_QUESTION).removeprefix(bos)
-    if not chat.render_prompt(with_system(_QUESTION, chat.family)).endswith(own):
+    try:
+        known = chat.render_prompt(with_system(_QUESTION, chat.family)).endswith(own)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"the chat template refuses a system prompt: {error}") from error
+    if not known:
         raise ConfigError(
             f"the chat template has a system prompt of its own, not {chat.family.system!r}: say --family "
             f"prm-reasonflux to read conversations with it, --family {chat.family.name} to read them with the other"

@@ -205,6 +205,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 cannot be compared with bfloat16 for the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
+    if checkpoint.family.by_step:
+        mean = "; the score is the mean of the steps"
     if values := checkpoint.family.values:
         mean = f"; the score is their sum, weighted by {', '.join(f'{value:g}' for value in values)}"
     named = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
