@@ -196,8 +196,7 @@ def _checked(draft: Chat, path: Path) -> Chat:
 def _with_prefix(draft: Chat) -> Chat:
     """The chat of a family that has its own template and leaves special tokens to the tokenizer."""
     bare, whole = draft.encode(_PROBE_PROMPT), draft.tokenizer.encode(_PROBE_PROMPT).ids
-    size = len(whole) - len(bare)
-    if whole[size:] != bare:
+    if (size := len(whole) - len(bare)) < 0 or whole[size:] != bare:
         raise _Unfit(f"the tokenizer adds tokens after a text, not only before it: {whole}")
     return replace(draft, prefix=tuple(whole[:size]))
 

@@ -92,7 +92,7 @@ def write_family(
     kind = _TOKENIZERS.get(backbone) or _LLAMA_TOKENIZERS.get(name, "llama3")
     kind = _FAMILY_TOKENIZERS.get(name, kind)
     if family.text == "whole":
-        kind = "llama3-no-bos"
+        kind = "sentencepiece"
     tokenizer = write_tokenizer(path, kind, max_length)
     size = {"vocab_size": tokenizer.get_vocab_size()}
     config = _config(family, backbone, size | {"max_position_embeddings": max_length} | fields)

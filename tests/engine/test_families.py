@@ -642,6 +642,24 @@ def test_internlm2_is_refused_for_its_fused_attention(tmp_path: Path) -> None:
         inspect(str(tmp_path), family="value-head")
 
 
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("grm", "v_head.summary.4.weight"),
+        ("eurus", "regression_head.bias"),
+        ("beaver-cost", "score_head.2.weight"),
+        ("ldl", "gating_layer.network.9.weight"),
+        ("token-logit", "score.weight"),
+    ],
+)
+def test_a_head_with_a_tensor_too_many_is_refused(family: str, extra: str, tmp_path: Path) -> None:
+    write_family(tmp_path, family)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {extra: torch.zeros(1, 64)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"not a complete head of the family {family}: unexpected {extra}"):
+        inspect(str(tmp_path), family=asked(family))
+
+
 def test_a_layer_that_does_not_fit_the_one_before_it_is_refused(tmp_path: Path) -> None:
     write_family(tmp_path, "grm")
     tensors = load_file(tmp_path / "model.safetensors")

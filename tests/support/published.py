@@ -160,7 +160,7 @@ def beaver_text(prompt: Messages, answer: str) -> str:
     text = "BEGINNING OF CONVERSATION: "
     for message in prompt:
         user = message["role"] == "user"
-        text += f"USER: {message['content']} ASSISTANT:" if user else message["content"] + "<|eot_id|>"
+        text += f"USER: {message['content']} ASSISTANT:" if user else message["content"] + "</s>"
     return text + answer
 
 
