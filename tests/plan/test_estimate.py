@@ -24,6 +24,7 @@ from armo_ray.score.config import load_config
 from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.families import write_family
 from jobs.measure.synthetic import write_shards
+from tests.support.by_day import by_day
 from tests.support.families import KINDS, asked
 from tests.support.local import score_locally
 from tests.support.paths import SAMPLE
@@ -118,7 +119,9 @@ def test_a_plan_of_a_small_input_is_what_the_run_then_does(tiny_model: Path, tmp
     assert again["committed"]["units"] == totals["units"]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize(
+    "kind", by_day(["parquet", "jsonl", "jsonl.gz", "jsonl.zst"], {"parquet", "jsonl.gz"})
+)
 def test_the_intervals_of_a_sample_hold_what_is_true_of_the_whole(
     kind: str, words: tuple[list[dict[str, Any]], int], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -370,7 +373,9 @@ def test_what_a_run_would_refuse_or_a_plan_cannot_use_is_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize(
+    "family", by_day(KINDS, {"armorm", "prm-mistral", "pairwise", "prm-qwen", "prm-shepherd"})
+)
 def test_every_kind_of_family_is_planned_as_it_is_then_scored(family: str, tmp_path: Path) -> None:
     write_family(tmp_path / "model", family)
     (tmp_path / "in.jsonl").write_text(
