@@ -48,7 +48,7 @@ def test_rows_like_those_of_an_input_are_as_many_times_its_tokens(
 def test_a_speed_that_is_estimated_is_the_share_of_the_peak_that_the_engine_counts(tiny_model: Path) -> None:
     """The estimate counts the operations that the engine counts."""
     given = {"input": "none", "output": "none", "model": str(tiny_model)}
-    shape, size = shape_of(RewardModel.load(tiny_model).backbone), 1001
+    shape, size = shape_of(RewardModel.load(str(tiny_model)).backbone), 1001
     speed = estimated_speed(load_config(None, given), "h100", (size + 1) / 2)
     counted = flops(shape, np.arange(size)) / size
     assert speed.computed_tokens_per_second == pytest.approx(0.5 * 989e12 / counted)
