@@ -18,7 +18,7 @@ from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import Family
 from armo_ray.model.family_file import identity_of
 from armo_ray.model.label_tokens import token_rows
-from armo_ray.model.steps import check_system, read_pattern
+from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
 from armo_ray.score.config import ScoreConfig
@@ -177,6 +177,11 @@ def _model(config: ScoreConfig) -> _Model:
     read_pattern(chat)  # may raise ConfigError
     if config.family is None:
         check_system(chat)
+    if checkpoint.family.name == "mlp-classifier" and has_system(chat):
+        logger.warning(
+            "the chat template puts a system prompt of its own before conversations that have none; WorldPM was "
+            "trained with an empty one: give --family worldpm for it"
+        )
     _check_family(config, checkpoint)
     size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
     if size > rows:
