@@ -27,6 +27,7 @@ from pydantic import (
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES
+from armo_ray.model.family_file import SUFFIX, family_of
 from armo_ray.storage.uris import check_uri
 
 # where Ray unpacks --working-dir, and deletes it afterwards
@@ -107,8 +108,11 @@ def _seconds(value: Any) -> Any:
 
 
 def _known_family(name: str) -> str:
-    if name not in FAMILIES:
-        raise ValueError(f"unknown family; expected {', '.join(FAMILIES)}")
+    if name.endswith(SUFFIX):
+        name = _absolute(name)  # a run that resumes elsewhere reads the same file
+    elif name not in FAMILIES:
+        raise ValueError(f"unknown family; expected {', '.join(FAMILIES)}, or a TOML file")
+    family_of(name)  # may raise ConfigError
     return name
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# sbatch cluster/slurm.sh [options of armo-ray score]     at the root of the repository, on a disk that all nodes share
+# sbatch cluster/slurm.sh [MODULE ARGUMENTS...]     at the root of the repository, on a disk that all nodes share
 #
+# A module of jobs/ with its arguments; by default the whole night, jobs.nightly jobs/night.toml.
 # A job that was preempted, requeued or ran out of time continues when it runs again. Every GPU of the allocation gets a
 # replica. The dashboard listens on the loopback of the first node: ssh -L 8265:127.0.0.1:8265 NODE
 # Credentials for S3 and the hub are read from the files in $HOME that their own tools wrote.
@@ -15,6 +16,7 @@
 # --exclusive, because symmetric-run ends every Ray process of the user on a node when it is done
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit with sbatch}"
+[ $# -gt 0 ] || set -- jobs.nightly jobs/night.toml
 
 [ -x .venv/bin/python ] || python3 -m venv .venv
 PATH=$PWD/.venv/bin:$PATH
@@ -33,5 +35,5 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_
     ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --dashboard-host=127.0.0.1 -- \
     bash -c 'echo yes >"$0" && exec "$@"' "$started" env RAY_ADDRESS="$address" \
-    python -m jobs.score jobs/nightly.toml "$@"
+    python -m "$@"
 [ -s "$started" ] || { echo "Ray did not start: see the messages above" >&2; exit 1; }

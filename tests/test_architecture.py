@@ -32,6 +32,7 @@ CORE = {
 COMMANDS = {
     *("score", "plan", "verify", "curate", "evaluate", "compare", "report", "explain", "layouts", "bench"),
     "nightly",
+    "models",
 }
 FACE = {"", "cli", "__main__"}
 BETWEEN_COMMANDS = {("plan", "score"), ("evaluate", "score"), ("score", "verify")} | {

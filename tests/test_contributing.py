@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests.support.paths import ROOT
 from tests.test_architecture import BETWEEN_COMMANDS, COMMANDS, CORE, FACE
 
@@ -29,6 +31,12 @@ def test_every_list_of_files_to_touch_names_code_tests_and_texts() -> None:
     for steps in re.split(r"^\*\*.*\*\*$", lists, flags=re.MULTILINE)[1:]:
         assert re.findall(r"`armo_ray/[\w/]+\.py`", steps)
         assert re.findall(r"`tests/[\w/]+\.py`", steps)
+
+
+@pytest.mark.parametrize("family", ["grm", "trl-value-head", "ultrarm", "eurus"])
+def test_a_family_of_linear_layers_is_in_three_files(family: str) -> None:
+    files = [path for path in (ROOT / "armo_ray").rglob("*.py") if f'"{family}"' in path.read_text("utf-8")]
+    assert sorted(path.name for path in files) == ["catalog.py", "families.py", "recognize.py"]
 
 
 def test_the_picture_names_every_room_and_the_commands_that_import_each_other() -> None:

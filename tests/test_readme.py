@@ -21,7 +21,9 @@ from armo_ray.cli.commands import COMMANDS as ARMO_RAY
 from armo_ray.cli.main import main
 from armo_ray.cli.parser import build_parser
 from armo_ray.formatting.svg import chart_style, histogram
+from armo_ray.model.catalog import CATALOG, table
 from armo_ray.model.families import FAMILIES
+from armo_ray.model.family_file import family_of
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, FLAGS, REJECT_REASONS, RESERVED
 from armo_ray.score.config import load_config
 from armo_ray.text.layouts import ALIASES
@@ -126,8 +128,8 @@ def test_every_name_of_the_output_and_input_is_told() -> None:
 
 
 def test_the_tables_list_every_family_command_and_exit_status() -> None:
-    families = [name for row in rows(README, "family") for name in re.findall("`(.*?)`", row[0])]
-    assert sorted(families) == sorted(FAMILIES)
+    assert rows(README, "family") == [list(row) for row in table()]
+    assert list(CATALOG) == list(FAMILIES)
     commands = [name for row in rows(README, "command") for name in re.findall("`(.*?)`", row[0])]
     assert sorted(commands) == sorted(ARMO_RAY)
     statuses = {value for name, value in vars(exit_status).items() if name.isupper()}
@@ -160,8 +162,10 @@ def test_the_chart_is_a_file_that_needs_no_other() -> None:
     assert "href" not in text
 
 
-def test_the_options_file_loads(tmp_path: Path) -> None:
-    (example,) = blocks("toml", README)
+def test_the_described_head_and_the_options_file_load(tmp_path: Path) -> None:
+    head, example = blocks("toml", README)
+    (tmp_path / "judge.toml").write_text(head, "utf-8")
+    assert family_of(str(tmp_path / "judge.toml")).label_names == ("helpful", "safe")
     (tmp_path / "options.toml").write_text(example, "utf-8")
     config = load_config(str(tmp_path / "options.toml"), {"model": "m"})
     assert config.max_length == 4096

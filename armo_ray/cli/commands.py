@@ -162,6 +162,13 @@ COMMANDS = {
         ("armo_ray.layouts.options:LayoutsOptions",),
         words_optional=True,
     ),
+    "models": Command(
+        "List the families of models: what recognizes each, and what it returns.",
+        "armo-ray models armorm",
+        "armo_ray.models.command:run",
+        ("armo_ray.models.options:ModelsOptions",),
+        words_optional=True,
+    ),
     "tiny-model": Command(
         "Write a tiny random reward model, for trying things out.",
         "armo-ray tiny-model DIR --family classifier --backbone qwen2",

@@ -72,18 +72,25 @@ def _with_prompts(job: CurationJob, parts: Sequence[Part]) -> list[Part]:
 
 def take_out(
     job: CurationJob, prompts: Iterable[str], parts: Sequence[PartEntry], run_tasks: TaskRunner
-) -> list[tuple[PartEntry, PartEntry]]:
-    """Write the parts with rows of these prompts again, without these rows; returns each with its successor."""
+) -> list[tuple[PartEntry, PartEntry | None]]:
+    """Write the parts with rows of these prompts again, without these rows.
+
+    Returns each with its successor, None of a part of which no row is left: `datasets` cannot read an empty one.
+    """
     gone = sorted(prompts)
     if not gone:
         return []
     write_scratch(job, _GONE, pa.table({"prompt_id": pa.array(gone, pa.string())}))
     written = run_tasks(partial(_without_rows, job), parts)
-    return [(old, new) for old, new in zip(parts, written, strict=True) if new is not None]
+    return [
+        (old, new if new.rows else None)
+        for old, new in zip(parts, written, strict=True)
+        if new.rows < old.rows
+    ]
 
 
-def _without_rows(job: CurationJob, part: PartEntry) -> PartEntry | None:
-    """Write a part without the rows of the prompts that are gone; None if it has no such row."""
+def _without_rows(job: CurationJob, part: PartEntry) -> PartEntry:
+    """Write a part without the rows of the prompts that are gone, unless it has none of these or no others."""
     store = Store(job.options.output)
     scratch = io.BytesIO(Store(job.scratch).read(f"{_GONE}.parquet"))
     gone = pq.read_table(scratch)["prompt_id"].combine_chunks()
@@ -95,12 +102,12 @@ def _without_rows(job: CurationJob, part: PartEntry) -> PartEntry | None:
         with Opened().open(f"{store.uri}/{part.path}") as stream:
             there = pq.read_table(stream, columns=["prompt_id"])["prompt_id"]
         if not pc.any(pc.is_in(there, gone)).as_py():
-            return None
+            return part
         table = pq.read_table(io.BytesIO(read_content(store, part)))
         table = table.filter(pc.invert(pc.is_in(table["prompt_id"], gone)))
         content, rows = encode(table, "parquet"), table.num_rows
-    if rows == part.rows:
-        return None
+    if rows in (0, part.rows):
+        return replace(part, rows=rows)
     return put(store, _successor(part.path, job.increment or 0), content, rows)
 
 

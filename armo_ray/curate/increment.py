@@ -162,12 +162,12 @@ def _increment(
         **made.counts,
         **{name: made.counts[name] + count for name, count in more.counts.items()},
         "prompts done again": len(again) + len(gone) + len(returned),
-        "rows replaced": sum(old.rows - left.rows for old, left in taken),
+        "rows replaced": sum(old.rows - (left.rows if left else 0) for old, left in taken),
     }
     cleared = dict.fromkeys(sorted(growing.contaminated.keys() & set(again)))
     return Increment(
         units=new,
-        parts=(*made.parts, *more.parts, *(left for _, left in taken)),
+        parts=(*made.parts, *more.parts, *(left for _, left in taken if left)),
         replaced=tuple(old.path for old, _ in taken),
         counts=counts,
         contaminated={**cleared, **made.contaminated},

@@ -22,6 +22,9 @@ Tensors = Mapping[str, Tensor]
 Layers = Sequence[Callable[[Tensor], Tensor]]
 
 
+_VOCABULARY_PART = 1 << 14  # rows of the language-model head
+
+
 class HeadOutput(NamedTuple):
     """The result of a head for C candidates with K rewards."""
 
@@ -42,12 +45,15 @@ class Head:
 
     names: tuple[str, ...]  # names of the K rewards
     family: Family
-    pattern: Ids  # token ids from the end of a user turn to the response
+    pattern: Ids  # token ids from the end of a user turn to the response, or the one after each step
     compute: Compute
 
-    def positions(self, ids: Ids) -> list[int]:
-        """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them."""
-        return read_positions(ids, self.family, self.pattern)
+    def positions(self, ids: Ids, start: int = 0) -> list[int]:
+        """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them.
+
+        `start` is the number of tokens before the response, in which no step ends.
+        """
+        return read_positions(ids, self.family, self.pattern, start)
 
 
 def armorm(tensors: Tensors, temperature: float) -> Compute:
@@ -118,12 +124,63 @@ def urm(tensors: Tensors) -> Compute:
     return compute
 
 
+def ldl(tensors: Tensors, levels: int, temperature: float, softmax: bool) -> Compute:
+    """LDL-Reward's head: rewards are the means of distributions over levels from 0 to 1, weighted by an MLP.
+
+    Source: rewardbench/models/ldlreward.py of allenai/reward-bench, which sums the weighted distributions first.
+    `softmax` says whether the weights of a response sum to 1.
+    """
+    names = {"regression_layer": (0, 2, 4), "gating_layer": (0, 3, 6)}
+    distributions, weights = (
+        interleaved(tensors, [f"{name}.network.{i}" for i in numbers], F.leaky_relu)
+        for name, numbers in names.items()
+    )
+
+    def means(hidden: Tensor) -> Tensor:
+        probabilities = through(distributions, hidden).view(len(hidden), -1, levels).softmax(dim=2)
+        return probabilities @ torch.linspace(0, 1, levels, device=hidden.device)
+
+    def gates(hidden: Tensor) -> Tensor:
+        gating = through(weights, hidden)
+        return F.softmax(gating / temperature, dim=1) if softmax else gating
+
+    def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        hidden = hidden.float()
+        rewards, gating = in_blocks(means, hidden)[index], in_blocks(gates, hidden)[index]
+        return HeadOutput((rewards * gating).sum(dim=1), rewards, gating, _none(hidden))
+
+    return compute
+
+
 def labels(layers: Layers, coefficients: Tensor) -> Compute:
     """A head with a reward for every label of the last layer; the score weights them by `coefficients` (K,)."""
 
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
         hidden = hidden.float()
         rewards = in_blocks(partial(through, layers), hidden)[index]
+        return HeadOutput(rewards @ coefficients, rewards, _no_gates(rewards), _none(hidden))
+
+    return compute
+
+
+def label_odds(rows: Tensor, vocabulary: Tensor, softcap: float | None, coefficients: Tensor) -> Compute:
+    """A head whose rewards are the probability of each of K tokens among them, and of all K in the vocabulary.
+
+    `rows` (K, H) are the rows of these tokens in the language-model head `vocabulary` (V, H), which may be of any
+    floating type. The score weights the rewards by `coefficients` (K + 1,).
+    """
+
+    def all_logits(
+        hidden: Tensor,
+    ) -> Tensor:  # a part at a time: the whole matrix in float32 may be gigabytes
+        parts = [_logits(part.float(), softcap, hidden) for part in vocabulary.split(_VOCABULARY_PART)]
+        return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1).logsumexp(dim=1, keepdim=True)
+
+    def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        hidden = hidden.float()
+        logits = in_blocks(partial(_logits, rows, softcap), hidden)
+        mass = (logits.logsumexp(dim=1, keepdim=True) - in_blocks(all_logits, hidden)).exp()
+        rewards = torch.cat((logits.softmax(dim=1), mass), dim=1)[index]
         return HeadOutput(rewards @ coefficients, rewards, _no_gates(rewards), _none(hidden))
 
     return compute
@@ -143,10 +200,28 @@ def odds(rows: Tensor, softcap: float | None) -> Compute:
 
 
 def step_odds(rows: Tensor, softcap: float | None) -> Compute:
-    """A process model's head: `odds` of every step. Rewards are their mean (the score), minimum, product and last."""
+    """A process model's head: `odds` of every step."""
+    return step_rewards(partial(_first_of_two, rows, softcap))
+
+
+def step_labels(layers: Layers) -> Compute:
+    """A process model's head whose last layer has two labels: the probability of the second one at every step."""
+    return step_rewards(lambda hidden: in_blocks(partial(through, layers), hidden).softmax(dim=1)[:, 1:])
+
+
+def step_values(layers: Layers) -> Compute:
+    """A process model's head whose last layer has one value: the sigmoid of it at every step."""
+    return step_rewards(lambda hidden: in_blocks(partial(through, layers), hidden).sigmoid())
+
+
+def step_rewards(reward: Callable[[Tensor], Tensor]) -> Compute:
+    """A process model's head, from the reward (R, 1) of steps with hidden states (R, H).
+
+    The rewards of a candidate are the mean (the score), minimum, product and last of those of its steps.
+    """
 
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
-        steps = _first_of_two(rows, softcap, hidden.float())[index, 0]
+        steps = reward(hidden.float())[index, 0]
         # unsafe: a check of the lengths would wait for the device
         reduced = [
             torch.segment_reduce(steps, how, lengths=lengths, unsafe=True) for how in ("mean", "min", "prod")
@@ -158,10 +233,17 @@ def step_odds(rows: Tensor, softcap: float | None) -> Compute:
 
 
 def _first_of_two(rows: Tensor, softcap: float | None, hidden: Tensor) -> Tensor:
-    logits = in_blocks(lambda h: F.linear(h, rows), hidden)
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits.softmax(dim=1)[:, :1]
+    return in_blocks(partial(_logits, rows, softcap), hidden).softmax(dim=1)[:, :1]
+
+
+def _logits(rows: Tensor, softcap: float | None, hidden: Tensor) -> Tensor:
+    logits = F.linear(hidden, rows)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def logit(rows: Tensor, softcap: float | None) -> Layers:
+    """One layer: the logits (R, K) of the tokens whose rows in the language-model head are given, (K, H)."""
+    return [partial(_logits, rows, softcap)]
 
 
 def relu_mlp(tensors: Tensors, names: Sequence[str]) -> Layers:
@@ -175,6 +257,11 @@ def interleaved(tensors: Tensors, names: Sequence[str], between: Callable[[Tenso
     for name in names:
         layers += [between, _linear(tensors, name)]
     return layers[1:]
+
+
+def normalized(shift: Tensor | float, variance: Tensor) -> Callable[[Tensor], Tensor]:
+    """A layer that subtracts `shift` and divides by the standard deviation, as safe-rlhf's Normalizer."""
+    return lambda x: (x - shift) / (variance.sqrt() + 1e-8)
 
 
 def through(layers: Layers, hidden: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, num_devices: int) -
         output_loading_info=True,
         key_mapping={r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None,
     )
-    unexpected = [name for name in info["unexpected_keys"] if not is_head(name)]
+    unexpected = [name for name in info["unexpected_keys"] if not is_head(name, checkpoint)]
     check_backbone(checkpoint, info["missing_keys"], info["mismatched_keys"], unexpected)
     if not (getattr(model, "_supports_attention_backend", False) and hasattr(model, "layers")):
         raise ConfigError(f"{checkpoint.path}: {type(model).__name__} cannot run on packs of conversations")

@@ -25,6 +25,8 @@ from armo_ray.engine.packing import Ids, Index, Pack, make_packs
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
+from armo_ray.model.families import Family
+from armo_ray.model.steps import check_system
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class RewardModel:
         share_prompts: bool = True,
         fixed_packs: bool = False,
         compile: bool | None = None,  # noqa: A002
-        family: str | None = None,
+        family: str | Family | None = None,
     ) -> "RewardModel":
         """Load a checkpoint, and switch off TF32 and other less exact products in this process.
 
@@ -104,7 +106,8 @@ class RewardModel:
                 other groups.
             compile: torch.compile the functions around attention; the first pass then takes up to a minute. By
                 default for fp8 on CUDA only, which is slower than bfloat16 without it.
-            family: a name in armo_ray.model.families; by default identified by the checkpoint's tensors.
+            family: a name in armo_ray.model.families, a TOML file, or a Family of one's own; by default
+                identified by the checkpoint's tensors.
 
         Raises:
             ConfigError: files are missing or damaged; head tensors are missing, unexpected or of a wrong shape;
@@ -118,6 +121,8 @@ class RewardModel:
             compile = dtype == "fp8" and devices[-1].type == "cuda"  # noqa: A001
         budget = token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192)
         chat = Chat.load(checkpoint.path, checkpoint.family)
+        if family is None:
+            check_system(chat)
         backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
         kernel = _kernel_works(backbone)
         loaded = cls(
@@ -139,7 +144,7 @@ class RewardModel:
         Args:
             groups: pairs of the prompt's ids and a list with each candidate's ids, which continue the prompt, as
                 the chat template renders them: the prompt begins with BOS and ends with the response's header,
-                and each candidate ends with the end of its turn.
+                and each candidate ends with the end of its turn. Marks of steps count in candidates only.
 
         Returns:
             Scores for the C candidates of all groups; C may be 0.
@@ -148,12 +153,7 @@ class RewardModel:
             ValueError: a candidate lacks the tokens that the head reads, such as the end of a user turn.
             RuntimeError: a single conversation does not fit in memory.
         """
-        sequences = [
-            np.concatenate((np.asarray(prompt, np.int32), np.asarray(candidate, np.int32)))
-            for prompt, candidates in groups
-            for candidate in candidates
-        ]
-        reads = [self._read(i, ids) for i, ids in enumerate(sequences)]
+        sequences, reads = self._sequences(groups)
         order: list[Index] = []
         outputs: list[HeadOutput] = []
         watch = Stopwatch(self.device)
@@ -184,8 +184,19 @@ class RewardModel:
         """Peak operations per second of the model's devices for a dtype; None if not known."""
         return peak_flops(set(layer_devices(self.backbone)), dtype)
 
-    def _read(self, i: int, ids: Ids) -> list[int]:
-        positions = self.head.positions(ids)
+    def _sequences(self, groups: Iterable[Group]) -> tuple[list[Ids], list[list[int]]]:
+        """The token ids of each candidate after its prompt, and the positions in them that the head reads."""
+        sequences: list[Ids] = []
+        reads: list[list[int]] = []
+        for prompt, candidates in groups:
+            before = np.asarray(prompt, np.int32)
+            for candidate in candidates:
+                sequences.append(np.concatenate((before, np.asarray(candidate, np.int32))))
+                reads.append(self._read(len(reads), sequences[-1], len(before)))
+        return sequences, reads
+
+    def _read(self, i: int, ids: Ids, start: int) -> list[int]:
+        positions = self.head.positions(ids, start)
         if not positions:
             raise ValueError(
                 f"candidate {i}: no end of a user turn followed by an answer ({self.pattern.tolist()}) in its "

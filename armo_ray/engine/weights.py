@@ -15,7 +15,7 @@ from armo_ray.engine.llama import Llama
 from armo_ray.engine.llama_config import LlamaConfig
 from armo_ray.errors import ConfigError
 from armo_ray.model.checkpoint import Checkpoint
-from armo_ray.model.recognize import HEAD_PREFIXES, LM_HEAD
+from armo_ray.model.recognize import LM_HEAD, head_prefixes
 
 READ_AHEAD = 1 << 20  # bytes; Linux reads only a few megabytes of what it is asked for at once
 
@@ -36,15 +36,19 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
         mis_shaped=[
             (stored[own], shape, wanted[own]) for own, shape in shapes.items() if shape != wanted[own]
         ],
-        unexpected=[name for own, name in stored.items() if own not in wanted and not is_head(name)],
+        unexpected=[
+            name for own, name in stored.items() if own not in wanted and not is_head(name, checkpoint)
+        ],
     )
     model.load_state_dict(_mapped(checkpoint, {name: stored[name] for name in wanted}), assign=True)
     return model.eval()
 
 
-def is_head(name: str) -> bool:
+def is_head(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a tensor is no part of the backbone: the head's, or the frequencies that old checkpoints repeat."""
-    return name.startswith((*HEAD_PREFIXES, LM_HEAD)) or name.endswith("rotary_emb.inv_freq")
+    return name.startswith((*head_prefixes(checkpoint.family), LM_HEAD)) or name.endswith(
+        "rotary_emb.inv_freq"
+    )
 
 
 def check_backbone(

@@ -9,7 +9,7 @@ import pyarrow as pa
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.explain.tokens import Trace, trace
-from armo_ray.model.families import FAMILIES
+from armo_ray.model.family_file import recorded
 from armo_ray.outputs.schema import coefficients, footer, recomputed, vectors
 
 _BAR = 24
@@ -68,7 +68,7 @@ def _advice(found: Found, reason: str) -> str:
     identity, advice = found.run.identity, ADVICE[reason]
     if reason != "too_long":
         return advice
-    if FAMILIES[identity["family"]].text != "response":
+    if recorded(identity).text != "response":
         return f"{advice}; the text that family {identity['family']} reads cannot be cut"
     if identity["truncate"] != "none":
         return f"{advice}: there is not enough text to cut"

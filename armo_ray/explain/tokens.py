@@ -8,8 +8,9 @@ from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
-from armo_ray.model.families import FAMILIES
+from armo_ray.model.family_file import recorded
 from armo_ray.model.positions import read_positions
+from armo_ray.model.steps import read_pattern
 from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import TOKENIZER_FILES, copy_tokenizer
@@ -70,7 +71,7 @@ def trace(found: Found, model: str | None) -> Trace:
         ids=whole,
         pieces=[_piece(chat, i) for i in whole.tolist()],
         num_before=len(prompt),
-        marks=_marks(whole, chat),
+        marks=_marks(whole, chat, len(prompt)),
         num_tokens=(encoded.num_prompt_tokens[place], encoded.num_response_tokens[place]),
         comparisons=sum(place in both for both in encoded.contests),
     )
@@ -107,7 +108,7 @@ def _read_again(found: Found) -> list[Candidate]:
 def _chat(found: Found, model: str | None) -> Chat:
     """The tokenizer and chat template that the run used. Does not fetch the model's weights."""
     identity, config, revision = found.run.identity, found.run.config or {}, None
-    family = FAMILIES[identity["family"]]
+    family = recorded(identity)
     if model is None:
         model, revision = str(config["model"]), config["revision"] or found.about["model_revision"]
     if is_remote(model):
@@ -129,10 +130,10 @@ def _piece(chat: Chat, token: int) -> str:
     return repr(text)
 
 
-def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
+def _marks(ids: Ids, chat: Chat, start: int) -> dict[int, str]:
     family = chat.family
-    positions = read_positions(ids, family, np.array(chat.response_pattern, np.int32))
-    if family.reads == "headers":
+    positions = read_positions(ids, family, np.array(read_pattern(chat), np.int32), start)
+    if family.by_step:
         return {at: f"read: step {k}" for k, at in enumerate(positions, 1)}
     if family.reads == "gate":
         gate, last = positions
@@ -140,6 +141,7 @@ def _marks(ids: Ids, chat: Chat) -> dict[int, str]:
             gate: "read: gate, at the end of the last user turn",
             last: "read: rewards, at the last token",
         }
-    what = "rewards and gate" if family.gated else "verdict" if family.text != "response" else "rewards"
+    judged = ("outcome", "steps", "pairs")
+    what = "rewards and gate" if family.gated else "verdict" if family.text in judged else "rewards"
     where = "before the first token with id 0" if family.reads == "before_zero" else "at the last token"
     return dict.fromkeys(positions, f"read: {what}, {where}")

@@ -44,6 +44,7 @@ _TRIMS: dict[str, Callable[[str], str]] = {
     "newlines": lambda response: response.lstrip("\n"),
     "nothing": lambda response: response,
 }
+_ANSWERS = ("response", "marked")  # texts in which the response is the assistant's turn
 _VERDICTS = ("+", "-")  # the only assistant turns in a conversation that a judging model reads
 
 
@@ -64,6 +65,7 @@ class Chat:
     response_end: str = ""  # text after a response
     # token ids from the end of the last user turn to the response, or to the newlines before it
     response_pattern: tuple[int, ...] = ()
+    prefix: tuple[int, ...] = ()  # ids that the tokenizer puts before a text that is encoded as a whole
 
     @classmethod
     def load(cls, path: Path, family: Family = FAMILIES["armorm"]) -> "Chat":
@@ -76,7 +78,7 @@ class Chat:
                 raise ConfigError(f"{path}: no {name}: save the tokenizer in the fast format")
         tokenizer = _tokenizer(path / "tokenizer.json")
         options = _options(path / "tokenizer_config.json")
-        template = _template(path, options)
+        template = family.template or _template(path, options)
         special = {k: _text(path, k, v) for k, v in options.items() if k.endswith("_token") and v}
         limit = options.get("model_max_length")
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float))):
@@ -89,13 +91,13 @@ class Chat:
         return _checked(cls(tokenizer, template, family, special, limit, digest.hexdigest()), path)
 
     def render(self, messages: Messages, add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
-        """The rendered text, with BOS as the family wants it.
+        """The rendered text, with BOS and the token after a response as the family wants them.
 
         Raises jinja2.TemplateError if the template fails, refuses the messages or exceeds the limits of
         `armo_ray.model.template`.
         """
         names = {**self.special_tokens, "add_generation_prompt": add_generation_prompt, "tools": tools}
-        text = render(self.template, messages, names)
+        text = render(self.template, messages, names) + ("" if add_generation_prompt else self.family.append)
         if self.family.bos:
             return self.bos + text
         return text.removeprefix(self.special_tokens.get("bos_token", ""))
@@ -172,10 +174,12 @@ def _text(path: Path, name: str, token: Any) -> str:
 def _checked(draft: Chat, path: Path) -> Chat:
     """The draft with its fields filled in from probes. Raises ConfigError if scores would not be the model's."""
     try:
+        if draft.family.text in ("whole", "prose", "lines"):
+            return _with_prefix(draft)
         draft = _with_bos(draft)
         prompt, wholes, turn_end = _rendered(draft)
         chat = _with_response_frame(draft, prompt, wholes, turn_end)
-        if not _is_separate(chat, prompt, wholes) and draft.family.text == "response":
+        if not _is_separate(chat, prompt, wholes) and draft.family.text in _ANSWERS:
             chat = _with_tail(chat, prompt, turn_end)
             prompt = prompt.removesuffix(chat.tail)
         if not _is_separate(chat, prompt, wholes):
@@ -187,6 +191,14 @@ def _checked(draft: Chat, path: Path) -> Chat:
     except (_Unfit, jinja2.TemplateError) as error:
         raise ConfigError(f"{path}: chat template: {error}") from error
     return chat
+
+
+def _with_prefix(draft: Chat) -> Chat:
+    """The chat of a family that has its own template and leaves special tokens to the tokenizer."""
+    bare, whole = draft.encode(_PROBE_PROMPT), draft.tokenizer.encode(_PROBE_PROMPT).ids
+    if (size := len(whole) - len(bare)) < 0 or whole[size:] != bare:
+        raise _Unfit(f"the tokenizer adds tokens after a text, not only before it: {whole}")
+    return replace(draft, prefix=tuple(whole[:size]))
 
 
 class _Unfit(Exception):  # noqa: N818 - reported as a ConfigError
@@ -221,15 +233,17 @@ def _rendered(draft: Chat) -> tuple[str, list[str], str]:
         raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
     if _responses(draft)[0] not in wholes[0][len(prompt) :]:
         raise _Unfit("it changes a response by more than trimming it")
-    turn_end = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :]
+    turn_end, append = prompt[prompt.rindex(_PROBE_PROMPT) + len(_PROBE_PROMPT) :], draft.family.append
     if turn_end and wholes[0].endswith(turn_end):  # this template always adds the header of the next response
         closing = str(draft.tokenizer.id_to_token(draft.encode(turn_end)[0]))
         wholes = [whole.removesuffix(turn_end) + closing for whole in wholes]
+    if append and (len(ids := draft.encode(append)) != 1 or not _is_special(draft, ids[0])):
+        raise _Unfit(f"{append!r}, which follows a response, is not a special token of this tokenizer")
     return prompt, wholes, turn_end
 
 
 def _responses(draft: Chat) -> tuple[str, ...]:
-    return _PROBE_RESPONSES if draft.family.text == "response" else _VERDICTS
+    return _PROBE_RESPONSES if draft.family.text in _ANSWERS else _VERDICTS
 
 
 def _with_response_frame(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:
@@ -239,7 +253,7 @@ def _with_response_frame(draft: Chat, prompt: str, wholes: list[str], turn_end: 
     if any(_is_special(draft, i) for i in draft.encode(opening)):
         raise _Unfit("a prompt with its generation prompt is not how the conversation begins")
     end = [_is_special(draft, i) for i in draft.encode(closing)]
-    if not end or not end[0] or sum(end) != 1:
+    if not end or not end[0] or sum(end) != 1 + bool(draft.family.append):
         raise _Unfit(f"a response must end in one end-of-turn token, not in {closing!r}")
     for trims in _TRIMS:
         pattern = tuple(draft.encode(turn_end))

@@ -5,6 +5,7 @@ Every fault of a model that its files show is reported here, before a GPU is req
 
 import hashlib
 import json
+import logging
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import Family
-from armo_ray.model.recognize import HEAD_PREFIXES, recognize, reward_names
+from armo_ray.model.recognize import HEAD_PREFIXES, head_prefixes, recognize, reward_names
+from armo_ray.model.refused import refusal
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 SAMPLE_BYTES = 1 << 16
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 
@@ -54,10 +58,13 @@ class Checkpoint:
     def coefficients(self) -> list[float]:
         """Weights (K,) of the rewards in the score of a family without gates.
 
-        The score is the mean of the rewards; for a process model, it is the reward "mean" of the steps.
+        The score is the mean of the rewards, unless the family gives their weights; for a process model, it is the
+        reward "mean" of the steps.
         """
         names = self.reward_names
-        return [1.0, 0.0, 0.0, 0.0] if self.family.text == "steps" else [1 / len(names)] * len(names)
+        if values := self.family.values:
+            return [*values, *[0.0] * (len(names) - len(values))]
+        return [1.0, 0.0, 0.0, 0.0] if self.family.by_step else [1 / len(names)] * len(names)
 
     @property
     def transform(self) -> list[list[float]]:
@@ -96,7 +103,7 @@ class Checkpoint:
         digest.update(json.dumps(self.config, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            for sample in _samples(tensor, whole=name.startswith(HEAD_PREFIXES)):
+            for sample in _samples(tensor, whole=name.startswith(head_prefixes(self.family))):
                 digest.update(sample)
         return digest.hexdigest()
 
@@ -126,19 +133,22 @@ def resolve(
     return path, path.name
 
 
-def inspect(model: str, revision: str | None = None, family: str | None = None) -> Checkpoint:
+def inspect(model: str, revision: str | None = None, family: str | Family | None = None) -> Checkpoint:
     """Read and check a checkpoint's files.
 
     Args:
-        family: a name in FAMILIES; by default the family is identified by the tensors.
+        family: a name in FAMILIES, a TOML file, or a family of one's own; by default it is identified by the tensors.
 
     Raises:
         ConfigError: the message names the file or tensor at fault.
     """
     path, commit = resolve(model, revision)
     config, tensors = _read_json(path / "config.json"), _read_headers(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if why := refusal(path, config, shapes):
+        raise ConfigError(f"{path}: {why}")
     try:
-        recognized = recognize(config, {name: tensor.shape for name, tensor in tensors.items()}, family)
+        recognized = recognize(config, shapes, family)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (TypeError, ValueError, KeyError, OverflowError) as error:
@@ -147,6 +157,8 @@ def inspect(model: str, revision: str | None = None, family: str | None = None) 
         ) from error
     checkpoint = Checkpoint(path, commit, config, tensors, recognized)
     _check_finite(checkpoint)
+    if why := recognized.unverified:
+        logger.warning("family %s was not checked against its authors' code: %s", recognized.name, why)
     return checkpoint
 
 
@@ -169,8 +181,12 @@ def _read_headers(path: Path) -> dict[str, Tensor]:
             f"{path}: no *.safetensors file; other weight formats can run code and are not loaded"
         )
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors.update(_read_header(file))
+    for file in files:  # value_head.safetensors of LlamaFactory is one of them
+        own = _read_header(file)
+        twice = sorted(name for name in own.keys() & tensors if name.startswith(HEAD_PREFIXES))
+        if twice:
+            raise ConfigError(f"{twice[0]} is in {tensors[twice[0]].file} and in {file}: remove one of them")
+        tensors.update(own)
     index = path / "model.safetensors.index.json"
     weight_map = _read_json(index).get("weight_map") if index.exists() else {}
     if not isinstance(weight_map, dict):
@@ -206,7 +222,7 @@ def _check_finite(checkpoint: Checkpoint) -> None:
     for name, tensor in sorted(checkpoint.tensors.items()):
         if tensor.dtype.startswith(("I", "U", "BOOL")):  # batch norms have integer counters
             continue
-        for sample in _samples(tensor, whole=name.startswith(HEAD_PREFIXES)):
+        for sample in _samples(tensor, whole=name.startswith(head_prefixes(checkpoint.family))):
             if not np.isfinite(_to_float32(np.frombuffer(sample, np.uint8), tensor.dtype)).all():
                 raise ConfigError(f"{tensor.file}: {name} holds NaN or infinite weights: the file is damaged")
 

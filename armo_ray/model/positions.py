@@ -8,12 +8,13 @@ from armo_ray.model.families import Family
 Ids = npt.NDArray[np.int32]
 
 
-def read_positions(ids: Ids, family: Family, pattern: Ids) -> list[int]:
+def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> list[int]:
     """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them.
 
     Args:
         ids: token ids (T,) of a conversation.
-        pattern: token ids from the end of a user turn to the response.
+        pattern: token ids from the end of a user turn to the response, or the one after each step.
+        start: the number of tokens before the response, in which no step ends.
     """
     last = len(ids) - 1
     if family.reads == "last":
@@ -21,6 +22,8 @@ def read_positions(ids: Ids, family: Family, pattern: Ids) -> list[int]:
     if family.reads == "before_zero":
         zeros = np.flatnonzero(ids == 0)
         return [int(zeros[0] - 1) % len(ids)] if len(zeros) else [last]
+    if family.reads == "marks":
+        return [start + at for at in _occurrences(ids[start:], pattern)]
     starts = _occurrences(ids, pattern)
     if family.reads == "headers":
         return [start + len(pattern) - 1 for start in starts]

@@ -6,14 +6,24 @@ expected and what was found.
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
-
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
+from armo_ray.model.family_file import family_of
+from armo_ray.model.head_shapes import (
+    Expected,
+    Shape,
+    Shapes,
+    armorm,
+    beaver,
+    chain,
+    ldl,
+    ldl_objectives,
+    qrm,
+    two_labels,
+)
+from armo_ray.model.head_shapes import linear as _linear
 
 # The order of the model card, https://huggingface.co/RLHFlow/ArmoRM-Llama3-8B-v0.1, with "-" as "_".
 ARMORM_REWARDS = (
@@ -47,7 +57,12 @@ HEAD_PREFIXES = (
     "score.",
     "weights.",
     "v_head.",
+    "regression_head.",
+    "score_head.",
+    "normalizer.",
+    "gating_layer.",
 )
+_BACKBONE = re.compile(r"(model|lm_head)\.|.*rotary_emb\.inv_freq$")
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
 _MARKS = {
     "qrm": "gating.layers.2.running_mean",
@@ -57,30 +72,41 @@ _MARKS = {
     "classifier": "score.weight",
     "starling": "transformer.embed_tokens.weight",
     "value-head": "v_head.weight",
+    "trl-value-head": "v_head.summary.weight",
+    "grm": "v_head.summary.0.weight",
+    "ultrarm": "regression_head.weight",
+    "eurus": "regression_head.weight",
+    "ldl": "gating_layer.network.0.weight",
 }
+# Families whose tensors are also those of another family, by their architecture.
+_ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen", "Qwen2ForPrmModel": "prm-skywork"}
+# The backbones of families whose tensors alone do not identify them.
+BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2"}
+# Families that are only used by name, by a tensor of theirs.
+_NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
+# Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.
+_ATHENE = re.compile("Athene|CustomAutoModelForSequenceClassification")
 # Heads of these classes read every token, marks between steps, or a token that is appended to the response.
-_UNSUPPORTED = re.compile("TokenClassification|ProcessRewardModel|Athene")
+_UNSUPPORTED = re.compile("TokenClassification|ProcessRewardModel|PrmModel")
 
 
-def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: str | None) -> Family:
+def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: str | Family | None) -> Family:
     """The family of a checkpoint with these tensors, which must include its complete head.
 
     Args:
-        family: a name in FAMILIES, needed if the tensors alone do not identify the family.
+        family: a name in FAMILIES, a TOML file or a Family; needed if the tensors alone do not identify it.
 
     Raises:
         ConfigError: no family fits, or not the one named; a tensor of the head is missing, unexpected or of a wrong
             shape.
     """
     if family is not None:
-        if family not in FAMILIES:
-            raise ConfigError(f"unknown family {family}: expected one of {', '.join(FAMILIES)}")
-        recognized = FAMILIES[family]
+        recognized = family_of(family) if isinstance(family, str) else family
     else:
-        name = next((name for name, mark in _MARKS.items() if mark in shapes), None)
-        if name is None:
-            raise ConfigError(_no_head(shapes))
-        if unsupported := [a for a in config.get("architectures") or () if _UNSUPPORTED.search(a)]:
+        architectures = config.get("architectures") or ()
+        named = next((_ARCHITECTURES[a] for a in architectures if a in _ARCHITECTURES), None)
+        name = named or _by_tensors(config, shapes)
+        if not named and (unsupported := [a for a in architectures if _UNSUPPORTED.search(a)]):
             raise ConfigError(
                 f"architecture {unsupported[0]}: its head looks like that of the family {name}, but it reads other "
                 f"tokens, which is not supported"
@@ -90,12 +116,34 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
     return recognized
 
 
+def _by_tensors(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
+    """The name of the one family that the tensors and the config fit. Raises ConfigError if there is none."""
+    marked = [name for name, mark in _MARKS.items() if mark in shapes]
+    if not marked:
+        raise ConfigError(_no_head(shapes))
+    kind = config.get("model_type")
+    fitting = [name for name in marked if BACKBONE_OF.get(name, kind) == kind]
+    if not fitting:
+        twins = " or ".join(f"{name} ({BACKBONE_OF[name]})" for name in marked)
+        raise ConfigError(f"{_MARKS[marked[0]]}: of {twins}, but model_type is {kind}: say --family")
+    if fitting[0] == "value-head" and any(_ATHENE.search(a) for a in config.get("architectures") or ()):
+        raise ConfigError(
+            "v_head.weight of an Athene model, or of another one that is loaded by code of its own: say --family "
+            "athene if it reads a token after the response, --family value-head if it reads the response's last"
+        )
+    return fitting[0]
+
+
 def _no_head(shapes: Mapping[str, Shape]) -> str:
     heads = [name for name in sorted(shapes) if name.startswith(HEAD_PREFIXES)]
+    if named := next((names for mark, names in _NAMED.items() if mark in shapes), None):
+        return (
+            f"{', '.join(heads[:5])}: of a family that is only used if asked for: --family {'|'.join(named)}"
+        )
     if heads:
         return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
     kind = "a language-model head" if LM_HEAD in shapes else "no head at all"
-    judges = [name for name, f in FAMILIES.items() if f.text != "response"]
+    judges = [name for name, f in FAMILIES.items() if f.reads_logits]
     return (
         f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_MARKS.values())}. A language "
         f"model trained to judge has no tensors of its own: say how to read it with --family {'|'.join(judges)}"
@@ -107,7 +155,10 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
         expected, optional = expected_head(family, config, shapes)
     except KeyError as error:
         raise ConfigError(f"config.json has no {error}, which the family {family.name} needs") from None
-    head = {name: shape for name, shape in shapes.items() if name.startswith(HEAD_PREFIXES)}
+    prefixes = head_prefixes(family)
+    head = {name: shape for name, shape in shapes.items() if name.startswith(prefixes)}
+    if family.name not in FAMILIES:  # nothing is known of such a model but its file
+        head |= {name: shape for name, shape in shapes.items() if not _BACKBONE.match(name)}
     head |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
     faults = [f"missing {name}" for name in sorted(expected.keys() - head.keys())]
     faults += [f"unexpected {name}" for name in sorted(head.keys() - expected.keys() - optional.keys())]
@@ -120,10 +171,31 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
         raise ConfigError(f"not a complete head of the family {family.name}: {'; '.join(faults)}")
 
 
+def recognized_by(family: Family) -> str:
+    """What identifies a family: its architecture or one of its tensors, with its backbone if others have the same, or
+    its name alone.
+    """
+    if architecture := next((a for a, name in _ARCHITECTURES.items() if name == family.name), None):
+        return f"architecture `{architecture}`"
+    if family.name not in _MARKS or family.unverified:
+        return "`--family`"
+    backbone = BACKBONE_OF.get(family.name)
+    return f"`{_MARKS[family.name]}`" + (f", {backbone}" if backbone else "")
+
+
+def head_prefixes(family: Family) -> tuple[str, ...]:
+    """How the names of tensors begin that belong to a head, and not to the backbone."""
+    return (*HEAD_PREFIXES, *(f"{layer}." for layer in family.layers))
+
+
 def expected_head(
     family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> tuple[Shapes, Shapes]:
     """The shapes of the tensors that a head must have, and of those that it may have."""
+    if family.layers:
+        return chain(family, int(config["hidden_size"]), shapes), {}
+    if family.tokens:
+        return _language_model(config, shapes)
     return _EXPECTED[family.name](config, shapes)
 
 
@@ -132,11 +204,18 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
 
     Raises ConfigError if the labels do not give every reward a name of its own.
     """
-    if family.text != "response":
-        return {"outcome": ("correct",), "steps": STEP_REWARDS, "pairs": ("win_rate",)}[family.text]
+    if family.by_step:
+        return STEP_REWARDS
+    judged = {"outcome": ("correct",), "pairs": ("win_rate",)}
+    if family.text in judged:
+        return judged[family.text]
+    if named := family.label_names:
+        return named
     if family.name in ("armorm", "qrm"):
         count = int(config.get("num_objectives", len(ARMORM_REWARDS)))
         return _names(ARMORM_REWARDS, count, "objective")
+    if family.name == "ldl":
+        return _names((), ldl_objectives(config), "objective")
     if family.name == "urm":
         return _names(HELPSTEER_REWARDS, shapes["score.weight"][0] // 2, "attribute")
     count = shapes[_last_layer(family)][0]
@@ -158,42 +237,10 @@ def _names(published: tuple[str, ...], count: int, stem: str) -> tuple[str, ...]
 
 
 def _last_layer(family: Family) -> str:
+    if family.layers:
+        return f"{family.layers[-1]}.weight"
     names = {"classifier": "score.weight", "mlp-classifier": "score.2.weight"}
     return names.get(family.name, "v_head.weight")
-
-
-Expected = tuple[Shapes, Shapes]  # required and optional tensors
-
-
-def _armorm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
-    hidden, count = int(config["hidden_size"]), int(config["num_objectives"])
-    width, depth = int(config["gating_hidden_dim"]), int(config["gating_n_hidden"])
-    float(config["gating_temperature"])
-    shapes: Shapes = {
-        "regression_layer.weight": (count, hidden),
-        "reward_transform_matrix": (count, count),
-        "gating.logit_scale": (1,),
-    }
-    for i, (wide_in, wide_out) in enumerate(pairwise([hidden, *[width] * depth, count])):
-        shapes |= _linear(f"gating.layers.{i}", wide_out, wide_in)
-    return shapes, {}
-
-
-def _qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
-    hidden, count = int(config["hidden_size"]), int(config.get("num_objectives", 19))
-    width, depth = int(config.get("gating_hidden_dim", 1024)), int(config.get("gating_n_hidden", 3))
-    shapes: Shapes = {
-        "regression_layer.weight": (int(config["num_quantiles"]) * count, hidden),
-        "reward_transform_matrix": (count, count),
-        "gating.logit_scale": (1,),
-    }
-    counters: Shapes = {}
-    for i in range(depth):
-        norm = f"gating.layers.{3 * i + 2}"
-        shapes[f"gating.layers.{3 * i}.weight"] = (width, hidden if i == 0 else width)
-        shapes |= {f"{norm}.{field}": (width,) for field in ("weight", "bias", "running_mean", "running_var")}
-        counters[f"{norm}.num_batches_tracked"] = ()
-    return shapes | _linear(f"gating.layers.{3 * depth}", count, width), counters
 
 
 def _classifier(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Expected:
@@ -236,16 +283,17 @@ def _count(config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str) ->
     return len(config.get("id2label") or ()) or int(config.get("num_labels") or shapes.get(name, (1,))[0])
 
 
-def _linear(name: str, wide_out: int, wide_in: int) -> Shapes:
-    return {f"{name}.weight": (wide_out, wide_in), f"{name}.bias": (wide_out,)}
-
-
 _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected]] = {
-    "armorm": _armorm,
-    "qrm": _qrm,
+    "armorm": armorm,
+    "qrm": qrm,
     "classifier": _classifier,
     "mlp-classifier": _mlp_classifier,
     "urm": _urm,
     "value-head": _value_head,
     "starling": _value_head,
-} | {name: _language_model for name, family in FAMILIES.items() if family.text != "response"}
+    "ldl": ldl,
+    "beaver-reward": lambda config, _: beaver(config, "reward"),
+    "beaver-cost": lambda config, _: beaver(config, "cost"),
+    "prm-qwen": lambda config, _: (two_labels(config), {}),
+    "prm-reasonflux": lambda config, _: (two_labels(config), {}),
+} | {name: _language_model for name, family in FAMILIES.items() if family.reads_logits}

@@ -24,6 +24,7 @@ _KINDS: dict[str, type[Options]] = {
 DATASETS = ("mine", "label", "filter")  # the steps that make one
 _READERS = (*DATASETS, "report")
 _OF_THE_NIGHT = ("date", "max_runtime")
+_OF_THE_CLUSTER = ("replicas", "gpus_per_replica")  # options of [score] that the command line may replace
 
 
 class Step(NamedTuple):
@@ -75,6 +76,13 @@ def _night(options: NightlyOptions) -> Night:
     own = {name: shared.pop(name) for name in _OF_THE_NIGHT if name in shared}
     options = checked(NightlyOptions, own | options.model_dump(exclude_unset=True), None)
     day = str(day_of(options.date))
+    replaced = {
+        name: getattr(options, name) for name in _OF_THE_CLUSTER if getattr(options, name) is not None
+    }
+    if replaced and "score" not in sections:
+        raise ConfigError(f"--{next(iter(replaced)).replace('_', '-')}: there is no [score] to use it")
+    if replaced:
+        sections["score"] |= replaced
     _check_names(sections, shared)
     place = _home_of(sections, day)
     given = {

@@ -1,6 +1,6 @@
 """The options of `armo-ray nightly`, and those of the sections of its file that no other command has."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,6 +16,10 @@ class NightlyOptions(Options):
     """Replaces {date} in the file; default: yesterday, UTC."""
     max_runtime: Annotated[Seconds, Help("running", "TIME")] = None
     """Stop the night cleanly after 90s, 45m or 8h; the same command goes on."""
+    replicas: Annotated[Any, Help("running", "MIN:MAX")] = None
+    """Replaces replicas in [score]: model replicas, N or MIN:MAX."""
+    gpus_per_replica: Annotated[Any, Help("running", "X")] = None
+    """Replaces gpus_per_replica in [score]."""
     force_latest: Annotated[bool, Help("publishing")] = False
     """Point LATEST.json to this night, even if it names a later one."""
 

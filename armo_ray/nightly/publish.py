@@ -1,7 +1,8 @@
 """Publishing a night: `dates/<date>.json`, then `LATEST.json`, each a pointer that appears whole or not at all.
 
-A pointer lists the parts of the scores and datasets. A later night adds parts or outputs and changes none of these, so
-who read a pointer can read all that it lists, whatever is published meanwhile.
+A pointer lists the parts of the scores and datasets. A later night adds parts or outputs and changes none of these. An
+increment replaces parts of its dataset, but those that LATEST.json or the pointer before it lists stay until the next
+night is published. So who read LATEST.json can read all that it lists for as long as a night takes, at least.
 """
 
 import logging
@@ -11,6 +12,7 @@ from armo_ray.nightly.gate import Condition
 from armo_ray.nightly.night import DATASETS, Night
 from armo_ray.nightly.steps import Done, report_place
 from armo_ray.outputs.dataset import parts_of
+from armo_ray.outputs.increments import hold
 from armo_ray.storage import commits, lock
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.parts import REJECTS
@@ -89,6 +91,12 @@ def _move_latest(store: Store, content: dict[str, Any], night: Night) -> bool:
         return False
     if latest == content:
         return False
+    for step in night.steps:
+        if step.appends and step.name != "filter":  # a filter only adds parts
+            listed = [(one or {}).get("datasets", {}).get(step.name) for one in (latest, content)]
+            uri = Store(step.writes[0]).uri
+            parts = [part["path"] for one in listed if one and one["uri"] == uri for part in one["parts"]]
+            hold(Store(uri), set(parts))
     store.write(LATEST, to_json(content))
     return True
 

@@ -15,12 +15,13 @@ CARD = "README.md"
 
 
 class Split(NamedTuple):
-    """The files of a split: a glob, and its parts with their rows and bytes, None while more may be written.
+    """The files of a split, a glob or their paths, and its parts with their rows and bytes, None while more may be
+    written.
 
     `datasets` refuses a split with more or fewer rows than its parts have.
     """
 
-    files: str
+    files: str | Sequence[str]
     parts: Sequence[PartEntry] | None
 
 

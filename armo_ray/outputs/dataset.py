@@ -188,8 +188,12 @@ def _card(store: Store, made: Made) -> str:
     by_split: dict[str, list[PartEntry]] = {}
     for part in made.parts:
         by_split.setdefault(part.path.split("/")[1], []).append(part)
+    grows = "increments" in made.details  # then parts that it no longer consists of may still lie there
     splits = {
-        name: Split(f"{DATA}/{name}/*.{made.options.format}", parts) for name, parts in by_split.items()
+        name: Split(
+            [part.path for part in parts] if grows else f"{DATA}/{name}/*.{made.options.format}", parts
+        )
+        for name, parts in by_split.items()
     }
     title = f"Made by `armo-ray {made.command}`"
     return dataset_card(store.uri, title, made.about, made.options, splits, made.scores.metadata, made.counts)

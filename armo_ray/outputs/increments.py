@@ -2,13 +2,14 @@
 
 `_increments/made.json` is created first: the command and the options that all increments share.
 `_increments/00001.json`, created once every part of the increment is written, is its commit. The dataset is what its
-increments list. Any other part was left by a command that was killed, or was replaced; the next command deletes it.
+increments list. Any other part was left by a command that was killed, or was replaced; the next command deletes it,
+unless `_increments/held.json` names it: then readers of an earlier state still need it.
 """
 
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "_increments"
 MINHASH = "_minhash"  # digests of the prompts of each increment, if it compares them
 _MADE = f"{FOLDER}/made.json"
+_HELD = f"{FOLDER}/held.json"
 _COMMIT = re.compile(r"(\d{5,})\.json")
 _KIND = json_files.Kind(
     {
@@ -111,15 +113,21 @@ class Growing:
         return len(manifest.get("increments", ())) == len(self.increments)
 
     def delete_stale(self) -> None:
-        """Delete the parts and scratch files that neither an increment nor the manifest lists."""
+        """Delete the parts and scratch files that neither an increment nor the manifest lists, nor are held."""
         manifest = self.store.read_json(commits.SUCCESS) or {"parts": []}
         listed = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
+        listed |= set((self.store.read_json(_HELD) or {"parts": []})["parts"])
         names = dataset.own_files(dataset.names_in(self.store))
         listed |= {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
         folders = tuple(f"{folder}/" for folder in (DATA, MINHASH, "_work"))
         stale = [name for name in names if name.startswith(folders) and name not in listed]
         if stale:
             dataset.delete(self.store, stale)
+
+
+def hold(store: Store, paths: Collection[str]) -> None:
+    """Keep these parts of a dataset that grows, and no others that it no longer consists of."""
+    store.write(_HELD, json_files.sealed({"parts": sorted(paths)}))
 
 
 @contextmanager

@@ -98,3 +98,10 @@ def lengths(tokens: Sequence[int], weights: Sequence[float], max_length: int, me
         "is_bound": bool(values[-1] >= measured),  # then longest and mean are lower bounds
         "histogram": bins[filled[0] : filled[-1] + 1],
     }
+
+
+def mean_context(tokens: Sequence[int], weights: Sequence[float]) -> float:
+    """The mean number of tokens that a token of these conversations attends to; 0 for none."""
+    sizes, mass = np.asarray(tokens, np.float64), np.asarray(weights, np.float64)
+    whole = float((sizes * mass).sum())
+    return float((sizes * (sizes + 1) / 2 * mass).sum()) / whole if whole else 0.0

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from armo_ray.outputs.schema import REJECT_REASONS
-from armo_ray.plan.cost import cost, token_budget
-from armo_ray.plan.describe import describe_input, describe_sample, duplicates, lengths
+from armo_ray.plan.cost import cost, gpus_of, token_budget
+from armo_ray.plan.describe import describe_input, describe_sample, duplicates, lengths, mean_context
 from armo_ray.plan.intervals import ratio, share
 from armo_ray.plan.options import PlanOptions
 from armo_ray.plan.preview import preview
-from armo_ray.plan.remaining import work
+from armo_ray.plan.projected import as_stated, estimated_speed, estimated_speeds, like_sample
+from armo_ray.plan.remaining import Work, work
 from armo_ray.plan.sample import measured_to, take
-from armo_ray.plan.throughput import throughput
+from armo_ray.plan.throughput import Throughput, stated_or_previous, throughput
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.job import prepare
 from armo_ray.score.trial import refusal
@@ -32,10 +33,16 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     store = Store(job.output)
     standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
     left, committed = standing.left, standing.committed
-    rate = throughput(options, job, committed)
+    if options.rows is not None:
+        left, committed = spans, frozenset()
     trial = None if committed or standing.dropped else try_out(job, spans)
     sample = take(left, job, options.sample, token_budget(config))
-    todo = work(left, sample, job, store)
+    if options.rows is None:
+        todo = work(left, sample, job, store)
+    else:
+        todo = like_sample(sample.strata, options.rows, job.unit_rows)
+    context = mean_context(*sample.lengths)
+    rate = _estimated(config, options, context) or throughput(options, job, committed)
     return {
         "model": {"path": job.model, "revision": job.revision, "family": job.family.name, "dtype": job.dtype},
         "max_length": job.max_length,
@@ -58,8 +65,42 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
         "deduplication_ratio": ratio(sample.strata, "tokens", "computed"),
         "prompts": duplicates(sample, todo.rows.value),
         "lengths": lengths(*sample.lengths, job.max_length, measured_to(job)),
+        **_time(config, options, todo, rate, context),
+    }
+
+
+def estimate_stated(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
+    """The time and cost of --rows of --tokens-per-row each, by name; needs no input. Raises ConfigError."""
+    rows, tokens = options.rows or 0, options.tokens_per_row or 0.0
+    context = tokens / 2
+    rate = _estimated(config, options, context) or stated_or_previous(options)
+    todo = as_stated(rows, tokens, config.unit_rows)
+    return {
+        "model": {"path": config.model, "revision": config.revision, "dtype": config.dtype},
+        "to_do": todo._asdict(),
+        **_time(config, options, todo, rate, context),
+    }
+
+
+def _estimated(config: ScoreConfig, options: PlanOptions, context: float) -> Throughput | None:
+    return estimated_speed(config, options.gpu, context) if options.gpu else None
+
+
+def _time(
+    config: ScoreConfig, options: PlanOptions, todo: Work, rate: Throughput | None, context: float
+) -> dict[str, Any]:
+    """Speed and cost; where no speed is known, an estimate for each GPU."""
+    speeds = estimated_speeds(config, context) if rate is None and gpus_of(config) else {}
+    return {
         "throughput": rate and rate._asdict(),
         "cost": cost(config, todo, rate, options.price),
+        "gpu_estimates": {
+            gpu: {
+                "computed_tokens_per_second": speed.computed_tokens_per_second,
+                "cost": cost(config, todo, speed, None),
+            }
+            for gpu, speed in speeds.items()
+        },
     }
 
 

@@ -68,13 +68,17 @@ def total(strata: Sequence[Counted], name: str) -> Figure:
     return Figure(value, max(value - Z * error, counted), value + Z * error) if error else exact(value)
 
 
-def ratio(strata: Sequence[Counted], name: str, by: str) -> Figure | None:
-    """One count divided by another; None if the other is zero."""
+def ratio(strata: Sequence[Counted], name: str, by: str, extrapolated: bool = False) -> Figure | None:
+    """One count divided by another; None if the other is zero.
+
+    `extrapolated`: of other items like these, so it is not exact even if all of these were read.
+    """
     above, below = (_estimate([(s, s.counts[n]) for s in strata])[0] for n in (name, by))
     if not below:
         return None
     value = above / below
-    error = _estimate([(s, s.counts[name] - value * s.counts[by]) for s in strata])[1] / below
+    residuals = [(s, s.counts[name] - value * s.counts[by]) for s in strata]
+    error = _estimate(residuals, extrapolated)[1] / below
     return Figure(value, value - Z * error, value + Z * error) if error else exact(value)
 
 
@@ -91,14 +95,14 @@ def share(strata: Sequence[Counted], name: str, of: str) -> Figure:
     return Figure(value, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def _estimate(values: Sequence[tuple[Counted, Floats]]) -> tuple[float, float]:
+def _estimate(values: Sequence[tuple[Counted, Floats]], extrapolated: bool = False) -> tuple[float, float]:
     """A total and its standard error."""
     value = variance = 0.0
     for stratum, counts in values:
         value += stratum.scale * float(counts.sum())
         n, read = len(stratum.sizes), float(stratum.sizes.sum())
-        if not stratum.complete and n > 1:
+        if n > 1 and (extrapolated or not stratum.complete):
             residuals = counts - counts.sum() / read * stratum.sizes
-            unread = max(1 - read / stratum.total, 0.0)
+            unread = 1.0 if extrapolated else max(1 - read / stratum.total, 0.0)
             variance += stratum.scale**2 * unread * n / (n - 1) * float((residuals**2).sum())
     return value, math.sqrt(variance)

@@ -11,13 +11,20 @@ _BAR = 40
 _LABEL = 12
 _NO_RATE = (
     "unknown: the speed of a replica has not been measured. Give --previous OUT, an earlier output of this model on "
-    "such machines, or --computed-tokens-per-second X, from the column computed tokens/s of armo-ray bench"
+    "such machines, --computed-tokens-per-second X, from the column computed tokens/s of armo-ray bench, or --gpu NAME"
 )
 
 
 def lines(estimate: dict[str, Any]) -> Iterator[str]:
-    """The lines of an estimate, as `armo_ray.plan.estimate.estimate` returns it."""
+    """The lines of an estimate, as `estimate` and `estimate_stated` of `armo_ray.plan.estimate` return it."""
     model = estimate["model"]
+    if "input" not in estimate:
+        yield _line("model", f"{model['path']} ({model['dtype']})")
+        yield _line(
+            "to do", f"{amount(estimate['to_do']['rows'])} rows, {amount(estimate['to_do']['tokens'])} tokens"
+        )
+        yield from _cost(estimate)
+        return
     yield _line(
         "model",
         f"{model['path']} ({model['family']}, {model['dtype']}), at most {estimate['max_length']:,} tokens",
@@ -34,9 +41,12 @@ def lines(estimate: dict[str, Any]) -> Iterator[str]:
     if not todo["shards"]:
         yield _line("to do", "nothing")
         return
-    how = {"footers": "from the footers", "all": "counted", "sample": "estimated from the sample"}[
-        todo["counted"]
-    ]
+    how = {
+        "footers": "from the footers",
+        "all": "counted",
+        "sample": "estimated from the sample",
+        "projected": "if they are like the sample",
+    }[todo["counted"]]
     yield _line("to do", f"{amount(todo['rows'])} rows, {amount(todo['candidates'])} candidates, {how}")
     read = "the whole input" if sample["complete"] else f"{sample['places']} places"
     yield _line(
@@ -135,8 +145,14 @@ def _cost(estimate: dict[str, Any]) -> Iterator[str]:
     rate, cost = estimate["throughput"], estimate["cost"]
     if rate is None:
         yield _line("time", _NO_RATE)
+        for gpu, figures in estimate["gpu_estimates"].items():
+            speed, hours = figures["computed_tokens_per_second"], amount(figures["cost"]["gpu_hours"])
+            yield _line(
+                f"  {gpu}", f"{speed:,.0f} computed tokens/s, {hours} GPU hours: estimated, not measured"
+            )
         return
-    spread = "" if rate["spread"] is None else f", varying by {100 * rate['spread']:.0f} % between units"
+    varying = ", varying by {:.0f} % between units" if rate["units"] else ", give or take {:.0f} %"
+    spread = "" if rate["spread"] is None else varying.format(100 * rate["spread"])
     load = f", {rate['load_seconds']:.0f} s to load the model" if rate["load_seconds"] else ""
     units = f"{rate['units']:,} units of {rate['source']}" if rate["units"] else rate["source"]
     yield _line(

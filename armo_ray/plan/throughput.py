@@ -41,10 +41,24 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
 
     Raises ConfigError if the options name a previous output that has none.
     """
+    rate = stated_or_previous(options)
+    if rate is None:
+        return measured(Store(job.output), committed) if committed else None
+    if options.previous is not None:
+        store = Store(options.previous)
+        _compare(store.uri, commits.read_run(store, _NEEDED), job)
+    return rate
+
+
+def stated_or_previous(options: PlanOptions) -> Throughput | None:
+    """Throughput from the options; None if they neither state it nor name a previous output.
+
+    Raises ConfigError if they name one that has none.
+    """
     if options.computed_tokens_per_second is not None:
         return Throughput(options.computed_tokens_per_second, None, 0.0, 0, "as stated")
     if options.previous is None:
-        return measured(Store(job.output), committed) if committed else None
+        return None
     store = Store(options.previous)
     with commits.reading(store, "previous "):
         rate = measured(store, commits.list_commits(store), commits.read_run(store))
@@ -52,7 +66,6 @@ def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughpu
         raise ConfigError(
             f"previous {store.uri}: none of its units computed anything: give another, or --computed-tokens-per-second"
         )
-    _compare(store.uri, commits.read_run(store, _NEEDED), job)
     return rate
 
 

@@ -71,7 +71,7 @@ class ScoreConfig(DatedOptions):
     revision: Annotated[Name | None, Help("the model", "NAME", several=True)] = None
     """Branch, tag or commit on the hub; for a URI, the revision an earlier run recorded. Give one per model."""
     family: Annotated[FamilyName | None, Help("the model", "NAME")] = None
-    """Family of the model; default: recognized by its tensors."""
+    """Family, or a TOML file of one; default: recognized by its tensors."""
     dtype: Annotated[Dtype, Help("the model")] = "bfloat16"
     """Type of the backbone; heads are always float32."""
     min_agreement: Annotated[float, Help("the model", "RHO")] = Field(0.98, ge=-1, le=1)

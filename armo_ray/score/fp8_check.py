@@ -31,7 +31,7 @@ def fp8_agreement(spans: list[Span], job: Job, device: str) -> dict[str, Any]:
 
     groups, prompts = _sample(spans, job)
     model = RewardModel.load(
-        str(model_directory(job)), None, "bfloat16", device, job.token_budget, family=job.family.name
+        str(model_directory(job)), None, "bfloat16", device, job.token_budget, family=job.family
     )
     reference = model.score(groups)
     quantize_(model.backbone)

@@ -16,6 +16,9 @@ from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import Family
+from armo_ray.model.family_file import identity_of
+from armo_ray.model.label_tokens import token_rows
+from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
 from armo_ray.score.config import ScoreConfig
@@ -170,6 +173,15 @@ def _model(config: ScoreConfig) -> _Model:
     if is_remote(config.model):
         checkpoint = replace(checkpoint, revision=revision)
     chat = Chat.load(checkpoint.path, checkpoint.family)
+    token_rows(checkpoint.family, chat)  # may raise ConfigError
+    read_pattern(chat)  # may raise ConfigError
+    if config.family is None:
+        check_system(chat)
+    if checkpoint.family.name == "mlp-classifier" and has_system(chat):
+        logger.warning(
+            "the chat template puts a system prompt of its own before conversations that have none; WorldPM was "
+            "trained with an empty one: give --family worldpm for it"
+        )
     _check_family(config, checkpoint)
     size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
     if size > rows:
@@ -198,6 +210,10 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 cannot be compared with bfloat16 for the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
+    if checkpoint.family.by_step:
+        mean = "; the score is the mean of the steps"
+    if values := checkpoint.family.values:
+        mean = f"; the score is their sum, weighted by {', '.join(f'{value:g}' for value in values)}"
     named = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"
     logger.info("model family %s: rewards %s%s", name, named, mean)
 
@@ -218,7 +234,7 @@ def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, 
         metadata["reward_transform_matrix"] = checkpoint.transform
     else:
         metadata["fixed_weights"] = checkpoint.coefficients
-    steps = checkpoint.family.text == "steps"
+    steps = checkpoint.family.by_step
     return Job(
         output=config.output,
         model=config.model if checkpoint.revision else str(checkpoint.path),
@@ -254,7 +270,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
     return as_json | {
         "model_fingerprint": model.checkpoint.fingerprint,
         "chat_fingerprint": model.chat.fingerprint,
-        "family": model.checkpoint.family.name,
+        **identity_of(model.checkpoint.family),
         "dtype": config.dtype,
         "max_length": model.max_length,
         "truncate": config.truncate,
@@ -283,7 +299,7 @@ def _layout(
 
 def _detected(found: InputColumns, config: ScoreConfig, model: _Model) -> Layout:
     family = model.checkpoint.family
-    step_end = family.step_end if family.text == "steps" else None
+    step_end = family.step_end if family.by_step else None
     return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)
 
 

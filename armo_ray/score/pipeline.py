@@ -47,6 +47,7 @@ _STRANDED_EVERY_S = 10.0
 _SAMPLE_ROWS = 1000  # of a dataset, from which types are inferred if its schema lacks them
 # blocks that may fail before the run fails: a poison row fails its block and those queued at the replica it kills
 _MOST_ERRORED = 32
+_ERRORS_OF_BLOCKS = "ray.data._internal.execution.streaming_executor_state"  # logs each block that failed
 
 
 def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
@@ -157,7 +158,7 @@ def _execute(
 def _check_model(job: Job, pool: Pool) -> None:
     """Run the checks of `armo-ray verify --model` on a replica. Raises ConfigError if one fails."""
     task: Any = ray.remote(**pool.resources)(verify_model)
-    checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device, job.family.name))
+    checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device, job.family))
     logger.info("the model on a replica:\n%s", report(checks))
     if failed := [check for check in checks if not check.passed]:
         raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")
@@ -267,6 +268,17 @@ def _seen(ds: ray.data.Dataset, with_types: bool) -> list[kept_columns.Seen]:
     ]
 
 
+class _Causes(logging.Handler):
+    """Logs in one line why a task failed, where Ray Data goes on without its blocks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error: Any = (record.exc_info or (None, None))[1]
+        if error is not None:
+            cause = getattr(error, "cause", None) or error
+            first = (str(cause).strip().splitlines() or [""])[0]
+            logger.warning("a task failed with %s: %s; its units are done again", type(cause).__name__, first)
+
+
 @contextmanager
 def _one_row_a_block() -> Iterator[None]:
     """Set the context for a dataset that is created in the body, then restore that of the caller."""
@@ -277,6 +289,10 @@ def _one_row_a_block() -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well: print them once
+    errors = logging.getLogger(_ERRORS_OF_BLOCKS)
+    errors.setLevel(logging.ERROR)
+    errors.propagate = False
+    errors.handlers = [_Causes()]
     # Ray counts inputs; one JSONL shard is one input and many units
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     DataContext._set_current(context)

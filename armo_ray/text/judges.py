@@ -42,10 +42,10 @@ def steps_of(response: str, family: Family) -> tuple[list[str], list[str]]:
     """The steps of a response, and flags: no_step_marker if it has no marker, empty_steps if a step is blank.
 
     A newline in a marker also matches CRLF. The authors' code scores empty steps too, such as one after a marker
-    that ends the response; here they are left out.
+    that ends the response; here they are left out. White space around a step is left out, but not around a line.
     """
     pieces = re.split("\r?\n".join(map(re.escape, family.step_end.split("\n"))), response)
-    step_texts = [step.strip() for step in pieces if step.strip()]
+    step_texts = [step if family.text == "lines" else step.strip() for step in pieces if step.strip()]
     mark, whole = family.step_end.strip(), response.rstrip()
     bare = whole.removesuffix(mark)  # a response with one marker, at its end, is one marked step
     unmarked = len(pieces) == 1 and (bare == whole or mark in bare)
@@ -88,7 +88,8 @@ def encode(
         if (rejection := _too_long(whole, max_length)) is not None:
             out.rejects.append((i, *rejection))
             continue
-        before, after = _split(alone[i], whole)
+        assert whole.ids is not None, "_too_long passes only encoded texts"
+        before, after = split(alone[i], whole.ids)
         out.group.append(places.setdefault(before.tobytes(), len(out.prompts)))
         if out.group[-1] == len(out.prompts):
             out.prompts.append(before)
@@ -99,16 +100,17 @@ def encode(
 
 
 def judged(prompt: Messages, response: str, family: Family) -> tuple[Messages, list[str]]:
-    """The messages that a model reads to judge a response or its steps, and the flags of the candidate."""
+    """The messages that a model reads for a response, or to judge it or its steps, and the candidate's flags."""
+    if family.text == "whole":
+        return [*prompt, {"role": "assistant", "content": response}], []
     if family.text != "steps":
         return outcome(prompt, response, family), []
     step_texts, flags = steps_of(response, family)
     return steps(prompt, step_texts), flags
 
 
-def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
-    """Reason and detail if a candidate cannot be judged, otherwise None."""
-    prompt = candidate.prompt
+def rejected(candidate: Candidate) -> tuple[str, str] | None:
+    """Reason and detail if a candidate is rejected already, or has more than text; otherwise None."""
     if candidate.reason is not None:
         return candidate.reason, candidate.detail or ""
     if candidate.is_structured:
@@ -116,6 +118,14 @@ def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
             "tools, tool calls or reasoning: this model judges only the text of a response; --tool-calls text writes "
             "them into the text"
         )
+    return None
+
+
+def _unfit(candidate: Candidate, family: Family) -> tuple[str, str] | None:
+    """Reason and detail if a candidate cannot be judged, otherwise None."""
+    prompt = candidate.prompt
+    if (rejection := rejected(candidate)) is not None:
+        return rejection
     if family.text != "pairs" and prompt[-1]["role"] != "user":
         last = f"the prompt ends with a turn of the {prompt[-1]['role']}"
         return "malformed_row", f"the response is judged inside the user's last turn, but {last}"
@@ -141,11 +151,10 @@ def _too_long(whole: Prompt, max_length: int) -> tuple[str, str] | None:
     return None
 
 
-def _split(prompt: Prompt, whole: Prompt) -> tuple[Ids, Ids]:
+def split(prompt: Prompt, whole: Ids) -> tuple[Ids, Ids]:
     """A conversation's ids, split where they begin to differ from those of its prompt alone."""
-    assert whole.ids is not None, "_too_long passes only encoded texts"
-    shared = 0 if prompt.ids is None else _common(prompt.ids, whole.ids)
-    return whole.ids[:shared], whole.ids[shared:]
+    shared = 0 if prompt.ids is None else _common(prompt.ids, whole)
+    return whole[:shared], whole[shared:]
 
 
 def _common(a: Ids, b: Ids) -> int:

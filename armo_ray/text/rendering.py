@@ -8,7 +8,7 @@ sequence of roles; one with tools, tool calls or reasoning is checked by itself,
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,8 +59,10 @@ class Renderer:
 
     def __init__(self, chat: Chat, plain: bool) -> None:
         self.chat, self.plain = chat, plain
-        self._text_only = _text_only(chat.tokenizer)
-        special = [t.content for t in chat.tokenizer.get_added_tokens_decoder().values() if t.special]
+        added = chat.tokenizer.get_added_tokens_decoder()
+        # the token after a step is special here even if the tokenizer does not say so
+        special = [t.content for t in added.values() if t.special or t.content == chat.family.mark]
+        self._text_only = _text_only(chat.tokenizer, special)
         self._special = re.compile(
             "|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or r"(?!)"
         )
@@ -71,7 +73,7 @@ class Renderer:
     def prompt(self, messages: Messages, tools: list[Any] | None = None) -> Prompt:
         """A rendered prompt. Its ids are set only if text in it looks like special tokens."""
         prompt = Prompt(messages, tools)
-        prompt.flagged = self._has_special(_texts(messages, tools))
+        prompt.flagged = self.has_special(_texts(messages, tools))
         try:
             prompt.error, prompt.whole = self._check(messages, tools)
             if prompt.error is None:
@@ -88,7 +90,7 @@ class Renderer:
     def response(self, candidate: Candidate, prompt: Prompt) -> Response:
         """A rendered response: the text that the template adds to the prompt."""
         turn = candidate.turn
-        flagged = self._has_special(_texts([turn], None))
+        flagged = self.has_special(_texts([turn], None))
         try:
             if candidate.extra or prompt.whole:
                 return self._of_whole(candidate, flagged)
@@ -126,6 +128,11 @@ class Renderer:
         ids: list[int] = self._text_only.encode(text, add_special_tokens=False).ids
         return ids
 
+    @property
+    def for_text(self) -> Tokenizer:
+        """The tokenizer for text of users and models without a template."""
+        return self._text_only if self.plain else self.chat.tokenizer
+
     def _broken(
         self, messages: Messages, tools: list[Any] | None, flagged: bool
     ) -> tuple[Messages, list[Any] | None, str]:
@@ -139,7 +146,7 @@ class Renderer:
 
         return *changed(messages, tools, change), mark
 
-    def _has_special(self, texts: Iterable[str]) -> bool:
+    def has_special(self, texts: Iterable[str]) -> bool:
         return any(
             any(o in text for o in self._openings) and self._special.search(text) is not None
             for text in texts
@@ -166,7 +173,7 @@ class Renderer:
         """Check that a prompt is rendered completely, and that a response follows it as after any other prompt."""
         if (lost := left_out(self.chat.render_prompt, messages, tools)) is not None:
             return _Check(("unsupported_content", f"the chat template leaves out {lost}; {_OPTION}"))
-        if self.chat.family.text != "response":
+        if self.chat.family.text not in ("response", "marked"):
             return _Check()
         response = "It is 4."
         begun = self.chat.render_prompt(messages, tools)
@@ -199,12 +206,15 @@ class Renderer:
         return self.chat.encode(header) + self.chat.encode(text) == self.chat.encode(header + text)
 
 
-def _text_only(tokenizer: Tokenizer) -> Tokenizer:
+def _text_only(tokenizer: Tokenizer, special: Sequence[str]) -> Tokenizer:
     """A tokenizer that takes texts of special tokens for plain text, and shares the model of the given one."""
     own = Tokenizer(tokenizer.model)  # a copy through JSON would take a second with the Llama-3 vocabulary
     own.normalizer, own.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     # a tokenizer numbers tokens that its model lacks in the order in which they are added
-    own.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    added = [token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
+    for token in added:
+        token.special = token.content in special
+    own.add_tokens(added)
     own.encode_special_tokens = True
     return own
 

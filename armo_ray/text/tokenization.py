@@ -5,11 +5,14 @@ is rendered and encoded once for all its candidates.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from armo_ray.model.chat import Chat, Messages
-from armo_ray.text import judges
+from armo_ray.model.steps import with_system
+from armo_ray.text import judges, marked, prose
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout
 from armo_ray.text.rendering import Renderer, Response
@@ -61,10 +64,18 @@ class Encoder:
 
     def encode(self, candidates: Sequence[Candidate]) -> Tokenized:
         """Encode the candidates that have no reject reason yet; the others are returned as rejects."""
+        if self.chat.family.mark:
+            tools = marked.Tools(
+                self._renderer, self.max_length, self._rendered, self._encode_texts, self._may_fit
+            )
+            encode = prose.encode if self.chat.family.text == "prose" else marked.encode
+            return encode(candidates, tools)
         if self.chat.family.text != "response":
             return judges.encode(
                 candidates, self.chat.family, self.max_length, self._rendered, self._num_tokens
             )
+        if self.chat.family.system is not None:
+            candidates = [replace(c, prompt=with_system(c.prompt, self.chat.family)) for c in candidates]
         out = Tokenized()
         prompts: dict[int, Prompt] = {}
         prompt: Prompt | None = None
@@ -92,6 +103,9 @@ class Encoder:
     def _rendered(self, conversations: Sequence[Messages]) -> list[Prompt]:
         prompts = [self._renderer.prompt(messages) for messages in conversations]
         self._encode_prompts(prompts)
+        for prompt in prompts if self.chat.prefix else ():
+            if prompt.ids is not None:
+                prompt.ids = np.concatenate((np.array(self.chat.prefix, np.int32), prompt.ids))
         return prompts
 
     def _num_tokens(self, text: str) -> int:
@@ -124,13 +138,17 @@ class Encoder:
     def _encodes(self, prompt: Prompt) -> bool:
         return self.truncate != "none" or self._may_fit(prompt.text)
 
-    def _encode_batch(self, texts: list[str]) -> list[Ids]:
+    def _encode_texts(self, texts: list[str]) -> list[Ids]:
+        return self._encode_batch(texts, self._renderer.for_text)
+
+    def _encode_batch(self, texts: list[str], tokenizer: Tokenizer | None = None) -> list[Ids]:
+        tokenizer = tokenizer or self.chat.tokenizer
         done: list[Ids] = []
         start = size = 0
         for stop, text in enumerate(texts, 1):
             size += len(text)
             if size >= _BATCH_CHARS or stop == len(texts):
-                batch = self.chat.tokenizer.encode_batch_fast(texts[start:stop], add_special_tokens=False)
+                batch = tokenizer.encode_batch_fast(texts[start:stop], add_special_tokens=False)
                 done += [np.array(encoding.ids, np.int32) for encoding in batch]
                 start, size = stop, 0
         return done

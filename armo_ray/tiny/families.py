@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from armo_ray.model.families import FAMILIES, Family
-from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
+from armo_ray.model.families import Family
+from armo_ray.model.family_file import family_of
+from armo_ray.model.recognize import BACKBONE_OF, EMBEDDINGS, LM_HEAD, expected_head
 from armo_ray.tiny.armorm import write_json, write_tiny_model
 from armo_ray.tiny.tokenizers import write_tokenizer
 
@@ -28,36 +29,74 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 _TOKENIZERS = {"mistral": "llama3", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
 _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise": "llama3-header"}
+# The tokenizers of families that are trained on one, whatever the decoder.
+_FAMILY_TOKENIZERS = {
+    "prm-qwen": "qwen2-steps",
+    "prm-reasonflux": "qwen2-marks",
+    "prm-shepherd": "sentencepiece",
+    "prm-skywork": "qwen2-bos",
+}
+# The decoders of families whose models have another one than Llama.
+_USUAL = {
+    "worldpm": "qwen2",
+    "prm-qwen": "qwen2",
+    "prm-reasonflux": "qwen2",
+    "prm-shepherd": "mistral",
+    "prm-skywork": "qwen2",
+}
 _GATED = {"gating_hidden_dim": 32, "gating_n_hidden": 3, "gating_temperature": 10, "num_objectives": 19}
+_SCORE = {"do_normalize": True, "score_bias": True, "score_dim": 1}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "armorm": _GATED,
     "qrm": _GATED | {"num_quantiles": 19},
     "urm": {"id2label": {str(i): f"LABEL_{i}" for i in range(10)}},
+    "ldl": {"num_objectives": 220},
+    "beaver-reward": _SCORE | {"score_type": "reward"},
+    "beaver-cost": _SCORE | {"score_type": "cost"},
 }
 _ARCHITECTURES = {
     "armorm": "{}ForRewardModelWithGating",
     "qrm": "LlamaForRewardModelWithGating31",
     "mlp-classifier": "{}ForRewardModel",
+    "worldpm": "{}ForRewardModel",
     "urm": "LlamaForSequenceClassificationWithNormal_Weights",
     "value-head": "{}ForRewardModel",
+    "athene": "CustomAutoModelForSequenceClassification",
+    "beaver-reward": "LlamaForScore",
+    "ldl": "LDLRewardModel27B",
+    "beaver-cost": "LlamaForScore",
+    "prm-qwen": "Qwen2ForProcessRewardModel",
+    "prm-reasonflux": "Qwen2ForProcessRewardModel",
+    "prm-skywork": "Qwen2ForPrmModel",
 }
 
 
 def write_family(
-    path: Path, name: str, backbone: str = "llama", seed: int = 0, max_length: int = 8192, **fields: Any
+    path: Path,
+    name: str | Family,
+    backbone: str | None = None,
+    seed: int = 0,
+    max_length: int = 8192,
+    **fields: Any,
 ) -> None:
-    """Write a checkpoint directory of a family in FAMILIES with a decoder in BACKBONES.
+    """Write a checkpoint directory of a family, or of a TOML file, with a decoder in BACKBONES.
 
     `fields` override config fields, such as id2label or tie_word_embeddings. Backbones and most heads are bfloat16,
     heads with a gate for the prompt float32, as in released models. The same seed gives the same weights.
     """
+    family = family_of(name) if isinstance(name, str) else name
+    name = family.name
+    backbone = backbone or _USUAL.get(name) or BACKBONE_OF.get(name, "llama")
     if name == "armorm" and backbone == "llama" and not fields:
         write_tiny_model(path, seed, max_length=max_length)
         return
     path.mkdir(parents=True, exist_ok=True)
     kind = _TOKENIZERS.get(backbone) or _LLAMA_TOKENIZERS.get(name, "llama3")
+    kind = _FAMILY_TOKENIZERS.get(name, kind)
+    if family.text == "whole":
+        kind = "sentencepiece"
     tokenizer = write_tokenizer(path, kind, max_length)
-    family, size = FAMILIES[name], {"vocab_size": tokenizer.get_vocab_size()}
+    size = {"vocab_size": tokenizer.get_vocab_size()}
     config = _config(family, backbone, size | {"max_position_embeddings": max_length} | fields)
     write_json(path / "config.json", config)
     torch.manual_seed(seed)
@@ -75,7 +114,7 @@ def write_family(
 
 def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, Any]:
     stem = backbone.capitalize()
-    kind = "{}ForCausalLM" if family.text != "response" else "{}ForSequenceClassification"
+    kind = "{}ForCausalLM" if family.reads_logits else "{}ForSequenceClassification"
     config = {
         "architectures": [_ARCHITECTURES.get(family.name, kind).format(stem)],
         "hidden_size": 64,
@@ -88,7 +127,7 @@ def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, 
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
-    if family.text == "response" and not family.gated:
+    if not (family.reads_logits or family.gated):
         config["id2label"] = {"0": "LABEL_0"}
     return config | BACKBONES[backbone] | _CONFIGS.get(family.name, {}) | fields
 
@@ -101,11 +140,11 @@ def _head(family: Family, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, shape in shapes.items():
         random = torch.randn(shape) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.3)
-        if name.endswith("running_var"):
+        if name.endswith(("running_var", "normalizer.var")):
             random = random.abs() + 0.5
         if name.endswith(("logit_scale", ".weight")) and len(shape) == 1:
             random += 1.0
         if name == "reward_transform_matrix":
             random = torch.eye(shape[0]) - 0.1 * random.abs()
-        tensors[name] = random.to(torch.int64 if name.endswith("num_batches_tracked") else dtype)
+        tensors[name] = random.to(torch.int64 if name.endswith(("num_batches_tracked", ".count")) else dtype)
     return tensors

@@ -1,17 +1,27 @@
 """Small tokenizers with the special tokens and chat templates of the backbones that reward models use."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
 
-from armo_ray.tiny.armorm import LLAMA3_SPLIT, LLAMA3_TEMPLATE, SPECIAL_TOKENS, tiny_tokenizer, write_json
+from armo_ray.tiny.armorm import (
+    CORPUS,
+    LLAMA3_SPLIT,
+    LLAMA3_TEMPLATE,
+    SPECIAL_TOKENS,
+    tiny_tokenizer,
+    write_json,
+)
 
 _TURNS = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>"
 _CHATML = (
     _TURNS + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+_HELPFUL = "You are a helpful assistant."
+_SYSTEM = f"<|im_start|>system\n{_HELPFUL}<|im_end|>\n"
+_REASON = "Please reason step by step, and put your final answer within {{ '\\\\boxed{}' }}."
 # Moves the thought in a response to its start; a response without a thought gets an empty one.
 _QWEN3 = (
     "{% for message in messages %}{% set content = message['content'] %}{% set thought = '' %}"
@@ -84,11 +94,49 @@ TEMPLATES = {
     ),
 }
 
+_QWEN2 = TEMPLATES["qwen2"]
+_MARKED = _QWEN2._replace(special=(*_QWEN_SPECIAL, "<extra_0>"))
+# Those of process models that read a token after each step.
+_STEPS = {
+    "qwen2-marks": _MARKED,
+    # As in Qwen2.5-Math, the template's own system prompt asks for steps.
+    "qwen2-steps": _MARKED._replace(template=_QWEN2.template.replace(_HELPFUL, _REASON)),
+    "qwen2-bos": _QWEN2._replace(template=_CHATML, named=_QWEN | {"bos_token": "<|endoftext|>"}),
+    # As Mistral's first tokenizer: no pre-tokenizer, spaces are letters, other characters are bytes.
+    "sentencepiece": Kind(
+        "", {"bos_token": "<s>", "eos_token": "</s>"}, ("<unk>", "<s>", "</s>"), adds_bos=True
+    ),
+}
+
+
+def sentence_tokenizer(special: tuple[str, ...]) -> Tokenizer:
+    """BPE as SentencePiece does it, with the word "ки" and the signs "+" and "-" as tokens."""
+    signs, letters = ["ки", "+", "-"] * 2, [chr(i) for i in range(33, 127)]
+    trainer = trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=letters)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.train_from_iterator([*CORPUS.split(), *signs], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    names = [*special, *(f"<0x{i:02X}>" for i in range(256)), *model["vocab"]]
+    tokenizer.model = models.BPE(
+        {name: i for i, name in enumerate(names)},
+        [tuple(pair) for pair in model["merges"]],
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+    return tokenizer
+
 
 def write_tokenizer(path: Path, name: str, max_length: int) -> Tokenizer:
-    """Write tokenizer.json and tokenizer_config.json of the kind TEMPLATES[name]; returns the tokenizer."""
-    kind = TEMPLATES[name]
-    tokenizer = tiny_tokenizer(kind.special, kind.split)
+    """Write tokenizer.json and tokenizer_config.json of a kind; returns the tokenizer."""
+    kind = (TEMPLATES | _STEPS)[name]
+    sentences = name == "sentencepiece"
+    tokenizer = sentence_tokenizer(kind.special) if sentences else tiny_tokenizer(kind.special, kind.split)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in kind.plain])
     if kind.adds_bos:
         bos = kind.named["bos_token"]

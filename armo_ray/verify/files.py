@@ -8,7 +8,7 @@ import numpy as np
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
 from armo_ray.model.recognize import ARMORM_REWARDS, HEAD_PREFIXES
-from armo_ray.text import judges
+from armo_ray.text import judges, marked, prose
 from armo_ray.verify.conversations import CONVERSATIONS, FORGED, Sequences
 
 _LLAMA3_END = "<|eot_id|>"
@@ -112,11 +112,21 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
     if chat.family.text == "response":
         messages = [*prompt, {"role": "assistant", "content": response}]
         return chat.encode(chat.render(messages, add_generation_prompt=False))
+    if chat.family.text == "prose":
+        steps, _ = judges.steps_of(response, chat.family)
+        return [*chat.prefix, *chat.encode(prose.text_of(prompt[0]["content"], steps, chat.family.mark))]
+    if chat.family.text == "lines":
+        steps, _ = judges.steps_of(response, chat.family)
+        bos = chat.special_tokens["bos_token"] + prompt[0]["content"] + "\n"
+        return [*chat.encode(bos), *(i for step in steps for i in (*chat.encode(step), *chat.encode("\n")))]
+    if chat.family.mark:
+        messages = marked.conversation(prompt, response, chat.family)
+        return chat.encode(chat.render(messages, add_generation_prompt=False))
     if chat.family.text == "pairs":
         messages = judges.pair(prompt, response, responses[place[2]])
     else:
         messages, _ = judges.judged(prompt, response, chat.family)
-    return chat.encode(chat.render_prompt(messages))
+    return [*chat.prefix, *chat.encode(chat.render_prompt(messages))]
 
 
 def check_released(checkpoint: Checkpoint, chat: Chat, published: Mapping[str, Any]) -> list[Check]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint, inspect, resolve
+from armo_ray.model.families import Family
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.text.tokenization import Encoder
@@ -35,7 +36,7 @@ def verify_model(
     revision: str | None = None,
     dtype: str = "bfloat16",
     device: str | None = None,
-    family: str | None = None,
+    family: str | Family | None = None,
     against: dict[str, Any] | None = None,
 ) -> tuple[list[Check], dict[str, Any]]:
     """Check a model on this machine.
@@ -44,7 +45,8 @@ def verify_model(
         model, revision: a directory, its URI, or a hub id. A model with the released model's name is also compared
             with published values.
         dtype, device: as RewardModel.load takes them.
-        family: a name in armo_ray.model.families; by default it is recognized from the checkpoint's tensors.
+        family: a name in armo_ray.model.families, a TOML file, or a Family; by default it is recognized from the
+            checkpoint's tensors.
         against: the record of an earlier check.
 
     Returns:
@@ -108,7 +110,7 @@ def _score(
     from armo_ray.engine.device import room_for
     from armo_ray.verify.numbers import check_scores, check_ways, coefficients, named_values, score_alone
 
-    path, family = str(checkpoint.path), checkpoint.family.name
+    path, family = str(checkpoint.path), checkpoint.family
     model = RewardModel.load(path, dtype=dtype, device=device, family=family)
     checks, ways, shared = check_scores(model, checkpoint, sequences)
     scores, used, at = ways["alone"], dtype, model.device

@@ -76,14 +76,21 @@ def lines(name: str) -> list[str]:
 
 
 def entrypoints(name: str) -> list[list[str]]:
-    """The words behind `python -m` of the commands in a file that start a job."""
-    found = [re.search(r"python -m (jobs\..*)", line) for line in lines(name)]
-    return [[word for word in shlex.split(match[1]) if word != "$@"] for match in found if match]
+    """The words of the commands in a file that start a job, from the module on."""
+    found = [re.search(r"(?:python -m|set --) (jobs\..*)", line) for line in lines(name)]
+    return [shlex.split(match[1]) for match in found if match]
 
 
-def arguments(words: list[str]) -> ScoreConfig:
-    args = build_parser().parse_args(["score", *words])
-    return load_config(args.config, {k: v for k, v in vars(args).items() if k in ScoreConfig.model_fields})
+def arguments(module: str, *words: str) -> ScoreConfig:
+    """The options of scoring that a command gives."""
+    command = module.removeprefix("jobs.")
+    args = vars(build_parser().parse_args([command, *words]))
+    if command == "nightly":
+        given = {k: v for k, v in args.items() if k in NightlyOptions.model_fields}
+        (config,) = load_night(NightlyOptions(**given)).steps[0].options
+        assert isinstance(config, ScoreConfig)
+        return config
+    return load_config(args["config"], {k: v for k, v in args.items() if k in ScoreConfig.model_fields})
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -140,8 +147,10 @@ def test_the_schema_is_that_of_kuberay(kind: str) -> None:
     assert kuberay.unfaithful(kuberay.SPECS[kind], crd["properties"]["spec"]) == []
 
 
-def test_the_night_is_the_job_on_a_schedule() -> None:
-    assert job("nightly.yaml") == job("rayjob.yaml")
+def test_the_night_has_the_cluster_of_the_job_and_a_schedule() -> None:
+    night, once = job("nightly.yaml"), job("rayjob.yaml")
+    assert night.pop("entrypoint") != once.pop("entrypoint")
+    assert night == once
     minute, hour, *every = manifest("nightly.yaml")["spec"]["schedule"].split()
     assert every == ["*", "*", "*"]
     assert 0 <= int(minute) < 60
@@ -186,7 +195,7 @@ def test_pods_are_not_root_and_mount_what_they_name(name: str) -> None:
 def test_every_replica_has_a_gpu_and_the_least_of_them_is_never_taken(name: str) -> None:
     types = node_types(name)
     (words,) = entrypoints(name)
-    config = arguments(words[1:])
+    config = arguments(*words)
     assert config.replicas is not None
     assert config.gpus_per_replica is not None
     gpus = {kind: node["resources"].get("GPU", 0) for kind, node in types.items()}
@@ -285,12 +294,9 @@ def test_what_is_started_exists_and_its_configuration_loads(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    found = entrypoints(name)
-    assert len(found) == 1
-    for module, *words in found:
-        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
-        assert words[0] == "jobs/nightly.toml"
-        assert arguments(words).output
+    ((module, *words),) = entrypoints(name)
+    assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+    assert arguments(module, *words).output
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.toml")), ids=lambda path: path.name)
@@ -509,7 +515,7 @@ RUN_THE_COMMAND = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
 
 
 def test_the_batch_script_starts_the_job_on_all_nodes_and_ends_with_its_status(tmp_path: Path) -> None:
-    done = run_batch(tmp_path, RUN_THE_COMMAND, "--dtype", "fp7")
+    done = run_batch(tmp_path, RUN_THE_COMMAND, "jobs.score", "jobs/nightly.toml", "--dtype", "fp7")
     assert (done.returncode, "dtype" in done.stderr) == (MISUSED, True)
     given = tmp_path.joinpath("given").read_text().splitlines()
     own, command = given[: given.index("--")], given[given.index("--") + 1 :]
@@ -519,6 +525,11 @@ def test_the_batch_script_starts_the_job_on_all_nodes_and_ends_with_its_status(t
     assert {"--num-cpus=32", "--num-gpus=4", "--dashboard-host=127.0.0.1"} == set(own[5:])
     assert command[command.index("env") + 1] == "RAY_ADDRESS=10.0.0.7:6379"
     assert command[-2:] == ["--dtype", "fp7"]
+
+
+def test_the_batch_script_starts_a_whole_night_unless_told_otherwise(tmp_path: Path) -> None:
+    run_batch(tmp_path, "exit 0")
+    assert tmp_path.joinpath("given").read_text().splitlines()[-2:] == ["jobs.nightly", "jobs/night.toml"]
 
 
 def test_the_batch_script_makes_a_token_that_others_cannot_read(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from armo_ray.expressions.expressions import parse
 from armo_ray.outputs.rules import Rules, Top, find_failures, find_thresholds, values_of
 from armo_ray.outputs.schema import footer
 from armo_ray.verify.output import verify_output
+from tests.support.by_day import by_day
 from tests.support.local import PAIR, rows_as_written, score_locally
 from tests.support.paths import SAMPLE
 
@@ -77,6 +78,7 @@ def test_the_rows_kept_are_those_that_plain_python_keeps(scored_pairs: Path, tmp
     assert verify_output(str(output))[1] == []
 
 
+@pytest.mark.nightly
 def test_real_rollouts_are_cut_by_quantile_and_by_the_best_of_each_prompt(
     real_scores: Path, real_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -185,7 +187,7 @@ def test_directories_above_an_output_do_not_become_columns(scored_pairs: Path, t
     assert 50 < len(kept[0]) < 80
 
 
-@pytest.mark.parametrize("task_rows", [30, 1 << 17])
+@pytest.mark.parametrize("task_rows", by_day([30, 1 << 17], {30}))
 def test_text_makes_the_output_that_keeping_the_text_would_have_made(
     task_rows: int, tiny_model: Path, formats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

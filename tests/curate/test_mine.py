@@ -119,9 +119,9 @@ def test_a_strategy_selects_the_pairs_that_plain_python_selects(
 
 @pytest.mark.parametrize(
     "strategy",
-    # of one strategy by default: the test above has them all on fewer rows
-    [pytest.param(s, marks=() if s == "top-k-bottom-k" else pytest.mark.nightly) for s in STRATEGIES],
+    STRATEGIES,
 )
+@pytest.mark.nightly  # the test above has them all on fewer rows
 def test_strategies_select_the_same_pairs_of_real_rollouts_as_plain_python(
     strategy: str, real_scores: Path, real_prompts: Prompts, tmp_path: Path
 ) -> None:
@@ -312,9 +312,7 @@ DATASETS = {
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(
-            value, id=name, marks=() if name in ("pairs-as-lines", "scores") else pytest.mark.nightly
-        )
+        pytest.param(value, id=name, marks=() if name == "pairs-as-lines" else pytest.mark.nightly)
         for name, value in DATASETS.items()
     ],
 )

@@ -124,6 +124,7 @@ def test_reweighing_twice_starts_from_the_models_own_formula_both_times(
     assert fingerprints[0] == fingerprints[1]
 
 
+@pytest.mark.nightly
 def test_real_rollouts_are_rescored(
     real_scores: Path, real_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

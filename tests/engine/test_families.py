@@ -28,13 +28,15 @@ from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.families import BACKBONES, write_family
 from armo_ray.verify.output import verify_output
 from tests.engine.test_engine import conversations
+from tests.support.families import asked
 from tests.support.local import read_table, score_locally
-from tests.support.published import PUBLISHED, pairwise
+from tests.support.published import PUBLISHED, pairwise, rating
 
-CASES = {
-    **{name: (name, "llama", {}) for name in PUBLISHED},
+CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    **{name: (name, None, {}) for name in PUBLISHED},
     **{f"classifier-{b}": ("classifier", b, {}) for b in BACKBONES if b != "llama"},
-    **{f"{f}-{b}": (f, b, {}) for f in ("armorm", "qrm") for b in BACKBONES if b != "llama"},
+    **{f"armorm-{b}": ("armorm", b, {}) for b in BACKBONES if b != "llama"},
+    "qrm-gemma2": ("qrm", "gemma2", {}),
     "classifier-three-labels": ("classifier", "llama", {"id2label": {"0": "Is-safe", "1": "a b", "2": "C"}}),
     "mlp-classifier-qwen2": ("mlp-classifier", "qwen2", {}),
     "orm-deepseek-qwen2-tied": ("orm-deepseek", "qwen2", {"tie_word_embeddings": True}),
@@ -47,11 +49,15 @@ def texts(family: str) -> list[tuple[Messages, str]]:
     known = conversations()
     short = [start for start in range(0, len(known) - 1, 2) if len(str(known[start : start + 2])) < 1500]
     actual = [entry for start in short[:: len(short) // 7] for entry in known[start : start + 2]]
-    if FAMILIES[family].text == "steps":
+    if FAMILIES[family].by_step or family == "eurus":
         actual = [(prompt[-1:], answer) for prompt, answer in actual]
-    if family.endswith("-mistral"):
+    if family.endswith(("-mistral", "-shepherd")):
         actual = [(prompt, answer.replace(". ", ". ки\n") + " ки") for prompt, answer in actual]
-    if family.startswith("prm-deepseek"):
+    if family == "prm-shepherd":  # no white space around a step but that of its mark
+        actual = [(prompt, re.sub(r"\s*ки\s*", " ки\n", answer).strip()) for prompt, answer in actual]
+    if family == "prm-skywork":  # no blank line, and lines that are indented
+        actual = [(p, re.sub(r"\n(\s*\n)+", "\n", a.replace(". ", ".\n ")).strip("\n")) for p, a in actual]
+    if FAMILIES[family].by_step and FAMILIES[family].step_end == "\n\n":
         actual = [
             (p, re.sub(r"\n\s*\n", "\n\n", a.replace(". ", ".\n\n"))) for p, a in actual
         ]  # no empty step
@@ -64,11 +70,10 @@ def candidates(said: list[tuple[Messages, str]]) -> list[Candidate]:
 
 @pytest.mark.parametrize(("family", "backbone", "fields"), CASES.values(), ids=CASES.keys())
 def test_scores_are_those_of_the_published_procedure(
-    family: str, backbone: str, fields: dict[str, Any], tmp_path: Path
+    family: str, backbone: str | None, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     write_family(tmp_path, family, backbone, **fields)
-    judge = FAMILIES[family].text != "response"
-    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", 900, family=family if judge else None)
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", 900, family=asked(family))
     encoder = Encoder(Chat.load(tmp_path, model.head.family), 8192)
     said = texts(family)
     done = encoder.encode(candidates(said))
@@ -81,10 +86,80 @@ def test_scores_are_those_of_the_published_procedure(
         expected = [published(prompt, answer) for prompt, answer in said]
     for actual in (shared, unshared):
         assert np.abs(actual.score - [score for score, _ in expected]).max() < 1e-5
-        rewards = actual.steps if FAMILIES[family].text == "steps" else actual.rewards
+        rewards = actual.steps if FAMILIES[family].by_step else actual.rewards
         for row, (_, numbers) in zip(rewards, expected, strict=True):
             assert np.abs(row - numbers).max() < 1e-5
     assert np.ptp(shared.score) > 1e-3
+
+
+@pytest.mark.parametrize("backbone", ["llama", "gemma2"])
+def test_ratings_are_the_published_probabilities_and_their_mean(backbone: str, tmp_path: Path) -> None:
+    tokens, values = ["1", "2", "3"], (0.0, 0.5, 2.0)
+    write_family(tmp_path, "token-logit", backbone)
+    family = replace(
+        FAMILIES["token-logit"], tokens=tuple(tokens), labels=("bad", "fair", "good"), values=values
+    )
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", 900, family=family)
+    said = texts("token-logit")[:6]
+    groups = Encoder(Chat.load(tmp_path, family), 8192).encode(candidates(said)).sequences()
+    with torch.inference_mode():
+        published = rating(tmp_path, tokens, list(values))
+        expected = [published(prompt, answer) for prompt, answer in said]
+    for share in (True, False):
+        actual = model.with_options(share_prompts=share).score(groups)
+        assert np.abs(actual.score - [score for score, _ in expected]).max() < 1e-5
+        assert np.abs(actual.rewards - [numbers for _, numbers in expected]).max() < 1e-5
+    assert model.reward_names == ("bad", "fair", "good", "label_mass")
+    assert np.ptp(actual.score) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (("no such word",), "'no such word' is [0-9]+ tokens in this tokenizer"),
+        ((999999,), "999999 is not below [0-9]+, the number of tokens"),
+        (("1", "1"), "are the same"),
+    ],
+)
+def test_labels_that_are_not_one_token_each_are_refused(
+    tokens: tuple[int | str, ...], reason: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path, "token-logit")
+    family = replace(FAMILIES["token-logit"], tokens=tokens, labels=("a", "b"), values=(0.0, 1.0))
+    with pytest.raises(ConfigError, match=f"family token-logit: .*{reason}"):
+        RewardModel.load(str(tmp_path), None, "float32", "cpu", family=family)
+
+
+def test_a_family_that_was_not_checked_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_family(tmp_path, "beaver-cost", do_normalize=False, score_bias=False)
+    checkpoint = inspect(str(tmp_path), family="beaver-cost")
+    (line,) = (record.message for record in caplog.records)
+    assert line.startswith("family beaver-cost was not checked against its authors' code: ")
+    assert (checkpoint.reward_names, checkpoint.coefficients) == (("cost",), [-1.0])
+
+
+@pytest.mark.parametrize(
+    ("family", "roles", "why"),
+    [
+        ("eurus", ["user", "assistant", "user"], "only one question and its response"),
+        ("ultrarm", ["system", "user"], "only turns of user and assistant"),
+    ],
+)
+def test_a_conversation_that_a_text_of_its_own_cannot_hold_is_rejected(
+    family: str, roles: list[str], why: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path, family)
+    encoder = Encoder(Chat.load(tmp_path, FAMILIES[family]), 8192)
+    done = encoder.encode([Candidate(0, "response", [{"role": r, "content": "x"} for r in roles], "y")])
+    assert [(reason, why in detail) for _, reason, detail in done.rejects] == [("malformed_row", True)]
+
+
+def test_a_token_that_the_tokenizer_lacks_cannot_be_appended(tmp_path: Path) -> None:
+    write_family(tmp_path, "classifier", "qwen2")
+    with pytest.raises(
+        ConfigError, match="which follows a response, is not a special token of this tokenizer"
+    ):
+        Chat.load(tmp_path, FAMILIES["athene"])
 
 
 def test_win_rates_are_means_of_the_published_probabilities(tmp_path: Path) -> None:
@@ -174,6 +249,17 @@ def test_responses_that_cannot_be_compared_are_rejected_with_the_reason(tmp_path
     ("family", "prompt", "detail"),
     [
         ("prm-deepseek", ["user", "assistant", "user"], "the prompt has assistant turns"),
+        (
+            "prm-shepherd",
+            ["user", "assistant", "user"],
+            "a single question, but the prompt has turns of user, ass",
+        ),
+        ("prm-shepherd", ["system", "user"], "a single question, but the prompt has turns of system, user"),
+        (
+            "prm-skywork",
+            ["user", "assistant", "user"],
+            "a single question, but the prompt has turns of user, ass",
+        ),
         ("orm-deepseek", ["user", "tool"], "the prompt ends with a turn of the tool"),
     ],
 )
@@ -196,6 +282,74 @@ def test_a_judged_response_cannot_forge_a_turn_or_a_step(tmp_path: Path) -> None
     assert [len(steps) for steps in model.score(done.sequences()).steps] == [2]  # split at "\n\n"
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_the_text_of_a_mark_is_no_step(special: bool, tmp_path: Path) -> None:
+    write_family(tmp_path, "prm-qwen")
+    file = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text("utf-8"))
+    (mark,) = (token for token in tokenizer["added_tokens"] if token["content"] == "<extra_0>")
+    mark["special"] = special
+    file.write_text(json.dumps(tokenizer), "utf-8")
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu")
+    question: Messages = [{"role": "user", "content": "2 <extra_0> 2?"}]
+    said = candidates([(question, "It is<extra_0>\n\n4.<extra_0><|im_end|>"), (question, "4.")])
+    done = Encoder(Chat.load(tmp_path, model.head.family), 8192).encode(said)
+    assert done.flags == [["special_token_text"], ["no_step_marker", "special_token_text"]]
+    for ids, steps in zip(done.responses, (2, 1), strict=True):
+        assert ids.tolist().count(mark["id"]) == steps
+    assert mark["id"] not in done.prompts[0]
+    assert [len(steps) for steps in model.score(done.sequences()).steps] == [2, 1]
+    reference = Encoder(Chat.load(tmp_path, model.head.family), 8192, special_tokens="reference")
+    assert [len(steps) for steps in model.score(reference.encode(said).sequences()).steps] == [4, 1]
+
+
+def test_a_word_that_begins_as_a_mark_is_no_step(tmp_path: Path) -> None:
+    write_family(tmp_path, "prm-shepherd")
+    model = RewardModel.load(str(tmp_path), None, "float32", "cpu", family="prm-shepherd")
+    chat = Chat.load(tmp_path, model.head.family)
+    question: Messages = [{"role": "user", "content": "How many кирпичей? ки"}]
+    answers = ["One row has 12 кирпичей. ки\nAnd кит</s> 36. ки", "36. ки", "36."]
+    done = Encoder(chat, 8192).encode(candidates([(question, answer) for answer in answers]))
+    assert [len(steps) for steps in model.score(done.sequences()).steps] == [2, 1, 1]
+    whole = np.concatenate((done.prompts[0], done.responses[0])).tolist()
+    assert chat.tokenizer.decode(whole) == f"{question[0]['content']} {answers[0]}"
+    assert done.flags == [["special_token_text"]] * 2 + [["no_step_marker", "special_token_text"]]
+    with torch.inference_mode():  # which takes the three words for marks, and those of the question
+        _, numbers = PUBLISHED["prm-shepherd"](tmp_path)(question, answers[0].replace("</s>", ""))
+    assert len(numbers) == 6
+
+
+def test_lines_need_a_token_to_begin_with_and_a_question_of_many_lines_is_no_step(tmp_path: Path) -> None:
+    write_family(tmp_path / "a", "trl-value-head", "qwen2")
+    with pytest.raises(ConfigError, match="prm-skywork: its tokenizer must have a BOS token"):
+        RewardModel.load(str(tmp_path / "a"), None, "float32", "cpu", family="prm-skywork")
+    write_family(tmp_path / "b", "prm-skywork")
+    model = RewardModel.load(str(tmp_path / "b"), None, "float32", "cpu")
+    question: Messages = [{"role": "user", "content": "2 + 2?\n\n   \nThink\nfirst."}]
+    done = Encoder(Chat.load(tmp_path / "b", model.head.family), 8192).encode(
+        candidates([(question, "2\n4")])
+    )
+    actual = model.score(done.sequences())
+    with torch.inference_mode():
+        score, numbers = PUBLISHED["prm-skywork"](tmp_path / "b")(question, "2\n4")
+    assert abs(actual.score[0] - score) < 1e-5
+    assert len(actual.steps[0]) == len(numbers) == 2
+
+
+def test_a_system_prompt_of_the_family_is_for_conversations_that_have_none(tmp_path: Path) -> None:
+    write_family(tmp_path, "prm-reasonflux")
+    family = FAMILIES["prm-qwen"]
+    chat = Chat.load(tmp_path, family)
+    question: Messages = [{"role": "user", "content": "2 + 2?"}]
+    own: Messages = [{"role": "system", "content": "Be brief."}, *question]
+    done = Encoder(chat, 8192).encode(candidates([(question, "4."), (own, "4.")]))
+    expected = [chat.render_prompt([{"role": "system", "content": family.system}, *question])]
+    expected.append(chat.render_prompt(own))
+    assert [
+        chat.tokenizer.decode(ids.tolist(), skip_special_tokens=False) for ids in done.prompts
+    ] == expected
+
+
 STEPS = "One crate holds 12. ки{end}Three hold 3 * 12 = 36. ки{end}The answer is 36. ки"
 ONE_STEP = ["no_step_marker"]
 
@@ -213,6 +367,12 @@ ONE_STEP = ["no_step_marker"]
         ("prm-deepseek", "Step 1: 12.\n\nStep 2: 36.", 2, []),
         ("prm-deepseek", "Step 1: 12.\r\n\r\nStep 2: 36.\n\n", 2, ["empty_steps"]),
         ("prm-deepseek", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
+        ("prm-qwen", "Step 1: 12.\r\n\r\nStep 2: 36.\n\n", 2, ["empty_steps"]),
+        ("prm-qwen", "Step 1: 12.\nStep 2: 36.", 1, ONE_STEP),
+        ("prm-shepherd", STEPS.format(end="\n"), 3, []),
+        ("prm-skywork", "Step 1: 12.\r\n\n  Step 2: 36.\n", 2, ["empty_steps"]),
+        ("prm-skywork", "The answer is 36.", 1, ONE_STEP),
+        ("prm-shepherd", "The answer is 36. ки", 1, []),
     ],
 )
 def test_a_response_is_split_into_its_steps_and_a_doubtful_split_is_flagged(
@@ -328,11 +488,80 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str | None, str]]
     ),
     "step-marks": (
         "mlp-classifier",
+        {"architectures": ["Qwen3ForProcessRewardModel"]},
+        (),
+        None,
+        "Qwen3ForProcessRewardModel: its head looks like that of the family mlp-classifier, but",
+    ),
+    "steps-with-one-label": (
+        "mlp-classifier",
         {"architectures": ["Qwen2ForProcessRewardModel"]},
         (),
         None,
-        "Qwen2ForProcessRewardModel: its head looks like that of the family mlp-classifier, but",
+        r"prm-qwen: .*score.2.weight has shape \(1, 64\), expected \(2, 64\)",
     ),
+    "half-a-step-head": ("prm-qwen", {}, ("score.0.bias",), None, "prm-qwen: missing score.0.bias"),
+    "gate-of-steps": ("qrm", {}, (), "prm-qwen", "missing score.0.bias.*unexpected gating.layers.0.weight"),
+    "mark-of-many-tokens": (
+        "orm-mistral",
+        {},
+        (),
+        "prm-shepherd",
+        "'ки', which is read after each step, is 4 tok",
+    ),
+    "twin-of-steps": (
+        "prm-reasonflux",
+        {},
+        (),
+        None,
+        "has a system prompt of its own.*--family prm-reasonflux",
+    ),
+    "trl-without-bias": ("trl-value-head", {}, ("v_head.summary.bias",), None, "missing v_head.summary.bias"),
+    "half-a-grm": ("grm", {}, ("v_head.summary.2.weight",), None, "grm: missing v_head.summary.2.weight"),
+    "steps-of-a-value-head": (
+        "trl-value-head",
+        {"architectures": ["Qwen3ForPrmModel"]},
+        (),
+        None,
+        "Qwen3ForPrmModel: its head looks like that of the family trl-value-head, but",
+    ),
+    "half-a-line-head": (
+        "prm-skywork",
+        {},
+        ("v_head.summary.bias",),
+        None,
+        "prm-skywork: missing v_head.summary",
+    ),
+    "twin-of-a-value-head": (
+        "athene",
+        {},
+        (),
+        None,
+        "Athene model, .* say --family athene if .* --family value-head if",
+    ),
+    "text-unknown": (
+        "ultrarm",
+        {"model_type": "qwen2"},
+        (),
+        None,
+        r"regression_head.weight: of ultrarm \(llama\) or eurus \(mistral\), but model_type is qwen2",
+    ),
+    "asked-for-only": (
+        "beaver-cost",
+        {},
+        (),
+        None,
+        r"score_head.weight: of a family that is only used if asked for: --family beaver-reward\|beaver-cost",
+    ),
+    "cost-as-reward": ("beaver-cost", {}, (), "beaver-reward", "score_type is cost, but the family expects"),
+    "no-normalizer": (
+        "beaver-cost",
+        {},
+        ("normalizer.var",),
+        "beaver-cost",
+        "beaver-cost: missing normalizer.var",
+    ),
+    "no-bias": ("beaver-reward", {}, ("score_head.bias",), "beaver-reward", "missing score_head.bias"),
     "unknown-family": (
         "classifier",
         {},
@@ -364,6 +593,82 @@ def test_a_checkpoint_that_is_not_a_complete_model_of_a_family_is_refused(
         RewardModel.load(str(tmp_path), dtype="float32", device="cpu", family=family)
 
 
+def test_a_value_head_in_a_file_of_its_own_is_read_and_one_in_two_files_is_refused(tmp_path: Path) -> None:
+    write_family(tmp_path, "trl-value-head")
+    groups, whole = [([5, 6, 7], [[8, 9], [10]])], load_file(tmp_path / "model.safetensors")
+    expected = RewardModel.load(str(tmp_path), dtype="float32", device="cpu").score(groups).score
+    head = {name: tensor for name, tensor in whole.items() if name.startswith("v_head.")}
+    save_file(head, tmp_path / "value_head.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"v_head.summary.bias is in .*model.safetensors and in .*value_head"
+    ):
+        inspect(str(tmp_path))
+    save_file({k: v for k, v in whole.items() if k not in head}, tmp_path / "model.safetensors")
+    actual = RewardModel.load(str(tmp_path), dtype="float32", device="cpu").score(groups).score
+    assert np.array_equal(actual, expected)
+    assert np.ptp(actual) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["ldl", "trl-value-head"])
+def test_a_pickled_head_is_refused_with_the_command_that_converts_it(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_family(tmp_path, family)
+    whole = load_file(tmp_path / "model.safetensors")
+    expected = inspect(str(tmp_path)).fingerprint
+    parts = {"regression_layer.pt": "regression_layer.", "gating_layer.pt": "gating_layer."}
+    for file, prefix in (parts if family == "ldl" else {"value_head.bin": "v_head."}).items():
+        cut = "" if file.endswith(".bin") else prefix
+        head = {k.removeprefix(cut): t for k, t in whole.items() if k.startswith(prefix)}
+        torch.save(head, tmp_path / file)
+    kept = {k: t for k, t in whole.items() if k.startswith("model.")}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="a format that can run code") as refused:
+        inspect(str(tmp_path))
+    (code,) = re.findall('run: python -c "(.*)"$', str(refused.value))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert inspect(str(tmp_path)).fingerprint == expected
+
+
+def test_internlm2_is_refused_for_its_fused_attention(tmp_path: Path) -> None:
+    write_family(tmp_path, "value-head")
+    tensors = load_file(tmp_path / "model.safetensors")
+    fused = {"model.layers.0.attention.wqkv.weight": torch.zeros(64, 64)}
+    save_file(tensors | fused, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"wqkv\.weight: InternLM2 stores queries, keys and values in one tensor"
+    ):
+        inspect(str(tmp_path), family="value-head")
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("grm", "v_head.summary.4.weight"),
+        ("eurus", "regression_head.bias"),
+        ("beaver-cost", "score_head.2.weight"),
+        ("ldl", "gating_layer.network.9.weight"),
+        ("token-logit", "score.weight"),
+    ],
+)
+def test_a_head_with_a_tensor_too_many_is_refused(family: str, extra: str, tmp_path: Path) -> None:
+    write_family(tmp_path, family)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {extra: torch.zeros(1, 64)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"not a complete head of the family {family}: unexpected {extra}"):
+        inspect(str(tmp_path), family=asked(family))
+
+
+def test_a_layer_that_does_not_fit_the_one_before_it_is_refused(tmp_path: Path) -> None:
+    write_family(tmp_path, "grm")
+    tensors = load_file(tmp_path / "model.safetensors")
+    narrow = {"v_head.summary.2.weight": tensors["v_head.summary.2.weight"][:, 1:].contiguous()}
+    save_file(tensors | narrow, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"v_head.summary.2.weight has shape \(1, 63\), expected \(1, 64\)"):
+        inspect(str(tmp_path))
+
+
 def test_more_labels_than_rows_of_the_head_are_refused(tmp_path: Path) -> None:
     write_family(tmp_path, "classifier")
     config = json.loads((tmp_path / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
@@ -374,11 +679,10 @@ def test_more_labels_than_rows_of_the_head_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_command_line_writes_a_random_model_of_every_family(family: str, tmp_path: Path) -> None:
-    asked = family if FAMILIES[family].text != "response" else None
     prints = set()
     for name in ("a", "b"):
         assert main(["tiny-model", str(tmp_path / name), "--family", family]) == 0
-        checkpoint = inspect(str(tmp_path / name), family=asked)
+        checkpoint = inspect(str(tmp_path / name), family=asked(family))
         assert checkpoint.family.name == family
         assert len(set(checkpoint.reward_names)) == len(checkpoint.reward_names)
         prints.add(checkpoint.fingerprint)
@@ -396,7 +700,7 @@ SHARD = [
 ] + [{"id": 9, "prompt": "", "chosen": "a", "rejected": "b"}]
 
 
-@pytest.mark.parametrize("family", ["classifier", "urm", "prm-deepseek", "pairwise"])
+@pytest.mark.parametrize("family", ["classifier", "urm", "prm-qwen", "pairwise"])
 def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tmp_path: Path) -> None:
     write_family(tmp_path / "model", family)
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SHARD))
@@ -409,8 +713,8 @@ def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tm
     score = table["score"].to_numpy()
     assert np.abs((vectors(table) * coefficients(table)).sum(axis=1) - score).max() < 1e-5
     assert table["gating"].null_count == (0 if family == "urm" else table.num_rows)
-    assert ("step_scores" in table.column_names) == (family == "prm-deepseek")
-    if family == "prm-deepseek":
+    assert ("step_scores" in table.column_names) == FAMILIES[family].by_step
+    if FAMILIES[family].by_step:
         steps = table["step_scores"].to_pylist()
         assert [len(row) for row in steps] == [2] * 18
         assert np.abs(np.array(steps).mean(axis=1) - score).max() < 1e-6

@@ -22,6 +22,8 @@ from armo_ray.outputs.schema import REJECT_REASONS
 from armo_ray.storage.models import TOKENIZER_FILES
 from armo_ray.storage.store import Store
 from armo_ray.tiny.families import write_family
+from tests.support import families
+from tests.support.by_day import by_day
 from tests.support.local import rows_of, score_locally
 from tests.support.paths import SAMPLE
 from tests.support.reference import GATE_PATTERN, load_head
@@ -261,8 +263,11 @@ def test_only_committed_rows_are_explained(
     assert explained(capsys, tmp_path / "out", "random").split()[1][:-1] in {r["row_id"] for r in left}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rows_of_every_family_show_the_positions_that_its_head_reads(
+@pytest.mark.parametrize(
+    "family",
+    by_day(families.KINDS, {"armorm", "starling", "prm-mistral", "pairwise", "prm-qwen", "prm-shepherd"}),
+)
+def test_rows_of_every_kind_of_family_show_the_positions_that_its_head_reads(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_family(tmp_path / "model", family)
@@ -270,8 +275,7 @@ def test_rows_of_every_family_show_the_positions_that_its_head_reads(
         {"prompt": f"What is {k} + 2?", "chosen": f"Think.\n\nIt is {k + 2}.", "rejected": "?"}
         for k in range(3)
     ]
-    judge = FAMILIES[family].text != "response"
-    options: dict[str, Any] = {"family": family} if judge else {}
+    options: dict[str, Any] = {"family": family} if families.asked(family) else {}
     score_locally(tmp_path / "model", write_pairs(tmp_path / "in.jsonl", rows), tmp_path / "out", **options)
     head = RewardModel.load(
         str(tmp_path / "model"), dtype="float32", device="cpu", family=options.get("family")
@@ -281,7 +285,7 @@ def test_rows_of_every_family_show_the_positions_that_its_head_reads(
         tokens = listed(text)
         ids = np.array([token for token, _ in tokens.values()], np.int32)
         read = [at for at, (_, mark) in tokens.items() if "read: " in mark]
-        assert read == sorted(set(head.positions(ids)))
+        assert read == sorted(set(head.positions(ids, row["num_prompt_tokens"])))
         if family != "pairwise":
             assert len(ids) == row["num_prompt_tokens"] + row["num_response_tokens"]
         assert "as stored" in text
@@ -290,7 +294,7 @@ def test_rows_of_every_family_show_the_positions_that_its_head_reads(
             row["rewards"], abs=6e-5
         )
         assert sum(product for _, _, product in table.values()) == pytest.approx(row["score"], abs=5e-5)
-        if FAMILIES[family].text == "steps":
+        if FAMILIES[family].by_step:
             steps = re.findall(r"^step \d+ +(\d\.\d+)", text, re.M)
             assert [float(s) for s in steps] == pytest.approx(row["step_scores"], abs=6e-5)
             assert len(steps) == len(read)

@@ -68,6 +68,7 @@ def statuses(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(line["stage"], line["status"]) for line in lines if "status" in line]
 
 
+@pytest.mark.nightly
 def test_a_killed_run_leaves_what_it_measured_and_no_process(runs: Runs) -> None:
     assert statuses(runs.killed)[:2] == [("machine", "started"), ("machine", "done")]
     assert ("bits", "done") not in statuses(runs.killed)

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.night import Night, load_night
 from armo_ray.nightly.options import NightlyOptions
+from tests.support.growing_outputs import reveal, rows_in, units_of, write_shards
 from tests.support.nights import DAY, run, statuses
 from tests.support.paths import ROOT, SAMPLE
 from tests.support.synthetic_outputs import score_synthetically, with_columns
@@ -65,6 +68,15 @@ def test_the_date_and_shared_options_reach_every_section_and_flags_override_the_
     assert score.writes[0].endswith("/out/2026-11-20")
     assert (score.options[0].keep, mine.options[0].keep) == ({"id": "id"}, ("id",))
     assert night.home == f"{score.writes[0]}/nights/{DAY}"
+
+
+def test_the_command_line_says_what_the_cluster_has(load: Load) -> None:
+    (step,) = load(SCORE + 'replicas = "2"\n', replicas="1:7", gpus_per_replica="1").steps
+    assert (step.options[0].replicas, step.options[0].gpus_per_replica) == ((1, 7), 1.0)
+    with pytest.raises(ConfigError, match=r"--replicas: there is no \[score\] to use it"):
+        load(MINE + 'scores = "out"\n', replicas="1:7")
+    with pytest.raises(ConfigError, match=r"\[score\] replicas"):
+        load(SCORE, replicas="many")
 
 
 def test_filter_comes_before_the_step_that_reads_its_output(load: Load) -> None:
@@ -160,6 +172,51 @@ def test_nights_of_one_growing_output_read_their_own_directories(
         assert (tmp_path / f"published/nights/{day}/report-{day}.html").exists()
     summary = run(capsys, file)[1]  # the first again: its directories are as they were
     assert statuses(summary) == {"mine": "skipped", "report": "skipped"}
+
+
+def test_what_the_latest_pointer_lists_stays_until_the_next_but_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:12]
+    shards = write_shards(tmp_path / "in", rows, 5)  # most prompts recur, so every night replaces parts
+    whole = score_synthetically(tmp_path / "whole", shards, keep_text=True)
+    (tmp_path / "night.toml").write_text(
+        f'[mine]\nscores = "{tmp_path}/scores"\noutput = "{tmp_path}/pairs"\nappend = true\n'
+        f'[publish]\nto = "{tmp_path}/published"\n'
+    )
+
+    def night(day: int, more: str = "") -> tuple[int, set[str]]:
+        """Another shard is scored, and a night made; its status, and the parts of pairs that LATEST.json lists."""
+        reveal(whole, tmp_path / "scores", units_of(whole)[:day])
+        file = tmp_path / f"{day}.toml"
+        file.write_text((tmp_path / "night.toml").read_text() + more)
+        status = main(["nightly", str(file), "--date", f"2026-11-0{day}"])
+        latest = json.loads((tmp_path / "published/LATEST.json").read_text())
+        return status, {part["path"] for part in latest["datasets"]["mine"]["parts"]}
+
+    def there() -> set[str]:
+        return {str(path.relative_to(tmp_path / "pairs")) for path in tmp_path.glob("pairs/data/*/*")}
+
+    assert night(1) == (0, there())
+    _, first = night(1)
+    assert night(2, "[gate]\nmin_pairs = 1000\n") == (4, first)
+    assert first < there()
+    status, third = night(3)
+    assert status == 0
+    assert first | third == there()
+    assert not first <= third
+    status, fourth = night(4)
+    assert status == 0
+    assert first | third | fourth == there()
+    status, fifth = night(5)
+    assert status == 0
+    assert third | fourth | fifth == there()
+    assert not first <= there()
+    assert rows_in(tmp_path / "pairs")  # the card and manifest list these parts and no others
+    splits = datasets.load_dataset(str(tmp_path / "pairs"), cache_dir=str(tmp_path / "cache"))
+    assert len(splits["train"]) == sum(
+        pq.read_metadata(tmp_path / "pairs" / path).num_rows for path in fifth if "/train/" in path
+    )
 
 
 def test_a_night_stops_at_its_limit_and_goes_on(

@@ -1,4 +1,6 @@
-"""Runs on clusters of several nodes: every node works, may come late, and may be lost."""
+"""Runs on clusters: what is waited for in vain, replicas whose node is lost, and a cluster that stops.
+
+That every node works, may come late, and may be lost is held by test_submit.py."""
 
 import json
 import re
@@ -10,7 +12,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.exceptions import ActorDiedError
 from ray.experimental.internal_kv import _internal_kv_get
@@ -18,12 +19,9 @@ from ray.experimental.internal_kv import _internal_kv_get
 from armo_ray.cluster.connect import connected
 from armo_ray.errors import ConfigError
 from armo_ray.score.replicas import Pool, end_stranded, pool_of
-from armo_ray.verify.output import verify_output
-from jobs.measure.scale import descendants
 from tests.support import runs
-from tests.support.local import config_for, score_locally, scores_of
-from tests.support.paths import ROOT
-from tests.support.runs import commits_of, finish, read_until, task_of, wait_until
+from tests.support.local import config_for
+from tests.support.runs import finish, read_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -38,30 +36,11 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
-def expected(shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    out = tmp_path_factory.mktemp("alone") / "out"
-    score_locally(tiny_model, shards, out)
-    return scores_of(out)
-
-
 def start(
     cluster: Cluster, model: Path, shards: Path, out: Path, *options: str, **variables: Any
 ) -> subprocess.Popen[str]:
     common = ("--device", "cpu", "--unit-rows", "10")
     return runs.start(model, shards, out, *common, *options, RAY_ADDRESS=cluster.address, **variables)
-
-
-def check(out: Path, expected: dict[str, float]) -> None:
-    found = scores_of(out)
-    assert found.keys() == expected.keys()
-    assert max(abs(found[key] - expected[key]) for key in expected) < 1e-5
-    assert verify_output(str(out))[1] == []
-
-
-def workers(node: Node) -> set[str]:
-    """What the workers of a node are doing."""
-    return {*map(task_of, descendants(node.all_processes["raylet"][0].process.pid))} - {""}
 
 
 def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
@@ -75,32 +54,6 @@ def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
     ray.init(cluster.address)
     assert json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") == []  # nothing is kept for it
     ray.shutdown()
-
-
-def test_replicas_of_two_gpus_wait_for_a_node_that_has_both_then_every_node_works_and_the_loss_of_one_costs_nothing(
-    cluster: Cluster, shards: Path, expected: dict[str, float], tiny_model: Path, tmp_path: Path
-) -> None:
-    # units of the lost node are scored by a replica of their own, which finds no room if the others live on until a
-    # cycle of references happens to be collected
-    (tmp_path / "sitecustomize.py").write_text("import gc; gc.disable()")
-    out, options = tmp_path / "out", ("--replicas", "2", "--gpus-per-replica", "2", "--device", "cpu,cpu")
-    process = start(cluster, tiny_model, shards, out, *options, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    read_until(process, "waiting for the GPUs of 2 replicas of 2 GPUs: the nodes have 3")
-    assert commits_of(out) == {}
-    lost = cluster.add_node(num_cpus=1, num_gpus=3)
-    nodes = list(cluster.list_all_nodes())
-    seen: list[set[str]] = [set() for _ in nodes]
-
-    def all_worked() -> bool:
-        for tasks, node in zip(seen, nodes, strict=True):
-            tasks |= workers(node)
-        return all(seen) and len(commits_of(out)) >= 3
-
-    wait_until(process, all_worked)
-    assert sum("Replica" in tasks for tasks in seen) == 2, seen
-    cluster.remove_node(lost, allow_graceful=False)
-    finish(process)
-    check(out, expected)
 
 
 def test_what_is_queued_at_a_replica_whose_node_is_lost_and_has_no_room_elsewhere_fails(
@@ -135,6 +88,7 @@ def test_what_is_queued_at_a_replica_whose_node_is_lost_and_has_no_room_elsewher
     ray.shutdown()
 
 
+@pytest.mark.nightly
 def test_a_run_whose_cluster_stops_says_so_and_what_to_do(
     cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -113,13 +113,27 @@ def lose_its_raylet(life: Life) -> None:
     wait_for_orphans(family)
 
 
-def test_a_run_that_is_killed_stopped_out_of_time_and_loses_ray_goes_on_and_ends_as_an_undisturbed_one(
-    local_ray: str, tiny_model: Path, formats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "disturbances",
+    [
+        pytest.param([kill_the_driver], id="killed"),
+        pytest.param(
+            [kill_the_driver, lose_its_raylet], id="killed-and-without-ray", marks=pytest.mark.nightly
+        ),
+    ],
+)
+def test_a_run_that_is_disturbed_stopped_and_out_of_time_goes_on_and_ends_as_an_undisturbed_one(
+    disturbances: list[Callable[[Life], None]],
+    local_ray: str,
+    tiny_model: Path,
+    formats: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     score_locally(tiny_model, formats, tmp_path / "undisturbed", unit_rows=4)
     (tmp_path / "work").mkdir()
     life = Life(local_ray, tiny_model, formats, tmp_path / "work")
-    for disturb in (kill_the_driver, lose_its_raylet):
+    for disturb in disturbances:
         disturb(life)
         assert not (life.out / "_SUCCESS").exists()
         life.check()

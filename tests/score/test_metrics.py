@@ -37,6 +37,7 @@ def scrape(output: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
+@pytest.mark.nightly
 def test_a_run_that_goes_on_exports_every_metric(
     local_ray: str, tiny_model: Path, shards: Path, tmp_path: Path
 ) -> None:

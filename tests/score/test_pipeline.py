@@ -74,6 +74,7 @@ def test_a_run_on_ray_is_whole_and_opens_everywhere(local_ray: str, tiny_model: 
     assert first["response"] == [{"role": "assistant", "content": line["chosen"]}]
 
 
+@pytest.mark.nightly
 def test_fp8_is_compared_with_bfloat16_on_the_input_and_refused_below_the_bar(
     local_ray: str, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_real_shards_are_scored_or_rejected_to_the_last_candidate(
     assert verify_output(str(tmp_path / "out"))[1] == []
 
 
+@pytest.mark.nightly
 def test_of_two_models_each_scores_what_it_has_not_into_its_own_output_though_a_card_cannot_be_written(
     local_ray: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -106,6 +106,7 @@ def test_rows_that_kill_or_fail_a_worker_are_rejected_as_poison_and_all_others_s
     run = start(tiny_model, tmp_path / "in", out, *options, **variables)
     told = finish(run, 3)  # more than one in a hundred
     assert int(re.findall(r"retries=(\d+)", told)[-1]) >= 1
+    assert re.search(r"WARNING a task failed with \w+: .+; its units are done again\n", told)
     rejects = rows_of(out, "rejects")
     assert {row["reason"] for row in rejects} == {"poison"}
     places = [(name, i) for name, poison in poison_of.items() for i in poison]

@@ -17,7 +17,7 @@ import pyte
 import pytest
 from rich.console import Console
 
-from armo_ray.engine.flops import peak_of
+from armo_ray.engine.peaks import peak_of
 from armo_ray.formatting.numbers import clock, rate
 from armo_ray.score.job import prepare
 from armo_ray.score.progress import Counts, Progress, every

@@ -161,7 +161,7 @@ def test_any_sequence_of_runs_faults_and_changes_ends_whole_and_equal(
 ) -> None:
     Runs.model = tiny_model
     Runs.make_folder = partial(tmp_path_factory.mktemp, "runs")
-    examples = 10 if request.config.getoption("--all") else 4
+    examples = 10 if request.config.getoption("--all") else 3
     run_state_machine_as_test(Runs, settings=settings(max_examples=examples, stateful_step_count=6))
 
 
@@ -203,7 +203,7 @@ def test_runs_on_s3_that_fail_at_random_end_whole_and_equal(
 ) -> None:
     write_input(tmp_path / "in")
     S3FileSystem().put(f"{tmp_path}/in/", f"{s3}/in/", recursive=True)
-    assert soak(tiny_model, f"{s3}/in", f"{s3}/out", 10, 0).total() >= 10
+    assert soak(tiny_model, f"{s3}/in", f"{s3}/out", 5, 0).total() >= 5
 
 
 @pytest.mark.soak

@@ -24,6 +24,7 @@ from armo_ray.storage import commits, lock
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.store import Store
 from armo_ray.verify.output import verify_output
+from tests.support.by_day import by_day
 from tests.support.local import config_for
 from tests.support.paths import ROOT, SAMPLE
 from tests.support.served_commands import serve
@@ -114,7 +115,7 @@ def assert_one_won(results: list[tuple[int, str]]) -> None:
     assert any(refusal in told for refusal in REFUSALS), told
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", by_day(COMMANDS, {"mine", "reweigh", "compare"}))
 def test_of_two_commands_on_one_output_one_makes_it_whole_and_the_other_is_told(
     name: str, scores: Path, together: Callable[..., Any], tmp_path: Path
 ) -> None:

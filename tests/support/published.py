@@ -101,9 +101,108 @@ def mlp_classifier(path: Path) -> Published:
     return last_token(path, lambda hidden: (layers(hidden)[0], layers(hidden)))
 
 
+def worldpm(path: Path) -> Published:
+    """The README of WorldPM: a system prompt that is there and empty."""
+    scored = mlp_classifier(path)
+    return lambda prompt, answer: scored([{"role": "system", "content": ""}, *prompt], answer)
+
+
 def value_head(path: Path) -> Published:
     weight = head_of(path)["v_head.weight"]
     return last_token(path, lambda hidden: ((weight @ hidden)[0], weight @ hidden))
+
+
+def trl_value_head(path: Path) -> Published:
+    """TRL's ValueHead: one linear layer, whose dropout does nothing at inference."""
+    tensors = head_of(path)
+    summary = nn.Linear(tensors["v_head.summary.weight"].shape[1], 1)
+    summary.load_state_dict({k: tensors[f"v_head.summary.{k}"] for k in ("weight", "bias")})
+    return last_token(path, lambda hidden: (summary(hidden)[0], summary(hidden)))
+
+
+def grm(path: Path) -> Published:
+    layers = sequential(head_of(path), "v_head.summary", nn.ReLU)
+    return last_token(path, lambda hidden: (layers(hidden)[0], layers(hidden)))
+
+
+def athene(path: Path) -> Published:
+    """One token more after the conversation, and the value at the last token of its kind."""
+    model, tokenizer, weight = load(AutoModel, path), tokenizer_of(path), head_of(path)["v_head.weight"][0]
+    mark = tokenizer.convert_tokens_to_ids("<|reserved_special_token_1|>")
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids = torch.cat((ids_of(tokenizer, prompt, answer), torch.tensor([[mark]])), dim=1)
+        rewards = model(ids).last_hidden_state[0] @ weight
+        reward = float(rewards[(ids[0] == mark).nonzero()[-1].item()])
+        return reward, [reward]
+
+    return score
+
+
+def in_own_text(path: Path, text: Callable[[Messages, str], str], head: str) -> Published:
+    """A family that gives its tokenizer a text without a chat template. The last token is read."""
+    model, tokenizer, tensors = load(AutoModel, path), tokenizer_of(path), head_of(path)
+    bias = tensors.get(f"{head}.bias", torch.zeros(1))
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids = tokenizer(text(prompt, answer), return_tensors="pt")["input_ids"]
+        reward = float(tensors[f"{head}.weight"][0] @ model(ids).last_hidden_state[0, -1] + bias[0])
+        return reward, [reward]
+
+    return score
+
+
+def ultrarm_text(prompt: Messages, answer: str) -> str:
+    turns = [*prompt, {"role": "assistant", "content": answer}]
+    return "\n".join(f"{['Human', 'Assistant'][i % 2]}: {m['content']}" for i, m in enumerate(turns))
+
+
+def eurus_text(prompt: Messages, answer: str) -> str:
+    (question,) = prompt
+    return f"[INST] {question['content']} [/INST] {answer}"
+
+
+def beaver_text(prompt: Messages, answer: str) -> str:
+    text = "BEGINNING OF CONVERSATION: "
+    for message in prompt:
+        user = message["role"] == "user"
+        text += f"USER: {message['content']} ASSISTANT:" if user else message["content"] + "</s>"
+    return text + answer
+
+
+def beaver(path: Path, kind: str) -> Published:
+    plain, tensors = in_own_text(path, beaver_text, "score_head"), head_of(path)
+    mean = tensors["normalizer.mean"][0] if kind == "reward" else 0.0
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        reward = float((plain(prompt, answer)[0] - mean) / (tensors["normalizer.var"][0].sqrt() + 1e-8))
+        return reward if kind == "reward" else -reward, [reward]
+
+    return score
+
+
+def token_logit(path: Path) -> Published:
+    """The logit of token 0 after the last token, as in the card of Llama-3.1-Nemotron-70B-Reward-HF."""
+    model, tokenizer = load(AutoModelForCausalLM, path), tokenizer_of(path)
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        reward = float(model(ids_of(tokenizer, prompt, answer)).logits[0, -1, 0])
+        return reward, [reward]
+
+    return score
+
+
+def rating(path: Path, tokens: list[str], values: list[float]) -> Published:
+    """The mean of the values, each with the probability of its token among the tokens."""
+    model, tokenizer = load(AutoModelForCausalLM, path), tokenizer_of(path)
+    rows = [tokenizer.encode(token, add_special_tokens=False)[0] for token in tokens]
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        whole = model(ids_of(tokenizer, prompt, answer)).logits[0, -1].softmax(dim=0)[rows]
+        among = whole / whole.sum()
+        return float(among @ torch.tensor(values)), [*among.tolist(), float(whole.sum())]
+
+    return score
 
 
 def urm(path: Path) -> Published:
@@ -113,6 +212,20 @@ def urm(path: Path) -> Published:
     def head(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rewards = (tensors["score.weight"] @ hidden).view(-1, 5, 2)[:, :, 0].view(5)
         return (rewards * gate(hidden)).sum(), rewards
+
+    return last_token(path, head)
+
+
+def ldl(path: Path) -> Published:
+    """The distributions of all objectives, weighted and summed, and the mean of the result."""
+    tensors = head_of(path)
+    regression = sequential(tensors, "regression_layer.network", nn.LeakyReLU)
+    gating = sequential(tensors, "gating_layer.network", nn.LeakyReLU)
+    levels = torch.linspace(0, 1, 10)
+
+    def head(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        distributions = torch.softmax(regression(hidden).view(-1, 10), dim=-1)
+        return (gating(hidden) @ distributions * levels).sum(), distributions @ levels
 
     return last_token(path, head)
 
@@ -224,6 +337,58 @@ def prm(path: Path, step_end: str) -> Published:
     return score
 
 
+def prm_qwen(path: Path, system: str) -> Published:
+    """The card of Qwen2.5-Math-PRM: <extra_0> after each paragraph, and class 1 of two where it stands."""
+    layers, tokenizer, model = (
+        sequential(head_of(path), "score", nn.ReLU),
+        tokenizer_of(path),
+        load(AutoModel, path),
+    )
+    (mark,) = tokenizer.encode("<extra_0>")
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        steps = [step.strip() for step in answer.split("\n\n")]  # the card has a list of clean paragraphs
+        turns = [*prompt, {"role": "assistant", "content": "<extra_0>".join(steps) + "<extra_0>"}]
+        if system:
+            turns = [{"role": "system", "content": system}, *turns]
+        ids = tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False), return_tensors="pt")
+        found = layers(model(ids).last_hidden_state[0]).softmax(dim=-1)[ids[0] == mark, 1].tolist()
+        return sum(found) / len(found), found
+
+    return score
+
+
+def prm_shepherd(path: Path) -> Published:
+    """The card of Math-Shepherd's model: the whole text, and the odds of + and - at each token of ки."""
+    tokenizer, model = tokenizer_of(path), load(AutoModelForCausalLM, path)
+    signs, mark = tokenizer.encode("+ -")[1:], tokenizer.encode("ки")[-1]
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids = torch.tensor([tokenizer.encode(f"{prompt[-1]['content']} {answer}")])
+        found = model(ids).logits[:, :, signs].softmax(dim=-1)[:, :, 0][ids == mark].tolist()
+        return sum(found) / len(found), found
+
+    return score
+
+
+def prm_skywork(path: Path) -> Published:
+    """skywork-o1-prm-inference: each line by itself, a new line after it, and the sigmoid of the value there."""
+    tokenizer, model, tensors = tokenizer_of(path), load(AutoModel, path), head_of(path)
+    weight, bias = tensors["v_head.summary.weight"], tensors["v_head.summary.bias"]
+    mark = tokenizer.encode("\n")[-1]
+
+    def score(prompt: Messages, answer: str) -> tuple[float, list[float]]:
+        ids, ends = tokenizer.encode(tokenizer.bos_token + prompt[-1]["content"] + "\n"), []
+        for step in answer.split("\n"):
+            ids += [*tokenizer.encode(step), mark]
+            ends.append(len(ids) - 1)
+        values = model(torch.tensor([ids])).last_hidden_state[0] @ weight[0] + bias
+        found = torch.sigmoid(values)[ends].tolist()
+        return sum(found) / len(found), found
+
+    return score
+
+
 def pairwise(path: Path) -> Callable[[Messages, str, str], float]:
     """The probability that the first answer is better."""
     tokenizer, model, plain = tokenizer_of(path), load(AutoModelForCausalLM, path), tokenizer_of(path)
@@ -251,6 +416,7 @@ PUBLISHED: dict[str, Callable[[Path], Published]] = {
     "qrm": qrm,
     "classifier": classifier,
     "mlp-classifier": mlp_classifier,
+    "worldpm": worldpm,
     "urm": urm,
     "value-head": value_head,
     "starling": starling,
@@ -258,4 +424,19 @@ PUBLISHED: dict[str, Callable[[Path], Published]] = {
     "orm-deepseek": partial(orm, mark=""),
     "prm-mistral": partial(prm, step_end="ки\n"),
     "prm-deepseek": partial(prm, step_end="\n\n"),
+    "trl-value-head": trl_value_head,
+    "grm": grm,
+    "token-logit": token_logit,
+    "athene": athene,
+    "ultrarm": partial(in_own_text, text=ultrarm_text, head="regression_head"),
+    "eurus": partial(in_own_text, text=eurus_text, head="regression_head"),
+    "beaver-reward": partial(beaver, kind="reward"),
+    "beaver-cost": partial(beaver, kind="cost"),
+    "ldl": ldl,
+    "prm-qwen": partial(
+        prm_qwen, system=r"Please reason step by step, and put your final answer within \boxed{}."
+    ),
+    "prm-reasonflux": partial(prm_qwen, system=""),
+    "prm-shepherd": prm_shepherd,
+    "prm-skywork": prm_skywork,
 }

@@ -47,9 +47,9 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> None:
-    """Wait for a line with `text` on a run's stderr."""
+    """Wait for a line with `text` on a run's stderr, or on its stdout where that has both."""
     told = []
-    for line in process.stderr or ():
+    for line in process.stderr or process.stdout or ():
         told.append(line)
         if text in line:
             return

@@ -33,7 +33,7 @@ class Scorer:
             token_budget=job.token_budget,
             fixed_packs=job.fixed_packs,
             compile=job.compile,
-            family=job.family.name,
+            family=job.family,
         )
         encoder = load_encoder(job)
         candidates = candidates_of({"prompt": "2+2?", "responses": ["4", "5"]}, _PROBE)

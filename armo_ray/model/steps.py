@@ -1,0 +1,80 @@
+"""What a process model that reads a token after each step needs beside its chat template. Needs no torch."""
+
+import jinja2
+
+from armo_ray.errors import ConfigError
+from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.families import Family
+
+_QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
+
+
+def read_pattern(chat: Chat) -> tuple[int, ...]:
+    """The token ids by which a head finds what it reads: the token after each step, or the response pattern.
+
+    Raises ConfigError if the text after each step is not one token.
+    """
+    family = chat.family
+    if not family.mark:
+        return chat.response_pattern
+    ids = tuple(chat.encode(family.mark))
+    if len(ids) != 1:
+        raise ConfigError(
+            f"family {family.name}: {family.mark!r}, which is read after each step, is {len(ids)} tokens in this "
+            f"tokenizer"
+        )
+    if family.text == "lines" and (chat.prefix or "bos_token" not in chat.special_tokens):
+        raise ConfigError(
+            f"family {family.name}: its tokenizer must have a BOS token and not add it to every text by itself"
+        )
+    return ids
+
+
+def spelled(chat: Chat) -> list[int]:
+    """The ids of the letters of the token after each step. Raises ConfigError if one of them has no token."""
+    (mark,) = read_pattern(chat)
+    letters = str(chat.tokenizer.id_to_token(mark))
+    ids = [i for letter in letters if (i := chat.tokenizer.token_to_id(letter)) is not None]
+    if len(ids) < len(letters) or mark in ids:
+        raise ConfigError(
+            f"family {chat.family.name}: {letters!r}, the token after each step, has no tokens for its letters: text "
+            f"could not be told from it"
+        )
+    return ids
+
+
+def with_system(messages: Messages, family: Family) -> Messages:
+    """The messages after the system prompt of the family, unless they have one."""
+    if family.system is None or any(message["role"] == "system" for message in messages):
+        return messages
+    return [{"role": "system", "content": family.system}, *messages]
+
+
+def has_system(chat: Chat) -> bool:
+    """Whether the template puts a system prompt of its own before a conversation that has none."""
+    own = chat.render_prompt(_QUESTION).removeprefix(chat.special_tokens.get("bos_token", ""))
+    try:
+        return not chat.render_prompt([{"role": "system", "content": ""}, *_QUESTION]).endswith(own)
+    except jinja2.TemplateError:
+        return False
+
+
+def check_system(chat: Chat) -> None:
+    """Raise ConfigError if the template has a system prompt that is not the one of its family.
+
+    The family is then only known by the name that the user gives: ReasonFlux-PRM has the tensors of
+    Qwen2.5-Math-PRM, but its authors leave the system prompt to the template.
+    """
+    if chat.family.system is None:
+        return
+    bos = chat.special_tokens.get("bos_token", "")
+    own = chat.render_prompt(_QUESTION).removeprefix(bos)
+    try:
+        known = chat.render_prompt(with_system(_QUESTION, chat.family)).endswith(own)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"the chat template refuses a system prompt: {error}") from error
+    if not known:
+        raise ConfigError(
+            f"the chat template has a system prompt of its own, not {chat.family.system!r}: say --family "
+            f"prm-reasonflux to read conversations with it, --family {chat.family.name} to read them with the other"
+        )

@@ -1,0 +1,1 @@
+"""`armo-ray models`: the families of reward models."""
