@@ -76,7 +76,7 @@ def append(command: Command) -> None:
             growing = growing.commit(_increment(command, growing, units, new))
             _log(growing)
         else:
-            logger.info("%s: nothing was scored since its last increment: it stays as it is", options.output)
+            logger.info("%s: no new scores since its last increment; left unchanged", options.output)
         if not growing.is_published():
             command.publish(growing)
             _publish(command, growing)
@@ -161,7 +161,7 @@ def _increment(
         "candidates without a value": without_value,
         **made.counts,
         **{name: made.counts[name] + count for name, count in more.counts.items()},
-        "prompts done again": len(again) + len(gone) + len(returned),
+        "prompts done again": len(again) + len(returned),
         "rows replaced": sum(old.rows - (left.rows if left else 0) for old, left in taken),
     }
     cleared = dict.fromkeys(sorted(growing.contaminated.keys() & set(again)))

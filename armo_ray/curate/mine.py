@@ -170,7 +170,8 @@ def _find_removed(
         counts["prompts of a benchmark"] = len(contaminated)
     if options.near_duplicates is not None:
         duplicates = frozenset(excluded_prompts.near_duplicates(job))
-        counts["near-duplicate prompts"] = len(duplicates)
+        name = "near-duplicate prompts" if job.increment is None else "near-duplicate prompts in all"
+        counts[name] = len(duplicates)
     shared = {entry.prompt_id: {"file": entry.file, "ngram": entry.ngram} for entry in contaminated}
     return _Removed(duplicates.union(shared), counts, shared, duplicates)
 

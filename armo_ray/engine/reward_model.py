@@ -106,7 +106,7 @@ class RewardModel:
                 other groups.
             compile: torch.compile the functions around attention; the first pass then takes up to a minute. By
                 default for fp8 on CUDA only, which is slower than bfloat16 without it.
-            family: a name in armo_ray.model.families, a TOML file, or a Family of one's own; by default
+            family: a name in armo_ray.model.families, a TOML file, or a `Family`; by default
                 identified by the checkpoint's tensors.
 
         Raises:

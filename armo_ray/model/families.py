@@ -163,7 +163,7 @@ FAMILIES = {
             mark="<extra_0>",
             unverified="its README gives the text and the reading; its config and template were not at hand",
         ),
-        Family("prm-shepherd", "prose", "marks", step_end="ки\n", template=_QUESTION, mark="ки"),
+        Family("prm-shepherd", "prose", "marks", step_end=" ки\n", template=_QUESTION, mark="ки"),
         Family(
             "prm-skywork",
             "lines",

@@ -42,6 +42,6 @@ def _conversion(path: Path, files: tuple[str, ...]) -> str:
     code = (
         "import torch; from safetensors.torch import save_file; "
         f"save_file({{p + n: t.contiguous() for f, p in {parts}.items() "
-        "for n, t in torch.load(f, weights_only=True).items()}, 'value_head.safetensors')"
+        "for n, t in torch.load(f, map_location='cpu', weights_only=True).items()}, 'value_head.safetensors')"
     )
     return f'In {path}, run: python -c "{code}"'

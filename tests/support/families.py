@@ -5,7 +5,10 @@ from armo_ray.model.recognize import recognized_by
 
 # One family for every text, set of positions and kind of result: what reads rows and tokens does not differ within one.
 KINDS = list(
-    {(f.text, f.reads, f.gated, bool(f.append)): name for name, f in reversed(FAMILIES.items())}.values()
+    {
+        (f.text, f.reads, f.gated, bool(f.append), f.system is not None): name
+        for name, f in reversed(FAMILIES.items())
+    }.values()
 )
 
 
