@@ -77,11 +77,12 @@ _MARKS = {
     "ultrarm": "regression_head.weight",
     "eurus": "regression_head.weight",
     "ldl": "gating_layer.network.0.weight",
+    "deberta": "pooler.dense.weight",
 }
 # Families whose tensors are also those of another family, by their architecture.
 _ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen", "Qwen2ForPrmModel": "prm-skywork"}
 # The backbones of families whose tensors alone do not identify them.
-BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2"}
+BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2", "deberta": "deberta-v2"}
 # Families that are only used by name, by a tensor of theirs.
 _NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
 # Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.

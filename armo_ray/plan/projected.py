@@ -18,7 +18,7 @@ from armo_ray.storage.models import local_model
 # Of the peak in the data sheet. From profiles of such models on paper: 0.63 for packed passes alone, less what loading
 # and short packs take. The spread is that of the logarithm: 95 % lie between 0.33 and 0.75.
 _UTILIZATION, _SPREAD = 0.5, 0.207
-_LINEAR = re.compile(r"\.layers\.\d+\..*\.weight$")
+_LINEAR = re.compile(r"\.layers?\.\d+\..*\.weight$")
 
 
 def like_sample(strata: Sequence[Counted], rows: int, unit_rows: int) -> Work:
@@ -67,11 +67,14 @@ def estimated_speeds(config: ScoreConfig, context: float) -> dict[str, Throughpu
 
 
 def _flops(config: ScoreConfig, context: float) -> float:
-    """Operations of the model's decoder for one token, as in `armo_ray.engine.flops`."""
+    """Operations of the model for one token, as in `armo_ray.engine.flops`."""
     path, revision = local_model(config.model, config.revision)
     checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
     shapes = [shape for name, shape in checkpoint.shapes.items() if _LINEAR.search(name) and len(shape) == 2]
     sizes = checkpoint.config
     width = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
     attention = 4 * sizes["num_hidden_layers"] * sizes["num_attention_heads"] * width
+    attention *= (
+        1 + checkpoint.family.bidirectional
+    )  # a token of an encoder attends to twice as many on average
     return float(2 * sum(rows * columns for rows, columns in shapes) + attention * context)

@@ -204,6 +204,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
         raise ConfigError(f"truncate: the family {name} reads prompt and response as one text; use none")
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 cannot be compared with bfloat16 for the family {name}; use bfloat16")
+    if checkpoint.family.bidirectional and config.dtype == "fp8":
+        raise ConfigError(f"dtype: fp8 is not for the encoder of the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
     if values := checkpoint.family.values:
         mean = f"; the score is their sum, weighted by {', '.join(f'{value:g}' for value in values)}"
