@@ -178,7 +178,7 @@ def _model(config: ScoreConfig) -> _Model:
     if config.family is None:
         check_system(chat)
     _check_family(config, checkpoint)
-    size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
+    size, rows = 1 + max(chat.tokenizer.get_vocab().values()), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, but its model {rows}")
     positions = _whole(checkpoint, "max_position_embeddings")
