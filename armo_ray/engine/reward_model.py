@@ -124,7 +124,7 @@ class RewardModel:
         if family is None:
             check_system(chat)
         backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
-        kernel = _kernel_works(backbone)
+        kernel = checkpoint.family.bidirectional or _kernel_works(backbone)
         loaded = cls(
             backbone, head, Options(budget, share_prompts, fixed_packs, compile=compile, kernel=kernel)
         )
@@ -248,7 +248,8 @@ class RewardModel:
 
     def _fit_budget(self) -> None:
         """Halve the token budget until it fits in free memory, extrapolating from a small pass."""
-        longest = self.backbone.config.max_position_embeddings if self.head.family.bidirectional else math.inf
+        encoder = self.head.family.bidirectional
+        longest = int(self.backbone.config.max_position_embeddings) if encoder else PROBE_TOKENS
         ids = np.ones(min(longest, PROBE_TOKENS), np.int32)
         ids[: len(self.pattern)] = self.pattern
         count = PROBE_TOKENS // len(ids)

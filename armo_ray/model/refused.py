@@ -38,9 +38,9 @@ def _encoder(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
     architecture = next(iter(config.get("architectures") or ()), "")
     if "head_layer.1.weight" in shapes or architecture == "DebertaV2PairRM":
         return (
-            "PairRM compares two responses at three tokens of one text, which it cuts to fit: questions to 1,224 "
-            "tokens and responses to 412. Its head is code of the package llm_blender, which is not executed. Rank "
-            "with llm_blender, or score with OpenAssistant/reward-model-deberta-v3-large-v2"
+            "PairRM gives a response no score of its own: it compares two in one text, at three tokens, and its code "
+            "cuts questions and responses to fit. It is not supported. Rank with the package llm_blender, or score "
+            "with OpenAssistant/reward-model-deberta-v3-large-v2"
         )
     if "pooler.dense.weight" not in shapes or "classifier.weight" not in shapes:
         return ""
@@ -50,15 +50,10 @@ def _encoder(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
         return f"architecture {architecture}: expected DebertaV2ForSequenceClassification, a reward model's"
     if (labels := shapes["classifier.weight"][0]) != 1:
         return f"classifier.weight has {labels} labels: it tells classes of texts apart; a reward model has one label"
-    neutral = {"type_vocab_size": 0, "pooler_hidden_act": "gelu"}
-    other = [
-        f"{name} is {config[name]}" for name, value in neutral.items() if config.get(name, value) != value
-    ]
-    return (
-        f"config.json: {other[0]}, expected {neutral[other[0].split()[0]]}, as in OpenAssistant's"
-        if other
-        else ""
-    )
+    for name, value in {"type_vocab_size": 0, "pooler_hidden_act": "gelu"}.items():
+        if (found := config.get(name, value)) != value:
+            return f"config.json: {name} is {found}, expected {value}, as in OpenAssistant's reward model"
+    return ""
 
 
 def no_weights(path: Path) -> str:

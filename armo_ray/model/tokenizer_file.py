@@ -27,6 +27,11 @@ def load_tokenizer(file: Path) -> Tokenizer:
     return tokenizer
 
 
+def num_ids(tokenizer: Tokenizer) -> int:
+    """The number of rows that embeddings need for this tokenizer: one more than its largest id."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def _hide_special(tokenizer: Tokenizer) -> None:
     """Keep a Unigram model from finding special tokens in text.
 

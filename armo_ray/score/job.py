@@ -19,6 +19,7 @@ from armo_ray.model.families import Family
 from armo_ray.model.family_file import identity_of
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.steps import check_system, read_pattern
+from armo_ray.model.tokenizer_file import num_ids
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
 from armo_ray.score.config import ScoreConfig
@@ -178,7 +179,7 @@ def _model(config: ScoreConfig) -> _Model:
     if config.family is None:
         check_system(chat)
     _check_family(config, checkpoint)
-    size, rows = 1 + max(chat.tokenizer.get_vocab().values()), _whole(checkpoint, "vocab_size")
+    size, rows = num_ids(chat.tokenizer), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, but its model {rows}")
     positions = _whole(checkpoint, "max_position_embeddings")

@@ -183,7 +183,11 @@ TWINS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], str]] = 
     ),
     "kinds-of-text": ({"type_vocab_size": 2}, dict, "config.json: type_vocab_size is 2, expected 0"),
     "activation": ({"pooler_hidden_act": "tanh"}, dict, "pooler_hidden_act is tanh, expected gelu"),
-    "pair-ranker": ({"architectures": ["DebertaV2PairRM"]}, pair_ranker, "PairRM compares two responses"),
+    "pair-ranker": (
+        {"architectures": ["DebertaV2PairRM"]},
+        pair_ranker,
+        "PairRM gives a response no score of its own",
+    ),
     "no-pooler-bias": (
         {},
         lambda tensors: {n: t for n, t in tensors.items() if n != "pooler.dense.bias"},
@@ -220,13 +224,13 @@ def test_a_decoder_and_an_encoder_are_not_taken_for_each_other(path: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"dtype": "fp8"}, "dtype fp8: not for the encoder of the family deberta"),
-        ({"device": "cpu,cpu"}, "an encoder cannot be split over 2 devices"),
+        (("fp8", "cpu"), "dtype fp8: not for the encoder of the family deberta"),
+        (("float32", "cpu,cpu"), "an encoder cannot be split over 2 devices"),
     ],
 )
-def test_what_an_encoder_cannot_do_is_refused(options: dict[str, str], why: str, path: Path) -> None:
+def test_what_an_encoder_cannot_do_is_refused(options: tuple[str, str], why: str, path: Path) -> None:
     with pytest.raises(ConfigError, match=why):
-        RewardModel.load(str(path), **{"dtype": "float32", "device": "cpu"} | options)
+        RewardModel.load(str(path), None, *options)
 
 
 def test_a_tokenizer_that_joins_texts_in_another_way_is_refused(path: Path, tmp_path: Path) -> None:
