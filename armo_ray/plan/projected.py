@@ -74,7 +74,6 @@ def _flops(config: ScoreConfig, context: float) -> float:
     sizes = checkpoint.config
     width = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
     attention = 4 * sizes["num_hidden_layers"] * sizes["num_attention_heads"] * width
-    attention *= (
-        1 + checkpoint.family.bidirectional
-    )  # a token of an encoder attends to twice as many on average
+    if checkpoint.family.bidirectional:
+        attention *= 2  # a token attends to those after it too
     return float(2 * sum(rows * columns for rows, columns in shapes) + attention * context)
