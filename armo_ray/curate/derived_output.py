@@ -6,7 +6,7 @@ it is for people and trainers only.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,12 +56,17 @@ class Task:
     change: Change
 
 
-def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Change) -> None:
-    """Write all units, changed, and their commit records. Raises ConfigError if two outputs share a unit."""
+def rewrite(
+    scores: Scores, store: Store, options: DatasetOptions, change: Change, done: Set[str] = frozenset()
+) -> None:
+    """Write all units but those that are done, changed, and their commit records.
+
+    Raises ConfigError if two outputs share a unit.
+    """
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        for records in _task_records(Store(output), run, scores.partitions):
+        for records in _task_records(Store(output), run, scores.partitions, done):
             if twice := units & {record.unit for record in records}:
                 raise ConfigError(
                     f"{output}: unit {min(twice)} is also in another of the outputs: leave one of them out"
@@ -82,11 +87,15 @@ def rewrite(scores: Scores, store: Store, options: DatasetOptions, change: Chang
         run_tasks(_rewrite, tasks)
 
 
-def _task_records(store: Store, run: RunFile, partitions: Partitions) -> Iterator[tuple[CommitRecord, ...]]:
-    """The commit records of an output's units, in batches of at most about _TASK_ROWS rows."""
+def _task_records(
+    store: Store, run: RunFile, partitions: Partitions, done: Set[str]
+) -> Iterator[tuple[CommitRecord, ...]]:
+    """The commit records of an output's units but those that are done, in batches of at most about _TASK_ROWS rows."""
     records: list[CommitRecord] = []
     rows = 0
     for record in units_in_partitions(commits.read_commits(store, run=run), partitions):
+        if record.unit in done:
+            continue
         if records and rows + record.scored > _TASK_ROWS:
             yield tuple(records)
             records, rows = [], 0

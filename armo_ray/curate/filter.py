@@ -1,7 +1,9 @@
 """`armo-ray filter`: keeps the rows of scores that pass all rules, in their order and with all columns."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.curate import derived_output
+from armo_ray.curate.grown_output import grown_output, is_published, without_units_of
 from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
 from armo_ray.formatting.tables import markdown_table
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.rules import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
-from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
-from armo_ray.outputs.text import find_sources
+from armo_ray.outputs.scores import Scores, columns_of, open_scores, scan
+from armo_ray.outputs.text import Source, find_sources
 from armo_ray.storage.json_files import to_json
+from armo_ray.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 _MAX_GROUPS = 100  # groups whose thresholds rules.json lists
 
@@ -36,14 +43,22 @@ def run(options: FilterOptions) -> None:
     """Filter complete outputs of one model. Raises ConfigError if an option is wrong or no row passes."""
     if not options.where and options.top_k is None:
         raise ConfigError("nothing to filter by: give --where or --top-k")
-    scores = open_scores(options.scores, options.partition)
-    with new_output(options.output, "filter", options.engine) as store, database(options) as con:
+    scores, done = open_scores(options.scores, options.partition), frozenset[str]()
+    with database(options) as con:
         rules = parse_rules(options, columns_of(con, scores))
-        sources = find_sources(scores) if options.text and not scores.has_text else {}
+    if options.append:
+        _check_rows_alone(rules)
+    with _output(options) as store, database(options) as con:
+        if options.append:
+            scores, done = without_units_of(scores, store)
+            if not scores.parts and is_published(store, done):
+                logger.info("%s: nothing was scored since: it stays as it is", store.uri)
+                return
+        sources = _sources(con, scores) if options.text and not scores.has_text else {}
         selection = select(con, scores, rules)
         counts = count_by_rule(options, selection.patterns)
         print(_markdown(counts))
-        if not selection.patterns.get(0):
+        if not selection.patterns.get(0) and not options.append:
             raise ConfigError(f"none of the {scores.rows} rows passes")
         made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
         fingerprint = derived_output.begin(scores, store, made, {"keep_text": True} if options.text else {})
@@ -51,10 +66,35 @@ def run(options: FilterOptions) -> None:
         change = derived_output.Change(
             kept=packed, sources=sources, fingerprint=fingerprint, format=options.format
         )
-        derived_output.rewrite(scores, store, options, change)
+        derived_output.rewrite(scores, store, options, change, done)
         store.write("rules.json", to_json({"rules": counts, "thresholds": selection.thresholds}))
-        about = f"{selection.patterns[0]} of {scores.rows} rows passed.\n\n{_markdown(counts)}"
+        about = f"{selection.patterns.get(0, 0)} of {scores.rows} rows passed.\n\n{_markdown(counts)}"
+        if options.append:
+            about = f"The output grows with `--append`. Of the rows that were added last, {about}"
         derived_output.finish(store, options, "Scores that passed a filter", about)
+
+
+def _output(options: FilterOptions) -> AbstractContextManager[Store]:
+    if options.append:
+        return grown_output(options, "filter")
+    return new_output(options.output, "filter", options.engine)
+
+
+def _sources(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, Source]:
+    """The shards of the rows of scores, by URI. Raises ConfigError if one changed."""
+    if not scores.parts:
+        return {}
+    uris = con.sql(f"SELECT DISTINCT source FROM ({scan(scores.parts)})").fetchall()
+    return find_sources(scores, {uri for (uri,) in uris})
+
+
+def _check_rows_alone(rules: Rules) -> None:
+    """Raises ConfigError if whether a row passes depends on rows that other increments hold."""
+    if rules.top is not None or any(condition.quantiles for condition in rules.conditions):
+        raise ConfigError(
+            "--append: quantiles and --top-k depend on all rows: give numbers, or filter every night into an output of "
+            "its own"
+        )
 
 
 def parse_rules(options: FilterOptions, columns: Mapping[str, str]) -> Rules:
@@ -72,6 +112,8 @@ def parse_rules(options: FilterOptions, columns: Mapping[str, str]) -> Rules:
 
 def select(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> Selection:
     """Find the rows that pass. Reads only the columns that the rules name; memory is one byte per row."""
+    if not scores.parts:
+        return Selection({}, {}, ())
     relation = scan(scores.parts, numbered=True)
     thresholds = find_thresholds(con, relation, rules)
     ends = np.cumsum([part.rows for part in scores.parts])

@@ -84,6 +84,8 @@ class FilterOptions(DatasetOptions):
 
     text: Annotated[bool, Help("what is written")] = False
     """Add the messages, from the source shards if not kept."""
+    append: Annotated[bool, Help("what is written")] = False
+    """Add rows of what was scored since to the output there, if any."""
 
 
 class ReweighOptions(DatasetOptions):
@@ -107,6 +109,9 @@ class ReweighOptions(DatasetOptions):
     """Combine the standardized scores of the outputs."""
     risk: Annotated[float, Help("from several models", "X")] = Field(1.0, ge=0, allow_inf_nan=False)
     """With mean-std: deviations between models to subtract."""
+
+    append: Annotated[bool, Help("what is written")] = False
+    """Add rows of what was scored since to the output there, if any."""
 
 
 class LabelOptions(DatasetOptions):

@@ -2,21 +2,28 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from armo_ray.curate import derived_output, ensemble
+from armo_ray.curate.grown_output import grown_output, is_published, without_units_of
 from armo_ray.curate.options import ReweighOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
 from armo_ray.measures.comparison import compare
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
-from armo_ray.outputs.scores import Scores, database, open_scores, scan
+from armo_ray.outputs.scores import Scores, open_scores, scan
 from armo_ray.storage.filesystem import read_text
 from armo_ray.storage.json_files import to_json
+from armo_ray.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 _BASE = ("model_fingerprint", "fixed_weights", "reward_transform_matrix", "ensemble", "risk")
 
@@ -26,6 +33,8 @@ def run(options: ReweighOptions) -> None:
     if options.format != "parquet":
         raise ConfigError("--format jsonl: reweigh writes Parquet, for other commands to read")
     if options.ensemble is not None:
+        if options.append:
+            raise ConfigError("--append: an ensemble standardizes the scores over all rows: make it anew")
         if options.weight or options.factor or options.mask or options.transform or options.length_penalty:
             raise ConfigError("--ensemble takes no other weights: reweigh its output in a second step")
         if options.ensemble != "mean-std" and "risk" in options.model_fields_set:
@@ -34,19 +43,32 @@ def run(options: ReweighOptions) -> None:
         return
     scores = open_scores(options.scores, options.partition)
     formula = formula_of(options, scores)
-    with new_output(options.output, "reweigh", options.engine) as store:
+    with _output(options) as store:
+        done = frozenset[str]()
+        if options.append:
+            scores, done = without_units_of(scores, store)
+            if not scores.parts and is_published(store, done):
+                logger.info("%s: nothing was scored since: it stays as it is", store.uri)
+                return
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
         fingerprint = derived_output.begin(scores, store, {**made, "scores": scores.outputs}, identity)
         derived_output.rewrite(
-            scores, store, options, derived_output.Change(made_by=formula, fingerprint=fingerprint)
+            scores, store, options, derived_output.Change(made_by=formula, fingerprint=fingerprint), done
         )
-        comparison = compare_with(options, scores, store.uri)
+        comparison = compare_with(options, scores, store.uri) if scores.parts else {}
         summary = [f"- {name}: {value}" for name, value in comparison.items()]
         print("\n".join(summary))
         store.write("comparison.json", to_json(comparison))
-        about = "\n".join(["The new scores compared with the old:", "", *summary])
+        of = "of the rows that were added last " if options.append else ""
+        about = "\n".join([f"The new scores {of}compared with the old:", "", *summary])
         derived_output.finish(store, options, "Reweighed scores", about)
+
+
+def _output(options: ReweighOptions) -> AbstractContextManager[Store]:
+    if options.append:
+        return grown_output(options, "reweigh")
+    return new_output(options.output, "reweigh", options.engine)
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:

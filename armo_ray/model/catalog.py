@@ -107,6 +107,11 @@ CATALOG = {
         _GATED,
         "rewardbench/models/ldlreward.py of reward-bench",
     ),
+    "worldpm": Entry(
+        "WorldPM-72B: an `mlp-classifier` whose conversations begin with an empty system prompt",
+        *_REWARD,
+        "the README of WorldPM",
+    ),
     "prm-qwen": Entry("Qwen2.5-Math-PRM-7B, Qwen2.5-Math-PRM-72B", *_STEPS, "its model card"),
     "prm-reasonflux": Entry(
         "ReasonFlux-PRM-7B, whose template has the system prompt", *_STEPS, "the README of ReasonFlux"

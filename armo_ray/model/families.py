@@ -76,7 +76,7 @@ class Family:
     append: text of a special token that is put after a response, and read.
     template: the chat template, if the authors' code does not use the tokenizer's.
     mark: text of the token after each step, which a family reads that is not asked for verdicts in turns.
-    system: the system prompt of a conversation that has none, if the authors' code gives one.
+    system: the system prompt of a conversation that has none, if the authors' code gives one, even an empty one.
     unverified: what could not be checked against the authors' code; such a family must be asked for by its name.
     """
 
@@ -97,7 +97,7 @@ class Family:
     append: str = ""
     template: str = ""
     mark: str = ""
-    system: str = ""
+    system: str | None = None
     unverified: str = ""
 
     @property
@@ -160,6 +160,7 @@ FAMILIES = {
             unverified=_NO_END,
         ),
         Family("ldl", gated=True),
+        Family("worldpm", layers=("score.0", "score.2"), system=""),
         Family("prm-qwen", "marked", "marks", step_end="\n\n", mark="<extra_0>", system=_REASON),
         Family(
             "prm-reasonflux",

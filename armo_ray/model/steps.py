@@ -1,5 +1,7 @@
 """What process models and encoders need of a tokenizer beside its chat template. Needs no torch."""
 
+import jinja2
+
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import PROBE_RESPONSES, Chat, Messages
 from armo_ray.model.families import Family
@@ -57,9 +59,18 @@ def spelled(chat: Chat) -> list[int]:
 
 def with_system(messages: Messages, family: Family) -> Messages:
     """The messages after the system prompt of the family, unless they have one."""
-    if not family.system or any(message["role"] == "system" for message in messages):
+    if family.system is None or any(message["role"] == "system" for message in messages):
         return messages
     return [{"role": "system", "content": family.system}, *messages]
+
+
+def has_system(chat: Chat) -> bool:
+    """Whether the template puts a system prompt of its own before a conversation that has none."""
+    own = chat.render_prompt(_QUESTION).removeprefix(chat.special_tokens.get("bos_token", ""))
+    try:
+        return not chat.render_prompt([{"role": "system", "content": ""}, *_QUESTION]).endswith(own)
+    except jinja2.TemplateError:
+        return False
 
 
 def check_system(chat: Chat) -> None:
@@ -68,11 +79,15 @@ def check_system(chat: Chat) -> None:
     The family is then only known by the name that the user gives: ReasonFlux-PRM has the tensors of
     Qwen2.5-Math-PRM, but its authors leave the system prompt to the template.
     """
-    if not chat.family.system:
+    if chat.family.system is None:
         return
     bos = chat.special_tokens.get("bos_token", "")
     own = chat.render_prompt(_QUESTION).removeprefix(bos)
-    if not chat.render_prompt(with_system(_QUESTION, chat.family)).endswith(own):
+    try:
+        known = chat.render_prompt(with_system(_QUESTION, chat.family)).endswith(own)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"the chat template refuses a system prompt: {error}") from error
+    if not known:
         raise ConfigError(
             f"the chat template has a system prompt of its own, not {chat.family.system!r}: say --family "
             f"prm-reasonflux to read conversations with it, --family {chat.family.name} to read them with the other"

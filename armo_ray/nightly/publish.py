@@ -92,7 +92,7 @@ def _move_latest(store: Store, content: dict[str, Any], night: Night) -> bool:
     if latest == content:
         return False
     for step in night.steps:
-        if step.appends:
+        if step.appends and step.name != "filter":  # a filter only adds parts
             listed = [(one or {}).get("datasets", {}).get(step.name) for one in (latest, content)]
             uri = Store(step.writes[0]).uri
             parts = [part["path"] for one in listed if one and one["uri"] == uri for part in one["parts"]]

@@ -18,7 +18,7 @@ from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import Family
 from armo_ray.model.family_file import identity_of
 from armo_ray.model.label_tokens import token_rows
-from armo_ray.model.steps import check_system, read_pattern
+from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.model.tokenizer_file import num_ids
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
@@ -178,6 +178,11 @@ def _model(config: ScoreConfig) -> _Model:
     read_pattern(chat)  # may raise ConfigError
     if config.family is None:
         check_system(chat)
+    if checkpoint.family.name == "mlp-classifier" and has_system(chat):
+        logger.warning(
+            "the chat template puts a system prompt of its own before conversations that have none; WorldPM was "
+            "trained with an empty one: give --family worldpm for it"
+        )
     _check_family(config, checkpoint)
     size, rows = num_ids(chat.tokenizer), _whole(checkpoint, "vocab_size")
     if size > rows:
@@ -208,6 +213,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.family.bidirectional and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 is not for the encoder of the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
+    if checkpoint.family.by_step:
+        mean = "; the score is the mean of the steps"
     if values := checkpoint.family.values:
         mean = f"; the score is their sum, weighted by {', '.join(f'{value:g}' for value in values)}"
     named = ", ".join(names) if len(names) < 7 else f"{names[0]} and {len(names) - 1} others"

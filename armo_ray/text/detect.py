@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
+from armo_ray.model.families import FAMILIES
 from armo_ray.text import named_layouts
 from armo_ray.text.input_columns import InputColumns, of_names
 from armo_ray.text.layouts import ALIASES, CONTEXT_ROLES, OPTIONAL, REQUIRED, RESPONSE_ROLES, Layout
@@ -229,9 +230,10 @@ def _with_steps(
         return layout
     if step_end is None:
         path = layout.columns["steps"]
+        scoring = ", ".join(name for name, family in FAMILIES.items() if family.by_step)
         raise ConfigError(
-            f"{path}: its rows are steps of a response, which a process model scores (--family prm-mistral, "
-            f"prm-deepseek); --layout rollouts --column responses={path} scores each step as a response of its own"
+            f"{path}: its rows are steps of a response, which a process model scores (--family {scoring}); --layout "
+            f"rollouts --column responses={path} scores each step as a response of its own"
         )
     mark = step_end if step_end[:1].isspace() else f" {step_end}"
     return replace(layout, step_end=mark)

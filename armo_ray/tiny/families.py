@@ -62,6 +62,7 @@ _FAMILY_TOKENIZERS = {
 }
 # The decoders of families whose models have another one than Llama.
 _USUAL = {
+    "worldpm": "qwen2",
     "prm-qwen": "qwen2",
     "prm-reasonflux": "qwen2",
     "prm-shepherd": "mistral",
@@ -81,6 +82,7 @@ _ARCHITECTURES = {
     "armorm": "{}ForRewardModelWithGating",
     "qrm": "LlamaForRewardModelWithGating31",
     "mlp-classifier": "{}ForRewardModel",
+    "worldpm": "{}ForRewardModel",
     "urm": "LlamaForSequenceClassificationWithNormal_Weights",
     "value-head": "{}ForRewardModel",
     "athene": "CustomAutoModelForSequenceClassification",

@@ -1,5 +1,6 @@
 """Trainers read mined pairs: Hugging Face datasets loads them, and TRL preprocesses them for DPO."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.support.synthetic_outputs import score_synthetically
 
 # TRL's own default
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing\\w*. is deprecated:FutureWarning"),
     pytest.mark.timeout(600),
 ]
 
@@ -45,7 +46,9 @@ def test_pairs_load_by_their_files_and_by_their_card(pairs: Path, tmp_path: Path
     )
 
 
-def test_trl_tokenizes_the_pairs_for_dpo(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_trl_tokenizes_the_pairs_and_takes_a_step_of_dpo(
+    pairs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     trl = pytest.importorskip("trl")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -56,7 +59,16 @@ def test_trl_tokenizes_the_pairs_for_dpo(pairs: Path, tiny_model: Path, tmp_path
     trainer = trl.DPOTrainer(
         model=LlamaForCausalLM(config),
         ref_model=LlamaForCausalLM(config),
-        args=trl.DPOConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False, max_length=None),
+        args=trl.DPOConfig(
+            output_dir=str(tmp_path),
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            max_length=None,
+            max_steps=1,
+            per_device_train_batch_size=2,
+            save_strategy="no",
+        ),
         train_dataset=rows,
         processing_class=tokenizer,
     )
@@ -67,3 +79,8 @@ def test_trl_tokenizes_the_pairs_for_dpo(pairs: Path, tiny_model: Path, tmp_path
         for side in ("chosen", "rejected"):
             answer = chat.encode(chat.render_response(row[side][0]["content"]))
             assert tokenized[f"{side}_ids"][: len(answer)] == answer
+    done = trainer.train()
+    assert done.global_step == 1
+    assert done.training_loss == pytest.approx(
+        math.log(2), abs=0.2
+    )  # policy and reference are alike at first

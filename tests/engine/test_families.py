@@ -700,7 +700,7 @@ SHARD = [
 ] + [{"id": 9, "prompt": "", "chosen": "a", "rejected": "b"}]
 
 
-@pytest.mark.parametrize("family", ["classifier", "urm", "prm-deepseek", "prm-qwen", "pairwise"])
+@pytest.mark.parametrize("family", ["classifier", "urm", "prm-qwen", "pairwise"])
 def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tmp_path: Path) -> None:
     write_family(tmp_path / "model", family)
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SHARD))

@@ -23,6 +23,7 @@ from armo_ray.storage.models import TOKENIZER_FILES
 from armo_ray.storage.store import Store
 from armo_ray.tiny.families import write_family
 from tests.support import families
+from tests.support.by_day import by_day
 from tests.support.local import rows_of, score_locally
 from tests.support.paths import SAMPLE
 from tests.support.reference import GATE_PATTERN, load_head
@@ -262,7 +263,10 @@ def test_only_committed_rows_are_explained(
     assert explained(capsys, tmp_path / "out", "random").split()[1][:-1] in {r["row_id"] for r in left}
 
 
-@pytest.mark.parametrize("family", families.KINDS)
+@pytest.mark.parametrize(
+    "family",
+    by_day(families.KINDS, {"armorm", "starling", "prm-mistral", "pairwise", "prm-qwen", "prm-shepherd"}),
+)
 def test_rows_of_every_kind_of_family_show_the_positions_that_its_head_reads(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,16 +1,7 @@
 """`ray job submit` as the README has it, from S3 to S3, on nodes that ask for a token, come late, and are lost."""
 
-import os
 import secrets
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,83 +10,18 @@ from armo_ray.storage.store import Store
 from armo_ray.verify.output import verify_output
 from jobs.measure.scale import descendants
 from tests.support.local import rows_of, score_locally
-from tests.support.paths import ROOT, SAMPLE
-from tests.support.runs import free_ports, kill_run, read_until, task_of, wait_until
+from tests.support.paths import SAMPLE
+from tests.support.runs import read_until, task_of, wait_until
+from tests.support.submitted import head_in, node, status_of, submit, wait_until_up
 
 pytest_plugins = ("tests.support.s3_server",)
 pytestmark = pytest.mark.ray
 
-RAY = str(Path(sys.executable).with_name("ray"))
-
 
 @pytest.fixture
 def head(s3: str, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A head of three GPUs, in name, on loopback, whose jobs find the S3 server; yields the environment that reaches
-    it. Its workers never collect cycles of references: a replica of a lost node finds no room if the others live on
-    until one happens to be collected."""
-    gcs, dashboard, agent = free_ports(3)
-    (tmp_path / "sitecustomize.py").write_text("import gc; gc.disable()")
-    environment = (
-        {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_ADDRESS": f"127.0.0.1:{gcs}",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the entry point's python is the head's
-            "PYTHONPATH": str(tmp_path),
-        }
-    )
-    command = ["--head", f"--port={gcs}", "--num-cpus=2", "--num-gpus=3"]
-    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-    with node(environment, tmp_path / "head.log", *command, f"--dashboard-agent-listen-port={agent}"):
-        yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-
-
-@contextmanager
-def node(environment: dict[str, str], log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A node of a cluster; its process is an ancestor of all that run there."""
-    own = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-    folder = tempfile.mkdtemp(prefix="ray-")  # names of sockets have at most 107 bytes
-    command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", *options]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=own, stdout=file, stderr=file)
-        yield process
-        kill_run(process)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def submit(environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
-    command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.score"]
-    own = {name: value for name, value in environment.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
-    return subprocess.Popen(
-        [*command, "jobs/nightly.toml", *options],
-        cwd=ROOT,
-        env=own,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def status_of(environment: dict[str, str], token: str) -> int:
-    """What the head answers to whoever asks for its jobs with a token; 0 where it does not answer yet."""
-    request = urllib.request.Request(
-        f"{environment['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
-
-
-def wait_until_up(environment: dict[str, str]) -> None:
-    deadline = time.monotonic() + 90
-    while (status := status_of(environment, environment["RAY_AUTH_TOKEN"])) != 200:
-        assert time.monotonic() < deadline, status
-        time.sleep(0.2)
+    with head_in(tmp_path) as environment:
+        yield environment
 
 
 @pytest.mark.timeout(400)
@@ -108,7 +34,9 @@ def test_a_submitted_job_wants_a_token_waits_for_a_node_works_on_every_one_and_l
     store.write("in/date=2026-11-20/a.jsonl", SAMPLE.read_bytes())
     options = ["--input", f"{s3}/in/", "--output", f"{s3}/out", "--model", str(tiny_model), "--keep", "id"]
     options += ["--dtype", "float32", "--unit-rows", "10", "--replicas", "2"]
-    job = submit(head, *options, "--gpus-per-replica", "2", "--device", "cpu,cpu")
+    job = submit(
+        head, "jobs.score", "jobs/nightly.toml", *options, "--gpus-per-replica", "2", "--device", "cpu,cpu"
+    )
     read_until(job, "waiting for the GPUs of 2 replicas of 2 GPUs: the nodes have 3")
     assert not store.list_names("out/_commits")
     with node(

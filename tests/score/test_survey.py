@@ -350,15 +350,16 @@ def test_a_preview_tells_the_columns_that_are_not_read_of_all_shards(
     assert told["preview"]["unread"] == ["year"]
 
 
-def test_a_list_of_steps_is_one_answer_for_a_process_model(tmp_path: Path) -> None:
-    write_family(tmp_path / "model", "prm-mistral", "llama", 0)
+@pytest.mark.parametrize(("family", "end"), [("prm-mistral", " ки\n"), ("prm-skywork", "\n")])
+def test_a_list_of_steps_is_one_answer_for_a_process_model(family: str, end: str, tmp_path: Path) -> None:
+    write_family(tmp_path / "model", family, "llama", 0)
     asked = "A crate holds 12 jars; how many in 3 crates?"
     steps = ["One crate holds 12.", "Three hold 3 * 12 = 36.", "The answer is 36."]
     write_shard(tmp_path / "steps", "jsonl", [{"prompt": asked, "completions": steps, "labels": [True] * 3}])
-    write_shard(tmp_path / "whole", "jsonl", [{"prompt": asked, "response": " ки\n".join(steps)}])
+    write_shard(tmp_path / "whole", "jsonl", [{"prompt": asked, "response": end.join(steps)}])
     rows = []
     for name in ("steps", "whole"):
-        score_locally(tmp_path / "model", tmp_path / name, tmp_path / f"out-{name}", family="prm-mistral")
+        score_locally(tmp_path / "model", tmp_path / name, tmp_path / f"out-{name}", family=family)
         rows += rows_of(tmp_path / f"out-{name}")
     assert len(rows) == 2
     assert len(rows[0]["step_scores"]) == 3

@@ -1,0 +1,88 @@
+"""`filter --append` and `reweigh --append`: the units that an output does not have yet.
+
+A unit is a transaction of its own, as in the output of `score`: a command that was killed is run again and does the
+rest.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from armo_ray.curate.options import FilterOptions, ReweighOptions
+from armo_ray.errors import ConfigError
+from armo_ray.outputs.dataset import check_empty, check_unclaimed
+from armo_ray.outputs.scores import Part, Scores
+from armo_ray.storage import commits, lock
+from armo_ray.storage.json_files import unit_of
+from armo_ray.storage.store import Store
+
+# options that decide no row of a unit
+RUNNING = ("scores", "output", "append", "partition", "date", "memory", "threads", "spill", "engine")
+
+
+@contextmanager
+def grown_output(options: FilterOptions | ReweighOptions, command: str) -> Iterator[Store]:
+    """Lock an output that is empty, or that this command made with the same options.
+
+    Raises ConfigError. What is written stays if the body fails: the same command goes on.
+    """
+    if options.format != "parquet":
+        raise ConfigError("--append: only Parquet can grow")
+    store = Store(options.output)
+    if commits.find_run(store) is None:
+        check_unclaimed(store)
+    with lock.held(store, command) as held:
+        run = commits.find_run(store)
+        if run is None:
+            check_empty(held)
+        else:
+            _check_same(store, run.to_dict().get("made_by") or {}, options, command)
+        yield store
+
+
+def _check_same(
+    store: Store, made: Mapping[str, object], options: FilterOptions | ReweighOptions, command: str
+) -> None:
+    if made.get("command") != command:
+        by = f"armo-ray {made['command']}" if made else "armo-ray score"
+        raise ConfigError(f"output {store.uri} was made by {by}: choose another output")
+    before, now = (_deciding(of) for of in (made["options"], options.model_dump(mode="json")))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"output {store.uri}: --{name.replace('_', '-')} was {before.get(name)!r}, now {now.get(name)!r}: "
+                f"--append adds rows made with the same options. Use them, or another output"
+            )
+
+
+def _deciding(options: object) -> dict[str, object]:
+    values = json.loads(json.dumps(options))
+    return {name: value for name, value in values.items() if name not in RUNNING}
+
+
+def without_units_of(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]]:
+    """The scores of the units that an output lacks, and the names of those that it has.
+
+    Raises ConfigError if it has units that the scores no longer hold.
+    """
+    done = frozenset(commits.list_commits(store))
+    there = {unit for output in scores.outputs for unit in commits.list_commits(Store(output))}
+    if gone := sorted(done - there):
+        raise ConfigError(
+            f"output {store.uri} has rows from {len(gone)} units that {', '.join(scores.outputs)} no longer holds, "
+            f"such as {gone[0]}: give all the scores that it was made of, or make it anew, in another output"
+        )
+
+    def is_new(part: Part) -> bool:
+        output = scores.outputs[part.output].rstrip("/")
+        return unit_of(part.uri.removeprefix(f"{output}/")) not in done
+
+    parts, rejects = (tuple(filter(is_new, of)) for of in (scores.parts, scores.rejects))
+    return replace(scores, parts=parts, rejects=rejects), done
+
+
+def is_published(store: Store, done: frozenset[str]) -> bool:
+    """Whether the manifest of an output lists these units."""
+    manifest = commits.find_manifest(store)
+    return manifest is not None and manifest.totals.get("units") == len(done)

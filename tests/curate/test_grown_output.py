@@ -1,0 +1,125 @@
+"""filter --append and reweigh --append: an output grows by the units that it lacks, and equals one run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armo_ray.cli.main import main
+from armo_ray.curate import derived_output
+from armo_ray.storage import commits
+from armo_ray.verify.output import verify_output
+from tests.support.growing_outputs import hide, reveal, units_of, write_shards
+from tests.support.local import rows_of
+from tests.support.paths import SAMPLE
+from tests.support.synthetic_outputs import score_synthetically
+
+COMMANDS = {
+    "filter": ["filter", "--where", "score > 0", "--text"],
+    "reweigh": ["reweigh", "--mask", "code_style"],
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four units with text."""
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:20]
+    folder = tmp_path_factory.mktemp("whole")
+    return score_synthetically(folder / "out", write_shards(folder / "in", rows, 4), keep_text=True)
+
+
+def run(command: list[str], scores: Path, output: Path, *more: str) -> int:
+    name, *options = command
+    return main([name, str(scores), "--output", str(output), *options, *more])
+
+
+def state(output: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in output.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_an_output_that_grows_is_that_of_one_run(command: list[str], whole: Path, tmp_path: Path) -> None:
+    units, out = units_of(whole), tmp_path / "out"
+    for number in (1, 3, 4):
+        reveal(whole, tmp_path / "scores", units[:number])
+        before = state(out / "scores")
+        assert run(command, tmp_path / "scores", out, "--append") == 0
+        assert before.items() <= state(out / "scores").items()  # what was there is not written again
+    assert run(command, whole, tmp_path / "one") == 0
+    assert rows_of(out) == rows_of(tmp_path / "one") != []
+    assert verify_output(str(out))[1] == []
+    now = state(out)
+    assert run(command, tmp_path / "scores", out, "--append") == 0
+    assert state(out) == now
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_that_was_killed_goes_on(
+    command: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, out, commit = units_of(whole), tmp_path / "out", commits.commit
+    reveal(whole, tmp_path / "scores", units[:2])
+    assert run(command, tmp_path / "scores", out, "--append") == 0
+    reveal(whole, tmp_path / "scores", units[2:])
+
+    def killed(after: int) -> Callable[..., Any]:
+        left = iter([True] * after)
+
+        def of_unit(*arguments: Any) -> Any:
+            if not next(left, False):
+                raise KeyboardInterrupt
+            return commit(*arguments)
+
+        return of_unit
+
+    for after in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(commits, "commit", killed(after))
+            assert run(command, tmp_path / "scores", out, "--append", "--threads", "1") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(derived_output, "finish", killed(0))
+        assert run(command, tmp_path / "scores", out, "--append") == 1
+    assert run(command, tmp_path / "scores", out, "--append") == 0
+    assert run(command, whole, tmp_path / "one") == 0
+    assert rows_of(out) == rows_of(tmp_path / "one")
+    assert verify_output(str(out))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["filter", "--where", "score >= q0.5", "--append"], "quantiles and --top-k depend on all rows"),
+        (["filter", "--top-k", "1", "--append"], "quantiles and --top-k depend on all rows"),
+        (["filter", "--where", "score > 1", "--append"], "--where was"),
+        (["filter", "--where", "score > 0", "--append", "--format", "jsonl"], "only Parquet can grow"),
+        (["reweigh", "--mask", "code_style", "--append"], "was made by armo-ray filter"),
+        (["reweigh", "--ensemble", "mean", "--append"], "over all rows"),
+    ],
+)
+def test_what_would_not_equal_one_run_is_refused(
+    command: list[str], message: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["filter", "--where", "score > 0"], whole, tmp_path / "out", "--append") == 0
+    before = state(tmp_path / "out")
+    capsys.readouterr()
+    assert run(command, whole, tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert state(tmp_path / "out") == before
+
+
+def test_scores_that_are_gone_are_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units = units_of(whole)
+    reveal(whole, tmp_path / "scores", units)
+    assert run(COMMANDS["reweigh"], tmp_path / "scores", tmp_path / "out", "--append") == 0
+    hide(tmp_path / "scores", units[0])
+    capsys.readouterr()
+    assert run(COMMANDS["reweigh"], tmp_path / "scores", tmp_path / "out", "--append") == 2
+    assert "has rows from 1 units that" in capsys.readouterr().err
