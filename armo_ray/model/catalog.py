@@ -126,6 +126,11 @@ CATALOG = {
         *_STEPS,
         "skywork-o1-prm-inference, as openr has it",
     ),
+    "deberta": Entry(
+        "reward-model-deberta-v3-large-v2, an encoder: prompts are not shared; one question only",
+        *_REWARD,
+        "DebertaV2ForSequenceClassification of transformers, called as in its model card",
+    ),
 }
 HEADS = ("family", "models", "recognized by", "rewards", "score")
 

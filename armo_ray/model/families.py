@@ -29,6 +29,11 @@ _BEAVER = (
         "{% else %}{{ m['content'] + ('' if loop.last else eos_token) }}{% endif %}{% endfor %}"
     )
 )
+# A question and its response as two texts, the way an encoder's tokenizer joins a pair.
+_PAIR = _IN_TURN + (
+    "{% if loop.index > 2 %}{{ raise_exception('only one question and its response') }}{% endif %}"
+    "{{ (cls_token if loop.first else '') + m['content'] + sep_token }}{% endfor %}"
+)
 _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
@@ -53,9 +58,10 @@ class Family:
         "marked" is the conversation with a special token after each step of the response; "prose" is a question and
         its steps as one text, with a word after each step; "lines" is a question and its steps as lines, each of which
         is encoded by itself, without a chat template.
-    reads: which tokens the head reads. "last": the last token; "gate": the end of the last user turn and the last
-        token; "headers": the end of every assistant header; "before_zero": the token before the first with id 0, or
-        the last token if there is none; "marks": the token after every step of the response.
+    reads: which tokens the head reads. "first": the first token; "last": the last token; "gate": the end of the last
+        user turn and the last token; "headers": the end of every assistant header; "before_zero": the token before
+        the first with id 0, or the last token if there is none; "marks": the token after every step of the response.
+    bidirectional: whether a token attends to all others: an encoder, which computes each conversation in full.
     gated: whether the head returns a weight for each reward.
     bos: whether a conversation begins with the BOS token, if the tokenizer has one.
     step_end: text that ends a step of a response; for "outcome", text that marks a step and is removed.
@@ -76,7 +82,8 @@ class Family:
 
     name: str
     text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose", "lines"] = "response"
-    reads: Literal["last", "gate", "headers", "before_zero", "marks"] = "last"
+    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks"] = "last"
+    bidirectional: bool = False
     gated: bool = False
     bos: bool = True
     step_end: str = ""
@@ -172,6 +179,14 @@ FAMILIES = {
             layers=("v_head.summary",),
             template=_QUESTION,
             mark="\n",
+        ),
+        Family(
+            "deberta",
+            reads="first",
+            bidirectional=True,
+            layers=("pooler.dense", "classifier"),
+            activation="gelu",
+            template=_PAIR,
         ),
     )
 }

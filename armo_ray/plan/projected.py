@@ -19,7 +19,7 @@ from armo_ray.storage.models import local_model
 # calculation; loading and short packs take some of it. The spread is that of the logarithm: 95 % are within a factor of
 # 1.5.
 _UTILIZATION, _SPREAD = 0.5, 0.207
-_LINEAR = re.compile(r"\.layers\.\d+\..*\.weight$")
+_LINEAR = re.compile(r"\.layers?\.\d+\..*\.weight$")
 
 
 def like_sample(strata: Sequence[Counted], rows: int, unit_rows: int) -> Work:
@@ -71,11 +71,13 @@ def estimated_speeds(config: ScoreConfig, context: float) -> dict[str, Throughpu
 
 
 def flops_per_token(config: ScoreConfig, context: float) -> float:
-    """Operations of the model's decoder for a token that attends to `context` tokens, as in `armo_ray.engine.flops`."""
+    """Operations of the model for a token that attends to `context` tokens, as in `armo_ray.engine.flops`."""
     path, revision = local_model(config.model, config.revision)
     checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
     shapes = [shape for name, shape in checkpoint.shapes.items() if _LINEAR.search(name) and len(shape) == 2]
     sizes = checkpoint.config
     width = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
     attention = 4 * sizes["num_hidden_layers"] * sizes["num_attention_heads"] * width
+    if checkpoint.family.bidirectional:
+        attention *= 2  # a token attends to those after it too
     return float(2 * sum(rows * columns for rows, columns in shapes) + attention * context)

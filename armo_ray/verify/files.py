@@ -72,7 +72,7 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
     faults = [fault] if (fault := _turn_fault(chat)) else []
     rejected = [f"conversation {i}, response {j}: {why}" for i, j, why in sequences.rejects]
     if chat.family.text == "response":  # some templates have no system role
-        faults += [why for why in rejected if "malformed_row" not in why]
+        faults += [why for why in rejected if "malformed_row" not in why and "too_long" not in why]
     for place, (prompt, (response,)) in zip(sequences.places, sequences.ids, strict=True):
         whole = [*prompt.tolist(), *response.tolist()]
         if chat.family.reads == "gate" and (fault := _gate_fault(chat, len(prompt), whole)):
