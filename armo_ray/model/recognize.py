@@ -147,7 +147,8 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
     judges = [name for name, f in FAMILIES.items() if f.reads_logits]
     return (
         f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_IDENTIFIED_BY.values())}. A "
-        f"language model trained to judge has no tensors of its own: say how to read it with --family {'|'.join(judges)}"
+        "language model trained to judge has no tensors of its own: say how to read it with --family "
+        f"{'|'.join(judges)}"
     )
 
 
