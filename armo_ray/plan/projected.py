@@ -18,6 +18,9 @@ from armo_ray.storage.models import local_model
 # Of the peak in the data sheet. From profiles of such models on paper: 0.63 for packed passes alone, less what loading
 # and short packs take. The spread is that of the logarithm: 95 % lie between 0.33 and 0.75.
 _UTILIZATION, _SPREAD = 0.5, 0.207
+_FLOAT32 = (
+    15  # by the data sheets of A100 and H100, how much longer than a 16-bit product one in float32 takes
+)
 _LINEAR = re.compile(r"\.layers\.\d+\..*\.weight$")
 
 
@@ -57,13 +60,30 @@ def estimated_speed(config: ScoreConfig, gpu: str, context: float) -> Throughput
     source = (
         f"an estimate, not measured: half of the {peak / 1e12:,.0f} TFLOP/s in the data sheet of {GPUS[gpu]}"
     )
-    return Throughput(_UTILIZATION * peak * share / _flops(config, context), _SPREAD, 0.0, 0, source)
+    return Throughput(_UTILIZATION * peak * share / _work(config, context), _SPREAD, 0.0, 0, source)
 
 
 def estimated_speeds(config: ScoreConfig, context: float) -> dict[str, Throughput]:
     """An estimate for each GPU that has a peak for the dtype."""
     known = (gpu for gpu, name in GPUS.items() if peak_of(name, config.dtype) is not None)
     return {gpu: estimated_speed(config, gpu, context) for gpu in known}
+
+
+def _work(config: ScoreConfig, context: float) -> float:
+    """Operations for one token, those in float32 counted by the time that they take.
+
+    For a policy, they include its reference model's, and those of the heads of both as if all tokens were responses'.
+    """
+    if config.reference_model is None:
+        return _flops(config, context)
+    other = config.model_copy(update={"model": config.reference_model, "revision": None})
+    total = 0.0
+    for one in (config, other):
+        path, revision = local_model(one.model, one.revision)
+        sizes = inspect(path, None if is_remote(one.model) else revision, one.family).config
+        head = 2 * sizes["vocab_size"] * sizes["hidden_size"]
+        total += _flops(one, context) + _FLOAT32 * head
+    return total
 
 
 def _flops(config: ScoreConfig, context: float) -> float:
