@@ -109,7 +109,7 @@ def _seconds(value: Any) -> Any:
 
 def _known_family(name: str) -> str:
     if name.endswith(SUFFIX):
-        name = _absolute(name)  # a run that resumes elsewhere reads the same file
+        name = _absolute(name)
     elif name not in FAMILIES:
         raise ValueError(f"unknown family; expected {', '.join(FAMILIES)}, or a TOML file")
     family_of(name)  # may raise ConfigError

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # sbatch cluster/slurm.sh [MODULE ARGUMENTS...]     at the root of the repository, on a disk that all nodes share
 #
-# A module of jobs/ with its arguments; by default the whole night, jobs.nightly jobs/night.toml.
+# A module of jobs/ with its arguments; by default the whole night of yesterday, jobs.nightly jobs/night.toml --date DAY.
 # A job that was preempted, requeued or ran out of time continues when it runs again. Every GPU of the allocation gets a
 # replica. The dashboard listens on the loopback of the first node: ssh -L 8265:127.0.0.1:8265 NODE
 # Credentials for S3 and the hub are read from the files in $HOME that their own tools wrote.
@@ -16,7 +16,11 @@
 # --exclusive, because symmetric-run ends every Ray process of the user on a node when it is done
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit with sbatch}"
-[ $# -gt 0 ] || set -- jobs.nightly jobs/night.toml
+if [ $# -eq 0 ]; then
+    day=.night-${SLURM_JOB_ID:?} # a job that is requeued after midnight goes on with the same night
+    [ -s "$day" ] || date -ud yesterday +%F >"$day"
+    set -- jobs.nightly jobs/night.toml --date "$(cat "$day")"
+fi
 
 [ -x .venv/bin/python ] || python3 -m venv .venv
 PATH=$PWD/.venv/bin:$PATH

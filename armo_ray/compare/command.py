@@ -11,8 +11,9 @@ from armo_ray.expressions.expressions import quote
 from armo_ray.formatting.numbers import bare_percent, significant
 from armo_ray.formatting.tables import text_table
 from armo_ray.measures.comparison import compare
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
-from armo_ray.outputs.scores import Scores, database, open_scores, scan
+from armo_ray.outputs.scores import Scores, open_scores, scan
 from armo_ray.outputs.text import find_sources, read_text
 from armo_ray.storage.json_files import to_json
 

@@ -12,16 +12,19 @@ from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from armo_ray.curate.options import MineOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice, name_of, parse, quote
-from armo_ray.outputs.scores import Part, Scores, columns_of, database, literal, scan
+from armo_ray.outputs.database import database
+from armo_ray.outputs.scores import Part, Scores, columns_of, literal, scan
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.store import Store
 
 _GROUP_ROWS = 8192  # small, so that a bucket reads few rows of other buckets
+_FILTERED = ("prompt_id", "id", "source")  # columns of scratch files by which tasks choose rows
 Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
@@ -45,6 +48,9 @@ class CurationJob:
     known: str = ""  # SQL relation of the MinHash digests of earlier increments
     first_bucket: int = 0  # number of the first bucket in the names of parts
     screened: bool = False  # whether it is known already that no prompt is to be left out
+    late: tuple[str, ...] = ()  # columns that are read for the selected candidates, with their text
+    skipped: tuple[str, ...] = ()  # columns that are read only then
+    text_at_once: bool = False  # whether the text of all candidates is read with their other columns
 
     @property
     def num_buckets(self) -> int:
@@ -130,19 +136,34 @@ def _side(condition: str, types: dict[str, str]) -> str:
 
 def read_candidates(job: CurationJob, number: int) -> int:
     """Write the candidates of a group of parts, sorted by prompt; returns the number of candidates without a value."""
-    relation = f"({scan(job.part_groups[number])})"
+    relation = scan_group(job, number)
     if job.num_new is not None and number >= job.num_new:
         relation = (
             f"(SELECT s.* FROM {relation} s SEMI JOIN {chosen_prompts(job)} n ON s.prompt_id = n.prompt_id)"
         )
+    skipped = f"EXCLUDE ({', '.join(job.skipped)})" if job.skipped else ""
+    text = ", prompt, response" if job.text_at_once else ""
     with database(job.options) as con:
-        con.execute(
-            f"CREATE TEMP TABLE selected AS SELECT {job.select}, {number} AS task FROM {relation} AS scores"
-        )
-        rows = con.sql(f"FROM selected WHERE value IS NOT NULL ORDER BY prompt_id, {KEY}").to_arrow_table()
-        (without_value,) = con.execute("SELECT count(*) FROM selected WHERE value IS NULL").fetchall()[0]
+        rows = con.sql(
+            f"SELECT * {skipped} FROM (SELECT {job.select}, __id AS id{text} FROM {relation} AS scores) "
+            f"ORDER BY prompt_id, {KEY}"
+        ).to_arrow_table()
+    without_value = int(rows["value"].null_count)
+    rows = rows.filter(pc.is_valid(rows["value"])) if without_value else rows
     write_scratch(job, f"candidates-{number:05d}", rows)
-    return int(without_value)
+    return without_value
+
+
+def scan_group(job: CurationJob, number: int) -> str:
+    """SQL relation of the rows of a group of parts; `__id`, a BIGINT, tells apart all candidates of the job."""
+    first, rows = sum(map(len, job.part_groups[:number])), scan(job.part_groups[number], numbered=True)
+    return f"(SELECT *, ({first} + __part)::BIGINT << 32 | __row AS __id FROM ({rows}))"
+
+
+def of_group(job: CurationJob, number: int) -> str:
+    """SQL condition that `id` is that of a candidate of a group of parts."""
+    first = sum(map(len, job.part_groups[:number]))
+    return f"id >= {first << 32} AND id < {first + len(job.part_groups[number]) << 32}"
 
 
 def chosen_prompts(job: CurationJob) -> str:
@@ -164,6 +185,7 @@ def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
         compression="lz4",
         row_group_size=_GROUP_ROWS,
         use_dictionary=["source"],
+        write_statistics=[name for name in _FILTERED if name in rows.column_names],
         write_page_checksum=True,
     )
     Store(job.scratch).write(f"{name}.parquet", sink.getvalue())
@@ -182,9 +204,9 @@ def in_bucket(job: CurationJob, bucket: int) -> str:
     return above if bucket + 1 == job.num_buckets else f"{above} AND prompt_id < '{high}'"
 
 
-def load_bucket(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> None:
+def load_bucket(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int, columns: str = "*") -> None:
     """Create the table `candidates`: all candidates of a bucket's prompts, with `i` their 1-based place in order."""
     con.execute(
-        f"CREATE TEMP TABLE candidates AS SELECT *, row_number() OVER (ORDER BY prompt_id, {KEY}) AS i "
+        f"CREATE TEMP TABLE candidates AS SELECT {columns}, row_number() OVER (ORDER BY prompt_id, {KEY}) AS i "
         f"FROM {candidates_in(job, range(len(job.part_groups)))} WHERE {in_bucket(job, bucket)}"
     )

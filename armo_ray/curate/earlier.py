@@ -20,8 +20,9 @@ from armo_ray.curate.candidates import (
     write_scratch,
 )
 from armo_ray.curate.tasks import TaskRunner
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import encode
-from armo_ray.outputs.scores import Part, database, scan
+from armo_ray.outputs.scores import Part, scan
 from armo_ray.storage.local_files import Opened
 from armo_ray.storage.parts import put, read_content
 from armo_ray.storage.records import PartEntry

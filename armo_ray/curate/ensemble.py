@@ -15,9 +15,10 @@ from armo_ray.curate.tasks import engine
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import quote
 from armo_ray.measures.comparison import compare
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.partitions import units_in_partitions
-from armo_ray.outputs.scores import Part, Scores, database, open_scores, scan
+from armo_ray.outputs.scores import Part, Scores, open_scores, scan
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.parts import SCORES, read_part, write_table

@@ -7,8 +7,9 @@ import duckdb
 
 from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch, write_scratch
 from armo_ray.errors import ConfigError
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import parts_of
-from armo_ray.outputs.scores import database, literal
+from armo_ray.outputs.scores import literal
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import digest_of
 from armo_ray.storage.local_files import readable

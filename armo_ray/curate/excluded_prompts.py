@@ -10,7 +10,7 @@ from rensa import RMinHash
 from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch, write_scratch
 from armo_ray.curate.word_split import is_as_long, ngrams, readable, shingles, words, words_and_signs
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.scores import database
+from armo_ray.outputs.database import database
 from armo_ray.storage.filesystem import read_text
 from armo_ray.storage.readers import BadRow, sample
 from armo_ray.storage.shard_rows import read_shard

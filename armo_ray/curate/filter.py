@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.curate import derived_output
-from armo_ray.curate.grown_output import grown_output, is_published, without_units_of
+from armo_ray.curate.grown_output import is_published, output_of, without_units_of
 from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
 from armo_ray.formatting.tables import markdown_table
-from armo_ray.outputs.dataset import new_output
+from armo_ray.outputs.database import database
 from armo_ray.outputs.rules import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
-from armo_ray.outputs.scores import Scores, columns_of, database, open_scores, scan
-from armo_ray.outputs.text import Source, find_sources
+from armo_ray.outputs.scores import Scores, columns_of, open_scores, scan
+from armo_ray.outputs.text import find_sources
+from armo_ray.storage import commits
 from armo_ray.storage.json_files import to_json
-from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +46,15 @@ def run(options: FilterOptions) -> None:
         rules = parse_rules(options, columns_of(con, scores))
     if options.append:
         _check_rows_alone(rules)
-    with _output(options) as store, database(options) as con:
+    with output_of(options, "filter") as store, database(options) as con:
         if options.append:
             scores, done = without_units_of(scores, store)
-            if not scores.parts and is_published(store, done):
-                logger.info("%s: nothing was scored since: it stays as it is", store.uri)
+            if not scores.parts and not scores.rejects and is_published(store):
+                logger.info("%s: no new scores; left unchanged", store.uri)
                 return
-        sources = _sources(con, scores) if options.text and not scores.has_text else {}
+            store.delete(commits.SUCCESS)
+        reads_text = options.text and not scores.has_text
+        sources = find_sources(scores, _sources(con, scores) if done else None) if reads_text else {}
         selection = select(con, scores, rules)
         counts = count_by_rule(options, selection.patterns)
         print(_markdown(counts))
@@ -66,25 +67,19 @@ def run(options: FilterOptions) -> None:
             kept=packed, sources=sources, fingerprint=fingerprint, format=options.format
         )
         derived_output.rewrite(scores, store, options, change, done)
-        store.write("rules.json", to_json({"rules": counts, "thresholds": selection.thresholds}))
+        if scores.parts:
+            store.write("rules.json", to_json({"rules": counts, "thresholds": selection.thresholds}))
         about = f"{selection.patterns.get(0, 0)} of {scores.rows} rows passed.\n\n{_markdown(counts)}"
         if options.append:
             about = f"The output grows with `--append`. Of the rows that were added last, {about}"
         derived_output.finish(store, options, "Scores that passed a filter", about)
 
 
-def _output(options: FilterOptions) -> AbstractContextManager[Store]:
-    if options.append:
-        return grown_output(options, "filter")
-    return new_output(options.output, "filter", options.engine)
-
-
-def _sources(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, Source]:
-    """The shards of the rows of scores, by URI. Raises ConfigError if one changed."""
+def _sources(con: duckdb.DuckDBPyConnection, scores: Scores) -> set[str]:
+    """The URIs of the shards of the rows of scores."""
     if not scores.parts:
-        return {}
-    uris = con.sql(f"SELECT DISTINCT source FROM ({scan(scores.parts)})").fetchall()
-    return find_sources(scores, {uri for (uri,) in uris})
+        return set()
+    return {uri for (uri,) in con.sql(f"SELECT DISTINCT source FROM ({scan(scores.parts)})").fetchall()}
 
 
 def _check_rows_alone(rules: Rules) -> None:

@@ -4,14 +4,14 @@ A unit is a transaction of its own, as in the output of `score`: a command that 
 rest.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from armo_ray.curate.options import FilterOptions, ReweighOptions
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.dataset import check_empty, check_unclaimed
+from armo_ray.outputs.dataset import check_empty, check_unclaimed, new_output
 from armo_ray.outputs.scores import Part, Scores
 from armo_ray.storage import commits, lock
 from armo_ray.storage.json_files import unit_of
@@ -42,7 +42,7 @@ def grown_output(options: FilterOptions | ReweighOptions, command: str) -> Itera
 
 
 def _check_same(
-    store: Store, made: Mapping[str, object], options: FilterOptions | ReweighOptions, command: str
+    store: Store, made: Mapping[str, Any], options: FilterOptions | ReweighOptions, command: str
 ) -> None:
     if made.get("command") != command:
         by = f"armo-ray {made['command']}" if made else "armo-ray score"
@@ -56,9 +56,8 @@ def _check_same(
             )
 
 
-def _deciding(options: object) -> dict[str, object]:
-    values = json.loads(json.dumps(options))
-    return {name: value for name, value in values.items() if name not in RUNNING}
+def _deciding(options: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in options.items() if name not in RUNNING}
 
 
 def without_units_of(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]]:
@@ -82,7 +81,13 @@ def without_units_of(scores: Scores, store: Store) -> tuple[Scores, frozenset[st
     return replace(scores, parts=parts, rejects=rejects), done
 
 
-def is_published(store: Store, done: frozenset[str]) -> bool:
-    """Whether the manifest of an output lists these units."""
-    manifest = commits.find_manifest(store)
-    return manifest is not None and manifest.totals.get("units") == len(done)
+def is_published(store: Store) -> bool:
+    """Whether an output is complete: an increment deletes its manifest before it adds a unit."""
+    return commits.SUCCESS in store.list_names("")
+
+
+def output_of(options: FilterOptions | ReweighOptions, command: str) -> AbstractContextManager[Store]:
+    """The locked output of a command, empty unless it grows. Raises ConfigError."""
+    if options.append:
+        return grown_output(options, command)
+    return new_output(options.output, command, options.engine)

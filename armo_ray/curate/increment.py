@@ -20,9 +20,10 @@ from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of
 from armo_ray.formatting.tables import markdown_table
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import Made, finish
 from armo_ray.outputs.increments import Growing, Increment, Making, growing_output, numbers
-from armo_ray.outputs.scores import Part, Scores, columns_of, database
+from armo_ray.outputs.scores import Part, Scores, columns_of
 from armo_ray.outputs.text import Source, find_sources
 from armo_ray.storage.json_files import digest_of, unit_of
 from armo_ray.storage.records import PartEntry
@@ -55,7 +56,7 @@ class Command:
     about: str  # what a row is, in Markdown
     reads_text: bool
     compares: bool  # whether prompts are compared with those of earlier increments
-    begin: Callable[[CurationJob], None]
+    begin: Callable[[CurationJob], CurationJob]
     make: Callable[[CurationJob, TaskRunner, Sequence[Source]], Rows]
     publish: Callable[[Growing], None]
     details: Mapping[str, Any] = field(default_factory=dict)  # more entries of the manifest
@@ -75,7 +76,7 @@ def append(command: Command) -> None:
             growing = growing.commit(_increment(command, growing, units, new))
             _log(growing)
         else:
-            logger.info("%s: nothing was scored since its last increment: it stays as it is", options.output)
+            logger.info("%s: no new scores since its last increment; left unchanged", options.output)
         if not growing.is_published():
             command.publish(growing)
             _publish(command, growing)
@@ -147,7 +148,7 @@ def _increment(
         job = CurationJob(
             command.scores, per_task(options), scratch, command.select, groups, rows, growing.number
         )
-        command.begin(job)
+        job = command.begin(job)
         job, without_value, prompts = _read(job, parts[False], run_tasks)
         again = prompts["prompt_id"].to_pylist()
         if command.compares:
@@ -160,7 +161,7 @@ def _increment(
         "candidates without a value": without_value,
         **made.counts,
         **{name: made.counts[name] + count for name, count in more.counts.items()},
-        "prompts done again": len(again) + len(gone) + len(returned),
+        "prompts done again": len(again) + len(returned),
         "rows replaced": sum(old.rows - (left.rows if left else 0) for old, left in taken),
     }
     cleared = dict.fromkeys(sorted(growing.contaminated.keys() & set(again)))
@@ -204,7 +205,7 @@ def _make_returned(
         first_bucket=job.num_buckets,
         screened=True,
     )
-    command.begin(job)
+    job = command.begin(job)
     job = read_earlier(job, pa.table({"prompt_id": pa.array(prompts, pa.string())}), old, run_tasks)
     made = command.make(job, run_tasks, _sources(command, job))
     return Rows(

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from armo_ray.curate.candidates import CurationJob, scan_scratch, write_scratch
 from armo_ray.curate.excluded_prompts import minhashes
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.increments import MINHASH, Growing
-from armo_ray.outputs.scores import database, literal
+from armo_ray.outputs.scores import literal
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.store import Store
 

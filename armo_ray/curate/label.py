@@ -9,14 +9,15 @@ from typing import Any
 from armo_ray.curate import candidate_text
 from armo_ray.curate.candidates import KEY, CurationJob, read_candidates, whole_job
 from armo_ray.curate.increment import Command, Rows, append, columns_digest
-from armo_ray.curate.label_sql import OUTPUT, Calibration, label_bucket, write_bucket
+from armo_ray.curate.label_sql import OUTPUT, Calibration, label_bucket, reading_of, write_bucket
 from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import Expression, advice, name_of, parse, quote
 from armo_ray.measures.calibration import find_temperature, standardization
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import Made, finish, new_output
-from armo_ray.outputs.scores import Scores, columns_of, database, literal, open_scores, scan
+from armo_ray.outputs.scores import Scores, columns_of, literal, open_scores, scan
 from armo_ray.outputs.text import Source, find_sources
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def run(options: LabelOptions) -> None:
         calibration = Calibration(labels, moments, fitted["temperature"])
         sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
         with scratch_folder(options) as scratch, engine(options) as run_tasks:
-            job = whole_job(scores, per_task(options), scratch, select)
+            job = reading_of(whole_job(scores, per_task(options), scratch, select))
             run_tasks(partial(read_candidates, job), range(len(job.part_groups)))
             rows = _label(calibration, job, run_tasks, sources)
         details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
@@ -67,7 +68,7 @@ def _append(options: LabelOptions, scores: Scores, labels: dict[str, str], about
             about=about,
             reads_text=options.text,
             compares=False,
-            begin=lambda _: None,
+            begin=reading_of,
             make=partial(_label, Calibration(labels, moments, fitted["temperature"])),
             publish=lambda _: None,
             details={"calibration": {**fitted, "moments": moments, "formulas": labels}},
@@ -173,8 +174,10 @@ def _label(
     """Make and write the rows of the candidates that were read."""
     buckets = range(job.num_buckets)
     counted = run_tasks(partial(label_bucket, job, calibration), buckets)
-    texts = candidate_text.read_needed(job, run_tasks, sources) if job.options.text else []
-    written = run_tasks(partial(write_bucket, job, texts), buckets)
+    texts = candidate_text.Selected([], [])
+    if job.options.text and not job.text_at_once:
+        texts = candidate_text.read_needed(job, run_tasks, sources)
+    written = run_tasks(partial(write_bucket, job, calibration, texts), buckets)
     parts = [part for bucket_parts in written for part in bucket_parts]
     counts = {name: sum(bucket[name] for bucket in counted) for name in counted[0]}
     return Rows(parts, counts | {"rows": sum(part.rows for part in parts)})

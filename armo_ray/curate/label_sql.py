@@ -1,20 +1,27 @@
 """The labels of a bucket of prompts, in SQL."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
 
-from armo_ray.curate.candidates import KEY, CurationJob, in_bucket, load_bucket, scan_scratch, write_scratch
+from armo_ray.curate.candidate_text import Selected, selected
+from armo_ray.curate.candidates import (
+    KEY,
+    CurationJob,
+    candidates_in,
+    in_bucket,
+    load_bucket,
+    scan_scratch,
+    write_scratch,
+)
 from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.strategies import check_once
-from armo_ray.curate.trainer_rows import SPLITS, split_of
+from armo_ray.curate.trainer_rows import SPLIT, split_of, write_splits
 from armo_ray.expressions.expressions import quote
-from armo_ray.outputs.dataset import write_part
-from armo_ray.outputs.scores import database, literal
+from armo_ray.outputs.database import database
 from armo_ray.storage.records import PartEntry
-from armo_ray.storage.store import Store
 
 # names that --keep cannot use: columns that each shape writes itself
 OUTPUT = {
@@ -35,24 +42,37 @@ class Calibration:
     temperature: float
 
 
+# what labels are made of; other columns of a candidate are read when its row is written
+_READ = {
+    "candidates": f"prompt_id, id, {KEY}, score, can_be",
+    "pairs": f"prompt_id, id, {KEY}, score, can_be, role, row_id",
+    "sft": f"prompt_id, id, {KEY}, score, can_be, row_id",
+}
+
+
+def reading_of(job: CurationJob) -> CurationJob:
+    """The job that reads what labels need: as every candidate has a row, all its columns at once for these."""
+    options: LabelOptions = job.options
+    if options.shape == "candidates":
+        return replace(job, text_at_once=options.text and job.scores.has_text)
+    return replace(job, skipped=("rewards",))
+
+
 def label_bucket(job: CurationJob, calibration: Calibration, bucket: int) -> dict[str, int]:
     """Write the labelled rows of a bucket without text, and the candidates whose text they need; returns counts."""
     options: LabelOptions = job.options
+    kept = ", kept" if options.shape == "sft" and options.keep else ""
     with database(options) as con:
-        load_bucket(con, job, bucket)
+        load_bucket(con, job, bucket, _READ[options.shape] + kept)
         check_once(con)
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
-        _load_moments(con, calibration)
-        rows = {
-            "candidates": _candidates(options, calibration),
-            "pairs": _pairs(calibration),
-            "sft": _best(options),
-        }
+        rows = {"candidates": _CANDIDATES, "pairs": _pairs(calibration), "sft": _best(options)}
         con.execute(f"CREATE TEMP TABLE labels AS {rows[options.shape]}")
         write_scratch(
             job, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY prompt_id, place").to_arrow_table()
         )
-        write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
+        if options.text and not job.text_at_once:
+            write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
         query = (
             "SELECT count(*) AS candidates, count(DISTINCT prompt_id) AS prompts, "
             'count(*) FILTER (NOT passes) AS "candidates that do not pass" FROM ranked'
@@ -97,14 +117,7 @@ def _load_moments(con: duckdb.DuckDBPyConnection, calibration: Calibration) -> N
         con.execute("INSERT INTO moments SELECT $1, map($2::VARCHAR[], $3::DOUBLE[][])", list(row))
 
 
-def _candidates(options: LabelOptions, calibration: Calibration) -> str:
-    kept = ", kept" if options.keep else ""
-    labels = ", ".join(f"{quote(name)}: ({sql})::FLOAT" for name, sql in calibration.labels.items())
-    joined = "JOIN moments ON moments.key IS NOT DISTINCT FROM ranked.key" if calibration.moments else ""
-    return (
-        f"SELECT prompt_id, row_id, i AS place, {KEY}, role, score, {{{labels}}} AS labels, probability, advantage, "
-        f"rank{kept} FROM ranked {joined} WHERE passes"
-    )
+_CANDIDATES = "SELECT prompt_id, id, i AS place, probability, advantage, rank FROM ranked WHERE passes"
 
 
 def _pairs(calibration: Calibration) -> str:
@@ -114,7 +127,7 @@ def _pairs(calibration: Calibration) -> str:
             (1 / (1 + exp((r.score::DOUBLE - c.score::DOUBLE) / {calibration.temperature!r}::DOUBLE)))::FLOAT
                 AS probability,
             c.score - r.score AS margin, c.score AS score_chosen, r.score AS score_rejected,
-            c.row_id AS row_id, r.row_id AS row_id_rejected
+            c.row_id AS row_id, r.row_id AS row_id_rejected, c.id AS id, r.id AS id_rejected
         FROM ranked c JOIN ranked r ON c.prompt_id = r.prompt_id AND c.passes AND r.passes AND CASE
             WHEN c.role = 'response' AND r.role = 'response' THEN c.score > r.score
             ELSE c.role = 'chosen' AND r.role = 'rejected' AND c.source = r.source AND c.source_row = r.source_row
@@ -124,51 +137,67 @@ def _pairs(calibration: Calibration) -> str:
 def _best(options: LabelOptions) -> str:
     kept = ", kept" if options.keep else ""
     return (
-        f"SELECT prompt_id, row_id, i AS place, score, rank, num_candidates{kept} FROM ranked "
+        f"SELECT prompt_id, row_id, id, i AS place, score, rank, num_candidates{kept} FROM ranked "
         f"WHERE passes AND rank <= {options.best}"
     )
 
 
 def _text_needed(job: CurationJob) -> str:
-    rejected = " UNION SELECT row_id_rejected FROM labels" if job.options.shape == "pairs" else ""
-    place = "task" if job.scores.has_text else "source"
+    rejected = " UNION SELECT id_rejected FROM labels" if job.options.shape == "pairs" else ""
+    place = "id" if job.scores.has_text else KEY
     return (
-        f"SELECT prompt_id, row_id, {KEY}, task FROM candidates "
-        f"WHERE row_id IN (SELECT row_id FROM labels{rejected}) ORDER BY {place}, {KEY}"
+        f"SELECT prompt_id, id, {KEY} FROM candidates "
+        f"WHERE id IN (SELECT id FROM labels{rejected}) ORDER BY {place}"
     )
 
 
-def write_bucket(job: CurationJob, texts: Sequence[str], bucket: int) -> list[PartEntry]:
+def write_bucket(job: CurationJob, calibration: Calibration, texts: Selected, bucket: int) -> list[PartEntry]:
     """Write the rows of a bucket with their text, ordered by prompt and candidate; returns the parts."""
     options: LabelOptions = job.options
-    labels = scan_scratch(job, iter([f"labels-{bucket:05d}"]))
-    hidden = "split, place, kept" if options.keep else "split, place"
-    kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
-    rows = f"SELECT *, {split_of(options, 'prompt_id')} AS split FROM {labels}"
     with database(options) as con:
-        if options.text:
-            con.execute(
-                f"CREATE TEMP TABLE text AS FROM {scan_scratch(job, iter(texts))} WHERE {in_bucket(job, bucket)}"
-            )
-            rows = _TEXT[options.shape].format(rows=rows)
-        parts = []
-        for split in SPLITS if options.test_fraction else SPLITS[:1]:
-            table = con.sql(
-                f"SELECT * EXCLUDE ({hidden}){kept} FROM ({rows}) AS rows WHERE rows.split = {literal(split)} "
-                f"ORDER BY rows.prompt_id, rows.place"
-            ).to_arrow_table()
-            if options.shape == "pairs":
-                table = table.rename_columns({"row_id": "row_id_chosen"})
-            if table.num_rows or bucket == 0:  # an empty split still gets a part, for its columns
-                name = job.part_name(bucket)
-                parts.append(write_part(Store(options.output), split, name, table, options.format))
-    return parts
+        if options.text and not job.text_at_once:
+            con.execute(f"CREATE TEMP TABLE text AS FROM {selected(job, texts, bucket)}")
+        _load_moments(con, calibration)
+        table = con.sql(_rows(job, calibration, bucket)).to_arrow_table()
+    return write_splits(job, bucket, table)
+
+
+def _rows(job: CurationJob, calibration: Calibration, bucket: int) -> str:
+    """SQL of the rows of a bucket in order, with their split."""
+    options: LabelOptions = job.options
+    labels = scan_scratch(job, iter([f"labels-{bucket:05d}"]))
+    made = f"SELECT *, {split_of(options, 'prompt_id')} AS {SPLIT} FROM {labels}"
+    if options.shape == "candidates":
+        made = _with_columns(job, calibration, bucket, made)
+    if options.text and not job.text_at_once:
+        made = _TEXT[options.shape].format(rows=made)
+    hidden = ["place", "id", *(["kept"] if options.keep else [])]
+    hidden += ["id_rejected"] if options.shape == "pairs" else []
+    kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
+    named = " RENAME (row_id AS row_id_chosen)" if options.shape == "pairs" else ""
+    columns = f"* EXCLUDE ({', '.join(hidden)}){named}{kept}"
+    return f"SELECT {columns} FROM ({made}) AS rows ORDER BY rows.prompt_id, rows.place"
+
+
+def _with_columns(job: CurationJob, calibration: Calibration, bucket: int, made: str) -> str:
+    """SQL of labels of candidates, given as SQL, with the other columns of their rows."""
+    kept = ", kept" if job.options.keep else ""
+    text = "prompt, response, " if job.text_at_once else ""
+    labels = ", ".join(f"{quote(name)}: ({sql})::FLOAT" for name, sql in calibration.labels.items())
+    joined = "JOIN moments ON moments.key IS NOT DISTINCT FROM c.key" if calibration.moments else ""
+    candidates = (
+        f"SELECT * FROM {candidates_in(job, range(len(job.part_groups)))} WHERE {in_bucket(job, bucket)}"
+    )
+    return (
+        f"SELECT {text}l.prompt_id, row_id, l.id AS id, place, {KEY}, role, score, {{{labels}}} AS labels, "
+        f"probability, advantage, rank, {SPLIT}{kept} FROM ({made}) l JOIN ({candidates}) c ON c.id = l.id {joined}"
+    )
 
 
 # The columns that TRL reads: a preference with an explicit prompt, or a prompt and its completion.
 _TEXT = {
-    "candidates": "SELECT t.prompt, t.response, l.* FROM ({rows}) l JOIN text t ON t.row_id = l.row_id",
+    "candidates": "SELECT t.prompt, t.response, l.* FROM ({rows}) l JOIN text t ON t.id = l.id",
     "pairs": "SELECT t.prompt, t.response AS chosen, r.response AS rejected, l.* FROM ({rows}) l "
-    "JOIN text t ON t.row_id = l.row_id JOIN text r ON r.row_id = l.row_id_rejected",
-    "sft": "SELECT t.prompt, t.response AS completion, l.* FROM ({rows}) l JOIN text t ON t.row_id = l.row_id",
+    "JOIN text t ON t.id = l.id JOIN text r ON r.id = l.id_rejected",
+    "sft": "SELECT t.prompt, t.response AS completion, l.* FROM ({rows}) l JOIN text t ON t.id = l.id",
 }

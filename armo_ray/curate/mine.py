@@ -9,10 +9,12 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from armo_ray.curate import candidate_text, excluded_datasets, excluded_prompts, strategies, trainer_rows
+from armo_ray.curate.candidate_text import Selected
 from armo_ray.curate.candidates import CurationJob, read_candidates, select_candidates, whole_job
 from armo_ray.curate.increment import Command, Rows, append, columns_digest
 from armo_ray.curate.options import MineOptions
@@ -52,8 +54,7 @@ def run(options: MineOptions) -> None:
         sources = [] if scores.has_text else list(find_sources(scores).values())
         benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
         with scratch_folder(options) as scratch, engine(options) as run_tasks:
-            job = whole_job(scores, per_task(options), scratch, select)
-            _begin(excluded, job)
+            job = _begin(excluded, whole_job(scores, per_task(options), scratch, select))
             without_value = sum(run_tasks(partial(read_candidates, job), range(len(job.part_groups))))
             rows = _mine(benchmark, job, run_tasks, sources)
         if benchmark:
@@ -113,9 +114,12 @@ def _about(options: MineOptions, ordered: bool) -> str:
     return about
 
 
-def _begin(excluded: list[str], job: CurationJob) -> None:
+def _begin(excluded: list[str], job: CurationJob) -> CurationJob:
+    """The job that reads of most candidates only what decides the pairs, with the prompts to exclude written for it."""
     if excluded:
         excluded_datasets.write_excluded(job, excluded)
+    late, skipped = strategies.late_columns(job.options), strategies.undecisive_columns(job.options)
+    return replace(job, late=late, skipped=skipped)
 
 
 def _mine(
@@ -154,19 +158,20 @@ class _Removed(NamedTuple):
 
 
 def _find_removed(
-    job: CurationJob, run_tasks: TaskRunner, texts: list[str], benchmark: dict[str, str]
+    job: CurationJob, run_tasks: TaskRunner, texts: Selected, benchmark: dict[str, str]
 ) -> _Removed:
     options = job.options
     if job.screened or (not benchmark and options.near_duplicates is None):
         return _Removed(frozenset(), {}, {}, frozenset())
-    task = partial(excluded_prompts.screen_bucket, job, texts, benchmark)
+    task = partial(excluded_prompts.screen_bucket, job, texts.texts, benchmark)
     contaminated = [entry for entries in run_tasks(task, range(job.num_buckets)) for entry in entries]
     counts, duplicates = {}, frozenset[str]()
     if benchmark:
         counts["prompts of a benchmark"] = len(contaminated)
     if options.near_duplicates is not None:
         duplicates = frozenset(excluded_prompts.near_duplicates(job))
-        counts["near-duplicate prompts"] = len(duplicates)
+        name = "near-duplicate prompts" if job.increment is None else "near-duplicate prompts in all"
+        counts[name] = len(duplicates)
     shared = {entry.prompt_id: {"file": entry.file, "ngram": entry.ngram} for entry in contaminated}
     return _Removed(duplicates.union(shared), counts, shared, duplicates)
 

@@ -65,7 +65,7 @@ class MineOptions(DatasetOptions):
     layout: Annotated[Literal["trl", "llama3-ultrafeedback-armorm"], Help("what is written", "NAME")] = "trl"
     """trl, or llama3-ultrafeedback-armorm."""
     append: Annotated[bool, Help("what is written")] = False
-    """Add rows of what was scored since to the dataset there, if any."""
+    """Add what was scored since the last run to an existing dataset."""
 
 
 class FilterOptions(DatasetOptions):
@@ -85,7 +85,7 @@ class FilterOptions(DatasetOptions):
     text: Annotated[bool, Help("what is written")] = False
     """Add the messages, from the source shards if not kept."""
     append: Annotated[bool, Help("what is written")] = False
-    """Add rows of what was scored since to the output there, if any."""
+    """Add what was scored since the last run to an existing output."""
 
 
 class ReweighOptions(DatasetOptions):
@@ -111,7 +111,7 @@ class ReweighOptions(DatasetOptions):
     """With mean-std: deviations between models to subtract."""
 
     append: Annotated[bool, Help("what is written")] = False
-    """Add rows of what was scored since to the output there, if any."""
+    """Add what was scored since the last run to an existing output."""
 
 
 class LabelOptions(DatasetOptions):
@@ -146,4 +146,4 @@ class LabelOptions(DatasetOptions):
     text: Annotated[bool, Help("what is written")] = True
     """Add the messages, from the source shards if not kept."""
     append: Annotated[bool, Help("what is written")] = False
-    """Add rows of what was scored since to the dataset there, if any."""
+    """Add what was scored since the last run to an existing dataset."""

@@ -4,23 +4,22 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from armo_ray.curate import derived_output, ensemble
-from armo_ray.curate.grown_output import grown_output, is_published, without_units_of
+from armo_ray.curate.grown_output import is_published, output_of, without_units_of
 from armo_ray.curate.options import ReweighOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
 from armo_ray.measures.comparison import compare
-from armo_ray.outputs.dataset import new_output
-from armo_ray.outputs.scores import Scores, database, open_scores, scan
+from armo_ray.outputs.database import database
+from armo_ray.outputs.scores import Scores, open_scores, scan
+from armo_ray.storage import commits
 from armo_ray.storage.filesystem import read_text
 from armo_ray.storage.json_files import to_json
-from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +41,14 @@ def run(options: ReweighOptions) -> None:
         return
     scores = open_scores(options.scores, options.partition)
     formula = formula_of(options, scores)
-    with _output(options) as store:
+    with output_of(options, "reweigh") as store:
         done = frozenset[str]()
         if options.append:
             scores, done = without_units_of(scores, store)
-            if not scores.parts and is_published(store, done):
-                logger.info("%s: nothing was scored since: it stays as it is", store.uri)
+            if not scores.parts and not scores.rejects and is_published(store):
+                logger.info("%s: no new scores; left unchanged", store.uri)
                 return
+            store.delete(commits.SUCCESS)
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
         fingerprint = derived_output.begin(scores, store, {**made, "scores": scores.outputs}, identity)
@@ -58,16 +58,11 @@ def run(options: ReweighOptions) -> None:
         comparison = compare_with(options, scores, store.uri) if scores.parts else {}
         summary = [f"- {name}: {value}" for name, value in comparison.items()]
         print("\n".join(summary))
-        store.write("comparison.json", to_json(comparison))
+        if comparison:
+            store.write("comparison.json", to_json(comparison))
         of = "of the rows that were added last " if options.append else ""
         about = "\n".join([f"The new scores {of}compared with the old:", "", *summary])
         derived_output.finish(store, options, "Reweighed scores", about)
-
-
-def _output(options: ReweighOptions) -> AbstractContextManager[Store]:
-    if options.append:
-        return grown_output(options, "reweigh")
-    return new_output(options.output, "reweigh", options.engine)
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 from armo_ray.curate.candidates import KEY, CurationJob, load_bucket, write_scratch
 from armo_ray.curate.excluded_datasets import drop_excluded
 from armo_ray.curate.options import MineOptions
-from armo_ray.outputs.scores import database
+from armo_ray.outputs.database import database
+from armo_ray.storage.shards import row_id
 
 Counts = dict[str, int]
 
@@ -26,7 +27,7 @@ def measure_length(job: CurationJob, bucket: int) -> tuple[float, float]:
     with database(job.options) as con:
         _load(con, job, bucket)
         columns = con.sql(
-            "SELECT dense_rank() OVER (ORDER BY prompt_id) - 1 AS prompt, value, "
+            "SELECT dense_rank() OVER (ORDER BY prompt) - 1 AS prompt, value, "
             "num_response_tokens::DOUBLE AS length FROM candidates ORDER BY i"
         ).fetchnumpy()
     prompt, value, length = (np.asarray(columns[name]) for name in ("prompt", "value", "length"))
@@ -45,40 +46,64 @@ def mine_bucket(job: CurationJob, slope: float, bucket: int) -> Counts:
     with database(options) as con:
         excluded = _load(con, job, bucket)
         check_once(con)
-        con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
+        if slope:
+            con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
         con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options)}")
         con.execute(f"CREATE TEMP TABLE taken AS {_taken(options)}")
         con.execute(f"CREATE TEMP TABLE kept AS {_kept(options)}")
         counts = excluded | _counts(con, options)
-        write_scratch(job, f"pairs-{bucket:05d}", con.sql(_with_candidates(options)).to_arrow_table())
+        write_scratch(job, f"pairs-{bucket:05d}", con.sql(_with_ids(options)).to_arrow_table())
         write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
     return counts
 
 
 def _load(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> Counts:
     """Load a bucket without the prompts of --exclude; returns their count, if there is such an option."""
-    load_bucket(con, job, bucket)
+    load_bucket(con, job, bucket, "*, dense_rank() OVER (ORDER BY prompt_id) AS prompt")
     return {"prompts of excluded datasets": drop_excluded(con, job, bucket)} if job.options.exclude else {}
 
 
 def check_once(con: duckdb.DuckDBPyConnection) -> None:
     """Raises RuntimeError if a candidate is in a bucket twice."""
-    twice = con.execute("SELECT row_id FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchall()
-    if twice:
-        raise RuntimeError(f"candidate {twice[0][0]} was scored twice: its shard is in two of the outputs")
+    query = f"SELECT {KEY} FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1"
+    if twice := con.execute(query).fetchall():
+        raise RuntimeError(
+            f"candidate {row_id(*twice[0])} was scored twice: its shard is in two of the outputs"
+        )
+
+
+def late_columns(options: MineOptions) -> tuple[str, ...]:
+    """The columns of a candidate that rows hold."""
+    kept = ("kept",) if options.keep else ()
+    return (*_IN_ROWS, *kept) if options.layout == "trl" else kept
+
+
+def undecisive_columns(options: MineOptions) -> tuple[str, ...]:
+    """The columns of a candidate that do not decide its pairs."""
+    needed = {"row_id"} if options.strategy == "best-random" else set()
+    needed |= {"score"} if options.layout != "trl" else set()
+    kept = ("kept",) if options.keep else ()
+    return tuple(
+        name for name in ("row_id", "score", "rewards", "num_prompt_tokens", *kept) if name not in needed
+    )
+
+
+_IN_ROWS = ("row_id", "score", "rewards", "num_response_tokens")
 
 
 def _ranked(options: MineOptions) -> str:
     """Candidates with their 1-based place from the best (of those that can be chosen) and from the worst (rejected)."""
     columns = ["value", "num_response_tokens", "can_be_chosen", "can_be_rejected", *_conditioned(options)]
-    best = "can_be_chosen DESC, value DESC, i"
-    worst = "can_be_rejected DESC, value, i"
-    return (
-        f"SELECT prompt_id, i, {', '.join(columns)}, md5(row_id || '/{options.seed}') AS random, "
-        f"count(*) OVER (PARTITION BY prompt_id) AS num_candidates, "
-        f"row_number() OVER (PARTITION BY prompt_id ORDER BY {best}) AS best, "
-        f"row_number() OVER (PARTITION BY prompt_id ORDER BY {worst}) AS worst FROM candidates"
-    )
+    columns.append("count(*) OVER (PARTITION BY prompt) AS num_candidates")
+    places = {"best": "can_be_chosen DESC, value DESC, i", "worst": "can_be_rejected DESC, value, i"}
+    for name in _PLACES.get(options.strategy, ("best",)):
+        columns.append(f"row_number() OVER (PARTITION BY prompt ORDER BY {places[name]}) AS {name}")
+    if options.strategy == "best-random":
+        columns.append(f"md5(row_id || '/{options.seed}') AS random")
+    return f"SELECT prompt_id, prompt, i, id, {', '.join(columns)} FROM candidates"
+
+
+_PLACES = {"all-above-margin": (), "top-k-bottom-k": ("best", "worst")}  # that strategies use
 
 
 def _conditioned(options: MineOptions) -> list[str]:
@@ -98,14 +123,14 @@ def _taken(options: MineOptions) -> str:
     elif options.strategy != "all-above-margin":
         conditions += ["c.best = 1"]
         order = (
-            f"QUALIFY row_number() OVER (PARTITION BY c.prompt_id ORDER BY {_REJECTED[options.strategy]}) = 1"
+            f"QUALIFY row_number() OVER (PARTITION BY c.prompt ORDER BY {_REJECTED[options.strategy]}) = 1"
         )
         if options.strategy == "best-vs-sigma":
-            source = f"JOIN ({_TARGETS}) t ON t.prompt_id = c.prompt_id"
+            source = f"JOIN ({_TARGETS}) t ON t.prompt = c.prompt"
     return (
         f"SELECT *, CASE {_dropped(options)} END AS dropped FROM ("
-        f"SELECT c.prompt_id, c.i AS c_i, r.i AS r_i, {both_sides} "
-        f"FROM ranked c JOIN ranked r ON c.prompt_id = r.prompt_id {source} "
+        f"SELECT c.prompt_id, c.prompt, c.i AS c_i, r.i AS r_i, c.id AS c_id, r.id AS r_id, {both_sides} "
+        f"FROM ranked c JOIN ranked r ON c.prompt = r.prompt {source} "
         f"WHERE {' AND '.join(conditions)} {order})"
     )
 
@@ -117,8 +142,8 @@ _REJECTED = {
 }
 # the list fixes the order of summation, so the sums are the same on any number of threads
 _TARGETS = """
-    SELECT prompt_id, list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target
-    FROM (SELECT prompt_id, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt_id)
+    SELECT prompt, list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target
+    FROM (SELECT prompt, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt)
 """
 
 
@@ -155,41 +180,38 @@ def _dropped(options: MineOptions) -> str:
 def _kept(options: MineOptions) -> str:
     limit = f"QUALIFY pair <= {options.max_pairs}" if options.max_pairs else ""
     return (
-        "SELECT prompt_id, c_i, r_i, c_value - r_value AS margin, row_number() OVER "
-        "(PARTITION BY prompt_id ORDER BY c_value - r_value DESC, c_i, r_i) AS pair "
+        "SELECT prompt_id, c_id, r_id, c_value - r_value AS margin, row_number() OVER "
+        "(PARTITION BY prompt ORDER BY c_value - r_value DESC, c_i, r_i) AS pair "
         f"FROM taken WHERE dropped IS NULL {limit}"
     )
 
 
-def _with_candidates(options: MineOptions) -> str:
-    """Pairs with both candidates and, if the layout lists them, all candidates of the prompt."""
+def _with_ids(options: MineOptions) -> str:
+    """Pairs with the ids of both candidates and, if the layout lists them, with all candidates of the prompt."""
     listed, source = "", ""
     if options.layout != "trl":
         listed = ", candidates"
         source = (
-            "JOIN (SELECT prompt_id, list({row_id: row_id, score: score} ORDER BY i) AS candidates "
+            "JOIN (SELECT prompt_id, list({id: id, score: score} ORDER BY i) AS candidates "
             "FROM candidates GROUP BY prompt_id) l ON l.prompt_id = k.prompt_id"
         )
-    return (
-        f"SELECT k.prompt_id, pair, margin, c AS chosen, r AS rejected {listed} FROM kept k "
-        f"JOIN candidates c ON c.i = c_i JOIN candidates r ON r.i = r_i {source} ORDER BY k.prompt_id, pair"
-    )
+    return f"SELECT k.prompt_id, pair, margin, c_id, r_id {listed} FROM kept k {source} ORDER BY k.prompt_id, pair"
 
 
 def _text_needed(job: CurationJob) -> str:
     """The candidates whose text is needed, in the order in which their text is stored."""
-    where = "i IN (SELECT c_i FROM kept UNION SELECT r_i FROM kept)"
+    where = "id IN (SELECT c_id FROM kept UNION SELECT r_id FROM kept)"
     if job.options.layout != "trl":
         where = "prompt_id IN (SELECT prompt_id FROM kept)"
-    place = "task" if job.scores.has_text else "source"
-    return f"SELECT prompt_id, row_id, {KEY}, task FROM candidates WHERE {where} ORDER BY {place}, {KEY}"
+    place = "id" if job.scores.has_text else KEY
+    return f"SELECT prompt_id, id, {KEY} FROM candidates WHERE {where} ORDER BY {place}"
 
 
 def _counts(con: duckdb.DuckDBPyConnection, options: MineOptions) -> Counts:
     def count(sql: str) -> int:
         return int(con.execute(sql).fetchall()[0][0])
 
-    sizes = "(SELECT DISTINCT prompt_id, num_candidates FROM ranked)"
+    sizes = "(SELECT DISTINCT prompt, num_candidates FROM ranked)"
     counts = {
         "candidates": count("SELECT count(*) FROM ranked"),
         "prompts": count(f"SELECT count(*) FROM {sizes}"),

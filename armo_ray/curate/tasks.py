@@ -1,15 +1,20 @@
 """Where the tasks of a command execute, and where they write files for each other."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import delete, names_in
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.storage.scratch import scratch_directory
 from armo_ray.storage.store import Store
 
 _SCRATCH = "_work"
+# tasks in this process: while one encodes rows in Python, DuckDB works on another; each holds the rows that it writes
+_AT_ONCE = 4
 TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 Options = TypeVar("Options", bound=DatasetOptions)
 
@@ -36,7 +41,9 @@ def scratch_folder(options: DatasetOptions) -> Iterator[str]:
 def engine(options: DatasetOptions) -> Iterator[TaskRunner]:
     """Yields what applies a function to every task, in this process or on Ray, and returns the results in order."""
     if options.engine == "duckdb":
-        yield lambda function, tasks: [function(task) for task in tasks]
+        at_once = min(options.threads or os.cpu_count() or 1, _AT_ONCE)
+        with database(options), ThreadPoolExecutor(at_once) as pool:
+            yield lambda function, tasks: list(pool.map(function, tasks))
         return
     from armo_ray.cluster.connect import connected, run_tasks
 

@@ -1,4 +1,6 @@
-"""Loading of the backbone: a decoder that runs on packs, on one device or with its layers spread over several."""
+"""Loading of the backbone: a decoder that runs on packs, on one device or with its layers spread over several, or an
+encoder that runs on batches.
+"""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,23 +24,36 @@ DTYPES = {
 }
 
 
+def devices_of(dtype: str, device: str | None) -> list[torch.device]:
+    """The devices for the layers. Raises ConfigError for an unknown dtype, or if CUDA is not available."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
+    names = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return [torch.device(name) for name in names.split(",")]
+
+
 def load_backbone(checkpoint: Checkpoint, dtype: str, devices: Sequence[torch.device]) -> nn.Module:
-    """The bare decoder (no lm_head, no remote code). Raises ConfigError if a weight would be left random.
+    """The bare model (no lm_head, no remote code). Raises ConfigError if a weight would be left random.
 
     Weights in the checkpoint's own dtype are never copied in RAM: until they move to the device, they are views of
     memory-mapped files, whose pages all replicas on a node share.
     """
+    if checkpoint.family.bidirectional and dtype == "fp8":
+        raise ConfigError(
+            f"dtype fp8: not for the encoder of the family {checkpoint.family.name}: use bfloat16"
+        )
     read_ahead({tensor.file for tensor in checkpoint.tensors.values()})
     config = read_config(checkpoint.config)
     backbone: nn.Module
     if config is not None:
         backbone = load_llama(checkpoint, config)
     else:
-        from armo_ray.engine.other_decoders import (
-            load_decoder,
-        )  # imports transformers' models, which takes seconds
+        from armo_ray.engine import other_decoders  # imports transformers' models, which takes seconds
 
-        backbone = load_decoder(checkpoint, DTYPES[dtype], len(devices))
+        load = other_decoders.load_encoder if checkpoint.family.bidirectional else other_decoders.load_decoder
+        backbone = load(checkpoint, DTYPES[dtype], len(devices))
     layers: Any = backbone.layers
     if len(devices) > len(layers):
         raise ConfigError(f"{checkpoint.path}: {len(layers)} layers on {len(devices)} devices")

@@ -4,17 +4,20 @@ The layers of Llama, Mistral, Qwen2 and Qwen3 are computed here, in two function
 depends on the segments of a pack, so they compile once for all layers and packs, and the last layer computes its
 queries and MLP only for the rows that the head reads. Layers may be on several devices: hidden states move to the
 device of the next layer, and since nothing waits for them, the first device starts on the next pack meanwhile. Any
-other decoder runs transformers' own code, with the attention function in `other_decoders`.
+other decoder runs transformers' own code, with the attention function in `other_decoders`, and so does an encoder,
+with an attention mask.
 """
 
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from armo_ray.engine.attention import Segments, attend
+from armo_ray.engine.batches import Batch
 from armo_ray.engine.device import to_device
 from armo_ray.engine.fixed_shape import in_blocks
 from armo_ray.engine.fp8 import quantized_once
@@ -25,9 +28,11 @@ from armo_ray.engine.packing import Index, Pack
 Tensor = torch.Tensor
 
 
-def hidden_rows(backbone: nn.Module, pack: Pack, rows: Index, options: Options) -> Tensor:
-    """Final hidden states (R, H) of the tokens `rows` (R,) of a pack."""
+def hidden_rows(backbone: nn.Module, pack: Pack | Batch, rows: Index, options: Options) -> Tensor:
+    """Final hidden states (R, H) of the tokens `rows` (R,) of a pack, or of an encoder's batch."""
     devices = layer_devices(backbone)
+    if isinstance(pack, Batch):
+        return _encoded_rows(backbone, pack, to_device(rows, devices[0]))
     ids, positions = (to_device(x, devices[0]) for x in (pack.input_ids, pack.position_ids))
     at = to_device(rows, devices[-1])
     segments = {device: Segments.of(pack, device, options.kernel) for device in dict.fromkeys(devices)}
@@ -52,6 +57,14 @@ def hidden_rows(backbone: nn.Module, pack: Pack, rows: Index, options: Options) 
         hidden = hidden.index_select(0, at)
     normed: Tensor = backbone.norm(hidden)
     return normed
+
+
+def _encoded_rows(backbone: nn.Module, batch: Batch, at: Tensor) -> Tensor:
+    """Final hidden states (R, H) of the tokens `at` (R,) of a batch."""
+    ids = to_device(batch.input_ids, at.device).view(-1, batch.width)
+    mask = to_device((np.arange(batch.width) < batch.lengths[:, None]).astype(np.int64), at.device)
+    hidden: Tensor = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    return hidden.flatten(0, 1).index_select(0, at)
 
 
 def layer_devices(backbone: nn.Module) -> list[torch.device]:

@@ -1,4 +1,4 @@
-"""Any decoder that is not Llama-like, computed by transformers with packed attention.
+"""Any decoder that is not Llama-like, computed by transformers with packed attention, and encoders as they are.
 
 Importing this module imports transformers' modeling code, which takes seconds.
 """
@@ -23,32 +23,50 @@ def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, num_devices: int) -
 
     Raises ConfigError if a weight would be left random, or if the decoder cannot use packs or be split over devices.
     """
-    logging.set_verbosity_error()  # its load report lists head tensors as unexpected; the check below is stricter
-    logging.disable_progress_bar()
-    auto: Any = AutoModel
     config = _config(checkpoint)
     if refused := list(_unpackable(config)):
         raise ConfigError(f"{checkpoint.path}/config.json: {'; '.join(refused)}")
-    model, info = auto.from_pretrained(
-        checkpoint.path,
-        config=config,
-        dtype=dtype,
-        attn_implementation=NAME,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        key_mapping={r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None,
-    )
-    unexpected = [name for name in info["unexpected_keys"] if not is_head(name, checkpoint)]
-    check_backbone(checkpoint, info["missing_keys"], info["mismatched_keys"], unexpected)
+    renamed = {r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None
+    model = _loaded(checkpoint, config, dtype, attn_implementation=NAME, key_mapping=renamed)
     if not (getattr(model, "_supports_attention_backend", False) and hasattr(model, "layers")):
         raise ConfigError(f"{checkpoint.path}: {type(model).__name__} cannot run on packs of conversations")
     if num_devices > 1:
         kind = type(model.layers[0]).__name__
         raise ConfigError(f"{checkpoint.path}: layers of {kind} cannot be split over {num_devices} devices")
+    return model
+
+
+def load_encoder(checkpoint: Checkpoint, dtype: torch.dtype, num_devices: int) -> PreTrainedModel:
+    """The bare encoder (no head, no remote code) on the CPU, whose blocks are `layers`, as those of decoders are.
+
+    Raises ConfigError if a weight would be left random, or if several devices are asked for.
+    """
+    if num_devices > 1:
+        raise ConfigError(f"{checkpoint.path}: an encoder cannot be split over {num_devices} devices")
+    model: Any = _loaded(checkpoint, _config(checkpoint), dtype)
+    model.layers = model.encoder.layer
+    encoder: PreTrainedModel = model
+    return encoder
+
+
+def _loaded(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    logging.set_verbosity_error()  # its load report lists head tensors as unexpected; the check below is stricter
+    logging.disable_progress_bar()
+    auto: Any = AutoModel
+    model, info = auto.from_pretrained(
+        checkpoint.path,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    unexpected = [name for name in info["unexpected_keys"] if not is_head(name, checkpoint)]
+    check_backbone(checkpoint, info["missing_keys"], info["mismatched_keys"], unexpected)
     model.requires_grad_(False)
-    decoder: PreTrainedModel = model.eval()
-    return decoder
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _config(checkpoint: Checkpoint) -> Any:

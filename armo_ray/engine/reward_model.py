@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from armo_ray.engine.backbone import DTYPES, load_backbone
+from armo_ray.engine.backbone import devices_of, load_backbone
+from armo_ray.engine.batches import Batch, make_batches
 from armo_ray.engine.decoder import hidden_rows, layer_devices
 from armo_ray.engine.device import Stopwatch, free_bytes, is_out_of_memory, set_up_process, to_device
 from armo_ray.engine.flops import flops, peak_flops, shape_of
@@ -23,7 +24,6 @@ from armo_ray.engine.load_head import read_head
 from armo_ray.engine.log_ratios import LogRatios
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
-from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
 from armo_ray.model.families import Family
@@ -107,13 +107,13 @@ class RewardModel:
                 equal share of the layers; for Llama, Mistral, Qwen2 and Qwen3 only.
             token_budget: maximum number of tokens in a forward pass; by default 1,024 on a CPU, and on CUDA
                 16,384 or what fits in free memory.
-            share_prompts: compute common prefixes and equal conversations once (exact).
-            fixed_packs: pad every forward pass to token_budget, so that matrix products have a fixed shape. The
-                same groups then give the same bits in any order and, without share_prompts, together with any
-                other groups.
+            share_prompts: compute common prefixes and equal conversations once (exact); an encoder cannot.
+            fixed_packs: pad every forward pass to token_budget, or for an encoder to one of a few shapes by length, so
+                that matrix products have a fixed shape. The same groups then give the same bits in any order and,
+                without share_prompts, together with any other groups.
             compile: torch.compile the functions around attention; the first pass then takes up to a minute. By
                 default for fp8 on CUDA only, which is slower than bfloat16 without it.
-            family: a name in armo_ray.model.families, a TOML file, or a Family of one's own; by default
+            family: a name in armo_ray.model.families, a TOML file, or a `Family`; by default
                 identified by the checkpoint's tensors.
             reference: for the family "dpo", the model to compare with. It takes memory beside the policy.
 
@@ -122,7 +122,7 @@ class RewardModel:
                 backbone tensors do not match the config; the chat template cannot be used for scoring; or the
                 device's attention kernel gives wrong results.
         """
-        devices = _devices(dtype, device)
+        devices = devices_of(dtype, device)
         set_up_process(devices[-1])
         checkpoint = inspect(model, revision, family)
         check_given(checkpoint.family, reference, dtype)
@@ -136,7 +136,9 @@ class RewardModel:
         backbone = load_backbone(checkpoint, dtype, devices)
         head = read_head(checkpoint, chat, devices[-1], reference)
         log_ratios = LogRatios.load(checkpoint, other, dtype, devices) if other else None
-        kernel = _kernel_works(backbone) and (log_ratios is None or _kernel_works(log_ratios.backbone))
+        kernel = checkpoint.family.bidirectional or all(
+            _kernel_works(one) for one in (backbone, *([log_ratios.backbone] if log_ratios else []))
+        )
         # nearly all rows are read of a policy: the last layer is then faster for all tokens than row by row
         options = Options(budget, share_prompts, fixed_packs, log_ratios is None, compile, kernel)
         loaded = cls(backbone, head, options, log_ratios)
@@ -216,18 +218,24 @@ class RewardModel:
             )
         return positions
 
-    def _packs(self, chosen: Index, sequences: Sequence[Ids], reads: Sequence[list[int]]) -> Iterator[Pack]:
+    def _packs(
+        self, chosen: Index, sequences: Sequence[Ids], reads: Sequence[list[int]]
+    ) -> Iterator[Pack] | Iterator[Batch]:
         o = self.options
         ids, read = [sequences[i] for i in chosen], [reads[i] for i in chosen]
+        if self.head.family.bidirectional:
+            return make_batches(ids, read, o.token_budget, o.fixed_packs)
         return make_packs(ids, read, o.token_budget, o.share_prompts, o.fixed_packs)
 
-    def _flops(self, pack: Pack) -> int:
+    def _flops(self, pack: Pack | Batch) -> int:
+        if isinstance(pack, Batch):  # a token attends to its whole conversation
+            return flops(self.shape, np.repeat(pack.lengths - 1, pack.lengths))
         few = self.options.needed_rows and isinstance(self.backbone, Llama)
         needed = pack.position_ids[np.unique(pack.read_index)] if few else None
         beside = self.log_ratios.flops(pack) if self.log_ratios else 0
         return flops(self.shape, pack.position_ids[: pack.num_tokens], needed) + beside
 
-    def _forward(self, pack: Pack) -> HeadOutput | None:
+    def _forward(self, pack: Pack | Batch) -> HeadOutput | None:
         """The scores of a pack. If memory runs out, halves the token budget and returns None."""
         try:
             return self._outputs(pack)
@@ -246,22 +254,26 @@ class RewardModel:
         return None
 
     @torch.inference_mode()
-    def _outputs(self, pack: Pack) -> HeadOutput:
+    def _outputs(self, pack: Pack | Batch) -> HeadOutput:
         # each position once, so that equal candidates get equal bits and a prompt has one gate
         rows = np.unique(pack.read_index)
         hidden = hidden_rows(self.backbone, pack, rows, self.options)
         places = (np.searchsorted(rows, pack.read_index), np.diff(pack.cu_read))
         index, lengths = (to_device(x, self.device) for x in places)
-        if self.log_ratios:
+        if self.log_ratios and isinstance(pack, Pack):  # an encoder has none
             hidden = self.log_ratios.of_tokens(pack, rows, hidden, index, self.options)[:, None]
             index = torch.arange(len(hidden), device=self.device)
         return self.head.compute(hidden, index, lengths)
 
     def _fit_budget(self) -> None:
         """Halve the token budget until it fits in free memory, extrapolating from a small pass."""
-        ids = np.ones(PROBE_TOKENS, np.int32)
+        encoder = self.head.family.bidirectional
+        longest = int(self.backbone.config.max_position_embeddings) if encoder else PROBE_TOKENS
+        ids = np.ones(min(longest, PROBE_TOKENS), np.int32)
         ids[: len(self.pattern)] = self.pattern
-        (probe,) = make_packs([ids], [self.head.positions(ids)], PROBE_TOKENS)
+        count = PROBE_TOKENS // len(ids)
+        probing = self.with_options(token_budget=PROBE_TOKENS, fixed_packs=False)
+        (probe,) = probing._packs(np.arange(count), [ids] * count, [self.head.positions(ids)] * count)
         self._outputs(probe)  # the first pass allocates workspaces, which do not grow with tokens
         devices = [device for device in set(layer_devices(self.backbone)) if device.type == "cuda"]
         before = [torch.cuda.memory_allocated(device) for device in devices]
@@ -303,13 +315,3 @@ def _kernel_works(backbone: nn.Module) -> bool:
     for fault in filter(None, faults):
         logger.warning("attention is computed segment by segment, which is slower: %s", fault)
     return not any(faults)
-
-
-def _devices(dtype: str, device: str | None) -> list[torch.device]:
-    """The devices for the layers. Raises ConfigError for an unknown dtype, or if CUDA is not available."""
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device}: torch finds no CUDA device on this machine")
-    names = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return [torch.device(name) for name in names.split(",")]

@@ -45,9 +45,9 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
 
 
 def is_head(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether a tensor is no part of the backbone: the head's, or the frequencies that old checkpoints repeat."""
+    """Whether a tensor is no part of the backbone: the head's, or numbers that old checkpoints repeat."""
     return name.startswith((*head_prefixes(checkpoint.family), LM_HEAD)) or name.endswith(
-        "rotary_emb.inv_freq"
+        ("rotary_emb.inv_freq", "embeddings.position_ids")
     )
 
 

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from armo_ray.errors import ConfigError
 from armo_ray.evaluate.items import Floats, Index, Items
 from armo_ray.expressions.expressions import advice, quote
+from armo_ray.outputs.database import database
 from armo_ray.outputs.options import ScoresOptions
 from armo_ray.outputs.schema import vectors
-from armo_ray.outputs.scores import Scores, database, literal, scan
+from armo_ray.outputs.scores import Scores, literal, scan
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.parts import hive_values
 

@@ -9,13 +9,13 @@ import duckdb
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
+from armo_ray.outputs.database import database
 from armo_ray.outputs.options import ScoresOptions
 from armo_ray.outputs.rules import Rules, find_thresholds, with_thresholds
 from armo_ray.outputs.scores import (
     Listed,
     Scores,
     columns_of,
-    database,
     literal,
     read_run_and_manifest,
     scan,

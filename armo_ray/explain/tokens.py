@@ -145,5 +145,6 @@ def _marks(ids: Ids, chat: Chat, start: int) -> dict[int, str]:
         }
     judged = ("outcome", "steps", "pairs")
     what = "rewards and gate" if family.gated else "verdict" if family.text in judged else "rewards"
-    where = "before the first token with id 0" if family.reads == "before_zero" else "at the last token"
+    places = {"before_zero": "before the first token with id 0", "first": "at the first token"}
+    where = places.get(family.reads, "at the last token")
     return dict.fromkeys(positions, f"read: {what}, {where}")

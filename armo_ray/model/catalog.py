@@ -91,18 +91,20 @@ CATALOG = {
         "its model card",
     ),
     "ultrarm": Entry(
-        "UltraRM-13b, in its own text", *_REWARD, "rewardbench/models/openbmb.py of reward-bench"
+        "UltraRM-13b, in its own prompt format", *_REWARD, "rewardbench/models/openbmb.py of reward-bench"
     ),
     "eurus": Entry(
-        "Eurus-RM-7b, in its own text; one question only",
+        "Eurus-RM-7b, in its own prompt format; one question only",
         *_REWARD,
         "rewardbench/models/openbmb.py of reward-bench",
     ),
     "beaver-reward": Entry(
-        "beaver-7b-v1.0-reward, in its own text", *_REWARD, "rewardbench/models/beaver.py of reward-bench"
+        "beaver-7b-v1.0-reward, in its own prompt format",
+        *_REWARD,
+        "rewardbench/models/beaver.py of reward-bench",
     ),
     "beaver-cost": Entry(
-        "beaver-7b-v1.0-cost, in its own text",
+        "beaver-7b-v1.0-cost, in its own prompt format",
         "`cost`",
         "the negated cost",
         "rewardbench/models/beaver.py of reward-bench",
@@ -113,17 +115,27 @@ CATALOG = {
         _GATED,
         "rewardbench/models/ldlreward.py of reward-bench",
     ),
+    "worldpm": Entry(
+        "WorldPM-72B: an `mlp-classifier` whose conversations begin with an empty system prompt",
+        *_REWARD,
+        "the README of WorldPM",
+    ),
     "prm-qwen": Entry("Qwen2.5-Math-PRM-7B, Qwen2.5-Math-PRM-72B", *_STEPS, "its model card"),
     "prm-reasonflux": Entry(
         "ReasonFlux-PRM-7B, whose template has the system prompt", *_STEPS, "the README of ReasonFlux"
     ),
     "prm-shepherd": Entry(
-        "math-shepherd-mistral-7b-prm, in its own text; one question only", *_STEPS, "its model card"
+        "math-shepherd-mistral-7b-prm, in its own prompt format; one question only", *_STEPS, "its model card"
     ),
     "prm-skywork": Entry(
-        "Skywork-o1-Open-PRM-Qwen-2.5-1.5B and -7B, in its own text; one question only",
+        "Skywork-o1-Open-PRM-Qwen-2.5-1.5B and -7B, in its own prompt format; one question only",
         *_STEPS,
         "skywork-o1-prm-inference, as openr has it",
+    ),
+    "deberta": Entry(
+        "reward-model-deberta-v3-large-v2, an encoder: prompts are not shared; one question only",
+        *_REWARD,
+        "DebertaV2ForSequenceClassification of transformers, called as in its model card",
     ),
 }
 HEADS = ("family", "models", "recognized by", "rewards", "score")

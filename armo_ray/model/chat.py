@@ -21,15 +21,14 @@ from tokenizers import Tokenizer
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
 from armo_ray.model.template import render
+from armo_ray.model.tokenizer_file import load_tokenizer
 
 Messages = list[dict[str, Any]]  # role, content and any other fields of a turn that the template reads
 
-# BPE's word cache holds 10,000 words by default, too few for real text; 65,536 raised 470k tokens/s to 600k.
-_CACHED_WORDS = 1 << 16
 _THOUGHT = "</think>"
 _PROBE_PROMPT = "What is 2 + 2?"
 _QUESTION = [{"role": "user", "content": _PROBE_PROMPT}]
-_PROBE_RESPONSES = (
+PROBE_RESPONSES = (
     "It is 4.",
     "\n\n  It is 4,\n\nof course. \t\n",
     "4",
@@ -76,7 +75,7 @@ class Chat:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (path / name).exists():
                 raise ConfigError(f"{path}: no {name}: save the tokenizer in the fast format")
-        tokenizer = _tokenizer(path / "tokenizer.json")
+        tokenizer = load_tokenizer(path / "tokenizer.json")
         options = _options(path / "tokenizer_config.json")
         template = family.template or _template(path, options)
         special = {k: _text(path, k, v) for k, v in options.items() if k.endswith("_token") and v}
@@ -121,18 +120,6 @@ class Chat:
         """Token ids of a text; special-token texts become special tokens, and no token is added."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
-
-
-def _tokenizer(file: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ConfigError(f"{file}: not a tokenizer: {error!s:.300}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if hasattr(tokenizer.model, "_resize_cache"):
-        tokenizer.model._resize_cache(_CACHED_WORDS)
-    return tokenizer
 
 
 def _options(file: Path) -> dict[str, Any]:
@@ -243,7 +230,7 @@ def _rendered(draft: Chat) -> tuple[str, list[str], str]:
 
 
 def _responses(draft: Chat) -> tuple[str, ...]:
-    return _PROBE_RESPONSES if draft.family.text in _ANSWERS else _VERDICTS
+    return PROBE_RESPONSES if draft.family.text in _ANSWERS else _VERDICTS
 
 
 def _with_response_frame(draft: Chat, prompt: str, wholes: list[str], turn_end: str) -> Chat:

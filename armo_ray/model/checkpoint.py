@@ -19,7 +19,7 @@ import numpy.typing as npt
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import Family
 from armo_ray.model.recognize import HEAD_PREFIXES, head_prefixes, recognize, reward_names
-from armo_ray.model.refused import refusal
+from armo_ray.model.refused import no_weights, refusal
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 SAMPLE_BYTES = 1 << 16
@@ -177,9 +177,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_headers(path: Path) -> dict[str, Tensor]:
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise ConfigError(
-            f"{path}: no *.safetensors file; other weight formats can run code and are not loaded"
-        )
+        raise ConfigError(no_weights(path))
     tensors: dict[str, Tensor] = {}
     for file in files:  # value_head.safetensors of LlamaFactory is one of them
         own = _read_header(file)

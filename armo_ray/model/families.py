@@ -29,6 +29,11 @@ _BEAVER = (
         "{% else %}{{ m['content'] + ('' if loop.last else eos_token) }}{% endif %}{% endfor %}"
     )
 )
+# A question and its response as two texts, the way an encoder's tokenizer joins a pair.
+_PAIR = _IN_TURN + (
+    "{% if loop.index > 2 %}{{ raise_exception('only one question and its response') }}{% endif %}"
+    "{{ (cls_token if loop.first else '') + m['content'] + sep_token }}{% endfor %}"
+)
 _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
@@ -53,10 +58,11 @@ class Family:
         "marked" is the conversation with a special token after each step of the response; "prose" is a question and
         its steps as one text, with a word after each step; "lines" is a question and its steps as lines, each of which
         is encoded by itself, without a chat template.
-    reads: which tokens the head reads. "last": the last token; "gate": the end of the last user turn and the last
-        token; "headers": the end of every assistant header; "before_zero": the token before the first with id 0, or
-        the last token if there is none; "marks": the token after every step of the response; "response": the tokens
-        before each token of the response, where a language model predicts it.
+    reads: which tokens the head reads. "first": the first token; "last": the last token; "gate": the end of the last
+        user turn and the last token; "headers": the end of every assistant header; "before_zero": the token before
+        the first with id 0, or the last token if there is none; "marks": the token after every step of the response;
+        "response": the tokens before each token of the response, where a language model predicts it.
+    bidirectional: whether a token attends to all others: an encoder, which computes each conversation in full.
     gated: whether the head returns a weight for each reward.
     bos: whether a conversation begins with the BOS token, if the tokenizer has one.
     step_end: text that ends a step of a response; for "outcome", text that marks a step and is removed.
@@ -71,13 +77,14 @@ class Family:
     append: text of a special token that is put after a response, and read.
     template: the chat template, if the authors' code does not use the tokenizer's.
     mark: text of the token after each step, which a family reads that is not asked for verdicts in turns.
-    system: the system prompt of a conversation that has none, if the authors' code gives one.
+    system: the system prompt of a conversation that has none, if the authors' code gives one, even an empty one.
     unverified: what could not be checked against the authors' code; such a family must be asked for by its name.
     """
 
     name: str
     text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose", "lines"] = "response"
-    reads: Literal["last", "gate", "headers", "before_zero", "marks", "response"] = "last"
+    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks", "response"] = "last"
+    bidirectional: bool = False
     gated: bool = False
     bos: bool = True
     step_end: str = ""
@@ -91,7 +98,7 @@ class Family:
     append: str = ""
     template: str = ""
     mark: str = ""
-    system: str = ""
+    system: str | None = None
     unverified: str = ""
 
     @property
@@ -156,6 +163,7 @@ FAMILIES = {
             unverified=_NO_END,
         ),
         Family("ldl", gated=True),
+        Family("worldpm", layers=("score.0", "score.2"), system=""),
         Family("prm-qwen", "marked", "marks", step_end="\n\n", mark="<extra_0>", system=_REASON),
         Family(
             "prm-reasonflux",
@@ -165,7 +173,7 @@ FAMILIES = {
             mark="<extra_0>",
             unverified="its README gives the text and the reading; its config and template were not at hand",
         ),
-        Family("prm-shepherd", "prose", "marks", step_end="ки\n", template=_QUESTION, mark="ки"),
+        Family("prm-shepherd", "prose", "marks", step_end=" ки\n", template=_QUESTION, mark="ки"),
         Family(
             "prm-skywork",
             "lines",
@@ -174,6 +182,14 @@ FAMILIES = {
             layers=("v_head.summary",),
             template=_QUESTION,
             mark="\n",
+        ),
+        Family(
+            "deberta",
+            reads="first",
+            bidirectional=True,
+            layers=("pooler.dense", "classifier"),
+            activation="gelu",
+            template=_PAIR,
         ),
     )
 }

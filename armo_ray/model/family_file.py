@@ -72,7 +72,8 @@ def _described(entries: Mapping[str, Any]) -> Family:
     name = entries["name"]
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in FAMILIES:
         raise ValueError(
-            f"name is {name!r}: expected lower-case letters, digits, - and _, and no built-in family"
+            f"name is {name!r}, by default that of the file: expected lower-case letters, digits, ., - and _, and no "
+            f"built-in family"
         )
     layers = _list(entries, "layers", lambda x: isinstance(x, str) and x != "", "names of linear layers")
     tokens = _list(

@@ -47,7 +47,7 @@ def qrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
 
 def chain(family: Family, hidden: int, shapes: Mapping[str, Shape]) -> Shapes:
     """Linear layers, each as wide as the one before it; the widths between them are the checkpoint's own."""
-    widths = [shapes.get(f"{name}.weight", (hidden,))[0] for name in family.layers[:-1]]
+    widths = [(shapes.get(f"{name}.weight") or (hidden,))[0] for name in family.layers[:-1]]
     expected: Shapes = {}
     ends = pairwise([hidden, *widths, max(1, len(family.labels))])
     for name, (wide_in, wide_out) in zip(family.layers, ends, strict=True):

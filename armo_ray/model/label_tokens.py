@@ -3,12 +3,13 @@
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.families import Family
+from armo_ray.model.tokenizer_file import num_ids
 
 
 def token_rows(family: Family, chat: Chat) -> list[int]:
     """The ids of the tokens whose logits a family reads. Raises ConfigError if a text is not one token."""
     rows = []
-    size = chat.tokenizer.get_vocab_size()
+    size = num_ids(chat.tokenizer)
     for token in family.tokens:
         ids = [token] if isinstance(token, int) else chat.encode(token)
         if len(ids) != 1 or not 0 <= ids[0] < size:

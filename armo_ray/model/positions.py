@@ -19,8 +19,8 @@ def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> li
     last = len(ids) - 1
     if family.reads == "response":
         return list(range(max(start, 1) - 1, last))
-    if family.reads == "last":
-        return [last]
+    if family.reads in ("first", "last"):
+        return [0 if family.reads == "first" else last]
     if family.reads == "before_zero":
         zeros = np.flatnonzero(ids == 0)
         return [int(zeros[0] - 1) % len(ids)] if len(zeros) else [last]

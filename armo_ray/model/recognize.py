@@ -64,7 +64,7 @@ HEAD_PREFIXES = (
 )
 _BACKBONE = re.compile(r"(model|lm_head)\.|.*rotary_emb\.inv_freq$")
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
-_MARKS = {
+_IDENTIFIED_BY = {
     "qrm": "gating.layers.2.running_mean",
     "armorm": "gating.logit_scale",
     "urm": "weights.fc.0.weight",
@@ -77,11 +77,12 @@ _MARKS = {
     "ultrarm": "regression_head.weight",
     "eurus": "regression_head.weight",
     "ldl": "gating_layer.network.0.weight",
+    "deberta": "pooler.dense.weight",
 }
 # Families whose tensors are also those of another family, by their architecture.
 _ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen", "Qwen2ForPrmModel": "prm-skywork"}
 # The backbones of families whose tensors alone do not identify them.
-BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2"}
+BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2", "deberta": "deberta-v2"}
 # Families that are only used by name, by a tensor of theirs.
 _NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
 # Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.
@@ -118,14 +119,14 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
 
 def _by_tensors(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
     """The name of the one family that the tensors and the config fit. Raises ConfigError if there is none."""
-    marked = [name for name, mark in _MARKS.items() if mark in shapes]
+    marked = [name for name, mark in _IDENTIFIED_BY.items() if mark in shapes]
     if not marked:
         raise ConfigError(_no_head(shapes))
     kind = config.get("model_type")
     fitting = [name for name in marked if BACKBONE_OF.get(name, kind) == kind]
     if not fitting:
         twins = " or ".join(f"{name} ({BACKBONE_OF[name]})" for name in marked)
-        raise ConfigError(f"{_MARKS[marked[0]]}: of {twins}, but model_type is {kind}: say --family")
+        raise ConfigError(f"{_IDENTIFIED_BY[marked[0]]}: of {twins}, but model_type is {kind}: say --family")
     if fitting[0] == "value-head" and any(_ATHENE.search(a) for a in config.get("architectures") or ()):
         raise ConfigError(
             "v_head.weight of an Athene model, or of another one that is loaded by code of its own: say --family "
@@ -141,12 +142,13 @@ def _no_head(shapes: Mapping[str, Shape]) -> str:
             f"{', '.join(heads[:5])}: of a family that is only used if asked for: --family {'|'.join(named)}"
         )
     if heads:
-        return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_MARKS.values())}"
+        return f"no known head: found {', '.join(heads[:5])}, expected one of {', '.join(_IDENTIFIED_BY.values())}"
     kind = "a language-model head" if LM_HEAD in shapes else "no head at all"
     judges = [name for name, f in FAMILIES.items() if f.reads_logits]
     return (
-        f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_MARKS.values())}. A language "
-        f"model trained to judge has no tensors of its own: say how to read it with --family {'|'.join(judges)}"
+        f"not a reward model by its tensors: found {kind}, expected one of {', '.join(_IDENTIFIED_BY.values())}. A "
+        "language model trained to judge has no tensors of its own: say how to read it with --family "
+        f"{'|'.join(judges)}"
     )
 
 
@@ -177,10 +179,10 @@ def recognized_by(family: Family) -> str:
     """
     if architecture := next((a for a, name in _ARCHITECTURES.items() if name == family.name), None):
         return f"architecture `{architecture}`"
-    if family.name not in _MARKS or family.unverified:
+    if family.name not in _IDENTIFIED_BY or family.unverified:
         return "`--family`"
     backbone = BACKBONE_OF.get(family.name)
-    return f"`{_MARKS[family.name]}`" + (f", {backbone}" if backbone else "")
+    return f"`{_IDENTIFIED_BY[family.name]}`" + (f", {backbone}" if backbone else "")
 
 
 def head_prefixes(family: Family) -> tuple[str, ...]:

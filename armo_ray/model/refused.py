@@ -13,6 +13,8 @@ _PICKLED = {
 
 def refusal(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
     """Why a checkpoint with this config and these tensors cannot be scored; "" if nothing is known against it."""
+    if why := _encoder(config, shapes):
+        return why
     fused = next((name for name in sorted(shapes) if name.endswith("attention.wqkv.weight")), None)
     if fused is not None:
         return (
@@ -31,6 +33,40 @@ def refusal(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Any]) ->
     return ""
 
 
+def _encoder(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
+    """Why an encoder is none of the family deberta; "" if it is one, or no encoder."""
+    architecture = next(iter(config.get("architectures") or ()), "")
+    if "head_layer.1.weight" in shapes or architecture == "DebertaV2PairRM":
+        return (
+            "PairRM gives a response no score of its own: it compares two in one text, at three tokens, and its code "
+            "cuts questions and responses to fit. It is not supported. Rank with the package llm_blender, or score "
+            "with OpenAssistant/reward-model-deberta-v3-large-v2"
+        )
+    if "pooler.dense.weight" not in shapes or "classifier.weight" not in shapes:
+        return ""
+    if (kind := config.get("model_type")) != "deberta-v2":
+        return f"model_type {kind}: of encoders, only DeBERTa v2 and v3 are supported (model_type deberta-v2)"
+    if architecture not in ("", "DebertaV2ForSequenceClassification"):
+        return f"architecture {architecture}: expected DebertaV2ForSequenceClassification, a reward model's"
+    if (labels := shapes["classifier.weight"][0]) != 1:
+        return f"classifier.weight has {labels} labels: it tells classes of texts apart; a reward model has one label"
+    for name, value in {"type_vocab_size": 0, "pooler_hidden_act": "gelu"}.items():
+        if (found := config.get(name, value)) != value:
+            return f"config.json: {name} is {found}, expected {value}, as in OpenAssistant's reward model"
+    return ""
+
+
+def no_weights(path: Path) -> str:
+    """Why a directory without safetensors is refused, and how to convert a pytorch_model.bin."""
+    code = (
+        "import torch; from safetensors.torch import save_file; save_file({n: t.clone().contiguous() for n, t in "
+        "torch.load('pytorch_model.bin', weights_only=True).items()}, 'model.safetensors')"
+    )
+    where = path if (path / "pytorch_model.bin").exists() else "a copy with its pytorch_model.bin"
+    reason = "no *.safetensors file; other weight formats can run code and are not loaded"
+    return f'{path}: {reason}. In {where}, run: python -c "{code}"'
+
+
 def _has_head(file: str, shapes: Mapping[str, Any]) -> bool:
     prefix = "v_head." if file == "value_head.bin" else f"{Path(file).stem}."
     return any(name.startswith(prefix) for name in shapes)
@@ -42,6 +78,6 @@ def _conversion(path: Path, files: tuple[str, ...]) -> str:
     code = (
         "import torch; from safetensors.torch import save_file; "
         f"save_file({{p + n: t.contiguous() for f, p in {parts}.items() "
-        "for n, t in torch.load(f, weights_only=True).items()}, 'value_head.safetensors')"
+        "for n, t in torch.load(f, map_location='cpu', weights_only=True).items()}, 'value_head.safetensors')"
     )
     return f'In {path}, run: python -c "{code}"'

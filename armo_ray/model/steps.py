@@ -1,9 +1,9 @@
-"""What a process model that reads a token after each step needs beside its chat template. Needs no torch."""
+"""What process models and encoders need of a tokenizer beside its chat template. Needs no torch."""
 
 import jinja2
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import PROBE_RESPONSES, Chat, Messages
 from armo_ray.model.families import Family
 
 _QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -12,9 +12,12 @@ _QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 def read_pattern(chat: Chat) -> tuple[int, ...]:
     """The token ids by which a head finds what it reads: the token after each step, or the response pattern.
 
-    Raises ConfigError if the text after each step is not one token.
+    Raises ConfigError if the text after each step is not one token, or if an encoder's tokenizer joins two texts in
+    another way than the family's template.
     """
     family = chat.family
+    if family.bidirectional:
+        _check_pairs(chat)
     if not family.mark:
         return chat.response_pattern
     ids = tuple(chat.encode(family.mark))
@@ -28,6 +31,17 @@ def read_pattern(chat: Chat) -> tuple[int, ...]:
             f"family {family.name}: its tokenizer must have a BOS token and not add it to every text by itself"
         )
     return ids
+
+
+def _check_pairs(chat: Chat) -> None:
+    before = chat.encode(chat.render_prompt(_QUESTION))
+    for response in PROBE_RESPONSES:
+        expected: list[int] = chat.tokenizer.encode(_QUESTION[0]["content"], response).ids
+        if before + chat.encode(chat.render_response(response)) != expected:
+            raise ConfigError(
+                f"family {chat.family.name}: this tokenizer does not encode a question and its response as "
+                f"[CLS] question [SEP] response [SEP], each text by itself: {response!r} becomes {expected[:50]}"
+            )
 
 
 def spelled(chat: Chat) -> list[int]:
@@ -45,9 +59,18 @@ def spelled(chat: Chat) -> list[int]:
 
 def with_system(messages: Messages, family: Family) -> Messages:
     """The messages after the system prompt of the family, unless they have one."""
-    if not family.system or any(message["role"] == "system" for message in messages):
+    if family.system is None or any(message["role"] == "system" for message in messages):
         return messages
     return [{"role": "system", "content": family.system}, *messages]
+
+
+def has_system(chat: Chat) -> bool:
+    """Whether the template puts a system prompt of its own before a conversation that has none."""
+    own = chat.render_prompt(_QUESTION).removeprefix(chat.special_tokens.get("bos_token", ""))
+    try:
+        return not chat.render_prompt([{"role": "system", "content": ""}, *_QUESTION]).endswith(own)
+    except jinja2.TemplateError:
+        return False
 
 
 def check_system(chat: Chat) -> None:
@@ -56,7 +79,7 @@ def check_system(chat: Chat) -> None:
     The family is then only known by the name that the user gives: ReasonFlux-PRM has the tensors of
     Qwen2.5-Math-PRM, but its authors leave the system prompt to the template.
     """
-    if not chat.family.system:
+    if chat.family.system is None:
         return
     bos = chat.special_tokens.get("bos_token", "")
     own = chat.render_prompt(_QUESTION).removeprefix(bos)

@@ -23,7 +23,7 @@ def run(options: ModelsOptions) -> None:
 
 def _lines(name: str) -> Iterator[str]:
     entry, family = CATALOG[name], FAMILIES[name]
-    unverified = f"; not in all: {family.unverified}" if family.unverified else ""
+    unverified = f"; except: {family.unverified}" if family.unverified else ""
     yield name
     for title, text in (
         ("models", entry.models),

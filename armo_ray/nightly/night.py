@@ -54,7 +54,7 @@ class Night:
 
 
 def load_night(options: NightlyOptions) -> Night:
-    """The night that a file describes, with the date and the limit of the command line if they are given.
+    """The night that a file describes, with the options of the command line in place of the file's.
 
     Raises ConfigError, which names the section, if any part of it is wrong.
     """

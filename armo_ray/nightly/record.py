@@ -6,6 +6,7 @@ from typing import Any
 
 from armo_ray.nightly.night import Step
 from armo_ray.outputs.dataset import parts_of
+from armo_ray.outputs.increments import is_remainder
 from armo_ray.outputs.partitions import in_partitions, parse_partitions
 from armo_ray.storage.json_files import digest_of, to_json
 from armo_ray.storage.records import PartEntry
@@ -52,7 +53,11 @@ def origin_of(step: Step) -> str | None:
 
 
 def new_parts(record: Record, step: Step) -> Sequence[PartEntry]:
-    """The parts of a dataset that this night made: all, or those that it appended."""
+    """The parts of a dataset with rows that this night made: all, or those that it appended."""
     (output,) = step.writes
     before = set(record.value(step.name, "before") or ())
-    return [part for part in parts_of(Store(output)) or () if part.path not in before]
+    return [
+        part
+        for part in parts_of(Store(output)) or ()
+        if part.path not in before and not is_remainder(part.path)
+    ]

@@ -11,7 +11,6 @@ from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.cards import CARD, Split, dataset_card
@@ -20,7 +19,7 @@ from armo_ray.outputs.scores import Scores
 from armo_ray.storage import commits, lock
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.json_files import Kind, parse, sealed
-from armo_ray.storage.parts import DATA, put
+from armo_ray.storage.parts import DATA, parquet, put
 from armo_ray.storage.records import DamagedError, PartEntry
 from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store, final_name, remove_empty
@@ -159,13 +158,12 @@ def write_part(store: Store, split: str, name: str, table: pa.Table, kind: str) 
 
 def encode(table: pa.Table, kind: str) -> bytes:
     """Rows as the content of a file; `kind` is parquet or jsonl."""
-    sink = io.BytesIO()
     if kind == "parquet":
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    else:
-        for batch in table.to_batches(max_chunksize=1024):
-            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())
-            sink.write("".join(lines).encode())
+        return parquet(table)
+    sink = io.BytesIO()
+    for batch in table.to_batches(max_chunksize=1024):
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist())
+        sink.write("".join(lines).encode())
     return sink.getvalue()
 
 

@@ -125,6 +125,11 @@ class Growing:
             dataset.delete(self.store, stale)
 
 
+def is_remainder(path: str) -> bool:
+    """Whether a part holds what an increment left of one of an earlier increment: part-00001-00000-00003."""
+    return re.search(r"/part-\d+-\d+-\d+\.", path) is not None
+
+
 def hold(store: Store, paths: Collection[str]) -> None:
     """Keep these parts of a dataset that grows, and no others that it no longer consists of."""
     store.write(_HELD, json_files.sealed({"parts": sorted(paths)}))

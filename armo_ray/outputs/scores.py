@@ -3,11 +3,9 @@
 Only complete outputs are read, and of these only the parts that the manifest lists.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -16,7 +14,6 @@ import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of, quote
-from armo_ray.outputs.options import ScoresOptions
 from armo_ray.outputs.partitions import Partitions, check_partitions, in_partitions, parse_partitions
 from armo_ray.outputs.schema import footer
 from armo_ray.storage import commits
@@ -24,7 +21,6 @@ from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.local_files import Opened, readable
 from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
-from armo_ray.storage.scratch import scratch_directory
 from armo_ray.storage.store import Store
 
 _NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
@@ -232,29 +228,3 @@ def paths_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[tuple[str, 
             if kind.id == "struct":
                 types |= {(name, field): str(inner) for field, inner in kind.children}
     return types
-
-
-@contextmanager
-def database(options: ScoresOptions) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection with bounded memory that reads any storage; its errors become RuntimeError.
-
-    Raises ConfigError if --spill is not a directory.
-    """
-    if options.spill is not None and not Path(options.spill).is_dir():
-        raise ConfigError(f"spill {options.spill}: no such directory")
-    with scratch_directory(options.spill) as spill:
-        con = duckdb.connect()
-        try:
-            con.register_filesystem(Opened())
-            con.execute(f"SET memory_limit = {literal(options.memory)}")
-            con.execute(f"SET temp_directory = {literal(str(spill))}")
-            con.execute("SET preserve_insertion_order = false")
-            if options.threads:
-                con.execute(f"SET threads = {options.threads}")
-            yield con
-        except duckdb.OutOfMemoryException as error:
-            raise RuntimeError(f"--memory {options.memory} is not enough: {error}") from None
-        except duckdb.Error as error:
-            raise RuntimeError(str(error)) from None
-        finally:
-            con.close()

@@ -10,7 +10,7 @@ from armo_ray.plan.describe import describe_input, describe_sample, duplicates, 
 from armo_ray.plan.intervals import ratio, share
 from armo_ray.plan.options import PlanOptions
 from armo_ray.plan.preview import preview
-from armo_ray.plan.projected import as_stated, estimated_speed, estimated_speeds, like_sample
+from armo_ray.plan.projected import as_stated, estimated_speed, estimated_speeds, flops_per_token, like_sample
 from armo_ray.plan.remaining import Work, work
 from armo_ray.plan.sample import measured_to, take
 from armo_ray.plan.throughput import Throughput, stated_or_previous, throughput
@@ -34,7 +34,7 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
     left, committed = standing.left, standing.committed
     if options.rows is not None:
-        left, committed = spans, frozenset()
+        left = spans
     trial = None if committed or standing.dropped else try_out(job, spans)
     sample = take(left, job, options.sample, token_budget(config))
     if options.rows is None:
@@ -84,7 +84,7 @@ def estimate_stated(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]
 
 
 def _estimated(config: ScoreConfig, options: PlanOptions, context: float) -> Throughput | None:
-    return estimated_speed(config, options.gpu, context) if options.gpu else None
+    return estimated_speed(config, options.gpu, flops_per_token(config, context)) if options.gpu else None
 
 
 def _time(

@@ -71,7 +71,8 @@ def total(strata: Sequence[Counted], name: str) -> Figure:
 def ratio(strata: Sequence[Counted], name: str, by: str, extrapolated: bool = False) -> Figure | None:
     """One count divided by another; None if the other is zero.
 
-    `extrapolated`: of other items like these, so it is not exact even if all of these were read.
+    `extrapolated`: of other items like these, so it is not exact even if all of these were read; a single run of rows
+    has no spread, though, and gives no interval.
     """
     above, below = (_estimate([(s, s.counts[n]) for s in strata])[0] for n in (name, by))
     if not below:

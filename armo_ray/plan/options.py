@@ -70,4 +70,6 @@ class PlanOptions(DatedOptions):
             )
         if self.tokens_per_row is not None and self.rows is None:
             raise ValueError("tokens-per-row: give --rows, too")
+        if self.tokens_per_row is not None and self.show:
+            raise ValueError("show: with tokens-per-row no input is read")
         return self

@@ -15,13 +15,14 @@ from armo_ray.score.config import ScoreConfig
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 
-# Of the peak in the data sheet. From profiles of such models on paper: 0.63 for packed passes alone, less what loading
-# and short packs take. The spread is that of the logarithm: 95 % lie between 0.33 and 0.75.
+# The share of the peak in the data sheet that a run is assumed to reach. Packed passes of an 8B model can reach 0.63 by
+# calculation; loading and short packs take some of it. The spread is that of the logarithm: 95 % are within a factor of
+# 1.5.
 _UTILIZATION, _SPREAD = 0.5, 0.207
 _FLOAT32 = (
-    15  # by the data sheets of A100 and H100, how much longer than a 16-bit product one in float32 takes
+    15  # by the data sheets of A100 and H100, how much longer a float32 product takes than a 16-bit one
 )
-_LINEAR = re.compile(r"\.layers\.\d+\..*\.weight$")
+_LINEAR = re.compile(r"\.layers?\.\d+\..*\.weight$")
 
 
 def like_sample(strata: Sequence[Counted], rows: int, unit_rows: int) -> Work:
@@ -29,7 +30,9 @@ def like_sample(strata: Sequence[Counted], rows: int, unit_rows: int) -> Work:
 
     def of(name: str) -> Figure:
         per_row = ratio(strata, name, "rows", extrapolated=True)
-        return exact(0.0) if per_row is None else per_row.times(rows)
+        return (
+            exact(0.0) if per_row is None else per_row.times(rows)._replace(low=max(per_row.low, 0.0) * rows)
+        )
 
     candidates = of("candidates")
     units = Figure(*(max(1.0, math.ceil(x / unit_rows)) for x in candidates))
@@ -42,12 +45,12 @@ def as_stated(rows: int, tokens_per_row: float, unit_rows: int) -> Work:
     return Work("stated", units, exact(rows), exact(rows), tokens, tokens)
 
 
-def estimated_speed(config: ScoreConfig, gpu: str, context: float) -> Throughput:
-    """An estimate of the speed of a replica from the GPU's data sheet and the model's size.
+def estimated_speed(config: ScoreConfig, gpu: str, flops: float) -> Throughput:
+    """An estimate of the speed of a replica from the GPU's data sheet and the model's operations per token.
 
     Args:
         gpu: a name in GPUS.
-        context: the mean number of tokens that a token attends to.
+        flops: as flops_per_token returns them.
 
     Raises ConfigError if the GPU has no peak for the dtype.
     """
@@ -60,38 +63,38 @@ def estimated_speed(config: ScoreConfig, gpu: str, context: float) -> Throughput
     source = (
         f"an estimate, not measured: half of the {peak / 1e12:,.0f} TFLOP/s in the data sheet of {GPUS[gpu]}"
     )
-    return Throughput(_UTILIZATION * peak * share / _work(config, context), _SPREAD, 0.0, 0, source)
+    return Throughput(_UTILIZATION * peak * share / flops, _SPREAD, 0.0, 0, source)
 
 
 def estimated_speeds(config: ScoreConfig, context: float) -> dict[str, Throughput]:
     """An estimate for each GPU that has a peak for the dtype."""
-    known = (gpu for gpu, name in GPUS.items() if peak_of(name, config.dtype) is not None)
-    return {gpu: estimated_speed(config, gpu, context) for gpu in known}
+    known = [gpu for gpu, name in GPUS.items() if peak_of(name, config.dtype) is not None]
+    flops = flops_per_token(config, context)
+    return {gpu: estimated_speed(config, gpu, flops) for gpu in known}
 
 
-def _work(config: ScoreConfig, context: float) -> float:
-    """Operations for one token, those in float32 counted by the time that they take.
+def flops_per_token(config: ScoreConfig, context: float) -> float:
+    """Operations of the model for a token that attends to `context` tokens, as in `armo_ray.engine.flops`.
 
-    For a policy, they include its reference model's, and those of the heads of both as if all tokens were responses'.
+    For a policy, they include its reference model's and, by the time that they take in float32, those of the heads of
+    both, as if all tokens were responses'.
     """
     if config.reference_model is None:
-        return _flops(config, context)
+        return _flops(config, context)[0]
     other = config.model_copy(update={"model": config.reference_model, "revision": None})
-    total = 0.0
-    for one in (config, other):
-        path, revision = local_model(one.model, one.revision)
-        sizes = inspect(path, None if is_remote(one.model) else revision, one.family).config
-        head = 2 * sizes["vocab_size"] * sizes["hidden_size"]
-        total += _flops(one, context) + _FLOAT32 * head
-    return total
+    both = [_flops(one, context) for one in (config, other)]
+    return sum(backbone + _FLOAT32 * head for backbone, head in both)
 
 
-def _flops(config: ScoreConfig, context: float) -> float:
-    """Operations of the model's decoder for one token, as in `armo_ray.engine.flops`."""
+def _flops(config: ScoreConfig, context: float) -> tuple[float, float]:
+    """Operations for a token of a model, and of a language-model head on it."""
     path, revision = local_model(config.model, config.revision)
     checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
     shapes = [shape for name, shape in checkpoint.shapes.items() if _LINEAR.search(name) and len(shape) == 2]
     sizes = checkpoint.config
     width = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
     attention = 4 * sizes["num_hidden_layers"] * sizes["num_attention_heads"] * width
-    return float(2 * sum(rows * columns for rows, columns in shapes) + attention * context)
+    if checkpoint.family.bidirectional:
+        attention *= 2  # a token attends to those after it too
+    backbone = float(2 * sum(rows * columns for rows, columns in shapes) + attention * context)
+    return backbone, 2.0 * sizes.get("vocab_size", 0) * sizes["hidden_size"]

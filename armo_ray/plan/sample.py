@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from armo_ray.engine.packing import make_packs
+from armo_ray.engine.packing import Ids, make_packs
 from armo_ray.outputs.schema import REJECT_REASONS
 from armo_ray.plan.intervals import Counted
 from armo_ray.plan.sample_runs import Run, draw, read_blocks
@@ -105,18 +105,24 @@ class _Reader:
         if cut or longer:
             measured = self._lengths([candidates[i] for i in (*(done.source[j] for j in cut), *longer)])
             lengths = [n for j, n in enumerate(lengths) if j not in cut] + measured
-        packs = make_packs(sequences, [[len(ids) - 1] for ids in sequences], self.token_budget)
         counts = Counter(reason for _, reason, _ in done.rejects)
         counts |= Counter(
             rows=len(run.rows),
             candidates=len(candidates),
             conversations=len(sequences),
             tokens=sum(map(len, sequences)),
-            computed=sum(len(pack.input_ids) for pack in packs),
+            computed=self._computed(sequences),
             truncated=len(cut),
         )
         seen = {(numbers[i], prompt) for i, prompt in zip(done.source, done.prompt_id, strict=True)}
         return Measured(run.size, run.exact, counts, lengths, Counter(prompt for _, prompt in seen))
+
+    def _computed(self, sequences: list[Ids]) -> int:
+        """The tokens to compute. Those of an encoder share nothing, and full batches hardly need padding."""
+        if self.job.family.bidirectional:
+            return sum(map(len, sequences))
+        packs = make_packs(sequences, [[len(ids) - 1] for ids in sequences], self.token_budget)
+        return sum(len(pack.input_ids) for pack in packs)
 
     def _lengths(self, candidates: list[Candidate]) -> list[int]:
         """The tokens of conversations that are too long; for the very longest, a lower bound."""

@@ -1,11 +1,12 @@
 """The estimate as text for people."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from armo_ray.formatting.numbers import abbreviated, percent, significant
 from armo_ray.plan import preview
-from armo_ray.plan.intervals import Figure
+from armo_ray.plan.intervals import Figure, Z
 
 _BAR = 40
 _LABEL = 12
@@ -153,8 +154,9 @@ def _cost(estimate: dict[str, Any]) -> Iterator[str]:
                 f"  {gpu}", f"{speed:,.0f} computed tokens/s, {hours} GPU hours: estimated, not measured"
             )
         return
-    varying = ", varying by {:.0f} % between units" if rate["units"] else ", give or take {:.0f} %"
-    spread = "" if rate["spread"] is None else varying.format(100 * rate["spread"])
+    spread = "" if rate["spread"] is None else f", varying by {100 * rate['spread']:.0f} % between units"
+    if spread and not rate["units"]:
+        spread = f", give or take a factor of {math.exp(Z * rate['spread']):.1f}"
     load = f", {rate['load_seconds']:.0f} s to load the model" if rate["load_seconds"] else ""
     units = f"{rate['units']:,} units of {rate['source']}" if rate["units"] else rate["source"]
     yield _line(

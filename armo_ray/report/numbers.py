@@ -27,7 +27,8 @@ from typing import Any
 
 import duckdb
 
-from armo_ray.outputs.scores import Scores, database
+from armo_ray.outputs.database import database
+from armo_ray.outputs.scores import Scores
 from armo_ray.report.against import drift_from, open_older
 from armo_ray.report.columns import SCORE, find_columns
 from armo_ray.report.distributions import (

@@ -20,7 +20,8 @@ from armo_ray.model.family_file import identity_of
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.policy_pair import identity_of_pair, inspect_reference
 from armo_ray.model.reference import Reference, check_given
-from armo_ray.model.steps import check_system, read_pattern
+from armo_ray.model.steps import check_system, has_system, read_pattern
+from armo_ray.model.tokenizer_file import num_ids
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
 from armo_ray.score import kept_columns, survey
 from armo_ray.score.config import ScoreConfig
@@ -182,8 +183,13 @@ def _model(config: ScoreConfig) -> _Model:
     read_pattern(chat)  # may raise ConfigError
     if config.family is None:
         check_system(chat)
+    if checkpoint.family.name == "mlp-classifier" and has_system(chat):
+        logger.warning(
+            "the chat template puts a system prompt of its own before conversations that have none; WorldPM was "
+            "trained with an empty one: give --family worldpm for it"
+        )
     _check_family(config, checkpoint)
-    size, rows = chat.tokenizer.get_vocab_size(), _whole(checkpoint, "vocab_size")
+    size, rows = num_ids(chat.tokenizer), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, but its model {rows}")
     positions = _whole(checkpoint, "max_position_embeddings")
@@ -219,6 +225,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
         raise ConfigError(f"truncate: the family {name} reads prompt and response as one text; use none")
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 cannot be compared with bfloat16 for the family {name}; use bfloat16")
+    if checkpoint.family.bidirectional and config.dtype == "fp8":
+        raise ConfigError(f"dtype: fp8 is not for the encoder of the family {name}; use bfloat16")
     mean = "; the score is their mean" if len(names) > 1 and not checkpoint.family.gated else ""
     if checkpoint.family.by_step:
         mean = "; the score is the mean of the steps"

@@ -188,8 +188,9 @@ def _committed_units(job: Job, spans: list[Span], pool: Pool) -> Iterator[Commit
     ds = _on_replicas(ds, job, pool)
     with remote_arguments():
         ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **options)
-    for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-        yield pickle.loads(batch["committed"][0].as_py())
+    with _causes_logged():
+        for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+            yield pickle.loads(batch["committed"][0].as_py())
 
 
 def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
@@ -275,10 +276,26 @@ class _Causes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error: Any = (record.exc_info or (None, None))[1]
-        if error is not None:
+        if error is not None and "Ignoring this exception" in record.getMessage():
             cause = getattr(error, "cause", None) or error
             first = (str(cause).strip().splitlines() or [""])[0]
             logger.warning("a task failed with %s: %s; its units are done again", type(cause).__name__, first)
+
+
+@contextmanager
+def _causes_logged() -> Iterator[None]:
+    """Log why tasks fail while datasets are executed in the body."""
+    errors, handler = logging.getLogger(_ERRORS_OF_BLOCKS), _Causes()
+    level, propagates = errors.level, errors.propagate
+    errors.setLevel(logging.ERROR)
+    errors.propagate = False
+    errors.addHandler(handler)
+    try:
+        yield
+    finally:
+        errors.removeHandler(handler)
+        errors.setLevel(level)
+        errors.propagate = propagates
 
 
 @contextmanager
@@ -291,10 +308,6 @@ def _one_row_a_block() -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well: print them once
-    errors = logging.getLogger(_ERRORS_OF_BLOCKS)
-    errors.setLevel(logging.ERROR)
-    errors.propagate = False
-    errors.handlers = [_Causes()]
     # Ray counts inputs; one JSONL shard is one input and many units
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     DataContext._set_current(context)

@@ -6,6 +6,7 @@ steps, so that no text of a step or of a prompt can become one.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -91,8 +92,9 @@ def rejected_or_steps(candidate: Candidate, tools: Tools) -> Response:
     if _THOUGHT in candidate.response and _THOUGHT in chat.template:
         return Response([], [], ("unsupported_content", "the chat template moves thoughts between the steps"))
     step_texts, flags = judges.steps_of(candidate.response, chat.family)
-    mark = chat.family.step_end.strip()  # which stays at the end of a response
-    step_texts = [text for step in step_texts if (text := step.removesuffix(mark).rstrip() if mark else step)]
+    if mark := chat.family.step_end.strip():  # which stays at the end of a response
+        step_texts = [re.sub(rf"(^|\s){re.escape(mark)}$", "", step).rstrip() for step in step_texts]
+    step_texts = list(filter(None, step_texts))
     if not step_texts:
         return Response([], [], ("empty_response", "every step of the response is blank"))
     return Response(step_texts, [*candidate.flags, *flags])

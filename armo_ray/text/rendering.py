@@ -211,7 +211,12 @@ def _text_only(tokenizer: Tokenizer, special: Sequence[str]) -> Tokenizer:
     own = Tokenizer(tokenizer.model)  # a copy through JSON would take a second with the Llama-3 vocabulary
     own.normalizer, own.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     # a tokenizer numbers tokens that its model lacks in the order in which they are added
-    added = [token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
+    added = [
+        token
+        for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        if number >= size or own.token_to_id(token.content) is not None  # not one that the model hides
+    ]
     for token in added:
         token.special = token.content in special
     own.add_tokens(added)

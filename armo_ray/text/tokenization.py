@@ -5,11 +5,13 @@ is rendered and encoded once for all its candidates.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.steps import with_system
 from armo_ray.text import judges, marked, prose
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.layouts import Layout
@@ -72,6 +74,8 @@ class Encoder:
             return judges.encode(
                 candidates, self.chat.family, self.max_length, self._rendered, self._num_tokens
             )
+        if self.chat.family.system is not None:
+            candidates = [replace(c, prompt=with_system(c.prompt, self.chat.family)) for c in candidates]
         out = Tokenized()
         prompts: dict[int, Prompt] = {}
         prompt: Prompt | None = None

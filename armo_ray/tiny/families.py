@@ -27,7 +27,31 @@ BACKBONES: dict[str, dict[str, Any]] = {
         "sliding_window": 128,
     },
 }
-_TOKENIZERS = {"mistral": "llama3", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
+# Those of encoders, which belong to a family each.
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "deberta-v2": {
+        "layer_norm_eps": 1e-07,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "layer_norm",
+        "pooler_dropout": 0,
+        "pooler_hidden_act": "gelu",
+        "pooler_hidden_size": 64,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "position_buckets": 256,
+        "relative_attention": True,
+        "share_att_key": True,
+        "type_vocab_size": 0,
+    }
+}
+_ENCODER_POSITIONS = 512
+_TOKENIZERS = {
+    "deberta-v2": "deberta",
+    "mistral": "llama3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+}
 _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise": "llama3-header"}
 # The tokenizers of families that are trained on one, whatever the decoder.
 _FAMILY_TOKENIZERS = {
@@ -38,6 +62,7 @@ _FAMILY_TOKENIZERS = {
 }
 # The decoders of families whose models have another one than Llama.
 _USUAL = {
+    "worldpm": "qwen2",
     "prm-qwen": "qwen2",
     "prm-reasonflux": "qwen2",
     "prm-shepherd": "mistral",
@@ -57,6 +82,7 @@ _ARCHITECTURES = {
     "armorm": "{}ForRewardModelWithGating",
     "qrm": "LlamaForRewardModelWithGating31",
     "mlp-classifier": "{}ForRewardModel",
+    "worldpm": "{}ForRewardModel",
     "urm": "LlamaForSequenceClassificationWithNormal_Weights",
     "value-head": "{}ForRewardModel",
     "athene": "CustomAutoModelForSequenceClassification",
@@ -66,6 +92,7 @@ _ARCHITECTURES = {
     "prm-qwen": "Qwen2ForProcessRewardModel",
     "prm-reasonflux": "Qwen2ForProcessRewardModel",
     "prm-skywork": "Qwen2ForPrmModel",
+    "deberta": "DebertaV2ForSequenceClassification",
 }
 
 
@@ -89,6 +116,8 @@ def write_family(
         write_tiny_model(path, seed, max_length=max_length)
         return
     path.mkdir(parents=True, exist_ok=True)
+    if family.bidirectional:
+        max_length = min(max_length, _ENCODER_POSITIONS)
     kind = _TOKENIZERS.get(backbone) or _LLAMA_TOKENIZERS.get(name, "llama3")
     kind = _FAMILY_TOKENIZERS.get(name, kind)
     if family.text == "whole":
@@ -105,7 +134,7 @@ def write_family(
             tensor.dim() == 1
         ):  # norms and biases start as ones or zeros, and leaving them out would go unnoticed
             tensor.data.add_(torch.randn(tensor.shape), alpha=0.3)
-    prefix = "transformer" if name == "starling" else "model"
+    prefix = {"starling": "transformer", "deberta": "deberta"}.get(name, "model")
     tensors = {f"{prefix}.{n}": t.bfloat16().contiguous() for n, t in model.state_dict().items()}
     save_file(tensors | _head(family, config), path / "model.safetensors", {"format": "pt"})
 
@@ -127,7 +156,7 @@ def _config(family: Family, backbone: str, fields: dict[str, Any]) -> dict[str, 
     }
     if not (family.reads_logits or family.gated):
         config["id2label"] = {"0": "LABEL_0"}
-    return config | BACKBONES[backbone] | _CONFIGS.get(family.name, {}) | fields
+    return config | (BACKBONES | _ENCODERS)[backbone] | _CONFIGS.get(family.name, {}) | fields
 
 
 def _head(family: Family, config: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from armo_ray.tiny.armorm import (
     CORPUS,
@@ -107,6 +117,16 @@ _STEPS = {
         "", {"bos_token": "<s>", "eos_token": "</s>"}, ("<unk>", "<s>", "</s>"), adds_bos=True
     ),
 }
+_DEBERTA = {
+    "bos_token": "[CLS]",
+    "cls_token": "[CLS]",
+    "eos_token": "[SEP]",
+    "mask_token": "[MASK]",
+    "pad_token": "[PAD]",
+    "sep_token": "[SEP]",
+    "tokenizer_class": "DebertaV2Tokenizer",
+    "unk_token": "[UNK]",
+}
 
 
 def sentence_tokenizer(special: tuple[str, ...]) -> Tokenizer:
@@ -132,8 +152,40 @@ def sentence_tokenizer(special: tuple[str, ...]) -> Tokenizer:
     return tokenizer
 
 
+def pair_tokenizer() -> Tokenizer:
+    """DeBERTa's kind of tokenizer, which joins two texts as [CLS] first [SEP] second [SEP]."""
+    learned = sorted(sentence_tokenizer(()).get_vocab().items(), key=lambda entry: entry[1])
+    special = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+    pieces = [piece for piece, _ in learned if not piece.startswith("<0x")]
+    scores = [(piece, -1 - i / len(pieces)) for i, piece in enumerate(pieces)]
+    tokenizer = Tokenizer(
+        models.Unigram([*((text, 0.0) for text in special), *scores], special.index("[UNK]"))
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "),
+            normalizers.NFC(),
+            normalizers.Strip(left=False),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in (*special, "[MASK]")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", special.index("[CLS]")), ("[SEP]", special.index("[SEP]"))],
+    )
+    return tokenizer
+
+
 def write_tokenizer(path: Path, name: str, max_length: int) -> Tokenizer:
     """Write tokenizer.json and tokenizer_config.json of a kind; returns the tokenizer."""
+    if name == "deberta":
+        tokenizer = pair_tokenizer()
+        write_json(path / "tokenizer_config.json", _DEBERTA | {"model_max_length": max_length})
+        tokenizer.save(str(path / "tokenizer.json"))
+        return tokenizer
     kind = (TEMPLATES | _STEPS)[name]
     sentences = name == "sentencepiece"
     tokenizer = sentence_tokenizer(kind.special) if sentences else tiny_tokenizer(kind.special, kind.split)

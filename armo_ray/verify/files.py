@@ -8,6 +8,7 @@ import numpy as np
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
 from armo_ray.model.recognize import ARMORM_REWARDS, HEAD_PREFIXES
+from armo_ray.model.steps import with_system
 from armo_ray.text import judges, marked, prose
 from armo_ray.verify.conversations import CONVERSATIONS, FORGED, Sequences
 
@@ -71,7 +72,7 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
     faults = [fault] if (fault := _turn_fault(chat)) else []
     rejected = [f"conversation {i}, response {j}: {why}" for i, j, why in sequences.rejects]
     if chat.family.text == "response":  # some templates have no system role
-        faults += [why for why in rejected if "malformed_row" not in why]
+        faults += [why for why in rejected if "malformed_row" not in why and "too_long" not in why]
     for place, (prompt, (response,)) in zip(sequences.places, sequences.ids, strict=True):
         whole = [*prompt.tolist(), *response.tolist()]
         if chat.family.reads == "gate" and (fault := _gate_fault(chat, len(prompt), whole)):
@@ -110,7 +111,7 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
     prompt, responses = CONVERSATIONS[place[0]]
     response = responses[place[1]]
     if chat.family.text == "response":
-        messages = [*prompt, {"role": "assistant", "content": response}]
+        messages = [*with_system(prompt, chat.family), {"role": "assistant", "content": response}]
         return chat.encode(chat.render(messages, add_generation_prompt=False))
     if chat.family.text == "prose":
         steps, _ = judges.steps_of(response, chat.family)

@@ -1,23 +1,15 @@
-"""Write a complete output with random scores, to try curation at any size, or measure commands on it.
+"""Write a complete output with random scores, to try curation at any size.
 
 python -m jobs.measure.synthetic_scores DIR --candidates 1000000
-python -m jobs.measure.synthetic_scores --measure mine filter reweigh report --candidates 100000 1000000 10000000
 """
 
 import argparse
 import hashlib
-import resource
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 
 from armo_ray.model.recognize import ARMORM_REWARDS
@@ -34,12 +26,6 @@ ANSWERS = 8  # per prompt
 UNIT_ROWS = 2048
 _SHARD_UNITS = 64
 _POOL = 4096  # texts of 10 to 59 words, from which all responses are drawn
-ARGUMENTS: dict[str, list[str]] = {
-    "mine": ["--strategy", "best-vs-sigma", "--min-margin", "score=0.01", "--test-fraction", "0.05"],
-    "filter": ["--where", "score >= q0.5"],
-    "reweigh": ["--mask", "helpsteer_verbosity"],
-    "report": [],
-}
 
 
 def open_output(uri: str, keep_text: bool, layout: dict[str, str]) -> tuple[Store, pa.Schema]:
@@ -113,9 +99,11 @@ def write_unit(
     commits.commit(store, record)
 
 
-def write_output(directory: Path, candidates: int, seed: int = 0) -> None:
-    """Write a complete output with text: `candidates` responses, ANSWERS per prompt."""
-    store, schema = open_output(str(directory), True, {"kind": "rollouts", "prompt": "p", "responses": "r"})
+def write_output(directory: Path, candidates: int, keep_text: bool = True, seed: int = 0) -> None:
+    """Write a complete output of `candidates` responses, ANSWERS per prompt."""
+    store, schema = open_output(
+        str(directory), keep_text, {"kind": "rollouts", "prompt": "p", "responses": "r"}
+    )
     pool = _texts(np.random.default_rng(seed))
     starts = range(0, candidates // ANSWERS, UNIT_ROWS // ANSWERS)
     for number, first in enumerate(starts):
@@ -166,56 +154,14 @@ def _messages(role: str, content: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.arange(len(content) + 1, dtype=np.int32)), structs)
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """Run a command; returns seconds, CPU seconds, and peak resident GiB of it and the processes that it started."""
-    began, used, peak = time.monotonic(), _cpu(), 0
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while child.poll() is None:
-        peak = max(peak, sum(_resident(p) for p in _tree(child.pid)))
-        time.sleep(0.1)
-    if child.returncode:
-        sys.exit(f"{' '.join(command)}: status {child.returncode}")
-    return time.monotonic() - began, _cpu() - used, peak / 2**30
-
-
-def _cpu() -> float:
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return spent.ru_utime + spent.ru_stime
-
-
-def _tree(pid: int) -> Iterator[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        yield process
-        yield from process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
-
-
-def _resident(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.NoSuchProcess:
-        return 0
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", type=Path, nargs="?")
-    parser.add_argument("--candidates", type=int, nargs="+", default=[100_000])
-    parser.add_argument("--measure", nargs="+", choices=list(ARGUMENTS), default=[])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--candidates", type=int, default=100_000)
     args = parser.parse_args()
-    if args.directory:
-        write_output(args.directory, args.candidates[0])
-    for candidates in args.candidates if args.measure else ():
-        with tempfile.TemporaryDirectory() as folder:
-            write_output(Path(folder) / "scores", candidates)
-            for name in args.measure:
-                command = [sys.executable, "-m", "armo_ray", name, f"{folder}/scores", *ARGUMENTS[name]]
-                seconds, cpu, gib = measure([*command, "--output", f"{folder}/{name}"])
-                print(f"{name} {candidates}: {seconds:.1f} s, {cpu:.1f} s of CPU, {gib:.2f} GiB", flush=True)
+    write_output(args.directory, args.candidates)
 
 
 if __name__ == "__main__":

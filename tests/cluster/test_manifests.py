@@ -504,7 +504,13 @@ def run_batch(folder: Path, ray: str, *options: str) -> subprocess.CompletedProc
     for name, body in programs.items():
         (tools / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tools / name).chmod(0o755)
-    allocation = {"SUBMIT_DIR": str(folder), "JOB_NUM_NODES": "2", "CPUS_PER_TASK": "32", "GPUS_ON_NODE": "4"}
+    allocation = {
+        "JOB_ID": "7",
+        "SUBMIT_DIR": str(folder),
+        "JOB_NUM_NODES": "2",
+        "CPUS_PER_TASK": "32",
+        "GPUS_ON_NODE": "4",
+    }
     environment = {**os.environ, **{f"SLURM_{name}": value for name, value in allocation.items()}}
     environment.update(HOME=str(folder), PATH=f"{tools}:{os.environ['PATH']}")
     command = ["bash", str(CLUSTER / "slurm.sh"), *options]
@@ -529,7 +535,11 @@ def test_the_batch_script_starts_the_job_on_all_nodes_and_ends_with_its_status(t
 
 def test_the_batch_script_starts_a_whole_night_unless_told_otherwise(tmp_path: Path) -> None:
     run_batch(tmp_path, "exit 0")
-    assert tmp_path.joinpath("given").read_text().splitlines()[-2:] == ["jobs.nightly", "jobs/night.toml"]
+    assert tmp_path.joinpath("given").read_text().splitlines()[-4:-1] == [
+        "jobs.nightly",
+        "jobs/night.toml",
+        "--date",
+    ]
 
 
 def test_the_batch_script_makes_a_token_that_others_cannot_read(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_without_new_scores_nothing_changes(
     before = {name: Store(str(out)).read(name) for name in names_in(Store(str(out)))}
     with caplog.at_level(logging.INFO):
         assert run(SFT, grown / "first", out, whole, "--append", "--task-rows", "9", "--threads", "1") == 0
-    assert "nothing was scored since its last increment" in caplog.text
+    assert "no new scores since its last increment" in caplog.text
     assert before == {name: Store(str(out)).read(name) for name in names_in(Store(str(out)))}
 
 

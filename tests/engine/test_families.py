@@ -727,6 +727,7 @@ def test_a_shard_is_scored_into_the_same_columns_by_every_family(family: str, tm
     [
         ("starling", 4096, 2048),
         ("starling", 1024, 1024),
+        ("deberta", 512, 512),
         ("prm-mistral", 16384, 8192),
         ("classifier", 16384, 16384),
     ],

@@ -20,7 +20,7 @@ def test_one_family_is_listed_by_its_name_and_another_is_refused(capsys: pytest.
     assert main(["models", "athene"]) == 0
     told = capsys.readouterr().out
     assert "  recognized  by --family\n" in told
-    assert "not in all: its model card lets the tokenizer" in told
+    assert "except: its model card lets the tokenizer" in told
     assert main(["models", "nosuch"]) == 2
     assert "nosuch: no such family" in capsys.readouterr().err
 

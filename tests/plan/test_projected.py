@@ -12,7 +12,7 @@ from armo_ray.engine.flops import flops, shape_of
 from armo_ray.engine.reward_model import RewardModel
 from armo_ray.plan.intervals import Figure
 from armo_ray.plan.options import GPUS
-from armo_ray.plan.projected import estimated_speed
+from armo_ray.plan.projected import estimated_speed, flops_per_token
 from armo_ray.score.config import load_config
 from jobs.measure.synthetic import write_shards
 
@@ -48,8 +48,9 @@ def test_rows_like_those_of_an_input_are_as_many_times_its_tokens(
 def test_a_speed_that_is_estimated_is_the_share_of_the_peak_that_the_engine_counts(tiny_model: Path) -> None:
     """The estimate counts the operations that the engine counts."""
     given = {"input": "none", "output": "none", "model": str(tiny_model)}
+    config = load_config(None, given)
     shape, size = shape_of(RewardModel.load(str(tiny_model)).backbone), 1001
-    speed = estimated_speed(load_config(None, given), "h100", (size + 1) / 2)
+    speed = estimated_speed(config, "h100", flops_per_token(config, (size + 1) / 2))
     counted = flops(shape, np.arange(size)) / size
     assert speed.computed_tokens_per_second == pytest.approx(0.5 * 989e12 / counted)
 

@@ -16,7 +16,7 @@ from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
 from armo_ray.formatting.numbers import number
 from armo_ray.options import load_options
-from armo_ray.outputs.scores import database
+from armo_ray.outputs.database import database
 from armo_ray.report.against import drift_from, open_older
 from armo_ray.report.drift import Drift
 from armo_ray.report.drift import told as lines

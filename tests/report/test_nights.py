@@ -17,7 +17,7 @@ import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.options import load_options
-from armo_ray.outputs.scores import database
+from armo_ray.outputs.database import database
 from armo_ray.report.nights import by_night, compared
 from armo_ray.report.options import ReportOptions
 from armo_ray.report.read import open_committed

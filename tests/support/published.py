@@ -101,6 +101,12 @@ def mlp_classifier(path: Path) -> Published:
     return last_token(path, lambda hidden: (layers(hidden)[0], layers(hidden)))
 
 
+def worldpm(path: Path) -> Published:
+    """The README of WorldPM: a system prompt that is there and empty."""
+    scored = mlp_classifier(path)
+    return lambda prompt, answer: scored([{"role": "system", "content": ""}, *prompt], answer)
+
+
 def value_head(path: Path) -> Published:
     weight = head_of(path)["v_head.weight"]
     return last_token(path, lambda hidden: ((weight @ hidden)[0], weight @ hidden))
@@ -410,6 +416,7 @@ PUBLISHED: dict[str, Callable[[Path], Published]] = {
     "qrm": qrm,
     "classifier": classifier,
     "mlp-classifier": mlp_classifier,
+    "worldpm": worldpm,
     "urm": urm,
     "value-head": value_head,
     "starling": starling,

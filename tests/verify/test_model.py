@@ -206,6 +206,7 @@ def test_published_values_are_held_against_their_own_tolerance() -> None:
         ("prm-deepseek", "llama"),
         ("prm-qwen", "qwen2"),
         ("pairwise", "llama"),
+        ("worldpm", "qwen2"),
     ],
 )
 def test_a_sound_model_of_every_family_is_fit_to_score_with(
