@@ -78,7 +78,8 @@ def lines(name: str) -> list[str]:
 def entrypoints(name: str) -> list[list[str]]:
     """The words of the commands in a file that start a job, from the module on."""
     found = [re.search(r"(?:python -m|set --) (jobs\..*)", line) for line in lines(name)]
-    return [shlex.split(match[1]) for match in found if match]
+    words = [shlex.split(match[1]) for match in found if match]
+    return [["2026-11-20" if word.startswith("$(") else word for word in those] for those in words]
 
 
 def arguments(module: str, *words: str) -> ScoreConfig:

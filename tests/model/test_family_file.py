@@ -124,7 +124,7 @@ FILES = {
     'tokens = ["+", "-"]\nvalues = [1, 0]': "the tokens .* do not name their rewards: give labels",
     'tokens = ["1", "2"]\nlabels = ["a"]\nvalues = [1, 0]': "labels has 1 names, expected 2, one for each",
     'tokens = ["1"]\nbias = false': "bias is False: expected true or false, for layers",
-    'name = "armorm"\nlayers = ["a"]': "name is 'armorm': expected lower-case letters",
+    'name = "armorm"\nlayers = ["a"]': "name is 'armorm', by default that of the file: expected lower-case",
     "layers =": "not valid TOML",
 }
 
