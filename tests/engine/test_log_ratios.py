@@ -206,6 +206,14 @@ def test_another_layout_of_a_tokenizer_file_or_template_is_no_other_tokenizer(tm
     assert loaded(policy, reference).score([([1, 2], [[3]])]).score[0] != 0
 
 
+def test_gemma_shares_its_embeddings_with_its_head_if_its_config_does_not_say_so(tmp_path: Path) -> None:
+    write_family(tmp_path, "dpo", "gemma2", tie_word_embeddings=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert inspect(str(tmp_path), family="dpo").family is DPO
+
+
 def test_a_run_names_both_models_and_is_resumed_with_the_same_ones_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
