@@ -136,6 +136,7 @@ DatedNames = Annotated[
 NewPlace = Annotated[Place, AfterValidator(_lasting)]  # a place to write to
 ModelName = Annotated[Name, AfterValidator(_public)]  # a directory, its URI, or a hub id
 FamilyName = Annotated[Name, AfterValidator(_known_family)]
+Beta = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dtype = Literal["bfloat16", "float16", "float32", "fp8"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Day = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(day_of(value)))]

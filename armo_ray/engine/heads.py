@@ -51,7 +51,8 @@ class Head:
     def positions(self, ids: Ids, start: int = 0) -> list[int]:
         """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them.
 
-        `start` is the number of tokens before the response, in which no step ends.
+        `start` is the number of tokens before the response, in which no step ends; each token of a response is
+        predicted at the one before it.
         """
         return read_positions(ids, self.family, self.pattern, start)
 
@@ -170,18 +171,50 @@ def label_odds(rows: Tensor, vocabulary: Tensor, softcap: float | None, coeffici
     floating type. The score weights the rewards by `coefficients` (K + 1,).
     """
 
-    def all_logits(
-        hidden: Tensor,
-    ) -> Tensor:  # a part at a time: the whole matrix in float32 may be gigabytes
-        parts = [_logits(part.float(), softcap, hidden) for part in vocabulary.split(_VOCABULARY_PART)]
-        return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1).logsumexp(dim=1, keepdim=True)
-
     def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
         hidden = hidden.float()
         logits = in_blocks(partial(_logits, rows, softcap), hidden)
-        mass = (logits.logsumexp(dim=1, keepdim=True) - in_blocks(all_logits, hidden)).exp()
+        mass = (logits.logsumexp(dim=1) - log_normalizers(vocabulary, softcap, hidden)).exp()[:, None]
         rewards = torch.cat((logits.softmax(dim=1), mass), dim=1)[index]
         return HeadOutput(rewards @ coefficients, rewards, _no_gates(rewards), _none(hidden))
+
+    return compute
+
+
+def log_normalizers(vocabulary: Tensor, softcap: float | None, hidden: Tensor) -> Tensor:
+    """The logarithm (R,) of the sum of exp(logit) over the vocabulary (V, H), for hidden states (R, H) in float32.
+
+    It is taken a part of the vocabulary at a time: the whole matrix in float32 may be gigabytes.
+    """
+
+    def of_part(rows: Tensor, block: Tensor) -> Tensor:
+        return _logits(rows, softcap, block).logsumexp(dim=1)
+
+    parts = [in_blocks(partial(of_part, part.float()), hidden) for part in vocabulary.split(_VOCABULARY_PART)]
+    return torch.stack(parts, dim=1).logsumexp(dim=1)
+
+
+def target_logits(
+    vocabulary: Tensor, softcap: float | None, hidden: Tensor, index: Tensor, targets: Tensor
+) -> Tensor:
+    """The logits (N,) of the tokens `targets` (N,) for the hidden states hidden[index], of (R, H) in float32."""
+
+    def products(at: Tensor, tokens: Tensor) -> Tensor:
+        logits = (hidden.index_select(0, at) * vocabulary.index_select(0, tokens).float()).sum(dim=1)
+        return _capped(logits, softcap)
+
+    return in_blocks(products, index, targets)
+
+
+def summed(factor: float, mean: bool) -> Compute:
+    """A head whose reward is `factor` times the sum, or mean, of one number for each position that is read."""
+
+    def compute(numbers: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        how = "mean" if mean else "sum"
+        # unsafe: a check of the lengths would wait for the device
+        total = torch.segment_reduce(numbers[index, 0], how, lengths=lengths, unsafe=True)
+        rewards = (factor * total)[:, None]
+        return HeadOutput(rewards[:, 0], rewards, _no_gates(rewards), _none(rewards))
 
     return compute
 
@@ -237,7 +270,10 @@ def _first_of_two(rows: Tensor, softcap: float | None, hidden: Tensor) -> Tensor
 
 
 def _logits(rows: Tensor, softcap: float | None, hidden: Tensor) -> Tensor:
-    logits = F.linear(hidden, rows)
+    return _capped(F.linear(hidden, rows), softcap)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 

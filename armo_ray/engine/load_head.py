@@ -12,16 +12,24 @@ from armo_ray.model.checkpoint import Checkpoint
 from armo_ray.model.head_shapes import LDL_LEVELS
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
+from armo_ray.model.reference import Reference
 from armo_ray.model.steps import read_pattern
 
 # The verdicts of judging models, for each kind of text: the good one, or the first response, comes first.
 _VERDICTS = {"outcome": ("+", "-"), "steps": ("+", "-"), "prose": ("+", "-"), "pairs": ("A", "B")}
 
 
-def read_head(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Head:
-    """The head of a checkpoint that `inspect` checked. Raises ConfigError if a verdict or mark is not one token."""
+def read_head(
+    checkpoint: Checkpoint, chat: Chat, device: torch.device, reference: Reference | None = None
+) -> Head:
+    """The head of a checkpoint that `inspect` checked. Raises ConfigError if a verdict or mark is not one token.
+
+    With a reference model, the head takes the log ratio of each token that is read instead of its hidden state.
+    """
     family = checkpoint.family
-    if family.tokens:
+    if reference is not None:
+        compute = heads.summed(reference.beta, reference.length_normalized)
+    elif family.tokens:
         compute = _token_logits(checkpoint, chat, device)
     else:
         compute = (_judge if family.reads_logits else _regression)(checkpoint, chat, device)
@@ -75,9 +83,15 @@ def _token_logits(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> C
     coefficients = _coefficients(checkpoint, device)
     if len(rows) == 1:
         return heads.labels(heads.logit(rows, softcap), coefficients)
+    return heads.label_odds(rows, read_vocabulary(checkpoint, device), softcap, coefficients)
+
+
+def read_vocabulary(checkpoint: Checkpoint, device: torch.device) -> torch.Tensor:
+    """The language-model head (V, H) in the checkpoint's own dtype."""
+    name = _lm_head(checkpoint)
     with safe_open(checkpoint.tensors[name].file, "pt") as file:
-        vocabulary = file.get_tensor(name).to(device)
-    return heads.label_odds(rows, vocabulary, softcap, coefficients)
+        vocabulary: torch.Tensor = file.get_tensor(name)
+    return vocabulary.to(device)
 
 
 def _lm_head(checkpoint: Checkpoint) -> str:

@@ -37,6 +37,7 @@ class Pack:
     sequences: Index  # (C,) indices of the caller's sequences that are read in this pack
     read_index: Index  # (cu_read[-1],) the tokens of the pack that are read
     cu_read: Index  # (C + 1,) sequence c is read at read_index[cu_read[c]:cu_read[c + 1]]
+    targets: Index  # (cu_read[-1],) ids of the tokens after those that are read; the last token's own where none is
     num_tokens: int  # number of tokens that are not filler; they come first
 
 
@@ -194,6 +195,7 @@ def _build(
     keys_of: dict[int, Index] = {}
     read: list[int] = []
     rows: list[Index] = []
+    following: list[Ids] = []
     offset = 0
     for node in nodes:
         if id(node) in offset_of:
@@ -208,7 +210,9 @@ def _build(
         offset += node.size
         for i in node.ends:
             read.append(i)
-            rows.append(index[np.asarray(reads[i], np.int64)])
+            at = np.asarray(reads[i], np.int64)
+            rows.append(index[at])
+            following.append(sequences[i].take(at + 1, mode="clip"))
         node.ends = []  # read once, even if the node is in other packs too
     for start in range(offset, fixed_size, FILLER_TOKENS):
         filler = np.arange(start, min(start + FILLER_TOKENS, fixed_size))
@@ -224,5 +228,6 @@ def _build(
         sequences=np.array(read, np.int64),
         read_index=np.concatenate([np.empty(0, np.int64), *rows]),
         cu_read=np.cumsum([0, *map(len, rows)]),
+        targets=np.concatenate([np.empty(0, np.int64), *following]),
         num_tokens=offset,
     )

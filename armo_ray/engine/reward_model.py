@@ -21,11 +21,14 @@ from armo_ray.engine.heads import Head, HeadOutput
 from armo_ray.engine.kernel_check import kernel_fault
 from armo_ray.engine.llama import Llama
 from armo_ray.engine.load_head import read_head
+from armo_ray.engine.log_ratios import LogRatios
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
 from armo_ray.model.families import Family
+from armo_ray.model.policy_pair import inspect_reference
+from armo_ray.model.reference import Reference, check_given
 from armo_ray.model.steps import check_system
 
 logger = logging.getLogger(__name__)
@@ -67,9 +70,12 @@ class RewardModel:
     >>> scores = model.score([(prompt_ids, [answer_ids, other_answer_ids])])
     """
 
-    def __init__(self, backbone: nn.Module, head: Head, options: Options) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: Head, options: Options, log_ratios: LogRatios | None = None
+    ) -> None:
         self.backbone: Any = backbone  # a Llama, or one of transformers' decoders
         self.head = head
+        self.log_ratios = log_ratios  # of a policy and its reference model
         self.pattern = head.pattern
         self.reward_names = head.names
         self.options = options
@@ -88,6 +94,7 @@ class RewardModel:
         fixed_packs: bool = False,
         compile: bool | None = None,  # noqa: A002
         family: str | Family | None = None,
+        reference: Reference | None = None,
     ) -> "RewardModel":
         """Load a checkpoint, and switch off TF32 and other less exact products in this process.
 
@@ -108,6 +115,7 @@ class RewardModel:
                 default for fp8 on CUDA only, which is slower than bfloat16 without it.
             family: a name in armo_ray.model.families, a TOML file, or a `Family`; by default
                 identified by the checkpoint's tensors.
+            reference: for the family "dpo", the model to compare with. It takes memory beside the policy.
 
         Raises:
             ConfigError: files are missing or damaged; head tensors are missing, unexpected or of a wrong shape;
@@ -117,17 +125,23 @@ class RewardModel:
         devices = devices_of(dtype, device)
         set_up_process(devices[-1])
         checkpoint = inspect(model, revision, family)
+        check_given(checkpoint.family, reference, dtype)
         if compile is None:
             compile = dtype == "fp8" and devices[-1].type == "cuda"  # noqa: A001
         budget = token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192)
         chat = Chat.load(checkpoint.path, checkpoint.family)
         if family is None:
             check_system(chat)
-        backbone, head = load_backbone(checkpoint, dtype, devices), read_head(checkpoint, chat, devices[-1])
-        kernel = checkpoint.family.bidirectional or _kernel_works(backbone)
-        loaded = cls(
-            backbone, head, Options(budget, share_prompts, fixed_packs, compile=compile, kernel=kernel)
+        other = reference and inspect_reference(checkpoint, reference.model, reference.revision)
+        backbone = load_backbone(checkpoint, dtype, devices)
+        head = read_head(checkpoint, chat, devices[-1], reference)
+        log_ratios = LogRatios.load(checkpoint, other, dtype, devices) if other else None
+        kernel = checkpoint.family.bidirectional or all(
+            _kernel_works(one) for one in (backbone, *([log_ratios.backbone] if log_ratios else []))
         )
+        # nearly all rows are read of a policy: the last layer is then faster for all tokens than row by row
+        options = Options(budget, share_prompts, fixed_packs, log_ratios is None, compile, kernel)
+        loaded = cls(backbone, head, options, log_ratios)
         if loaded.device.type == "cuda" and token_budget is None:
             loaded._fit_budget()
         return loaded
@@ -218,7 +232,8 @@ class RewardModel:
             return flops(self.shape, np.repeat(pack.lengths - 1, pack.lengths))
         few = self.options.needed_rows and isinstance(self.backbone, Llama)
         needed = pack.position_ids[np.unique(pack.read_index)] if few else None
-        return flops(self.shape, pack.position_ids[: pack.num_tokens], needed)
+        beside = self.log_ratios.flops(pack) if self.log_ratios else 0
+        return flops(self.shape, pack.position_ids[: pack.num_tokens], needed) + beside
 
     def _forward(self, pack: Pack | Batch) -> HeadOutput | None:
         """The scores of a pack. If memory runs out, halves the token budget and returns None."""
@@ -243,8 +258,12 @@ class RewardModel:
         # each position once, so that equal candidates get equal bits and a prompt has one gate
         rows = np.unique(pack.read_index)
         hidden = hidden_rows(self.backbone, pack, rows, self.options)
-        index, lengths = np.searchsorted(rows, pack.read_index), np.diff(pack.cu_read)
-        return self.head.compute(hidden, to_device(index, self.device), to_device(lengths, self.device))
+        places = (np.searchsorted(rows, pack.read_index), np.diff(pack.cu_read))
+        index, lengths = (to_device(x, self.device) for x in places)
+        if self.log_ratios and isinstance(pack, Pack):  # an encoder has none
+            hidden = self.log_ratios.of_tokens(pack, rows, hidden, index, self.options)[:, None]
+            index = torch.arange(len(hidden), device=self.device)
+        return self.head.compute(hidden, index, lengths)
 
     def _fit_budget(self) -> None:
         """Halve the token budget until it fits in free memory, extrapolating from a small pass."""

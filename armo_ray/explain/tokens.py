@@ -135,6 +135,8 @@ def _marks(ids: Ids, chat: Chat, start: int) -> dict[int, str]:
     positions = read_positions(ids, family, np.array(read_pattern(chat), np.int32), start)
     if family.by_step:
         return {at: f"read: step {k}" for k, at in enumerate(positions, 1)}
+    if family.reads == "response":
+        return dict.fromkeys(positions, "read: log-probability of the next token, by both models")
     if family.reads == "gate":
         gate, last = positions
         return {

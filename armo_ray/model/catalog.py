@@ -78,6 +78,12 @@ CATALOG = {
         "the reward",
         "the logits of AutoModelForCausalLM, as its model card reads them",
     ),
+    "dpo": Entry(
+        "any language model trained with DPO, next to its `--reference-model`",
+        "`reward`: beta times the log ratio of the response",
+        "the reward",
+        "the log-softmax of AutoModelForCausalLM, summed as in the paper of DPO",
+    ),
     "athene": Entry(
         "Athene-RM-8B, Athene-RM-70B",
         "`reward`, at a token after the response",

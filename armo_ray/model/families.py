@@ -60,7 +60,8 @@ class Family:
         is encoded by itself, without a chat template.
     reads: which tokens the head reads. "first": the first token; "last": the last token; "gate": the end of the last
         user turn and the last token; "headers": the end of every assistant header; "before_zero": the token before
-        the first with id 0, or the last token if there is none; "marks": the token after every step of the response.
+        the first with id 0, or the last token if there is none; "marks": the token after every step of the response;
+        "response": the tokens before each token of the response, where a language model predicts it.
     bidirectional: whether a token attends to all others: an encoder, which computes each conversation in full.
     gated: whether the head returns a weight for each reward.
     bos: whether a conversation begins with the BOS token, if the tokenizer has one.
@@ -82,7 +83,7 @@ class Family:
 
     name: str
     text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose", "lines"] = "response"
-    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks"] = "last"
+    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks", "response"] = "last"
     bidirectional: bool = False
     gated: bool = False
     bos: bool = True
@@ -103,7 +104,8 @@ class Family:
     @property
     def reads_logits(self) -> bool:
         """Whether the head is the language model's own, so that no tensor identifies the family."""
-        return bool(self.tokens) or self.text in ("outcome", "steps", "pairs", "prose")
+        judges = self.text in ("outcome", "steps", "pairs", "prose")
+        return bool(self.tokens) or judges or self.reads == "response"
 
     @property
     def by_step(self) -> bool:
@@ -139,6 +141,7 @@ FAMILIES = {
         Family("trl-value-head", layers=("v_head.summary",)),
         Family("grm", layers=("v_head.summary.0", "v_head.summary.2")),
         Family("token-logit", tokens=(0,)),
+        Family("dpo", reads="response", labels=("reward",)),
         Family(
             "athene",
             layers=("v_head",),

@@ -17,6 +17,8 @@ def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> li
         start: the number of tokens before the response, in which no step ends.
     """
     last = len(ids) - 1
+    if family.reads == "response":
+        return list(range(max(start, 1) - 1, last))
     if family.reads in ("first", "last"):
         return [0 if family.reads == "first" else last]
     if family.reads == "before_zero":

@@ -276,7 +276,8 @@ def _language_model(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> E
     size = (int(config["vocab_size"]), int(config["hidden_size"]))
     if scaled := [name for name in ("logits_scaling", "logit_scale") if config.get(name) is not None]:
         raise ConfigError(f"config.json has {scaled[0]}: a model that scales its logits is not supported")
-    tied = config.get("tie_word_embeddings", False) and LM_HEAD not in shapes
+    by_default = str(config.get("model_type")).startswith("gemma")  # whose configs do not say it
+    tied = config.get("tie_word_embeddings", by_default) and LM_HEAD not in shapes
     return {EMBEDDINGS if tied else LM_HEAD: size}, {}
 
 

@@ -44,7 +44,8 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
     context = mean_context(*sample.lengths)
     rate = _estimated(config, options, context) or throughput(options, job, committed)
     return {
-        "model": {"path": job.model, "revision": job.revision, "family": job.family.name, "dtype": job.dtype},
+        "model": {"path": job.model, "revision": job.revision, "family": job.family.name, "dtype": job.dtype}
+        | ({"reference_model": job.reference.model} if job.reference else {}),
         "max_length": job.max_length,
         "truncate": job.truncate,
         "output": store.uri,

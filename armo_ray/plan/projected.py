@@ -19,6 +19,9 @@ from armo_ray.storage.models import local_model
 # calculation; loading and short packs take some of it. The spread is that of the logarithm: 95 % are within a factor of
 # 1.5.
 _UTILIZATION, _SPREAD = 0.5, 0.207
+_FLOAT32 = (
+    15  # by the data sheets of A100 and H100, how much longer a float32 product takes than a 16-bit one
+)
 _LINEAR = re.compile(r"\.layers?\.\d+\..*\.weight$")
 
 
@@ -71,7 +74,20 @@ def estimated_speeds(config: ScoreConfig, context: float) -> dict[str, Throughpu
 
 
 def flops_per_token(config: ScoreConfig, context: float) -> float:
-    """Operations of the model for a token that attends to `context` tokens, as in `armo_ray.engine.flops`."""
+    """Operations of the model for a token that attends to `context` tokens, as in `armo_ray.engine.flops`.
+
+    For a policy, they include its reference model's and, by the time that they take in float32, those of the heads of
+    both, as if all tokens were responses'.
+    """
+    if config.reference_model is None:
+        return _flops(config, context)[0]
+    other = config.model_copy(update={"model": config.reference_model, "revision": None})
+    both = [_flops(one, context) for one in (config, other)]
+    return sum(backbone + _FLOAT32 * head for backbone, head in both)
+
+
+def _flops(config: ScoreConfig, context: float) -> tuple[float, float]:
+    """Operations for a token of a model, and of a language-model head on it."""
     path, revision = local_model(config.model, config.revision)
     checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
     shapes = [shape for name, shape in checkpoint.shapes.items() if _LINEAR.search(name) and len(shape) == 2]
@@ -80,4 +96,5 @@ def flops_per_token(config: ScoreConfig, context: float) -> float:
     attention = 4 * sizes["num_hidden_layers"] * sizes["num_attention_heads"] * width
     if checkpoint.family.bidirectional:
         attention *= 2  # a token attends to those after it too
-    return float(2 * sum(rows * columns for rows, columns in shapes) + attention * context)
+    backbone = float(2 * sum(rows * columns for rows, columns in shapes) + attention * context)
+    return backbone, 2.0 * sizes.get("vocab_size", 0) * sizes["hidden_size"]

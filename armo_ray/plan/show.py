@@ -30,6 +30,8 @@ def lines(estimate: dict[str, Any]) -> Iterator[str]:
         "model",
         f"{model['path']} ({model['family']}, {model['dtype']}), at most {estimate['max_length']:,} tokens",
     )
+    if reference := model.get("reference_model"):
+        yield _line("reference", f"{reference}: memory holds two models, and both compute every token")
     yield _line("input", _input(estimate["input"]))
     yield _line("layout", _layout(estimate["layout"]))
     yield _line("output", f"{estimate['output']}: {_units(estimate)}")

@@ -22,7 +22,10 @@ _MOST_REWARDS = 40  # to draw
 _MOST_ROWS = 30  # in a table of groups
 _MOST_VALUES = 24  # of a group, to draw the gates of
 _POLICY = ("max_length", "truncate", "special_tokens", "unit_rows", "partition_by")
-_MODEL = ("model", "model_revision", "model_family", "model_fingerprint", "dtype")
+_MODEL = (
+    *("model", "model_revision", "model_family", "model_fingerprint"),
+    *("reference_model", "reference_revision", "reference_fingerprint", "beta", "length_normalized", "dtype"),
+)
 
 
 class GateTable(NamedTuple):

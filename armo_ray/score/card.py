@@ -155,11 +155,23 @@ def _model(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("model", f"`{about['model']}`"),
         ("revision", f"`{about['model_revision']}`" if about["model_revision"] else "none, a directory"),
+        *_reference(job, about),
         ("family", job.family.name),
         ("fingerprint of the weights", f"`{about['model_fingerprint']}`"),
         ("dtype of the backbone", job.dtype),
         ("maximum length", f"{job.max_length} tokens; longer conversations are {_LONGER[job.truncate]}"),
         ("text that spells special tokens", special),
+    ]
+
+
+def _reference(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if job.reference is None:
+        return []
+    divided = ", divided by the number of response tokens" if job.reference.length_normalized else ""
+    return [
+        ("reference model", f"`{about['reference_model']}`"),
+        ("fingerprint of its weights", f"`{about['reference_fingerprint']}`"),
+        ("reward", f"{job.reference.beta:g} times the log ratio{divided}"),
     ]
 
 

@@ -8,8 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
+from armo_ray.model.reference import Reference, given_by
 from armo_ray.options import (
     DATE,
+    Beta,
     DatedOptions,
     Day,
     Dtype,
@@ -72,6 +74,12 @@ class ScoreConfig(DatedOptions):
     """Branch, tag or commit on the hub; for a URI, the revision an earlier run recorded. Give one per model."""
     family: Annotated[FamilyName | None, Help("the model", "NAME")] = None
     """Family, or a TOML file of one; default: recognized by its tensors."""
+    reference_model: Annotated[ModelName | None, Help("the model", "MODEL")] = None
+    """With --family dpo: the model before training; memory holds both."""
+    beta: Annotated[Beta | None, Help("the model", "X")] = None
+    """With --family dpo: factor of the reward; default: 0.1."""
+    length_normalized: Annotated[bool, Help("the model")] = False
+    """With --family dpo: divide the reward by the number of response tokens."""
     dtype: Annotated[Dtype, Help("the model")] = "bfloat16"
     """Type of the backbone; heads are always float32."""
     min_agreement: Annotated[float, Help("the model", "RHO")] = Field(0.98, ge=-1, le=1)
@@ -113,6 +121,11 @@ class ScoreConfig(DatedOptions):
     """Shards or globs that changed: drop their scores and score them again."""
     forget: Annotated[Places, Help("stopping and resuming", "URI")] = ()
     """Shards or globs that are gone from the input: drop their scores."""
+
+    @property
+    def reference(self) -> Reference | None:
+        """The reference model of a policy, as it is given. Raises ConfigError if only its options are given."""
+        return given_by(self.reference_model, self.beta, self.length_normalized)
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,8 @@ from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import Family
 from armo_ray.model.family_file import identity_of
 from armo_ray.model.label_tokens import token_rows
+from armo_ray.model.policy_pair import identity_of_pair, inspect_reference
+from armo_ray.model.reference import Reference, check_given
 from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.model.tokenizer_file import num_ids
 from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
@@ -69,6 +71,7 @@ class Job:
     keep_text: bool
     partition_by: tuple[str, ...]
     unread: tuple[str, ...] = ()  # input columns that are not read, to be displayed
+    reference: Reference | None = None  # of a policy, found as `model` is
 
     @property
     def columns(self) -> list[str]:
@@ -166,6 +169,7 @@ class _Model(NamedTuple):
     checkpoint: Checkpoint
     chat: Chat
     max_length: int
+    reference: Checkpoint | None  # of a policy
 
 
 def _model(config: ScoreConfig) -> _Model:
@@ -173,6 +177,7 @@ def _model(config: ScoreConfig) -> _Model:
     checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
     if is_remote(config.model):
         checkpoint = replace(checkpoint, revision=revision)
+    check_given(checkpoint.family, config.reference, config.dtype)
     chat = Chat.load(checkpoint.path, checkpoint.family)
     token_rows(checkpoint.family, chat)  # may raise ConfigError
     read_pattern(chat)  # may raise ConfigError
@@ -191,7 +196,17 @@ def _model(config: ScoreConfig) -> _Model:
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
     limits = (chat.model_max_length, checkpoint.family.max_length, positions)
-    return _Model(checkpoint, chat, config.max_length or min(limit for limit in limits if limit))
+    longest = config.max_length or min(limit for limit in limits if limit)
+    return _Model(checkpoint, chat, longest, _reference(config, checkpoint))
+
+
+def _reference(config: ScoreConfig, policy: Checkpoint) -> Checkpoint | None:
+    if config.reference is None:
+        return None
+    path, revision = local_model(config.reference.model)
+    checkpoint = inspect_reference(policy, path)
+    logger.info("memory holds two models: the policy, and the reference model %s", config.reference.model)
+    return replace(checkpoint, revision=revision) if is_remote(config.reference.model) else checkpoint
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> int:
@@ -227,12 +242,15 @@ def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, 
     metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,
-        "model_fingerprint": checkpoint.fingerprint,
+        **_weights(config, model),
         "model_family": checkpoint.family.name,
         "dtype": config.dtype,
         "schema_version": SCHEMA_VERSION,
         "run_fingerprint": fingerprint,
     }
+    if model.reference is not None:
+        metadata["reference_model"] = config.reference_model
+        metadata["reference_revision"] = model.reference.revision
     if checkpoint.family.gated:
         metadata["reward_transform_matrix"] = checkpoint.transform
     else:
@@ -260,7 +278,22 @@ def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, 
         as_json=tuple(config.keep_json),
         keep_text=config.keep_text,
         partition_by=config.partition_by,
+        reference=_found(config.reference, model.reference),
     )
+
+
+def _found(reference: Reference | None, checkpoint: Checkpoint | None) -> Reference | None:
+    """The reference model as every node finds it."""
+    if reference is None or checkpoint is None:
+        return None
+    path = reference.model if checkpoint.revision else str(checkpoint.path)
+    return replace(reference, model=path, revision=checkpoint.revision)
+
+
+def _weights(config: ScoreConfig, model: _Model) -> dict[str, Any]:
+    if config.reference is None or model.reference is None:
+        return {"model_fingerprint": model.checkpoint.fingerprint}
+    return identity_of_pair(model.checkpoint, model.reference, config.reference)
 
 
 def _reading(config: ScoreConfig) -> Reading:
@@ -271,7 +304,7 @@ def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[
     """The settings that rows, columns or units depend on; two runs can share an output only if these are equal."""
     as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
     return as_json | {
-        "model_fingerprint": model.checkpoint.fingerprint,
+        **_weights(config, model),
         "chat_fingerprint": model.chat.fingerprint,
         **identity_of(model.checkpoint.family),
         "dtype": config.dtype,

@@ -158,7 +158,9 @@ def _execute(
 def _check_model(job: Job, pool: Pool) -> None:
     """Run the checks of `armo-ray verify --model` on a replica. Raises ConfigError if one fails."""
     task: Any = ray.remote(**pool.resources)(verify_model)
-    checks, _ = ray.get(task.remote(job.model, job.revision, job.dtype, pool.device, job.family))
+    checks, _ = ray.get(
+        task.remote(job.model, job.revision, job.dtype, pool.device, job.family, None, job.reference)
+    )
     logger.info("the model on a replica:\n%s", report(checks))
     if failed := [check for check in checks if not check.passed]:
         raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")

@@ -36,8 +36,12 @@ def probe(store: Store, job: Job, shards: Sequence[Shard]) -> None:
     """
     folders = {shard.uri.rpartition("/")[0]: shard for shard in shards if not is_remote(shard.uri)}
     firsts = list(folders.values())[:_MOST_FOLDERS]
-    model = None if job.revision else _files_of(job.model)
-    if not (store.local or firsts or model):
+    given = [
+        (job.model, job.revision),
+        *([(job.reference.model, job.reference.revision)] if job.reference else []),
+    ]
+    models = [_files_of(model) for model, revision in given if not revision]
+    if not (store.local or firsts or models):
         return
     name = f".probe.{uuid.uuid4().hex}"  # named like a temporary file: swept later if this process is killed
     if store.local:
@@ -48,7 +52,7 @@ def probe(store: Store, job: Job, shards: Sequence[Shard]) -> None:
         tasks = [
             task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(store.path(name) if store.local else None, model, firsts)
+            ).remote(store.path(name) if store.local else None, models, firsts)
             for node in nodes
         ]
         deadline = time.monotonic() + _PROBE_S
@@ -66,14 +70,13 @@ def _files_of(model: str) -> tuple[str, dict[str, int]]:
 
 
 def _missing(
-    written: str | None, model: tuple[str, dict[str, int]] | None, shards: Sequence[Shard]
+    written: str | None, models: Sequence[tuple[str, dict[str, int]]], shards: Sequence[Shard]
 ) -> list[str]:
-    """Which of these this node does not see: a file written in the output, a model and shards."""
+    """Which of these this node does not see: a file written in the output, models and shards."""
     missing = []
     if written is not None and not Path(written).exists():
         missing.append(f"output {os.path.dirname(written)}")
-    if model is not None and _files_of(model[0]) != model:
-        missing.append(f"model {model[0]}")
+    missing += [f"model {model[0]}" for model in models if _files_of(model[0]) != model]
     return missing + [f"input {shard.uri}" for shard in shards if not _is_here(shard)]
 
 

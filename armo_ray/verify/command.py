@@ -58,11 +58,13 @@ def _repair(output: str) -> int:
 def _check_model(options: VerifyModelOptions) -> int:
     if options.record is not None and not Path(options.record).parent.is_dir():
         raise ConfigError(f"--record {options.record}: no such directory")
+    from armo_ray.model.reference import given_by
     from armo_ray.verify.model import read_record, report, verify_model
 
     against = None if options.against is None else read_record(options.against)
+    reference = given_by(options.reference_model, options.beta, options.length_normalized)
     checks, record = verify_model(
-        options.model, options.revision, options.dtype, options.device, options.family, against
+        options.model, options.revision, options.dtype, options.device, options.family, against, reference
     )
     print(report(checks))
     if options.record is not None and record:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint, inspect, resolve
 from armo_ray.model.families import Family
+from armo_ray.model.policy_pair import inspect_reference
+from armo_ray.model.reference import Reference, check_given
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.text.tokenization import Encoder
@@ -38,6 +41,7 @@ def verify_model(
     device: str | None = None,
     family: str | Family | None = None,
     against: dict[str, Any] | None = None,
+    reference: Reference | None = None,
 ) -> tuple[list[Check], dict[str, Any]]:
     """Check a model on this machine.
 
@@ -48,20 +52,28 @@ def verify_model(
         family: a name in armo_ray.model.families, a TOML file, or a Family; by default it is recognized from the
             checkpoint's tensors.
         against: the record of an earlier check.
+        reference: the reference model of a policy; its model may also be a URI.
 
     Returns:
         The checks, and a record of the scores. If a check of files or token ids fails, nothing is scored and the
         record is empty.
 
-    Raises ConfigError if there is no such model, dtype or device.
+    Raises ConfigError if there is no such model, dtype or device, or if a policy's reference model is not given.
     """
-    path, resolved = local_model(model, revision)
-    directory, _ = resolve(path, None if is_remote(model) else resolved)
+    directory = _directory(model, revision)
     try:
-        checkpoint = inspect(str(directory), family=family)
+        checkpoint = inspect(directory, family=family)
         chat = Chat.load(checkpoint.path, checkpoint.family)
     except ConfigError as error:
         return [Check("files and template", False, str(error))], {}
+    check_given(checkpoint.family, reference, dtype)
+    other = None
+    if reference is not None:
+        reference = replace(reference, model=_directory(reference.model, reference.revision), revision=None)
+        try:
+            other = inspect_reference(checkpoint, reference.model)
+        except ConfigError as error:
+            return [Check("reference model", False, str(error))], {}
     sequences = encode(Encoder(chat, int(checkpoint.config["max_position_embeddings"])))
     published = json.loads(files("armo_ray.verify").joinpath("published.json").read_text("utf-8"))
     checks, named = _check_files(checkpoint, chat, sequences), _last(model) == _last(published["model"])
@@ -69,12 +81,18 @@ def verify_model(
         checks += check_released(checkpoint, chat, published)
     if not all(check.passed for check in checks):
         return checks, {}
-    scored, record = _score(checkpoint, sequences, dtype, device)
+    both = [checkpoint, *([other] if other else [])]
+    scored, record = _score(both, sequences, dtype, device, reference)
     if named or _last(checkpoint.config.get("_name_or_path", "")) == _last(published["model"]):
         scored.append(_published(named, _compared("published values", published, record)))
     if against is not None:
         scored.append(_compared("recorded values", against, record))
     return checks + scored, record
+
+
+def _directory(model: str, revision: str | None) -> str:
+    path, resolved = local_model(model, revision)
+    return str(resolve(path, None if is_remote(model) else resolved)[0])
 
 
 def _check_files(checkpoint: Checkpoint, chat: Chat, sequences: Sequences) -> list[Check]:
@@ -103,25 +121,33 @@ def _published(named: bool, check: Check) -> Check:
 
 
 def _score(
-    checkpoint: Checkpoint, sequences: Sequences, dtype: str, device: str | None
+    checkpoints: list[Checkpoint],
+    sequences: Sequences,
+    dtype: str,
+    device: str | None,
+    reference: Reference | None,
 ) -> tuple[list[Check], dict[str, Any]]:
-    """Score the conversations, and again in float32 if that fits. The record holds the more exact results."""
+    """Score the conversations, and again in float32 if that fits. The record holds the more exact results.
+
+    `checkpoints`: the model, and its reference model if it has one.
+    """
     from armo_ray.engine import RewardModel
     from armo_ray.engine.device import room_for
     from armo_ray.verify.numbers import check_scores, check_ways, coefficients, named_values, score_alone
 
+    checkpoint = checkpoints[0]
     path, family = str(checkpoint.path), checkpoint.family
-    model = RewardModel.load(path, dtype=dtype, device=device, family=family)
+    model = RewardModel.load(path, dtype=dtype, device=device, family=family, reference=reference)
     checks, ways, shared = check_scores(model, checkpoint, sequences)
     scores, used, at = ways["alone"], dtype, model.device
     weights = coefficients(shared, checkpoint)
     del model  # memory may not hold both models
-    size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    size = sum(4 * math.prod(tensor.shape) for one in checkpoints for tensor in one.tensors.values())
     exact = None
     if dtype == "float32":
         exact = scores
     elif room_for(size, at):
-        model = RewardModel.load(path, dtype="float32", device=device, family=family)
+        model = RewardModel.load(path, dtype="float32", device=device, family=family, reference=reference)
         plain = model.with_options(share_prompts=False)
         scores = exact = score_alone(plain, sequences.ids)
         weights, used = coefficients(plain.score(sequences.ids), checkpoint), "float32"

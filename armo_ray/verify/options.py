@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from armo_ray.options import DatedOptions, Dtype, FamilyName, GivenPlace, Help, ModelName, Name
+from armo_ray.options import Beta, DatedOptions, Dtype, FamilyName, GivenPlace, Help, ModelName, Name
 
 
 class VerifyOptions(DatedOptions):
@@ -23,6 +23,12 @@ class VerifyModelOptions(DatedOptions):
     """Branch, tag or commit on the hub."""
     family: Annotated[FamilyName | None, Help("to check a model", "NAME")] = None
     """Family of the model; default: recognized by its tensors."""
+    reference_model: Annotated[ModelName | None, Help("to check a model", "MODEL")] = None
+    """With --family dpo: the model before training; memory holds both."""
+    beta: Annotated[Beta | None, Help("to check a model", "X")] = None
+    """With --family dpo: factor of the reward; default: 0.1."""
+    length_normalized: Annotated[bool, Help("to check a model")] = False
+    """With --family dpo: divide the reward by the number of response tokens."""
     dtype: Annotated[Dtype, Help("to check a model")] = "bfloat16"
     """Type of the backbone's weights."""
     device: Annotated[Name | None, Help("to check a model", "NAME")] = None

@@ -28,17 +28,17 @@ def test_a_node_lacks_what_is_not_there_or_differs(tiny_model: Path, tmp_path: P
     (shard,) = find_shards([str(SAMPLE)])
     model = shared_paths._files_of(str(tiny_model))
     (tmp_path / "probe").write_bytes(b"")
-    assert shared_paths._missing(str(tmp_path / "probe"), model, [shard]) == []
+    assert shared_paths._missing(str(tmp_path / "probe"), [model], [shard]) == []
     other = (model[0], model[1] | {"config.json": 1})
-    gone = shared_paths._missing(str(tmp_path / "elsewhere" / "probe"), other, [shard])
+    gone = shared_paths._missing(str(tmp_path / "elsewhere" / "probe"), [model, other], [shard])
     assert gone == [f"output {tmp_path}/elsewhere", f"model {tiny_model}"]
     copy = tmp_path / "sample.jsonl"
     copy.write_bytes(b"before")
     (planned,) = find_shards([str(copy)])
     copy.write_bytes(b"another file under that name")
-    assert shared_paths._missing(None, None, [planned]) == [f"input {copy}"]
+    assert shared_paths._missing(None, [], [planned]) == [f"input {copy}"]
     copy.unlink()
-    assert shared_paths._missing(None, None, [planned]) == [f"input {copy}"]
+    assert shared_paths._missing(None, [], [planned]) == [f"input {copy}"]
 
 
 def test_an_output_of_the_driver_alone_is_refused_before_any_work(

@@ -13,6 +13,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.storage import models
 from armo_ray.storage.models import local_model
 from armo_ray.storage.store import Store
+from armo_ray.tiny.families import write_family
 from tests.support.fault_proxy import EVERY, LOST, RESET, TRUNCATED, FaultProxy
 from tests.support.local import PAIR, score_locally, scores_of
 from tests.support.paths import ROOT
@@ -39,6 +40,22 @@ def test_a_model_on_s3_scores_as_its_copy_does(remote: Store, tiny_model: Path, 
     assert scores_of(tmp_path / "out") == scores_of(tmp_path / "expected")
     run = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert run["config"]["model"] == remote.uri
+
+
+def test_a_policy_and_its_reference_model_are_both_copied(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    (tmp_path / "in.jsonl").write_bytes(PAIR)
+    for seed, name in enumerate(("policy", "reference")):
+        write_family(tmp_path / name, "dpo", seed=seed)
+        for path in (tmp_path / name).iterdir():
+            Store(f"{s3}/{name}").write(path.name, path.read_bytes())
+    for place, out in ((s3, "out"), (str(tmp_path), "expected")):
+        options = {"family": "dpo", "reference_model": f"{place}/reference"}
+        score_locally(f"{place}/policy", tmp_path / "in.jsonl", tmp_path / out, **options)
+    assert scores_of(tmp_path / "out") == scores_of(tmp_path / "expected")
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
 
 
 def test_only_safe_files_are_fetched_and_only_once(

@@ -13,6 +13,7 @@ import pyarrow as pa
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
 from armo_ray.model.families import Family
+from armo_ray.model.reference import Reference
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, TEXT_FIELDS
 from armo_ray.score import kept_columns
 from armo_ray.score.job import Job
@@ -27,7 +28,7 @@ from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Tokenized
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _directory(model: str, revision: str | None) -> Path:
     copy, _ = local_model(model, revision)
     return resolve(copy, revision if copy == model else None)[0]
@@ -43,6 +44,12 @@ def _loaded(
 def model_directory(job: Job) -> Path:
     """The directory of the job's model on this node; the model is copied there first if it is missing."""
     return _directory(job.model, job.revision)
+
+
+def reference_on_node(job: Job) -> Reference | None:
+    """The job's reference model, if it has one, in its directory on this node, as `model_directory`."""
+    given = job.reference
+    return given and replace(given, model=str(_directory(given.model, given.revision)), revision=None)
 
 
 def load_encoder(job: Job) -> Encoder:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from armo_ray.outputs.schema import STEP_SCORES
 from armo_ray.score.job import Job
-from armo_ray.score.stages.read import load_encoder, model_directory
+from armo_ray.score.stages.read import load_encoder, model_directory, reference_on_node
 from armo_ray.score.stages.unit_block import MODEL_COLUMNS, Header, conversations, one, ragged
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import Layout
@@ -34,6 +34,7 @@ class Scorer:
             fixed_packs=job.fixed_packs,
             compile=job.compile,
             family=job.family,
+            reference=reference_on_node(job),
         )
         encoder = load_encoder(job)
         candidates = candidates_of({"prompt": "2+2?", "responses": ["4", "5"]}, _PROBE)
