@@ -97,6 +97,7 @@ def test_near_duplicates_are_those_of_all_increments(tmp_path: Path) -> None:
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "one")
 
 
+@pytest.mark.nightly  # by day other commands run by both engines
 def test_an_increment_on_ray_is_that_of_duckdb(local_ray: str, whole: Path, tmp_path: Path) -> None:
     units = units_of(whole)
     reveal(whole, tmp_path / "scores", units[:4])

@@ -76,6 +76,7 @@ def test_a_killed_run_leaves_what_it_measured_and_no_process(runs: Runs) -> None
     assert runs.worker_ended
 
 
+@pytest.mark.nightly
 def test_the_same_command_again_runs_only_the_stages_that_are_left(runs: Runs) -> None:
     assert runs.both[: len(runs.killed)] == runs.killed
     again = statuses(runs.both[len(runs.killed) :])

@@ -56,6 +56,7 @@ def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
     ray.shutdown()
 
 
+@pytest.mark.nightly
 def test_what_is_queued_at_a_replica_whose_node_is_lost_and_has_no_room_elsewhere_fails(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

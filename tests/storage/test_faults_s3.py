@@ -346,6 +346,7 @@ def check_equal(output: str, manifest: dict[str, Any], undisturbed: Any) -> None
     assert verify_output(output)[1] == []
 
 
+@pytest.mark.nightly
 def test_a_server_that_is_killed_and_comes_back_costs_a_run_nothing(
     start_s3: Any,
     s3: str,
