@@ -63,6 +63,8 @@ def rewrite(
 
     Raises ConfigError if two outputs share a unit.
     """
+    if done:
+        store.delete(commits.SUCCESS)  # until it lists the new units, too
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):

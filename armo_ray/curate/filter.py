@@ -1,6 +1,5 @@
 """`armo-ray filter`: keeps the rows of scores that pass all rules, in their order and with all columns."""
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.curate import derived_output
-from armo_ray.curate.grown_output import is_published, output_of, without_units_of
+from armo_ray.curate.grown_output import lacking_units, output_of
 from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import parse
@@ -20,10 +19,7 @@ from armo_ray.outputs.database import database
 from armo_ray.outputs.rules import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
 from armo_ray.outputs.scores import Scores, columns_of, open_scores, scan
 from armo_ray.outputs.text import find_sources
-from armo_ray.storage import commits
 from armo_ray.storage.json_files import to_json
-
-logger = logging.getLogger(__name__)
 
 _MAX_GROUPS = 100  # groups whose thresholds rules.json lists
 
@@ -48,11 +44,10 @@ def run(options: FilterOptions) -> None:
         _check_rows_alone(rules)
     with output_of(options, "filter") as store, database(options) as con:
         if options.append:
-            scores, done = without_units_of(scores, store)
-            if not scores.parts and not scores.rejects and is_published(store):
-                logger.info("%s: no new scores; left unchanged", store.uri)
+            lacking = lacking_units(scores, store)
+            if lacking is None:
                 return
-            store.delete(commits.SUCCESS)
+            scores, done = lacking
         reads_text = options.text and not scores.has_text
         sources = find_sources(scores, _sources(con, scores) if done else None) if reads_text else {}
         selection = select(con, scores, rules)

@@ -4,6 +4,7 @@ A unit is a transaction of its own, as in the output of `score`: a command that 
 rest.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -16,6 +17,8 @@ from armo_ray.outputs.scores import Part, Scores
 from armo_ray.storage import commits, lock
 from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 # options that decide no row of a unit
 RUNNING = ("scores", "output", "append", "partition", "date", "memory", "threads", "spill", "engine")
@@ -60,10 +63,10 @@ def _deciding(options: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in options.items() if name not in RUNNING}
 
 
-def without_units_of(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]]:
-    """The scores of the units that an output lacks, and the names of those that it has.
+def lacking_units(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]] | None:
+    """The scores of the units that an output lacks, and the names of those that it has; None if it lacks none.
 
-    Raises ConfigError if it has units that the scores no longer hold.
+    Raises ConfigError if the output has units that the scores no longer hold.
     """
     done = frozenset(commits.list_commits(store))
     there = {unit for output in scores.outputs for unit in commits.list_commits(Store(output))}
@@ -78,12 +81,10 @@ def without_units_of(scores: Scores, store: Store) -> tuple[Scores, frozenset[st
         return unit_of(part.uri.removeprefix(f"{output}/")) not in done
 
     parts, rejects = (tuple(filter(is_new, of)) for of in (scores.parts, scores.rejects))
+    if not parts and not rejects and commits.SUCCESS in store.list_names(""):
+        logger.info("%s: no new scores; left unchanged", store.uri)
+        return None
     return replace(scores, parts=parts, rejects=rejects), done
-
-
-def is_published(store: Store) -> bool:
-    """Whether an output is complete: an increment deletes its manifest before it adds a unit."""
-    return commits.SUCCESS in store.list_names("")
 
 
 def output_of(options: FilterOptions | ReweighOptions, command: str) -> AbstractContextManager[Store]:

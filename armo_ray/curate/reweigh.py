@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,18 +9,15 @@ from typing import Any
 import numpy as np
 
 from armo_ray.curate import derived_output, ensemble
-from armo_ray.curate.grown_output import is_published, output_of, without_units_of
+from armo_ray.curate.grown_output import lacking_units, output_of
 from armo_ray.curate.options import ReweighOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.database import database
 from armo_ray.outputs.scores import Scores, open_scores, scan
-from armo_ray.storage import commits
 from armo_ray.storage.filesystem import read_text
 from armo_ray.storage.json_files import to_json
-
-logger = logging.getLogger(__name__)
 
 _BASE = ("model_fingerprint", "fixed_weights", "reward_transform_matrix", "ensemble", "risk")
 
@@ -44,11 +40,10 @@ def run(options: ReweighOptions) -> None:
     with output_of(options, "reweigh") as store:
         done = frozenset[str]()
         if options.append:
-            scores, done = without_units_of(scores, store)
-            if not scores.parts and not scores.rejects and is_published(store):
-                logger.info("%s: no new scores; left unchanged", store.uri)
+            lacking = lacking_units(scores, store)
+            if lacking is None:
                 return
-            store.delete(commits.SUCCESS)
+            scores, done = lacking
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
         fingerprint = derived_output.begin(scores, store, {**made, "scores": scores.outputs}, identity)

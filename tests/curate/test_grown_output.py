@@ -12,7 +12,7 @@ from armo_ray.curate import derived_output
 from armo_ray.storage import commits
 from armo_ray.verify.output import verify_output
 from tests.support.growing_outputs import hide, reveal, units_of, write_shards
-from tests.support.local import rows_of
+from tests.support.local import rows_of, score_locally
 from tests.support.paths import SAMPLE
 from tests.support.synthetic_outputs import score_synthetically
 
@@ -57,6 +57,36 @@ def test_an_output_that_grows_is_that_of_one_run(command: list[str], whole: Path
     now = state(out)
     assert run(command, tmp_path / "scores", out, "--append") == 0
     assert state(out) == now
+
+
+def test_a_unit_of_rejects_alone_is_added_and_a_wrong_source_changes_nothing(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text('{"prompt": "a", "responses": ["b", "c"]}\n')
+    (tmp_path / "in/b.jsonl").write_text('{"prompt": "a", "responses": [""]}\n')
+    scored = tmp_path / "scored"
+    score_locally(tiny_model, tmp_path / "in", scored)
+    out, scores = tmp_path / "out", tmp_path / "scores"
+    for number in (1, 2):
+        reveal(scored, scores, units_of(scored)[:number])
+        assert run(COMMANDS["reweigh"], scores, out, "--append") == 0
+    assert [row["reason"] for row in rows_of(out, "rejects")] == ["empty_response"]
+    assert verify_output(str(out))[1] == []
+    before = state(out)
+    score_locally(tiny_model, SAMPLE, tmp_path / "other", keep_text=True)
+    command = [
+        "reweigh",
+        str(scores),
+        str(tmp_path / "other"),
+        "--output",
+        str(out),
+        *COMMANDS["reweigh"][1:],
+        "--append",
+    ]
+    assert main(command) == 2
+    assert "scored with different settings" in capsys.readouterr().err
+    assert state(out) == before
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
