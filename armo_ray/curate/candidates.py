@@ -42,9 +42,7 @@ class CurationJob:
     part_groups: tuple[tuple[Part, ...], ...]  # the parts of each reading task
     rows: int  # candidates that are read
     increment: int | None = None  # number of the increment of a dataset that grows
-    num_new: int | None = (
-        None  # of the groups, the first so many are read whole, the others for some prompts only
-    )
+    num_new: int | None = None  # groups that are read whole, the first ones; of the others only some prompts
     known: str = ""  # SQL relation of the MinHash digests of earlier increments
     first_bucket: int = 0  # number of the first bucket in the names of parts
     screened: bool = False  # whether it is known already that no prompt is to be left out

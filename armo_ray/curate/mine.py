@@ -152,9 +152,7 @@ class _Removed(NamedTuple):
     prompts: frozenset[str]  # their ids
     counts: dict[str, int]  # of prompts, by reason
     contaminated: dict[str, dict[str, str]]  # the file and the n-gram that a prompt shares with it
-    duplicates: frozenset[
-        str
-    ]  # those near-duplicates of a prompt with a smaller id, earlier prompts included
+    duplicates: frozenset[str]  # those near a prompt with a smaller id, earlier prompts included
 
 
 def _find_removed(

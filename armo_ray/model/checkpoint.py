@@ -137,7 +137,7 @@ def inspect(model: str, revision: str | None = None, family: str | Family | None
     """Read and check a checkpoint's files.
 
     Args:
-        family: a name in FAMILIES, a TOML file, or a family of one's own; by default it is identified by the tensors.
+        family: a name in FAMILIES, a TOML file, or a `Family`; by default it is identified by the tensors.
 
     Raises:
         ConfigError: the message names the file or tensor at fault.

@@ -127,7 +127,7 @@ class Growing:
 
 def is_remainder(path: str) -> bool:
     """Whether a part holds what an increment left of one of an earlier increment: part-00001-00000-00003."""
-    return re.search(r"/part-\d+-\d+-\d+\.", path) is not None
+    return re.fullmatch(rf"{DATA}/[^/]+/part-\d{{5,}}-\d{{5,}}-\d{{5,}}\.\w+", path) is not None
 
 
 def hold(store: Store, paths: Collection[str]) -> None:

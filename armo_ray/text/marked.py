@@ -118,7 +118,7 @@ def _prompts(messages: dict[int, Messages], tools: Tools) -> dict[int, Prompt]:
     """The prompt of each candidate; the same object for equal ones."""
     if tools.renderer.chat.family.text == "lines":
         return _questions(messages, tools)
-    distinct = {str(prompt): with_system(prompt, tools.renderer.chat.family) for prompt in messages.values()}
+    distinct = {str(prompt): prompt for prompt in messages.values()}
     prompts = dict(zip(distinct, tools.render(list(distinct.values())), strict=True))
     return {i: prompts[str(prompt)] for i, prompt in messages.items()}
 

@@ -64,6 +64,8 @@ class Encoder:
 
     def encode(self, candidates: Sequence[Candidate]) -> Tokenized:
         """Encode the candidates that have no reject reason yet; the others are returned as rejects."""
+        if self.chat.family.system is not None:
+            candidates = [replace(c, prompt=with_system(c.prompt, self.chat.family)) for c in candidates]
         if self.chat.family.mark:
             tools = marked.Tools(
                 self._renderer, self.max_length, self._rendered, self._encode_texts, self._may_fit
@@ -74,8 +76,6 @@ class Encoder:
             return judges.encode(
                 candidates, self.chat.family, self.max_length, self._rendered, self._num_tokens
             )
-        if self.chat.family.system is not None:
-            candidates = [replace(c, prompt=with_system(c.prompt, self.chat.family)) for c in candidates]
         out = Tokenized()
         prompts: dict[int, Prompt] = {}
         prompt: Prompt | None = None

@@ -138,22 +138,6 @@ def test_a_family_that_was_not_checked_says_so_once(tmp_path: Path, caplog: pyte
     assert (checkpoint.reward_names, checkpoint.coefficients) == (("cost",), [-1.0])
 
 
-@pytest.mark.parametrize(
-    ("family", "roles", "why"),
-    [
-        ("eurus", ["user", "assistant", "user"], "only one question and its response"),
-        ("ultrarm", ["system", "user"], "only turns of user and assistant"),
-    ],
-)
-def test_a_conversation_that_a_text_of_its_own_cannot_hold_is_rejected(
-    family: str, roles: list[str], why: str, tmp_path: Path
-) -> None:
-    write_family(tmp_path, family)
-    encoder = Encoder(Chat.load(tmp_path, FAMILIES[family]), 8192)
-    done = encoder.encode([Candidate(0, "response", [{"role": r, "content": "x"} for r in roles], "y")])
-    assert [(reason, why in detail) for _, reason, detail in done.rejects] == [("malformed_row", True)]
-
-
 def test_a_token_that_the_tokenizer_lacks_cannot_be_appended(tmp_path: Path) -> None:
     write_family(tmp_path, "classifier", "qwen2")
     with pytest.raises(
@@ -261,9 +245,11 @@ def test_responses_that_cannot_be_compared_are_rejected_with_the_reason(tmp_path
             "a single question, but the prompt has turns of user, ass",
         ),
         ("orm-deepseek", ["user", "tool"], "the prompt ends with a turn of the tool"),
+        ("eurus", ["user", "assistant", "user"], "only one question and its response"),
+        ("ultrarm", ["system", "user"], "only turns of user and assistant"),
     ],
 )
-def test_prompts_that_a_judge_cannot_read_are_rejected(
+def test_prompts_that_a_family_cannot_read_are_rejected(
     family: str, prompt: list[str], detail: str, tmp_path: Path
 ) -> None:
     write_family(tmp_path, family)
