@@ -1,0 +1,1 @@
+"""Models behind an OpenAI-compatible endpoint: requests, their limits, and the journal of what was answered."""
