@@ -27,7 +27,9 @@ class Reply:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Reply":
-        likely = tuple(tuple((str(token), float(p)) for token, p in place) for place in values.get("likely", ()))
+        likely = tuple(
+            tuple((str(token), float(p)) for token, p in place) for place in values.get("likely", ())
+        )
         return Reply(**{**values, "likely": likely})
 
 

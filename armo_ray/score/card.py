@@ -5,14 +5,14 @@ whoever edited it, and is not written again.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from armo_ray.outputs.cards import CARD, Split, card
 from armo_ray.outputs.schema import REJECTS, footer
-from armo_ray.score.job import Job
+from armo_ray.score.run import Job
 from armo_ray.storage import commits, parts
 from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.records import PartEntry, Totals
@@ -23,11 +23,6 @@ _LLAMA3 = "https://www.llama.com/llama3/license/"
 # only of models whose card names one
 _LICENSES = {
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": f"[Meta Llama 3 Community License]({_LLAMA3}) (`llama3` on its model card)"
-}
-_LONGER = {
-    "none": "rejected as `too_long`",
-    "left": "cut at the beginning of their prompt and flagged `truncated`",
-    "middle": "cut in the middle of their prompt and flagged `truncated`",
 }
 _MEANING = {
     "row_id": "`<shard hash>:<row>:<candidate>`, unique and stable",
@@ -136,7 +131,7 @@ def render(job: Job, facts: Facts) -> str:
         is_remote="://" in facts.uri,
         is_partitioned=is_partitioned,
         layout=job.layout,
-        about=_model(job, about),
+        about=job.about,
         counts=_counts(totals),
         columns=[(f"`{field.name}`", kind(field.type), _meaning(field.name, job)) for field in job.scores],
         rewards=[rewards.field(i).name for i in range(rewards.num_fields)],
@@ -148,31 +143,6 @@ def render(job: Job, facts: Facts) -> str:
 def _split(folder: str, files: str, written: Sequence[PartEntry] | None) -> Split:
     own = None if written is None else [part for part in written if part.is_in(folder)]
     return Split(f"{folder}/{files}", own)
-
-
-def _model(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    special = "read as plain text and flagged" if job.special_tokens == "plain" else "read as special tokens"
-    return [
-        ("model", f"`{about['model']}`"),
-        ("revision", f"`{about['model_revision']}`" if about["model_revision"] else "none, a directory"),
-        *_reference(job, about),
-        ("family", job.family.name),
-        ("fingerprint of the weights", f"`{about['model_fingerprint']}`"),
-        ("dtype of the backbone", job.dtype),
-        ("maximum length", f"{job.max_length} tokens; longer conversations are {_LONGER[job.truncate]}"),
-        ("text that spells special tokens", special),
-    ]
-
-
-def _reference(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if job.reference is None:
-        return []
-    divided = ", divided by the number of response tokens" if job.reference.length_normalized else ""
-    return [
-        ("reference model", f"`{about['reference_model']}`"),
-        ("fingerprint of its weights", f"`{about['reference_fingerprint']}`"),
-        ("reward", f"{job.reference.beta:g} times the log ratio{divided}"),
-    ]
 
 
 def _counts(totals: Totals) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.score import fp8_check, kept_columns, passes, shared_paths, status_file
 from armo_ray.score.card import Card
 from armo_ray.score.config import ScoreConfig, load_config
-from armo_ray.score.job import Job, prepare_dataset
+from armo_ray.score.job import ModelJob, prepare_dataset
 from armo_ray.score.passes import Committed
 from armo_ray.score.poison import isolate
 from armo_ray.score.progress import Progress, every
@@ -50,7 +50,7 @@ _MOST_ERRORED = 32
 _ERRORS_OF_BLOCKS = "ray.data._internal.execution.streaming_executor_state"  # logs each block that failed
 
 
-def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
+def run(job: ModelJob, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
     """Score and commit the units of `spans`, the whole input, that are not committed yet.
 
     Returns the totals of the whole output, and those of the shards of this input, including earlier runs.
@@ -95,7 +95,7 @@ def _record_stop(store: Store, card: Card, error: BaseException) -> None:
         card.stopped(totals)
 
 
-def _log_vanished(gone: list[str], job: Job) -> None:
+def _log_vanished(gone: list[str], job: ModelJob) -> None:
     if gone:
         text = (
             "is in the scores" if job.keep_text else "cannot be read again (--keep-text would have kept it)"
@@ -111,7 +111,7 @@ def _log_vanished(gone: list[str], job: Job) -> None:
 
 
 def _execute(
-    store: Store, job: Job, spans: list[Span], standing: resume.Standing, config: ScoreConfig
+    store: Store, job: ModelJob, spans: list[Span], standing: resume.Standing, config: ScoreConfig
 ) -> None:
     """Commit every unit that is left. Nothing is deleted before the checks of the cluster and the model pass."""
     began, left = time.time(), standing.left
@@ -155,7 +155,7 @@ def _execute(
             passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
 
 
-def _check_model(job: Job, pool: Pool) -> None:
+def _check_model(job: ModelJob, pool: Pool) -> None:
     """Run the checks of `armo-ray verify --model` on a replica. Raises ConfigError if one fails."""
     task: Any = ray.remote(**pool.resources)(verify_model)
     checks, _ = ray.get(
@@ -166,7 +166,7 @@ def _check_model(job: Job, pool: Pool) -> None:
         raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")
 
 
-def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreement: float) -> None:
+def _check_fp8(store: Store, job: ModelJob, spans: list[Span], pool: Pool, min_agreement: float) -> None:
     """Compare float8 with bfloat16 on the input, once per output. Raises ConfigError if they disagree."""
     report = store.read_json(fp8_check.REPORT)
     if report is None or report["columns"]["score"]["spearman"] is None:  # the earlier input was too small
@@ -176,7 +176,7 @@ def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreem
     fp8_check.check_agreement(report, min_agreement)
 
 
-def _committed_units(job: Job, spans: list[Span], pool: Pool) -> Iterator[Committed]:
+def _committed_units(job: ModelJob, spans: list[Span], pool: Pool) -> Iterator[Committed]:
     """Yield the units as they are committed."""
     items = [{"span": pickle.dumps(span)} for span in spans]
     with _one_row_a_block():
@@ -193,7 +193,7 @@ def _committed_units(job: Job, spans: list[Span], pool: Pool) -> Iterator[Commit
             yield pickle.loads(batch["committed"][0].as_py())
 
 
-def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
+def _on_replicas(ds: ray.data.Dataset, job: ModelJob, pool: Pool) -> ray.data.Dataset:
     """Score tokenized units on a pool of replicas."""
     with remote_arguments():
         return ds.map_batches(
@@ -317,14 +317,14 @@ def _one_row_a_block() -> Iterator[None]:
         DataContext._set_current(before)
 
 
-def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+def _read(batch: pa.Table, job: ModelJob) -> Iterator[pa.Table]:
     for pickled in batch["span"].to_pylist():
         yield from read_and_tokenize(pickle.loads(pickled), job)
 
 
-def _tokenize(batch: pa.Table, job: Job) -> pa.Table:
+def _tokenize(batch: pa.Table, job: ModelJob) -> pa.Table:
     return tokenize_rows([kept_columns.plain(row) for row in batch.to_pylist()], job)
 
 
-def _write(batch: pa.Table, job: Job) -> pa.Table:
+def _write(batch: pa.Table, job: ModelJob) -> pa.Table:
     return pa.table({"committed": [pickle.dumps(write_and_commit(batch, job))]})
