@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,6 +30,8 @@ COLUMN_ROLES = (
 
 class RunOptions(DatedOptions):
     """What to read, how to read it, and where to write what is made of it."""
+
+    command: ClassVar[str] = "score"
 
     input: Annotated[Places, Help("required", "URI")] = Field(min_length=1)
     """Files, directories or globs of .parquet, .jsonl or .ndjson (.gz, .zst)."""
