@@ -21,7 +21,7 @@ from armo_ray.model.policy_pair import identity_of_pair, inspect_reference
 from armo_ray.model.reference import Reference, check_given
 from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.model.tokenizer_file import num_ids
-from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
+from armo_ray.outputs.schema import SCHEMA_VERSION, STEP_SCORES, scores_schema
 from armo_ray.score import kept_columns
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.partitions import columns_to_keep
@@ -197,7 +197,7 @@ def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: 
         metadata["reward_transform_matrix"] = checkpoint.transform
     else:
         metadata["fixed_weights"] = checkpoint.coefficients
-    steps = checkpoint.family.by_step
+    own = (STEP_SCORES,) if checkpoint.family.by_step else ()
     return ModelJob(
         **settings,
         about=_about(config, model, metadata),
@@ -212,7 +212,7 @@ def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: 
         max_length=model.max_length,
         truncate=config.truncate,
         special_tokens=config.special_tokens,
-        scores=scores_schema(checkpoint.reward_names, kept, config.keep_text, metadata, steps),
+        scores=scores_schema(checkpoint.reward_names, kept, config.keep_text, metadata, own),
         reference=_found(config.reference, model.reference),
     )
 
