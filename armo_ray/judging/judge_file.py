@@ -120,7 +120,9 @@ def _message(entries: Any, k: int, origin: Origin | None) -> Message:
     text = authors_text(origin, own.text("authors"), own.text("sha256"))
     if "fields" not in own:
         return Message(role, Template(((False, text),)))  # as it is: not a text for str.format
-    fields = own.table("fields", lambda x: isinstance(x, str), "names of placeholders")
+    fields = own.table(
+        "fields", lambda x: isinstance(x, str), "the templates that stand for the fields of the authors' text"
+    )
     try:
         return Message(role, format_template(text, fields))
     except ValueError as error:

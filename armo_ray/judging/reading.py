@@ -41,7 +41,10 @@ def written(judge: Judge, text: str, count: int) -> Numbers:
         raise Unparsable(f"no verdict in the reply, which ends with {text[-60:].strip()!r}")
     if rule.where == "only" and len(set(found)) > 1:
         raise Unparsable(f"{len(set(found))} different verdicts in the reply")
-    verdict = found[0] if rule.where == "first" else found[-1]
+    verdict = found[-1] if rule.where in ("only", "last") else found[0]
+    if rule.where == "priority":
+        ranked = [shares(judge, value, count) for value in rule.values.values()]
+        verdict = min(found, key=lambda each: ranked.index(each) if each in ranked else len(ranked))
     if isinstance(verdict, str):
         raise Unparsable(verdict)
     return verdict

@@ -38,7 +38,9 @@ def parse_of(judge: Table, unit: Unit, size: int | None) -> Parse:
         _check_alternatives(table, pattern, values)
     keys = _keys(table, unit, values) if kind == "json" else ()
     where: Where = table.one_of("where", get_args(Where), "first" if kind == "tokens" else "only")
-    if kind == "tokens" and where == "only":
+    if where == "priority" and not values:
+        raise table.wrong("where", "only, last or first: numbers have no priority")
+    if kind == "tokens" and where not in ("first", "last"):
         raise table.wrong("where", "first or last: every token of the reply has a place of its own")
     return Parse(
         kind=kind,

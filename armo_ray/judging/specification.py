@@ -14,7 +14,7 @@ Unit = Literal["one", "pair", "list"]
 Orders = Literal["both", "hash", "given"]
 Aggregate = Literal["mean", "majority", "sum"]
 Kind = Literal["choice", "number", "numbers", "json", "tokens"]
-Where = Literal["only", "last", "first"]
+Where = Literal["only", "last", "first", "priority"]
 
 EMPTY = Template(())
 PAIR_VALUES = {
@@ -40,6 +40,7 @@ class Parse:
 
     values: what a text or token means: 1, 0.5 or 0 for the response shown first (pair), the place of the winner from 0
         (list), or a number (one). Empty if numbers are read.
+    where: which of several verdicts counts: `only` refuses two different ones, `priority` takes the first in `values`.
     tie_break, middle: name of a JSON number that decides between equal scores: below the middle the first is better.
     within: a JSON object of this name is read instead of the whole, if there is one.
     """
@@ -107,7 +108,7 @@ class Judge:
     def size(self) -> int | None:
         """The number of responses in a list that is shown by {a}, {b}, ...; None if it is shown by {list}."""
         letters = [name for name in self.placeholders if name in LETTERS]
-        return len(letters) or None
+        return len(letters) or None if self.unit == "list" else None
 
     @cached_property
     def is_rating(self) -> bool:

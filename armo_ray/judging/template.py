@@ -43,16 +43,23 @@ def template_of(text: str) -> Template:
     return Template(_joined([*parts, (False, text[end:])]))
 
 
-def format_template(text: str, names: Mapping[str, str]) -> Template:
-    """The template of a text for Python's str.format, its fields renamed. Raises ValueError on any other field."""
+def format_template(text: str, fields: Mapping[str, str]) -> Template:
+    """The template of a text for Python's str.format; `fields` are the templates that stand for its fields.
+
+    Raises ValueError on any other field, and on one that the text does not have.
+    """
     parts: list[Part] = []
+    unused = set(fields)
     for literal, field, spec, conversion in string.Formatter().parse(text):
         parts.append((False, literal))
         if field is None:
             continue
-        if field not in names or spec or conversion:
-            raise ValueError(f"it has the field {{{field}}}, expected {', '.join(names) or 'none'}")
-        parts.append((True, names[field]))
+        if field not in fields or spec or conversion:
+            raise ValueError(f"it has the field {{{field}}}, which fields does not name")
+        unused.discard(field)
+        parts.extend(template_of(fields[field]).parts)
+    if unused:
+        raise ValueError(f"it has no field {{{min(unused)}}}")
     return Template(_joined(parts))
 
 
