@@ -16,6 +16,7 @@ PACKAGE = ROOT / "armo_ray"
 # Three tiers. The core never imports a command, commands import each other as listed alone, the face imports both.
 CORE = {
     *("errors", "exit_status", "version", "signals", "options"),
+    *("endpoint", "judging"),
     *(
         "storage",
         "text",
