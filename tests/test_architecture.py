@@ -28,6 +28,7 @@ CORE = {
         "expressions",
         "formatting",
         "cluster",
+        "endpoint",
     ),
 }
 COMMANDS = {
@@ -43,6 +44,7 @@ ONLY_IN = {
     "torch": {"engine", "tiny", "score", "bench"},
     "ray": {"cluster", "score"},
     "rich": {"score"},
+    "aiohttp": {"endpoint"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "tiny", "bench"},
     "duckdb": {"measures", "outputs", "curate", "evaluate", "compare", "report", "explain"},

@@ -101,13 +101,18 @@ VERDICT = pa.struct(
         ("sample", pa.int32()),
         ("prompt_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
-        ("label_mass", pa.float32()),  # probability that all labels hold, if they are read from token probabilities
+        (
+            "label_mass",
+            pa.float32(),
+        ),  # probability that all labels hold, if they are read from token probabilities
     ]
 )
 JUDGE_FIELDS = (
     pa.field("verdicts", pa.list_(VERDICT)),  # one for each call about the candidate
     pa.field("agreement", pa.float32()),  # fraction of the verdicts that equal the most frequent one
-    pa.field("order_flips", pa.float32()),  # fraction of its contests in which the order decides; null for ratings
+    pa.field(
+        "order_flips", pa.float32()
+    ),  # fraction of its contests in which the order decides; null for ratings
 )
 
 OWN_FIELDS = (STEP_SCORES, *JUDGE_FIELDS)  # columns that only some kinds of model have
