@@ -35,14 +35,15 @@ COMMANDS = {
     *("score", "plan", "verify", "curate", "evaluate", "compare", "report", "explain", "layouts", "bench"),
     "nightly",
     "models",
+    "judge",
 }
 FACE = {"", "cli", "__main__"}
-BETWEEN_COMMANDS = {("plan", "score"), ("evaluate", "score"), ("score", "verify")} | {
+BETWEEN_COMMANDS = {("plan", "score"), ("judge", "score"), ("evaluate", "score"), ("score", "verify")} | {
     ("nightly", command) for command in ("score", "curate", "report")
 }
 ONLY_IN = {
     "torch": {"engine", "tiny", "score", "bench"},
-    "ray": {"cluster", "score"},
+    "ray": {"cluster", "score", "judge"},
     "rich": {"score"},
     "aiohttp": {"endpoint"},
     "fsspec": {"storage"},

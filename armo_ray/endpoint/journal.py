@@ -8,8 +8,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from armo_ray.endpoint.reply import Reply
 from armo_ray.storage.store import Store
@@ -28,6 +28,17 @@ def request_key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Entry(NamedTuple):
+    """What a journal says of a request."""
+
+    reply: Reply | None  # None: it was set aside, to be asked for again
+    reason: str | None = None  # why the reply gives no verdict
+    retried: int = 0  # how many replies were set aside before
+
+
+_NONE = Entry(None)
+
+
 class Journal:
     """The journal of a unit, read and added to by one attempt at it; two attempts write files of their own.
 
@@ -44,21 +55,33 @@ class Journal:
         self.flushed = time.monotonic()
         self.file: int | None = None
 
-    def read(self) -> dict[str, Reply]:
-        """The replies by key; of several with one key, the latest."""
-        replies = {}
+    def read(self) -> dict[str, Entry]:
+        """The entries by key."""
+        entries: dict[str, Entry] = {}
         for name in sorted(self.store.list_names(self.folder)):
             for line in self.store.read(f"{self.folder}/{name}").splitlines():
                 try:
-                    entry = json.loads(line)
-                    replies[str(entry["key"])] = Reply.from_dict(entry["reply"])
+                    values = json.loads(line)
+                    reply = values["reply"] and Reply.from_dict(values["reply"])
+                    before = entries.get(values["key"], _NONE)
+                    entries[values["key"]] = Entry(reply, values["reason"], before.retried + (reply is None))
                 except (ValueError, TypeError, KeyError):  # the process was killed while it wrote this line
                     continue
-        return replies
+        return entries
 
-    def add(self, key: str, reply: Reply) -> None:
-        """Add a reply."""
-        line = json.dumps({"key": key, "reply": reply.to_dict()}, ensure_ascii=True).encode() + b"\n"
+    def add(self, key: str, reply: Reply, reason: str | None) -> None:
+        """Add a reply, with the reason why it gives no verdict, if so."""
+        self._write(key, reply, reason)
+
+    def retry(self, reasons: Container[str]) -> None:
+        """Set aside the replies that give no verdict for one of these reasons: they are asked for again."""
+        for key, entry in self.read().items():
+            if entry.reply is not None and entry.reason in reasons:
+                self._write(key, None, None)
+
+    def _write(self, key: str, reply: Reply | None, reason: str | None) -> None:
+        entry = {"key": key, "reply": reply and reply.to_dict(), "reason": reason}
+        line = json.dumps(entry, ensure_ascii=True).encode() + b"\n"
         if self.store.local:
             if self.file is None:
                 path = self.store.path(f"{self.folder}/{self.attempt}.jsonl")

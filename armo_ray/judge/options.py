@@ -15,7 +15,7 @@ class JudgeOptions(RunOptions):
     command: ClassVar[str] = "judge"
 
     judge: Annotated[Name, Help("required", "JUDGE")]
-    """Prompt and how verdicts are read: a TOML file, or a name that armo-ray judges lists."""
+    """Prompt and how verdicts are read: a TOML file, or the name of a built-in judge."""
     endpoint: Annotated[Name, Help("required", "URL")]
     """OpenAI-compatible server, such as http://localhost:8000/v1."""
     model: Annotated[Name, Help("required", "NAME")]

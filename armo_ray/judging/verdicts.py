@@ -118,6 +118,7 @@ def _vote(judge: Judge, call: Call, reply: Reply | Failure, verdict: Verdict | F
     answered = reply if isinstance(reply, Reply) else None
     shown = {
         "text": answered.text if answered else None,
+        "reasoning": (answered.reasoning or None) if answered else None,
         "finish_reason": answered.finish_reason if answered else None,
         "value": None if values is None else _weighted(judge, values),
         "opponent": call.candidates[1 - place] if judge.unit == "pair" else None,

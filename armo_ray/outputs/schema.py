@@ -92,7 +92,8 @@ STEP_SCORES = pa.field("step_scores", pa.list_(pa.float32()))  # only of process
 # only of judges
 VERDICT = pa.struct(
     [
-        ("text", pa.string()),  # what the judge wrote, reasoning included
+        ("text", pa.string()),  # what the judge wrote
+        ("reasoning", pa.string()),  # if the server returns it apart
         ("finish_reason", pa.string()),
         ("value", pa.float32()),  # for this candidate: 1 win, 0.5 tie, 0 loss; or its rating
         ("opponent", pa.int32()),  # the other candidate of a pair, as numbered in the row
@@ -101,10 +102,8 @@ VERDICT = pa.struct(
         ("sample", pa.int32()),
         ("prompt_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
-        (
-            "label_mass",
-            pa.float32(),
-        ),  # probability that all labels hold, if they are read from token probabilities
+        ("label_mass", pa.float32()),  # probability that all labels hold, if probabilities of tokens are read
+        ("reason", pa.string()),  # why there is no value
     ]
 )
 JUDGE_FIELDS = (

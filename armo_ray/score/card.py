@@ -6,12 +6,14 @@ whoever edited it, and is not written again.
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from armo_ray.outputs.cards import CARD, Split, card
 from armo_ray.outputs.schema import REJECTS, footer
+from armo_ray.score.progress import Progress, every
 from armo_ray.score.run import Job
 from armo_ray.storage import commits, parts
 from armo_ray.storage.commit_log import CommitLog
@@ -19,6 +21,7 @@ from armo_ray.storage.records import PartEntry, Totals
 from armo_ray.storage.store import Store
 
 MARK = "<!-- armo-ray writes this file; delete this line to keep it as you edit it -->"
+_EVERY_S = 30.0
 _LLAMA3 = "https://www.llama.com/llama3/license/"
 # only of models whose card names one
 _LICENSES = {
@@ -38,6 +41,9 @@ _MEANING = {
     "num_response_tokens": "tokens of the response",
     "flags": "notes on the row, such as `truncated`; README of armo-ray lists them",
     "step_scores": "a process reward model's score of each step",
+    "verdicts": "what the judge wrote of the candidate, by call",
+    "agreement": "fraction of the verdicts that equal the most frequent one",
+    "order_flips": "fraction of its contests in which the order decides",
     "prompt": "messages before the response",
     "response": "messages of the response",
     "reason": "why it was not scored",
@@ -77,6 +83,14 @@ class Card:
         totals = self.before.plus(own)
         of = "" if self.planned is None else f" of {self.before.units + self.planned}"
         self._write(totals, f"In progress: {done:.0%} of the input, {totals.units}{of} units committed.")
+
+    def drafted(self, progress: Progress) -> AbstractContextManager[None]:
+        """Writes the card from time to time during the body."""
+        return every(
+            _EVERY_S,
+            "writing the dataset card",
+            lambda: self.in_progress(progress.counts.totals, progress.counts.done),
+        )
 
     def stopped(self, totals: Totals) -> None:
         """Write the totals of all commits of a run that stopped."""

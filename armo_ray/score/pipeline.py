@@ -45,7 +45,6 @@ Execute = Callable[[Store, Any, list[Span], resume.Standing, Any], None]
 _WRITE_CPUS = 0.25
 # units queued at a replica, so that the next is ready when one ends
 _IN_FLIGHT = 4
-_CARD_EVERY_S = 30.0
 _STRANDED_EVERY_S = 10.0
 _SAMPLE_ROWS = 1000  # of a dataset, from which types are inferred if its schema lacks them
 
@@ -132,11 +131,6 @@ def _execute(
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
         card = Card(store, job, config.input, standing.committed, planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
-        drafted = every(
-            _CARD_EVERY_S,
-            "writing the dataset card",
-            lambda: card.in_progress(progress.counts.totals, progress.counts.done),
-        )
 
         def work(left: list[Span]) -> Iterator[Committed]:
             for unit in _committed_units(job, left, pool):
@@ -156,7 +150,7 @@ def _execute(
             wait_s=2.0,
         )
         passes.begin(store, standing)
-        with drafted, progress, stranded:
+        with card.drafted(progress), progress, stranded:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
 
 

@@ -50,5 +50,5 @@ def of_error(error: BaseException) -> Status:
         return Status(MISUSED, "wrong usage or configuration")
     stopped = isinstance(error, KeyboardInterrupt)
     if isinstance(error, OutOfTime) or (stopped and time_is_over()):
-        return Status(OUT_OF_TIME, f"stopped by --max-runtime; {_AGAIN}")
+        return Status(OUT_OF_TIME, f"{str(error) or 'stopped by --max-runtime'}; {_AGAIN}")
     return Status(FAILED, f"{'stopped' if stopped else 'failed'}; {_AGAIN}")
