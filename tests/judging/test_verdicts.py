@@ -11,7 +11,7 @@ from armo_ray.endpoint.reply import Failure, Reply
 from armo_ray.judging.calls import Call, calls_of
 from armo_ray.judging.reading import Unparsable, written
 from armo_ray.judging.specification import Judge
-from armo_ray.judging.verdicts import Verdict, parse
+from armo_ray.judging.verdicts import Verdict, judged, parse
 from tests.judging.examples import BEST, PAIR, RATING, ask, built_in, judge, reply, row
 
 YES_NO = RATING.split("[judge.parse]")[0].replace("scale = [1, 5]\n", "") + (
@@ -71,7 +71,7 @@ def test_a_tie_is_half_a_win_and_no_flip() -> None:
 
 
 def test_every_failure_has_a_reason_of_its_own_and_no_score() -> None:
-    replies = {
+    replies: dict[str, Reply | Failure] = {
         "unparsable": reply("I like both"),
         "refused": reply("", refusal="I cannot help"),
         "cut_off": reply("Score: 3", finish_reason="length"),
@@ -79,7 +79,7 @@ def test_every_failure_has_a_reason_of_its_own_and_no_score() -> None:
         "endpoint_error": Failure("endpoint_error", "status 500"),
     }
     for reason, given_reply in replies.items():
-        [found] = ask(judge(RATING), row("x"), lambda _, answer=given_reply: answer)
+        [found] = judged(judge(RATING), 1, calls_of(judge(RATING), "k", row("x"), {}), [given_reply])
         assert (found.score, found.rewards, found.reason) == (None, (), reason)
         assert found.detail
         assert found.verdicts[0]["reason"] == reason
@@ -269,10 +269,10 @@ def test_tokens_give_the_expected_value_and_the_mass_of_the_labels() -> None:
         likely=likely({"Yes": 0.5, " Yes": 0.1, "No": 0.2, "Hm": 0.2}),
     )
     assert isinstance(found, Verdict)
-    assert (found.values, found.label_mass) == ((pytest.approx(0.75),), pytest.approx(0.8))
+    assert [*found.values, found.label_mass] == pytest.approx([0.75, 0.8])
     found = read(judge(YES_NO), "Yes", likely=likely({"Yes": 0.9}))
     assert isinstance(found, Verdict)
-    assert (found.values, found.label_mass) == ((1.0,), pytest.approx(0.9))
+    assert [*found.values, found.label_mass] == pytest.approx([1, 0.9])
 
 
 def test_the_place_of_the_verdict_is_that_of_a_generated_label_after_the_thinking() -> None:
@@ -281,11 +281,9 @@ def test_the_place_of_the_verdict_is_that_of_a_generated_label_after_the_thinkin
     )
     found = read(judge(YES_NO, strip="think"), "So Yes", likely=places)
     assert isinstance(found, Verdict)
-    assert found.values == (pytest.approx(0.7),)
-    last = read(judge(YES_NO, parse__where="last"), "", likely=places)
-    assert last == Verdict((pytest.approx(0.7),), pytest.approx(1.0))  # type: ignore[arg-type]
-    first = read(judge(YES_NO), "", likely=places)
-    assert first == Verdict((pytest.approx(0.1),), pytest.approx(1.0))  # type: ignore[arg-type]
+    assert list(found.values) == pytest.approx([0.7])
+    for where, expected in (("first", 0.1), ("last", 0.7)):
+        assert value(judge(YES_NO, parse__where=where), "", likely=places) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("places", [(), likely({"Hm": 1}), likely({"<think>": 1}, {"Yes": 1})])
@@ -300,6 +298,5 @@ def test_tokens_of_a_pair_are_a_share_of_a_win() -> None:
     )
     answer = Reply("A", "length", "m", 1, 1, likely=likely({"A": 0.75, "B": 0.25}))
     for found in ask(judge(text), row("x", "y"), lambda _: answer):
-        assert found.rewards == (pytest.approx(0.75), pytest.approx(0.25))
-        assert (found.score, found.order_flips) == (pytest.approx(0.5), 1.0)
+        assert [*found.rewards, found.score, found.order_flips] == pytest.approx([0.75, 0.25, 0.5, 1])
     assert calls_of(judge(text), "k", row("x", "y"), {})[0].options["top_logprobs"] == 20
