@@ -246,6 +246,10 @@ def test_a_fingerprint_changes_with_all_that_changes_an_answer_or_its_reading_an
         judge(RATING.replace("{prompt} |", "{prompt}  |")),
         judge(RATING.replace('role = "user"', 'role = "system"')),
     ]
+    reordered = PAIR.replace('A = "first", B = "second"', 'B = "second", A = "first"')
+    assert judge(PAIR).fingerprint == judge(reordered).fingerprint
+    priority = judge(PAIR, parse__where="priority").fingerprint
+    assert priority != judge(reordered, parse__where="priority").fingerprint
     prints = [each.fingerprint for each in changed]
     assert len({same, *prints}) == 1 + len(changed)
 
