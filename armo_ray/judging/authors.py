@@ -74,12 +74,11 @@ def _texts(file: Path) -> dict[str, str]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             if isinstance(node.value, ast.Dict):
-                entries = {
-                    k.value: v
-                    for k, v in zip(node.value.keys, node.value.values, strict=True)
-                    if isinstance(k, ast.Constant)
+                pairs = zip(node.value.keys, node.value.values, strict=True)
+                named = [(key.value, value) for key, value in pairs if isinstance(key, ast.Constant)]
+                found = {
+                    f"{name}.{key!s}": _text(value, texts) for key, value in named if isinstance(key, str)
                 }
-                found = {f"{name}.{key}": _text(value, texts) for key, value in entries.items()}
             else:
                 found = {name: _text(node.value, texts)}
             texts |= {key: text for key, text in found.items() if text is not None}

@@ -122,6 +122,7 @@ class Judge:
         values = {
             name: _plain(getattr(self, name)) for name in self.__dataclass_fields__ if name not in silent
         }
+        values["priority"] = list(self.parse.values) if self.parse.where == "priority" else []
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -46,7 +46,7 @@ def parse(judge: Judge, call: Call, reply: Reply) -> Verdict | Failure:
     """The verdict of a reply, or the reason why it has none."""
     if reply.refusal or reply.finish_reason == "content_filter":
         return Failure("refused", (reply.refusal or "stopped by the server's content filter")[:200])
-    if reply.finish_reason == "length" and judge.parse.kind != "tokens":
+    if _cut_off(judge, reply):
         limit = judge.sampling.get("max_tokens", judge.sampling.get("max_completion_tokens"))
         return Failure(
             "cut_off", f"the reply ends at {reply.completion_tokens} tokens, max_tokens is {limit}"
@@ -57,26 +57,35 @@ def parse(judge: Judge, call: Call, reply: Reply) -> Verdict | Failure:
             values = shares(judge, value, len(call.candidates))
             assert not isinstance(values, str), "only a list has places"
             return Verdict(values, mass)
-        return Verdict(written(judge, _begun(call) + reply.text, len(call.candidates)))
+        return Verdict(written(judge, _begun(judge, call) + reply.text, len(call.candidates)))
     except Unparsable as finding:
         return Failure("unparsable", str(finding))
 
 
-def _begun(call: Call) -> str:
-    """The beginning of the reply that the request gave."""
-    last = call.messages[-1]
-    return last["content"] if last["role"] == "assistant" else ""
+def _cut_off(judge: Judge, reply: Reply) -> bool:
+    """Whether the reply ends too early. Where tokens are read it may end after them, but not in the thinking."""
+    if reply.finish_reason != "length":
+        return False
+    return judge.parse.kind != "tokens" or not visible(judge, reply.text).strip()
+
+
+def _begun(judge: Judge, call: Call) -> str:
+    """The beginning of the reply that the judge file gives; a prompt's last turn is none."""
+    return call.messages[-1]["content"] if judge.messages[-1].role == "assistant" else ""
 
 
 def _expected(judge: Judge, reply: Reply) -> tuple[float, float]:
-    generated = [place[0][0] for place in reply.likely if place]
+    likely = [place for place in reply.likely if place]
+    generated = [place[0][0] for place in likely]
     whole = "".join(generated)
-    start = len(whole) - len(visible(judge, whole)) if judge.strip == "think" else 0
+    start = len(whole) - len(visible(judge, whole))
+    if reply.reasoning:  # its tokens stand before those of the text, which does not hold it
+        start = max(start, whole.rfind(reply.text) if reply.text else len(whole))
     ends, at = [], 0
     for token in generated:
         ends.append(at := at + len(token))
     kept = [k for k, end in enumerate(ends) if end > start]
-    places = [_probabilities(reply.likely[k]) for k in kept]
+    places = [_probabilities(likely[k]) for k in kept]
     return likely_value(judge, places, [generated[k] for k in kept])
 
 

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -74,10 +75,7 @@ def row(*responses: str, prompt: str = "Why?") -> list[Candidate]:
 
 
 def reply(text: str, **changes: Any) -> Reply:
-    return Reply(
-        **{"text": text, "finish_reason": "stop", "model": "m", "prompt_tokens": 5, "completion_tokens": 2}
-        | changes
-    )
+    return replace(Reply(text, "stop", "m", prompt_tokens=5, completion_tokens=2), **changes)
 
 
 def ask(

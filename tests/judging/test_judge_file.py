@@ -246,6 +246,10 @@ def test_a_fingerprint_changes_with_all_that_changes_an_answer_or_its_reading_an
         judge(RATING.replace("{prompt} |", "{prompt}  |")),
         judge(RATING.replace('role = "user"', 'role = "system"')),
     ]
+    reordered = PAIR.replace('A = "first", B = "second"', 'B = "second", A = "first"')
+    assert judge(PAIR).fingerprint == judge(reordered).fingerprint
+    priority = judge(PAIR, parse__where="priority").fingerprint
+    assert priority != judge(reordered, parse__where="priority").fingerprint
     prints = [each.fingerprint for each in changed]
     assert len({same, *prints}) == 1 + len(changed)
 
@@ -264,4 +268,4 @@ def test_the_example_of_the_readme_is_a_judge(tmp_path: Path) -> None:
     assert found.columns == ("manual",)
     calls = calls_of(found, "k", row("x"), {"manual": "m"})
     [rated] = judged(found, 1, calls, [reply('{"accuracy": 1, "tone": 1} rather {"accuracy": 5, "tone": 3}')])
-    assert (rated.score, rated.rewards) == (pytest.approx(4.4), (5.0, 3.0))
+    assert [rated.score, *rated.rewards] == pytest.approx([4.4, 5, 3])
