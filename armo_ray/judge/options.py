@@ -33,6 +33,8 @@ class JudgeOptions(RunOptions):
     """Price of a million tokens that the model writes."""
     max_cost: Annotated[float | None, Help("the endpoint", "X")] = Field(None, gt=0)
     """Stop cleanly once this run has cost so much; the same command goes on."""
+    unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(256, ge=1)
+    """Candidates per unit, which is committed as a whole; replies are kept one by one."""
     retry: Annotated[Names, Help("stopping and resuming", "REASON")] = ()
     """Ask again about candidates that an earlier run rejected for these reasons."""
 

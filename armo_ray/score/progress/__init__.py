@@ -67,7 +67,7 @@ class Progress:
         self.counts = self.counts.plus(unit, time.monotonic())
         if isolated:
             self.counts = replace(self.counts, isolated=self.counts.isolated + 1)
-        if first and (timing := unit.record.timing):
+        if first and (timing := unit.record.timing) and timing.load_seconds:
             logger.info(
                 "first pack %.1f s after the start; loading the model took %.1f s",
                 timing.began - self.began,

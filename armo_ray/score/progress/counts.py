@@ -28,6 +28,8 @@ class Counts:
     wait_s: float = 0.0
     flops: int = 0
     possible_flops: float | None = 0.0  # at the devices' peak rate; None if it is unknown for one
+    requests: int = 0  # that a judge's endpoint answered
+    cost: float = 0.0  # of these, at the prices of the options
     isolated: int = 0  # units that failed and were scored row by row
     restarts: int = 0  # replicas that were lost and loaded again
     replicas: int | None = None  # that are loaded; None: not known yet
@@ -37,7 +39,7 @@ class Counts:
         record, timing, passes = unit.record, unit.record.timing, unit.record.passes
         assert timing is not None, "a unit of this run has its timing"
         passes = passes or _NO_PASSES  # an older version may have committed the unit at the same time
-        seconds = timing.seconds
+        seconds, asked = timing.seconds, dict(record.extra).get("asked") or {}
         possible = None
         if self.possible_flops is not None and passes.peak_flops is not None:
             possible = self.possible_flops + passes.peak_flops * timing.replica_seconds
@@ -53,6 +55,8 @@ class Counts:
             packed_tokens=self.packed_tokens + passes.packed_tokens,
             pack_capacity=self.pack_capacity + passes.pack_capacity,
             flops=self.flops + passes.flops,
+            requests=self.requests + asked.get("requests", 0),
+            cost=self.cost + asked.get("cost", 0.0),
             possible_flops=possible,
             model_s=self.model_s + seconds["model"],
             pack_s=self.pack_s + seconds["pack"],

@@ -79,7 +79,21 @@ def _figures(counts: Counts, now: float) -> dict[str, str]:
         "rejected": f"{counts.all_rejected:,}",
         "candidates/s": per_second(counts.scored),
         "tokens/s": per_second(counts.num_tokens),
-        "computed/s": per_second(counts.computed_tokens),
+        **(_of_endpoint(counts, now) if counts.requests else _of_model(counts, now)),
+    }
+
+
+def _of_endpoint(counts: Counts, now: float) -> dict[str, str]:
+    return {
+        "requests": f"{counts.requests:,}",
+        "requests/s": rate(counts.rate(counts.requests, now), grouped=True),
+        "cost": f"{counts.cost:,.2f}",
+    }
+
+
+def _of_model(counts: Counts, now: float) -> dict[str, str]:
+    return {
+        "computed/s": rate(counts.rate(counts.computed_tokens, now), grouped=True),
         "sharing": times(counts.sharing),
         "pack fill": percent(counts.pack_fill, unit="%"),
         "MFU": percent(counts.mfu, unit="%"),

@@ -1,5 +1,7 @@
 """The counts as one line of a log."""
 
+from typing import Any
+
 from armo_ray.formatting.numbers import UNKNOWN, clock, percent, rate, times
 from armo_ray.score.progress.counts import Counts
 
@@ -16,6 +18,21 @@ def line(counts: Counts, now: float) -> str:
         **({"reasons": reasons} if reasons else {}),
         "candidates/s": rate(counts.rate(counts.scored, now)),
         "tokens/s": rate(counts.rate(counts.num_tokens, now)),
+        **(_of_endpoint(counts, now) if counts.requests else _of_model(counts, now)),
+    }
+    return "progress " + " ".join(f"{name}={value}" for name, value in words.items())
+
+
+def _of_endpoint(counts: Counts, now: float) -> dict[str, Any]:
+    return {
+        "requests": counts.requests,
+        "requests/s": rate(counts.rate(counts.requests, now)),
+        "cost": f"{counts.cost:.2f}",
+    }
+
+
+def _of_model(counts: Counts, now: float) -> dict[str, Any]:
+    return {
         "computed-tokens/s": rate(counts.rate(counts.computed_tokens, now)),
         "sharing": times(counts.sharing),
         "fill": percent(counts.pack_fill, unit="%"),
@@ -24,4 +41,3 @@ def line(counts: Counts, now: float) -> str:
         "replicas": UNKNOWN if counts.replicas is None else counts.replicas,
         "retries": counts.retries,
     }
-    return "progress " + " ".join(f"{name}={value}" for name, value in words.items())
