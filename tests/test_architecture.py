@@ -27,6 +27,7 @@ CORE = {
         "expressions",
         "formatting",
         "cluster",
+        "endpoint",
     ),
 }
 COMMANDS = {
@@ -42,6 +43,7 @@ ONLY_IN = {
     "torch": {"engine", "tiny", "score", "bench"},
     "ray": {"cluster", "score"},
     "rich": {"score"},
+    "aiohttp": {"endpoint"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "tiny", "bench"},
     "duckdb": {"measures", "outputs", "curate", "evaluate", "compare", "report", "explain"},
