@@ -1,110 +1,135 @@
-"""The journal of a unit: every reply as it arrived, so that a run that is stopped or killed pays for none twice.
+"""The replies of a unit, kept while it is made, so that none is paid twice.
 
-It is kept in `_journal/` of the output, also once the unit is committed: what was paid for can be read again.
+Every attempt at a unit writes files of its own below `_journal/UNIT/`, each line a key and its reply. On a disk a reply
+is one write, which survives the death of the process. An object store gets a file a second, or for every 64 replies.
 """
 
 import hashlib
 import json
 import os
-import time
+import threading
 import uuid
-from collections.abc import Container, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from armo_ray.endpoint.reply import Reply
+from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.store import Store
 
-JOURNAL = "_journal"
-_MOST = 64  # replies of an object
-_EVERY_S = 1.0  # between objects
+FOLDER = "_journal"
+_EVERY_S, _AT_MOST = 1.0, 64
 
 
 def request_key(
-    model: str, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any], order: int, sample: int
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    order: int,
+    sample: int,
 ) -> str:
-    """The key of a request: equal if all is equal that its reply may depend on."""
-    request = {"model": model, "messages": list(messages), "options": dict(options)}
-    text = json.dumps([request, order, sample], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class Entry(NamedTuple):
-    """What a journal says of a request."""
-
-    reply: Reply | None  # None: it was set aside, to be asked for again
-    reason: str | None = None  # why the reply gives no verdict
-    retried: int = 0  # how many replies were set aside before
-
-
-_NONE = Entry(None)
+    """64 hex digits that identify a request by its content."""
+    content = json.dumps(
+        [model, list(messages), options, order, sample], sort_keys=True, separators=(",", ":"), default=dict
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Journal:
-    """The journal of a unit, read and added to by one attempt at it; two attempts write files of their own.
-
-    On a disk, a reply is in the file once `add` returns, and stays there if the process is killed. Object stores cannot
-    append: a process that is killed loses the replies since the last object, of a second at most.
-    """
+    """The replies of one attempt at a unit, and those of earlier ones. May be used by several threads."""
 
     def __init__(self, store: Store, unit: str) -> None:
-        self.store = store
-        self.folder = f"{JOURNAL}/{unit}"
-        self.attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-        self.lines: list[bytes] = []
-        self.objects = 0
-        self.flushed = time.monotonic()
-        self.file: int | None = None
+        self._store = store
+        self._folder = f"{FOLDER}/{unit}"
+        self._attempt = uuid.uuid4().hex
+        self._files = 0
+        self._lines: list[bytes] = []
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._error: Exception | None = None
+        self._descriptor: int | None = None
 
-    def read(self) -> dict[str, Entry]:
-        """The entries by key."""
-        entries: dict[str, Entry] = {}
-        for name in sorted(self.store.list_names(self.folder)):
-            for line in self.store.read(f"{self.folder}/{name}").splitlines():
-                try:
-                    values = json.loads(line)
-                    reply = values["reply"] and Reply.from_dict(values["reply"])
-                    before = entries.get(values["key"], _NONE)
-                    entries[values["key"]] = Entry(reply, values["reason"], before.retried + (reply is None))
-                except (ValueError, TypeError, KeyError):  # the process was killed while it wrote this line
-                    continue
-        return entries
+    def read(self) -> dict[str, Reply]:
+        """All replies so far, by key. A torn or damaged line is left out: its request is sent again."""
+        replies: dict[str, Reply] = {}
+        names = [f"{self._folder}/{name}" for name in sorted(self._store.list_names(self._folder))]
+        for content in in_parallel(self._store.read, names):
+            for line in content.split(b"\n"):
+                if (pair := _parsed(line)) is not None:
+                    replies.setdefault(*pair)
+        return replies
 
-    def add(self, key: str, reply: Reply, reason: str | None) -> None:
-        """Add a reply, with the reason why it gives no verdict, if so."""
-        self._write(key, reply, reason)
-
-    def retry(self, reasons: Container[str]) -> None:
-        """Set aside the replies that give no verdict for one of these reasons: they are asked for again."""
-        for key, entry in self.read().items():
-            if entry.reply is not None and entry.reason in reasons:
-                self._write(key, None, None)
-
-    def _write(self, key: str, reply: Reply | None, reason: str | None) -> None:
-        entry = {"key": key, "reply": reply and reply.to_dict(), "reason": reason}
-        line = json.dumps(entry, ensure_ascii=True).encode() + b"\n"
-        if self.store.local:
-            if self.file is None:
-                path = self.store.path(f"{self.folder}/{self.attempt}.jsonl")
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            while line:  # a full disk raises OSError
-                line = line[os.write(self.file, line) :]
-            return
-        self.lines.append(line)
-        if len(self.lines) >= _MOST or time.monotonic() - self.flushed >= _EVERY_S:
-            self.flush()
+    def add(self, key: str, reply: Reply) -> None:
+        """Keep a reply. Raises what an earlier write to the storage raised."""
+        line = json.dumps({"key": key, **reply.to_dict()}).encode() + b"\n"
+        with self._lock:
+            self._raise()
+            if self._store.local:
+                self._append(line)
+                return
+            self._lines.append(line)
+            if len(self._lines) >= _AT_MOST:
+                self._start(0.0)
+            elif len(self._lines) == 1:
+                self._start(_EVERY_S)
 
     def flush(self) -> None:
-        """Write what is not written yet."""
-        self.flushed = time.monotonic()
-        if self.lines:
-            self.store.write(f"{self.folder}/{self.attempt}-{self.objects:06d}.jsonl", b"".join(self.lines))
-            self.objects += 1
-            self.lines = []
+        """Return when all replies are stored."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        self._write()
+        with self._lock:
+            self._raise()
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
-    def close(self) -> None:
-        """Write what is not written yet, and close the file."""
-        self.flush()
-        if self.file is not None:
-            os.close(self.file)
-            self.file = None
+    def _append(self, line: bytes) -> None:
+        if self._descriptor is None:
+            path = self._store.path(f"{self._folder}/{self._name()}")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        if os.write(self._descriptor, line) != len(line):
+            os.close(self._descriptor)
+            self._descriptor = None  # what follows a torn line goes to a file of its own
+            raise OSError(f"{self._store.uri}/{self._folder}: the disk is full")
+
+    def _start(self, after_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(after_s, self._write_later)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _write_later(self) -> None:
+        try:
+            self._write()
+        except Exception as error:
+            with self._lock:
+                self._error = error
+
+    def _write(self) -> None:
+        with self._writing:
+            with self._lock:
+                lines, self._lines = self._lines, []
+                name = self._name() if lines else ""
+            if lines:
+                self._store.write(f"{self._folder}/{name}", b"".join(lines))
+
+    def _name(self) -> str:
+        self._files += 1
+        return f"{self._attempt}-{self._files:06}.jsonl"
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _parsed(line: bytes) -> tuple[str, Reply] | None:
+    try:
+        values = json.loads(line)
+        return values.pop("key"), Reply.from_dict(values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

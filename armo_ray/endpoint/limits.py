@@ -212,23 +212,40 @@ class Shares:
         return Allowance(own.allowed, max(0.0, self._paused_until - now), self.cost >= self.max_cost)
 
     def _fair(self, client: str) -> int:
-        """A share by filling up those that want least first."""
+        """A share by which those that want least get all of it; what is left over goes to those that came first."""
         left = self.limit
-        wanting = sorted((c.wants, name) for name, c in self._clients.items() if c.wants > 0)
-        for i, (wants, name) in enumerate(wanting):
-            share = min(wants, left // (len(wanting) - i))
+        wanting = sorted((c.wants, order, name) for order, (name, c) in enumerate(self._clients.items()))
+        for i, (wants, _, name) in enumerate(wanting):
+            equal, over = divmod(left, len(wanting) - i)
+            if wants > equal:  # and so do all that follow
+                rest = sorted(wanting[i:], key=lambda item: item[1])
+                return equal + ([name for _, _, name in rest].index(client) < over)
             if name == client:
-                return share
-            left -= share
-        return 0
+                return wants
+            left -= wants
+        raise AssertionError("every client has wants")
 
     def _forget(self, now: float) -> None:
         for name in [n for n, c in self._clients.items() if now - c.seen > self.forget_s]:
             self._gone += self._clients.pop(name).used
 
 
-async def keep(gate: Gate, renew: Callable[[int, int, Usage, float], Awaitable[Allowance]]) -> None:
-    """Renew the share of a gate every HEARTBEAT_S, until cancelled. `renew` is `Shares.renew` without name and time."""
-    while True:
-        gate.apply(await renew(gate.in_flight, gate.in_flight + gate.waiting, gate.used, gate.take_pause()))
-        await asyncio.sleep(HEARTBEAT_S)
+async def keep(
+    gate: Gate,
+    renew: Callable[[int, int, Usage, float], Awaitable[Allowance]],
+    heartbeat_s: float = HEARTBEAT_S,
+) -> None:
+    """Renew the share of a gate until this task is cancelled; then give the share back.
+
+    Args:
+        renew: `Shares.renew` with the client and the time filled in: takes holds, wants, used, and pause_s.
+    """
+    try:
+        while True:
+            wants = max(1, gate.in_flight + gate.waiting)
+            gate.apply(await renew(gate.in_flight, wants, gate.used, gate.take_pause()))
+            await asyncio.sleep(heartbeat_s)
+    finally:
+        gate.resize(0)
+        for _ in range(2):  # the first tells the end of the share, the second that this is known here
+            await renew(gate.in_flight, 0, gate.used, gate.take_pause())

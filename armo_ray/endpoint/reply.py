@@ -43,3 +43,7 @@ class Failure:
 
     reason: str  # a reject reason: context_overflow or endpoint_error
     detail: str
+
+
+class EndpointRefused(RuntimeError):  # noqa: N818 - the endpoint did it
+    """No request to this endpoint can succeed, or its replies cannot be trusted: the run must stop."""

@@ -1,0 +1,79 @@
+"""A journal keeps every reply that was added, whatever becomes of the process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from armo_ray.endpoint.journal import Journal, request_key
+from armo_ray.endpoint.reply import Reply
+from armo_ray.storage.store import Store
+from tests.support.paths import ROOT
+
+pytest_plugins = ("tests.support.s3_server",)
+REPLY = Reply(
+    "a\nb \u2028 \ud800", "stop", "m", 3, 4, likely=((("A", -0.1), ("B", -2.5)),), values={"x": 1.5}
+)
+WRITER = """
+import sys
+from armo_ray.endpoint.journal import Journal
+from armo_ray.endpoint.reply import Reply
+from armo_ray.storage.store import Store
+journal, i = Journal(Store(sys.argv[1]), "u"), 0
+while True:
+    journal.add(f"{sys.argv[2]}-{i}", Reply("x" * 5000, "stop", "m", 1, i))
+    print(i, flush=True)
+    i += 1
+"""
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_two_attempts_at_once_are_both_read(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store = Store(str(tmp_path) if place == "disk" else request.getfixturevalue("s3"))
+    one, two = Journal(store, "u"), Journal(store, "u")
+    for i in range(70):
+        (one if i % 2 else two).add(str(i), REPLY)
+    one.flush()
+    two.flush()
+    assert Journal(store, "u").read() == {str(i): REPLY for i in range(70)}
+    assert Journal(store, "other").read() == {}
+
+
+def test_a_torn_last_line_is_ignored(tmp_path: Path) -> None:
+    journal = Journal(Store(str(tmp_path)), "u")
+    journal.add("a", REPLY)
+    journal.add("b", REPLY)
+    (file,) = (tmp_path / "_journal" / "u").iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    assert Journal(Store(str(tmp_path)), "u").read() == {"a": REPLY}
+    journal.flush()
+
+
+def test_kill_9_loses_no_reply_that_was_added(tmp_path: Path) -> None:
+    added: set[str] = set()
+    for attempt in range(3):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(attempt)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            seen = [process.stdout.readline() for _ in range(50 + 17 * attempt)]
+            process.kill()
+            seen += process.stdout.readlines()
+        added |= {f"{attempt}-{line.strip()}" for line in seen if line.endswith("\n")}
+    assert len(added) >= 200
+    assert added <= Journal(Store(str(tmp_path)), "u").read().keys()
+
+
+def test_a_key_depends_on_all_that_changes_an_answer() -> None:
+    messages = [{"role": "user", "content": "a"}]
+    same = request_key("m", messages, {"a": 1, "b": 2}, 0, 0)
+    assert same == request_key("m", messages, {"b": 2, "a": 1}, 0, 0)
+    others = [
+        ("n", messages, {}, 0, 0),
+        ("m", messages, {}, 1, 0),
+        ("m", messages, {}, 0, 1),
+        ("m", [], {}, 0, 0),
+    ]
+    assert len({same, *(request_key(*other) for other in others)}) == 5
