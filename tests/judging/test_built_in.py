@@ -125,6 +125,7 @@ ABSOLUTE = {
     "Fine. score: 3": 3,
     "Fine. score of 1": 1,
     "Fine. [RESULT] (5)": 5,
+    "Fine. [RESULT] 4 /5": None,
     "The score cannot be 3.": None,
     "I give it a 10!": None,
     "Score: 2.5": None,
