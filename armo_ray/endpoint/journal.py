@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import threading
+import time
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from armo_ray.endpoint.reply import Reply
 from armo_ray.storage.filesystem import in_parallel
@@ -34,13 +35,24 @@ def request_key(
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+class Entry(NamedTuple):
+    """What a journal says of a request."""
+
+    reply: Reply | None  # None: it was set aside, and is asked for again
+    reason: str | None = None  # why the reply gives no verdict
+    retried: int = 0  # how many replies were set aside
+
+
+_NONE = Entry(None)
+
+
 class Journal:
     """The replies of one attempt at a unit, and those of earlier ones. May be used by several threads."""
 
     def __init__(self, store: Store, unit: str) -> None:
         self._store = store
         self._folder = f"{FOLDER}/{unit}"
-        self._attempt = uuid.uuid4().hex
+        self._attempt = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         self._files = 0
         self._lines: list[bytes] = []
         self._lock = threading.Lock()
@@ -49,19 +61,31 @@ class Journal:
         self._error: Exception | None = None
         self._descriptor: int | None = None
 
-    def read(self) -> dict[str, Reply]:
-        """All replies so far, by key. A torn or damaged line is left out: its request is sent again."""
-        replies: dict[str, Reply] = {}
+    def read(self) -> dict[str, Entry]:
+        """All entries so far, by key; of several replies, the first that was not set aside.
+
+        A torn or damaged line is left out: its request is sent again.
+        """
+        entries: dict[str, Entry] = {}
         names = [f"{self._folder}/{name}" for name in sorted(self._store.list_names(self._folder))]
         for content in in_parallel(self._store.read, names):
             for line in content.split(b"\n"):
                 if (pair := _parsed(line)) is not None:
-                    replies.setdefault(*pair)
-        return replies
+                    _enter(entries, *pair)
+        return entries
 
-    def add(self, key: str, reply: Reply) -> None:
-        """Keep a reply. Raises what an earlier write to the storage raised."""
-        line = json.dumps({"key": key, **reply.to_dict()}).encode() + b"\n"
+    def add(self, key: str, reply: Reply, reason: str | None = None) -> None:
+        """Keep a reply, and why it gives no verdict if so. Raises what an earlier write to the storage raised."""
+        self._add({"key": key, "reason": reason, "reply": reply.to_dict()})
+
+    def set_aside(self, reasons: Container[str]) -> None:
+        """Set aside the replies that give no verdict for one of these reasons, to be asked for again."""
+        for key, entry in self.read().items():
+            if entry.reply is not None and entry.reason in reasons:
+                self._add({"key": key, "reason": None, "reply": None})
+
+    def _add(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry).encode() + b"\n"
         with self._lock:
             self._raise()
             if self._store.local:
@@ -127,9 +151,18 @@ class Journal:
             raise self._error
 
 
-def _parsed(line: bytes) -> tuple[str, Reply] | None:
+def _enter(entries: dict[str, Entry], key: str, entry: Entry) -> None:
+    before = entries.get(key, _NONE)
+    if entry.reply is None:
+        entries[key] = Entry(None, None, before.retried + 1)
+    elif before.reply is None:
+        entries[key] = entry._replace(retried=before.retried)
+
+
+def _parsed(line: bytes) -> tuple[str, Entry] | None:
     try:
         values = json.loads(line)
-        return values.pop("key"), Reply.from_dict(values)
+        reply = None if values["reply"] is None else Reply.from_dict(values["reply"])
+        return str(values["key"]), Entry(reply, values["reason"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

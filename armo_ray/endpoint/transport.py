@@ -16,10 +16,11 @@ from armo_ray.endpoint.reply import EndpointRefused, Failure
 from armo_ray.errors import ConfigError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-PATIENCE_S = 600.0  # with a server that answers 429
+PATIENCE_S = 600.0  # with a server that is busy, or gone
 _IN_A_ROW = 32  # requests that failed after all retries, with no success between them
 _KEEP_ALIVE_S = 4.0  # uvicorn closes a connection after five
 _RETRIED = {408, 409, 425, 429}
+_LOST = {None, 502, 503, 504}
 _REFUSED = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}
 _OVERFLOW = re.compile(
     r"context_length_exceeded|exceed_context_size|exceeds? the (?:available )?context|context (?:length|window)"
@@ -47,6 +48,7 @@ class Transport:
         self._gate, self._timeout_s, self._retries = gate, timeout_s, retries
         self._key = key_of(key_variable)
         self._in_a_row = 0
+        self._answered = -PATIENCE_S  # when a request last succeeded, by time.monotonic
         self._refused: str | None = None
 
     async def __aenter__(self) -> "Transport":
@@ -69,11 +71,20 @@ class Transport:
         while True:
             if self._refused:
                 raise EndpointRefused(self._refused)
+            sent = time.monotonic()
             answer = await self.attempt("POST", url, body, tries + limited)
             if (settled := self._settled(answer, url)) is not None:
                 return settled
-            if answer.status == 429 and time.monotonic() - began < PATIENCE_S:
+            patient = time.monotonic() - max(began, self._answered) < PATIENCE_S
+            lost = (
+                answer.status in _LOST and self._answered < sent
+            )  # not by this request: all others wait too
+            if (lost or answer.status == 429) and patient:
                 limited += 1
+            elif lost:
+                raise self._refuse(
+                    f"{url}: no request was answered for {PATIENCE_S:g} s, last: {answer.shown()}"
+                )
             elif tries == self._retries:
                 return self._given_up(answer, url)
             else:
@@ -102,7 +113,7 @@ class Transport:
         if status is None:
             return None
         if 200 <= status < 300:
-            self._in_a_row = 0
+            self._in_a_row, self._answered = 0, time.monotonic()
             return answer.body
         if status in _REFUSED or (status == 429 and b"insufficient_quota" in answer.body):
             raise self._refuse(f"{url}: {answer.shown()}")

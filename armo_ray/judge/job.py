@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from armo_ray.judging.judge import load_judge
 from armo_ray.judging.specification import Judge
 from armo_ray.outputs.schema import JUDGE_FIELDS, SCHEMA_VERSION, scores_schema
 from armo_ray.score.run import Job, Scorer, prepare_runs
+from armo_ray.storage import commits
+from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.paths import root_of
 
@@ -27,6 +29,7 @@ class JudgeJob(Job):
     judge: Judge
     endpoint: Endpoint
     prices: tuple[float, float]  # of a million prompt tokens and of a million tokens that the model writes
+    served: str | None = None  # the model, as the replies of the first committed unit name it
 
     @property
     def columns(self) -> list[str]:
@@ -48,7 +51,13 @@ def prepare(options: JudgeOptions, write: bool = True) -> tuple[JudgeJob, list[S
     scorer = Scorer(identity, partial(_job, options, judge, endpoint))
     ((job, spans),) = prepare_runs([(options, scorer)], write)
     assert isinstance(job, JudgeJob), "made by _job"
-    return job, spans
+    return replace(job, served=_served(Store(job.output))), spans
+
+
+def _served(store: Store) -> str | None:
+    """The model that the replies of a committed unit name. An alias may come to mean another model."""
+    asked = (dict(record.extra).get("asked", {}) for record in commits.read_log(store).records())
+    return next((entry["model"] for entry in asked if entry.get("model")), None)
 
 
 def _job(

@@ -27,6 +27,6 @@ def set_aside(job: JudgeJob, reasons: Collection[str]) -> None:
         store.delete(commits.SUCCESS)
         for unit in units:
             journal = Journal(store, unit)
-            journal.retry(reasons)
-            journal.close()
+            journal.set_aside(reasons)
+            journal.flush()
         resume.drop(store, units)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from armo_ray.endpoint.client import Client, EndpointLost, EndpointRefused
+from armo_ray.endpoint.client import Client
 from armo_ray.endpoint.journal import Journal, request_key
 from armo_ray.endpoint.limits import Allowance, Gate, Stopped, Usage, keep
-from armo_ray.endpoint.reply import Failure, Reply
+from armo_ray.endpoint.reply import EndpointRefused, Failure, Reply
 from armo_ray.judge.job import JudgeJob
 from armo_ray.judging.calls import Call, calls_of
 from armo_ray.judging.verdicts import Judged, judged, parse
@@ -39,7 +39,7 @@ Renew = Callable[[str, int, int, Usage, float], Awaitable[Allowance]]
 
 
 class Halt(NamedTuple):
-    """Why no further request is sent: `cost`, `refused` or `lost`, and the message."""
+    """Why no further request is sent: `cost` or `refused`, and the message."""
 
     kind: str
     message: str
@@ -112,7 +112,7 @@ class Asker:
         self.job, self.renew = job, renew
         self.loop = asyncio.new_event_loop()
         self.gate = Gate()
-        self.client = Client(job.endpoint, self.gate)
+        self.client: Client | None = None
         self.name = uuid.uuid4().hex
         self.ended: float | None = None  # end of the previous unit, by time.perf_counter
 
@@ -124,8 +124,6 @@ class Asker:
             halt = Halt("cost", "--max-cost is reached")
         except EndpointRefused as error:
             halt = Halt("refused", str(error))
-        except EndpointLost as error:
-            halt = Halt("lost", str(error))
         return pa.table({"header": table["header"], _STOPPED: [pickle.dumps(halt)]})
 
     async def _judge(self, table: pa.Table) -> pa.Table:
@@ -151,8 +149,7 @@ class Asker:
 
     async def _replies(self, unit: str, calls: Sequence[Call]) -> list[Reply | Failure]:
         """The replies to calls, in their order; those in the journal are not asked for again."""
-        if self.client.session is None:
-            await self.client.__aenter__()
+        client = await self._entered()
         journal = Journal(Store(self.job.output), unit)
         known = journal.read()
         by_key = {_key(self.job.endpoint.model, call): call for call in calls}
@@ -164,7 +161,7 @@ class Asker:
             options = dict(call.options)
             if entry is not None and "seed" in options:
                 options["seed"] += entry.retried  # else the answer would be the same
-            reply = await self.client.send(call.messages, options)
+            reply = await client.send(call.messages, options)
             if isinstance(reply, Reply):
                 finding = parse(self.job.judge, call, reply)
                 journal.add(key, reply, finding.reason if isinstance(finding, Failure) else None)
@@ -182,9 +179,15 @@ class Asker:
             replies = await work
         finally:
             keeper.cancel()
-            journal.close()
-            await self.renew(self.name, 0, 0, self.gate.used, 0.0)
+            await asyncio.gather(keeper, return_exceptions=True)
+            await asyncio.to_thread(journal.flush)
         return [replies[_key(self.job.endpoint.model, call)] for call in calls]
+
+    async def _entered(self) -> Client:
+        """The client, whose connections are kept from unit to unit."""
+        if self.client is None:
+            self.client = await Client(self.job.endpoint, self.gate, self.job.served).__aenter__()
+        return self.client
 
     async def _all(
         self, ask: Callable[[str, Call], Awaitable[Reply | Failure]], by_key: dict[str, Call]
@@ -214,7 +217,14 @@ def _asked(replies: Sequence[Reply], prices: tuple[float, float]) -> dict[str, A
     """What a unit's replies took, as its commit record holds it."""
     prompt, completion = sum(r.prompt_tokens for r in replies), sum(r.completion_tokens for r in replies)
     cost = (prompt * prices[0] + completion * prices[1]) / 1e6
-    return {"requests": len(replies), "prompt_tokens": prompt, "completion_tokens": completion, "cost": cost}
+    served = {"model": replies[0].model} if replies else {}
+    return {
+        **served,
+        "requests": len(replies),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cost": cost,
+    }
 
 
 def _with_results(table: pa.Table, header: Header, results: Sequence[Judged], num_rewards: int) -> pa.Table:

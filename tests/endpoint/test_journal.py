@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from armo_ray.endpoint.journal import Journal, request_key
+from armo_ray.endpoint.journal import Entry, Journal, request_key
 from armo_ray.endpoint.reply import Reply
 from armo_ray.storage.store import Store
 from tests.support.paths import ROOT
@@ -38,7 +40,7 @@ def test_two_attempts_at_once_are_both_read(
         (one if i % 2 else two).add(str(i), REPLY)
     one.flush()
     two.flush()
-    assert Journal(store, "u").read() == {str(i): REPLY for i in range(70)}
+    assert Journal(store, "u").read() == {str(i): Entry(REPLY) for i in range(70)}
     assert Journal(store, "other").read() == {}
 
 
@@ -48,7 +50,21 @@ def test_a_torn_last_line_is_ignored(tmp_path: Path) -> None:
     journal.add("b", REPLY)
     (file,) = (tmp_path / "_journal" / "u").iterdir()
     file.write_bytes(file.read_bytes()[:-20])
-    assert Journal(Store(str(tmp_path)), "u").read() == {"a": REPLY}
+    assert Journal(Store(str(tmp_path)), "u").read() == {"a": Entry(REPLY)}
+    journal.flush()
+
+
+def test_a_reply_that_is_set_aside_is_asked_for_again_and_the_next_one_counts(tmp_path: Path) -> None:
+    journal = Journal(Store(str(tmp_path)), "u")
+    journal.add("good", REPLY)
+    journal.add("bad", REPLY, "unparsable")
+    journal.set_aside(["unparsable"])
+    assert journal.read() == {"good": Entry(REPLY), "bad": Entry(None, None, 1)}
+    second = replace(REPLY, text="better")
+    journal.add("bad", second)
+    journal.add("bad", REPLY)  # of another attempt at the same time
+    journal.set_aside(["unparsable"])
+    assert journal.read()["bad"] == Entry(second, None, 1)
     journal.flush()
 
 
@@ -70,7 +86,7 @@ def test_a_key_depends_on_all_that_changes_an_answer() -> None:
     messages = [{"role": "user", "content": "a"}]
     same = request_key("m", messages, {"a": 1, "b": 2}, 0, 0)
     assert same == request_key("m", messages, {"b": 2, "a": 1}, 0, 0)
-    others = [
+    others: list[Any] = [
         ("n", messages, {}, 0, 0),
         ("m", messages, {}, 1, 0),
         ("m", messages, {}, 0, 1),
