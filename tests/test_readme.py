@@ -37,6 +37,7 @@ PAGES = (
     "jobs/README.md",
     "cluster/README.md",
     "armo_ray/curate/README.md",
+    "armo_ray/judging/README.md",
     "armo_ray/outputs/README.md",
     "armo_ray/text/README.md",
     ".github/CONTRIBUTING.md",
@@ -44,7 +45,7 @@ PAGES = (
 TEXTS = {name: (ROOT / name).read_text("utf-8") for name in PAGES}
 README, EVERYTHING = TEXTS["README.md"], "\n".join(TEXTS.values())
 # programs that are not of this project, and the options that the pages give them
-OTHERS = {"docker", "kubectl", "sbatch", "pip", "export", ".venv/bin/python"}
+OTHERS = {"docker", "kubectl", "sbatch", "pip", "git", "export", ".venv/bin/python"}
 OTHER_OPTIONS = {
     *("--working-dir", "--address", "--generate", "--head", "--dashboard-host"),  # ray
     *("--rm", "--gpus", "--from-file"),  # docker and kubectl
