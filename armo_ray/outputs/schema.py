@@ -192,10 +192,9 @@ def recomputed(scores: pa.Table) -> npt.NDArray[np.float32]:
         total = values.mean(axis=1) - content["risk"] * values.std(axis=1)
     else:
         total = (values * coefficients(scores)).sum(axis=1)
-    penalty = content.get("length_penalty") or 0.0
-    result: npt.NDArray[np.float32] = (total - penalty * scores["num_response_tokens"].to_numpy()).astype(
-        np.float32
-    )
+    if penalty := content.get("length_penalty"):
+        total = total - penalty * scores["num_response_tokens"].to_numpy()
+    result: npt.NDArray[np.float32] = total.astype(np.float32)
     return result
 
 
