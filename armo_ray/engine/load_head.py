@@ -28,7 +28,9 @@ def read_head(
     """
     family = checkpoint.family
     if reference is not None:
-        compute = heads.summed(reference.beta, reference.length_normalized)
+        factor = reference.factor(family)
+        each = heads.of_tokens(factor)
+        compute = each if family.by_step else heads.summed(factor, reference.length_normalized)
     elif family.tokens:
         compute = _token_logits(checkpoint, chat, device)
     else:

@@ -44,6 +44,8 @@ Activation = Literal["relu", "leaky_relu", "gelu", "silu", "selu", "tanh"]
 # A prompt of one question, of a family without a chat template.
 _QUESTION = "{{ messages[0]['content'] }}"
 
+# Texts in which the steps of a response follow each other, without verdicts in turns.
+STEPS_AT_ONCE = ("marked", "prose", "lines")
 # The system prompt in the model card of Qwen2.5-Math-PRM.
 _REASON = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -55,13 +57,15 @@ class Family:
     text: "response" is the conversation with its response; "outcome" puts the response into the user's turn and asks
         for a verdict, + or -; "steps" does so for each step of the response; "pairs" asks which of two responses is
         better; "whole" is the conversation with its response, encoded as one text in a template of the family's own;
-        "marked" is the conversation with a special token after each step of the response; "prose" is a question and
+        "marked" is the conversation with a special token after each step of the response, if the family has one, or
+        with its steps as paragraphs; "prose" is a question and
         its steps as one text, with a word after each step; "lines" is a question and its steps as lines, each of which
         is encoded by itself, without a chat template.
     reads: which tokens the head reads. "first": the first token; "last": the last token; "gate": the end of the last
         user turn and the last token; "headers": the end of every assistant header; "before_zero": the token before
         the first with id 0, or the last token if there is none; "marks": the token after every step of the response;
-        "response": the tokens before each token of the response, where a language model predicts it.
+        "response": the tokens before each token of the response, where a language model predicts it; of steps, those
+        from the last token of the header on.
     bidirectional: whether a token attends to all others: an encoder, which computes each conversation in full.
     gated: whether the head returns a weight for each reward.
     bos: whether a conversation begins with the BOS token, if the tokenizer has one.
@@ -78,6 +82,7 @@ class Family:
     template: the chat template, if the authors' code does not use the tokenizer's.
     mark: text of the token after each step, which a family reads that is not asked for verdicts in turns.
     system: the system prompt of a conversation that has none, if the authors' code gives one, even an empty one.
+    beta: of a policy that is compared with its reference model, the factor of the log ratios, unless another is given.
     unverified: what could not be checked against the authors' code; such a family must be asked for by its name.
     """
 
@@ -99,6 +104,7 @@ class Family:
     template: str = ""
     mark: str = ""
     system: str | None = None
+    beta: float = 0.1
     unverified: str = ""
 
     @property
@@ -110,7 +116,7 @@ class Family:
     @property
     def by_step(self) -> bool:
         """Whether the rewards are those of the steps of a response."""
-        return self.text == "steps" or bool(self.mark)
+        return self.text in ("steps", *STEPS_AT_ONCE)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -172,6 +178,14 @@ FAMILIES = {
             step_end="\n\n",
             mark="<extra_0>",
             unverified="its README gives the text and the reading; its config and template were not at hand",
+        ),
+        Family(
+            "prm-eurus",
+            "marked",
+            "response",
+            step_end="\n\n",
+            beta=0.001,
+            unverified="its model card gives the procedure; its chat template and its weights were not at hand",
         ),
         Family("prm-shepherd", "prose", "marks", step_end=" ки\n", template=_QUESTION, mark="ки"),
         Family(

@@ -8,6 +8,19 @@ from armo_ray.model.families import Family
 Ids = npt.NDArray[np.int32]
 
 
+# In the ids of a response: not a token, but the end of a step, of which the tokens do not tell. A family that sums over
+# tokens reads the response up to there.
+STEP_END = -1
+
+
+def without_ends(ids: Ids, start: int = 0) -> tuple[Ids, list[int]]:
+    """The token ids, and for every end of a step, how many of them are between `start` and it."""
+    places = np.flatnonzero(ids == STEP_END)
+    if not len(places):
+        return ids, []
+    return np.delete(ids, places), (places - np.arange(len(places)) - start).tolist()
+
+
 def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> list[int]:
     """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them.
 

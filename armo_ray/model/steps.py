@@ -7,6 +7,8 @@ from armo_ray.model.chat import PROBE_RESPONSES, Chat, Messages
 from armo_ray.model.families import Family
 
 _QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
+BLANK_LINE = "\n\n"
+_PARAGRAPHS = ("Add 2 and 2.", "It is $4$", "(b) 4", "4")
 
 
 def read_pattern(chat: Chat) -> tuple[int, ...]:
@@ -19,6 +21,8 @@ def read_pattern(chat: Chat) -> tuple[int, ...]:
     if family.bidirectional:
         _check_pairs(chat)
     if not family.mark:
+        if family.by_step and family.reads == "response":
+            _check_paragraphs(chat)
         return chat.response_pattern
     ids = tuple(chat.encode(family.mark))
     if len(ids) != 1:
@@ -42,6 +46,23 @@ def _check_pairs(chat: Chat) -> None:
                 f"family {chat.family.name}: this tokenizer does not encode a question and its response as "
                 f"[CLS] question [SEP] response [SEP], each text by itself: {response!r} becomes {expected[:50]}"
             )
+
+
+def header_end(chat: Chat) -> int:
+    """The last token of the header of a response."""
+    return chat.encode(chat.render_prompt(_QUESTION) + chat.response_start)[-1]
+
+
+def _check_paragraphs(chat: Chat) -> None:
+    """Raise ConfigError if a paragraph is not encoded by itself, as its end could not be found then."""
+    whole = chat.encode(BLANK_LINE.join(_PARAGRAPHS))
+    apart = [i for text in _PARAGRAPHS[:-1] for i in chat.encode(text + BLANK_LINE)]
+    header = chat.encode(chat.render_prompt(_QUESTION) + chat.response_start + _PARAGRAPHS[0])
+    behind = chat.encode(_PARAGRAPHS[0])
+    if whole != apart + chat.encode(_PARAGRAPHS[-1]) or header[-len(behind) :] != behind:
+        raise ConfigError(
+            f"family {chat.family.name}: its tokenizer joins a paragraph with the text before it"
+        )
 
 
 def spelled(chat: Chat) -> list[int]:

@@ -171,7 +171,7 @@ def _reference(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("reference model", f"`{about['reference_model']}`"),
         ("fingerprint of its weights", f"`{about['reference_fingerprint']}`"),
-        ("reward", f"{job.reference.beta:g} times the log ratio{divided}"),
+        ("reward", f"{job.reference.factor(job.family):g} times the log ratio{divided}"),
     ]
 
 

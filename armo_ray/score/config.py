@@ -75,9 +75,11 @@ class ScoreConfig(DatedOptions):
     family: Annotated[FamilyName | None, Help("the model", "NAME")] = None
     """Family, or a TOML file of one; default: recognized by its tensors."""
     reference_model: Annotated[ModelName | None, Help("the model", "MODEL")] = None
-    """With --family dpo: the model before training; memory holds both."""
+    """With --family dpo or prm-eurus: the model before training; memory holds both."""
+    reference_revision: Annotated[Name | None, Help("the model", "NAME")] = None
+    """Revision of the reference model, as --revision is of the model."""
     beta: Annotated[Beta | None, Help("the model", "X")] = None
-    """With --family dpo: factor of the reward; default: 0.1."""
+    """With --reference-model: factor of the reward; default: 0.1, for prm-eurus 0.001."""
     length_normalized: Annotated[bool, Help("the model")] = False
     """With --family dpo: divide the reward by the number of response tokens."""
     dtype: Annotated[Dtype, Help("the model")] = "bfloat16"
@@ -125,7 +127,7 @@ class ScoreConfig(DatedOptions):
     @property
     def reference(self) -> Reference | None:
         """The reference model of a policy, as it is given. Raises ConfigError if only its options are given."""
-        return given_by(self.reference_model, self.beta, self.length_normalized)
+        return given_by(self.reference_model, self.reference_revision, self.beta, self.length_normalized)
 
     @model_validator(mode="before")
     @classmethod

@@ -203,10 +203,11 @@ def _model(config: ScoreConfig) -> _Model:
 def _reference(config: ScoreConfig, policy: Checkpoint) -> Checkpoint | None:
     if config.reference is None:
         return None
-    path, revision = local_model(config.reference.model)
-    checkpoint = inspect_reference(policy, path)
-    logger.info("memory holds two models: the policy, and the reference model %s", config.reference.model)
-    return replace(checkpoint, revision=revision) if is_remote(config.reference.model) else checkpoint
+    given = config.reference
+    path, revision = local_model(given.model, given.revision)
+    checkpoint = inspect_reference(policy, path, None if is_remote(given.model) else given.revision)
+    logger.info("memory holds two models: the policy, and the reference model %s", given.model)
+    return replace(checkpoint, revision=revision) if is_remote(given.model) else checkpoint
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> int:

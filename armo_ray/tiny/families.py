@@ -56,6 +56,7 @@ _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise"
 # The tokenizers of families that are trained on one, whatever the decoder.
 _FAMILY_TOKENIZERS = {
     "prm-qwen": "qwen2-steps",
+    "prm-eurus": "qwen2-steps",
     "prm-reasonflux": "qwen2-marks",
     "prm-shepherd": "sentencepiece",
     "prm-skywork": "qwen2-bos",
@@ -64,6 +65,7 @@ _FAMILY_TOKENIZERS = {
 _USUAL = {
     "worldpm": "qwen2",
     "prm-qwen": "qwen2",
+    "prm-eurus": "qwen2",
     "prm-reasonflux": "qwen2",
     "prm-shepherd": "mistral",
     "prm-skywork": "qwen2",
