@@ -89,7 +89,7 @@ class Published:
         return logs[range(len(ids) - 1), ids[1:]]
 
 
-def expected(policy: str, reference: str, beta: float = 0.001) -> list[list[float]]:
+def expected(policy: str, reference: str, beta: float) -> list[list[float]]:
     with torch.inference_mode():
         published = Published(policy, reference, beta)
         return [published(question, steps_of(answer, EURUS)[0]) for question, answer in SAID]
@@ -97,18 +97,17 @@ def expected(policy: str, reference: str, beta: float = 0.001) -> list[list[floa
 
 def test_rewards_of_steps_are_the_sums_of_the_model_card(tmp_path: Path) -> None:
     policy, reference = write_pair(tmp_path)
-    for beta in (None, 1.0):
-        model, sums = loaded(policy, reference, beta), expected(policy, reference, beta or 0.001)
-        shared, unshared = (scores_of(model, policy, share) for share in (True, False))
-        assert shared.computed_tokens < unshared.computed_tokens
-        for actual in (shared, unshared):
-            for i, own in enumerate(sums):
-                assert np.abs(actual.steps[i] - own).max() < 1e-5 * max(1, np.abs(own).max())
-                reduced = [np.mean(own), min(own), np.prod(own), own[-1]]
-                assert np.abs(actual.rewards[i] / reduced - 1).max() < 1e-3
-            assert np.array_equal(actual.score, actual.rewards[:, 0])
-        assert max(map(len, sums)) > 4
-        assert np.ptp([own[-1] for own in sums]) > 1e-3
+    model, sums = loaded(policy, reference, 1.0), expected(policy, reference, 1.0)
+    shared, unshared = (scores_of(model, policy, share) for share in (True, False))
+    assert shared.computed_tokens < unshared.computed_tokens
+    for actual in (shared, unshared):
+        for i, own in enumerate(sums):
+            assert np.abs(actual.steps[i] - own).max() < 1e-5 * max(1, np.abs(own).max())
+            reduced = [np.mean(own), min(own), np.prod(own), own[-1]]
+            assert np.abs(actual.rewards[i] / reduced - 1).max() < 1e-3
+        assert np.array_equal(actual.score, actual.rewards[:, 0])
+    assert max(map(len, sums)) > 4
+    assert np.ptp([own[-1] for own in sums]) > 1
 
 
 def test_equal_models_give_nothing_and_swapped_models_the_negative(tmp_path: Path) -> None:
@@ -124,7 +123,8 @@ def test_equal_models_give_nothing_and_swapped_models_the_negative(tmp_path: Pat
 def test_a_run_writes_a_reward_for_every_step_given_as_text_or_as_a_list(kind: str, tmp_path: Path) -> None:
     policy, reference = write_pair(tmp_path)
     as_text = [{"prompt": question, "response": answer} for question, answer in SAID]
-    as_list = [{"prompt": question, "steps": steps_of(answer, EURUS)[0]} for question, answer in SAID]
+    lists = [(question, steps_of(answer, EURUS)[0]) for question, answer in SAID]
+    as_list = [{"prompt": q, "completions": steps, "labels": [True] * len(steps)} for q, steps in lists]
     for name, rows in (("text", as_text), ("list", as_list)):
         if kind == "parquet":
             pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
@@ -133,7 +133,7 @@ def test_a_run_writes_a_reward_for_every_step_given_as_text_or_as_a_list(kind: s
         options = {"family": "prm-eurus", "reference_model": reference, "dtype": "float32"}
         manifest = score_locally(policy, tmp_path / f"{name}.{kind}", tmp_path / name, **options)
         assert manifest["totals"]["scored"] == len(SAID)
-    sums = expected(policy, reference)
+    sums = expected(policy, reference, 0.001)
     for name in ("text", "list"):
         table = read_table(tmp_path / name).sort_by("source_row")
         for actual, own in zip(table["step_scores"].to_pylist(), sums, strict=True):
