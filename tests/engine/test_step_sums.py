@@ -24,6 +24,7 @@ from armo_ray.text.judges import steps_of
 from armo_ray.text.tokenization import Encoder
 from armo_ray.tiny.families import write_family
 from tests.engine.test_families import texts
+from tests.support.by_day import by_day
 from tests.support.local import read_table, score_locally
 from tests.support.published import load, tokenizer_of
 
@@ -66,7 +67,9 @@ class Published:
     def __call__(self, question: str, steps: Sequence[str]) -> list[float]:
         ids = self._encoded(self._rendered(question, steps))
         lengths = [self._length(question, steps, count) for count in range(len(steps) + 1)]
-        ratios = self._logs(self.models[0], ids) - self._logs(self.models[1], ids)  # of every token but the first
+        ratios = self._logs(self.models[0], ids) - self._logs(
+            self.models[1], ids
+        )  # of every token but the first
         ratios[: lengths[0] - 3] = 0
         return [float(self.beta * ratios[: length - 1].sum()) for length in lengths[1:]]
 
@@ -119,7 +122,7 @@ def test_equal_models_give_nothing_and_swapped_models_the_negative(tmp_path: Pat
     assert all(np.array_equal(a, -b) for a, b in zip(there, back, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("kind", by_day(["parquet", "jsonl"], ["parquet"]))
 def test_a_run_writes_a_reward_for_every_step_given_as_text_or_as_a_list(kind: str, tmp_path: Path) -> None:
     policy, reference = write_pair(tmp_path)
     as_text = [{"prompt": question, "response": answer} for question, answer in SAID]
@@ -146,7 +149,11 @@ def test_ends_of_steps_are_not_among_the_tokens() -> None:
     assert ids.tolist() == [7, 8, 9, 5, 4]
     assert ends == [2, 3, 3]
     score, rewards, steps = accumulated([np.array([1, 2, 4, 8], np.float32)], [[1, 3, 3]])
-    assert [x.tolist() for x in (score, rewards[0], *steps)] == [[5.0], [5.0, 1.0, 49.0, 7.0], [1.0, 7.0, 7.0]]
+    assert [x.tolist() for x in (score, rewards[0], *steps)] == [
+        [5.0],
+        [5.0, 1.0, 49.0, 7.0],
+        [1.0, 7.0, 7.0],
+    ]
 
 
 def test_ids_without_ends_of_steps_and_a_division_by_length_are_refused(tmp_path: Path) -> None:
