@@ -220,6 +220,23 @@ def summed(factor: float, mean: bool) -> Compute:
     return compute
 
 
+def better_of_two(layers: Layers) -> Compute:
+    """PairRM's head: the probability that the first of two responses is better, from the values of both.
+
+    Source: DebertaV2PairRM of llm_blender. A value is that of the hidden states of the question and of a response, at
+    the tokens before them.
+    """
+
+    def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        question, first, second = hidden.float()[index].view(len(lengths), 3, -1).unbind(dim=1)
+        sides = (torch.cat((question, response), dim=1) for response in (first, second))
+        value, other = (in_blocks(partial(through, layers), side) for side in sides)
+        rewards = (value - other).sigmoid()
+        return HeadOutput(rewards[:, 0], rewards, _no_gates(rewards), _none(rewards))
+
+    return compute
+
+
 def of_tokens(factor: float) -> Compute:
     """A head that returns `factor` times one number for each position that is read, as steps, and no rewards yet.
 

@@ -81,7 +81,7 @@ def _candidates(found: Found) -> tuple[list[Candidate], str]:
     """The candidates of the row, and where their text is from: the scores, if they have all of it, or the shard."""
     assert found.scores is not None, "rejects are not traced"
     (row,) = found.scores.to_pylist()
-    compared = found.run.identity["family"] == "pairwise"  # which reads the row's other responses too
+    compared = recorded(found.run.identity).text == "pairs"  # which reads the row's other responses too
     whole = not compared and "structured" not in row["flags"]  # else the model read more than the kept text
     if "response" in row and "prompt" in row and found.run.keep_text and whole:
         answer = row["response"][-1]["content"]
@@ -153,6 +153,10 @@ def _marks(ids: Ids, chat: Chat, start: int) -> dict[int, str]:
         }
     judged = ("outcome", "steps", "pairs")
     what = "rewards and gate" if family.gated else "verdict" if family.text in judged else "rewards"
-    places = {"before_zero": "before the first token with id 0", "first": "at the first token"}
+    places = {
+        "before_zero": "before the first token with id 0",
+        "first": "at the first token",
+        "sides": "at the marks of the texts",
+    }
     where = places.get(family.reads, "at the last token")
     return dict.fromkeys(positions, f"read: {what}, {where}")

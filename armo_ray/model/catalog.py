@@ -143,6 +143,12 @@ CATALOG = {
         *_REWARD,
         "DebertaV2ForSequenceClassification of transformers, called as in its model card",
     ),
+    "pairrm": Entry(
+        "PairRM-hf, an encoder that compares two responses; one question only, and nothing is cut",
+        "`win_rate`, as of `pairwise`",
+        "the win rate",
+        "DebertaV2PairRM of llm_blender, called as in its model card",
+    ),
 }
 HEADS = ("family", "models", "recognized by", "rewards", "score")
 

@@ -34,6 +34,14 @@ _PAIR = _IN_TURN + (
     "{% if loop.index > 2 %}{{ raise_exception('only one question and its response') }}{% endif %}"
     "{{ (cls_token if loop.first else '') + m['content'] + sep_token }}{% endfor %}"
 )
+# A question and two responses to it, each a text of its own after its mark; a question alone is only its text.
+PAIR_MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
+_PAIRRM = (
+    "{% for m in messages %}{% if m['role'] != ('user' if loop.first else 'assistant') or loop.index > 3 %}"
+    "{{ raise_exception('only one question and its responses') }}{% endif %}{{ cls_token + ["
+    + ", ".join(f"'{mark}'" for mark in PAIR_MARKS)
+    + "][loop.index0] + m['content'] + sep_token }}{% endfor %}"
+)
 _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
@@ -64,6 +72,7 @@ class Family:
     reads: which tokens the head reads. "first": the first token; "last": the last token; "gate": the end of the last
         user turn and the last token; "headers": the end of every assistant header; "before_zero": the token before
         the first with id 0, or the last token if there is none; "marks": the token after every step of the response;
+        "sides": the tokens before a question and before each of two responses;
         "response": the tokens before each token of the response, where a language model predicts it; of steps, those
         from the last token of the header on.
     bidirectional: whether a token attends to all others: an encoder, which computes each conversation in full.
@@ -88,7 +97,7 @@ class Family:
 
     name: str
     text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose", "lines"] = "response"
-    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks", "response"] = "last"
+    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks", "sides", "response"] = "last"
     bidirectional: bool = False
     gated: bool = False
     bos: bool = True
@@ -110,7 +119,7 @@ class Family:
     @property
     def reads_logits(self) -> bool:
         """Whether the head is the language model's own, so that no tensor identifies the family."""
-        judges = self.text in ("outcome", "steps", "pairs", "prose")
+        judges = self.text in ("outcome", "steps", "pairs", "prose") and not self.bidirectional
         return bool(self.tokens) or judges or self.reads == "response"
 
     @property
@@ -205,5 +214,6 @@ FAMILIES = {
             activation="gelu",
             template=_PAIR,
         ),
+        Family("pairrm", "pairs", "sides", bidirectional=True, template=_PAIRRM, max_length=2048),
     )
 }

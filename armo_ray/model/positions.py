@@ -26,7 +26,8 @@ def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> li
 
     Args:
         ids: token ids (T,) of a conversation.
-        pattern: token ids from the end of a user turn to the response, or the one after each step.
+        pattern: token ids from the end of a user turn to the response, or the one after each step; or
+            those of the marks of a question and two responses.
         start: the number of tokens before the response, in which no step ends.
     """
     last = len(ids) - 1
@@ -37,6 +38,9 @@ def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> li
     if family.reads == "before_zero":
         zeros = np.flatnonzero(ids == 0)
         return [int(zeros[0] - 1) % len(ids)] if len(zeros) else [last]
+    if family.reads == "sides":
+        first = [np.flatnonzero(ids == mark)[:1].tolist() for mark in pattern]
+        return [at for found in first for at in found] if all(first) else []
     if family.reads == "marks":
         return [start + at for at in _occurrences(ids[start:], pattern)]
     starts = _occurrences(ids, pattern)

@@ -4,7 +4,7 @@ import jinja2
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import PROBE_RESPONSES, Chat, Messages
-from armo_ray.model.families import Family
+from armo_ray.model.families import PAIR_MARKS, Family
 
 _QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 BLANK_LINE = "\n\n"
@@ -18,6 +18,8 @@ def read_pattern(chat: Chat) -> tuple[int, ...]:
     another way than the family's template.
     """
     family = chat.family
+    if family.reads == "sides":
+        return _sides(chat)
     if family.bidirectional:
         _check_pairs(chat)
     if not family.mark:
@@ -46,6 +48,22 @@ def _check_pairs(chat: Chat) -> None:
                 f"family {chat.family.name}: this tokenizer does not encode a question and its response as "
                 f"[CLS] question [SEP] response [SEP], each text by itself: {response!r} becomes {expected[:50]}"
             )
+
+
+def _sides(chat: Chat) -> tuple[int, ...]:
+    """The tokens before a question and two responses. Raises ConfigError if they are none, or not before each text."""
+    marks = [chat.encode(mark) for mark in PAIR_MARKS]
+    if any(len(ids) != 1 for ids in marks):
+        raise ConfigError(f"family {chat.family.name}: {PAIR_MARKS} are not one token each: {marks}")
+    for response in filter(None, PROBE_RESPONSES):
+        turns = [*_QUESTION, *[{"role": "assistant", "content": response}] * 2]
+        texts = zip(PAIR_MARKS, turns, strict=True)
+        apart = [i for mark, m in texts for i in chat.tokenizer.encode(mark + m["content"]).ids]
+        if chat.encode(chat.render_prompt(turns)) != apart:
+            raise ConfigError(
+                f"family {chat.family.name}: this tokenizer does not encode a text by itself between [CLS] and [SEP]"
+            )
+    return tuple(i for (i,) in marks)
 
 
 def header_end(chat: Chat) -> int:

@@ -192,7 +192,7 @@ def _model(config: ScoreConfig) -> _Model:
     size, rows = num_ids(chat.tokenizer), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, but its model {rows}")
-    positions = _whole(checkpoint, "max_position_embeddings")
+    positions = _positions(checkpoint)
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
     limits = (chat.model_max_length, checkpoint.family.max_length, positions)
@@ -208,6 +208,12 @@ def _reference(config: ScoreConfig, policy: Checkpoint) -> Checkpoint | None:
     checkpoint = inspect_reference(policy, path, None if is_remote(given.model) else given.revision)
     logger.info("memory holds two models: the policy, and the reference model %s", given.model)
     return replace(checkpoint, revision=revision) if is_remote(given.model) else checkpoint
+
+
+def _positions(checkpoint: Checkpoint) -> int:
+    """The most tokens that a model takes; an encoder with relative positions takes more than its config says."""
+    stated = _whole(checkpoint, "max_position_embeddings")
+    return max(stated, checkpoint.family.max_length or 0) if checkpoint.family.bidirectional else stated
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> int:

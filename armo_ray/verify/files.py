@@ -125,7 +125,7 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
         messages = marked.conversation(prompt, response, chat.family)
         return chat.encode(chat.render(messages, add_generation_prompt=False))
     if chat.family.text == "pairs":
-        messages = judges.pair(prompt, response, responses[place[2]])
+        messages = judges.compared(prompt, response, responses[place[2]], chat.family)
     else:
         messages, _ = judges.judged(prompt, response, chat.family)
     return [*chat.prefix, *chat.encode(chat.render_prompt(messages))]
