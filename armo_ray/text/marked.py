@@ -53,7 +53,7 @@ def encode(candidates: Sequence[Candidate], tools: Tools) -> Tokenized:
     places: dict[int, int] = {}
     for (i, response), ids in zip(fit.items(), written, strict=True):
         prompt = prompts[i]
-        size = np.count_nonzero(ids != STEP_END)
+        size = int(np.count_nonzero(ids != STEP_END))
         if (rejection := _unfit(prompt, size, tools.max_length)) is not None:
             out.rejects.append((i, *rejection))
             continue

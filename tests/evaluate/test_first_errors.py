@@ -9,7 +9,9 @@ import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.errors import ConfigError
+from armo_ray.evaluate.benchmark_files import scoring
 from armo_ray.evaluate.first_errors import Solution, bounds, first_errors, judged
+from armo_ray.evaluate.options import EvaluateOptions
 from armo_ray.model.families import FAMILIES
 from tests.curate.test_families import options_of
 from tests.support.by_day import by_day
@@ -38,7 +40,7 @@ def test_a_solution_is_judged_as_step_after_step_would_judge_it() -> None:
         expected = [first_below(list(s.steps or ()), threshold) == s.label for s in solutions]
         assert judged(bounds(solutions), threshold).tolist() == expected
     found = first_errors(solutions, 2.0, 100, 0)
-    right = {wrong: [] for wrong in (True, False)}
+    right: dict[bool, list[bool]] = {wrong: [] for wrong in (True, False)}
     for s in solutions:
         right[s.label >= 0].append(first_below(list(s.steps or ()), 2.0) == s.label)
     accuracies = [np.mean(right[wrong]) for wrong in (True, False)]
@@ -123,6 +125,19 @@ def test_every_process_model_scores_each_step_in_order_and_finds_first_errors(
     assert main(command) == 0
     default = 0.0 if FAMILIES[family].reads == "response" else 0.5
     assert f"a step is wrong below {default:.4g}" in capsys.readouterr().out
+
+
+def test_files_as_they_are_published_are_scored_with_their_labels(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k.json").write_text(json.dumps(processbench()))
+    settings = {"input": [str(tmp_path / "gsm8k.json")], "model": str(tmp_path / "model")}
+    given = {"benchmark": "processbench", "output": str(tmp_path), "scores": [str(tmp_path / "scored")]}
+    config, files = scoring(EvaluateOptions.model_validate(given), settings, str(tmp_path))
+    assert list(config.keep) == ["id", "label"]
+    assert list(files.values()) == [str(tmp_path / "gsm8k.json")]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": QUESTION, "steps": STEPS}) + "\n")
+    unlabeled = settings | {"input": [str(tmp_path / "rows.jsonl")]}
+    with pytest.raises(ConfigError, match="no column id, which processbench needs"):
+        scoring(EvaluateOptions.model_validate(given), unlabeled, str(tmp_path))
 
 
 def test_scores_of_another_model_and_rows_without_labels_are_refused(
