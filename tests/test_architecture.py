@@ -16,6 +16,7 @@ PACKAGE = ROOT / "armo_ray"
 # Three tiers. The core never imports a command, commands import each other as listed alone, the face imports both.
 CORE = {
     *("errors", "exit_status", "version", "signals", "options"),
+    *("endpoint", "judging"),
     *(
         "storage",
         "text",
@@ -27,21 +28,24 @@ CORE = {
         "expressions",
         "formatting",
         "cluster",
+        "endpoint",
     ),
 }
 COMMANDS = {
     *("score", "plan", "verify", "curate", "evaluate", "compare", "report", "explain", "layouts", "bench"),
     "nightly",
     "models",
+    "judge",
 }
 FACE = {"", "cli", "__main__"}
-BETWEEN_COMMANDS = {("plan", "score"), ("evaluate", "score"), ("score", "verify")} | {
+BETWEEN_COMMANDS = {("plan", "score"), ("judge", "score"), ("evaluate", "score"), ("score", "verify")} | {
     ("nightly", command) for command in ("score", "curate", "report")
 }
 ONLY_IN = {
     "torch": {"engine", "tiny", "score", "bench"},
-    "ray": {"cluster", "score"},
+    "ray": {"cluster", "score", "judge"},
     "rich": {"score"},
+    "aiohttp": {"endpoint"},
     "fsspec": {"storage"},
     "safetensors": {"engine", "tiny", "bench"},
     "duckdb": {"measures", "outputs", "curate", "evaluate", "compare", "report", "explain"},

@@ -19,6 +19,10 @@ _SCORE_STATUSES = {
     OUT_OF_TIME: "stopped by --max-runtime; run the same command again to go on",
 }
 
+_JUDGE_STATUSES = _SCORE_STATUSES | {
+    OUT_OF_TIME: "stopped by --max-runtime or --max-cost; run the same command again to go on"
+}
+
 
 class Command(NamedTuple):
     """One command.
@@ -53,6 +57,16 @@ COMMANDS = {
         "armo_ray.score.command:run",
         (SCORE_OPTIONS,),
         statuses=_SCORE_STATUSES,
+        checks=True,
+        resumes=True,
+    ),
+    "judge": Command(
+        "Score conversations with a generative model and a prompt, behind an OpenAI-compatible endpoint.",
+        "armo-ray judge --input pairs.parquet --output judged --judge pair \\\n"
+        "    --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-32B",
+        "armo_ray.judge.command:run",
+        ("armo_ray.judge.options:JudgeOptions",),
+        statuses=_JUDGE_STATUSES,
         checks=True,
         resumes=True,
     ),

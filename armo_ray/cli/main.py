@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):
             return FAILED
         return _end(program, f"failed: {error}", FAILED)
-    except OutOfTime:
-        return _end(program, "--max-runtime is over; run it again to go on", OUT_OF_TIME)
+    except OutOfTime as error:
+        return _end(program, f"{str(error) or '--max-runtime is over'}; run it again to go on", OUT_OF_TIME)
     except KeyboardInterrupt:
         left = "what is committed stays, run it again to go on" if command.resumes else "nothing is left"
         return _end(program, f"stopped; {left}", FAILED)

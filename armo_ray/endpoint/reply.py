@@ -1,7 +1,7 @@
 """What an endpoint returned for one request."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # the most likely tokens at one place of the reply, with their log-probabilities; the generated one comes first
@@ -20,6 +20,7 @@ class Reply:
     reasoning: str = ""  # if the server returns it apart from the text
     refusal: str = ""  # the server's own words, if it refused
     likely: tuple[Likely, ...] = ()  # for every generated token, if the request asked for log-probabilities
+    values: Mapping[str, float] = field(default_factory=dict)  # of a reward model: its numbers by name
 
     def to_dict(self) -> dict[str, Any]:
         """The values as a journal holds them, without those that are empty."""
@@ -27,7 +28,9 @@ class Reply:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Reply":
-        likely = tuple(tuple((str(token), float(p)) for token, p in place) for place in values.get("likely", ()))
+        likely = tuple(
+            tuple((str(token), float(p)) for token, p in place) for place in values.get("likely", ())
+        )
         return Reply(**{**values, "likely": likely})
 
 

@@ -11,6 +11,14 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 METADATA_KEY = b"armo_ray"
 
+JUDGE_REASONS = (
+    "unparsable",  # no verdict can be read from what the judge wrote, or two that differ
+    "refused",  # the judge refused to answer
+    "cut_off",  # the judge's answer reached max_tokens
+    "context_overflow",  # the request is longer than the judge's context
+    "endpoint_error",  # the endpoint did not answer this request, though it answered others
+)
+
 REJECT_REASONS = (
     "unreadable_shard",  # the shard, or the rest of it, cannot be read
     "malformed_row",  # does not fit the layout: wrong types, unknown roles, no text
@@ -23,6 +31,7 @@ REJECT_REASONS = (
     "too_long",  # more than max_length tokens
     "non_finite_score",  # the model returned NaN or infinity
     "poison",  # killed the worker twice
+    *JUDGE_REASONS,
 )
 
 FLAGS = (
@@ -36,6 +45,7 @@ FLAGS = (
     "nulls_dropped",  # nulls were dropped from arguments or schemas: a Parquet struct has null for missing keys
     "no_step_marker",  # a process model sees one step: nothing in the response marks steps
     "empty_steps",  # empty steps of a response were left out
+    "missing_verdicts",  # some calls of a judge gave no verdict, but enough others did
 )
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -77,8 +87,35 @@ _ORDER = (
     "num_response_tokens",
     "flags",
 )
-RESERVED = frozenset((*_ORDER, "step_scores", "prompt", "response"))
 STEP_SCORES = pa.field("step_scores", pa.list_(pa.float32()))  # only of process reward models
+
+# only of judges
+VERDICT = pa.struct(
+    [
+        ("text", pa.string()),  # what the judge wrote
+        ("reasoning", pa.string()),  # if the server returns it apart
+        ("finish_reason", pa.string()),
+        ("value", pa.float32()),  # for this candidate: 1 win, 0.5 tie, 0 loss; or its rating
+        ("opponent", pa.int32()),  # the other candidate of a pair, as numbered in the row
+        ("place", pa.int32()),  # where it was shown: 0 first
+        ("order", pa.int32()),  # 0 as given, 1 swapped
+        ("sample", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("label_mass", pa.float32()),  # probability that all labels hold, if probabilities of tokens are read
+        ("reason", pa.string()),  # why there is no value
+    ]
+)
+JUDGE_FIELDS = (
+    pa.field("verdicts", pa.list_(VERDICT)),  # one for each call about the candidate
+    pa.field("agreement", pa.float32()),  # fraction of the verdicts that equal the most frequent one
+    pa.field(
+        "order_flips", pa.float32()
+    ),  # fraction of its contests in which the order decides; null for ratings
+)
+
+OWN_FIELDS = (STEP_SCORES, *JUDGE_FIELDS)  # columns that only some kinds of model have
+RESERVED = frozenset((*_ORDER, *(field.name for field in OWN_FIELDS), "prompt", "response"))
 
 
 def scores_schema(
@@ -86,9 +123,9 @@ def scores_schema(
     kept: pa.Schema,
     keep_text: bool,
     metadata: Mapping[str, Any],
-    step_scores: bool = False,
+    own: Sequence[pa.Field] = (),
 ) -> pa.Schema:
-    """Schema of a part of scores: the fixed columns, then those kept from the input.
+    """Schema of a part of scores: the fixed columns, those of a kind of model, then those kept from the input.
 
     `rewards` and `gating` are structs of float32 with one field per reward name; `gating` is null if the model has
     no gates. `metadata` goes into the footer as JSON under the key armo_ray.
@@ -101,10 +138,9 @@ def scores_schema(
         "rewards": pa.field("rewards", vector),
         "gating": pa.field("gating", vector),
     }
-    steps = (STEP_SCORES,) if step_scores else ()
     text = TEXT_FIELDS if keep_text else ()
     return pa.schema(
-        [*(fields[name] for name in _ORDER), *steps, *kept, *text],
+        [*(fields[name] for name in _ORDER), *own, *kept, *text],
         metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)},
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from armo_ray.model.positions import without_ends
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.stages.read import load_encoder, row_candidates
 from armo_ray.score.trial import ROWS, Place, first_rows
 from armo_ray.storage.units import Span
@@ -15,7 +15,7 @@ from armo_ray.text.tokenized import Tokenized
 Json = dict[str, Any]
 
 
-def preview(job: Job, spans: Sequence[Span], most: int) -> Json:
+def preview(job: ModelJob, spans: Sequence[Span], most: int) -> Json:
     """The columns read and not read, and up to `most` candidates with the text of their tokens or the reject reason."""
     shown: list[Json] = []
     for place in first_rows(job, spans, ROWS):
@@ -43,7 +43,7 @@ def lines(shown: Json) -> Iterator[str]:
         yield one["text"]
 
 
-def _conversations(job: Job, place: Place) -> Iterator[Json]:
+def _conversations(job: ModelJob, place: Place) -> Iterator[Json]:
     candidates, encoder = row_candidates(place.row, job), load_encoder(job)
     done = encoder.encode(candidates)
     rejects = {i: (reason, detail) for i, reason, detail in done.rejects}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from armo_ray.plan.intervals import Figure, exact, ratio, total
 from armo_ray.plan.sample import Sample
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.storage import commits
 from armo_ray.storage.records import CommitRecord, Totals
 from armo_ray.storage.store import Store
@@ -25,7 +25,7 @@ class Work(NamedTuple):
     computed: Figure  # that go through the model
 
 
-def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
+def work(left: Sequence[Span], sample: Sample, job: ModelJob, store: Store) -> Work:
     """What is left to do in the spans, from their footers and a sample of them."""
     done = _done(left, job, store)
     finished = Totals.of(done)
@@ -45,13 +45,13 @@ def work(left: Sequence[Span], sample: Sample, job: Job, store: Store) -> Work:
     )
 
 
-def _done(left: Sequence[Span], job: Job, store: Store) -> list[CommitRecord]:
+def _done(left: Sequence[Span], job: ModelJob, store: Store) -> list[CommitRecord]:
     """The commit records of unfinished JSONL shards: the sample covers these shards as a whole."""
     units = [unit_id(s.shard, job.fingerprint, str(ordinal)) for s in left for ordinal in s.done]
     return commits.read_commits(store, units)
 
 
-def _units(left: Sequence[Span], sample: Sample, job: Job) -> Figure:
+def _units(left: Sequence[Span], sample: Sample, job: ModelJob) -> Figure:
     """The units left; a JSONL shard has one for every `unit_rows` candidates, the last with what remains."""
     known = sum(len(span.units) for span in left)
     jsonl = [span for span in left if not span.units]

@@ -12,7 +12,7 @@ from armo_ray.model.positions import without_ends
 from armo_ray.outputs.schema import REJECT_REASONS
 from armo_ray.plan.intervals import Counted
 from armo_ray.plan.sample_runs import Run, draw, read_blocks
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.stages.read import load_encoder, row_candidates
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.units import Span
@@ -58,7 +58,7 @@ class Sample:
         return lengths, weights
 
 
-def measured_to(job: Job) -> int:
+def measured_to(job: ModelJob) -> int:
     """The largest length that is measured, in tokens; longer conversations count as this long.
 
     For responses that are compared with others, the length of one that fits into no comparison is not known.
@@ -66,7 +66,7 @@ def measured_to(job: Job) -> int:
     return job.max_length + 1 if job.family.text == "pairs" else _LONGEST * job.max_length
 
 
-def take(spans: Sequence[Span], job: Job, places: int, token_budget: int) -> Sample:
+def take(spans: Sequence[Span], job: ModelJob, places: int, token_budget: int) -> Sample:
     """Read the spans in about this many places."""
     reader = _Reader(job, token_budget)
     strata, measured = [], []
@@ -83,7 +83,7 @@ def take(spans: Sequence[Span], job: Job, places: int, token_budget: int) -> Sam
 class _Reader:
     """Rows as one job reads them."""
 
-    def __init__(self, job: Job, token_budget: int) -> None:
+    def __init__(self, job: ModelJob, token_budget: int) -> None:
         self.job, self.token_budget, self.encoder = job, token_budget, load_encoder(job)
 
     @cached_property

@@ -9,7 +9,7 @@ import numpy as np
 
 from armo_ray.errors import ConfigError
 from armo_ray.plan.options import PlanOptions
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.storage import commits
 from armo_ray.storage.records import RunFile
 from armo_ray.storage.store import Store
@@ -36,7 +36,7 @@ class Throughput(NamedTuple):
     source: str
 
 
-def throughput(options: PlanOptions, job: Job, committed: Set[str]) -> Throughput | None:
+def throughput(options: PlanOptions, job: ModelJob, committed: Set[str]) -> Throughput | None:
     """Throughput from the options, else from this output's commits, else None.
 
     Raises ConfigError if the options name a previous output that has none.
@@ -69,7 +69,7 @@ def stated_or_previous(options: PlanOptions) -> Throughput | None:
     return rate
 
 
-def _compare(uri: str, run: RunFile, job: Job) -> None:
+def _compare(uri: str, run: RunFile, job: ModelJob) -> None:
     identity, config = run.identity, run.config or {}
     if (identity["family"], identity["dtype"], config["model"]) != (job.family.name, job.dtype, job.model):
         logger.warning(

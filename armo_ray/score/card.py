@@ -5,29 +5,27 @@ whoever edited it, and is not written again.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from armo_ray.outputs.cards import CARD, Split, card
 from armo_ray.outputs.schema import REJECTS, footer
-from armo_ray.score.job import Job
+from armo_ray.score.progress import Progress, every
+from armo_ray.score.run import Job
 from armo_ray.storage import commits, parts
 from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.records import PartEntry, Totals
 from armo_ray.storage.store import Store
 
 MARK = "<!-- armo-ray writes this file; delete this line to keep it as you edit it -->"
+_EVERY_S = 30.0
 _LLAMA3 = "https://www.llama.com/llama3/license/"
 # only of models whose card names one
 _LICENSES = {
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": f"[Meta Llama 3 Community License]({_LLAMA3}) (`llama3` on its model card)"
-}
-_LONGER = {
-    "none": "rejected as `too_long`",
-    "left": "cut at the beginning of their prompt and flagged `truncated`",
-    "middle": "cut in the middle of their prompt and flagged `truncated`",
 }
 _MEANING = {
     "row_id": "`<shard hash>:<row>:<candidate>`, unique and stable",
@@ -43,6 +41,9 @@ _MEANING = {
     "num_response_tokens": "tokens of the response",
     "flags": "notes on the row, such as `truncated`; README of armo-ray lists them",
     "step_scores": "a process reward model's score of each step",
+    "verdicts": "what the judge wrote of the candidate, by call",
+    "agreement": "fraction of the verdicts that equal the most frequent one",
+    "order_flips": "fraction of its contests in which the order decides",
     "prompt": "messages before the response",
     "response": "messages of the response",
     "reason": "why it was not scored",
@@ -82,6 +83,14 @@ class Card:
         totals = self.before.plus(own)
         of = "" if self.planned is None else f" of {self.before.units + self.planned}"
         self._write(totals, f"In progress: {done:.0%} of the input, {totals.units}{of} units committed.")
+
+    def drafted(self, progress: Progress) -> AbstractContextManager[None]:
+        """Writes the card from time to time during the body."""
+        return every(
+            _EVERY_S,
+            "writing the dataset card",
+            lambda: self.in_progress(progress.counts.totals, progress.counts.done),
+        )
 
     def stopped(self, totals: Totals) -> None:
         """Write the totals of all commits of a run that stopped."""
@@ -136,7 +145,7 @@ def render(job: Job, facts: Facts) -> str:
         is_remote="://" in facts.uri,
         is_partitioned=is_partitioned,
         layout=job.layout,
-        about=_model(job, about),
+        about=job.about,
         counts=_counts(totals),
         columns=[(f"`{field.name}`", kind(field.type), _meaning(field.name, job)) for field in job.scores],
         rewards=[rewards.field(i).name for i in range(rewards.num_fields)],
@@ -148,31 +157,6 @@ def render(job: Job, facts: Facts) -> str:
 def _split(folder: str, files: str, written: Sequence[PartEntry] | None) -> Split:
     own = None if written is None else [part for part in written if part.is_in(folder)]
     return Split(f"{folder}/{files}", own)
-
-
-def _model(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    special = "read as plain text and flagged" if job.special_tokens == "plain" else "read as special tokens"
-    return [
-        ("model", f"`{about['model']}`"),
-        ("revision", f"`{about['model_revision']}`" if about["model_revision"] else "none, a directory"),
-        *_reference(job, about),
-        ("family", job.family.name),
-        ("fingerprint of the weights", f"`{about['model_fingerprint']}`"),
-        ("dtype of the backbone", job.dtype),
-        ("maximum length", f"{job.max_length} tokens; longer conversations are {_LONGER[job.truncate]}"),
-        ("text that spells special tokens", special),
-    ]
-
-
-def _reference(job: Job, about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if job.reference is None:
-        return []
-    divided = ", divided by the number of response tokens" if job.reference.length_normalized else ""
-    return [
-        ("reference model", f"`{about['reference_model']}`"),
-        ("fingerprint of its weights", f"`{about['reference_fingerprint']}`"),
-        ("reward", f"{job.reference.factor(job.family):g} times the log ratio{divided}"),
-    ]
 
 
 def _counts(totals: Totals) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from armo_ray.options import Given
 from armo_ray.score.config import ScoreConfig, load_configs
+from armo_ray.score.run_options import RunOptions
 from armo_ray.score.status import of_error, of_totals
 from armo_ray.signals import limited
 
@@ -44,7 +45,7 @@ def score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     with limited(limit and limit - (time.monotonic() - began)):
         for (job, spans), config in zip(prepared, configs, strict=True):
             totals, totals_of_run = pipeline.run(job, spans, config)
-            _summarize(totals, config)
+            summarize(totals, config)
             statuses.append(of_totals(totals_of_run, config))
             if len(configs) > 1:
                 logger.info("%s: %s", config.output, statuses[-1])
@@ -53,7 +54,8 @@ def score_all(configs: Sequence[ScoreConfig], began: float) -> int:
     return worst.code
 
 
-def _summarize(totals: "Totals", config: ScoreConfig) -> None:
+def summarize(totals: "Totals", config: RunOptions) -> None:
+    """Log how many candidates of an output are scored and rejected."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals.rejected.items()))
     logger.info(
         "%s: %d of %d candidates scored, %d rejected%s",

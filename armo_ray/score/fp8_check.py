@@ -8,7 +8,7 @@ import numpy as np
 
 from armo_ray.errors import ConfigError
 from armo_ray.measures.agreement import agreement
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.stages.read import model_directory, read_and_tokenize
 from armo_ray.score.stages.unit_block import conversations, unnest
 from armo_ray.storage.units import Span
@@ -20,7 +20,7 @@ CANDIDATES = 512  # in the sample, at most
 SPANS = 8  # that the sample is taken from, at most
 
 
-def fp8_agreement(spans: list[Span], job: Job, device: str) -> dict[str, Any]:
+def fp8_agreement(spans: list[Span], job: ModelJob, device: str) -> dict[str, Any]:
     """Score a sample of the input in bfloat16 and in float8 on one device, and compare the scores.
 
     The sample consists of the first candidates of up to eight spans, spread evenly over the input. Returns the result
@@ -42,7 +42,7 @@ def fp8_agreement(spans: list[Span], job: Job, device: str) -> dict[str, Any]:
     return agreement(before, after, np.unique(prompts, return_inverse=True)[1])
 
 
-def _sample(spans: list[Span], job: Job) -> tuple[list[Any], list[str]]:
+def _sample(spans: list[Span], job: ModelJob) -> tuple[list[Any], list[str]]:
     """The conversations of the sample, and the prompt id of each."""
     chosen = spans[:: -(-len(spans) // SPANS)]
     groups: list[Any] = []

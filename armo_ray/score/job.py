@@ -1,13 +1,12 @@
-"""From a configuration to a job: everything that can be determined or refused before Ray starts.
+"""The job of a reward model: what is checked of the model before Ray starts.
 
 Imports neither torch nor ray.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import version
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,34 +21,29 @@ from armo_ray.model.policy_pair import identity_of_pair, inspect_reference
 from armo_ray.model.reference import Reference, check_given
 from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.model.tokenizer_file import num_ids
-from armo_ray.outputs.schema import SCHEMA_VERSION, scores_schema
-from armo_ray.score import kept_columns, survey
+from armo_ray.outputs.schema import SCHEMA_VERSION, STEP_SCORES, scores_schema
+from armo_ray.score import kept_columns
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.partitions import columns_to_keep
-from armo_ray.storage import commits, lock, parts, resume
-from armo_ray.storage.content import settled
+from armo_ray.score.run import Check, Job, Scorer, detected, job_of, kept_types, prepare_runs
 from armo_ray.storage.filesystem import is_remote
-from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.models import local_model
-from armo_ray.storage.shards import find_shards
-from armo_ray.storage.store import Store
-from armo_ray.storage.units import Span, cut
-from armo_ray.text.detect import detect
-from armo_ray.text.input_columns import InputColumns, joined, of_names, of_schema
-from armo_ray.text.layouts import Layout
-from armo_ray.text.messages import Reading
-from armo_ray.version import __version__
+from armo_ray.storage.units import Span
+from armo_ray.text.input_columns import joined, of_names, of_schema
 
 logger = logging.getLogger(__name__)
 
-_VERSIONED = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
+_LONGER = {
+    "none": "rejected as `too_long`",
+    "left": "cut at the beginning of their prompt and flagged `truncated`",
+    "middle": "cut in the middle of their prompt and flagged `truncated`",
+}
 
 
-@dataclass(frozen=True)
-class Job:
-    """The settings that every worker needs; sent with each task."""
+@dataclass(frozen=True, kw_only=True)
+class ModelJob(Job):
+    """A job whose scores a reward model gives."""
 
-    output: str
     model: str  # a directory that every node sees; with `revision`, a URI or hub id
     revision: str | None
     family: Family
@@ -58,31 +52,15 @@ class Job:
     fixed_packs: bool
     compile: bool | None
     device: str | None
-    layout: Layout
-    reading: Reading
-    unit_rows: int
     max_length: int
     truncate: str
     special_tokens: str
-    fingerprint: str
-    scores: pa.Schema  # of the scores, partition columns included
-    carried: dict[str, str]  # name in the scores -> column of the input
-    as_json: tuple[str, ...]  # names in the scores of the columns kept as JSON text
-    keep_text: bool
-    partition_by: tuple[str, ...]
-    unread: tuple[str, ...] = ()  # input columns that are not read, to be displayed
     reference: Reference | None = None  # of a policy, found as `model` is
 
-    @property
-    def columns(self) -> list[str]:
-        """The input columns to read."""
-        return list(dict.fromkeys((*self.layout.sources, *self.carried.values())))
 
-
-Check = Callable[["Job", list[Span], ScoreConfig], None]
-
-
-def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None) -> tuple[Job, list[Span]]:
+def prepare(
+    config: ScoreConfig, write: bool = True, check: Check | None = None
+) -> tuple[ModelJob, list[Span]]:
     """Check model, input and output, and write `_run.json`. Returns the job and its spans; scores nothing.
 
     `write=False` makes the same checks but writes nothing. `check` is a further check, which may raise ConfigError.
@@ -95,72 +73,37 @@ def prepare(config: ScoreConfig, write: bool = True, check: Check | None = None)
 
 def prepare_all(
     configs: Sequence[ScoreConfig], write: bool = True, check: Check | None = None
-) -> list[tuple[Job, list[Span]]]:
+) -> list[tuple[ModelJob, list[Span]]]:
     """`prepare` for several runs: all are checked before the first `_run.json` is written."""
-    checked = [_checked(config, check) for config in configs]
-    for job, _, identity, details in checked if write else ():
-        store = Store(job.output)
-        with lock.held(store):  # another command may be writing there
-            commits.open_run(store, identity, details)
-    return [(job, spans) for job, spans, _, _ in checked]
+    prepared: Any = prepare_runs([(config, _scorer(config)) for config in configs], write, check)
+    return list(prepared)
 
 
-class _Checked(NamedTuple):
-    """A run that passed all checks, and the contents of its `_run.json`."""
-
-    job: Job
-    spans: list[Span]
-    identity: dict[str, Any]
-    details: dict[str, Any]
-
-
-def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
-    model = _model(config)
-    store = Store(config.output)
-    shards = find_shards(config.input, each=config.days == 1)
-    shards = [shard for shard in shards if not shard.uri.startswith(store.uri + "/")]
-    if not shards:
-        raise ConfigError(f"output {config.output}: the whole input lies in it")
-    parts.check_directories(store, shards)
-    columns = columns_to_keep({**config.keep, **config.keep_json}, config.partition_by, shards)
-    seen = survey.survey(shards)
-    layout, unread = _layout(seen, config, model, columns)
-    kept_seen = [
-        kept_columns.Seen(sample.shard.uri, list(sample.found.names), sample.schema, sample.rows)
-        for sample in seen.samples
-        if sample.found.names
-    ]
-    kept = _kept_types(columns, config, kept_seen)
-    details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(kept)}
-    identity = _identity(config, model, layout, columns)
-    run = commits.open_run(store, identity, details, write=False)
-    committed = commits.read_log(store, run).units  # raises if a record is damaged, before any work
-    kept = _decode(run.carried)  # types from the first run: a later shard must not change them
-    kept_columns.check(kept, columns, config.keep_json, kept_seen)
-    job = replace(_job(config, model, layout, columns, kept), unread=unread)
-    try:
-        shards = settled(store, shards, committed, job.columns)
-    except OSError as error:
-        raise ConfigError(f"input: cannot be compared with the committed rows: {error}") from error
-    spans = cut(shards, job.fingerprint, config.unit_rows, layout.candidate_columns, seen.footers)
-    resume.standing(
-        store, spans, job.fingerprint, config.redo, config.forget, committed
-    )  # may raise ConfigError
-    if check is not None:
-        check(job, spans, config)
-    return _Checked(job, spans, identity, details)
-
-
-def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> Job:
+def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> ModelJob:
     """A job for rows with the columns `seen` that the caller reads and writes. Ignores `input` and `output`."""
-    model, columns = _model(config), columns_to_keep({**config.keep, **config.keep_json}, (), [])
+    scorer, columns = _scorer(config), columns_to_keep({**config.keep, **config.keep_json}, (), [])
     found = joined(
         of_schema(block.schema) if block.schema and block.schema.names else of_names(block.names)
         for block in seen
     )
-    layout = _detected(found, config, model)
-    kept = _kept_types(columns, config, seen)
-    return _job(config, model, layout, columns, kept)
+    layout = detected(found, config, scorer)
+    job: Any = job_of(config, scorer, layout, columns, kept_types(columns, config, seen))
+    return job  # type: ignore[no-any-return]
+
+
+def _scorer(config: ScoreConfig) -> Scorer:
+    model = _model(config)
+    family = model.checkpoint.family
+    identity = {
+        **_weights(config, model),
+        "chat_fingerprint": model.chat.fingerprint,
+        **identity_of(family),
+        "dtype": config.dtype,
+        "max_length": model.max_length,
+        "truncate": config.truncate,
+        "special_tokens": config.special_tokens,
+    }
+    return Scorer(identity, partial(_job, config, model), family.step_end if family.by_step else None)
 
 
 class _Model(NamedTuple):
@@ -243,9 +186,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     logger.info("model family %s: rewards %s%s", name, named, mean)
 
 
-def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str], kept: pa.Schema) -> Job:
+def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: pa.Schema) -> ModelJob:
     checkpoint = model.checkpoint
-    fingerprint = fingerprint_of(_identity(config, model, layout, columns))
     metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,
@@ -253,7 +195,7 @@ def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, 
         "model_family": checkpoint.family.name,
         "dtype": config.dtype,
         "schema_version": SCHEMA_VERSION,
-        "run_fingerprint": fingerprint,
+        "run_fingerprint": settings["fingerprint"],
     }
     if model.reference is not None:
         metadata["reference_model"] = config.reference_model
@@ -262,9 +204,10 @@ def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, 
         metadata["reward_transform_matrix"] = checkpoint.transform
     else:
         metadata["fixed_weights"] = checkpoint.coefficients
-    steps = checkpoint.family.by_step
-    return Job(
-        output=config.output,
+    own = (STEP_SCORES,) if checkpoint.family.by_step else ()
+    return ModelJob(
+        **settings,
+        about=_about(config, model, metadata),
         model=config.model if checkpoint.revision else str(checkpoint.path),
         revision=checkpoint.revision,
         family=checkpoint.family,
@@ -273,18 +216,10 @@ def _job(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, 
         fixed_packs=config.fixed_packs,
         compile=config.compile,
         device=config.device,
-        layout=layout,
-        reading=_reading(config),
-        unit_rows=config.unit_rows,
         max_length=model.max_length,
         truncate=config.truncate,
         special_tokens=config.special_tokens,
-        fingerprint=fingerprint,
-        scores=scores_schema(checkpoint.reward_names, kept, config.keep_text, metadata, steps),
-        carried=columns,
-        as_json=tuple(config.keep_json),
-        keep_text=config.keep_text,
-        partition_by=config.partition_by,
+        scores=scores_schema(checkpoint.reward_names, kept, config.keep_text, metadata, own),
         reference=_found(config.reference, model.reference),
     )
 
@@ -303,75 +238,31 @@ def _weights(config: ScoreConfig, model: _Model) -> dict[str, Any]:
     return identity_of_pair(model.checkpoint, model.reference, config.reference)
 
 
-def _reading(config: ScoreConfig) -> Reading:
-    return Reading(dict(config.role), config.tool_calls)
+def _about(config: ScoreConfig, model: _Model, metadata: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What the dataset card says of the model."""
+    special = (
+        "read as plain text and flagged" if config.special_tokens == "plain" else "read as special tokens"
+    )
+    longer = f"{model.max_length} tokens; longer conversations are {_LONGER[config.truncate]}"
+    revision = metadata["model_revision"]
+    return (
+        ("model", f"`{metadata['model']}`"),
+        ("revision", f"`{revision}`" if revision else "none, a directory"),
+        *_about_reference(config, metadata),
+        ("family", metadata["model_family"]),
+        ("fingerprint of the weights", f"`{metadata['model_fingerprint']}`"),
+        ("dtype of the backbone", config.dtype),
+        ("maximum length", longer),
+        ("text that spells special tokens", special),
+    )
 
 
-def _identity(config: ScoreConfig, model: _Model, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
-    """The settings that rows, columns or units depend on; two runs can share an output only if these are equal."""
-    as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
-    return as_json | {
-        **_weights(config, model),
-        "chat_fingerprint": model.chat.fingerprint,
-        **identity_of(model.checkpoint.family),
-        "dtype": config.dtype,
-        "max_length": model.max_length,
-        "truncate": config.truncate,
-        "special_tokens": config.special_tokens,
-        "layout": layout.record(),
-        **_reading(config).recorded(),
-        "keep": columns,
-        "keep_text": config.keep_text,
-        "partition_by": list(config.partition_by),
-        "unit_rows": config.unit_rows,
-        "schema_version": SCHEMA_VERSION,
-    }
-
-
-def _layout(
-    seen: survey.Survey, config: ScoreConfig, model: _Model, columns: dict[str, str]
-) -> tuple[Layout, tuple[str, ...]]:
-    """The layout of the input, from the columns of all shards, and the columns that are not read."""
-    layout = _detected(seen.found, config, model)
-    survey.check(seen, layout)
-    unread = survey.unread(seen, layout, columns.values())
-    logger.info("layout %s: %s", layout.title, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
-    logger.info("columns that are not read: %s", ", ".join(unread) or "none")
-    return layout, tuple(unread)
-
-
-def _detected(found: InputColumns, config: ScoreConfig, model: _Model) -> Layout:
-    family = model.checkpoint.family
-    step_end = family.step_end if family.by_step else None
-    return detect(found, config.layout, config.column, config.winner, config.ignore, step_end)
-
-
-def _kept_types(columns: dict[str, str], config: ScoreConfig, seen: list[kept_columns.Seen]) -> pa.Schema:
-    kept = kept_columns.unify(columns, config.keep_json, seen)
-    nested = [field for field in kept if field.name in config.partition_by and pa.types.is_nested(field.type)]
-    if nested:
-        raise ConfigError(f"partition-by: {nested[0].name} is {nested[0].type}, not one value")
-    for column in dict.fromkeys(columns.values()):
-        if without := [shard.uri for shard in seen if column not in shard.names]:
-            logger.warning(
-                "kept column %s is null for the %d shards that lack it, the first is %s",
-                column,
-                len(without),
-                without[0],
-            )
-    return kept
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {"armo-ray": __version__, **{name: version(name) for name in _VERSIONED}}
-
-
-def _encode(schema: pa.Schema) -> str:
-    text: str = schema.serialize().to_pybytes().hex()
-    return text
-
-
-def _decode(text: str | None) -> pa.Schema:
-    assert text is not None, "open_run raises if _run.json lacks it"
-    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
+def _about_reference(config: ScoreConfig, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if config.reference is None:
+        return []
+    divided = ", divided by the number of response tokens" if config.reference.length_normalized else ""
+    return [
+        ("reference model", f"`{metadata['reference_model']}`"),
+        ("fingerprint of its weights", f"`{metadata['reference_fingerprint']}`"),
+        ("reward", f"{metadata['beta']:g} times the log ratio{divided}"),
+    ]

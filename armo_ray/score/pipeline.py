@@ -1,57 +1,61 @@
-"""The Ray Data graph: spans -> read and tokenize -> score on a pool of replicas -> write and commit.
+"""A scoring run: read and tokenize, score on a pool of replicas, write and commit.
 
-A unit is one row and one block from end to end, so that a task that Ray replays returns exactly what it returned
-before. The driver only counts the commit records that come out.
+The driver only counts the commit records that come out of the graph.
 """
 
 import logging
 import pickle
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
 from armo_ray.errors import ConfigError
-from armo_ray.score import fp8_check, kept_columns, passes, shared_paths, status_file
+from armo_ray.score import fp8_check, graph, kept_columns, passes, shared_paths, status_file
 from armo_ray.score.card import Card
 from armo_ray.score.config import ScoreConfig, load_config
-from armo_ray.score.job import Job, prepare_dataset
+from armo_ray.score.job import ModelJob, prepare_dataset
 from armo_ray.score.passes import Committed
 from armo_ray.score.poison import isolate
 from armo_ray.score.progress import Progress, every
 from armo_ray.score.replicas import Pool, Replica, end_replicas, end_stranded, pool_of, replicas_up
+from armo_ray.score.run import Job
+from armo_ray.score.run_options import RunOptions
 from armo_ray.score.stages import candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.score.status import of_totals
 from armo_ray.storage import commits, lock, resume
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.records import Totals
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import Span, spread
+from armo_ray.storage.units import Span
 from armo_ray.verify.model import report, verify_model
 
 logger = logging.getLogger(__name__)
 
+# commits every unit that is left: of an output, a job and its spans, their standing, and the options
+Execute = Callable[[Store, Any, list[Span], resume.Standing, Any], None]
+
 _WRITE_CPUS = 0.25
 # units queued at a replica, so that the next is ready when one ends
 _IN_FLIGHT = 4
-_CARD_EVERY_S = 30.0
 _STRANDED_EVERY_S = 10.0
 _SAMPLE_ROWS = 1000  # of a dataset, from which types are inferred if its schema lacks them
-# blocks that may fail before the run fails: a poison row fails its block and those queued at the replica it kills
-_MOST_ERRORED = 32
-_ERRORS_OF_BLOCKS = "ray.data._internal.execution.streaming_executor_state"  # logs each block that failed
 
 
-def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
-    """Score and commit the units of `spans`, the whole input, that are not committed yet.
+def run(job: ModelJob, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
+    """Score and commit the units of `spans`, the whole input, that are not committed yet, as `commit_units`."""
+    return commit_units(job, spans, config, _execute)
+
+
+def commit_units(job: Job, spans: list[Span], config: RunOptions, execute: Execute) -> tuple[Totals, Totals]:
+    """Commit the units of `spans`, the whole input, that are not committed yet; `execute` does so.
 
     Returns the totals of the whole output, and those of the shards of this input, including earlier runs.
 
@@ -67,30 +71,30 @@ def run(job: Job, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Total
             standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
             logger.info("%d of %d shards have units to score", len(standing.left), len(spans))
             if standing.left:
-                _execute(store, job, spans, standing, config)
+                execute(store, job, spans, standing, config)
             elif standing.dropped:
                 passes.begin(store, standing)
             log = commits.finish(store)
         except BaseException as error:
             with suppress(Exception):  # must not hide the error that stopped the run
-                _record_stop(store, Card(store, job, config.input), error)
+                _record_stop(store, Card(store, job, config.input), config.command, error)
             raise
         totals, of_input = log.totals(), log.totals(sources=uris)
         try:
             Card(store, job, config.input).complete(log)
         except Exception as error:  # the scores are complete without it
             logger.warning("the dataset card cannot be written: %s", error)
-        status_file.write(store, of_totals(of_input, config), totals)
+        status_file.write(store, config.command, of_totals(of_input, config), totals)
     _log_vanished(resume.vanished(log.sources(), uris, config.input), job)
     return totals, of_input
 
 
-def _record_stop(store: Store, card: Card, error: BaseException) -> None:
+def _record_stop(store: Store, card: Card, command: str, error: BaseException) -> None:
     """Write why a run stopped and what is committed, which may be more than it counted before it stopped."""
     totals = None
     with suppress(Exception):
         totals = commits.read_log(store).totals()
-    status_file.write_error(store, error, totals)
+    status_file.write_error(store, command, error, totals)
     if totals is not None and commits.SUCCESS not in store.list_names(""):  # else it stopped before it began
         card.stopped(totals)
 
@@ -111,7 +115,7 @@ def _log_vanished(gone: list[str], job: Job) -> None:
 
 
 def _execute(
-    store: Store, job: Job, spans: list[Span], standing: resume.Standing, config: ScoreConfig
+    store: Store, job: ModelJob, spans: list[Span], standing: resume.Standing, config: ScoreConfig
 ) -> None:
     """Commit every unit that is left. Nothing is deleted before the checks of the cluster and the model pass."""
     began, left = time.time(), standing.left
@@ -127,14 +131,9 @@ def _execute(
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
         card = Card(store, job, config.input, standing.committed, planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
-        drafted = every(
-            _CARD_EVERY_S,
-            "writing the dataset card",
-            lambda: card.in_progress(progress.counts.totals, progress.counts.done),
-        )
 
         def work(left: list[Span]) -> Iterator[Committed]:
-            for unit in _committed_units(job, spread(left), pool):
+            for unit in _committed_units(job, left, pool):
                 progress.update(unit)
                 yield unit
 
@@ -151,11 +150,11 @@ def _execute(
             wait_s=2.0,
         )
         passes.begin(store, standing)
-        with drafted, progress, stranded:
+        with card.drafted(progress), progress, stranded:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
 
 
-def _check_model(job: Job, pool: Pool) -> None:
+def _check_model(job: ModelJob, pool: Pool) -> None:
     """Run the checks of `armo-ray verify --model` on a replica. Raises ConfigError if one fails."""
     task: Any = ray.remote(**pool.resources)(verify_model)
     checks, _ = ray.get(
@@ -166,7 +165,7 @@ def _check_model(job: Job, pool: Pool) -> None:
         raise ConfigError(f"model {job.model}: {failed[0].name}: {failed[0].detail}")
 
 
-def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreement: float) -> None:
+def _check_fp8(store: Store, job: ModelJob, spans: list[Span], pool: Pool, min_agreement: float) -> None:
     """Compare float8 with bfloat16 on the input, once per output. Raises ConfigError if they disagree."""
     report = store.read_json(fp8_check.REPORT)
     if report is None or report["columns"]["score"]["spearman"] is None:  # the earlier input was too small
@@ -176,24 +175,13 @@ def _check_fp8(store: Store, job: Job, spans: list[Span], pool: Pool, min_agreem
     fp8_check.check_agreement(report, min_agreement)
 
 
-def _committed_units(job: Job, spans: list[Span], pool: Pool) -> Iterator[Committed]:
+def _committed_units(job: ModelJob, spans: list[Span], pool: Pool) -> Iterator[Committed]:
     """Yield the units as they are committed."""
-    items = [{"span": pickle.dumps(span)} for span in spans]
-    with _one_row_a_block():
-        ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     read, write = partial(_read, job=job), partial(_write, job=job)
-    options: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
-    with remote_arguments():
-        ds = ds.map_batches(read, num_cpus=1, **options)
-    ds = _on_replicas(ds, job, pool)
-    with remote_arguments():
-        ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **options)
-    with _causes_logged():
-        for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-            yield pickle.loads(batch["committed"][0].as_py())
+    return graph.results(spans, read, partial(_on_replicas, job=job, pool=pool), write)
 
 
-def _on_replicas(ds: ray.data.Dataset, job: Job, pool: Pool) -> ray.data.Dataset:
+def _on_replicas(ds: ray.data.Dataset, job: ModelJob, pool: Pool) -> ray.data.Dataset:
     """Score tokenized units on a pool of replicas."""
     with remote_arguments():
         return ds.map_batches(
@@ -271,60 +259,14 @@ def _seen(ds: ray.data.Dataset, with_types: bool) -> list[kept_columns.Seen]:
     ]
 
 
-class _Causes(logging.Handler):
-    """Logs in one line why a task failed, where Ray Data goes on without its blocks."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error: Any = (record.exc_info or (None, None))[1]
-        if error is not None and "Ignoring this exception" in record.getMessage():
-            cause = getattr(error, "cause", None) or error
-            first = (str(cause).strip().splitlines() or [""])[0]
-            logger.warning("a task failed with %s: %s; its units are done again", type(cause).__name__, first)
-
-
-@contextmanager
-def _causes_logged() -> Iterator[None]:
-    """Log why tasks fail while datasets are executed in the body."""
-    errors, handler = logging.getLogger(_ERRORS_OF_BLOCKS), _Causes()
-    level, propagates = errors.level, errors.propagate
-    errors.setLevel(logging.ERROR)
-    errors.propagate = False
-    errors.addHandler(handler)
-    try:
-        yield
-    finally:
-        errors.removeHandler(handler)
-        errors.setLevel(level)
-        errors.propagate = propagates
-
-
-@contextmanager
-def _one_row_a_block() -> Iterator[None]:
-    """Set the context for a dataset that is created in the body, then restore that of the caller."""
-    before = DataContext.get_current()
-    context = before.copy()
-    context.target_max_block_size = 1  # the smallest target ends a block after every row: a unit is a block
-    context.max_errored_blocks = _MOST_ERRORED
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well: print them once
-    # Ray counts inputs; one JSONL shard is one input and many units
-    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
-    DataContext._set_current(context)
-    try:
-        yield
-    finally:
-        DataContext._set_current(before)
-
-
-def _read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+def _read(batch: pa.Table, job: ModelJob) -> Iterator[pa.Table]:
     for pickled in batch["span"].to_pylist():
         yield from read_and_tokenize(pickle.loads(pickled), job)
 
 
-def _tokenize(batch: pa.Table, job: Job) -> pa.Table:
+def _tokenize(batch: pa.Table, job: ModelJob) -> pa.Table:
     return tokenize_rows([kept_columns.plain(row) for row in batch.to_pylist()], job)
 
 
-def _write(batch: pa.Table, job: Job) -> pa.Table:
-    return pa.table({"committed": [pickle.dumps(write_and_commit(batch, job))]})
+def _write(batch: pa.Table, job: ModelJob) -> pa.Table:
+    return pa.table({graph.RESULT: [pickle.dumps(write_and_commit(batch, job))]})

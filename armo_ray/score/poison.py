@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.passes import Committed
 from armo_ray.score.replicas import Pool, isolated
 from armo_ray.storage.shards import check_unchanged
@@ -27,7 +27,7 @@ MOST_POISON = 16  # poison rows that a unit may have
 class _Worker:
     """An actor that is replaced when a call kills it."""
 
-    def __init__(self, job: Job, pool: Pool) -> None:
+    def __init__(self, job: ModelJob, pool: Pool) -> None:
         self.task = (job, pool)
         self.actor = isolated(*self.task)
 
@@ -54,7 +54,7 @@ class _Worker:
         return None
 
 
-def isolate(spans: Iterable[Span], job: Job, pool: Pool) -> Iterator[Committed]:
+def isolate(spans: Iterable[Span], job: ModelJob, pool: Pool) -> Iterator[Committed]:
     """Commit the first uncommitted unit of every span, with its poison rows rejected. The model is loaded once.
 
     Raises RayError if reading a unit kills the actor, RuntimeError if too many of its rows do, and OSError if its

@@ -13,7 +13,7 @@ from ray.exceptions import ActorHandleNotFoundError
 
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.stages import Isolated, Scorer
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _own_replicas() -> list[dict[str, Any]]:
 class Replica(Scorer):
     """A scorer that, on CPUs, uses its share of the cores of the machine."""
 
-    def __init__(self, job: Job, pool: Pool) -> None:
+    def __init__(self, job: ModelJob, pool: Pool) -> None:
         if "cuda" not in pool.device:
             import torch
 
@@ -133,11 +133,11 @@ class Replica(Scorer):
 class IsolatedReplica(Isolated):
     """Scores one unit after the other, alone, on its own replica."""
 
-    def __init__(self, job: Job, pool: Pool) -> None:
+    def __init__(self, job: ModelJob, pool: Pool) -> None:
         super().__init__(job, Replica(job, pool))
 
 
-def isolated(job: Job, pool: Pool) -> Any:
+def isolated(job: ModelJob, pool: Pool) -> Any:
     """An actor that scores units alone."""
     actor: Any = ray.remote(max_restarts=0, **pool.resources)(IsolatedReplica)
     return actor.remote(job, pool)

@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from armo_ray.errors import ConfigError
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import SUFFIXES
 from armo_ray.storage.shards import Shard, stat_shard
@@ -29,7 +29,7 @@ _PROBE_S = 60.0
 _ADVICE = "Use a URI such as s3://, or a directory that all nodes mount"
 
 
-def probe(store: Store, job: Job, shards: Sequence[Shard]) -> None:
+def probe(store: Store, job: ModelJob, shards: Sequence[Shard]) -> None:
     """Check on every node that can do work that it sees the local output, model and input.
 
     Raises ConfigError if a node does not. A node that does not answer within a minute is only logged.

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, FAILED, MISUSED, OUT_OF_TIME, TOO_MANY_REJECTS
-from armo_ray.score.config import ScoreConfig
+from armo_ray.score.run_options import RunOptions
 from armo_ray.signals import OutOfTime, time_is_over
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Status(NamedTuple):
         return f"status {self.code}: {self.meaning}"
 
 
-def of_totals(totals: "Totals", config: ScoreConfig) -> Status:
+def of_totals(totals: "Totals", config: RunOptions) -> Status:
     """The status of a complete run, from the totals of the shards of its input."""
     share, what = reject_fraction(totals)
     if share <= config.max_reject_fraction:
@@ -50,5 +50,5 @@ def of_error(error: BaseException) -> Status:
         return Status(MISUSED, "wrong usage or configuration")
     stopped = isinstance(error, KeyboardInterrupt)
     if isinstance(error, OutOfTime) or (stopped and time_is_over()):
-        return Status(OUT_OF_TIME, f"stopped by --max-runtime; {_AGAIN}")
+        return Status(OUT_OF_TIME, f"{str(error) or 'stopped by --max-runtime'}; {_AGAIN}")
     return Status(FAILED, f"{'stopped' if stopped else 'failed'}; {_AGAIN}")

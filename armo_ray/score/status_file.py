@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 STATUS = "status.json"
 
 
-def write(store: Store, status: Status, totals: Totals | None) -> None:
+def write(store: Store, command: str, status: Status, totals: Totals | None) -> None:
     """Write how a run ended, with the totals of the whole output, None if they cannot be read.
 
     Logs a warning if it cannot be written.
     """
     content = {
-        "command": "score",
+        "command": command,
         "status": status.code,
         "meaning": status.meaning,
         "scored": totals and totals.scored,
@@ -37,10 +37,11 @@ def write(store: Store, status: Status, totals: Totals | None) -> None:
         logger.warning("%s/%s cannot be written: %s", store.uri, STATUS, error)
 
 
-def write_error(store: Store, error: BaseException, totals: Totals | None) -> None:
+def write_error(store: Store, command: str, error: BaseException, totals: Totals | None) -> None:
     """Write that this error or stop ended a run, with the first line of its message."""
     status, (message, *_) = of_error(error), [*str(error).splitlines(), ""]
-    write(store, status._replace(meaning=f"{status.meaning}: {message}".removesuffix(": ")), totals)
+    whole = status._replace(meaning=f"{status.meaning}: {message}".removesuffix(": "))
+    write(store, command, whole, totals)
 
 
 def remove(store: Store) -> None:

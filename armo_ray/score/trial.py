@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from armo_ray.errors import ConfigError
 from armo_ray.score.config import ScoreConfig
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.stages.read import load_encoder, row_candidates, units_of
 from armo_ray.storage import commits
 from armo_ray.storage.readers import BadRow, Row
@@ -64,7 +64,7 @@ class Trial(NamedTuple):
     encoded: Mapping[str, str]  # by role: path of a column whose texts are all serialized messages
 
 
-def check(job: Job, spans: Sequence[Span], config: ScoreConfig) -> None:
+def check(job: ModelJob, spans: Sequence[Span], config: ScoreConfig) -> None:
     """Raises ConfigError if too many of the first rows would be rejected.
 
     An output that has commits is not tried again, so that a resumed run cannot be refused.
@@ -75,7 +75,7 @@ def check(job: Job, spans: Sequence[Span], config: ScoreConfig) -> None:
             raise ConfigError(reason)
 
 
-def take(job: Job, spans: Sequence[Span]) -> Trial | None:
+def take(job: ModelJob, spans: Sequence[Span]) -> Trial | None:
     """Read and tokenize the first rows of the spans. Returns None if that kills the process or takes too long."""
     places, candidates, owners = list(first_rows(job, spans, ROWS)), [], []
     size = rows = 0
@@ -97,7 +97,7 @@ def take(job: Job, spans: Sequence[Span]) -> Trial | None:
     return Trial(rows, len(candidates), located, _encoded([place.row for place in places[:rows]], job.layout))
 
 
-def first_rows(job: Job, spans: Sequence[Span], most: int) -> Iterator[Place]:
+def first_rows(job: ModelJob, spans: Sequence[Span], most: int) -> Iterator[Place]:
     """The first `most` rows of the spans, in order."""
     few = replace(job, unit_rows=min(job.unit_rows, most))
     rows = (
@@ -162,7 +162,7 @@ def _size(candidate: Candidate) -> int:
     return len(candidate.response) + sum(len(message["content"]) for message in candidate.prompt)
 
 
-def _unread(row: Row, job: Job) -> set[str]:
+def _unread(row: Row, job: ModelJob) -> set[str]:
     if isinstance(row, BadRow):
         return set()
     try:

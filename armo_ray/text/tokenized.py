@@ -26,12 +26,14 @@ class Tokenized:
     contests: list[tuple[int, int]] = field(default_factory=list)
     source: list[int] = field(default_factory=list)  # index into the list of candidates
     prompt_id: list[str] = field(default_factory=list)
-    num_prompt_tokens: list[int] = field(default_factory=list)
-    num_response_tokens: list[int] = field(default_factory=list)
+    num_prompt_tokens: list[Any] = field(
+        default_factory=list
+    )  # int; None if it is not tokenized, for a judge
+    num_response_tokens: list[Any] = field(default_factory=list)
     flags: list[list[str]] = field(default_factory=list)
     rejects: list[tuple[int, str, str]] = field(default_factory=list)  # index, reason, detail
 
-    def add(self, source: int, prompt: "Prompt", num_tokens: tuple[int, int], flags: list[str]) -> None:
+    def add(self, source: int, prompt: "Prompt", num_tokens: tuple[Any, Any], flags: list[str]) -> None:
         """Add a scored candidate to the columns; `num_tokens` counts its prompt and its response."""
         self.source.append(source)
         self.prompt_id.append(prompt.id)

@@ -91,7 +91,7 @@ def test_a_status_is_written_to_an_object_store_and_removed_there(
     (tmp_path / "a.jsonl").write_text(rows(2), "utf-8")
     totals = Totals(**score_locally(tiny_model, tmp_path / "a.jsonl", f"{s3}/out")["totals"])
     store = Store(f"{s3}/out")
-    status_file.write(store, Status(0, "complete"), totals)
+    status_file.write(store, "score", Status(0, "complete"), totals)
     assert (store.read_json("status.json") or {})["scored"] == 4
     assert verify_output(store.uri)[1] == []
     assert open_scores([store.uri]).rows == 4

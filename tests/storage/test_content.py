@@ -16,7 +16,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.explain.find import find
 from armo_ray.explain.tokens import trace
 from armo_ray.score.config import ScoreConfig
-from armo_ray.score.job import Job, prepare
+from armo_ray.score.job import ModelJob, prepare
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits, resume
 from armo_ray.storage.content import settled
@@ -50,7 +50,7 @@ def write(path: Path, rows: list[dict[str, Any]], seconds: int, blank: int = 5) 
     return path
 
 
-def found_now(config: ScoreConfig) -> tuple[list[Shard], resume.Standing, Job]:
+def found_now(config: ScoreConfig) -> tuple[list[Shard], resume.Standing, ModelJob]:
     """The shards of a run that goes on, and what of them is to do; those that changed are not refused."""
     job, spans = prepare(config.model_copy(update={"redo": tuple(config.input)}), write=False)
     return (

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from armo_ray.score import passes
 from armo_ray.score.config import ScoreConfig
-from armo_ray.score.job import Job, prepare
+from armo_ray.score.job import ModelJob, prepare
 from armo_ray.score.passes import Committed
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.score.stages.unit_block import Header
@@ -32,7 +32,7 @@ class Cluster:
     draw: Callable[[], str]
     shuffle: Callable[[list[Span]], list[Span]]
     scorers: dict[str, Scorer]
-    late: list[tuple[pa.Table, Job]] = field(default_factory=list)
+    late: list[tuple[pa.Table, ModelJob]] = field(default_factory=list)
     scored: dict[str, pa.Table] = field(default_factory=dict)  # by unit: the same each time, and slow
 
     def run(self, config: ScoreConfig) -> None:
@@ -58,7 +58,7 @@ class Cluster:
             write_and_commit(table, job)
         self.late = []
 
-    def _work(self, left: list[Span], job: Job) -> Iterator[Committed]:
+    def _work(self, left: list[Span], job: ModelJob) -> Iterator[Committed]:
         for span in self.shuffle(spread(left)):
             for table in read_and_tokenize(span, job):
                 fault = self.draw()
@@ -66,7 +66,7 @@ class Cluster:
                     break
                 yield from self._unit(table, job, fault)
 
-    def _unit(self, table: pa.Table, job: Job, fault: str) -> Iterator[Committed]:
+    def _unit(self, table: pa.Table, job: ModelJob, fault: str) -> Iterator[Committed]:
         if fault == "driver-before":
             raise Crash
         if fault == "lost":
@@ -86,13 +86,13 @@ class Cluster:
         if fault != "unreported":
             yield committed
 
-    def _work_alone(self, span: Span, job: Job) -> Committed:
+    def _work_alone(self, span: Span, job: ModelJob) -> Committed:
         table = next(read_and_tokenize(span, job))
         if self.draw().startswith("driver"):
             raise Crash
         return write_and_commit(self._score(table, job), job)
 
-    def _score(self, table: pa.Table, job: Job) -> pa.Table:
+    def _score(self, table: pa.Table, job: ModelJob) -> pa.Table:
         if job.model not in self.scorers:
             self.scorers[job.model] = Scorer(job, "cpu")
         unit = Header.of(table).unit.id

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.passes import Committed
 from armo_ray.score.stages.read import load_encoder, tokenized, units_of
 from armo_ray.score.stages.score import Scorer
@@ -18,7 +18,7 @@ from armo_ray.storage.units import Span
 class Isolated:
     """Scores the first uncommitted unit of a span. A process that replaces a killed one reads the unit again."""
 
-    def __init__(self, job: Job, scorer: Scorer) -> None:
+    def __init__(self, job: ModelJob, scorer: Scorer) -> None:
         self.job, self.scorer = job, scorer
         # read by the first method, so that an error is not raised by the constructor
         self.unit = lru_cache(maxsize=1)(lambda span: next(units_of(span, job)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,8 @@ from armo_ray.model.positions import without_ends
 from armo_ray.model.reference import Reference
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, TEXT_FIELDS
 from armo_ray.score import kept_columns
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
+from armo_ray.score.run import Job
 from armo_ray.score.stages.unit_block import NO_SHARD, Header, nest, one, ragged, reject_table, to_raw
 from armo_ray.storage import parts, readers
 from armo_ray.storage.models import local_model
@@ -42,23 +43,23 @@ def _loaded(
     return Encoder(Chat.load(_directory(model, revision), family), max_length, truncate, special_tokens)
 
 
-def model_directory(job: Job) -> Path:
+def model_directory(job: ModelJob) -> Path:
     """The directory of the job's model on this node; the model is copied there first if it is missing."""
     return _directory(job.model, job.revision)
 
 
-def reference_on_node(job: Job) -> Reference | None:
+def reference_on_node(job: ModelJob) -> Reference | None:
     """The job's reference model, if it has one, in its directory on this node, as `model_directory`."""
     given = job.reference
     return given and replace(given, model=str(_directory(given.model, given.revision)), revision=None)
 
 
-def load_encoder(job: Job) -> Encoder:
+def load_encoder(job: ModelJob) -> Encoder:
     """The job's encoder, loaded once per process."""
     return _loaded(job.model, job.revision, job.family, job.max_length, job.truncate, job.special_tokens)
 
 
-def read_and_tokenize(span: Span, job: Job) -> Iterator[pa.Table]:
+def read_and_tokenize(span: Span, job: ModelJob) -> Iterator[pa.Table]:
     """A one-row table for every uncommitted unit of a span."""
     encoder = load_encoder(job)
 
@@ -77,39 +78,58 @@ def units_of(span: Span, job: Job) -> Iterator[UnitRows]:
     return readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint)
 
 
-def tokenize_rows(rows: list[dict[str, Any]], job: Job) -> pa.Table:
+def tokenize_rows(rows: list[dict[str, Any]], job: ModelJob) -> pa.Table:
     """The one-row table for rows that belong to no shard."""
     encoder = load_encoder(job)
     unit = UnitRows(Unit("", 0), list(enumerate(rows)))
     return tokenized(unit, NO_SHARD, encoder, job, time.perf_counter())
 
 
-def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: Job, started: float) -> pa.Table:
+def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: ModelJob, started: float) -> pa.Table:
     """The one-row table for the rows of a unit. `started`: when reading them began, by time.perf_counter."""
-    numbers: list[int] = []
-    rows: list[Row] = []
-    candidates: list[Candidate] = []
-    for number, row in done.rows:
-        own = row_candidates(row, job)
-        numbers += [number] * len(own)
-        rows += [row] * len(own)
-        candidates += own
+    read = candidates_in(done, job)
     began = time.perf_counter()
-    tokens = encoder.encode(candidates)
+    tokens = encoder.encode(read.candidates)
     tokenize = time.perf_counter() - began
     columns = {
         "prompts": ragged(tokens.prompts),
         "group": one(pa.array(tokens.group, pa.int32())),
         "responses": ragged(tokens.responses),
         "contests": one(pa.array(np.array(tokens.contests, np.int32).ravel())),
-        "scored": nest(_scored_rows(tokens, candidates, numbers, rows, job)),
-        "rejects": nest(_reject_rows(tokens, candidates, numbers, rows, shard)),
+        **row_columns(tokens, read, shard, job),
     }
     num_tokens = sum(len(tokens.prompts[g]) for g in tokens.group)
     num_tokens += sum(len(without_ends(ids)[0]) for ids in tokens.responses)
     seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
-    header = Header(shard, done.unit, len(candidates), seconds, num_tokens, content=done.content)
+    header = Header(shard, done.unit, len(read.candidates), seconds, num_tokens, content=done.content)
     return pa.table({"header": header.to_array(), **columns})
+
+
+class Read(NamedTuple):
+    """The candidates of a unit, with the row of each and its number in the shard."""
+
+    numbers: list[int]
+    rows: list[Row]
+    candidates: list[Candidate]
+
+
+def candidates_in(done: UnitRows, job: Job) -> Read:
+    """The candidates of the rows of a unit, in order."""
+    read = Read([], [], [])
+    for number, row in done.rows:
+        own = row_candidates(row, job)
+        read.numbers.extend([number] * len(own))
+        read.rows.extend([row] * len(own))
+        read.candidates.extend(own)
+    return read
+
+
+def row_columns(tokens: Tokenized, read: Read, shard: Shard, job: Job) -> dict[str, pa.Array]:
+    """The columns `scored`, of what the scores hold besides the model's numbers, and `rejects`, of a unit's table."""
+    return {
+        "scored": nest(_scored_rows(tokens, read, job)),
+        "rejects": nest(_reject_rows(tokens, read, shard)),
+    }
 
 
 def row_candidates(row: Row, job: Job) -> list[Candidate]:
@@ -125,15 +145,14 @@ def row_candidates(row: Row, job: Job) -> list[Candidate]:
     return candidates
 
 
-def _scored_rows(
-    tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], job: Job
-) -> pa.Table:
+def _scored_rows(tokens: Tokenized, read: Read, job: Job) -> pa.Table:
     """The columns of the scores that do not come from the model."""
-    chosen = [candidates[i] for i in tokens.source]
-    kept_of = _kept_values([numbers[i] for i in tokens.source], [rows[i] for i in tokens.source], job)
+    chosen = [read.candidates[i] for i in tokens.source]
+    numbers = [read.numbers[i] for i in tokens.source]
+    kept_of = _kept_values(numbers, [read.rows[i] for i in tokens.source], job)
     columns: dict[str, list[Any]] = {
         "prompt_id": tokens.prompt_id,
-        "source_row": [numbers[i] for i in tokens.source],
+        "source_row": numbers,
         "candidate": [c.index for c in chosen],
         "role": [c.role for c in chosen],
         "num_prompt_tokens": tokens.num_prompt_tokens,
@@ -161,13 +180,12 @@ def _kept_values(numbers: list[int], rows: list[Row], job: Job) -> list[tuple[di
     return [by_number[number] for number in numbers]
 
 
-def _reject_rows(
-    tokens: Tokenized, candidates: list[Candidate], numbers: list[int], rows: list[Row], shard: Shard
-) -> pa.Table:
+def _reject_rows(tokens: Tokenized, read: Read, shard: Shard) -> pa.Table:
     entries = []
     raw: set[int] = set()  # numbers of rows whose text is stored: a row with many rejects is stored once
     for i, reason, detail in tokens.rejects:
-        text = None if numbers[i] in raw else to_raw(rows[i])
-        entries.append((numbers[i], candidates[i].index, candidates[i].role, reason, detail, text))
-        raw.add(numbers[i])
+        number, candidate = read.numbers[i], read.candidates[i]
+        text = None if number in raw else to_raw(read.rows[i])
+        entries.append((number, candidate.index, candidate.role, reason, detail, text))
+        raw.add(number)
     return reject_table(shard, entries)

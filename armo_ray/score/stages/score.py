@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from armo_ray.outputs.schema import STEP_SCORES
-from armo_ray.score.job import Job
+from armo_ray.score.job import ModelJob
 from armo_ray.score.stages.read import load_encoder, model_directory, reference_on_node
 from armo_ray.score.stages.unit_block import MODEL_COLUMNS, Header, conversations, one, ragged
 from armo_ray.text.conversations import candidates_of
@@ -22,7 +22,7 @@ _PROBE = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
 class Scorer:
     """A replica of the model. The constructor loads the model and scores a probe."""
 
-    def __init__(self, job: Job, device: str) -> None:
+    def __init__(self, job: ModelJob, device: str) -> None:
         started = time.perf_counter()
         from armo_ray.engine import RewardModel
 

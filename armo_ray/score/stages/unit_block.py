@@ -21,6 +21,7 @@ from armo_ray.storage.units import Unit
 Ids = npt.NDArray[np.int32]
 MODEL_COLUMNS = ("prompts", "group", "responses", "contests")  # that only the replica needs
 NO_SHARD = Shard("", 0, "", ())
+FAILURES = "failures"  # column of a judge: reason and detail of every candidate, null where it has a score
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Header:
     load_seconds: float = 0.0  # for the replica to load the model, the same in all its units
     began: float = 0.0  # start of scoring, in seconds since 1970
     content: str | None = None  # digest of the bytes that its rows were read from
+    extra: tuple[tuple[str, Any], ...] = ()  # further entries of its commit record
 
     def to_array(self) -> pa.Array:
         return pa.array([pickle.dumps(self)])

@@ -9,15 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from armo_ray.outputs.schema import STEP_SCORES
-from armo_ray.score.job import Job
 from armo_ray.score.passes import Committed
-from armo_ray.score.stages.unit_block import NO_SHARD, Header, reject_table, to_raw, unnest
+from armo_ray.score.run import Job
+from armo_ray.score.stages.unit_block import FAILURES, NO_SHARD, Header, reject_table, to_raw, unnest
 from armo_ray.storage import commits, parts, readers
 from armo_ray.storage.records import CommitRecord, ForwardPasses, Timing
 from armo_ray.storage.shards import Shard, row_id
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Unit
+
+Floats = npt.NDArray[np.float32]
 
 
 def write_and_commit(table: pa.Table, job: Job) -> Committed:
@@ -29,7 +30,7 @@ def write_and_commit(table: pa.Table, job: Job) -> Committed:
     header, store = Header.of(table), Store(job.output)
     shard, unit = header.shard, header.unit
     scores, failed = _score_table(table, shard, job)
-    rejects = pa.concat_tables([unnest(table["rejects"]), _non_finite(failed, shard, unit, job)])
+    rejects = pa.concat_tables([unnest(table["rejects"]), _unscored(failed, shard, unit, job)])
     if scores.num_rows + rejects.num_rows != header.candidates:
         raise RuntimeError(
             f"{shard.uri} rows {unit.first_row}+{unit.num_rows}: {header.candidates} candidates were read, but "
@@ -71,6 +72,7 @@ def _record(header: Header, job: Job, scored: int, rejected: dict[str, int]) -> 
         num_tokens=header.num_tokens,
         computed_tokens=header.computed_tokens,
         run_fingerprint=job.fingerprint,
+        extra=header.extra,
         passes=ForwardPasses(
             num_packs=header.num_packs,
             packed_tokens=header.packed_tokens,
@@ -85,58 +87,60 @@ def _record(header: Header, job: Job, scored: int, rejected: dict[str, int]) -> 
 def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
     """The candidates of a scored unit, one per row: columns of the scores, and `reason` and `detail` of rejects."""
     scores, failed = _score_table(table, NO_SHARD, job)
-    rejects = unnest(table["rejects"]).select(["candidate", "role", "reason", "detail"])
-    failed = failed.select(["candidate", "role"]).append_column(
-        "reason", pa.array(["non_finite_score"] * failed.num_rows, pa.string())
-    )
+    columns = ["candidate", "role", "reason", "detail"]
+    rejects = [unnest(table["rejects"]).select(columns), failed.select(columns)]
     rows = scores.drop_columns(["row_id", "source", "source_row"])
-    return pa.concat_tables([rows, rejects, failed], promote_options="default")
+    return pa.concat_tables([rows, *rejects], promote_options="default")
 
 
 def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.Table]:
-    """The rows of the scores whose numbers are all finite, and the other rows."""
+    """The rows of the scores, and the rows that have none, with the reason and detail."""
     rows = unnest(table["scored"])
     score, rewards, gating = (
         table[name].combine_chunks().flatten().to_numpy() for name in ("score", "rewards", "gating")
     )
     vector = job.scores.field("rewards").type
+    has_gates = len(gating) > 0
     rewards = rewards.reshape(len(score), vector.num_fields)
-    gating = gating.reshape(len(score), vector.num_fields if job.family.gated else 0)
+    gating = gating.reshape(len(score), vector.num_fields if has_gates else 0)
     finite = np.isfinite(score) & np.isfinite(rewards).all(axis=1) & np.isfinite(gating).all(axis=1)
+    reasons, details = _failures(table, score, finite)
     keys = zip(rows["source_row"].to_pylist(), rows["candidate"].to_pylist(), strict=True)
     arrays: dict[str, Any] = {name: rows[name] for name in rows.column_names} | {
         "row_id": pa.array([row_id(shard.uri, row, candidate) for row, candidate in keys], pa.string()),
         "source": pa.repeat(pa.scalar(shard.uri), len(score)),
         "score": pa.array(score),
         "rewards": _struct(rewards, vector),
-        "gating": _struct(gating, vector) if job.family.gated else pa.nulls(len(score), vector),
+        "gating": _struct(gating, vector) if has_gates else pa.nulls(len(score), vector),
     }
-    if STEP_SCORES.name in job.scores.names:
-        arrays[STEP_SCORES.name] = table[STEP_SCORES.name].combine_chunks().flatten()
+    for name in job.scores.names:  # columns of a kind of model: step_scores, verdicts, ...
+        if name not in arrays:
+            arrays[name] = table[name].combine_chunks().flatten()
     whole = pa.table([arrays[name] for name in job.scores.names], schema=job.scores)
-    if finite.all():
-        return whole, whole.slice(0, 0)
-    return whole.filter(pa.array(finite)), whole.filter(pa.array(~finite))
+    failed = rows.select(["source_row", "candidate", "role"])
+    failed = failed.append_column("reason", reasons).append_column("detail", details)
+    return whole.filter(reasons.is_null()), failed.filter(reasons.is_valid())
 
 
-def _non_finite(failed: pa.Table, shard: Shard, unit: Unit, job: Job) -> pa.Table:
-    """Rejects for scores that are not finite; the text of their rows is read again."""
-    rows = failed.select(["source_row", "candidate", "role", "score"]).to_pylist()
+def _failures(table: pa.Table, score: Floats, finite: npt.NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:
+    """Why candidates have no score, and the details; null for those that have one."""
+    if FAILURES in table.column_names:  # a judge gives a score or a reason
+        failures = unnest(table[FAILURES])
+        return failures["reason"].combine_chunks(), failures["detail"].combine_chunks()
+    details = [
+        None if ok else f"the model returned {value}, or a reward or gate that is not finite"
+        for value, ok in zip(score.tolist(), finite.tolist(), strict=True)
+    ]
+    reasons = [None if ok else "non_finite_score" for ok in finite.tolist()]
+    return pa.array(reasons, pa.string()), pa.array(details, pa.string())
+
+
+def _unscored(failed: pa.Table, shard: Shard, unit: Unit, job: Job) -> pa.Table:
+    """Rejects for candidates that have no score; the text of their rows is read again."""
+    rows = failed.to_pylist()
     raw = readers.read_rows(shard, unit, job.columns, {r["source_row"] for r in rows}) if rows else {}
-    return reject_table(
-        shard,
-        [
-            (
-                r["source_row"],
-                r["candidate"],
-                r["role"],
-                "non_finite_score",
-                f"the model returned {r['score']}, or a reward or gate that is not finite",
-                to_raw(raw[r["source_row"]]),
-            )
-            for r in rows
-        ],
-    )
+    entries = [(*row.values(), to_raw(raw[row["source_row"]])) for row in rows]
+    return reject_table(shard, entries)
 
 
 def _counts(reasons: pa.ChunkedArray) -> dict[str, int]:

@@ -1,0 +1,234 @@
+"""How many requests are in flight: the gate of one client, and the shares of all clients of a cluster."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+HEARTBEAT_S = 0.3
+FORGET_S = 30.0  # since its last renewal: then a client is taken to be dead, and its connections closed
+
+
+class Stopped(RuntimeError):  # noqa: N818 - it is no error of the request
+    """The budget is spent: no further request is sent. Those in flight may still be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the requests of a client took, from its start on."""
+
+    requests: int = 0  # that were answered
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0  # in flight, summed over requests
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.seconds + other.seconds,
+        )
+
+
+class Allowance(NamedTuple):
+    """What `Shares.renew` grants: slots from now on, seconds in which no request may start, and whether to stop."""
+
+    allowed: int
+    pause_s: float
+    stop: bool
+
+
+class Gate:
+    """Bounds the requests of one client. All methods are called from one event loop."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        self.used = Usage()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._paused_until = 0.0
+        self._told_until = 0.0  # by the server, and not yet passed on
+        self._stopped = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Holds one slot. Waits while all are taken, or while the gate is paused. Raises Stopped once it is stopped."""
+        if self._stopped:
+            raise Stopped
+        if self._waiting or not self._is_open():
+            await self._turn()
+        else:
+            self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._wake()
+
+    def resize(self, limit: int) -> None:
+        """Allow so many. Those in flight go on, also where there are more of them."""
+        self.limit = limit
+        self._wake()
+
+    def pause(self, seconds: float) -> None:
+        """Start no request for so long. Says what a server told this client; `keep` passes it on to all others."""
+        loop = asyncio.get_running_loop()
+        self._told_until = max(self._told_until, loop.time() + seconds)
+        self._hold(seconds)
+
+    def stop(self) -> None:
+        """Start no request any more: those that wait, and new ones, raise Stopped."""
+        self._stopped = True
+        while self._waiting:
+            if not (turn := self._waiting.popleft()).done():
+                turn.set_exception(Stopped())
+
+    def record(self, used: Usage) -> None:
+        """Add what a request took."""
+        self.used += used
+
+    def take_pause(self) -> float:
+        """The seconds for which a server told this client to wait, once; 0 if it was passed on before."""
+        told, self._told_until = self._told_until, 0.0
+        return max(0.0, told - asyncio.get_running_loop().time())
+
+    def apply(self, allowance: Allowance) -> None:
+        """Obey what was granted for all clients."""
+        if allowance.pause_s > 0:
+            self._hold(allowance.pause_s)
+        if allowance.stop:
+            self.stop()
+        self.resize(allowance.allowed)
+
+    def _hold(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        if until > self._paused_until:
+            self._paused_until = until
+            loop.call_at(until, self._wake)
+
+    def _is_open(self) -> bool:
+        return self.in_flight < self.limit and asyncio.get_running_loop().time() >= self._paused_until
+
+    async def _turn(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if (
+                turn.done() and not turn.cancelled() and turn.exception() is None
+            ):  # granted at the same moment
+                self.in_flight -= 1
+            self._wake()
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting and self._is_open():
+            if not (turn := self._waiting.popleft()).done():
+                self.in_flight += 1
+                turn.set_result(None)
+
+
+@dataclass(slots=True)
+class _Client:
+    allowed: int = 0
+    reserved: int = 0  # what it may have in flight until it renews again
+    wants: int = 0
+    seen: float = 0.0
+    used: Usage = Usage()
+
+
+class Shares:
+    """Divides slots over clients, and sums what they used.
+
+    The sum of what clients may have in flight never exceeds `limit`: a client whose share shrinks is counted with
+    its former share until it renews again, and with all it still holds then.
+
+    Args:
+        limit: slots in all.
+        max_cost: in the unit of the prices; the renewals after it is reached say `stop`.
+        prompt_price: of a million prompt tokens.
+        completion_price: of a million completion tokens.
+        forget_s: a client that has not renewed for so many seconds is taken to be dead. What it used stays counted.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        max_cost: float = math.inf,
+        prompt_price: float = 0.0,
+        completion_price: float = 0.0,
+        forget_s: float = FORGET_S,
+    ) -> None:
+        self.limit = limit
+        self.max_cost = max_cost
+        self.prices = (prompt_price, completion_price)
+        self.forget_s = forget_s
+        self._clients: dict[str, _Client] = {}
+        self._gone = Usage()
+        self._paused_until = -math.inf
+
+    @property
+    def used(self) -> Usage:
+        """What all clients used."""
+        return sum((client.used for client in self._clients.values()), self._gone)
+
+    @property
+    def cost(self) -> float:
+        """Of the tokens that all clients used, in the unit of the prices."""
+        used = self.used
+        return (used.prompt_tokens * self.prices[0] + used.completion_tokens * self.prices[1]) / 1e6
+
+    def renew(
+        self, client: str, holds: int, wants: int, now: float, used: Usage, pause_s: float
+    ) -> Allowance:
+        """The share of a client.
+
+        Args:
+            client: its name, which no other attempt has.
+            holds: its requests in flight.
+            wants: how many it could have in flight; 0 when it ends.
+            now: of one clock for all calls, in seconds.
+            used: what it used since it began.
+            pause_s: for how long a server told it to wait since its last renewal.
+        """
+        self._forget(now)
+        own = self._clients.setdefault(client, _Client())
+        own.seen, own.wants, own.used = now, wants, used
+        self._paused_until = max(self._paused_until, now + pause_s)
+        free = self.limit - sum(c.reserved for name, c in self._clients.items() if name != client)
+        before, own.allowed = own.allowed, max(0, min(free, self._fair(client)))
+        own.reserved = max(own.allowed, before, holds)
+        return Allowance(own.allowed, max(0.0, self._paused_until - now), self.cost >= self.max_cost)
+
+    def _fair(self, client: str) -> int:
+        """A share by filling up those that want least first."""
+        left = self.limit
+        wanting = sorted((c.wants, name) for name, c in self._clients.items() if c.wants > 0)
+        for i, (wants, name) in enumerate(wanting):
+            share = min(wants, left // (len(wanting) - i))
+            if name == client:
+                return share
+            left -= share
+        return 0
+
+    def _forget(self, now: float) -> None:
+        for name in [n for n, c in self._clients.items() if now - c.seen > self.forget_s]:
+            self._gone += self._clients.pop(name).used
+
+
+async def keep(gate: Gate, renew: Callable[[int, int, Usage, float], Awaitable[Allowance]]) -> None:
+    """Renew the share of a gate every HEARTBEAT_S, until cancelled. `renew` is `Shares.renew` without name and time."""
+    while True:
+        gate.apply(await renew(gate.in_flight, gate.in_flight + gate.waiting, gate.used, gate.take_pause()))
+        await asyncio.sleep(HEARTBEAT_S)

@@ -1,0 +1,1 @@
+"""`armo-ray judge`: scores by a generative model behind an endpoint, committed as those of a reward model."""

@@ -1,0 +1,41 @@
+"""`armo-ray judge`: what the command runs and prints. Imports nothing slow before the options are checked."""
+
+import logging
+
+from armo_ray.judge.options import JudgeOptions
+from armo_ray.options import Given, load_options
+from armo_ray.score.command import summarize
+from armo_ray.score.status import of_error, of_totals
+from armo_ray.signals import limited
+
+logger = logging.getLogger(__name__)
+
+
+def run(given: Given) -> int:
+    """Judge an input. Returns the exit status. Raises ConfigError before any work starts.
+
+    The last line of the log says the status, of which Ray tells only whether it is 0.
+    """
+    try:
+        return _judge(load_options(JudgeOptions, given.file, given.values))
+    except BaseException as error:
+        logger.error("%s", of_error(error))
+        raise
+
+
+def _judge(options: JudgeOptions) -> int:
+    from armo_ray.judge.job import prepare
+
+    job, spans = prepare(options)
+    from armo_ray.judge.pipeline import execute
+    from armo_ray.judge.retry import set_aside
+    from armo_ray.score.pipeline import commit_units
+
+    with limited(options.max_runtime):
+        if options.retry:
+            set_aside(job, options.retry)
+        totals, totals_of_run = commit_units(job, spans, options, execute)
+    summarize(totals, options)
+    status = of_totals(totals_of_run, options)
+    logger.log(logging.ERROR if status.code else logging.INFO, "%s", status)
+    return status.code

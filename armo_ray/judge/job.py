@@ -1,0 +1,87 @@
+"""The job of a judge: what is checked of the judge file and the endpoint before Ray starts."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from armo_ray.endpoint.client import Endpoint, check
+from armo_ray.judge.options import JudgeOptions
+from armo_ray.judging.judge import load_judge
+from armo_ray.judging.specification import Judge
+from armo_ray.outputs.schema import JUDGE_FIELDS, SCHEMA_VERSION, scores_schema
+from armo_ray.score.run import Job, Scorer, prepare_runs
+from armo_ray.storage.units import Span
+from armo_ray.text.paths import root_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeJob(Job):
+    """A job whose scores a judge gives."""
+
+    judge: Judge
+    endpoint: Endpoint
+    prices: tuple[float, float]  # of a million prompt tokens and of a million tokens that the model writes
+
+    @property
+    def columns(self) -> list[str]:
+        """The input columns to read."""
+        shown = (name for column in self.judge.columns for name in (column, root_of(column)))
+        return list(dict.fromkeys((*super().columns, *shown)))
+
+
+def prepare(options: JudgeOptions, write: bool = True) -> tuple[JudgeJob, list[Span]]:
+    """Check judge, endpoint, input and output, and write `_run.json`. Returns the job and its spans; asks nothing.
+
+    Raises ConfigError if the run cannot begin.
+    """
+    judge = load_judge(options.judge)
+    endpoint = Endpoint(options.endpoint, options.model, options.api_key_env, options.timeout)
+    check(endpoint)
+    logger.info("judge %s: rewards %s", judge.name, ", ".join(judge.reward_names))
+    identity = {"model": options.model, "judge_fingerprint": judge.fingerprint}
+    scorer = Scorer(identity, partial(_job, options, judge, endpoint))
+    ((job, spans),) = prepare_runs([(options, scorer)], write)
+    assert isinstance(job, JudgeJob), "made by _job"
+    return job, spans
+
+
+def _job(
+    options: JudgeOptions, judge: Judge, endpoint: Endpoint, settings: Mapping[str, Any], kept: pa.Schema
+) -> JudgeJob:
+    metadata = {
+        "model": options.model,
+        "model_revision": None,
+        "model_fingerprint": judge.fingerprint,
+        "model_family": "judge",
+        "judge": judge.name,
+        "dtype": "as served",
+        "fixed_weights": list(judge.weights),
+        "schema_version": SCHEMA_VERSION,
+        "run_fingerprint": settings["fingerprint"],
+    }
+    return JudgeJob(
+        **settings,
+        scores=scores_schema(judge.reward_names, kept, options.keep_text, metadata, JUDGE_FIELDS),
+        about=_about(options, judge),
+        judge=judge,
+        endpoint=endpoint,
+        prices=(options.input_price, options.output_price),
+    )
+
+
+def _about(options: JudgeOptions, judge: Judge) -> tuple[tuple[str, str], ...]:
+    """What the dataset card says of the judge."""
+    published = (("prompt", judge.source), ("license of the prompt", judge.license)) if judge.source else ()
+    return (
+        ("model", f"`{options.model}`, as the endpoint names it"),
+        ("judge", f"`{judge.name}`"),
+        ("fingerprint of the judge", f"`{judge.fingerprint}`"),
+        *published,
+        ("orders, samples", f"{judge.orders}, {judge.samples}"),
+    )

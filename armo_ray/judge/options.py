@@ -1,0 +1,51 @@
+"""The options of a run with a judge."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from armo_ray.options import Help, Name, Names
+from armo_ray.outputs.schema import JUDGE_REASONS
+from armo_ray.score.run_options import RunOptions
+
+
+class JudgeOptions(RunOptions):
+    """What to judge, with which prompt and model, and where to write it."""
+
+    command: ClassVar[str] = "judge"
+
+    judge: Annotated[Name, Help("required", "JUDGE")]
+    """Prompt and how verdicts are read: a TOML file, or the name of a built-in judge."""
+    endpoint: Annotated[Name, Help("required", "URL")]
+    """OpenAI-compatible server, such as http://localhost:8000/v1."""
+    model: Annotated[Name, Help("required", "NAME")]
+    """Model, as the server names it."""
+
+    api_key_env: Annotated[Name | None, Help("the endpoint", "VARIABLE")] = None
+    """Environment variable that holds the key of the endpoint."""
+    in_flight: Annotated[int, Help("the endpoint", "N")] = Field(64, ge=1)
+    """Most requests that wait for the endpoint at once, in the whole cluster."""
+    timeout: Annotated[float, Help("the endpoint", "SECONDS")] = Field(600, gt=0)
+    """How long to wait for one reply."""
+    input_price: Annotated[float, Help("the endpoint", "X")] = Field(0.0, ge=0)
+    """Price of a million prompt tokens."""
+    output_price: Annotated[float, Help("the endpoint", "X")] = Field(0.0, ge=0)
+    """Price of a million tokens that the model writes."""
+    max_cost: Annotated[float | None, Help("the endpoint", "X")] = Field(None, gt=0)
+    """Stop cleanly once this run has cost so much; the same command goes on."""
+    retry: Annotated[Names, Help("stopping and resuming", "REASON")] = ()
+    """Ask again about candidates that an earlier run rejected for these reasons."""
+
+    @field_validator("retry")
+    @classmethod
+    def _reasons(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(value) - set(JUDGE_REASONS)):
+            raise ValueError(f"unknown reason {unknown[0]}; expected {', '.join(JUDGE_REASONS)}")
+        return value
+
+    @field_validator("max_cost")
+    @classmethod
+    def _priced(cls, value: float | None, info: Any) -> float | None:
+        if value is not None and not (info.data.get("input_price") or info.data.get("output_price")):
+            raise ValueError("give --input-price and --output-price, of a million tokens each")
+        return value

@@ -1,0 +1,139 @@
+"""A run with a judge: read calls, ask an endpoint from a few actors, write and commit."""
+
+import logging
+import math
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
+from armo_ray.endpoint.limits import Allowance, Shares, Usage
+from armo_ray.judge.job import JudgeJob
+from armo_ray.judge.options import JudgeOptions
+from armo_ray.judge.stages import Asker, Halt, read_calls, write_verdicts
+from armo_ray.score import graph, passes
+from armo_ray.score.card import Card
+from armo_ray.score.passes import Committed
+from armo_ray.score.progress import Progress
+from armo_ray.signals import OutOfTime
+from armo_ray.storage import resume
+from armo_ray.storage.store import Store
+from armo_ray.storage.units import Span
+
+logger = logging.getLogger(__name__)
+
+_ASKERS = 4  # while the last replies of a unit are waited for, those of others come in
+_CPUS = 0.25
+_IN_FLIGHT = 2  # units queued at an asker
+
+
+class Secret:
+    """A text that is not shown."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+class ClusterShares(Shares):
+    """The shares of all askers of a run, in an actor; its clock is the only one."""
+
+    def renew_now(self, client: str, holds: int, wants: int, used: Usage, pause_s: float) -> Allowance:
+        """`renew` at the present time."""
+        return self.renew(client, holds, wants, time.monotonic(), used, pause_s)
+
+
+class AskingActor(Asker):
+    """An asker in a process of its own; the driver passes the key of the endpoint on."""
+
+    def __init__(self, job: JudgeJob, shares: Any, secret: Secret) -> None:
+        if job.endpoint.key_variable:
+            os.environ[job.endpoint.key_variable] = secret.text
+
+        async def renew(*state: Any) -> Allowance:
+            allowance: Allowance = await shares.renew_now.remote(*state)
+            return allowance
+
+        super().__init__(job, renew)
+
+
+def execute(
+    store: Store, job: JudgeJob, spans: list[Span], standing: resume.Standing, options: JudgeOptions
+) -> None:
+    """Commit every unit that is left. Raises OutOfTime if --max-cost is reached, RuntimeError if the endpoint fails."""
+    began, left = time.time(), standing.left
+    size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
+    with connected():
+        shares: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ClusterShares)
+        held = shares.remote(
+            options.in_flight, options.max_cost or math.inf, options.input_price, options.output_price
+        )
+        planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
+        card = Card(store, job, options.input, standing.committed, planned)
+        progress = Progress(size, began, {"output": store.uri, "model": job.endpoint.model}, lambda: (0, 0))
+
+        def work(left: list[Span]) -> Iterator[Committed]:
+            for result in _results(job, left, held, options.in_flight):
+                unit = _committed(result)
+                progress.update(unit)
+                yield unit
+
+        def work_again(left: list[Span]) -> Iterator[Committed]:
+            again = list(work(left))
+            if not again:
+                raise RuntimeError(f"{len(left)} shards have units that fail; the log says why")
+            yield from again
+
+        passes.begin(store, standing)
+        with card.drafted(progress), progress:
+            passes.commit_all(store, job.fingerprint, spans, left, work, work_again)
+
+
+def _committed(result: Committed | Halt) -> Committed:
+    """A committed unit. Raises what ends the run if it was left."""
+    if isinstance(result, Committed):
+        return result
+    if result.kind == "cost":
+        raise OutOfTime(result.message)
+    raise RuntimeError(f"{result.message}. What is committed and what was answered stays")
+
+
+def _results(job: JudgeJob, left: list[Span], shares: Any, in_flight: int) -> Iterator[Committed | Halt]:
+    key = os.environ.get(job.endpoint.key_variable or "", "").strip()
+    arguments = {"job": job, "shares": shares, "secret": Secret(key)}
+
+    def on_actors(ds: ray.data.Dataset) -> ray.data.Dataset:
+        with remote_arguments():
+            return ds.map_batches(
+                AskingActor,
+                fn_constructor_kwargs=arguments,
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(
+                    size=min(_ASKERS, in_flight), max_tasks_in_flight_per_actor=_IN_FLIGHT
+                ),
+                num_cpus=_CPUS,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
+
+    return graph.results(left, partial(_read, job=job), on_actors, partial(_write, job=job))
+
+
+def _read(batch: pa.Table, job: JudgeJob) -> Iterator[pa.Table]:
+    for pickled in batch["span"].to_pylist():
+        yield from read_calls(pickle.loads(pickled), job)
+
+
+def _write(batch: pa.Table, job: JudgeJob) -> pa.Table:
+    return pa.table({graph.RESULT: [pickle.dumps(write_verdicts(batch, job))]})

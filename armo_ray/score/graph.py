@@ -1,0 +1,102 @@
+"""The Ray Data graph of units of work: spans -> read -> a pool of actors -> write and commit.
+
+A unit is one row and one block from end to end, so that a task that Ray replays returns exactly what it returned
+before.
+"""
+
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext
+
+from armo_ray.cluster.connect import RETRIES, remote_arguments
+from armo_ray.storage.units import Span, spread
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result"  # column of what `write` returns: one pickled value
+_WRITE_CPUS = 0.25
+# blocks that may fail before the run fails: a poison row fails its block and those queued at the replica it kills
+_MOST_ERRORED = 32
+_ERRORS_OF_BLOCKS = "ray.data._internal.execution.streaming_executor_state"  # logs each block that failed
+
+
+def results(
+    spans: list[Span],
+    read: Callable[[pa.Table], Iterator[pa.Table]],
+    on_actors: Callable[[ray.data.Dataset], ray.data.Dataset],
+    write: Callable[[pa.Table], pa.Table],
+) -> Iterator[Any]:
+    """Yield what `write` returns of every unit, as it is done.
+
+    Args:
+        spans: what is left to do; begun in an order that is good for the storage.
+        read: the units of a span, pickled in the column `span`, as tables of one row.
+        on_actors: adds the step that a pool of actors takes.
+        write: a unit's table to one row with the column RESULT.
+    """
+    items = [{"span": pickle.dumps(span)} for span in spread(spans)]
+    with _one_row_a_block():
+        ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    options: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
+    with remote_arguments():
+        ds = ds.map_batches(read, num_cpus=1, **options)
+    ds = on_actors(ds)
+    with remote_arguments():
+        ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **options)
+    with _causes_logged():
+        for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+            yield pickle.loads(batch[RESULT][0].as_py())
+
+
+class _Causes(logging.Handler):
+    """Logs in one line why a task failed, where Ray Data goes on without its blocks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error: Any = (record.exc_info or (None, None))[1]
+        if error is not None and "Ignoring this exception" in record.getMessage():
+            cause = getattr(error, "cause", None) or error
+            first = (str(cause).strip().splitlines() or [""])[0]
+            logger.warning("a task failed with %s: %s; its units are done again", type(cause).__name__, first)
+
+
+@contextmanager
+def _causes_logged() -> Iterator[None]:
+    """Log why tasks fail while datasets are executed in the body."""
+    errors, handler = logging.getLogger(_ERRORS_OF_BLOCKS), _Causes()
+    level, propagates = errors.level, errors.propagate
+    errors.setLevel(logging.ERROR)
+    errors.propagate = False
+    errors.addHandler(handler)
+    try:
+        yield
+    finally:
+        errors.removeHandler(handler)
+        errors.setLevel(level)
+        errors.propagate = propagates
+
+
+@contextmanager
+def _one_row_a_block() -> Iterator[None]:
+    """Set the context for a dataset that is created in the body, then restore that of the caller."""
+    before = DataContext.get_current()
+    context = before.copy()
+    context.target_max_block_size = 1  # the smallest target ends a block after every row: a unit is a block
+    context.max_errored_blocks = _MOST_ERRORED
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well: print them once
+    # Ray counts inputs; one JSONL shard is one input and many units
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
+    DataContext._set_current(context)
+    try:
+        yield
+    finally:
+        DataContext._set_current(before)
