@@ -62,7 +62,9 @@ def _check_model(options: VerifyModelOptions) -> int:
     from armo_ray.verify.model import read_record, report, verify_model
 
     against = None if options.against is None else read_record(options.against)
-    reference = given_by(options.reference_model, options.beta, options.length_normalized)
+    reference = given_by(
+        options.reference_model, options.reference_revision, options.beta, options.length_normalized
+    )
     checks, record = verify_model(
         options.model, options.revision, options.dtype, options.device, options.family, against, reference
     )
