@@ -13,7 +13,7 @@ from armo_ray.judge.options import JudgeOptions
 from armo_ray.judging.judge import load_judge
 from armo_ray.judging.specification import Judge
 from armo_ray.outputs.schema import JUDGE_FIELDS, SCHEMA_VERSION, scores_schema
-from armo_ray.score.run import Job, Scorer, prepare_runs
+from armo_ray.score.run import Check, Job, Scorer, prepare_runs
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
@@ -38,7 +38,9 @@ class JudgeJob(Job):
         return list(dict.fromkeys((*super().columns, *shown)))
 
 
-def prepare(options: JudgeOptions, write: bool = True) -> tuple[JudgeJob, list[Span]]:
+def prepare(
+    options: JudgeOptions, write: bool = True, check_rows: Check | None = None
+) -> tuple[JudgeJob, list[Span]]:
     """Check judge, endpoint, input and output, and write `_run.json`. Returns the job and its spans; asks nothing.
 
     Raises ConfigError if the run cannot begin.
@@ -49,7 +51,7 @@ def prepare(options: JudgeOptions, write: bool = True) -> tuple[JudgeJob, list[S
     logger.info("judge %s: rewards %s", judge.name, ", ".join(judge.reward_names))
     identity = {"model": options.model, "judge_fingerprint": judge.fingerprint}
     scorer = Scorer(identity, partial(_job, options, judge, endpoint))
-    ((job, spans),) = prepare_runs([(options, scorer)], write)
+    ((job, spans),) = prepare_runs([(options, scorer)], write, check_rows)
     assert isinstance(job, JudgeJob), "made by _job"
     return replace(job, served=_served(Store(job.output))), spans
 

@@ -35,6 +35,8 @@ class JudgeOptions(RunOptions):
     """Stop cleanly once this run has cost so much; the same command goes on."""
     unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(256, ge=1)
     """Candidates per unit, which is committed as a whole; replies are kept one by one."""
+    dry_run: Annotated[bool, Help("the endpoint")] = False
+    """Ask nothing: print how many requests a run makes, what they cost, and the first of them."""
     retry: Annotated[Names, Help("stopping and resuming", "REASON")] = ()
     """Ask again about candidates that an earlier run rejected for these reasons."""
 
