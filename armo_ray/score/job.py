@@ -100,7 +100,7 @@ def prepare_all(
     checked = [_checked(config, check) for config in configs]
     for job, _, identity, details in checked if write else ():
         store = Store(job.output)
-        with lock.held(store):  # another command may be writing there
+        with lock.held(store, folders=()):  # another command may be writing there
             commits.open_run(store, identity, details)
     return [(job, spans) for job, spans, _, _ in checked]
 

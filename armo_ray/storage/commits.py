@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage import checkpoint, commit_log, parts
+from armo_ray.storage import commit_log, parts, stamps
 from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.filesystem import in_parallel
@@ -158,7 +158,7 @@ def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def list_commits(store: Store) -> set[str]:
     """The ids of the committed units."""
-    return checkpoint.units_in(store, COMMITS)
+    return stamps.units_in(store, COMMITS)
 
 
 def read_log(store: Store, run: RunFile | None = None) -> CommitLog:

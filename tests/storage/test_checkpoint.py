@@ -24,6 +24,7 @@ from armo_ray.storage.commits import COMMITS, SUCCESS, commit, finish, open_run,
 from armo_ray.storage.parts import write_scores
 from armo_ray.storage.records import CommitRecord, PartEntry, Totals
 from armo_ray.storage.shards import hash_of
+from armo_ray.storage.stamps import stamps_in
 from armo_ray.storage.store import Store
 from armo_ray.verify.output import verify_output
 from tests.support.commit_records import commit_record, committed
@@ -227,7 +228,9 @@ def test_a_checkpoint_that_differs_from_the_records_is_found_and_repaired(
     finish(store)
     run, log = commits.read_run(store), read_log(store)
     first, *others = sorted(log.records(), key=lambda record: record.unit)
-    (wrong,) = checkpoint.exact([replace(first, scored=first.scored + 1), *others], log.stamps)
+    listed = stamps_in(store, COMMITS)
+    stamps = dict(zip(*(column.to_pylist() for column in listed), strict=True))
+    (wrong,) = checkpoint.exact([replace(first, scored=first.scored + 1), *others], stamps)
     checkpoint.write(store, [wrong], run.fingerprint)
     assert verify_output(store.uri)[1] == [
         f"{CHECKPOINT}: its rows of 1 units are not their records, the first is {first.unit}"
