@@ -134,7 +134,8 @@ def _checked(config: ScoreConfig, check: Check | None) -> _Checked:
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(kept)}
     identity = _identity(config, model, layout, columns)
     run = commits.open_run(store, identity, details, write=False)
-    committed = commits.read_log(store, run).units  # raises if a record is damaged, before any work
+    log = commits.read_log(store, run)  # raises if a record is damaged, before any work
+    committed = log.units_in_shards({shard.hash for shard in shards})
     kept = _decode(run.carried)  # types from the first run: a later shard must not change them
     kept_columns.check(kept, columns, config.keep_json, kept_seen)
     job = replace(_job(config, model, layout, columns, kept), unread=unread)

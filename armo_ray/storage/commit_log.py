@@ -38,6 +38,12 @@ class CommitLog:
         """The ids of the committed units."""
         return frozenset(self.listed.to_pylist())
 
+    def units_in_shards(self, hashes: Iterable[str]) -> frozenset[str]:
+        """The ids of the committed units of the shards with these hashes."""
+        of_shard = pc.utf8_slice_codeunits(self.listed, 0, 16)
+        chosen = pc.is_in(of_shard, pa.array(list(hashes), pa.string()))
+        return frozenset(self.listed.filter(chosen).to_pylist())
+
     def records(self) -> Iterator[CommitRecord]:
         """Every record, in no order."""
         for rows in self._current_batches():

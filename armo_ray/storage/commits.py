@@ -5,7 +5,7 @@ left by a task that was stopped; when its unit is done again, the part is writte
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -156,9 +156,9 @@ def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def list_commits(store: Store) -> set[str]:
-    """The ids of the committed units."""
-    return stamps.units_in(store, COMMITS)
+def list_commits(store: Store, shards: Set[str] | None = None) -> set[str]:
+    """The ids of the committed units, by default of all; `shards` are hashes of the URIs of some."""
+    return stamps.units_in(store, COMMITS, shards)
 
 
 def read_log(store: Store, run: RunFile | None = None) -> CommitLog:

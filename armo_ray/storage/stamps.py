@@ -4,7 +4,7 @@ Both cost what a listing costs, and on a disk a stamp costs a look at its file: 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -17,19 +17,6 @@ from armo_ray.storage.store import Store
 _SUFFIX = ".json"
 
 
-def units_in(store: Store, folder: str) -> set[str]:
-    """The units that have records in a folder, from one listing."""
-    if not store.local:
-        return set(_units(store.list_entries(folder)))
-    with suppress(FileNotFoundError), store.opened(folder) as (_, names):
-        return set(_units(names))
-    return set()
-
-
-def _units(names: Iterable[str]) -> Iterator[str]:
-    return (name[: -len(_SUFFIX)] for name in names if name.endswith(_SUFFIX) and name[0] != ".")
-
-
 class Stamps(NamedTuple):
     """The records that one listing of a folder showed: the ids of their units, and the stamps of their files."""
 
@@ -37,30 +24,57 @@ class Stamps(NamedTuple):
     stamps: pa.StringArray
 
 
+def units_in(store: Store, folder: str, shards: Set[str] | None = None) -> set[str]:
+    """The units that have records in a folder, from one listing; `shards` chooses those of some, by their hashes."""
+    if not store.local:
+        return _units(store.list_entries(folder), shards)
+    with suppress(FileNotFoundError), store.opened(folder) as (_, names):
+        return _units(names, shards)
+    return set()
+
+
 def stamps_in(store: Store, folder: str) -> Stamps:
     """The stamps of the records in a folder, from one listing."""
-    units: list[str] = []
-    sizes: list[int] = []
-    versions: list[Any] = []
     if not store.local:
-        for name, entry in store.list_entries(folder).items():
-            if name.endswith(_SUFFIX):
-                units.append(name.removesuffix(_SUFFIX))
-                sizes.append(int(entry["size"] or 0))
-                versions.append(version_of(entry))
-    else:
-        with suppress(FileNotFoundError), store.opened(folder) as (descriptor, names):
-            for unit in _units(names):  # in the order of the folder, which is the fastest
-                try:
-                    found = os.stat(unit + _SUFFIX, dir_fd=descriptor)
-                except FileNotFoundError:  # deleted since
-                    continue
-                units.append(unit)
-                sizes.append(found.st_size)
-                versions.append(found.st_mtime_ns)
-    stamps = pc.binary_join_element_wise(_texts(sizes), _texts(versions), "-")
-    return Stamps(pa.array(units, pa.string()), stamps)
+        entries = store.list_entries(folder)
+        names = _records(entries)
+        sizes = [int(entries[name]["size"] or 0) for name in names]
+        return _joined(names, sizes, [version_of(entries[name]) for name in names])
+    with suppress(FileNotFoundError), store.opened(folder) as (descriptor, listed):
+        return _looked_at(descriptor, _records(listed))
+    return _joined([], [], [])
 
 
-def _texts(values: Sequence[Any]) -> pa.StringArray:
-    return pa.array(values, None if values else pa.string()).cast(pa.string())
+def _looked_at(descriptor: int, names: Iterable[str]) -> Stamps:
+    """The stamps of files in a folder, in its order, which is the fastest to look them up."""
+    kept: list[str] = []
+    sizes: list[int] = []
+    times: list[int] = []
+    for name in names:
+        try:
+            found = os.stat(name, dir_fd=descriptor)
+        except FileNotFoundError:  # deleted since
+            continue
+        kept.append(name)
+        sizes.append(found.st_size)
+        times.append(found.st_mtime_ns)
+    return _joined(kept, sizes, times)
+
+
+def _joined(names: Sequence[str], sizes: Sequence[int], versions: Sequence[Any]) -> Stamps:
+    units = pc.utf8_slice_codeunits(pa.array(names, pa.string()), 0, -len(_SUFFIX))
+    texts = [
+        pa.array(values, None if values else pa.string()).cast(pa.string()) for values in (sizes, versions)
+    ]
+    return Stamps(units, pc.binary_join_element_wise(*texts, "-"))
+
+
+def _records(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(_SUFFIX) and name[0] != "."]
+
+
+def _units(names: Iterable[str], shards: Set[str] | None) -> set[str]:
+    if shards is not None:
+        names = [name for name in names if name[:16] in shards]
+    cut = -len(_SUFFIX)
+    return {name[:cut] for name in names if name.endswith(_SUFFIX) and name[0] != "."}
