@@ -95,6 +95,9 @@ class FakeEndpoint:
             text += request.headers.get("Authorization", "")
         return web.Response(status=fault.get("status", 200), headers=headers, text=text)
 
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": self.settings["model"]}]})
 
@@ -154,6 +157,7 @@ async def _serve(port: int, delay_s: float) -> None:
     app.router.add_post("/v1/chat/completions", fake.chat)
     app.router.add_get("/v1/models", fake.models)
     app.router.add_get("/counts", fake.counts)
+    app.router.add_get("/health", fake.health)
     app.router.add_route("*", "/_fake", fake.control)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
