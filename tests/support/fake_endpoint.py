@@ -29,7 +29,7 @@ from aiohttp import web
 
 from tests.support.paths import ROOT
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "text": "[[A]]",
     "finish_reason": "stop",
     "refusal": None,
