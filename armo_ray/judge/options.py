@@ -43,6 +43,8 @@ class JudgeOptions(RunOptions):
     """Stop cleanly once this run has cost so much; the same command goes on."""
     unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(256, ge=1)
     """Candidates per unit, which is committed as a whole; replies are kept one by one."""
+    verify: Annotated[bool, Help("the endpoint")] = False
+    """First ask the judge about a small set of answers, as armo-ray verify --judge; the report shows the result."""
     dry_run: Annotated[bool, Help("the endpoint")] = False
     """Ask nothing: print how many requests a run makes, what they cost, and the first of them."""
     retry: Annotated[Names, Help("stopping and resuming", "REASON")] = ()
@@ -52,6 +54,8 @@ class JudgeOptions(RunOptions):
     def _one_place(self) -> "JudgeOptions":
         if (self.endpoint is None) == (self.serve is None):
             raise ValueError("endpoint: give either --endpoint URL or --serve vllm")
+        if self.verify and self.serve:
+            raise ValueError("verify: a judge is checked at an --endpoint; --serve starts its servers later")
         return self
 
     @field_validator("retry")
