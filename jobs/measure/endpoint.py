@@ -41,7 +41,8 @@ async def _measure(url: str, given: argparse.Namespace) -> None:
             seconds = await _ask(client, given.requests)
             cpu = time.process_time() - cpu
             print(
-                f"{given.requests / seconds:.0f} requests/s, {given.requests / seconds / allowed:.1%} of {allowed:.0f}, "
+                f"{given.requests / seconds:.0f} requests/s, {given.requests / seconds / allowed:.1%} of "
+                f"{allowed:.0f}, "
                 f"{1e6 * cpu / given.requests:.0f} us of CPU each; {before:.1f} MiB before, {_private_mib():.1f} after"
             )
         counted = control(url)

@@ -1,6 +1,7 @@
 """A chat endpoint in a process of its own that counts requests and fails on request.
 
-`python -m tests.support.fake_endpoint --port 0` prints its URL on the first line. GET /counts tells what was counted.
+`python -m tests.support.fake_endpoint --port 0` prints its URL on the first line. GET /counts tells what was counted,
+and when requests arrived, by time.monotonic.
 POST /_fake takes settings, which hold from then on, and begins to count anew:
 
 - `text`, `finish_reason`, `refusal` and `model` of the replies, and `delay_s`;
@@ -20,6 +21,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +56,7 @@ class FakeEndpoint:
     def __init__(self, delay_s: float) -> None:
         self.settings: dict[str, Any] = SETTINGS | {"delay_s": delay_s}
         self.by_key: Counter[str] = Counter()
+        self.arrived: list[float] = []
         self.in_flight = self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -73,6 +76,7 @@ class FakeEndpoint:
     ) -> web.StreamResponse:
         body = await request.json()
         self.by_key[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
+        self.arrived.append(time.monotonic())
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         fault = self._fault_of(body)
@@ -112,6 +116,7 @@ class FakeEndpoint:
         if request.method == "POST":
             self.settings |= await request.json()
             self.by_key.clear()
+            self.arrived.clear()
             self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
         return await self.counts(request)
 
@@ -124,6 +129,7 @@ class FakeEndpoint:
                 "prompt_tokens": self.prompt_tokens,
                 "completion_tokens": self.completion_tokens,
                 "by_key": dict(self.by_key),
+                "arrived": self.arrived,
             }
         )
 
