@@ -5,7 +5,6 @@ from, and consecutive buckets are in order of prompt id. A reading task sorts it
 task reads only the few row groups of each file that cover its range.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -176,7 +175,7 @@ def candidates_in(job: CurationJob, groups: Iterable[int]) -> str:
 
 def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
     """Write sorted rows as a scratch file for other tasks."""
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     pq.write_table(
         rows,
         sink,
@@ -186,7 +185,7 @@ def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
         write_statistics=[name for name in _FILTERED if name in rows.column_names],
         write_page_checksum=True,
     )
-    Store(job.scratch).write(f"{name}.parquet", sink.getvalue())
+    Store(job.scratch).write(f"{name}.parquet", sink.getvalue().to_pybytes(), lasting=False)
 
 
 def scan_scratch(job: CurationJob, names: Iterator[str]) -> str:
