@@ -27,6 +27,9 @@ _FILTERED = ("prompt_id", "id", "source")  # columns of scratch files by which t
 Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
+BY_PROMPT = (
+    "('0x' || prompt_id[:8])::UINTEGER"  # by which a bucket holds a prompt; sorts faster than the text
+)
 PROMPTS = "prompts"  # scratch file of the ids of the prompts whose earlier candidates are read
 
 
@@ -143,7 +146,7 @@ def read_candidates(job: CurationJob, number: int) -> int:
     with database(job.options) as con:
         rows = con.sql(
             f"SELECT * {skipped} FROM (SELECT {job.select}, __id AS id{text} FROM {relation} AS scores) "
-            f"ORDER BY prompt_id, {KEY}"
+            f"ORDER BY {BY_PROMPT}"
         ).to_arrow_table()
     without_value = int(rows["value"].null_count)
     rows = rows.filter(pc.is_valid(rows["value"])) if without_value else rows

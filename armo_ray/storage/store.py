@@ -64,7 +64,7 @@ class Store:
 
     @contextlib.contextmanager
     def _temporary(self, name: str, content: bytes, lasting: bool = True) -> Iterator[str]:
-        """A temporary file with this content beside a name, flushed to disk if it shall last, and deleted at the end."""
+        """A temporary file with this content beside a name, on disk already if it is to last, deleted at the end."""
         directory, base = os.path.split(self.path(name))
         temporary = f"{directory}/.{base}.{uuid.uuid4().hex}"
         try:
