@@ -35,7 +35,7 @@ from armo_ray.endpoint.rewards import PROTOCOLS
 from tests.support import fake_rewards
 from tests.support.paths import ROOT
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "text": "[[A]]",
     "finish_reason": "stop",
     "refusal": None,

@@ -24,7 +24,7 @@ def answer(protocol: str, body: Mapping[str, Any], settings: Mapping[str, Any]) 
 
 def _nim_attributes(body: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     text = json.dumps(body["messages"])
-    places = [
+    places: list[dict[str, Any]] = [
         {"token": name, "logprob": reward_of(name + text), "bytes": None, "top_logprobs": []}
         for name in ATTRIBUTES
     ]
@@ -82,7 +82,8 @@ def _value(text: str, settings: Mapping[str, Any]) -> float:
 
 
 def _tokens(text: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
-    return len(text.split()) + (settings["adds_bos"] and body.get("add_special_tokens", True))
+    extra = settings["adds_bos"] and body.get("add_special_tokens", True)
+    return len(text.split()) + int(extra)
 
 
 def _list(data: Mapping[str, Any], tokens: int) -> Any:
