@@ -16,6 +16,7 @@ from armo_ray.engine.fixed_shape import in_blocks
 from armo_ray.engine.packing import Ids
 from armo_ray.model.families import Family
 from armo_ray.model.positions import read_positions
+from armo_ray.model.recognize import STEP_REWARDS
 
 Tensor = torch.Tensor
 Tensors = Mapping[str, Tensor]
@@ -215,6 +216,36 @@ def summed(factor: float, mean: bool) -> Compute:
         total = torch.segment_reduce(numbers[index, 0], how, lengths=lengths, unsafe=True)
         rewards = (factor * total)[:, None]
         return HeadOutput(rewards[:, 0], rewards, _no_gates(rewards), _none(rewards))
+
+    return compute
+
+
+def better_of_two(layers: Layers) -> Compute:
+    """PairRM's head: the probability that the first of two responses is better, from the values of both.
+
+    Source: DebertaV2PairRM of llm_blender. A value is that of the hidden states of the question and of a response, at
+    the tokens before them.
+    """
+
+    def compute(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        question, first, second = hidden.float()[index].view(len(lengths), 3, -1).unbind(dim=1)
+        sides = (torch.cat((question, response), dim=1) for response in (first, second))
+        value, other = (in_blocks(partial(through, layers), side) for side in sides)
+        rewards = (value - other).sigmoid()
+        return HeadOutput(rewards[:, 0], rewards, _no_gates(rewards), _none(rewards))
+
+    return compute
+
+
+def of_tokens(factor: float) -> Compute:
+    """A head that returns `factor` times one number for each position that is read, as steps, and no rewards yet.
+
+    `step_sums.accumulated` makes the rewards of them.
+    """
+
+    def compute(numbers: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+        rewards = numbers.new_zeros(len(lengths), len(STEP_REWARDS))
+        return HeadOutput(rewards[:, 0], rewards, _no_gates(rewards), factor * numbers[index, 0])
 
     return compute
 

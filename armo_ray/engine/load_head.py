@@ -28,7 +28,9 @@ def read_head(
     """
     family = checkpoint.family
     if reference is not None:
-        compute = heads.summed(reference.beta, reference.length_normalized)
+        factor = reference.factor(family)
+        each = heads.of_tokens(factor)
+        compute = each if family.by_step else heads.summed(factor, reference.length_normalized)
     elif family.tokens:
         compute = _token_logits(checkpoint, chat, device)
     else:
@@ -54,6 +56,8 @@ def _regression(checkpoint: Checkpoint, chat: Chat, device: torch.device) -> Com
         return heads.step_labels(heads.relu_mlp(tensors, ["score.0", "score.2"]))
     if name == "prm-skywork":
         return heads.step_values(heads.relu_mlp(tensors, family.layers))
+    if name == "pairrm":
+        return heads.better_of_two(heads.interleaved(tensors, ["head_layer.1", "head_layer.4"], torch.tanh))
     if name == "ldl":
         softmax = bool(config.get("softmax", False))
         return heads.ldl(tensors, LDL_LEVELS, float(config.get("temperature", 1.0)), softmax)

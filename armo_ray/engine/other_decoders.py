@@ -43,7 +43,8 @@ def load_encoder(checkpoint: Checkpoint, dtype: torch.dtype, num_devices: int) -
     """
     if num_devices > 1:
         raise ConfigError(f"{checkpoint.path}: an encoder cannot be split over {num_devices} devices")
-    model: Any = _loaded(checkpoint, _config(checkpoint), dtype)
+    renamed = {r"^pretrained_model\.": "deberta."} if checkpoint.family.name == "pairrm" else None
+    model: Any = _loaded(checkpoint, _config(checkpoint), dtype, key_mapping=renamed)
     model.layers = model.encoder.layer
     encoder: PreTrainedModel = model
     return encoder

@@ -24,10 +24,12 @@ from armo_ray.engine.load_head import read_head
 from armo_ray.engine.log_ratios import LogRatios
 from armo_ray.engine.options import Options
 from armo_ray.engine.packing import Ids, Index, Pack, make_packs
+from armo_ray.engine.step_sums import accumulated
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
 from armo_ray.model.families import Family
 from armo_ray.model.policy_pair import inspect_reference
+from armo_ray.model.positions import without_ends
 from armo_ray.model.reference import Reference, check_given
 from armo_ray.model.steps import check_system
 
@@ -115,7 +117,8 @@ class RewardModel:
                 default for fp8 on CUDA only, which is slower than bfloat16 without it.
             family: a name in armo_ray.model.families, a TOML file, or a `Family`; by default
                 identified by the checkpoint's tensors.
-            reference: for the family "dpo", the model to compare with. It takes memory beside the policy.
+            reference: for the families "dpo" and "prm-eurus", the model to compare with. It takes memory beside the
+                policy.
 
         Raises:
             ConfigError: files are missing or damaged; head tensors are missing, unexpected or of a wrong shape;
@@ -158,7 +161,8 @@ class RewardModel:
         Args:
             groups: pairs of the prompt's ids and a list with each candidate's ids, which continue the prompt, as
                 the chat template renders them: the prompt begins with BOS and ends with the response's header,
-                and each candidate ends with the end of its turn. Marks of steps count in candidates only.
+                and each candidate ends with the end of its turn. Marks of steps count in candidates only. An id of
+                -1 is no token: for a family that sums over the tokens of steps, it follows the last one of a step.
 
         Returns:
             Scores for the C candidates of all groups; C may be 0.
@@ -167,7 +171,7 @@ class RewardModel:
             ValueError: a candidate lacks the tokens that the head reads, such as the end of a user turn.
             RuntimeError: a single conversation does not fit in memory.
         """
-        sequences, reads = self._sequences(groups)
+        sequences, reads, ends = self._sequences(groups)
         order: list[Index] = []
         outputs: list[HeadOutput] = []
         watch = Stopwatch(self.device)
@@ -190,6 +194,8 @@ class RewardModel:
                 operations += self._flops(pack)
             left = np.setdiff1d(left, np.concatenate([left[:0], *order]))
         score, rewards, gating, steps = self._collect(order, outputs, reads)
+        if steps and any(ends):
+            score, rewards, steps = accumulated(steps, ends)
         total = sum(map(len, sequences))
         work = (packed, capacity, operations)
         return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds(), steps, *work)
@@ -198,19 +204,32 @@ class RewardModel:
         """Peak operations per second of the model's devices for a dtype; None if not known."""
         return peak_flops(set(layer_devices(self.backbone)), dtype)
 
-    def _sequences(self, groups: Iterable[Group]) -> tuple[list[Ids], list[list[int]]]:
-        """The token ids of each candidate after its prompt, and the positions in them that the head reads."""
+    def _sequences(self, groups: Iterable[Group]) -> tuple[list[Ids], list[list[int]], list[list[int]]]:
+        """The token ids of each candidate after its prompt, the positions in them that the head reads, and the number
+        of these positions up to the end of each step, if ends are marked.
+        """
         sequences: list[Ids] = []
         reads: list[list[int]] = []
+        ends: list[list[int]] = []
         for prompt, candidates in groups:
             before = np.asarray(prompt, np.int32)
             for candidate in candidates:
-                sequences.append(np.concatenate((before, np.asarray(candidate, np.int32))))
-                reads.append(self._read(len(reads), sequences[-1], len(before)))
-        return sequences, reads
+                marked = np.concatenate((before, np.asarray(candidate, np.int32)))
+                ids, counts = without_ends(marked, len(before))
+                read = self._read(len(reads), ids, len(before), counts)
+                sequences.append(ids)
+                reads.append(read[: counts[-1]] if counts else read)
+                ends.append(counts)
+        return sequences, reads, ends
 
-    def _read(self, i: int, ids: Ids, start: int) -> list[int]:
+    def _read(self, i: int, ids: Ids, start: int, ends: list[int]) -> list[int]:
         positions = self.head.positions(ids, start)
+        family = self.head.family
+        sums = family.by_step and family.reads == "response"
+        if sums != bool(ends) or (sums and not 0 < ends[0] <= ends[-1] <= len(positions)):
+            raise ValueError(
+                f"candidate {i}: {len(ends)} ends of steps after {ends[:5]} of its {len(positions)} tokens"
+            )
         if not positions:
             raise ValueError(
                 f"candidate {i}: no end of a user turn followed by an answer ({self.pattern.tolist()}) in its "

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
-from armo_ray.evaluate.benchmarks import BENCHMARKS
+from armo_ray.evaluate.benchmarks import BENCHMARKS, STEPWISE
+from armo_ray.evaluate.first_errors import COLUMNS
 from armo_ray.evaluate.items import Items
 from armo_ray.evaluate.options import EvaluateOptions
 from armo_ray.expressions.expressions import advice
@@ -61,20 +62,27 @@ def naming(files: Mapping[str, str]) -> Iterator[None]:
 
 
 def _scoring(options: EvaluateOptions, settings: Mapping[str, Any]) -> ScoreConfig:
-    benchmark = BENCHMARKS[options.benchmark]
+    stepwise = options.benchmark == STEPWISE
+    benchmark_needs, takes = (COLUMNS, ()) if stepwise else _columns(options.benchmark)
     rows, shard = _first_rows(settings["input"])
     columns = {name: None for row in rows for name in row} | dict(shard.partitions)
-    needs = options.by or benchmark.needs
+    needs = options.by or benchmark_needs
     if missing := [name for name in needs if name not in columns]:
         raise ConfigError(
             f"{shard.uri}: no column {missing[0]}, which {options.benchmark} needs; {advice(missing[0], columns)}"
         )
-    used = [*needs, *(name for name in benchmark.takes if name in columns and not options.by)]
+    used = [*needs, *(name for name in takes if name in columns and not options.by)]
     keep = list(settings.get("keep") or ())
     kept = {text.partition("=")[0] for text in keep} | dict(shard.partitions).keys()
     config = load_config(None, {**settings, "keep": [*keep, *(name for name in used if name not in kept)]})
-    _check(rows, shard, config, options.benchmark, used)
+    if not stepwise:
+        _check(rows, shard, config, options.benchmark, used)
     return config
+
+
+def _columns(benchmark: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    known = BENCHMARKS[benchmark]
+    return known.needs, known.takes
 
 
 def _first_rows(inputs: Sequence[str]) -> tuple[list[dict[str, Any]], Shard]:

@@ -24,6 +24,7 @@ Accuracies = Mapping[str, Any]  # by subset: a number, or an array of bootstrap 
 Credits = dict[str, Floats]  # by label, of shape (items,) or, in a benchmark with styles, (items, styles)
 
 OVERALL = "Overall"
+STEPWISE = "processbench"  # of solutions with labels of steps: see first_errors
 
 _LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 

@@ -20,16 +20,19 @@ class EvaluateOptions(ScoresOptions):
             "m-rewardbench",
             "rag-rewardbench",
             "llmbar",
+            "processbench",
         ],
         Help("what is measured", "NAME"),
     ] = "labelled"
-    """Rules to apply: labelled, rewardbench, rewardbench-2, rm-bench, m-rewardbench, rag-rewardbench or llmbar."""
+    """Rules: labelled, rewardbench, rewardbench-2, rm-bench, m-rewardbench, rag-rewardbench, llmbar, processbench."""
     by: Annotated[Names, Help("what is measured", "COLUMN")] = ()
     """With labelled: columns of the scores whose values are the subsets."""
     bootstrap: Annotated[int, Help("what is measured", "N")] = Field(1000, ge=100)
     """Bootstrap samples for the 95 % intervals."""
     seed: Annotated[int, Help("what is measured", "N")] = 0
     """Seed of the bootstrap samples."""
+    threshold: Annotated[float | None, Help("what is measured", "X")] = None
+    """With processbench: steps below it are wrong; default: 0.5, or 0."""
     published: Annotated[Name | None, Help("what is measured", "NAME")] = None
     """Model whose published results to show too; default: this model."""
     output: Annotated[NewPlace | None, Help("what is written", "DIR")] = None

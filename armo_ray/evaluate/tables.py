@@ -23,6 +23,37 @@ def evaluation(results: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def first_errors(results: Mapping[str, Any]) -> str:
+    """The table of ProcessBench, at the threshold given and at the one that is best for a subset."""
+    lines = [_first_errors(results, "a step is wrong")]
+    if results["unscored"]:
+        lines.append(
+            f"{results['unscored']} of {results['items']} solutions have no scores and count as wrong"
+        )
+    if tuned := results["tuned"]:
+        lines.append(f"\n{_first_errors(tuned, 'best for gsm8k')}")
+    return "\n".join(lines)
+
+
+def _first_errors(found: Mapping[str, Any], what: str) -> str:
+    head = [
+        f"{what} below {found['threshold']:.4g}",
+        "with error",
+        "without",
+        "error, %",
+        "correct, %",
+        "F1, %",
+    ]
+    rows = []
+    for name, row in found["subsets"].items():
+        sizes = [str(row["with_error"]), str(row["without_error"])]
+        accuracies = [bare_percent(row[key]) for key in ("error_accuracy", "correct_accuracy", "f1")]
+        between = f"{bare_percent(row['low'])} - {bare_percent(row['high'])}"
+        rows.append([name, *sizes, *accuracies, between])
+    rows.append(["Average F1", "", "", "", "", bare_percent(found["f1"]), ""])
+    return text_table([*head, "95 % interval"], rows)
+
+
 def _accuracies(results: Mapping[str, Any]) -> str:
     head = ["accuracy, %", "items", "score", "95 % interval", "always longest"]
     subsets = results["subsets"] if len(results["subsets"]) <= SHOWN else {}

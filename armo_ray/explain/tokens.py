@@ -9,7 +9,7 @@ from armo_ray.explain.find import Found
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
 from armo_ray.model.family_file import recorded
-from armo_ray.model.positions import read_positions
+from armo_ray.model.positions import read_positions, without_ends
 from armo_ray.model.steps import read_pattern
 from armo_ray.storage.content import is_unchanged
 from armo_ray.storage.filesystem import is_remote
@@ -64,14 +64,14 @@ def trace(found: Found, model: str | None) -> Trace:
     place = encoded.source.index(at)
     sequences = [k for k, (first, _) in enumerate(encoded.contests) if first == place] or [place]
     prompt, ids = encoded.prompts[encoded.group[sequences[0]]], encoded.responses[sequences[0]]
-    whole = np.concatenate((prompt, ids))
+    whole, ends = without_ends(np.concatenate((prompt, ids)), len(prompt))
     return Trace(
         candidate=candidates[at],
         text_from=where,
         ids=whole,
         pieces=[_piece(chat, i) for i in whole.tolist()],
         num_before=len(prompt),
-        marks=_marks(whole, chat, len(prompt)),
+        marks=_steps_summed(ends, len(prompt)) if ends else _marks(whole, chat, len(prompt)),
         num_tokens=(encoded.num_prompt_tokens[place], encoded.num_response_tokens[place]),
         comparisons=sum(place in both for both in encoded.contests),
     )
@@ -81,7 +81,7 @@ def _candidates(found: Found) -> tuple[list[Candidate], str]:
     """The candidates of the row, and where their text is from: the scores, if they have all of it, or the shard."""
     assert found.scores is not None, "rejects are not traced"
     (row,) = found.scores.to_pylist()
-    compared = found.run.identity["family"] == "pairwise"  # which reads the row's other responses too
+    compared = recorded(found.run.identity).text == "pairs"  # which reads the row's other responses too
     whole = not compared and "structured" not in row["flags"]  # else the model read more than the kept text
     if "response" in row and "prompt" in row and found.run.keep_text and whole:
         answer = row["response"][-1]["content"]
@@ -130,6 +130,14 @@ def _piece(chat: Chat, token: int) -> str:
     return repr(text)
 
 
+def _steps_summed(ends: list[int], start: int) -> dict[int, str]:
+    places = [start + end - 1 for end in ends]
+    marks = dict.fromkeys(places, "summed up to here, by both models: step")
+    for k, at in enumerate(places, 1):  # two short steps may end at one token
+        marks[at] += f" {k}"
+    return marks
+
+
 def _marks(ids: Ids, chat: Chat, start: int) -> dict[int, str]:
     family = chat.family
     positions = read_positions(ids, family, np.array(read_pattern(chat), np.int32), start)
@@ -145,6 +153,10 @@ def _marks(ids: Ids, chat: Chat, start: int) -> dict[int, str]:
         }
     judged = ("outcome", "steps", "pairs")
     what = "rewards and gate" if family.gated else "verdict" if family.text in judged else "rewards"
-    places = {"before_zero": "before the first token with id 0", "first": "at the first token"}
+    places = {
+        "before_zero": "before the first token with id 0",
+        "first": "at the first token",
+        "sides": "at the marks of the texts",
+    }
     where = places.get(family.reads, "at the last token")
     return dict.fromkeys(positions, f"read: {what}, {where}")

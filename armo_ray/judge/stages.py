@@ -7,6 +7,7 @@ import pickle
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from armo_ray.endpoint.client import Client
 from armo_ray.endpoint.journal import Journal, request_key
 from armo_ray.endpoint.limits import Allowance, Gate, Stopped, Usage, keep
 from armo_ray.endpoint.reply import EndpointRefused, Failure, Reply
-from armo_ray.judge.job import JudgeJob
+from armo_ray.judge.job import JudgeJob, chat_of
 from armo_ray.judging.calls import Call, calls_of
 from armo_ray.judging.verdicts import Judged, judged, parse
 from armo_ray.outputs.schema import JUDGE_FIELDS
@@ -32,6 +33,7 @@ from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.paths import Rejected, value_at
 from armo_ray.text.tokenized import Prompt, Tokenized
+from armo_ray.text.whole_text import WholeText
 
 _ROWS = "rows"  # column of the calls of a unit, pickled
 _STOPPED = "stopped"  # column of why a unit was left
@@ -45,7 +47,7 @@ class Halt(NamedTuple):
     message: str
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """The candidates of a row that are judged, and the calls that judge them."""
 
     num_candidates: int
@@ -61,19 +63,24 @@ def read_calls(span: Span, job: JudgeJob) -> Iterator[pa.Table]:
 
 
 def _calls_of_unit(done: UnitRows, shard: Shard, job: JudgeJob, started: float) -> pa.Table:
-    read, listed = candidates_in(done, job), Tokenized()
-    rows: list[_Row] = []
-    for number, of_row in groupby(range(len(read.candidates)), key=read.numbers.__getitem__):
-        if row := _row(list(of_row), f"{shard.uri}:{number}", read, listed, job):
-            rows.append(row)
-    listed.rejects.sort()
+    read, listed, rows = listed_calls(done, shard, job)
     seconds = {"read": time.perf_counter() - started, "tokenize": 0.0}
     header = Header(shard, done.unit, len(read.candidates), seconds, content=done.content)
     columns = row_columns(listed, read, shard, job)
     return pa.table({"header": header.to_array(), _ROWS: [pickle.dumps(rows)], **columns})
 
 
-def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJob) -> _Row | None:
+def listed_calls(done: UnitRows, shard: Shard, job: JudgeJob) -> tuple[Read, Tokenized, list[Row]]:
+    """The candidates of a unit, those that are judged or rejected, and the calls of its rows."""
+    read, listed, rows = candidates_in(done, job), Tokenized(), list[Row]()
+    for number, of_row in groupby(range(len(read.candidates)), key=read.numbers.__getitem__):
+        if row := _row(list(of_row), f"{shard.uri}:{number}", read, listed, job):
+            rows.append(row)
+    listed.rejects.sort()
+    return read, listed, rows
+
+
+def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJob) -> Row | None:
     """The calls of a row, whose candidates are at these places; adds them to those that are judged or rejected."""
     good = [i for i in places if read.candidates[i].reason is None]
     bad = [(i, read.candidates[i].reason, read.candidates[i].detail) for i in set(places).difference(good)]
@@ -85,6 +92,8 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
     try:
         columns = {name: value_at(row, name) for name in job.judge.columns}
         calls = calls_of(job.judge, key, candidates, columns)
+        if job.tokenizer is not None:
+            calls = [_with_text(call, candidates[call.candidates[0]], job.tokenizer) for call in calls]
     except Rejected as rejection:
         reason, detail = rejection.args
         listed.rejects += [(i, reason, detail) for i in good]
@@ -92,7 +101,13 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
     for i, candidate in zip(good, candidates, strict=True):
         prompt = Prompt(candidate.prompt, candidate.tools, id=_prompt_id(candidate))
         listed.add(i, prompt, (None, None), list(candidate.flags))
-    return _Row(len(good), calls)
+    return Row(len(good), calls)
+
+
+def _with_text(call: Call, candidate: Candidate, tokenizer: str) -> Call:
+    """The call to a server that takes text. Raises Rejected."""
+    text, num_tokens = WholeText(chat_of(tokenizer))(candidate)
+    return replace(call, options={"text": text, "num_tokens": num_tokens})
 
 
 def _prompt_id(candidate: Candidate) -> str:
@@ -130,7 +145,7 @@ class Asker:
         started, header = time.perf_counter(), Header.of(table)
         header.began = time.time()
         header.seconds |= {"wait": started - (self.ended or started), "pack": 0.0}
-        rows: list[_Row] = pickle.loads(table[_ROWS][0].as_py())
+        rows: list[Row] = pickle.loads(table[_ROWS][0].as_py())
         calls = [call for row in rows for call in row.calls]
         replies = await self._replies(header.unit.id, calls)
         self.ended = time.perf_counter()
@@ -161,7 +176,10 @@ class Asker:
             options = dict(call.options)
             if entry is not None and "seed" in options:
                 options["seed"] += entry.retried  # else the answer would be the same
-            reply = await client.send(call.messages, options)
+            if self.job.tokenizer is None:
+                reply = await client.send(call.messages, options)
+            else:
+                reply = await client.send_text(options["text"], options["num_tokens"])
             if isinstance(reply, Reply):
                 finding = parse(self.job.judge, call, reply)
                 journal.add(key, reply, finding.reason if isinstance(finding, Failure) else None)

@@ -11,8 +11,6 @@ from armo_ray.judging.calls import Call
 from armo_ray.judging.reading import Numbers, Unparsable, likely_value, shares, visible, written
 from armo_ray.judging.specification import Judge
 
-REASONS = ("unparsable", "refused", "cut_off", "context_overflow", "endpoint_error")
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -44,6 +42,8 @@ class Judged:
 
 def parse(judge: Judge, call: Call, reply: Reply) -> Verdict | Failure:
     """The verdict of a reply, or the reason why it has none."""
+    if judge.parse.kind == "values":
+        return Verdict(tuple(reply.values[name] for name in judge.reward_names))
     if reply.refusal or reply.finish_reason == "content_filter":
         return Failure("refused", (reply.refusal or "stopped by the server's content filter")[:200])
     if _cut_off(judge, reply):

@@ -124,6 +124,12 @@ CATALOG = {
     "prm-reasonflux": Entry(
         "ReasonFlux-PRM-7B, whose template has the system prompt", *_STEPS, "the README of ReasonFlux"
     ),
+    "prm-eurus": Entry(
+        "EurusPRM-Stage1, EurusPRM-Stage2, next to their `--reference-model`",
+        "the same, of log ratios up to each step's end; `step_scores`",
+        "`mean`",
+        "its model card, and eval/processbench.py of ImplicitPRM",
+    ),
     "prm-shepherd": Entry(
         "math-shepherd-mistral-7b-prm, in its own prompt format; one question only", *_STEPS, "its model card"
     ),
@@ -136,6 +142,12 @@ CATALOG = {
         "reward-model-deberta-v3-large-v2, an encoder: prompts are not shared; one question only",
         *_REWARD,
         "DebertaV2ForSequenceClassification of transformers, called as in its model card",
+    ),
+    "pairrm": Entry(
+        "PairRM-hf, an encoder that compares two responses; one question only, and nothing is cut",
+        "`win_rate`, as of `pairwise`",
+        "the win rate",
+        "DebertaV2PairRM of llm_blender, called as in its model card",
     ),
 }
 HEADS = ("family", "models", "recognized by", "rewards", "score")

@@ -161,6 +161,8 @@ def _text(path: Path, name: str, token: Any) -> str:
 def _checked(draft: Chat, path: Path) -> Chat:
     """The draft with its fields filled in from probes. Raises ConfigError if scores would not be the model's."""
     try:
+        if draft.family.text == "pairs" and draft.family.bidirectional:
+            return draft  # `read_pattern` checks its texts
         if draft.family.text in ("whole", "prose", "lines"):
             return _with_prefix(draft)
         draft = _with_bos(draft)

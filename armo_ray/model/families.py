@@ -34,6 +34,14 @@ _PAIR = _IN_TURN + (
     "{% if loop.index > 2 %}{{ raise_exception('only one question and its response') }}{% endif %}"
     "{{ (cls_token if loop.first else '') + m['content'] + sep_token }}{% endfor %}"
 )
+# A question and two responses to it, each a text of its own after its mark; a question alone is only its text.
+PAIR_MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
+_PAIRRM = (
+    "{% for m in messages %}{% if m['role'] != ('user' if loop.first else 'assistant') or loop.index > 3 %}"
+    "{{ raise_exception('only one question and its responses') }}{% endif %}{{ cls_token + ["
+    + ", ".join(f"'{mark}'" for mark in PAIR_MARKS)
+    + "][loop.index0] + m['content'] + sep_token }}{% endfor %}"
+)
 _NO_END = (
     "its model card scores a response without the end token that its training appends; it is left out here"
 )
@@ -44,6 +52,8 @@ Activation = Literal["relu", "leaky_relu", "gelu", "silu", "selu", "tanh"]
 # A prompt of one question, of a family without a chat template.
 _QUESTION = "{{ messages[0]['content'] }}"
 
+# Texts in which the steps of a response follow each other, without verdicts in turns.
+STEPS_AT_ONCE = ("marked", "prose", "lines")
 # The system prompt in the model card of Qwen2.5-Math-PRM.
 _REASON = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -55,13 +65,16 @@ class Family:
     text: "response" is the conversation with its response; "outcome" puts the response into the user's turn and asks
         for a verdict, + or -; "steps" does so for each step of the response; "pairs" asks which of two responses is
         better; "whole" is the conversation with its response, encoded as one text in a template of the family's own;
-        "marked" is the conversation with a special token after each step of the response; "prose" is a question and
+        "marked" is the conversation with a special token after each step of the response, if the family has one, or
+        with its steps as paragraphs; "prose" is a question and
         its steps as one text, with a word after each step; "lines" is a question and its steps as lines, each of which
         is encoded by itself, without a chat template.
     reads: which tokens the head reads. "first": the first token; "last": the last token; "gate": the end of the last
         user turn and the last token; "headers": the end of every assistant header; "before_zero": the token before
         the first with id 0, or the last token if there is none; "marks": the token after every step of the response;
-        "response": the tokens before each token of the response, where a language model predicts it.
+        "sides": the tokens before a question and before each of two responses;
+        "response": the tokens before each token of the response, where a language model predicts it; of steps, those
+        from the last token of the header on.
     bidirectional: whether a token attends to all others: an encoder, which computes each conversation in full.
     gated: whether the head returns a weight for each reward.
     bos: whether a conversation begins with the BOS token, if the tokenizer has one.
@@ -78,12 +91,13 @@ class Family:
     template: the chat template, if the authors' code does not use the tokenizer's.
     mark: text of the token after each step, which a family reads that is not asked for verdicts in turns.
     system: the system prompt of a conversation that has none, if the authors' code gives one, even an empty one.
+    beta: of a policy that is compared with its reference model, the factor of the log ratios, unless another is given.
     unverified: what could not be checked against the authors' code; such a family must be asked for by its name.
     """
 
     name: str
     text: Literal["response", "outcome", "steps", "pairs", "whole", "marked", "prose", "lines"] = "response"
-    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks", "response"] = "last"
+    reads: Literal["first", "last", "gate", "headers", "before_zero", "marks", "sides", "response"] = "last"
     bidirectional: bool = False
     gated: bool = False
     bos: bool = True
@@ -99,18 +113,19 @@ class Family:
     template: str = ""
     mark: str = ""
     system: str | None = None
+    beta: float = 0.1
     unverified: str = ""
 
     @property
     def reads_logits(self) -> bool:
         """Whether the head is the language model's own, so that no tensor identifies the family."""
-        judges = self.text in ("outcome", "steps", "pairs", "prose")
+        judges = self.text in ("outcome", "steps", "pairs", "prose") and not self.bidirectional
         return bool(self.tokens) or judges or self.reads == "response"
 
     @property
     def by_step(self) -> bool:
         """Whether the rewards are those of the steps of a response."""
-        return self.text == "steps" or bool(self.mark)
+        return self.text in ("steps", *STEPS_AT_ONCE)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -173,6 +188,14 @@ FAMILIES = {
             mark="<extra_0>",
             unverified="its README gives the text and the reading; its config and template were not at hand",
         ),
+        Family(
+            "prm-eurus",
+            "marked",
+            "response",
+            step_end="\n\n",
+            beta=0.001,
+            unverified="its model card gives the procedure; its chat template and its weights were not at hand",
+        ),
         Family("prm-shepherd", "prose", "marks", step_end=" ки\n", template=_QUESTION, mark="ки"),
         Family(
             "prm-skywork",
@@ -191,5 +214,6 @@ FAMILIES = {
             activation="gelu",
             template=_PAIR,
         ),
+        Family("pairrm", "pairs", "sides", bidirectional=True, template=_PAIRRM, max_length=2048),
     )
 }

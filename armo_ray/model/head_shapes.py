@@ -79,6 +79,14 @@ def two_labels(config: Mapping[str, Any]) -> Shapes:
     return linear("score.0", hidden, hidden) | linear("score.2", 2, hidden)
 
 
+def pairrm(config: Mapping[str, Any], _: Mapping[str, Shape]) -> Expected:
+    """PairRM's head: two layers on the hidden states of a question and of a response."""
+    if (tasks := config.get("n_tasks", 1)) != 1:
+        raise ConfigError(f"config.json: n_tasks is {tasks}, expected 1, as in PairRM")
+    hidden = int(config["hidden_size"])
+    return linear("head_layer.1", hidden, 2 * hidden) | linear("head_layer.4", 1, hidden), {}
+
+
 LDL_LEVELS = 10
 
 

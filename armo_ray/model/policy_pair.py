@@ -46,7 +46,7 @@ def identity_of_pair(policy: Checkpoint, reference: Checkpoint, how: Reference) 
     parts = {
         "policy_fingerprint": policy.fingerprint,
         "reference_fingerprint": reference.fingerprint,
-        "beta": how.beta,
+        "beta": how.factor(policy.family),
         "length_normalized": how.length_normalized,
     }
     text = json.dumps(parts, sort_keys=True)

@@ -8,12 +8,26 @@ from armo_ray.model.families import Family
 Ids = npt.NDArray[np.int32]
 
 
+# In the ids of a response: not a token, but the end of a step, of which the tokens do not tell. A family that sums over
+# tokens reads the response up to there.
+STEP_END = -1
+
+
+def without_ends(ids: Ids, start: int = 0) -> tuple[Ids, list[int]]:
+    """The token ids, and for every end of a step, how many of them are between `start` and it."""
+    places = np.flatnonzero(ids == STEP_END)
+    if not len(places):
+        return ids, []
+    return np.delete(ids, places), (places - np.arange(len(places)) - start).tolist()
+
+
 def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> list[int]:
     """The positions that the head reads; an empty list if the conversation lacks the tokens that mark them.
 
     Args:
         ids: token ids (T,) of a conversation.
-        pattern: token ids from the end of a user turn to the response, or the one after each step.
+        pattern: token ids from the end of a user turn to the response, or the one after each step; or
+            those of the marks of a question and two responses.
         start: the number of tokens before the response, in which no step ends.
     """
     last = len(ids) - 1
@@ -24,6 +38,9 @@ def read_positions(ids: Ids, family: Family, pattern: Ids, start: int = 0) -> li
     if family.reads == "before_zero":
         zeros = np.flatnonzero(ids == 0)
         return [int(zeros[0] - 1) % len(ids)] if len(zeros) else [last]
+    if family.reads == "sides":
+        first = [np.flatnonzero(ids == mark)[:1].tolist() for mark in pattern]
+        return [at for found in first for at in found] if all(first) else []
     if family.reads == "marks":
         return [start + at for at in _occurrences(ids[start:], pattern)]
     starts = _occurrences(ids, pattern)

@@ -20,6 +20,7 @@ from armo_ray.model.head_shapes import (
     chain,
     ldl,
     ldl_objectives,
+    pairrm,
     qrm,
     two_labels,
 )
@@ -61,6 +62,7 @@ HEAD_PREFIXES = (
     "score_head.",
     "normalizer.",
     "gating_layer.",
+    "head_layer.",
 )
 _BACKBONE = re.compile(r"(model|lm_head)\.|.*rotary_emb\.inv_freq$")
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
@@ -78,11 +80,18 @@ _IDENTIFIED_BY = {
     "eurus": "regression_head.weight",
     "ldl": "gating_layer.network.0.weight",
     "deberta": "pooler.dense.weight",
+    "pairrm": "head_layer.1.weight",
 }
 # Families whose tensors are also those of another family, by their architecture.
 _ARCHITECTURES = {"Qwen2ForProcessRewardModel": "prm-qwen", "Qwen2ForPrmModel": "prm-skywork"}
 # The backbones of families whose tensors alone do not identify them.
-BACKBONE_OF = {"ultrarm": "llama", "eurus": "mistral", "ldl": "gemma2", "deberta": "deberta-v2"}
+BACKBONE_OF = {
+    "ultrarm": "llama",
+    "eurus": "mistral",
+    "ldl": "gemma2",
+    "deberta": "deberta-v2",
+    "pairrm": "deberta-v2",
+}
 # Families that are only used by name, by a tensor of theirs.
 _NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
 # Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.
@@ -295,6 +304,7 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], Expected
     "value-head": _value_head,
     "starling": _value_head,
     "ldl": ldl,
+    "pairrm": pairrm,
     "beaver-reward": lambda config, _: beaver(config, "reward"),
     "beaver-cost": lambda config, _: beaver(config, "cost"),
     "prm-qwen": lambda config, _: (two_labels(config), {}),

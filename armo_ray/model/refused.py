@@ -34,14 +34,14 @@ def refusal(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Any]) ->
 
 
 def _encoder(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
-    """Why an encoder is none of the family deberta; "" if it is one, or no encoder."""
+    """Why an encoder is of neither deberta nor pairrm; "" if it is of one, or no encoder."""
     architecture = next(iter(config.get("architectures") or ()), "")
-    if "head_layer.1.weight" in shapes or architecture == "DebertaV2PairRM":
+    if "ranker_type" in config:
         return (
-            "PairRM gives a response no score of its own: it compares two in one text, at three tokens, and its code "
-            "cuts questions and responses to fit. It is not supported. Rank with the package llm_blender, or score "
-            "with OpenAssistant/reward-model-deberta-v3-large-v2"
+            "PairRM as the package llm_blender stores it: use llm-blender/PairRM-hf, which is the same model"
         )
+    if "head_layer.1.weight" in shapes:
+        return _odd_field(config, {"type_vocab_size": 0, "position_biased_input": False})
     if "pooler.dense.weight" not in shapes or "classifier.weight" not in shapes:
         return ""
     if (kind := config.get("model_type")) != "deberta-v2":
@@ -50,9 +50,13 @@ def _encoder(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
         return f"architecture {architecture}: expected DebertaV2ForSequenceClassification, a reward model's"
     if (labels := shapes["classifier.weight"][0]) != 1:
         return f"classifier.weight has {labels} labels: it tells classes of texts apart; a reward model has one label"
-    for name, value in {"type_vocab_size": 0, "pooler_hidden_act": "gelu"}.items():
+    return _odd_field(config, {"type_vocab_size": 0, "pooler_hidden_act": "gelu"})
+
+
+def _odd_field(config: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    for name, value in expected.items():
         if (found := config.get(name, value)) != value:
-            return f"config.json: {name} is {found}, expected {value}, as in OpenAssistant's reward model"
+            return f"config.json: {name} is {found}, expected {value}, as in the released reward model"
     return ""
 
 

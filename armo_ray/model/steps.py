@@ -4,9 +4,11 @@ import jinja2
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import PROBE_RESPONSES, Chat, Messages
-from armo_ray.model.families import Family
+from armo_ray.model.families import PAIR_MARKS, Family
 
 _QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
+BLANK_LINE = "\n\n"
+_PARAGRAPHS = ("Add 2 and 2.", "It is $4$", "(b) 4", "4")
 
 
 def read_pattern(chat: Chat) -> tuple[int, ...]:
@@ -16,9 +18,13 @@ def read_pattern(chat: Chat) -> tuple[int, ...]:
     another way than the family's template.
     """
     family = chat.family
+    if family.reads == "sides":
+        return _sides(chat)
     if family.bidirectional:
         _check_pairs(chat)
     if not family.mark:
+        if family.by_step and family.reads == "response":
+            _check_paragraphs(chat)
         return chat.response_pattern
     ids = tuple(chat.encode(family.mark))
     if len(ids) != 1:
@@ -42,6 +48,39 @@ def _check_pairs(chat: Chat) -> None:
                 f"family {chat.family.name}: this tokenizer does not encode a question and its response as "
                 f"[CLS] question [SEP] response [SEP], each text by itself: {response!r} becomes {expected[:50]}"
             )
+
+
+def _sides(chat: Chat) -> tuple[int, ...]:
+    """The tokens before a question and two responses. Raises ConfigError if they are none, or not before each text."""
+    marks = [chat.encode(mark) for mark in PAIR_MARKS]
+    if any(len(ids) != 1 for ids in marks):
+        raise ConfigError(f"family {chat.family.name}: {PAIR_MARKS} are not one token each: {marks}")
+    for response in filter(None, PROBE_RESPONSES):
+        turns = [*_QUESTION, *[{"role": "assistant", "content": response}] * 2]
+        texts = zip(PAIR_MARKS, turns, strict=True)
+        apart = [i for mark, m in texts for i in chat.tokenizer.encode(mark + m["content"]).ids]
+        if chat.encode(chat.render_prompt(turns)) != apart:
+            raise ConfigError(
+                f"family {chat.family.name}: this tokenizer does not encode a text by itself between [CLS] and [SEP]"
+            )
+    return tuple(i for (i,) in marks)
+
+
+def header_end(chat: Chat) -> int:
+    """The last token of the header of a response."""
+    return chat.encode(chat.render_prompt(_QUESTION) + chat.response_start)[-1]
+
+
+def _check_paragraphs(chat: Chat) -> None:
+    """Raise ConfigError if a paragraph is not encoded by itself, as its end could not be found then."""
+    whole = chat.encode(BLANK_LINE.join(_PARAGRAPHS))
+    apart = [i for text in _PARAGRAPHS[:-1] for i in chat.encode(text + BLANK_LINE)]
+    header = chat.encode(chat.render_prompt(_QUESTION) + chat.response_start + _PARAGRAPHS[0])
+    behind = chat.encode(_PARAGRAPHS[0])
+    if whole != apart + chat.encode(_PARAGRAPHS[-1]) or header[-len(behind) :] != behind:
+        raise ConfigError(
+            f"family {chat.family.name}: its tokenizer joins a paragraph with the text before it"
+        )
 
 
 def spelled(chat: Chat) -> list[int]:

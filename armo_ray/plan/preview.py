@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from armo_ray.model.positions import without_ends
 from armo_ray.score.job import ModelJob
 from armo_ray.score.stages.read import load_encoder, row_candidates
 from armo_ray.score.trial import ROWS, Place, first_rows
@@ -62,5 +63,5 @@ def _conversations(job: ModelJob, place: Place) -> Iterator[Json]:
 def _sequence(done: Tokenized, at: int) -> list[int]:
     """The token ids that the model reads for a candidate; for one that is compared, those of its first comparison."""
     first = next((k for k, (a, _) in enumerate(done.contests) if a == at), at)
-    ids: list[int] = np.concatenate((done.prompts[done.group[first]], done.responses[first])).tolist()
-    return ids
+    ids, _ = without_ends(np.concatenate((done.prompts[done.group[first]], done.responses[first])))
+    return list(ids.tolist())

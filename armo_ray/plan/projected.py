@@ -81,7 +81,7 @@ def flops_per_token(config: ScoreConfig, context: float) -> float:
     """
     if config.reference_model is None:
         return _flops(config, context)[0]
-    other = config.model_copy(update={"model": config.reference_model, "revision": None})
+    other = config.model_copy(update={"model": config.reference_model, "revision": config.reference_revision})
     both = [_flops(one, context) for one in (config, other)]
     return sum(backbone + _FLOAT32 * head for backbone, head in both)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from armo_ray.engine.packing import Ids, make_packs
+from armo_ray.model.positions import without_ends
 from armo_ray.outputs.schema import REJECT_REASONS
 from armo_ray.plan.intervals import Counted
 from armo_ray.plan.sample_runs import Run, draw, read_blocks
@@ -98,7 +99,7 @@ class _Reader:
             candidates += row_candidates(row, self.job)
             numbers += [number] * (len(candidates) - len(numbers))
         done = self.encoder.encode(candidates)
-        sequences = [np.concatenate((prompt, *ids)) for prompt, ids in done.sequences()]
+        sequences = [without_ends(np.concatenate((prompt, *ids)))[0] for prompt, ids in done.sequences()]
         lengths = [len(ids) for ids in sequences]
         cut = [j for j, flags in enumerate(done.flags) if "truncated" in flags]
         longer = [i for i, reason, _ in done.rejects if reason == "too_long"]
@@ -130,4 +131,5 @@ class _Reader:
             return [measured_to(self.job)] * len(candidates)
         encoded = self.unbounded.encode(candidates)
         beyond = [self.unbounded.max_length] * len(encoded.rejects)
-        return [len(prompt) + len(ids) for prompt, (ids,) in encoded.sequences()] + beyond
+        own = [len(prompt) + len(without_ends(ids)[0]) for prompt, (ids,) in encoded.sequences()]
+        return own + beyond

@@ -40,9 +40,11 @@ class ScoreConfig(RunOptions):
     family: Annotated[FamilyName | None, Help("the model", "NAME")] = None
     """Family, or a TOML file of one; default: recognized by its tensors."""
     reference_model: Annotated[ModelName | None, Help("the model", "MODEL")] = None
-    """With --family dpo: the model before training; memory holds both."""
+    """Of dpo or prm-eurus: the model before training; memory holds both."""
+    reference_revision: Annotated[Name | None, Help("the model", "NAME")] = None
+    """Branch, tag or commit of the reference model."""
     beta: Annotated[Beta | None, Help("the model", "X")] = None
-    """With --family dpo: factor of the reward; default: 0.1."""
+    """Factor of log ratios; default: of dpo 0.1, of prm-eurus 0.001."""
     length_normalized: Annotated[bool, Help("the model")] = False
     """With --family dpo: divide the reward by the number of response tokens."""
     dtype: Annotated[Dtype, Help("the model")] = "bfloat16"
@@ -70,7 +72,7 @@ class ScoreConfig(RunOptions):
     @property
     def reference(self) -> Reference | None:
         """The reference model of a policy, as it is given. Raises ConfigError if only its options are given."""
-        return given_by(self.reference_model, self.beta, self.length_normalized)
+        return given_by(self.reference_model, self.reference_revision, self.beta, self.length_normalized)
 
     @field_validator("gpus_per_replica")
     @classmethod

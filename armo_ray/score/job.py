@@ -135,7 +135,7 @@ def _model(config: ScoreConfig) -> _Model:
     size, rows = num_ids(chat.tokenizer), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, but its model {rows}")
-    positions = _whole(checkpoint, "max_position_embeddings")
+    positions = _positions(checkpoint)
     if config.max_length is not None and config.max_length > positions:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
     limits = (chat.model_max_length, checkpoint.family.max_length, positions)
@@ -146,10 +146,17 @@ def _model(config: ScoreConfig) -> _Model:
 def _reference(config: ScoreConfig, policy: Checkpoint) -> Checkpoint | None:
     if config.reference is None:
         return None
-    path, revision = local_model(config.reference.model)
-    checkpoint = inspect_reference(policy, path)
-    logger.info("memory holds two models: the policy, and the reference model %s", config.reference.model)
-    return replace(checkpoint, revision=revision) if is_remote(config.reference.model) else checkpoint
+    given = config.reference
+    path, revision = local_model(given.model, given.revision)
+    checkpoint = inspect_reference(policy, path, None if is_remote(given.model) else given.revision)
+    logger.info("memory holds two models: the policy, and the reference model %s", given.model)
+    return replace(checkpoint, revision=revision) if is_remote(given.model) else checkpoint
+
+
+def _positions(checkpoint: Checkpoint) -> int:
+    """The most tokens that a model takes; an encoder with relative positions takes more than its config says."""
+    stated = _whole(checkpoint, "max_position_embeddings")
+    return max(stated, checkpoint.family.max_length or 0) if checkpoint.family.bidirectional else stated
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> int:
@@ -257,5 +264,5 @@ def _about_reference(config: ScoreConfig, metadata: Mapping[str, Any]) -> list[t
     return [
         ("reference model", f"`{metadata['reference_model']}`"),
         ("fingerprint of its weights", f"`{metadata['reference_fingerprint']}`"),
-        ("reward", f"{config.reference.beta:g} times the log ratio{divided}"),
+        ("reward", f"{metadata['beta']:g} times the log ratio{divided}"),
     ]

@@ -53,7 +53,14 @@ def steps_of(response: str, family: Family) -> tuple[list[str], list[str]]:
     return step_texts, [flag for flag, is_set in flags.items() if is_set]
 
 
-def pair(prompt: Messages, first: str, second: str) -> Messages:
+def compared(prompt: Messages, first: str, second: str, family: Family) -> Messages:
+    """What a model reads to compare two responses: one turn with all, or the question and each by itself."""
+    if family.bidirectional:
+        return [*prompt, *({"role": "assistant", "content": text} for text in (first, second))]
+    return _pair(prompt, first, second)
+
+
+def _pair(prompt: Messages, first: str, second: str) -> Messages:
     """Two responses in one turn, after the conversation that they continue."""
     said = (f"\n<turn> {'assistant' if i % 2 else 'user'}\n {m['content']}" for i, m in enumerate(prompt))
     context = "\n" + "".join(said) + "\n"
@@ -80,7 +87,7 @@ def encode(
     alone = dict(zip(fit, render([candidates[i].prompt for i in fit]), strict=True))
     if family.text == "pairs":
         for row in _rows(candidates, fit):
-            _Contest(out, candidates, row, alone[row[0]], max_length).play(render, count)
+            _Contest(out, candidates, row, alone[row[0]], max_length).play(render, count, family)
         return out
     written = [judged(candidates[i].prompt, candidates[i].response, family) for i in fit]
     places: dict[bytes, int] = {}
@@ -187,7 +194,7 @@ class _Contest:
         self.out, self.candidates, self.row = out, candidates, row
         self.prompt, self.max_length = prompt, max_length
 
-    def play(self, render: Render, count: Count) -> None:
+    def play(self, render: Render, count: Count, family: Family) -> None:
         """Add the candidates that can be compared with their sequences, and reject the others.
 
         While a comparison is too long, the longest response is rejected.
@@ -202,7 +209,7 @@ class _Contest:
         while len(left) > 1:
             pairs = self._pairs(left)
             new = [both for both in pairs if both not in wholes]
-            turns = [pair(self.prompt.messages, responses[a], responses[b]) for a, b in new]
+            turns = [compared(self.prompt.messages, responses[a], responses[b], family) for a, b in new]
             wholes |= zip(new, render(turns), strict=True)
             if (rejection := self._first_too_long([wholes[both] for both in pairs])) is None:
                 self._add({both: wholes[both] for both in pairs}, {i: count(responses[i]) for i in left})

@@ -2,7 +2,7 @@
 
 Sources: the model cards of Qwen2.5-Math-PRM and ReasonFlux-PRM, whose steps are paragraphs of the assistant's turn, and
 skywork-o1-prm-inference, whose steps are lines after the line of the question. The token is put between the ids of the
-steps, so that no text of a step or of a prompt can become one.
+steps, so that no text of a step or of a prompt can become one. `step_ends` is for the family without such a token.
 """
 
 import hashlib
@@ -14,8 +14,9 @@ import numpy as np
 
 from armo_ray.model.chat import Messages
 from armo_ray.model.families import Family
+from armo_ray.model.positions import STEP_END
 from armo_ray.model.steps import read_pattern, with_system
-from armo_ray.text import judges
+from armo_ray.text import judges, step_ends
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.rendering import Renderer
 from armo_ray.text.tokenized import Ids, Prompt, Tokenized
@@ -52,7 +53,8 @@ def encode(candidates: Sequence[Candidate], tools: Tools) -> Tokenized:
     places: dict[int, int] = {}
     for (i, response), ids in zip(fit.items(), written, strict=True):
         prompt = prompts[i]
-        if (rejection := _unfit(prompt, ids, tools.max_length)) is not None:
+        size = int(np.count_nonzero(ids != STEP_END))
+        if (rejection := _unfit(prompt, size, tools.max_length)) is not None:
             out.rejects.append((i, *rejection))
             continue
         assert prompt.ids is not None, "_unfit passes only encoded prompts"
@@ -63,14 +65,14 @@ def encode(candidates: Sequence[Candidate], tools: Tools) -> Tokenized:
         out.responses.append(ids)
         flagged = prompt.flagged or tools.renderer.has_special(response.steps)
         flags = [*response.flags, *(["special_token_text"] if flagged else [])]
-        out.add(i, prompt, (len(prompt.ids), len(ids)), flags)
+        out.add(i, prompt, (len(prompt.ids), size), flags)
     return out
 
 
 def conversation(prompt: Messages, response: str, family: Family) -> Messages:
     """The whole conversation, with the text of the token after each step, as the authors' code renders it."""
     step_texts, _ = judges.steps_of(response, family)
-    text = "".join(step + family.mark for step in step_texts)
+    text = "".join(step + family.mark for step in step_texts) if family.mark else "\n\n".join(step_texts)
     return [*with_system(prompt, family), {"role": "assistant", "content": text}]
 
 
@@ -120,6 +122,8 @@ def _prompts(messages: dict[int, Messages], tools: Tools) -> dict[int, Prompt]:
         return _questions(messages, tools)
     distinct = {str(prompt): prompt for prompt in messages.values()}
     prompts = dict(zip(distinct, tools.render(list(distinct.values())), strict=True))
+    if not tools.renderer.chat.family.mark:
+        step_ends.cut_headers(prompts.values(), tools.renderer.chat)
     return {i: prompts[str(prompt)] for i, prompt in messages.items()}
 
 
@@ -140,8 +144,10 @@ def _questions(messages: dict[int, Messages], tools: Tools) -> dict[int, Prompt]
 
 
 def _written(responses: Sequence[list[str]], tools: Tools) -> list[Ids]:
-    """The ids of each response, with the token after each step."""
+    """The ids of each response, with the token or mark after each step."""
     chat = tools.renderer.chat
+    if not chat.family.mark:
+        return step_ends.written(responses, chat, tools.encode)
     mark = np.array(read_pattern(chat), np.int32)
     end = np.array(chat.encode(chat.response_end), np.int32)
     texts = [chat.response_start * (not k) + step for steps in responses for k, step in enumerate(steps)]
@@ -151,8 +157,8 @@ def _written(responses: Sequence[list[str]], tools: Tools) -> list[Ids]:
     ]
 
 
-def _unfit(prompt: Prompt, response: Ids, max_length: int) -> tuple[str, str] | None:
-    """Reason and detail if a response to a prompt cannot be scored, otherwise None."""
+def _unfit(prompt: Prompt, size: int, max_length: int) -> tuple[str, str] | None:
+    """Reason and detail if a response of `size` tokens to a prompt cannot be scored, otherwise None."""
     if prompt.error is not None:
         return prompt.error
     if prompt.whole:
@@ -160,6 +166,6 @@ def _unfit(prompt: Prompt, response: Ids, max_length: int) -> tuple[str, str] | 
         return "unsupported_content", detail
     if prompt.ids is None:
         return "too_long", f"{len(prompt.text)} characters, max_length is {max_length} tokens"
-    if (total := len(prompt.ids) + len(response)) > max_length:
+    if (total := len(prompt.ids) + size) > max_length:
         return "too_long", f"{total} tokens, max_length is {max_length}"
     return None

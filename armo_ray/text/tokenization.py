@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.families import STEPS_AT_ONCE
 from armo_ray.model.steps import with_system
 from armo_ray.text import judges, marked, prose
 from armo_ray.text.conversations import Candidate, candidates_of
@@ -66,7 +67,7 @@ class Encoder:
         """Encode the candidates that have no reject reason yet; the others are returned as rejects."""
         if self.chat.family.system is not None:
             candidates = [replace(c, prompt=with_system(c.prompt, self.chat.family)) for c in candidates]
-        if self.chat.family.mark:
+        if self.chat.family.text in STEPS_AT_ONCE:
             tools = marked.Tools(
                 self._renderer, self.max_length, self._rendered, self._encode_texts, self._may_fit
             )

@@ -56,14 +56,17 @@ _LLAMA_TOKENIZERS = {"classifier": "llama3-no-bos", "starling": "yi", "pairwise"
 # The tokenizers of families that are trained on one, whatever the decoder.
 _FAMILY_TOKENIZERS = {
     "prm-qwen": "qwen2-steps",
+    "prm-eurus": "qwen2-steps",
     "prm-reasonflux": "qwen2-marks",
     "prm-shepherd": "sentencepiece",
     "prm-skywork": "qwen2-bos",
+    "pairrm": "deberta-pairs",
 }
 # The decoders of families whose models have another one than Llama.
 _USUAL = {
     "worldpm": "qwen2",
     "prm-qwen": "qwen2",
+    "prm-eurus": "qwen2",
     "prm-reasonflux": "qwen2",
     "prm-shepherd": "mistral",
     "prm-skywork": "qwen2",
@@ -93,6 +96,7 @@ _ARCHITECTURES = {
     "prm-reasonflux": "Qwen2ForProcessRewardModel",
     "prm-skywork": "Qwen2ForPrmModel",
     "deberta": "DebertaV2ForSequenceClassification",
+    "pairrm": "DebertaV2PairRM",
 }
 
 
@@ -122,7 +126,8 @@ def write_family(
     kind = _FAMILY_TOKENIZERS.get(name, kind)
     if family.text == "whole":
         kind = "sentencepiece"
-    tokenizer = write_tokenizer(path, kind, max_length)
+    longest = family.max_length if family.bidirectional else None
+    tokenizer = write_tokenizer(path, kind, longest or max_length)
     size = {"vocab_size": tokenizer.get_vocab_size()}
     config = _config(family, backbone, size | {"max_position_embeddings": max_length} | fields)
     write_json(path / "config.json", config)
@@ -134,7 +139,9 @@ def write_family(
             tensor.dim() == 1
         ):  # norms and biases start as ones or zeros, and leaving them out would go unnoticed
             tensor.data.add_(torch.randn(tensor.shape), alpha=0.3)
-    prefix = {"starling": "transformer", "deberta": "deberta"}.get(name, "model")
+    prefix = {"starling": "transformer", "deberta": "deberta", "pairrm": "pretrained_model"}.get(
+        name, "model"
+    )
     tensors = {f"{prefix}.{n}": t.bfloat16().contiguous() for n, t in model.state_dict().items()}
     save_file(tensors | _head(family, config), path / "model.safetensors", {"format": "pt"})
 

@@ -16,6 +16,7 @@ from tokenizers import (
     trainers,
 )
 
+from armo_ray.model.families import PAIR_MARKS
 from armo_ray.tiny.armorm import (
     CORPUS,
     LLAMA3_SPLIT,
@@ -181,8 +182,10 @@ def pair_tokenizer() -> Tokenizer:
 
 def write_tokenizer(path: Path, name: str, max_length: int) -> Tokenizer:
     """Write tokenizer.json and tokenizer_config.json of a kind; returns the tokenizer."""
-    if name == "deberta":
+    if name.startswith("deberta"):
         tokenizer = pair_tokenizer()
+        if name == "deberta-pairs":
+            tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in PAIR_MARKS])
         write_json(path / "tokenizer_config.json", _DEBERTA | {"model_max_length": max_length})
         tokenizer.save(str(path / "tokenizer.json"))
         return tokenizer

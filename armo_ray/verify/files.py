@@ -7,6 +7,7 @@ import numpy as np
 
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
+from armo_ray.model.positions import without_ends
 from armo_ray.model.recognize import ARMORM_REWARDS, HEAD_PREFIXES
 from armo_ray.model.steps import with_system
 from armo_ray.text import judges, marked, prose
@@ -74,7 +75,7 @@ def check_tokens(chat: Chat, sequences: Sequences) -> list[Check]:
     if chat.family.text == "response":  # some templates have no system role
         faults += [why for why in rejected if "malformed_row" not in why and "too_long" not in why]
     for place, (prompt, (response,)) in zip(sequences.places, sequences.ids, strict=True):
-        whole = [*prompt.tolist(), *response.tolist()]
+        whole = [*prompt.tolist(), *without_ends(response)[0].tolist()]
         if chat.family.reads == "gate" and (fault := _gate_fault(chat, len(prompt), whole)):
             faults.append(f"conversation {place[0]}: {fault}")
         if place[0] not in FORGED and whole != _rendered(chat, place)[: len(whole)]:
@@ -120,11 +121,11 @@ def _rendered(chat: Chat, place: tuple[int, ...]) -> list[int]:
         steps, _ = judges.steps_of(response, chat.family)
         bos = chat.special_tokens["bos_token"] + prompt[0]["content"] + "\n"
         return [*chat.encode(bos), *(i for step in steps for i in (*chat.encode(step), *chat.encode("\n")))]
-    if chat.family.mark:
+    if chat.family.text == "marked":
         messages = marked.conversation(prompt, response, chat.family)
         return chat.encode(chat.render(messages, add_generation_prompt=False))
     if chat.family.text == "pairs":
-        messages = judges.pair(prompt, response, responses[place[2]])
+        messages = judges.compared(prompt, response, responses[place[2]], chat.family)
     else:
         messages, _ = judges.judged(prompt, response, chat.family)
     return [*chat.prefix, *chat.encode(chat.render_prompt(messages))]

@@ -24,9 +24,11 @@ class VerifyModelOptions(DatedOptions):
     family: Annotated[FamilyName | None, Help("to check a model", "NAME")] = None
     """Family of the model; default: recognized by its tensors."""
     reference_model: Annotated[ModelName | None, Help("to check a model", "MODEL")] = None
-    """With --family dpo: the model before training; memory holds both."""
+    """Of dpo or prm-eurus: the model before training; memory holds both."""
+    reference_revision: Annotated[Name | None, Help("to check a model", "NAME")] = None
+    """Branch, tag or commit of the reference model."""
     beta: Annotated[Beta | None, Help("to check a model", "X")] = None
-    """With --family dpo: factor of the reward; default: 0.1."""
+    """Factor of log ratios; default: of dpo 0.1, of prm-eurus 0.001."""
     length_normalized: Annotated[bool, Help("to check a model")] = False
     """With --family dpo: divide the reward by the number of response tokens."""
     dtype: Annotated[Dtype, Help("to check a model")] = "bfloat16"
@@ -37,3 +39,16 @@ class VerifyModelOptions(DatedOptions):
     """Write the model's values to this file, for --against."""
     against: Annotated[GivenPlace | None, Help("to check a model", "FILE")] = None
     """Compare with the values in a file that --record wrote."""
+
+
+class VerifyJudgeOptions(DatedOptions):
+    """Check a judge: ask it about a small set of answers, and tell what it gets right and what sways it."""
+
+    judge: Annotated[Name, Help("to check a judge", "JUDGE")]
+    """Prompt and how verdicts are read: a TOML file, or the name of a built-in judge."""
+    endpoint: Annotated[Name, Help("to check a judge", "URL")]
+    """OpenAI-compatible server, such as http://localhost:8000/v1."""
+    model: Annotated[Name, Help("to check a judge", "NAME")]
+    """Model, as the server names it."""
+    api_key_env: Annotated[Name | None, Help("to check a judge", "VARIABLE")] = None
+    """Environment variable that holds the key of the endpoint."""

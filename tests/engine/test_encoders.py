@@ -186,8 +186,9 @@ TWINS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], str]] = 
     "pair-ranker": (
         {"architectures": ["DebertaV2PairRM"]},
         pair_ranker,
-        "PairRM gives a response no score of its own",
+        "not a complete head of the family deberta: unexpected head_layer.1.weight",
     ),
+    "pair-ranker-of-its-package": ({"ranker_type": "pairranker"}, dict, "use llm-blender/PairRM-hf"),
     "no-pooler-bias": (
         {},
         lambda tensors: {n: t for n, t in tensors.items() if n != "pooler.dense.bias"},

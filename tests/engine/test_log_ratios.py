@@ -160,7 +160,7 @@ def given(tmp_path: Path, **options: Any) -> dict[str, Any]:
     ("options", "message"),
     [
         ({}, "reference-model: the family dpo compares a policy with .* give that model"),
-        ({"beta": 0.2}, "beta: only of the family dpo: give --reference-model, too"),
+        ({"beta": 0.2}, "beta: only of the family dpo or prm-eurus: give --reference-model, too"),
         (
             {"reference_model": "wider"},
             "wider has a vocabulary of [0-9]+ tokens, but the policy .*policy one of",

@@ -286,7 +286,7 @@ def test_rows_of_every_kind_of_family_show_the_positions_that_its_head_reads(
         ids = np.array([token for token, _ in tokens.values()], np.int32)
         read = [at for at, (_, mark) in tokens.items() if "read: " in mark]
         assert read == sorted(set(head.positions(ids, row["num_prompt_tokens"])))
-        if family != "pairwise":
+        if FAMILIES[family].text != "pairs":
             assert len(ids) == row["num_prompt_tokens"] + row["num_response_tokens"]
         assert "as stored" in text
         table = contributions(text)
@@ -298,7 +298,7 @@ def test_rows_of_every_kind_of_family_show_the_positions_that_its_head_reads(
             steps = re.findall(r"^step \d+ +(\d\.\d+)", text, re.M)
             assert [float(s) for s in steps] == pytest.approx(row["step_scores"], abs=6e-5)
             assert len(steps) == len(read)
-        assert ("compared   2 times" in text) == (family == "pairwise")
+        assert ("compared   2 times" in text) == (FAMILIES[family].text == "pairs")
 
 
 def test_reweighed_scores_are_explained_by_their_new_formula(

@@ -113,6 +113,9 @@ class FakeEndpoint:
             "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
         }
 
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
     def _refused(self, request: web.Request) -> web.Response | None:
         key = self.settings["key"]
         if key is None or request.headers.get("Authorization") == f"Bearer {key}":
@@ -204,6 +207,7 @@ async def _serve(port: int, delay_s: float) -> None:
         app.router.add_post(f"/{protocol}/{rewards.route}", fake.rewards)
     app.router.add_get("/v1/models", fake.models)
     app.router.add_get("/counts", fake.counts)
+    app.router.add_get("/health", fake.health)
     app.router.add_post("/_stop", _end)
     app.router.add_route("*", "/_fake", fake.control)
     runner = web.AppRunner(app, access_log=None)

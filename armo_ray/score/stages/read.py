@@ -13,6 +13,7 @@ import pyarrow as pa
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import resolve
 from armo_ray.model.families import Family
+from armo_ray.model.positions import without_ends
 from armo_ray.model.reference import Reference
 from armo_ray.outputs.schema import CANDIDATE_FIELDS, TEXT_FIELDS
 from armo_ray.score import kept_columns
@@ -97,7 +98,8 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: ModelJob, sta
         "contests": one(pa.array(np.array(tokens.contests, np.int32).ravel())),
         **row_columns(tokens, read, shard, job),
     }
-    num_tokens = sum(len(tokens.prompts[g]) for g in tokens.group) + sum(map(len, tokens.responses))
+    num_tokens = sum(len(tokens.prompts[g]) for g in tokens.group)
+    num_tokens += sum(len(without_ends(ids)[0]) for ids in tokens.responses)
     seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
     header = Header(shard, done.unit, len(read.candidates), seconds, num_tokens, content=done.content)
     return pa.table({"header": header.to_array(), **columns})
