@@ -12,6 +12,7 @@ POST /_fake takes settings, which hold from then on, and begins to count anew:
   closes the connection, {"torn": true} ends in the middle of the JSON, {"reply": {...}} has settings of its own;
 - `broken`: a request that holds this text gets 500, as often as it is sent;
 - `marked`: faults by text: a request that holds the text gets the fault, as often as it is sent;
+- `key`: requests without it get 401;
 - `adds_bos` and `activated` of the servers of reward models (see `fake_rewards`).
 """
 
@@ -27,7 +28,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -49,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "broken": None,
     "marked": {},
     "choices": ["A", "B", "tie"],
+    "key": None,
     "adds_bos": False,
     "activated": False,
 }
@@ -80,6 +82,8 @@ class FakeEndpoint:
     async def _answer(
         self, request: web.Request, answer: Callable[[Any, Mapping[str, Any]], Any]
     ) -> web.StreamResponse:
+        if refused := self._refused(request):
+            return refused
         body = await request.json()
         key = key_of(body)
         self.by_key[key] += 1
@@ -126,7 +130,15 @@ class FakeEndpoint:
     async def health(self, _: web.Request) -> web.Response:
         return web.Response()
 
-    async def models(self, _: web.Request) -> web.Response:
+    def _refused(self, request: web.Request) -> web.Response | None:
+        key = self.settings["key"]
+        if key is None or request.headers.get("Authorization") == f"Bearer {key}":
+            return None
+        return web.Response(status=401, text="no such key")
+
+    async def models(self, request: web.Request) -> web.Response:
+        if refused := self._refused(request):
+            return refused
         return web.json_response({"object": "list", "data": [{"id": self.settings["model"]}]})
 
     async def control(self, request: web.Request) -> web.Response:
@@ -203,6 +215,16 @@ def control(url: str, **settings: Any) -> dict[str, Any]:
     return counted
 
 
+def stop(url: str) -> None:
+    """End the server at once, in the middle of its requests."""
+    with suppress(OSError), urllib.request.urlopen(f"{url}/_stop", data=b"", timeout=10):
+        pass
+
+
+async def _end(_: web.Request) -> web.Response:
+    os._exit(1)
+
+
 async def _serve(port: int, settings: Mapping[str, Any], log: str | None) -> None:
     fake, app = FakeEndpoint(settings, log), web.Application()
     app.router.add_post("/v1/chat/completions", fake.chat)
@@ -211,6 +233,7 @@ async def _serve(port: int, settings: Mapping[str, Any], log: str | None) -> Non
     app.router.add_get("/v1/models", fake.models)
     app.router.add_get("/counts", fake.counts)
     app.router.add_get("/health", fake.health)
+    app.router.add_post("/_stop", _end)
     app.router.add_route("*", "/_fake", fake.control)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
