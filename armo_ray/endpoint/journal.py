@@ -92,7 +92,7 @@ class Journal:
                 self._append(line)
                 return
             self._lines.append(line)
-            if len(self._lines) >= _AT_MOST:
+            if len(self._lines) == _AT_MOST:  # one thread is enough, however slow the store is
                 self._start(0.0)
             elif len(self._lines) == 1:
                 self._start(_EVERY_S)

@@ -69,8 +69,6 @@ class Transport:
         """The body of a reply. Raises EndpointRefused if no request can succeed."""
         tries, began, limited = 0, time.monotonic(), 0
         while True:
-            if self._refused:
-                raise EndpointRefused(self._refused)
             sent = time.monotonic()
             answer = await self.attempt("POST", url, body, tries + limited)
             if (settled := self._settled(answer, url)) is not None:
@@ -94,6 +92,8 @@ class Transport:
     async def attempt(self, method: str, url: str, body: bytes | None = None, earlier: int = 0) -> Answer:
         """One request. A server that asks for a pause pauses all requests of the gate."""
         async with self._gate.slot():
+            if self._refused:  # while this one waited
+                raise EndpointRefused(self._refused)
             try:
                 async with self._session.request(method, url, data=body, allow_redirects=False) as response:
                     content = self._clean(await response.read())

@@ -1,5 +1,6 @@
 """A journal keeps every reply that was added, whatever becomes of the process."""
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -68,18 +69,44 @@ def test_a_reply_that_is_set_aside_is_asked_for_again_and_the_next_one_counts(tm
     journal.flush()
 
 
+def killed_while_writing(uri: str, attempt: str, lines: int) -> set[str]:
+    """The keys that a process had added when it was killed; it had printed so many lines, or a few more."""
+    command = [sys.executable, "-c", WRITER, uri, attempt]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = [process.stdout.readline() for _ in range(lines)]
+        process.kill()
+        seen += process.stdout.readlines()
+    return {f"{attempt}-{line.strip()}" for line in seen if line.endswith("\n")}
+
+
 def test_kill_9_loses_no_reply_that_was_added(tmp_path: Path) -> None:
-    added: set[str] = set()
+    added = set[str]()
     for attempt in range(3):
-        command = [sys.executable, "-c", WRITER, str(tmp_path), str(attempt)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            seen = [process.stdout.readline() for _ in range(50 + 17 * attempt)]
-            process.kill()
-            seen += process.stdout.readlines()
-        added |= {f"{attempt}-{line.strip()}" for line in seen if line.endswith("\n")}
+        added |= killed_while_writing(str(tmp_path), str(attempt), 50 + 17 * attempt)
     assert len(added) >= 200
     assert added <= Journal(Store(str(tmp_path)), "u").read().keys()
+
+
+@pytest.mark.nightly
+def test_kill_9_at_any_moment_loses_no_reply_that_was_added(tmp_path: Path) -> None:
+    draw, added = random.Random(0), set[str]()
+    for attempt in range(30):
+        added |= killed_while_writing(str(tmp_path), str(attempt), draw.randint(1, 400))
+    read = Journal(Store(str(tmp_path)), "u").read()
+    assert added <= read.keys()
+    assert len(read) <= len(added) + 30  # at most the one that was being added
+
+
+@pytest.mark.nightly
+def test_kill_9_with_an_object_store_loses_no_more_than_what_was_not_flushed(s3: str) -> None:
+    for attempt in range(3):
+        added = killed_while_writing(s3, str(attempt), 2000)
+        read = {key for key in Journal(Store(s3), "u").read() if key.startswith(f"{attempt}-")}
+        kept = {f"{attempt}-{i}" for i in range(len(read))}
+        assert read == kept  # the first ones, without a hole
+        assert read <= added | {f"{attempt}-{len(added)}"}
+        assert len(read) >= 64
 
 
 def test_a_key_depends_on_all_that_changes_an_answer() -> None:

@@ -10,6 +10,7 @@ POST /_fake takes settings, which hold from then on, and begins to count anew:
 - `faults`: a list that the next requests get, one each: {"status": 429, "headers": {...}, "text": ...}, {"drop": true}
   closes the connection, {"torn": true} ends in the middle of the JSON, {"reply": {...}} has settings of its own;
 - `broken`: a request that holds this text gets 500, as often as it is sent;
+- `key`: requests without it get 401;
 - `adds_bos` and `activated` of the servers of reward models (see `fake_rewards`).
 """
 
@@ -25,7 +26,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -45,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     r"\[The Start of Assistant B's Answer\](.*?)\[The End",
     "faults": [],
     "broken": None,
+    "key": None,
     "adds_bos": False,
     "activated": False,
 }
@@ -74,6 +76,8 @@ class FakeEndpoint:
     async def _answer(
         self, request: web.Request, answer: Callable[[Any, Mapping[str, Any]], Any]
     ) -> web.StreamResponse:
+        if refused := self._refused(request):
+            return refused
         body = await request.json()
         self.by_key[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
         self.arrived.append(time.monotonic())
@@ -112,7 +116,15 @@ class FakeEndpoint:
     async def health(self, _: web.Request) -> web.Response:
         return web.Response()
 
-    async def models(self, _: web.Request) -> web.Response:
+    def _refused(self, request: web.Request) -> web.Response | None:
+        key = self.settings["key"]
+        if key is None or request.headers.get("Authorization") == f"Bearer {key}":
+            return None
+        return web.Response(status=401, text="no such key")
+
+    async def models(self, request: web.Request) -> web.Response:
+        if refused := self._refused(request):
+            return refused
         return web.json_response({"object": "list", "data": [{"id": self.settings["model"]}]})
 
     async def control(self, request: web.Request) -> web.Response:
@@ -178,6 +190,16 @@ def control(url: str, **settings: Any) -> dict[str, Any]:
     return counted
 
 
+def stop(url: str) -> None:
+    """End the server at once, in the middle of its requests."""
+    with suppress(OSError), urllib.request.urlopen(f"{url}/_stop", data=b"", timeout=10):
+        pass
+
+
+async def _end(_: web.Request) -> web.Response:
+    os._exit(1)
+
+
 async def _serve(port: int, delay_s: float) -> None:
     fake, app = FakeEndpoint(delay_s), web.Application()
     app.router.add_post("/v1/chat/completions", fake.chat)
@@ -186,6 +208,7 @@ async def _serve(port: int, delay_s: float) -> None:
     app.router.add_get("/v1/models", fake.models)
     app.router.add_get("/counts", fake.counts)
     app.router.add_get("/health", fake.health)
+    app.router.add_post("/_stop", _end)
     app.router.add_route("*", "/_fake", fake.control)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
