@@ -66,6 +66,8 @@ COMMANDS = {
         "    --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-32B",
         "armo_ray.judge.command:run",
         ("armo_ray.judge.options:JudgeOptions",),
+        usage="[CONFIG.toml] --input URI... --output DIR --judge JUDGE\n"
+        "       --endpoint URL --model NAME [options]",
         statuses=_JUDGE_STATUSES,
         checks=True,
         resumes=True,

@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from armo_ray.judging.reasons import REASONS
 from armo_ray.options import Help, Name, Names
-from armo_ray.outputs.schema import JUDGE_REASONS
 from armo_ray.score.run_options import RunOptions
 
 
@@ -41,8 +41,8 @@ class JudgeOptions(RunOptions):
     @field_validator("retry")
     @classmethod
     def _reasons(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := sorted(set(value) - set(JUDGE_REASONS)):
-            raise ValueError(f"unknown reason {unknown[0]}; expected {', '.join(JUDGE_REASONS)}")
+        if unknown := sorted(set(value) - set(REASONS)):
+            raise ValueError(f"unknown reason {unknown[0]}; expected {', '.join(REASONS)}")
         return value
 
     @field_validator("max_cost")

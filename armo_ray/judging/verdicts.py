@@ -11,8 +11,6 @@ from armo_ray.judging.calls import Call
 from armo_ray.judging.reading import Numbers, Unparsable, likely_value, shares, visible, written
 from armo_ray.judging.specification import Judge
 
-REASONS = ("unparsable", "refused", "cut_off", "context_overflow", "endpoint_error")
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

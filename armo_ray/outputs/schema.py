@@ -8,16 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from armo_ray.judging.reasons import REASONS
+
 SCHEMA_VERSION = 1
 METADATA_KEY = b"armo_ray"
-
-JUDGE_REASONS = (
-    "unparsable",  # no verdict can be read from what the judge wrote, or two that differ
-    "refused",  # the judge refused to answer
-    "cut_off",  # the judge's answer reached max_tokens
-    "context_overflow",  # the request is longer than the judge's context
-    "endpoint_error",  # the endpoint did not answer this request, though it answered others
-)
 
 REJECT_REASONS = (
     "unreadable_shard",  # the shard, or the rest of it, cannot be read
@@ -31,7 +25,7 @@ REJECT_REASONS = (
     "too_long",  # more than max_length tokens
     "non_finite_score",  # the model returned NaN or infinity
     "poison",  # killed the worker twice
-    *JUDGE_REASONS,
+    *REASONS,  # of judges
 )
 
 FLAGS = (
