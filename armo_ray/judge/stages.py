@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -224,6 +225,7 @@ def _asked(replies: Sequence[Reply], prices: tuple[float, float]) -> dict[str, A
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "cost": cost,
+        "finish_reasons": dict(Counter(reply.finish_reason for reply in replies)),
     }
 
 
