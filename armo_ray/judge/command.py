@@ -2,6 +2,7 @@
 
 import logging
 
+from armo_ray.exit_status import COMPLETE
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.options import Given, load_options
 from armo_ray.score.command import summarize
@@ -25,8 +26,12 @@ def run(given: Given) -> int:
 
 def _judge(options: JudgeOptions) -> int:
     from armo_ray.judge.job import prepare
+    from armo_ray.judge.trial import check, estimate
 
-    job, spans = prepare(options)
+    if options.dry_run:
+        print("\n".join(estimate(*prepare(options, write=False))))
+        return COMPLETE
+    job, spans = prepare(options, check_rows=check)
     from armo_ray.judge.pipeline import execute
     from armo_ray.judge.retry import set_aside
     from armo_ray.score.pipeline import commit_units

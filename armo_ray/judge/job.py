@@ -4,22 +4,32 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from armo_ray.endpoint.client import Endpoint, check
 from armo_ray.judge.options import JudgeOptions
+from armo_ray.judge.served import check_installed
 from armo_ray.judging.judge import load_judge
 from armo_ray.judging.specification import Judge
 from armo_ray.outputs.schema import JUDGE_FIELDS, SCHEMA_VERSION, scores_schema
-from armo_ray.score.run import Job, Scorer, prepare_runs
+from armo_ray.score.run import Check, Job, Scorer, prepare_runs
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.paths import root_of
 
 logger = logging.getLogger(__name__)
+
+_SERVED = "http://127.0.0.1"  # of an actor, which knows the port
+
+
+class Serve(NamedTuple):
+    """A server that an actor starts."""
+
+    gpus: int
+    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +39,7 @@ class JudgeJob(Job):
     judge: Judge
     endpoint: Endpoint
     prices: tuple[float, float]  # of a million prompt tokens and of a million tokens that the model writes
+    serve: Serve | None = None  # how an actor starts a server of its own
     served: str | None = None  # the model, as the replies of the first committed unit name it
 
     @property
@@ -38,18 +49,23 @@ class JudgeJob(Job):
         return list(dict.fromkeys((*super().columns, *shown)))
 
 
-def prepare(options: JudgeOptions, write: bool = True) -> tuple[JudgeJob, list[Span]]:
+def prepare(
+    options: JudgeOptions, write: bool = True, check_rows: Check | None = None
+) -> tuple[JudgeJob, list[Span]]:
     """Check judge, endpoint, input and output, and write `_run.json`. Returns the job and its spans; asks nothing.
 
     Raises ConfigError if the run cannot begin.
     """
     judge = load_judge(options.judge)
-    endpoint = Endpoint(options.endpoint, options.model, options.api_key_env, options.timeout)
-    check(endpoint)
+    endpoint = Endpoint(options.endpoint or _SERVED, options.model, options.api_key_env, options.timeout)
+    if options.serve:
+        check_installed()
+    else:
+        check(endpoint)
     logger.info("judge %s: rewards %s", judge.name, ", ".join(judge.reward_names))
     identity = {"model": options.model, "judge_fingerprint": judge.fingerprint}
     scorer = Scorer(identity, partial(_job, options, judge, endpoint))
-    ((job, spans),) = prepare_runs([(options, scorer)], write)
+    ((job, spans),) = prepare_runs([(options, scorer)], write, check_rows)
     assert isinstance(job, JudgeJob), "made by _job"
     return replace(job, served=_served(Store(job.output))), spans
 
@@ -81,6 +97,7 @@ def _job(
         judge=judge,
         endpoint=endpoint,
         prices=(options.input_price, options.output_price),
+        serve=Serve(options.gpus_per_server, options.serve_args) if options.serve else None,
     )
 
 

@@ -1,8 +1,8 @@
 """The options of a run with a judge."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from armo_ray.judging.reasons import REASONS
 from armo_ray.options import Help, Name, Names
@@ -16,11 +16,19 @@ class JudgeOptions(RunOptions):
 
     judge: Annotated[Name, Help("required", "JUDGE")]
     """Prompt and how verdicts are read: a TOML file, or the name of a built-in judge."""
-    endpoint: Annotated[Name, Help("required", "URL")]
-    """OpenAI-compatible server, such as http://localhost:8000/v1."""
     model: Annotated[Name, Help("required", "NAME")]
     """Model, as the server names it."""
 
+    endpoint: Annotated[Name | None, Help("the endpoint", "URL")] = None
+    """OpenAI-compatible server, such as http://localhost:8000/v1."""
+    serve: Annotated[Literal["vllm"] | None, Help("the endpoint")] = None
+    """Instead of --endpoint: serve the model on the GPUs of the cluster, by vllm serve."""
+    serve_args: Annotated[Names, Help("the endpoint", "ARG")] = ()
+    """Further arguments of vllm serve, such as --serve-args=--max-model-len=8192."""
+    gpus_per_server: Annotated[int, Help("the endpoint", "N")] = Field(1, ge=0)
+    """With --serve: GPUs of one server; the cluster gets as many servers as it has room for."""
+    wait: Annotated[float, Help("the endpoint", "MINUTES")] = Field(10, ge=0)
+    """With --serve: how long to wait for the GPUs of the first server."""
     api_key_env: Annotated[Name | None, Help("the endpoint", "VARIABLE")] = None
     """Environment variable that holds the key of the endpoint."""
     in_flight: Annotated[int, Help("the endpoint", "N")] = Field(64, ge=1)
@@ -35,8 +43,16 @@ class JudgeOptions(RunOptions):
     """Stop cleanly once this run has cost so much; the same command goes on."""
     unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(256, ge=1)
     """Candidates per unit, which is committed as a whole; replies are kept one by one."""
+    dry_run: Annotated[bool, Help("the endpoint")] = False
+    """Ask nothing: print how many requests a run makes, what they cost, and the first of them."""
     retry: Annotated[Names, Help("stopping and resuming", "REASON")] = ()
     """Ask again about candidates that an earlier run rejected for these reasons."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "JudgeOptions":
+        if (self.endpoint is None) == (self.serve is None):
+            raise ValueError("endpoint: give either --endpoint URL or --serve vllm")
+        return self
 
     @field_validator("retry")
     @classmethod

@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,13 @@ from ray.data import ActorPoolStrategy
 
 from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
 from armo_ray.endpoint.limits import Allowance, Shares, Usage
-from armo_ray.judge.job import JudgeJob
+from armo_ray.judge.job import JudgeJob, Serve
 from armo_ray.judge.options import JudgeOptions
+from armo_ray.judge.served import Server
 from armo_ray.judge.stages import Asker, Halt, read_calls, write_verdicts
 from armo_ray.score import graph, passes
 from armo_ray.score.card import Card
+from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
 from armo_ray.score.passes import Committed
 from armo_ray.score.progress import Progress
 from armo_ray.signals import OutOfTime
@@ -57,6 +60,9 @@ class AskingActor(Asker):
     """An asker in a process of its own; the driver passes the key of the endpoint on."""
 
     def __init__(self, job: JudgeJob, shares: Any, secret: Secret) -> None:
+        if job.serve is not None:
+            self.server = Server(job.endpoint.model, job.serve.gpus, job.serve.arguments)
+            job = replace(job, endpoint=replace(job.endpoint, url=self.server.url))
         if job.endpoint.key_variable:
             os.environ[job.endpoint.key_variable] = secret.text
 
@@ -78,12 +84,13 @@ def execute(
         held = shares.remote(
             options.in_flight, options.max_cost or math.inf, options.input_price, options.output_price
         )
+        actors = _servers(job.serve, options.wait) if job.serve else min(_ASKERS, options.in_flight)
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
         card = Card(store, job, options.input, standing.committed, planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.endpoint.model}, lambda: (0, 0))
 
         def work(left: list[Span]) -> Iterator[Committed]:
-            for result in _results(job, left, held, options.in_flight):
+            for result in _results(job, left, held, actors):
                 unit = _committed(result)
                 progress.update(unit)
                 yield unit
@@ -108,7 +115,16 @@ def _committed(result: Committed | Halt) -> Committed:
     raise RuntimeError(f"{result.message}. What is committed and what was answered stays")
 
 
-def _results(job: JudgeJob, left: list[Span], shares: Any, in_flight: int) -> Iterator[Committed | Halt]:
+def _servers(serve: Serve, minutes: float) -> int:
+    """How many servers the cluster has room for. Raises ConfigError if it has room for none, after a while."""
+    if not serve.gpus:
+        return 1
+    if not room_for(serve.gpus, gpus_of_nodes()):
+        wait_for_gpus(1, serve.gpus, minutes)
+    return room_for(serve.gpus, gpus_of_nodes())
+
+
+def _results(job: JudgeJob, left: list[Span], shares: Any, actors: int) -> Iterator[Committed | Halt]:
     key = os.environ.get(job.endpoint.key_variable or "", "").strip()
     arguments = {"job": job, "shares": shares, "secret": Secret(key)}
 
@@ -119,10 +135,9 @@ def _results(job: JudgeJob, left: list[Span], shares: Any, in_flight: int) -> It
                 fn_constructor_kwargs=arguments,
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(
-                    size=min(_ASKERS, in_flight), max_tasks_in_flight_per_actor=_IN_FLIGHT
-                ),
+                compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=_IN_FLIGHT),
                 num_cpus=_CPUS,
+                num_gpus=job.serve.gpus if job.serve else 0,
                 max_restarts=-1,
                 max_task_retries=RETRIES,
             )

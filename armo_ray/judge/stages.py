@@ -46,7 +46,7 @@ class Halt(NamedTuple):
     message: str
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """The candidates of a row that are judged, and the calls that judge them."""
 
     num_candidates: int
@@ -62,19 +62,24 @@ def read_calls(span: Span, job: JudgeJob) -> Iterator[pa.Table]:
 
 
 def _calls_of_unit(done: UnitRows, shard: Shard, job: JudgeJob, started: float) -> pa.Table:
-    read, listed = candidates_in(done, job), Tokenized()
-    rows: list[_Row] = []
-    for number, of_row in groupby(range(len(read.candidates)), key=read.numbers.__getitem__):
-        if row := _row(list(of_row), f"{shard.uri}:{number}", read, listed, job):
-            rows.append(row)
-    listed.rejects.sort()
+    read, listed, rows = listed_calls(done, shard, job)
     seconds = {"read": time.perf_counter() - started, "tokenize": 0.0}
     header = Header(shard, done.unit, len(read.candidates), seconds, content=done.content)
     columns = row_columns(listed, read, shard, job)
     return pa.table({"header": header.to_array(), _ROWS: [pickle.dumps(rows)], **columns})
 
 
-def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJob) -> _Row | None:
+def listed_calls(done: UnitRows, shard: Shard, job: JudgeJob) -> tuple[Read, Tokenized, list[Row]]:
+    """The candidates of a unit, those that are judged or rejected, and the calls of its rows."""
+    read, listed, rows = candidates_in(done, job), Tokenized(), list[Row]()
+    for number, of_row in groupby(range(len(read.candidates)), key=read.numbers.__getitem__):
+        if row := _row(list(of_row), f"{shard.uri}:{number}", read, listed, job):
+            rows.append(row)
+    listed.rejects.sort()
+    return read, listed, rows
+
+
+def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJob) -> Row | None:
     """The calls of a row, whose candidates are at these places; adds them to those that are judged or rejected."""
     good = [i for i in places if read.candidates[i].reason is None]
     bad = [(i, read.candidates[i].reason, read.candidates[i].detail) for i in set(places).difference(good)]
@@ -93,7 +98,7 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
     for i, candidate in zip(good, candidates, strict=True):
         prompt = Prompt(candidate.prompt, candidate.tools, id=_prompt_id(candidate))
         listed.add(i, prompt, (None, None), list(candidate.flags))
-    return _Row(len(good), calls)
+    return Row(len(good), calls)
 
 
 def _prompt_id(candidate: Candidate) -> str:
@@ -131,7 +136,7 @@ class Asker:
         started, header = time.perf_counter(), Header.of(table)
         header.began = time.time()
         header.seconds |= {"wait": started - (self.ended or started), "pack": 0.0}
-        rows: list[_Row] = pickle.loads(table[_ROWS][0].as_py())
+        rows: list[Row] = pickle.loads(table[_ROWS][0].as_py())
         calls = [call for row in rows for call in row.calls]
         replies = await self._replies(header.unit.id, calls)
         self.ended = time.perf_counter()

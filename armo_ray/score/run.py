@@ -84,7 +84,7 @@ def prepare_runs(
     checked = [_checked(config, scorer, check) for config, scorer in runs]
     for job, _, identity, details in checked if write else ():
         store = Store(job.output)
-        with lock.held(store):  # another command may be writing there
+        with lock.held(store, folders=()):  # another command may be writing there
             commits.open_run(store, identity, details)
     return [(job, spans) for job, spans, _, _ in checked]
 
@@ -121,7 +121,8 @@ def _checked(config: RunOptions, scorer: Scorer, check: Check | None) -> _Checke
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(kept)}
     identity = _identity(config, scorer, layout, columns)
     run = commits.open_run(store, identity, details, write=False)
-    committed = commits.read_log(store, run).units  # raises if a record is damaged, before any work
+    log = commits.read_log(store, run)  # raises if a record is damaged, before any work
+    committed = log.units_in_shards({shard.hash for shard in shards})
     kept = _decode(run.carried)  # types from the first run: a later shard must not change them
     kept_columns.check(kept, columns, config.keep_json, kept_seen)
     job = replace(job_of(config, scorer, layout, columns, kept), unread=tuple(unread))

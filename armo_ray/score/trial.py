@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from armo_ray.errors import ConfigError
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.job import ModelJob
+from armo_ray.score.run_options import RunOptions
 from armo_ray.score.stages.read import load_encoder, row_candidates, units_of
 from armo_ray.storage import commits
 from armo_ray.storage.readers import BadRow, Row
@@ -109,7 +110,7 @@ def first_rows(job: ModelJob, spans: Sequence[Span], most: int) -> Iterator[Plac
     return islice(rows, most)
 
 
-def refusal(trial: Trial, config: ScoreConfig) -> str | None:
+def refusal(trial: Trial, config: RunOptions) -> str | None:
     """Why a run with this trial must not begin, or None if it may."""
     for role, path in trial.encoded.items():
         if role not in config.column:

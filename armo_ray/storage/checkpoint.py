@@ -10,15 +10,16 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from armo_ray.storage.records import CommitRecord, Extra, PartEntry
-from armo_ray.storage.shards import version_of
+from armo_ray.storage.stamps import Stamps
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -70,11 +71,20 @@ SCHEMA = pa.schema(
 # of few distinct values: a table holds each once
 _SHARED = ["source", "identity", "run_fingerprint"]
 _REPEATED = [*_SHARED, "rejected.key_value.key", "seconds.key_value.key"]
-_RUN, _DIGEST = b"run_fingerprint", b"digest"  # keys of the file's metadata
-_SUFFIX = ".json"
+_RUN, _DIGEST, _PARTS = b"run_fingerprint", b"digest", b"parts"  # keys of the file's metadata
 _BATCH = 1 << 14  # rows held as objects, or as whole rows, at once
 _LAST = 8  # bytes after a footer: its length, and the mark of Parquet
 _BLANK = b"-" * 32  # in the place of the digest while it is computed
+
+
+class PartSums(NamedTuple):
+    """How many parts there are, and the sum of the digests of a line for each, modulo 2^128, in any order."""
+
+    number: int
+    digest: int
+
+    def plus(self, other: "PartSums") -> "PartSums":
+        return PartSums(self.number + other.number, (self.digest + other.digest) % (1 << 128))
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class Checkpoint:
 
     content: bytes
     run_fingerprint: str | None
+    sums: PartSums | None = None  # of the parts of all rows; None: an earlier version wrote it
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all rows."""
@@ -114,8 +125,12 @@ def find(store: Store) -> Checkpoint | None:
     digest = metadata.get(_DIGEST, b"")
     if len(digest) != len(_BLANK) or digest != _digest(content, content.rindex(digest)):
         raise ValueError("its content does not match its digest")
-    run = metadata.get(_RUN)
-    return Checkpoint(content, None if run is None else run.decode("utf-8", "replace"))
+    run, sums = metadata.get(_RUN), metadata.get(_PARTS)
+    return Checkpoint(
+        content,
+        None if run is None else run.decode("utf-8", "replace"),
+        None if sums is None else PartSums(*json.loads(sums)),
+    )
 
 
 def find_usable(store: Store, run_fingerprint: str | None) -> Checkpoint | None:
@@ -132,8 +147,10 @@ def find_usable(store: Store, run_fingerprint: str | None) -> Checkpoint | None:
     return None
 
 
-def write(store: Store, batches: Iterable[pa.Table], run_fingerprint: str | None) -> None:
-    """Write a checkpoint of all rows, each batch as a row group."""
+def write(
+    store: Store, batches: Iterable[pa.Table], run_fingerprint: str | None, sums: PartSums | None = None
+) -> None:
+    """Write a checkpoint of all rows, each batch as a row group; `sums` are those of the parts of all rows."""
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink, SCHEMA, compression="zstd", use_dictionary=_REPEATED, write_statistics=False
@@ -143,37 +160,14 @@ def write(store: Store, batches: Iterable[pa.Table], run_fingerprint: str | None
         metadata = {_DIGEST: _BLANK}
         if run_fingerprint is not None:
             metadata[_RUN] = run_fingerprint.encode()
+        if sums is not None:
+            metadata[_PARTS] = json.dumps(sums).encode()
         writer.add_key_value_metadata(metadata)
     with sink.getbuffer() as content:
         footer = _LAST + int.from_bytes(content[-_LAST : 4 - _LAST], "little")
         at = len(content) - footer + bytes(content[-footer:]).rindex(_BLANK)
         content[at : at + len(_BLANK)] = _digest(content, at)
     store.write(CHECKPOINT, sink.getvalue())
-
-
-def units_in(store: Store, folder: str) -> set[str]:
-    """The units that have records in a folder, from one listing."""
-    names = (entry.name for entry in store.scan(folder)) if store.local else store.list_entries(folder)
-    return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and name[0] != "."}
-
-
-def stamps_in(store: Store, folder: str) -> dict[str, str]:
-    """The stamps of the records in a folder, by unit, from one listing."""
-    if not store.local:
-        entries = store.list_entries(folder)
-        return {
-            name.removesuffix(_SUFFIX): f"{entry['size']}-{version_of(entry)}"
-            for name, entry in entries.items()
-            if name.endswith(_SUFFIX)
-        }
-    stamps = {}
-    for entry in store.scan(folder):
-        name = entry.name
-        if name.endswith(_SUFFIX) and name[0] != ".":
-            with suppress(FileNotFoundError):  # deleted since
-                found = entry.stat()
-                stamps[name.removesuffix(_SUFFIX)] = f"{found.st_size}-{found.st_mtime_ns}"
-    return stamps
 
 
 def records_of(rows: pa.Table) -> Iterator[CommitRecord]:
@@ -252,10 +246,29 @@ def _digest(content: bytes | memoryview, at: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def is_current(checkpoint: Checkpoint, stamps: Mapping[str, str]) -> pa.BooleanArray:
-    """For each row, whether a listing shows its record as the row holds it."""
-    current: list[bool] = []
-    for rows in checkpoint.batches(["unit", "stamp"]):
-        pairs = zip(rows["unit"].to_pylist(), rows["stamp"].to_pylist(), strict=True)
-        current += [stamps.get(unit) == stamp for unit, stamp in pairs]
-    return pa.array(current, pa.bool_())
+def sum_parts(batches: Iterable[pa.Table]) -> PartSums:
+    """The sums over the parts of rows, some of them at a time."""
+    sums = PartSums(0, 0)
+    for rows in batches:
+        parts = pc.list_flatten(rows["parts"])
+        text = [
+            pc.struct_field(parts, name).cast(pa.string()) for name in ("path", "rows", "bytes", "digest")
+        ]
+        lines = pc.binary_join_element_wise(*text, "\t", null_handling="replace")
+        sums = sums.plus(PartSums(len(lines), sum(map(_number_of, lines.to_pylist()))))
+    return sums
+
+
+def _number_of(line: str) -> int:
+    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=16).digest(), "big")
+
+
+def compared(checkpoint: Checkpoint, listed: Stamps) -> tuple[pa.BooleanArray, pa.BooleanArray]:
+    """Whether each row holds its record as a listing shows it, and whether each unit listed is in no such row."""
+    rows = checkpoint.table(["unit", "stamp"])
+    place = pc.index_in(rows["unit"].combine_chunks(), listed.units)  # null: its record is gone
+    same = pc.equal(listed.stamps.take(place), rows["stamp"].combine_chunks())
+    is_current = pc.fill_null(same, False)
+    is_missing = np.ones(len(listed.units), bool)
+    is_missing[place.filter(is_current).to_numpy()] = False
+    return is_current, pa.array(is_missing)

@@ -1,20 +1,20 @@
 """All commit records of an output, most of them as rows of its checkpoint, and the sums over them."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from armo_ray.storage import checkpoint
-from armo_ray.storage.checkpoint import SCHEMA, Checkpoint
+from armo_ray.storage.checkpoint import SCHEMA, Checkpoint, PartSums
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.records import CommitRecord, PartEntry, Totals
+from armo_ray.storage.stamps import Stamps, stamps_in
 from armo_ray.storage.store import Store
 
 _ORDER = [("place", "ascending"), ("first_row", "ascending"), ("unit", "ascending")]
@@ -27,15 +27,22 @@ _PARTS = pa.schema([SCHEMA.field("parts")])
 class CommitLog:
     """What is committed in an output, as one listing of its records showed it."""
 
-    stamps: Mapping[str, str]  # of every record, by unit
+    listed: pa.StringArray  # the ids of the committed units
     checkpoint: Checkpoint | None
     is_current: pa.BooleanArray  # for each row of the checkpoint, whether it counts
     read: Sequence[CommitRecord]  # the records that the checkpoint lacks
+    stamps: Mapping[str, str]  # of those records, by unit
 
     @property
-    def units(self) -> Set[str]:
+    def units(self) -> frozenset[str]:
         """The ids of the committed units."""
-        return self.stamps.keys()
+        return frozenset(self.listed.to_pylist())
+
+    def units_in_shards(self, hashes: Iterable[str]) -> frozenset[str]:
+        """The ids of the committed units of the shards with these hashes."""
+        of_shard = pc.utf8_slice_codeunits(self.listed, 0, 16)
+        chosen = pc.is_in(of_shard, pa.array(list(hashes), pa.string()))
+        return frozenset(self.listed.filter(chosen).to_pylist())
 
     def records(self) -> Iterator[CommitRecord]:
         """Every record, in no order."""
@@ -97,25 +104,43 @@ class CommitLog:
     @property
     def parts_digest(self) -> str:
         """32 hex digits of the parts, in any order: the sum of the digests of a line for each, modulo 2^128."""
-        return self._sums_of_parts.digest
+        return f"{self._sums_of_parts.digest:032x}"
 
     def folders(self) -> list[PartEntry]:
         """The parts of each folder as one entry, with the sums of their rows and bytes."""
+        batches = chain(self._current_batches(["parts"]), [self._parts_of_read])
         return [
             PartEntry(folder, rows, size, self.parts_digest)
-            for folder, (rows, size) in self._sums_of_parts.by_folder.items()
+            for folder, (rows, size) in _by_folder(batches).items()
         ]
 
     @cached_property
-    def _sums_of_parts(self) -> "_SumsOfParts":
-        own = pa.Table.from_pylist([{"parts": checkpoint.entries_of(record)} for record in self.read], _PARTS)
-        return _sum_parts(pc.list_flatten(rows["parts"]) for rows in (*self._current_batches(["parts"]), own))
+    def _sums_of_parts(self) -> PartSums:
+        return self._sums_of_current.plus(checkpoint.sum_parts([self._parts_of_read]))
+
+    @cached_property
+    def _sums_of_current(self) -> PartSums:
+        """Those of the checkpoint's rows that count."""
+        if self.checkpoint is not None and self.checkpoint.sums is not None and self._all_are_current:
+            return self.checkpoint.sums
+        return checkpoint.sum_parts(self._current_batches(["parts"]))
+
+    @property
+    def _parts_of_read(self) -> pa.Table:
+        return pa.Table.from_pylist(
+            [{"parts": checkpoint.entries_of(record)} for record in self.read], _PARTS
+        )
+
+    @property
+    def _all_are_current(self) -> bool:
+        return bool(self.is_current.true_count == len(self.is_current))
 
     def write_checkpoint(self, store: Store, run_fingerprint: str | None) -> None:
         """Write the checkpoint, unless the one that is there holds the same."""
         added = [rows for rows in checkpoint.exact(self.read, self.stamps) if rows.num_rows]
-        if added or (self.checkpoint is not None and not pc.all(self.is_current, min_count=0).as_py()):
-            checkpoint.write(store, chain(self._current_batches(), added), run_fingerprint)
+        if added or not self._all_are_current:
+            sums = self._sums_of_current.plus(checkpoint.sum_parts(added))
+            checkpoint.write(store, chain(self._current_batches(), added), run_fingerprint, sums)
 
     @cached_property
     def _counts(self) -> pa.Table:
@@ -140,51 +165,38 @@ class CommitLog:
     def _current_batches(self, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
         start = 0
         for rows in self.checkpoint.batches(columns) if self.checkpoint is not None else ():
-            yield rows.filter(self.is_current.slice(start, rows.num_rows))
+            current = self.is_current.slice(start, rows.num_rows)
+            yield rows if current.true_count == rows.num_rows else rows.filter(current)
             start += rows.num_rows
 
 
-class _SumsOfParts(NamedTuple):
-    number: int
-    digest: str
-    by_folder: dict[str, tuple[int, int]]  # rows and bytes
-
-
-def _sum_parts(batches: Iterable[pa.ChunkedArray]) -> _SumsOfParts:
-    """The sums over parts, some of them at a time."""
-    count = digest = 0
+def _by_folder(batches: Iterable[pa.Table]) -> dict[str, tuple[int, int]]:
+    """The rows and bytes of the parts in each folder, some of them at a time."""
     by_folder: dict[str, tuple[int, int]] = {}
-    for parts in batches:
-        fields = {name: pc.struct_field(parts, name) for name in ("path", "rows", "bytes", "digest")}
-        text = [field.cast(pa.string()) for field in fields.values()]
-        lines = pc.binary_join_element_wise(*text, "\t", null_handling="replace")
-        digest += sum(_number_of(line) for line in lines.to_pylist())
-        count += len(lines)
-        folder = pc.replace_substring_regex(fields["path"], "[^/]*$", "")
-        table = pa.table({"path": folder, "rows": fields["rows"], "bytes": fields["bytes"]})
+    for batch in batches:
+        fields = {
+            name: pc.struct_field(pc.list_flatten(batch["parts"]), name) for name in ("path", "rows", "bytes")
+        }
+        fields["path"] = pc.replace_substring_regex(fields["path"], "[^/]*$", "")
+        table = pa.table(fields)
         for entry in table.group_by("path").aggregate([("rows", "sum"), ("bytes", "sum")]).to_pylist():
             rows, size = by_folder.get(entry["path"], (0, 0))
             by_folder[entry["path"]] = rows + entry["rows_sum"], size + entry["bytes_sum"]
-    return _SumsOfParts(count, f"{digest % (1 << 128):032x}", dict(sorted(by_folder.items())))
-
-
-def _number_of(line: str) -> int:
-    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=16).digest(), "big")
+    return dict(sorted(by_folder.items()))
 
 
 def load(
     store: Store, folder: str, run_fingerprint: str | None, read: Callable[[str], CommitRecord]
 ) -> CommitLog:
     """List the records in a folder, and `read` those that the checkpoint lacks. Raises what `read` raises."""
-    stamps = checkpoint.stamps_in(store, folder)
-    found = checkpoint.find_usable(store, run_fingerprint) if stamps else None
-    if found is None:
-        return CommitLog(stamps, None, pa.array([], pa.bool_()), in_parallel(read, sorted(stamps)))
-    is_current = checkpoint.is_current(found, stamps)
-    missing = set(stamps)
-    for rows in CommitLog(stamps, found, is_current, ())._current_batches(["unit"]):
-        missing.difference_update(rows["unit"].to_pylist())
-    return CommitLog(stamps, found, is_current, in_parallel(read, sorted(missing)))
+    listed = stamps_in(store, folder)
+    found = checkpoint.find_usable(store, run_fingerprint) if len(listed.units) else None
+    is_current, missing = pa.array([], pa.bool_()), listed
+    if found is not None:
+        is_current, is_missing = checkpoint.compared(found, listed)
+        missing = Stamps(*(column.filter(is_missing) for column in listed))
+    stamps = dict(sorted(zip(*(column.to_pylist() for column in missing), strict=True)))
+    return CommitLog(listed.units, found, is_current, in_parallel(read, stamps), stamps)
 
 
 def _places(sources: pa.ChunkedArray) -> tuple[Any, list[str]]:

@@ -5,14 +5,14 @@ left by a task that was stopped; when its unit is done again, the part is writte
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage import checkpoint, commit_log, parts
+from armo_ray.storage import commit_log, parts, stamps
 from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.filesystem import in_parallel
@@ -156,9 +156,9 @@ def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def list_commits(store: Store) -> set[str]:
-    """The ids of the committed units."""
-    return checkpoint.units_in(store, COMMITS)
+def list_commits(store: Store, shards: Set[str] | None = None) -> set[str]:
+    """The ids of the committed units, by default of all; `shards` are hashes of the URIs of some."""
+    return stamps.units_in(store, COMMITS, shards)
 
 
 def read_log(store: Store, run: RunFile | None = None) -> CommitLog:

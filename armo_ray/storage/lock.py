@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ LOCK = "_lock.json"
 RENEW_S = 15.0
 STALE_S = 60.0
 _LOOK_S = 2.0
-_FOLDERS = (SCORES, REJECTS, COMMITS, DATA)
+FOLDERS = (SCORES, REJECTS, COMMITS, DATA)
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,13 @@ class Held:
 
 
 @contextmanager
-def held(store: Store, command: str = "score", disposable: bool = False) -> Iterator[Held]:
-    """Lock an output while the body runs. On a disk, files that killed writers left half-written are deleted.
+def held(
+    store: Store, command: str = "score", disposable: bool = False, folders: Sequence[str] = FOLDERS
+) -> Iterator[Held]:
+    """Lock an output while the body runs.
+
+    On a disk, the files that killed writers left half-written are deleted: those of a command whose lock is taken over
+    before the body, those in `folders` after it.
 
     If this process is suspended for a minute, another command may take over the lock; then SIGTERM stops this one.
 
@@ -64,6 +69,7 @@ def held(store: Store, command: str = "score", disposable: bool = False) -> Iter
     Args:
         command: the armo-ray command. Only score continues an unfinished output, and only one of score.
         disposable: whether the files that this process leaves if it is killed may be deleted by the next command.
+        folders: those that the body writes to, besides the root. They are listed with all that is in them.
     """
     owner = {
         "run": uuid.uuid4().hex,
@@ -76,16 +82,17 @@ def held(store: Store, command: str = "score", disposable: bool = False) -> Iter
     }
     missing = missing_directories(store)
     try:
-        remains = _acquire(store, owner)
-        with _renewing(store, owner):
-            store.sweep(_FOLDERS)
-            yield Held(store, owner, remains)
+        before = _acquire(store, owner)
+        with _renewing(store, owner, folders):
+            if before is not None:
+                store.sweep(FOLDERS)
+            yield Held(store, owner, before is not None and _may_delete(before))
     finally:
         remove_empty(missing)
 
 
 @contextmanager
-def _renewing(store: Store, owner: dict[str, Any]) -> Iterator[None]:
+def _renewing(store: Store, owner: dict[str, Any], folders: Sequence[str]) -> Iterator[None]:
     """Renew an acquired lock while the body runs, then release it."""
     ended = threading.Event()
     renewer = threading.Thread(target=_renew, args=(store, owner, ended), daemon=True)
@@ -95,25 +102,30 @@ def _renewing(store: Store, owner: dict[str, Any]) -> Iterator[None]:
     finally:
         ended.set()
         renewer.join()
-        _release(store, owner)
+        _release(store, owner, folders)
 
 
-def _acquire(store: Store, owner: dict[str, Any]) -> bool:
-    """Take the lock. Returns whether it was left by a process that has ended and marked its files as disposable."""
+def _acquire(store: Store, owner: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the lock. Returns the owner that left it behind, or None if nobody did."""
     while True:
         try:
             if store.create(LOCK, _renewed(owner)):
-                return False
+                return None
         except OSError as error:
             raise ConfigError(f"output {store.uri}: cannot be written: {describe_error(error)}") from error
         if before := _taken_over(store, owner):
-            return before.get("disposable") is True and _is_gone(before)
+            return before
 
 
-def _release(store: Store, owner: dict[str, Any]) -> None:
+def _may_delete(before: dict[str, Any]) -> bool:
+    """Whether the owner that left the lock behind has ended and marked its files as disposable."""
+    return before.get("disposable") is True and _is_gone(before)
+
+
+def _release(store: Store, owner: dict[str, Any], folders: Sequence[str]) -> None:
     try:
         if _is_ours(store, owner):
-            store.sweep(_FOLDERS)
+            store.sweep(folders)
             store.delete(LOCK)
     except (OSError, RuntimeError, ConfigError) as error:  # the work under the lock is complete
         logger.warning("%s: cannot be deleted: %s", store.path(LOCK), error)

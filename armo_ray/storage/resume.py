@@ -74,7 +74,8 @@ def list_standing(
 
 def to_do(store: Store, spans: Sequence[Span], fingerprint: str) -> list[Span]:
     """The spans that are not fully committed, with only the units that are not."""
-    return list_standing(store, spans, fingerprint).left
+    committed = commits.list_commits(store, {span.shard.hash for span in spans})
+    return list_standing(store, spans, fingerprint, committed).left
 
 
 def _resolved(

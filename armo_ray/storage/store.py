@@ -78,7 +78,7 @@ class Store:
         """Delete the temporary files that killed writers left on a disk.
 
         In `folders`, all of them: no other process may be writing there now. Directly in the root, where any process
-        may be writing a report, only those older than ten minutes.
+        may be writing a report, only those older than ten minutes. It lists every file of the folders.
         """
         if not self.local:
             return
@@ -159,16 +159,17 @@ class Store:
         files = {e["name"].rsplit("/", 1)[-1]: e for e in entries if e["type"] == "file"}
         return {name: entry for name, entry in files.items() if name and not name.startswith(".")}
 
-    def scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """What lies in a folder on a disk, often a great many files; fsspec takes ten times as long."""
-        with contextlib.suppress(FileNotFoundError):
-            # by descriptor: then looking up an entry resolves one name, not the whole path
-            descriptor = os.open(self.path(folder), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                with os.scandir(descriptor) as entries:
-                    yield from entries
-            finally:
-                os.close(descriptor)
+    @contextlib.contextmanager
+    def opened(self, folder: str) -> Iterator[tuple[int, list[str]]]:
+        """A folder on a disk as a descriptor, and the names in it, often a great many: fsspec takes ten times as long.
+
+        With the descriptor, looking up a file resolves one name, not the whole path. Raises FileNotFoundError.
+        """
+        descriptor = os.open(self.path(folder), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield descriptor, os.listdir(descriptor)
+        finally:
+            os.close(descriptor)
 
     def find(self, folder: str) -> list[str]:
         """The paths of all files below a folder."""
@@ -207,7 +208,9 @@ def _opened(path: str) -> BinaryIO:
 
 def _delete_temporaries(directory: str, names: Sequence[str], before: float) -> None:
     """Delete the temporary files in a directory that were last written before a time, in seconds since 1970."""
-    for name in filter(_TEMPORARY.fullmatch, names):
+    for name in names:
+        if name[0] != "." or not _TEMPORARY.fullmatch(name):
+            continue
         with contextlib.suppress(FileNotFoundError):
             if os.stat(f"{directory}/{name}").st_mtime < before:
                 os.unlink(f"{directory}/{name}")

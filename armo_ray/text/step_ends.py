@@ -1,9 +1,9 @@
 """Responses whose steps are paragraphs, with the ends of steps up to which EurusPRM sums.
 
-Source: eval/processbench.py of PRIME-RL/ImplicitPRM, and public copies of the code in the model card of EurusPRM. To find the end of a step, the
-authors encode the conversation up to there, with the end of the assistant's turn and a blank line, and take the place
-of its last token in the ids of the whole. So the sum of a step has one or two tokens of the next one in it. The sums of
-the model card begin with the last token of the header. Both are the same here.
+Source: eval/processbench.py of PRIME-RL/ImplicitPRM, and public copies of the code in the model card of EurusPRM. To
+find the end of a step, the authors encode the conversation up to there, with the end of the turn and a blank
+line, and take the place of its last token in the ids of the whole. So the sum of a step has one or two tokens of the
+next one in it. The sums of the model card begin with the last token of the header. Both are the same here.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -16,6 +16,7 @@ from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.formats import PARQUET, kind_of
 from armo_ray.storage.records import CommitRecord, DamagedError, PartEntry, RunFile, Totals
 from armo_ray.storage.shards import hash_of
+from armo_ray.storage.stamps import stamps_in
 from armo_ray.storage.store import Store
 
 # float32 rounding of a sum of 19 products of a transformed gate: measured 1e-6 on scores of about 1
@@ -154,8 +155,11 @@ def _checkpoint(store: Store, run: RunFile | None, records: Iterable[CommitRecor
         if run is not None and found.run_fingerprint != run.fingerprint:
             raise ValueError("belongs to another run")
         of_unit = {record.unit: record for record in records}
-        is_current = checkpoint.is_current(found, checkpoint.stamps_in(store, commits.COMMITS))
-        rows = pa.concat_tables(found.batches()).filter(is_current)
+        is_current, _ = checkpoint.compared(found, stamps_in(store, commits.COMMITS))
+        batches = list(found.batches())
+        if found.sums is not None and found.sums != checkpoint.sum_parts(batches):
+            raise ValueError("its sums of the parts are not those of its rows")
+        rows = pa.concat_tables(batches).filter(is_current)
         held = list(checkpoint.records_of(rows))
         if differs := [record.unit for record in held if of_unit.get(record.unit, record) != record]:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,23 +11,17 @@ from armo_ray.endpoint.client import Client, Endpoint, check
 from armo_ray.endpoint.limits import Gate
 from armo_ray.endpoint.reply import EndpointRefused, Failure, Reply
 from armo_ray.errors import ConfigError
-from tests.support.fake_endpoint import control, fake_endpoint
+from tests.support.fake_endpoint import control
 
+pytest_plugins = ("tests.support.endpoints",)
 KEY = "sk-very-secret"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with fake_endpoint() as url:
-        yield url
-
-
 @pytest.fixture
-def url(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    control(server, text="[[A]]", model="fake", delay_s=0.0, faults=[])
+def url(fake_chat: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(transport, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    return server
+    return fake_chat
 
 
 def ask(url: str, count: int = 1, limit: int = 4) -> list[Reply | Failure]:

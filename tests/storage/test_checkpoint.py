@@ -24,6 +24,7 @@ from armo_ray.storage.commits import COMMITS, SUCCESS, commit, finish, open_run,
 from armo_ray.storage.parts import write_scores
 from armo_ray.storage.records import CommitRecord, PartEntry, Totals
 from armo_ray.storage.shards import hash_of
+from armo_ray.storage.stamps import stamps_in
 from armo_ray.storage.store import Store
 from armo_ray.verify.output import verify_output
 from tests.support.commit_records import commit_record, committed
@@ -140,6 +141,50 @@ def test_only_the_files_of_units_that_the_checkpoint_lacks_are_read(finished: St
     assert [record for record in read_commits(finished) if record.unit != U4] == before
 
 
+def test_the_parts_of_what_the_checkpoint_holds_are_summed_once_and_again_when_a_row_counts_no_more(
+    finished: Store,
+) -> None:
+    first = from_files(finished)[0]
+    part = replace(first.parts[0], path=f"scores/part-{U4}.parquet")
+    commit(finished, replace(first, unit=U4, source="/in/d.jsonl", parts=(part,)))
+    finish(finished)
+    found = checkpoint.find(finished)
+    assert found is not None
+    assert found.sums == checkpoint.sum_parts(found.batches())
+    assert found.sums.number == len(read_log(finished).parts()) == 4
+    resume.drop(finished, [U1])
+    log = read_log(finished)
+    assert log.num_parts == len(log.parts()) == 3
+    finish(finished)
+    left = checkpoint.find(finished)
+    assert left is not None
+    assert left.sums == checkpoint.sum_parts(left.batches())
+    assert log.parts_digest == f"{left.sums.digest:032x}"
+
+
+def test_a_checkpoint_of_an_earlier_version_without_sums_gives_the_same_manifest(finished: Store) -> None:
+    before = read_log(finished)
+    found = checkpoint.find(finished)
+    assert found is not None
+    checkpoint.write(finished, found.batches(), found.run_fingerprint)
+    log = read_log(finished)
+    assert log.read == []
+    assert (log.num_parts, log.parts_digest, log.folders()) == (
+        before.num_parts,
+        before.parts_digest,
+        before.folders(),
+    )
+
+
+def test_verify_names_a_checkpoint_whose_sums_are_not_those_of_its_rows(finished: Store) -> None:
+    found = checkpoint.find(finished)
+    assert found is not None
+    assert found.sums is not None
+    wrong = found.sums._replace(digest=found.sums.digest + 1)
+    checkpoint.write(finished, found.batches(), found.run_fingerprint, wrong)
+    assert any("sums of the parts" in fault for fault in verify_checkpoint(finished))
+
+
 def test_a_record_that_was_deleted_or_written_again_counts_as_its_file_says(finished: Store) -> None:
     first, _, third = from_files(finished)
     name = f"{COMMITS}/{first.unit}.json"
@@ -227,7 +272,9 @@ def test_a_checkpoint_that_differs_from_the_records_is_found_and_repaired(
     finish(store)
     run, log = commits.read_run(store), read_log(store)
     first, *others = sorted(log.records(), key=lambda record: record.unit)
-    (wrong,) = checkpoint.exact([replace(first, scored=first.scored + 1), *others], log.stamps)
+    listed = stamps_in(store, COMMITS)
+    stamps = dict(zip(*(column.to_pylist() for column in listed), strict=True))
+    (wrong,) = checkpoint.exact([replace(first, scored=first.scored + 1), *others], stamps)
     checkpoint.write(store, [wrong], run.fingerprint)
     assert verify_output(store.uri)[1] == [
         f"{CHECKPOINT}: its rows of 1 units are not their records, the first is {first.unit}"

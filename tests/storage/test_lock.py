@@ -221,6 +221,23 @@ def test_what_killed_writers_left_is_deleted_and_what_live_ones_may_be_writing_i
         store.write(name + end, b"half")
     store.write("scores/.hidden", b"")
     os.utime(tmp_path / f".old.html{end}", (0, 0))
+    with lock.held(store, folders=()):
+        pass
+    assert {name + end for name in theirs} <= names_in(store)
     with lock.held(store):
-        left = {path.removeprefix(f"{store.root}/") for path in store.find("")} - {lock.LOCK}
-    assert left == {*(name + end for name in nested[:2]), "scores/.hidden"}
+        pass
+    assert names_in(store) == {*(name + end for name in nested[:2]), "scores/.hidden"}
+
+
+def names_in(store: Store) -> set[str]:
+    return {path.removeprefix(f"{store.root}/") for path in store.find("")}
+
+
+def test_what_a_killed_run_left_is_deleted_when_its_lock_is_taken_over(
+    tmp_path: Path,
+) -> None:
+    store = Store(str(tmp_path))
+    store.write(f"_commits/.1.json.{'0' * 32}", b"half")
+    left_by(store, **OF_THE_DEAD)
+    with lock.held(store, folders=()):
+        assert names_in(store) == {lock.LOCK}

@@ -1,19 +1,27 @@
 """A chat endpoint in a process of its own that counts requests and fails on request.
 
-`python -m tests.support.fake_endpoint --port 0` prints its URL. POST /_fake takes settings: `text` and `model` of the
-replies, `delay_s`, and `faults`, a list of {"status": 429, "headers": {...}, "text": ...} that the next requests get,
-one each; {"drop": true} closes the connection. GET /_fake tells what was counted.
+`python -m tests.support.fake_endpoint --port 0` prints its URL on the first line. GET /counts tells what was counted.
+POST /_fake takes settings, which hold from then on, and begins to count anew:
+
+- `text`, `finish_reason`, `refusal` and `model` of the replies, and `delay_s`;
+- `rule`: "text" replies `text` as it is; else its `{}` is filled: "longer" with A or B, the longer one of the two
+  groups of the pattern `answers` in the last message; "rating" with 1 to 10 from a hash of the messages;
+- `faults`: a list that the next requests get, one each: {"status": 429, "headers": {...}, "text": ...}, {"drop": true}
+  closes the connection, {"torn": true} ends in the middle of the JSON, {"reply": {...}} has settings of its own;
+- `broken`: a request whose messages hold this text gets 500, as often as it is sent.
 """
 
 import argparse
 import asyncio
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,58 +29,107 @@ from aiohttp import web
 
 from tests.support.paths import ROOT
 
+SETTINGS: dict[str, Any] = {
+    "text": "[[A]]",
+    "finish_reason": "stop",
+    "refusal": None,
+    "model": "fake",
+    "delay_s": 0.0,
+    "rule": "text",
+    "answers": r"(?s)\[The Start of Assistant A's Answer\](.*?)\[The End.*?"
+    r"\[The Start of Assistant B's Answer\](.*?)\[The End",
+    "faults": [],
+    "broken": None,
+}
+
 
 class FakeEndpoint:
-    """Replies to every request with the same text."""
+    """Replies to all requests by one rule."""
 
     def __init__(self, delay_s: float) -> None:
-        self.settings: dict[str, Any] = {"text": "[[A]]", "model": "fake", "delay_s": delay_s, "faults": []}
+        self.settings: dict[str, Any] = SETTINGS | {"delay_s": delay_s}
         self.by_key: Counter[str] = Counter()
-        self.in_flight = self.most = self.answered = 0
+        self.in_flight = self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.by_key[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
-        fault = self.settings["faults"].pop(0) if self.settings["faults"] else None
+        fault = self._fault_of(body)
         try:
             await asyncio.sleep(self.settings["delay_s"])
         finally:
             self.in_flight -= 1
-        return self._reply(body) if fault is None else self._fault(request, fault)
+        if fault is None or "reply" in fault:
+            return web.json_response(self._reply(body, self.settings | (fault or {}).get("reply", {})))
+        return self._fault(request, fault, body)
 
-    def _reply(self, body: Any) -> web.Response:
-        self.answered += 1
-        text = self.settings["text"]
+    def _fault_of(self, body: Any) -> Any:
+        if self.settings["broken"] and self.settings["broken"] in json.dumps(body["messages"]):
+            return {"status": 500}
+        return self.settings["faults"].pop(0) if self.settings["faults"] else None
+
+    def _reply(self, body: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+        text = _text(body["messages"], settings)
         prompt = sum(len(str(message["content"]).split()) for message in body["messages"])
-        return web.json_response(
-            {
-                "model": self.settings["model"],
-                "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": prompt, "completion_tokens": len(text.split())},
-            }
-        )
+        completion = len(text.split())
+        self.answered += 1
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        message = {"role": "assistant", "content": text, "refusal": settings["refusal"]}
+        return {
+            "model": settings["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": settings["finish_reason"]}],
+            "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
+        }
 
-    def _fault(self, request: web.Request, fault: Any) -> web.Response:
+    def _fault(self, request: web.Request, fault: Any, body: Any) -> web.Response:
         if fault.get("drop"):
             assert request.transport is not None
             request.transport.close()
+        if fault.get("torn"):
+            return web.Response(text=json.dumps(self._reply(body, self.settings))[:40])
         headers, text = fault.get("headers"), fault.get("text", "a fault")
         if fault.get("echo"):
             text += request.headers.get("Authorization", "")
         return web.Response(status=fault.get("status", 200), headers=headers, text=text)
 
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": self.settings["model"]}]})
+        return web.json_response({"object": "list", "data": [{"id": self.settings["model"]}]})
 
     async def control(self, request: web.Request) -> web.Response:
         if request.method == "POST":
             self.settings |= await request.json()
             self.by_key.clear()
-            self.most = self.answered = 0
-        counted = {"most_in_flight": self.most, "answered": self.answered, "by_key": dict(self.by_key)}
-        return web.json_response({"requests": self.by_key.total(), **counted})
+            self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
+        return await self.counts(request)
+
+    async def counts(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "requests": self.by_key.total(),
+                "most_in_flight": self.most,
+                "answered": self.answered,
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+                "by_key": dict(self.by_key),
+            }
+        )
+
+
+def _text(messages: Any, settings: Mapping[str, Any]) -> str:
+    text: str = settings["text"]
+    if settings["rule"] == "longer":
+        found = re.search(settings["answers"], str(messages[-1]["content"]))
+        return text.format("A" if found is None or len(found[1]) >= len(found[2]) else "B")
+    if settings["rule"] == "rating":
+        digest = hashlib.sha256(json.dumps(messages).encode()).digest()
+        return text.format(1 + digest[0] % 10)
+    return text
 
 
 @contextmanager
@@ -99,12 +156,16 @@ async def _serve(port: int, delay_s: float) -> None:
     fake, app = FakeEndpoint(delay_s), web.Application()
     app.router.add_post("/v1/chat/completions", fake.chat)
     app.router.add_get("/v1/models", fake.models)
+    app.router.add_get("/counts", fake.counts)
+    app.router.add_get("/health", fake.health)
     app.router.add_route("*", "/_fake", fake.control)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
-    await asyncio.Event().wait()
+    parent = os.getppid()
+    while os.getppid() == parent:  # it ends with the tests, however they end
+        await asyncio.sleep(1)
 
 
 if __name__ == "__main__":
