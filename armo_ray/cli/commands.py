@@ -138,12 +138,17 @@ COMMANDS = {
         },
     ),
     "verify": Command(
-        "Check an output and its files, or a model on this machine.",
+        "Check an output and its files, a model on this machine, or a judge.",
         "armo-ray verify OUT --repair\narmo-ray verify --model DIR --dtype fp8",
         "armo_ray.verify.command:run",
-        ("armo_ray.verify.options:VerifyOptions", "armo_ray.verify.options:VerifyModelOptions"),
+        (
+            "armo_ray.verify.options:VerifyOptions",
+            "armo_ray.verify.options:VerifyJudgeOptions",
+            "armo_ray.verify.options:VerifyModelOptions",
+        ),
         words_optional=True,
-        usage="OUT [--repair]\n       armo-ray verify --model MODEL [options]",
+        usage="OUT [--repair]\n       armo-ray verify --model MODEL [options]\n"
+        "       armo-ray verify --judge JUDGE --endpoint URL --model NAME",
         statuses={
             COMPLETE: "no fault was found, or all were repaired",
             FAILED: "faults were found, or are left after --repair",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from armo_ray.curate.candidates import (
+    BY_PROMPT,
     CurationJob,
     batched_by_rows,
     in_bucket,
@@ -69,7 +70,7 @@ def read_selected(job: CurationJob, number: int) -> str:
             f"SELECT prompt_id, id, {', '.join(late)} FROM (SELECT {', '.join([job.select, *text])}, __id AS id "
             f"FROM {scan_group(job, number)} AS scores) "
             f"SEMI JOIN (SELECT id FROM {_text_needed(job)} WHERE {of_group(job, number)}) USING (id) "
-            f"ORDER BY prompt_id, id"
+            f"ORDER BY {BY_PROMPT}"
         ).to_arrow_table()
     name = f"selected-{number:05d}"
     write_scratch(job, name, rows)

@@ -5,7 +5,6 @@ from, and consecutive buckets are in order of prompt id. A reading task sorts it
 task reads only the few row groups of each file that cover its range.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,6 +27,9 @@ _FILTERED = ("prompt_id", "id", "source")  # columns of scratch files by which t
 Item = TypeVar("Item")
 _SIDES = ("chosen", "rejected")
 KEY = "source, source_row, candidate"
+BY_PROMPT = (
+    "('0x' || prompt_id[:8])::UINTEGER"  # by which a bucket holds a prompt; sorts faster than the text
+)
 PROMPTS = "prompts"  # scratch file of the ids of the prompts whose earlier candidates are read
 
 
@@ -148,7 +150,7 @@ def read_candidates(job: CurationJob, number: int) -> int:
     with database(job.options) as con:
         rows = con.sql(
             f"SELECT * {skipped} FROM (SELECT {job.select}, __id AS id{text} FROM {relation} AS scores) "
-            f"ORDER BY prompt_id, {KEY}"
+            f"ORDER BY {BY_PROMPT}"
         ).to_arrow_table()
     without_value = int(rows["value"].null_count)
     rows = rows.filter(pc.is_valid(rows["value"])) if without_value else rows
@@ -180,7 +182,7 @@ def candidates_in(job: CurationJob, groups: Iterable[int]) -> str:
 
 def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
     """Write sorted rows as a scratch file for other tasks."""
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     pq.write_table(
         rows,
         sink,
@@ -190,7 +192,7 @@ def write_scratch(job: CurationJob, name: str, rows: pa.Table) -> None:
         write_statistics=[name for name in _FILTERED if name in rows.column_names],
         write_page_checksum=True,
     )
-    Store(job.scratch).write(f"{name}.parquet", sink.getvalue())
+    Store(job.scratch).write(f"{name}.parquet", sink.getvalue().to_pybytes(), lasting=False)
 
 
 def scan_scratch(job: CurationJob, names: Iterator[str]) -> str:

@@ -81,8 +81,8 @@ def rewrite(
             sources = {r.source: change.sources[r.source] for r in records if r.source in change.sources}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept, sources=sources)))
     if options.engine == "duckdb":
-        # each thread holds one part in memory at a time; with text, those of a task
-        with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
+        # each thread holds one part in memory at a time; with text, those of a task. Half of them wait for the disk
+        with ThreadPoolExecutor(2 * (options.threads or os.cpu_count() or 1)) as pool:
             list(pool.map(_rewrite, tasks))
         return
     with engine(options) as run_tasks:

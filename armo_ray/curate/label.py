@@ -9,7 +9,15 @@ from typing import Any
 from armo_ray.curate import candidate_text
 from armo_ray.curate.candidates import KEY, CurationJob, read_candidates, whole_job
 from armo_ray.curate.increment import Command, Rows, append, columns_digest
-from armo_ray.curate.label_sql import OUTPUT, Calibration, label_bucket, reading_of, write_bucket
+from armo_ray.curate.label_sql import (
+    OUTPUT,
+    Calibration,
+    finish_bucket,
+    label_bucket,
+    reading_of,
+    reads_text_apart,
+    write_bucket,
+)
 from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
@@ -173,11 +181,13 @@ def _label(
 ) -> Rows:
     """Make and write the rows of the candidates that were read."""
     buckets = range(job.num_buckets)
-    counted = run_tasks(partial(label_bucket, job, calibration), buckets)
-    texts = candidate_text.Selected([], [])
-    if job.options.text and not job.text_at_once:
+    if reads_text_apart(job):
+        counted = run_tasks(partial(label_bucket, job, calibration), buckets)
         texts = candidate_text.read_needed(job, run_tasks, sources)
-    written = run_tasks(partial(write_bucket, job, calibration, texts), buckets)
+        written = run_tasks(partial(write_bucket, job, calibration, texts), buckets)
+    else:
+        done = run_tasks(partial(finish_bucket, job, calibration), buckets)
+        counted, written = [counts for counts, _ in done], [parts for _, parts in done]
     parts = [part for bucket_parts in written for part in bucket_parts]
     counts = {name: sum(bucket[name] for bucket in counted) for name in counted[0]}
     return Rows(parts, counts | {"rows": sum(part.rows for part in parts)})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from armo_ray.curate.candidate_text import Selected, selected
 from armo_ray.curate.candidates import (
@@ -58,27 +59,48 @@ def reading_of(job: CurationJob) -> CurationJob:
     return replace(job, skipped=("rewards",))
 
 
+def reads_text_apart(job: CurationJob) -> bool:
+    """Whether the text of the labelled rows is read in a step of its own, between labelling and writing."""
+    return bool(job.options.text) and not job.text_at_once
+
+
 def label_bucket(job: CurationJob, calibration: Calibration, bucket: int) -> dict[str, int]:
     """Write the labelled rows of a bucket without text, and the candidates whose text they need; returns counts."""
+    with database(job.options) as con:
+        counts = _make_labels(con, job, calibration, bucket)
+        write_scratch(job, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY place").to_arrow_table())
+        write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
+    return counts
+
+
+def finish_bucket(
+    job: CurationJob, calibration: Calibration, bucket: int
+) -> tuple[dict[str, int], list[PartEntry]]:
+    """Label and write the rows of a bucket that need no other text; returns counts and the parts."""
+    with database(job.options) as con:
+        counts = _make_labels(con, job, calibration, bucket)
+        con.execute("DROP TABLE candidates; DROP TABLE ranked")
+        table = _with_labels(con, job, calibration, bucket, "labels")
+    return counts, write_splits(job, bucket, table)
+
+
+def _make_labels(
+    con: duckdb.DuckDBPyConnection, job: CurationJob, calibration: Calibration, bucket: int
+) -> dict[str, int]:
+    """Create the table `labels`: the labelled rows of a bucket, with `place` their order; returns counts."""
     options: LabelOptions = job.options
     kept = ", kept" if options.shape == "sft" and options.keep else ""
-    with database(options) as con:
-        load_bucket(con, job, bucket, _READ[options.shape] + kept)
-        check_once(con)
-        con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
-        rows = {"candidates": _CANDIDATES, "pairs": _pairs(calibration), "sft": _best(options)}
-        con.execute(f"CREATE TEMP TABLE labels AS {rows[options.shape]}")
-        write_scratch(
-            job, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY prompt_id, place").to_arrow_table()
-        )
-        if options.text and not job.text_at_once:
-            write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
-        query = (
-            "SELECT count(*) AS candidates, count(DISTINCT prompt_id) AS prompts, "
-            'count(*) FILTER (NOT passes) AS "candidates that do not pass" FROM ranked'
-        )
-        counts = con.execute(query).fetchall()[0]
-        return dict(zip(("candidates", "prompts", "candidates that do not pass"), counts, strict=True))
+    load_bucket(con, job, bucket, _READ[options.shape] + kept)
+    check_once(con)
+    con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
+    rows = {"candidates": _CANDIDATES, "pairs": _pairs(calibration), "sft": _best(options)}
+    con.execute(f"CREATE TEMP TABLE labels AS {rows[options.shape]}")
+    query = (
+        "SELECT count(*) AS candidates, count(DISTINCT prompt_id) AS prompts, "
+        'count(*) FILTER (NOT passes) AS "candidates that do not pass" FROM ranked'
+    )
+    counts = con.execute(query).fetchall()[0]
+    return dict(zip(("candidates", "prompts", "candidates that do not pass"), counts, strict=True))
 
 
 def _ranked(options: LabelOptions, calibration: Calibration) -> str:
@@ -88,22 +110,22 @@ def _ranked(options: LabelOptions, calibration: Calibration) -> str:
     standard deviation as in TRL; 0 if all scores are equal.
     """
     temperature = repr(calibration.temperature)
+    # lists in a fixed order: the same sums on any number of threads, in a third of the time of windows
     return f"""
-        SELECT *, num_candidates >= {options.min_candidates} AND can_be AS passes,
-            (weight / sum(weight) OVER prompts)::FLOAT AS probability,
+        WITH listed AS (
+            SELECT prompt_id, list(score::DOUBLE ORDER BY i) AS scores, min(score) AS least, max(score) AS most
+            FROM candidates GROUP BY prompt_id
+        ), prompts AS (
+            SELECT prompt_id, len(scores) AS num_candidates, most, list_avg(scores) AS mean,
+                CASE WHEN least < most THEN list_aggregate(scores, 'stddev_samp') END AS deviation,
+                list_sum(list_transform(scores, lambda x: exp((x - most) / {temperature}::DOUBLE))) AS total
+            FROM listed
+        )
+        SELECT candidates.*, num_candidates, num_candidates >= {options.min_candidates} AND can_be AS passes,
+            (exp((score::DOUBLE - most) / {temperature}::DOUBLE) / total)::FLOAT AS probability,
             CASE WHEN deviation > 0 THEN ((score::DOUBLE - mean) / deviation)::FLOAT ELSE 0 END AS advantage,
             row_number() OVER (PARTITION BY prompt_id, can_be ORDER BY score DESC, i)::INTEGER AS rank
-        FROM (SELECT *, count(*) OVER prompts AS num_candidates,
-                exp((score::DOUBLE - max(score) OVER prompts) / {temperature}::DOUBLE) AS weight,
-                avg(score::DOUBLE) OVER prompts AS mean,
-                CASE WHEN min(score) OVER prompts < max(score) OVER prompts
-                    THEN stddev_samp(score::DOUBLE) OVER prompts END AS deviation
-            FROM candidates WINDOW prompts AS ({_IN_ORDER}))
-        WINDOW prompts AS ({_IN_ORDER})"""
-
-
-# fixes the order of summation, so that sums are the same on any number of threads
-_IN_ORDER = "PARTITION BY prompt_id ORDER BY i ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING"
+        FROM candidates JOIN prompts USING (prompt_id)"""
 
 
 def _load_moments(con: duckdb.DuckDBPyConnection, calibration: Calibration) -> None:
@@ -153,30 +175,30 @@ def _text_needed(job: CurationJob) -> str:
 
 def write_bucket(job: CurationJob, calibration: Calibration, texts: Selected, bucket: int) -> list[PartEntry]:
     """Write the rows of a bucket with their text, ordered by prompt and candidate; returns the parts."""
-    options: LabelOptions = job.options
-    with database(options) as con:
-        if options.text and not job.text_at_once:
-            con.execute(f"CREATE TEMP TABLE text AS FROM {selected(job, texts, bucket)}")
-        _load_moments(con, calibration)
-        table = con.sql(_rows(job, calibration, bucket)).to_arrow_table()
+    with database(job.options) as con:
+        con.execute(f"CREATE TEMP TABLE text AS FROM {selected(job, texts, bucket)}")
+        labels = scan_scratch(job, iter([f"labels-{bucket:05d}"]))
+        table = _with_labels(con, job, calibration, bucket, labels)
     return write_splits(job, bucket, table)
 
 
-def _rows(job: CurationJob, calibration: Calibration, bucket: int) -> str:
-    """SQL of the rows of a bucket in order, with their split."""
+def _with_labels(
+    con: duckdb.DuckDBPyConnection, job: CurationJob, calibration: Calibration, bucket: int, labels: str
+) -> pa.Table:
+    """The rows of a bucket in order, with their split; `labels` is the SQL relation of what `_make_labels` made."""
     options: LabelOptions = job.options
-    labels = scan_scratch(job, iter([f"labels-{bucket:05d}"]))
+    _load_moments(con, calibration)
     made = f"SELECT *, {split_of(options, 'prompt_id')} AS {SPLIT} FROM {labels}"
     if options.shape == "candidates":
         made = _with_columns(job, calibration, bucket, made)
-    if options.text and not job.text_at_once:
+    if reads_text_apart(job):
         made = _TEXT[options.shape].format(rows=made)
     hidden = ["place", "id", *(["kept"] if options.keep else [])]
     hidden += ["id_rejected"] if options.shape == "pairs" else []
     kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
     named = " RENAME (row_id AS row_id_chosen)" if options.shape == "pairs" else ""
     columns = f"* EXCLUDE ({', '.join(hidden)}){named}{kept}"
-    return f"SELECT {columns} FROM ({made}) AS rows ORDER BY rows.prompt_id, rows.place"
+    return con.sql(f"SELECT {columns} FROM ({made}) AS rows ORDER BY rows.place").to_arrow_table()
 
 
 def _with_columns(job: CurationJob, calibration: Calibration, bucket: int, made: str) -> str:

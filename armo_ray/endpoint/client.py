@@ -3,15 +3,18 @@
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from armo_ray.endpoint.limits import Gate, Usage
 from armo_ray.endpoint.reply import EndpointRefused, Failure, Likely, Reply
+from armo_ray.endpoint.rewards import PROTOCOLS, reply_of
 from armo_ray.endpoint.transport import Answer, Transport
 from armo_ray.errors import ConfigError
+
+KNOWN = ("chat", *PROTOCOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,8 @@ class Endpoint:
         key_variable: name of the environment variable that holds the key.
         timeout_s: of one attempt.
         retries: attempts after the first, for what may succeed later.
-        protocol: "chat".
+        protocol: "chat", or that of a server of reward models (see `rewards.PROTOCOLS`).
+        activation: the values of a reward model are declared to have passed one, such as a sigmoid.
     """
 
     url: str
@@ -33,6 +37,7 @@ class Endpoint:
     timeout_s: float = 600.0
     retries: int = 6
     protocol: str = "chat"
+    activation: bool = False
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -40,13 +45,21 @@ class Endpoint:
             raise ConfigError("the endpoint's URL is not of the form http://host:port/v1")
         if parts.username or parts.password or parts.query:
             raise ConfigError("the endpoint's URL must hold no key: name its environment variable instead")
-        if self.protocol != "chat":
-            raise ConfigError(f"protocol {self.protocol!r} is unknown; known: chat")
+        if self.protocol not in KNOWN:
+            raise ConfigError(f"protocol {self.protocol!r} is unknown; known: {', '.join(KNOWN)}")
 
     def at(self, route: str) -> str:
         """The URL of a route of the API."""
         base = self.url.rstrip("/")
         return f"{base}/{route}" if urlsplit(base).path else f"{base}/v1/{route}"
+
+    def beside(self, route: str) -> str:
+        """The URL of a route of the server, which also has the API."""
+        base = self.url.rstrip("/").removesuffix("/v1")
+        return f"{base}/{route}"
+
+
+_EXCHANGE = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"})
 
 
 class Client:
@@ -58,6 +71,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint, gate: Gate, served: str | None = None) -> None:
         self.endpoint, self.gate, self.served = endpoint, gate, served
+        self._rewards = PROTOCOLS.get(endpoint.protocol)
         self._transport = Transport(gate, endpoint.key_variable, endpoint.timeout_s, endpoint.retries)
 
     async def __aenter__(self) -> "Client":
@@ -72,18 +86,59 @@ class Client:
     ) -> Reply | Failure:
         """The reply to messages. Raises EndpointRefused where the run must stop, and Stopped as the gate does."""
         request = {"model": self.endpoint.model, "messages": list(messages), **options}
+        if self._rewards is None:
+            return await self._exchange(self.endpoint.at("chat/completions"), request, read_chat)
+        if self._rewards.body is not None:
+            raise TypeError(f"protocol {self.endpoint.protocol} takes text, not messages")
+        return await self._exchange(self.endpoint.at("chat/completions"), request, self._read_rewards)
+
+    async def send_text(self, text: str, num_tokens: int | None) -> Reply | Failure:
+        """The reply of a reward model that takes text; else as `send`.
+
+        Args:
+            text: with all special tokens that the model reads, a BOS too.
+            num_tokens: of the text. EndpointRefused is raised if the server counts others; None to let it be.
+        """
+        if self._rewards is None or self._rewards.body is None:
+            raise TypeError(f"protocol {self.endpoint.protocol} takes messages, not text")
+        url = self.endpoint.beside(self._rewards.route)
+        reply = await self._exchange(url, self._rewards.body(self.endpoint.model, text), self._read_rewards)
+        if isinstance(reply, Reply) and num_tokens is not None and reply.prompt_tokens:
+            self._compare(url, reply.prompt_tokens, num_tokens)
+        return reply
+
+    async def _exchange(
+        self, url: str, request: Mapping[str, Any], read: Callable[[Any], Reply]
+    ) -> Reply | Failure:
         body = json.dumps(request, default=dict).encode()
         began = time.monotonic()
-        content = await self._transport.post(self.endpoint.at("chat/completions"), body)
+        content = await self._transport.post(url, body)
         if isinstance(content, Failure):
             return content
         try:
-            reply = read_chat(json.loads(content))
+            reply = read(json.loads(content))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            return Failure("endpoint_error", f"not a chat completion: {Answer(200, content).shown()}")
+            shown = Answer(200, content).shown()
+            return Failure("endpoint_error", f"not a reply of protocol {self.endpoint.protocol}: {shown}")
         self.gate.record(Usage(1, reply.prompt_tokens, reply.completion_tokens, time.monotonic() - began))
         self._check_model(reply.model)
         return reply
+
+    def _read_rewards(self, content: Any) -> Reply:
+        assert self._rewards is not None
+        return reply_of(self._rewards, content, self.served or self.endpoint.model)
+
+    def _compare(self, url: str, told: int, num_tokens: int) -> None:
+        if told == num_tokens:
+            return
+        why = "its tokenizer or template is another, or it cuts texts off: serve the model with its own tokenizer"
+        if told == num_tokens + 1:
+            why = (
+                "double BOS: it adds a BOS to a text that begins with one, which changes scores silently; "
+                "serve the model so that it adds none, such as by add_bos_token = false in the tokenizer_config.json "
+                "that the server reads"
+            )
+        raise EndpointRefused(f"{url}: the server counts {told} tokens where there are {num_tokens}: {why}")
 
     def _check_model(self, model: str) -> None:
         self.served = self.served or model
@@ -135,12 +190,58 @@ async def _check(endpoint: Endpoint) -> str:
 
 
 async def _probe(endpoint: Endpoint) -> str:
-    """The model by a request of one token, for a server that does not list its models."""
+    """The model by one short request, for a server that does not list its models."""
+    protocol = PROTOCOLS.get(endpoint.protocol)
     async with Client(endpoint, Gate(1)) as client:
-        reply = await client.send([{"role": "user", "content": "Hello"}], {"max_tokens": 1})
+        if protocol is None:
+            reply = await client.send([{"role": "user", "content": "Hello"}], {"max_tokens": 1})
+        elif protocol.body is None:
+            reply = await client.send(_EXCHANGE, {})
+        else:
+            reply = await client.send_text("Hello", None)
     if isinstance(reply, Failure):
         raise ConfigError(f"{endpoint.url}: {reply.detail}")
     return reply.model
+
+
+def probe(endpoint: Endpoint, texts: Sequence[tuple[str, int]]) -> list[Reply]:
+    """What a reward model says of a few texts of a run, before the run.
+
+    Args:
+        texts: at least two, each with the number of its tokens, which are compared with the server's.
+
+    Raises:
+        ConfigError: if the endpoint fails, counts other tokens, or returns values that all lie between 0 and 1
+            although no activation is declared.
+    """
+    try:
+        replies = asyncio.run(_replies(endpoint, texts))
+    except EndpointRefused as error:
+        raise ConfigError(str(error)) from None
+    if not endpoint.activation:
+        _check_activation(endpoint, replies)
+    return replies
+
+
+async def _replies(endpoint: Endpoint, texts: Sequence[tuple[str, int]]) -> list[Reply]:
+    replies = []
+    async with Client(endpoint, Gate(1)) as client:
+        for text, num_tokens in texts:
+            reply = await client.send_text(text, num_tokens)
+            if isinstance(reply, Failure):
+                raise EndpointRefused(f"{endpoint.url}: {reply.detail}")
+            replies.append(reply)
+    return replies
+
+
+def _check_activation(endpoint: Endpoint, replies: Sequence[Reply]) -> None:
+    values = [value for reply in replies for value in reply.values.values()]
+    if all(0 < value < 1 for value in values):
+        raise ConfigError(
+            f"{endpoint.url}: all values lie between 0 and 1 ({', '.join(f'{v:g}' for v in values)}): the server seems "
+            "to apply a sigmoid or softmax, after which most rewards are equal. Turn it off (for vLLM: "
+            "--pooler-config '{\"use_activation\": false}'), or declare the activation if the model is meant so"
+        )
 
 
 def _text(content: Any) -> str:

@@ -175,13 +175,14 @@ class Shares:
         self.prices = (prompt_price, completion_price)
         self.forget_s = forget_s
         self._clients: dict[str, _Client] = {}
-        self._gone = Usage()
+        self._gone: dict[str, Usage] = {}
         self._paused_until = -math.inf
 
     @property
     def used(self) -> Usage:
         """What all clients used."""
-        return sum((client.used for client in self._clients.values()), self._gone)
+        living = (client.used for client in self._clients.values())
+        return sum((*living, *self._gone.values()), Usage())
 
     @property
     def cost(self) -> float:
@@ -203,6 +204,7 @@ class Shares:
             pause_s: for how long a server told it to wait since its last renewal.
         """
         self._forget(now)
+        self._gone.pop(client, None)  # it was only slow
         own = self._clients.setdefault(client, _Client())
         own.seen, own.wants, own.used = now, wants, used
         self._paused_until = max(self._paused_until, now + pause_s)
@@ -227,7 +229,7 @@ class Shares:
 
     def _forget(self, now: float) -> None:
         for name in [n for n, c in self._clients.items() if now - c.seen > self.forget_s]:
-            self._gone += self._clients.pop(name).used
+            self._gone[name] = self._clients.pop(name).used
 
 
 async def keep(

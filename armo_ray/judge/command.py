@@ -32,11 +32,14 @@ def _judge(options: JudgeOptions) -> int:
         print("\n".join(estimate(*prepare(options, write=False))))
         return COMPLETE
     job, spans = prepare(options, check_rows=check)
+    from armo_ray.judge.checked import check_judge
     from armo_ray.judge.pipeline import execute
     from armo_ray.judge.retry import set_aside
     from armo_ray.score.pipeline import commit_units
 
     with limited(options.max_runtime):
+        if options.verify:
+            check_judge(job)
         if options.retry:
             set_aside(job, options.retry)
         totals, totals_of_run = commit_units(job, spans, options, execute)

@@ -3,19 +3,25 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from armo_ray.endpoint.client import Endpoint, check
+from armo_ray.endpoint.rewards import PROTOCOLS
+from armo_ray.errors import ConfigError
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.judge.served import check_installed
 from armo_ray.judging.judge import load_judge
+from armo_ray.judging.reward_servers import reward_server, takes_text
 from armo_ray.judging.specification import Judge
+from armo_ray.model.chat import Chat
+from armo_ray.model.checkpoint import resolve
 from armo_ray.outputs.schema import JUDGE_FIELDS, SCHEMA_VERSION, scores_schema
 from armo_ray.score.run import Check, Job, Scorer, prepare_runs
 from armo_ray.storage import commits
+from armo_ray.storage.models import local_model
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.paths import root_of
@@ -39,6 +45,7 @@ class JudgeJob(Job):
     judge: Judge
     endpoint: Endpoint
     prices: tuple[float, float]  # of a million prompt tokens and of a million tokens that the model writes
+    tokenizer: str | None = None  # of a server that takes text
     serve: Serve | None = None  # how an actor starts a server of its own
     served: str | None = None  # the model, as the replies of the first committed unit name it
 
@@ -56,14 +63,25 @@ def prepare(
 
     Raises ConfigError if the run cannot begin.
     """
-    judge = load_judge(options.judge)
-    endpoint = Endpoint(options.endpoint or _SERVED, options.model, options.api_key_env, options.timeout)
+    judge, protocol = _judge(options)
+    endpoint = Endpoint(
+        options.endpoint or _SERVED,
+        options.model,
+        options.api_key_env,
+        options.timeout,
+        protocol=protocol,
+        activation=options.activation,
+    )
     if options.serve:
         check_installed()
     else:
         check(endpoint)
     logger.info("judge %s: rewards %s", judge.name, ", ".join(judge.reward_names))
     identity = {"model": options.model, "judge_fingerprint": judge.fingerprint}
+    if protocol != "chat":
+        identity["protocol"] = protocol
+    if options.tokenizer is not None:
+        identity["chat_fingerprint"] = chat_of(options.tokenizer).fingerprint
     scorer = Scorer(identity, partial(_job, options, judge, endpoint))
     ((job, spans),) = prepare_runs([(options, scorer)], write, check_rows)
     assert isinstance(job, JudgeJob), "made by _job"
@@ -74,6 +92,24 @@ def _served(store: Store) -> str | None:
     """The model that the replies of a committed unit name. An alias may come to mean another model."""
     asked = (dict(record.extra).get("asked", {}) for record in commits.read_log(store).records())
     return next((entry["model"] for entry in asked if entry.get("model")), None)
+
+
+def _judge(options: JudgeOptions) -> tuple[Judge, str]:
+    """The judge, and the protocol of its endpoint."""
+    if options.judge not in PROTOCOLS:
+        if options.tokenizer or options.activation:
+            raise ConfigError("tokenizer and activation are of reward servers; a judge reads messages")
+        return load_judge(options.judge), "chat"
+    if takes_text(options.judge) != (options.tokenizer is not None):
+        needs = "takes messages: leave out" if options.tokenizer else "takes text: give"
+        raise ConfigError(f"tokenizer: a server of the kind {options.judge} {needs} --tokenizer")
+    return reward_server(options.judge), options.judge
+
+
+@lru_cache(maxsize=1)
+def chat_of(model: str) -> Chat:
+    """The template and tokenizer of a model, which is copied to this node first if it is missing."""
+    return Chat.load(resolve(local_model(model)[0])[0])
 
 
 def _job(
@@ -97,6 +133,7 @@ def _job(
         judge=judge,
         endpoint=endpoint,
         prices=(options.input_price, options.output_price),
+        tokenizer=options.tokenizer,
         serve=Serve(options.gpus_per_server, options.serve_args) if options.serve else None,
     )
 

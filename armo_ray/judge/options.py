@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from armo_ray.judging.reasons import REASONS
-from armo_ray.options import Help, Name, Names
+from armo_ray.options import Help, ModelName, Name, Names
 from armo_ray.score.run_options import RunOptions
 
 
@@ -15,7 +15,7 @@ class JudgeOptions(RunOptions):
     command: ClassVar[str] = "judge"
 
     judge: Annotated[Name, Help("required", "JUDGE")]
-    """Prompt and how verdicts are read: a TOML file, or the name of a built-in judge."""
+    """Prompt and how verdicts are read: a TOML file, the name of a built-in judge, or a kind of reward server."""
     model: Annotated[Name, Help("required", "NAME")]
     """Model, as the server names it."""
 
@@ -31,6 +31,10 @@ class JudgeOptions(RunOptions):
     """With --serve: how long to wait for the GPUs of the first server."""
     api_key_env: Annotated[Name | None, Help("the endpoint", "VARIABLE")] = None
     """Environment variable that holds the key of the endpoint."""
+    tokenizer: Annotated[ModelName | None, Help("the endpoint", "MODEL")] = None
+    """Of a reward server that takes text: the model whose template and tokenizer make it."""
+    activation: Annotated[bool, Help("the endpoint")] = False
+    """Of a reward server: its values between 0 and 1 are meant so."""
     in_flight: Annotated[int, Help("the endpoint", "N")] = Field(64, ge=1)
     """Most requests that wait for the endpoint at once, in the whole cluster."""
     timeout: Annotated[float, Help("the endpoint", "SECONDS")] = Field(600, gt=0)
@@ -43,6 +47,8 @@ class JudgeOptions(RunOptions):
     """Stop cleanly once this run has cost so much; the same command goes on."""
     unit_rows: Annotated[int, Help("stopping and resuming", "N")] = Field(256, ge=1)
     """Candidates per unit, which is committed as a whole; replies are kept one by one."""
+    verify: Annotated[bool, Help("the endpoint")] = False
+    """First ask the judge about a small set of answers, as armo-ray verify --judge; the report shows the result."""
     dry_run: Annotated[bool, Help("the endpoint")] = False
     """Ask nothing: print how many requests a run makes, what they cost, and the first of them."""
     retry: Annotated[Names, Help("stopping and resuming", "REASON")] = ()
@@ -52,6 +58,8 @@ class JudgeOptions(RunOptions):
     def _one_place(self) -> "JudgeOptions":
         if (self.endpoint is None) == (self.serve is None):
             raise ValueError("endpoint: give either --endpoint URL or --serve vllm")
+        if self.verify and self.serve:
+            raise ValueError("verify: a judge is checked at an --endpoint; --serve starts its servers later")
         return self
 
     @field_validator("retry")

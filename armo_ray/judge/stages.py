@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from armo_ray.endpoint.client import Client
 from armo_ray.endpoint.journal import Journal, request_key
 from armo_ray.endpoint.limits import Allowance, Gate, Stopped, Usage, keep
 from armo_ray.endpoint.reply import EndpointRefused, Failure, Reply
-from armo_ray.judge.job import JudgeJob
+from armo_ray.judge.job import JudgeJob, chat_of
 from armo_ray.judging.calls import Call, calls_of
 from armo_ray.judging.verdicts import Judged, judged, parse
 from armo_ray.outputs.schema import JUDGE_FIELDS
@@ -33,6 +34,7 @@ from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.paths import Rejected, value_at
 from armo_ray.text.tokenized import Prompt, Tokenized
+from armo_ray.text.whole_text import WholeText
 
 _ROWS = "rows"  # column of the calls of a unit, pickled
 _STOPPED = "stopped"  # column of why a unit was left
@@ -91,6 +93,8 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
     try:
         columns = {name: value_at(row, name) for name in job.judge.columns}
         calls = calls_of(job.judge, key, candidates, columns)
+        if job.tokenizer is not None:
+            calls = [_with_text(call, candidates[call.candidates[0]], job.tokenizer) for call in calls]
     except Rejected as rejection:
         reason, detail = rejection.args
         listed.rejects += [(i, reason, detail) for i in good]
@@ -99,6 +103,12 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
         prompt = Prompt(candidate.prompt, candidate.tools, id=_prompt_id(candidate))
         listed.add(i, prompt, (None, None), list(candidate.flags))
     return Row(len(good), calls)
+
+
+def _with_text(call: Call, candidate: Candidate, tokenizer: str) -> Call:
+    """The call to a server that takes text. Raises Rejected."""
+    text, num_tokens = WholeText(chat_of(tokenizer))(candidate)
+    return replace(call, options={"text": text, "num_tokens": num_tokens})
 
 
 def _prompt_id(candidate: Candidate) -> str:
@@ -167,7 +177,10 @@ class Asker:
             options = dict(call.options)
             if entry is not None and "seed" in options:
                 options["seed"] += entry.retried  # else the answer would be the same
-            reply = await client.send(call.messages, options)
+            if self.job.tokenizer is None:
+                reply = await client.send(call.messages, options)
+            else:
+                reply = await client.send_text(options["text"], options["num_tokens"])
             if isinstance(reply, Reply):
                 finding = parse(self.job.judge, call, reply)
                 journal.add(key, reply, finding.reason if isinstance(finding, Failure) else None)

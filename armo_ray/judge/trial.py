@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from armo_ray.endpoint.client import probe
 from armo_ray.errors import ConfigError
 from armo_ray.judge.job import JudgeJob
 from armo_ray.judge.options import JudgeOptions
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _PLACES = 16  # where rows are read
 _ROWS = 1000  # in all
+_PROBED = 2  # texts that a reward server is asked about first
 _CHARACTERS = 4  # of a token of English text, roughly
 
 
@@ -40,6 +42,9 @@ def check(job: JudgeJob, spans: Sequence[Span], options: JudgeOptions) -> None:
     found = trial.Trial(sample.num_rows, sample.num_candidates, sample.rejects, {})
     if reason := trial.refusal(found, options):
         raise ConfigError(reason)
+    if job.tokenizer is not None:
+        texts = [call.options for row in sample.rows for call in row.calls][:_PROBED]
+        probe(job.endpoint, [(text["text"], text["num_tokens"]) for text in texts])
 
 
 def take(job: JudgeJob, spans: Sequence[Span], places: int = _PLACES) -> Sample:

@@ -13,7 +13,7 @@ from armo_ray.judging.template import Template
 Unit = Literal["one", "pair", "list"]
 Orders = Literal["both", "hash", "given"]
 Aggregate = Literal["mean", "majority", "sum"]
-Kind = Literal["choice", "number", "numbers", "json", "tokens"]
+Kind = Literal["choice", "number", "numbers", "json", "tokens"]  # of a judge file
 Where = Literal["only", "last", "first", "priority"]
 
 EMPTY = Template(())
@@ -45,7 +45,7 @@ class Parse:
     within: a JSON object of this name is read instead of the whole, if there is one.
     """
 
-    kind: Kind
+    kind: Kind | Literal["values"]  # values: numbers that a server of reward models returns
     pattern: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     keys: tuple[str, ...] = ()

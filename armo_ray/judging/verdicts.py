@@ -42,6 +42,8 @@ class Judged:
 
 def parse(judge: Judge, call: Call, reply: Reply) -> Verdict | Failure:
     """The verdict of a reply, or the reason why it has none."""
+    if judge.parse.kind == "values":
+        return Verdict(tuple(reply.values[name] for name in judge.reward_names))
     if reply.refusal or reply.finish_reason == "content_filter":
         return Failure("refused", (reply.refusal or "stopped by the server's content filter")[:200])
     if _cut_off(judge, reply):

@@ -72,6 +72,7 @@ def _opened(options: ScoresOptions) -> _Shared:
         con.execute(f"SET memory_limit = {literal(options.memory)}")
         con.execute(f"SET temp_directory = {literal(str(spill))}")
         con.execute("SET preserve_insertion_order = false")
+        con.execute("SET parquet_metadata_cache = true")  # tasks open the same files again
         if options.threads:
             con.execute(f"SET threads = {options.threads}")
     except BaseException:

@@ -56,7 +56,7 @@ def to_json(content: Mapping[str, Any]) -> bytes:
 
 def sealed(content: Mapping[str, Any]) -> bytes:
     """JSON with a checksum of its own content."""
-    plain = json.loads(to_json(content))  # as reading it back gives it
+    plain = json.loads(json.dumps(content, default=str))  # as reading it back gives it
     return to_json({**plain, CHECKSUM: checksum_of(plain)})
 
 

@@ -13,16 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from botocore.exceptions import (
-    BotoCoreError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    SSLError,
-)
-from botocore.exceptions import ConnectionError as EndpointError
-from botocore.parsers import ResponseParserError
-
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0  # since the first attempt; the last may end up to 90 s later, in botocore
@@ -33,10 +23,12 @@ _STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: another write of the 
 _CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "NoSuchUpload"}
 # packages whose errors without a status are connection errors
 _TRANSPORTS = {"aiohttp", "httpx", "httpcore", "requests"}
-_LOST = (
-    *(ConnectionError, TimeoutError, HTTPClientError, IncompleteReadError, ResponseParserError),
-    *(EndpointError, CredentialRetrievalError),
-)
+# by name, as importing botocore takes as long as all that most commands do with it
+_LOST = {
+    *("builtins.ConnectionError", "builtins.TimeoutError", "botocore.exceptions.HTTPClientError"),
+    *("botocore.exceptions.IncompleteReadError", "botocore.parsers.ResponseParserError"),
+    *("botocore.exceptions.ConnectionError", "botocore.exceptions.CredentialRetrievalError"),
+}
 # names of environment variables whose values must not appear in messages
 _SECRET = re.compile("SECRET|TOKEN|PASSW|CREDENTIAL|CONNECTION_STRING|_KEY$|_SAS$", re.IGNORECASE)
 
@@ -69,8 +61,14 @@ def is_transient(error: BaseException) -> bool:
     answer = answer_of(error)
     if answer.status is not None:
         return answer.status in _STATUS or answer.code in _CODES
-    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return not isinstance(error, SSLError) and (isinstance(error, _LOST) or bool(packages & _TRANSPORTS))
+    kinds = _kinds(error)
+    packages = {kind.partition(".")[0] for kind in kinds}
+    return "botocore.exceptions.SSLError" not in kinds and bool(kinds & _LOST or packages & _TRANSPORTS)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    """The names, with their modules, of the classes that an error is of."""
+    return {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
 
 
 def patiently(what: str, attempt: Callable[[], T]) -> T:
@@ -84,9 +82,9 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
         try:
             return attempt()
         except Exception as error:
-            if isinstance(error, BotoCoreError) and not is_transient(error):  # no credentials, or no region
-                raise OSError(describe_error(error)) from None
             if not is_transient(error):
+                if "botocore.exceptions.BotoCoreError" in _kinds(error):  # no credentials, or no region
+                    raise OSError(describe_error(error)) from None
                 raise
             reason, attempts = describe_error(error), attempts + 1
         waited = time.monotonic() - began

@@ -40,12 +40,15 @@ class Store:
             raise ConfigError(f"{self.uri}: {name!r} is not the name of a file in it")
         return f"{self.root}/{name}"
 
-    def write(self, name: str, content: bytes) -> None:
-        """Create or replace a file atomically: by rename on a disk, by one upload in an object store."""
+    def write(self, name: str, content: bytes, lasting: bool = True) -> None:
+        """Create or replace a file atomically: by rename on a disk, by one upload in an object store.
+
+        A file that is not `lasting` may be lost if the machine stops.
+        """
         if not self.local:
             self._put(name, content)
             return
-        with self._temporary(name, content) as temporary:
+        with self._temporary(name, content, lasting) as temporary:
             os.replace(temporary, self.path(name))
 
     def create(self, name: str, content: bytes) -> bool:
@@ -60,15 +63,16 @@ class Store:
         return True
 
     @contextlib.contextmanager
-    def _temporary(self, name: str, content: bytes) -> Iterator[str]:
-        """A temporary file with this content beside a name, flushed to disk, and deleted at the end."""
+    def _temporary(self, name: str, content: bytes, lasting: bool = True) -> Iterator[str]:
+        """A temporary file with this content beside a name, on disk already if it is to last, deleted at the end."""
         directory, base = os.path.split(self.path(name))
         temporary = f"{directory}/.{base}.{uuid.uuid4().hex}"
         try:
             with _opened(temporary) as stream:
                 stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+                if lasting:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             yield temporary
         finally:
             with contextlib.suppress(FileNotFoundError):

@@ -6,13 +6,17 @@ from pathlib import Path
 from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, FAILED
 from armo_ray.options import Given, load_options
-from armo_ray.verify.options import VerifyModelOptions, VerifyOptions
+from armo_ray.verify.options import VerifyJudgeOptions, VerifyModelOptions, VerifyOptions
 
 
 def run(given: Given) -> int:
     """Check, print what was found, and return the exit status. Raises ConfigError."""
+    if "judge" in given.values:
+        return _check_judge(load_options(VerifyJudgeOptions, None, given.values))
     if ("output" in given.values) == ("model" in given.values):
-        raise ConfigError("give an output to check, or --model to check a model")
+        raise ConfigError(
+            "give an output to check, or --model to check a model or, with --judge and --endpoint, a judge"
+        )
     for_output, for_model = given.of(VerifyOptions), given.of(VerifyModelOptions)
     if "model" in given.values:
         if for_output.keys() - for_model.keys():
@@ -53,6 +57,18 @@ def _repair(output: str) -> int:
     state = "complete" if repaired.complete else "not complete: run the same armo-ray score command again"
     print(f"{output}: {len(repaired.done)} repairs{left}; {state}")
     return FAILED if repaired.left else COMPLETE
+
+
+def _check_judge(options: VerifyJudgeOptions) -> int:
+    from armo_ray.endpoint.client import Endpoint, check
+    from armo_ray.judging.judge import load_judge
+    from armo_ray.judging.self_check import lines, self_check
+
+    judge = load_judge(options.judge)
+    endpoint = Endpoint(options.endpoint, options.model, options.api_key_env)
+    check(endpoint)
+    print("\n".join(lines(self_check(judge, endpoint))))
+    return COMPLETE
 
 
 def _check_model(options: VerifyModelOptions) -> int:

@@ -39,3 +39,16 @@ class VerifyModelOptions(DatedOptions):
     """Write the model's values to this file, for --against."""
     against: Annotated[GivenPlace | None, Help("to check a model", "FILE")] = None
     """Compare with the values in a file that --record wrote."""
+
+
+class VerifyJudgeOptions(DatedOptions):
+    """Check a judge: ask it about a small set of answers, and tell what it gets right and what sways it."""
+
+    judge: Annotated[Name, Help("to check a judge", "JUDGE")]
+    """Prompt and how verdicts are read: a TOML file, or the name of a built-in judge."""
+    endpoint: Annotated[Name, Help("to check a judge", "URL")]
+    """OpenAI-compatible server, such as http://localhost:8000/v1."""
+    model: Annotated[Name, Help("to check a judge", "NAME")]
+    """Model, as the server names it."""
+    api_key_env: Annotated[Name | None, Help("to check a judge", "VARIABLE")] = None
+    """Environment variable that holds the key of the endpoint."""

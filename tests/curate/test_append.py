@@ -140,13 +140,13 @@ def states(output: Path, copies: Path, patch: pytest.MonkeyPatch, command: Calla
     one_at_a_time = threading.Lock()
 
     def copying(change: Callable[..., Any]) -> Callable[..., Any]:
-        def changed(store: Store, name: str, *arguments: Any) -> Any:
+        def changed(store: Store, name: str, *arguments: Any, **named: Any) -> Any:
             if name == lock.LOCK or store.root != str(output):  # a scratch file
-                return change(store, name, *arguments)
+                return change(store, name, *arguments, **named)
             with one_at_a_time:
                 found.append(copied(output, copies / str(len(found))))
                 (found[-1] / lock.LOCK).unlink()
-                return change(store, name, *arguments)
+                return change(store, name, *arguments, **named)
 
         return changed
 

@@ -1,6 +1,7 @@
 """A chat endpoint in a process of its own that counts requests and fails on request.
 
-`python -m tests.support.fake_endpoint --port 0` prints its URL on the first line. GET /counts tells what was counted.
+`python -m tests.support.fake_endpoint --port 0` prints its URL on the first line. GET /counts tells what was counted,
+and when requests arrived, by time.monotonic.
 POST /_fake takes settings, which hold from then on, and begins to count anew:
 
 - `text`, `finish_reason`, `refusal` and `model` of the replies, and `delay_s`;
@@ -8,7 +9,8 @@ POST /_fake takes settings, which hold from then on, and begins to count anew:
   groups of the pattern `answers` in the last message; "rating" with 1 to 10 from a hash of the messages;
 - `faults`: a list that the next requests get, one each: {"status": 429, "headers": {...}, "text": ...}, {"drop": true}
   closes the connection, {"torn": true} ends in the middle of the JSON, {"reply": {...}} has settings of its own;
-- `broken`: a request whose messages hold this text gets 500, as often as it is sent.
+- `broken`: a request that holds this text gets 500, as often as it is sent;
+- `adds_bos` and `activated` of the servers of reward models (see `fake_rewards`).
 """
 
 import argparse
@@ -19,14 +21,17 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
 
+from armo_ray.endpoint.rewards import PROTOCOLS
+from tests.support import fake_rewards
 from tests.support.paths import ROOT
 
 SETTINGS: dict[str, Any] = {
@@ -40,6 +45,8 @@ SETTINGS: dict[str, Any] = {
     r"\[The Start of Assistant B's Answer\](.*?)\[The End",
     "faults": [],
     "broken": None,
+    "adds_bos": False,
+    "activated": False,
 }
 
 
@@ -49,11 +56,27 @@ class FakeEndpoint:
     def __init__(self, delay_s: float) -> None:
         self.settings: dict[str, Any] = SETTINGS | {"delay_s": delay_s}
         self.by_key: Counter[str] = Counter()
+        self.arrived: list[float] = []
         self.in_flight = self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, self._reply)
+
+    async def rewards(self, request: web.Request) -> web.StreamResponse:
+        protocol = request.path.split("/")[1]
+
+        def answer(body: Any, settings: Mapping[str, Any]) -> Any:
+            self.answered += 1
+            return fake_rewards.answer(protocol, body, settings)
+
+        return await self._answer(request, answer)
+
+    async def _answer(
+        self, request: web.Request, answer: Callable[[Any, Mapping[str, Any]], Any]
+    ) -> web.StreamResponse:
         body = await request.json()
         self.by_key[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
+        self.arrived.append(time.monotonic())
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         fault = self._fault_of(body)
@@ -62,11 +85,13 @@ class FakeEndpoint:
         finally:
             self.in_flight -= 1
         if fault is None or "reply" in fault:
-            return web.json_response(self._reply(body, self.settings | (fault or {}).get("reply", {})))
-        return self._fault(request, fault, body)
+            return web.json_response(answer(body, self.settings | (fault or {}).get("reply", {})))
+        if fault.get("torn"):
+            return web.Response(text=json.dumps(answer(body, self.settings))[:40])
+        return _fault(request, fault)
 
     def _fault_of(self, body: Any) -> Any:
-        if self.settings["broken"] and self.settings["broken"] in json.dumps(body["messages"]):
+        if self.settings["broken"] and self.settings["broken"] in json.dumps(body):
             return {"status": 500}
         return self.settings["faults"].pop(0) if self.settings["faults"] else None
 
@@ -84,17 +109,6 @@ class FakeEndpoint:
             "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
         }
 
-    def _fault(self, request: web.Request, fault: Any, body: Any) -> web.Response:
-        if fault.get("drop"):
-            assert request.transport is not None
-            request.transport.close()
-        if fault.get("torn"):
-            return web.Response(text=json.dumps(self._reply(body, self.settings))[:40])
-        headers, text = fault.get("headers"), fault.get("text", "a fault")
-        if fault.get("echo"):
-            text += request.headers.get("Authorization", "")
-        return web.Response(status=fault.get("status", 200), headers=headers, text=text)
-
     async def health(self, _: web.Request) -> web.Response:
         return web.Response()
 
@@ -105,6 +119,7 @@ class FakeEndpoint:
         if request.method == "POST":
             self.settings |= await request.json()
             self.by_key.clear()
+            self.arrived.clear()
             self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
         return await self.counts(request)
 
@@ -117,8 +132,19 @@ class FakeEndpoint:
                 "prompt_tokens": self.prompt_tokens,
                 "completion_tokens": self.completion_tokens,
                 "by_key": dict(self.by_key),
+                "arrived": self.arrived,
             }
         )
+
+
+def _fault(request: web.Request, fault: Mapping[str, Any]) -> web.Response:
+    if fault.get("drop"):
+        assert request.transport is not None
+        request.transport.close()
+    text = fault.get("text", "a fault")
+    if fault.get("echo"):
+        text += request.headers.get("Authorization", "")
+    return web.Response(status=fault.get("status", 200), headers=fault.get("headers"), text=text)
 
 
 def _text(messages: Any, settings: Mapping[str, Any]) -> str:
@@ -155,6 +181,8 @@ def control(url: str, **settings: Any) -> dict[str, Any]:
 async def _serve(port: int, delay_s: float) -> None:
     fake, app = FakeEndpoint(delay_s), web.Application()
     app.router.add_post("/v1/chat/completions", fake.chat)
+    for protocol, rewards in PROTOCOLS.items():
+        app.router.add_post(f"/{protocol}/{rewards.route}", fake.rewards)
     app.router.add_get("/v1/models", fake.models)
     app.router.add_get("/counts", fake.counts)
     app.router.add_get("/health", fake.health)
