@@ -70,8 +70,8 @@ def _accuracies(results: Mapping[str, Any]) -> str:
         )
     if judge := results.get("judge"):
         lines.append(
-            f"{results['unjudged']} of {results['items']} items have responses without a verdict; by {judge['source']}, "
-            f"an error counts {judge['error']:g} and a tie {judge['tie']:g}"
+            f"{results['unjudged']} of {results['items']} items have responses without a verdict; "
+            f"by {judge['source']}, an error counts {judge['error']:g} and a tie {judge['tie']:g}"
         )
     if results.get("ties"):
         lines.append(f"{results['ties']} rows are ties without a preferred response and are left out")

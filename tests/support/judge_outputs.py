@@ -19,7 +19,9 @@ from armo_ray.judge.stages import Asker, Halt, read_calls, write_verdicts
 from armo_ray.storage import commits, resume
 from armo_ray.storage.store import Store
 
-Answer = Callable[[str], Mapping[str, Any]]  # from the last message, the fields that differ from a plain reply
+Answer = Callable[
+    [str], Mapping[str, Any]
+]  # from the last message, the fields that differ from a plain reply
 
 RATING = """[judge]
 unit = "one"
@@ -61,6 +63,17 @@ def drawn(text: str, size: int) -> int:
 def rates(text: str) -> dict[str, Any]:
     """A rating from 1 to 10."""
     return {"text": f"Fine. Rating: {1 + drawn(text, 10)}"}
+
+
+def rates_mostly(text: str) -> dict[str, Any]:
+    """A rating, or one of the ways to give none."""
+    failures: list[dict[str, Any]] = [
+        {"text": "no idea"},
+        {"refusal": "I will not."},
+        {"text": "Rating", "finish_reason": "length"},
+    ]
+    at = drawn(text, 24)
+    return failures[at] if at < len(failures) else rates(text)
 
 
 def prefers(text: str) -> dict[str, Any]:
@@ -155,7 +168,7 @@ def run_locally(options: JudgeOptions) -> dict[str, Any]:
     return store.read_json(commits.SUCCESS) or {}
 
 
-def write_pairs(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
