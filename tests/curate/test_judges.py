@@ -10,6 +10,7 @@ import pytest
 from armo_ray.cli.main import main
 from armo_ray.verify.output import verify_output
 from tests.support.local import rows_as_written
+from tests.support.synthetic_outputs import score_synthetically
 
 OUTPUTS = ("pairs", "ratings", "lists", "contests")
 STRATEGIES = ("best-worst", "best-random", "best-vs-sigma", "all-above-margin", "top-k-bottom-k")
@@ -77,6 +78,39 @@ def test_what_needs_token_counts_is_refused_with_advice(
     assert f"{options[0]}" in told
     assert "has no token counts, because a judge has no tokenizer. Leave it out" in told
     assert not (tmp_path / "o").exists()
+
+
+def test_a_panel_of_judges_and_a_reward_model_votes(judged: Path, tmp_path: Path) -> None:
+    model = score_synthetically(tmp_path / "model", judged / "in")
+    outputs = [judged / "pairs", judged / "ratings", model]
+    for kind in ("majority", "mean"):
+        command = ["reweigh", *map(str, outputs), "--output", str(tmp_path / kind), "--ensemble", kind]
+        assert main(command) == 0
+        assert verify_output(str(tmp_path / kind))[1] == []
+    scores = [{row["row_id"]: row["score"] for row in rows_as_written(output)} for output in outputs]
+    rows = rows_as_written(tmp_path / "majority")
+    by_row: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_row.setdefault((row["source"], row["source_row"]), []).append(row)
+    assert {len(own) for own in by_row.values()} == {1, 2}
+    for own in by_row.values():
+        if len(own) == 1:
+            assert (own[0]["score"], own[0]["disagreement"]) == (0.5, None)
+            continue
+        first, second = (row["row_id"] for row in own)
+        votes = [(one[first] > one[second]) - (one[first] < one[second]) for one in scores]
+        majority = (sum(votes) > 0) - (sum(votes) < 0)
+        assert own[0]["score"] == (majority + 1) / 2 == 1 - own[1]["score"]
+        against = sum(vote != majority for vote in votes) / 3
+        assert own[0]["disagreement"] == pytest.approx(against)
+    means = rows_as_written(tmp_path / "mean")
+    assert [row["disagreement"] for row in means] == [row["disagreement"] for row in rows]
+    assert not {"verdicts", "agreement", "order_flips"} & rows[0].keys()
+    where = ["filter", str(tmp_path / "mean"), "--output", str(tmp_path / "f"), "--where", "disagreement = 0"]
+    assert main(where) == 0
+    assert len(rows_as_written(tmp_path / "f")) == sum(row["disagreement"] == 0 for row in rows)
+    assert main(["explain", str(tmp_path / "majority"), "highest"]) == 0
+    assert main(["report", str(tmp_path / "majority"), "--output", str(tmp_path / "r")]) == 0
 
 
 def test_judges_are_compared_with_each_other(
