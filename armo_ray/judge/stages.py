@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -48,9 +49,9 @@ class Halt(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The candidates of a row that are judged, and the calls that judge them."""
+    """The candidates of a row that are judged, by their numbers in it, and the calls that judge them."""
 
-    num_candidates: int
+    numbers: tuple[int, ...]
     calls: list[Call]
 
 
@@ -101,7 +102,7 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
     for i, candidate in zip(good, candidates, strict=True):
         prompt = Prompt(candidate.prompt, candidate.tools, id=_prompt_id(candidate))
         listed.add(i, prompt, (None, None), list(candidate.flags))
-    return Row(len(good), calls)
+    return Row(tuple(candidate.index for candidate in candidates), calls)
 
 
 def _with_text(call: Call, candidate: Candidate, tokenizer: str) -> Call:
@@ -156,9 +157,11 @@ class Asker:
         header.computed_tokens = header.num_tokens
         results, at = list[Judged](), 0
         for row in rows:
-            results += judged(
-                self.job.judge, row.num_candidates, row.calls, replies[at : at + len(row.calls)]
-            )
+            own = judged(self.job.judge, len(row.numbers), row.calls, replies[at : at + len(row.calls)])
+            for verdict in (verdict for result in own for verdict in result.verdicts):
+                if verdict["opponent"] is not None:  # so far its place among those that are judged
+                    verdict["opponent"] = row.numbers[verdict["opponent"]]
+            results += own
             at += len(row.calls)
         return _with_results(table, header, results, len(self.job.judge.reward_names))
 
@@ -242,6 +245,7 @@ def _asked(replies: Sequence[Reply], prices: tuple[float, float]) -> dict[str, A
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "cost": cost,
+        "finish_reasons": dict(Counter(reply.finish_reason for reply in replies)),
     }
 
 
