@@ -82,8 +82,8 @@ def _value(text: str, settings: Mapping[str, Any]) -> float:
 
 
 def _tokens(text: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
-    extra = settings["adds_bos"] and body.get("add_special_tokens", True)
-    return len(text.split()) + int(extra)
+    adds = settings["adds_bos"] and body.get("add_special_tokens", True)
+    return len(text.split()) + bool(adds)
 
 
 def _list(data: Mapping[str, Any], tokens: int) -> Any:
