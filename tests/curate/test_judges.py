@@ -25,7 +25,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("strategy", by_day(STRATEGIES, {"best-worst", "best-vs-sigma"}))
-@pytest.mark.parametrize("name", ["pairs", "contests"])
+@pytest.mark.parametrize("name", by_day(["pairs", "contests"], {"contests"}))
 def test_every_strategy_mines_pairs_from_verdicts(
     name: str, strategy: str, judged: Path, tmp_path: Path
 ) -> None:
@@ -36,7 +36,7 @@ def test_every_strategy_mines_pairs_from_verdicts(
     assert all(row["score_chosen"] > row["score_rejected"] for row in mined)
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", by_day(OUTPUTS, {"ratings"}))
 def test_verdicts_filter_label_and_reweigh_rows(name: str, judged: Path, tmp_path: Path) -> None:
     rows = rows_as_written(judged / name)
     reward = next(iter(rows[0]["rewards"]))
@@ -116,6 +116,7 @@ def test_a_panel_of_judges_and_a_reward_model_votes(judged: Path, tmp_path: Path
     assert main(["report", str(tmp_path / "majority"), "--output", str(tmp_path / "r")]) == 0
 
 
+@pytest.mark.nightly
 def test_datasets_grow_with_the_nights_of_a_judge(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:16]
     commands = {
