@@ -81,7 +81,7 @@ def prepare(
     if protocol != "chat":
         identity["protocol"] = protocol
     if options.tokenizer is not None:
-        identity["chat_fingerprint"] = chat_of(options.tokenizer).fingerprint
+        identity["tokenizer_fingerprint"] = chat_of(options.tokenizer).fingerprint
     scorer = Scorer(identity, partial(_job, options, judge, endpoint))
     ((job, spans),) = prepare_runs([(options, scorer)], write, check_rows)
     assert isinstance(job, JudgeJob), "made by _job"
