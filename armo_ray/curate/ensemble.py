@@ -4,7 +4,7 @@ import hashlib
 import json
 from bisect import bisect_left, bisect_right
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -33,10 +33,6 @@ from armo_ray.text.layouts import layout_and_reading
 
 _TASK_UNITS = 64
 MAJORITY = "majority"  # name of the reward that is the score
-_WEIGHTS: dict[str, Callable[[int], list[float] | None]] = {
-    "mean": lambda members: [1 / members] * members,
-    "majority": lambda members: [1.0] + [0.0] * members,
-}
 
 
 @dataclass(frozen=True)
@@ -201,7 +197,7 @@ def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequen
         "objective_factors": None,
         "length_penalty": 0.0,
         "base": None,
-        "fixed_weights": _WEIGHTS.get(str(options.ensemble), lambda _: None)(len(members)),
+        "fixed_weights": _weights(options.ensemble, len(members)),
         "ensemble": options.ensemble,
         "risk": options.risk,
         "members": [vars(m) for m in members],
@@ -209,6 +205,12 @@ def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequen
     prints = [scores.metadata["model_fingerprint"] for scores in outputs]
     text = json.dumps([prints, formula], sort_keys=True)
     return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def _weights(ensemble: str | None, members: int) -> list[float] | None:
+    """The weights of the rewards in the score; None if it is no weighted sum."""
+    weights = {"mean": [1 / members] * members, MAJORITY: [1.0] + [0.0] * members}
+    return weights.get(str(ensemble))
 
 
 def _combine(task: Task) -> tuple[int, list[Part]]:

@@ -102,7 +102,7 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
     for i, candidate in zip(good, candidates, strict=True):
         prompt = Prompt(candidate.prompt, candidate.tools, id=_prompt_id(candidate))
         listed.add(i, prompt, (None, None), list(candidate.flags))
-    return Row(tuple(candidate.index for candidate in candidates), calls)
+    return Row(tuple(c.index for c in candidates if c.index is not None), calls)
 
 
 def _with_text(call: Call, candidate: Candidate, tokenizer: str) -> Call:

@@ -9,7 +9,10 @@ import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.verify.output import verify_output
+from tests.support.by_day import by_day
+from tests.support.judge_outputs import PAIR, judge_locally, prefers, write_rows
 from tests.support.local import rows_as_written
+from tests.support.paths import SAMPLE
 from tests.support.synthetic_outputs import score_synthetically
 
 OUTPUTS = ("pairs", "ratings", "lists", "contests")
@@ -17,12 +20,12 @@ STRATEGIES = ("best-worst", "best-random", "best-vs-sigma", "all-above-margin", 
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted((folder / "data" if (folder / "data").is_dir() else folder).rglob("*.parquet"))
+    paths = [path for name in ("data", "scores") for path in sorted((folder / name).rglob("*.parquet"))]
     return [row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", ["pairs", "contests"])
+@pytest.mark.parametrize("strategy", by_day(STRATEGIES, {"best-worst", "best-vs-sigma"}))
+@pytest.mark.parametrize("name", by_day(["pairs", "contests"], {"contests"}))
 def test_every_strategy_mines_pairs_from_verdicts(
     name: str, strategy: str, judged: Path, tmp_path: Path
 ) -> None:
@@ -33,7 +36,7 @@ def test_every_strategy_mines_pairs_from_verdicts(
     assert all(row["score_chosen"] > row["score_rejected"] for row in mined)
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", by_day(OUTPUTS, {"ratings"}))
 def test_verdicts_filter_label_and_reweigh_rows(name: str, judged: Path, tmp_path: Path) -> None:
     rows = rows_as_written(judged / name)
     reward = next(iter(rows[0]["rewards"]))
@@ -111,6 +114,29 @@ def test_a_panel_of_judges_and_a_reward_model_votes(judged: Path, tmp_path: Path
     assert len(rows_as_written(tmp_path / "f")) == sum(row["disagreement"] == 0 for row in rows)
     assert main(["explain", str(tmp_path / "majority"), "highest"]) == 0
     assert main(["report", str(tmp_path / "majority"), "--output", str(tmp_path / "r")]) == 0
+
+
+@pytest.mark.nightly
+def test_datasets_grow_with_the_nights_of_a_judge(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:16]
+    commands = {
+        "mine": ["--strategy", "all-above-margin"],
+        "label": ["--shape", "pairs", "--temperature", "1"],
+        "filter": ["--where", "agreement >= 0.9"],
+        "reweigh": ["--factor", "win_rate_first=2"],
+    }
+    for night, rows in enumerate((lines[:8], lines[8:])):
+        write_rows(tmp_path / "in" / f"day={night}" / "shard.jsonl", rows)
+        judge_locally(PAIR, prefers, tmp_path / "in", tmp_path / "o", unit_rows=6)
+        for name, options in commands.items():
+            command = [name, str(tmp_path / "o"), "--output", str(tmp_path / name), *options, "--append"]
+            assert main(command) == 0
+    for name, options in commands.items():
+        command = [name, str(tmp_path / "o"), "--output", str(tmp_path / "whole" / name), *options]
+        assert main(command) == 0
+        grown, whole = (sorted(map(repr, read(tmp_path / at / name))) for at in ("", "whole"))
+        assert grown == whole
+        assert grown
 
 
 def test_judges_are_compared_with_each_other(

@@ -1,6 +1,8 @@
 """The report and the explanation of what a judge said."""
 
 import json
+import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,12 @@ import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.storage.shards import row_id
+from tests.support.by_day import by_day
+from tests.support.judge_outputs import RATING, judge_locally, write_rows
 from tests.support.local import rejects_of, rows_as_written, rows_of
+from tests.support.synthetic_outputs import score_synthetically
+
+PARSED_NUMBER = re.compile(r'kind = "number".*', re.DOTALL)
 
 
 def reported(output: Path, at: Path, *options: str) -> dict[str, Any]:
@@ -18,7 +25,7 @@ def reported(output: Path, at: Path, *options: str) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", ["pairs", "ratings", "lists", "contests"])
+@pytest.mark.parametrize("name", by_day(["pairs", "ratings", "lists", "contests"], {"ratings", "lists"}))
 def test_what_was_asked_is_the_sum_over_the_commit_records(name: str, judged: Path, tmp_path: Path) -> None:
     report = reported(judged / name, tmp_path)
     asked = report["asked"]
@@ -49,13 +56,30 @@ def test_ways_to_give_no_verdict_are_reasons_of_their_own(judged: Path, tmp_path
     assert len(report["nights"]["nights"]) == 2
 
 
-def test_an_output_of_no_judge_and_one_made_from_another_was_not_asked(
-    judged: Path, scored_pairs: Path, tmp_path: Path
-) -> None:
-    assert reported(scored_pairs, tmp_path / "a")["asked"] is None
+def test_an_output_of_no_judge_and_one_made_from_another_was_not_asked(judged: Path, tmp_path: Path) -> None:
+    scored = score_synthetically(tmp_path / "scored", judged / "in")
+    assert reported(scored, tmp_path / "a")["asked"] is None
     command = ["filter", str(judged / "pairs"), "--output", str(tmp_path / "f"), "--where", "agreement >= 1"]
     assert main(command) == 0
     assert reported(tmp_path / "f", tmp_path / "b")["asked"] is None
+
+
+def test_label_mass_is_told_where_probabilities_of_tokens_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def likely(_: str) -> dict[str, Any]:
+        """The labels 1 and 3, each with a probability of 0.4."""
+        top = [{"token": label, "logprob": math.log(0.4)} for label in ("1", "3")]
+        return {"text": "1", "logprobs": {"content": [{**top[0], "top_logprobs": top}]}}
+
+    rows = [{"prompt": "a?", "chosen": "b", "rejected": "c"}]
+    judge = PARSED_NUMBER.sub('kind = "tokens"\nvalues = { 1 = 1, 3 = 3 }', RATING)
+    judge_locally(judge, likely, write_rows(tmp_path / "in.jsonl", rows), tmp_path / "o")
+    mass = reported(tmp_path / "o", tmp_path / "r")["asked"]["verdicts"]["label_mass"]
+    assert (mass["candidates"], mass["mean"]) == (2, pytest.approx(0.8))
+    assert [row["score"] for row in rows_as_written(tmp_path / "o")] == pytest.approx([2, 2])
+    assert main(["explain", str(tmp_path / "o"), "highest"]) == 0
+    assert "label mass 0.800" in capsys.readouterr().out
 
 
 def test_explain_shows_every_verdict_with_its_text(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,10 @@ def serving(answer: Answer) -> Iterator[str]:
     runner = web.AppRunner(app, access_log=None)
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    run = lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(30)  # noqa: E731
+
+    def run(work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
     try:
         run(runner.setup())
         run(web.TCPSite(runner, "127.0.0.1", 0).start())
