@@ -91,7 +91,7 @@ def execute(
 
         def work(left: list[Span]) -> Iterator[Committed]:
             for result in _results(job, left, held, actors):
-                unit = _committed(result)
+                unit = _committed(result, job.endpoint.key_variable)
                 progress.update(unit)
                 yield unit
 
@@ -106,13 +106,19 @@ def execute(
             passes.commit_all(store, job.fingerprint, spans, left, work, work_again)
 
 
-def _committed(result: Committed | Halt) -> Committed:
+def _committed(result: Committed | Halt, key_variable: str | None) -> Committed:
     """A committed unit. Raises what ends the run if it was left."""
     if isinstance(result, Committed):
         return result
     if result.kind == "cost":
         raise OutOfTime(result.message)
-    raise RuntimeError(f"{result.message}. What is committed and what was answered stays")
+    key = (
+        f"holds {key_variable} a key that is valid?" if key_variable else "needs it a key, by --api-key-env?"
+    )
+    raise RuntimeError(
+        f"{result.message}. Check the endpoint ({key}) and run the same command again: what is committed and what was "
+        f"answered stays"
+    )
 
 
 def _servers(serve: Serve, minutes: float) -> int:

@@ -6,11 +6,13 @@ POST /_fake takes settings, which hold from then on, and begins to count anew:
 
 - `text`, `finish_reason`, `refusal` and `model` of the replies, and `delay_s`;
 - `rule`: "text" replies `text` as it is; else its `{}` is filled: "longer" with A or B, the longer one of the two
-  groups of the pattern `answers` in the last message; "rating" with 1 to 10 from a hash of the messages;
+  groups of the pattern `answers` in the last message; "rating" with 1 to 10 from a hash of the messages; "drawn" with
+  one of `choices` from a hash of the whole request, and `{key}` with that hash;
 - `faults`: a list that the next requests get, one each: {"status": 429, "headers": {...}, "text": ...}, {"drop": true}
   closes the connection, {"torn": true} ends in the middle of the JSON, {"reply": {...}} has settings of its own;
 - `broken`: a request that holds this text gets 500, as often as it is sent;
 - `key`: requests without it get 401;
+- `marked`: faults by text: a request that holds the text gets the fault, as often as it is sent;
 - `adds_bos` and `activated` of the servers of reward models (see `fake_rewards`).
 """
 
@@ -47,6 +49,8 @@ SETTINGS: dict[str, Any] = {
     "faults": [],
     "broken": None,
     "key": None,
+    "marked": {},
+    "choices": ["A", "B", "tie"],
     "adds_bos": False,
     "activated": False,
 }
@@ -55,9 +59,11 @@ SETTINGS: dict[str, Any] = {
 class FakeEndpoint:
     """Replies to all requests by one rule."""
 
-    def __init__(self, delay_s: float) -> None:
-        self.settings: dict[str, Any] = SETTINGS | {"delay_s": delay_s}
+    def __init__(self, settings: Mapping[str, Any], log: str | None = None) -> None:
+        self.settings: dict[str, Any] = SETTINGS | settings
+        self.log = open(log, "a", buffering=1) if log else None  # noqa: SIM115 - as long as the server lives
         self.by_key: Counter[str] = Counter()
+        self.answered_by_key: Counter[str] = Counter()
         self.arrived: list[float] = []
         self.in_flight = self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
 
@@ -79,7 +85,10 @@ class FakeEndpoint:
         if refused := self._refused(request):
             return refused
         body = await request.json()
-        self.by_key[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
+        key = key_of(body)
+        self.by_key[key] += 1
+        if self.log:
+            self.log.write(f"{key}\n")
         self.arrived.append(time.monotonic())
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -89,6 +98,7 @@ class FakeEndpoint:
         finally:
             self.in_flight -= 1
         if fault is None or "reply" in fault:
+            self.answered_by_key[key] += 1
             return web.json_response(answer(body, self.settings | (fault or {}).get("reply", {})))
         if fault.get("torn"):
             return web.Response(text=json.dumps(answer(body, self.settings))[:40])
@@ -97,10 +107,14 @@ class FakeEndpoint:
     def _fault_of(self, body: Any) -> Any:
         if self.settings["broken"] and self.settings["broken"] in json.dumps(body):
             return {"status": 500}
+        content = str(body["messages"]) if self.settings["marked"] else ""
+        for text, fault in self.settings["marked"].items():
+            if text in content:
+                return fault
         return self.settings["faults"].pop(0) if self.settings["faults"] else None
 
     def _reply(self, body: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        text = _text(body["messages"], settings)
+        text = _text(body, settings)
         prompt = sum(len(str(message["content"]).split()) for message in body["messages"])
         completion = len(text.split())
         self.answered += 1
@@ -131,6 +145,7 @@ class FakeEndpoint:
         if request.method == "POST":
             self.settings |= await request.json()
             self.by_key.clear()
+            self.answered_by_key.clear()
             self.arrived.clear()
             self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
         return await self.counts(request)
@@ -144,6 +159,7 @@ class FakeEndpoint:
                 "prompt_tokens": self.prompt_tokens,
                 "completion_tokens": self.completion_tokens,
                 "by_key": dict(self.by_key),
+                "answered_by_key": dict(self.answered_by_key),
                 "arrived": self.arrived,
             }
         )
@@ -159,8 +175,17 @@ def _fault(request: web.Request, fault: Mapping[str, Any]) -> web.Response:
     return web.Response(status=fault.get("status", 200), headers=fault.get("headers"), text=text)
 
 
-def _text(messages: Any, settings: Mapping[str, Any]) -> str:
+def key_of(body: Any) -> str:
+    """64 hex digits that identify a request by its content."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _text(body: Any, settings: Mapping[str, Any]) -> str:
     text: str = settings["text"]
+    messages = body["messages"]
+    if settings["rule"] == "drawn":
+        key = key_of(body)
+        return text.format(settings["choices"][int(key, 16) % len(settings["choices"])], key=key)
     if settings["rule"] == "longer":
         found = re.search(settings["answers"], str(messages[-1]["content"]))
         return text.format("A" if found is None or len(found[1]) >= len(found[2]) else "B")
@@ -200,8 +225,8 @@ async def _end(_: web.Request) -> web.Response:
     os._exit(1)
 
 
-async def _serve(port: int, delay_s: float) -> None:
-    fake, app = FakeEndpoint(delay_s), web.Application()
+async def _serve(port: int, settings: Mapping[str, Any], log: str | None) -> None:
+    fake, app = FakeEndpoint(settings, log), web.Application()
     app.router.add_post("/v1/chat/completions", fake.chat)
     for protocol, rewards in PROTOCOLS.items():
         app.router.add_post(f"/{protocol}/{rewards.route}", fake.rewards)
@@ -223,5 +248,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay-s", type=float, default=0.0)
+    parser.add_argument("--log", help="file that gets the key of each request as it comes")
+    parser.add_argument("--settings", type=json.loads, default={}, help="as JSON, from the start")
     given = parser.parse_args()
-    asyncio.run(_serve(given.port, given.delay_s))
+    asyncio.run(_serve(given.port, {"delay_s": given.delay_s} | given.settings, given.log))

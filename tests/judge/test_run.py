@@ -1,0 +1,225 @@
+"""`armo-ray judge`: what a run asks, counts, rejects, asks again, and refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from armo_ray.verify.output import verify_output
+from tests.support.fake_endpoint import control
+from tests.support.judging import PAIR, RATING, asked, execute_here, judge, pairs, units_of_parts, write_lines
+from tests.support.local import rows_of
+from tests.support.runs import commits_of
+
+pytest_plugins = ("tests.support.endpoints", "tests.support.s3_server")
+pytestmark = pytest.mark.timeout(300)
+
+PRICES = ("--input-price", "2", "--output-price", "10")
+FAULTS: dict[str, dict[str, Any]] = {
+    "unparsable": {"reply": {"text": "I cannot say"}},
+    "refused": {"reply": {"text": "", "refusal": "I will not"}},
+    "cut_off": {"reply": {"text": "Bet", "finish_reason": "length"}},
+    "context_overflow": {"status": 400, "text": "maximum context length is 8 tokens"},
+    "endpoint_error": {"status": 422, "text": "no"},
+}
+
+
+@pytest.fixture(params=["stages", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.nightly])])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs have Ray at night; by day their stages run in this process."""
+    if request.param == "ray":
+        request.getfixturevalue("local_ray")
+    else:
+        monkeypatch.setattr("armo_ray.judge.pipeline.execute", execute_here)
+
+
+@pytest.fixture
+def pair_judge(tmp_path: Path) -> Path:
+    path = tmp_path / "pair.toml"
+    path.write_text(PAIR)
+    return path
+
+
+@pytest.mark.ray
+def test_a_judge_that_always_says_first_gives_one_half_and_what_is_told_is_what_the_server_counted(
+    fake_chat: str,
+    pair_judge: Path,
+    local_ray: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = pairs(20)
+    write_lines(tmp_path / "in" / "a.jsonl", rows[:10])
+    pq.write_table(pa.Table.from_pylist(rows[10:]), tmp_path / "in" / "b.parquet")
+    control(fake_chat, text="Better: A", delay_s=0.01)
+    options = ("--unit-rows", "8", "--in-flight", "5", *PRICES)
+    out = tmp_path / "out"
+    assert judge(fake_chat, pair_judge, tmp_path / "in", out, *options) == 0
+    counted, scores = control(fake_chat), rows_of(out)
+    assert len(scores) == 40
+    assert {row["score"] for row in scores} == {0.5}
+    assert {row["order_flips"] for row in scores} == {1.0}
+    assert {tuple(row["rewards"].values()) for row in scores} == {(1.0, 0.0)}
+    assert {len(row["verdicts"]) for row in scores} == {2}
+    assert counted["requests"] == counted["answered"] == len(counted["by_key"]) == 40
+    assert 2 <= counted["most_in_flight"] <= 5
+    told = asked(out)
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert told[name] == counted[name] > 0
+        assert sum(v[name] for row in scores for v in row["verdicts"]) == 2 * counted[name]
+    assert told["requests"] == 40
+    cost = (2 * counted["prompt_tokens"] + 10 * counted["completion_tokens"]) / 1e6
+    assert told["cost"] == pytest.approx(cost)
+    assert verify_output(str(out))[1] == []
+    assert judge(fake_chat, pair_judge, tmp_path / "in", out, *options) == 0
+    assert control(fake_chat)["requests"] == 40
+    check_refusals(fake_chat, pair_judge, tmp_path, capsys)
+
+
+def check_refusals(url: str, file: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An output belongs to one judge and one model; what is wrong is told before any work."""
+    capsys.readouterr()
+    other = folder / "other.toml"
+    other.write_text(PAIR.replace("{prompt} |", "{prompt}\\n"))
+    assert judge(url, other, folder / "in", folder / "out") == 2
+    assert "judge_fingerprint" in capsys.readouterr().err
+    other.write_text(f"# a comment changes nothing\n{PAIR}")
+    assert judge(url, other, folder / "in", folder / "out", "--unit-rows", "8") == 0
+    before = control(url)["requests"]
+    capsys.readouterr()
+    assert judge(url, file, folder / "in", folder / "new", "--model", "gpt") == 2
+    assert "does not serve 'gpt', but fake" in capsys.readouterr().err
+    assert judge(url, file, folder / "in", folder / "new", "--api-key-env", "NO_SUCH_KEY") == 2
+    assert "NO_SUCH_KEY holds no key" in capsys.readouterr().err
+    assert not (folder / "new").exists()
+    write_lines(folder / "in" / "c.jsonl", [{**row, "prompt": row["prompt"] + "!"} for row in pairs(3)])
+    control(url, model="fake-2")
+    assert judge(url, file, folder / "in", folder / "out", "--model", "fake-2", "--unit-rows", "8") == 2
+    assert "model" in capsys.readouterr().err
+    assert control(url)["requests"] == 0
+    assert before == 40
+
+
+def test_failures_are_reasons_of_their_own_and_only_those_that_are_named_are_asked_again(
+    fake_chat: str, pair_judge: Path, engine: None, tmp_path: Path
+) -> None:
+    reasons = dict(zip((3, 8, 9, 14, 21), FAULTS, strict=True))
+    inputs = write_lines(
+        tmp_path / "in.jsonl", pairs(25, {i: f"<{reason}>" for i, reason in reasons.items()})
+    )
+    out = tmp_path / "out"
+    marked = {f"<{reason}>": fault for reason, fault in FAULTS.items()}
+    control(fake_chat, text="Better: B", marked=marked)
+    options = ("--unit-rows", "44", "--max-reject-fraction", "1", *PRICES)
+    assert judge(fake_chat, pair_judge, inputs, out, *options) == 0
+    rejects = rows_of(out, "rejects")
+    assert {row["source_row"]: row["reason"] for row in rejects} == reasons
+    assert all(row["detail"] for row in rejects)
+    assert {row["source_row"] for row in rows_of(out)} == set(range(25)) - set(reasons)
+    assert {row["score"] for row in rows_of(out)} == {0.5}
+    first, units = control(fake_chat), commits_of(out)
+    assert asked(out)["completion_tokens"] == first["completion_tokens"]
+
+    del marked["<unparsable>"]
+    control(fake_chat, text="Better: tie", marked=marked)
+    assert judge(fake_chat, pair_judge, inputs, out, *options, "--retry", "unparsable") == 0
+    second, now = control(fake_chat), commits_of(out)
+    assert second["answered"] == 2  # with another seed, while what got no reply is in no journal
+    assert second["by_key"].keys() & first["by_key"].keys() == unanswered(first)
+    assert now.keys() == units.keys()
+    assert sum(now[name] != units[name] for name in units) == 1 < len(units)
+    assert sorted(units_of_parts(out)) == sorted(Path(name).stem for name in units)
+    rejects = rows_of(out, "rejects")
+    assert {row["source_row"]: row["reason"] for row in rejects} == {
+        i: reason for i, reason in reasons.items() if i != 3
+    }
+    scores = rows_of(out)
+    assert {row["score"] for row in scores} == {0.5}
+    assert {row["source_row"] for row in scores if row["order_flips"] == 0} == {3}
+    assert verify_output(str(out))[1] == []
+
+
+def unanswered(counted: dict[str, Any]) -> set[str]:
+    found: set[str] = counted["by_key"].keys() - counted["answered_by_key"].keys()
+    assert len(found) == 4
+    return found
+
+
+def test_money_that_is_spent_stops_a_run_and_more_of_it_goes_on_where_it_stopped(
+    fake_chat: str, pair_judge: Path, engine: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, out = write_lines(tmp_path / "in.jsonl", pairs(60)), tmp_path / "out"
+    control(fake_chat, rule="drawn", text="Better: {}", delay_s=0.05)
+    options = ("--unit-rows", "30", "--in-flight", "4", "--output-price", "1000")
+    assert judge(fake_chat, pair_judge, inputs, out, *options, "--max-cost", "0.06") == 5
+    assert "--max-cost is reached; run it again to go on" in capsys.readouterr().err
+    spent = control(fake_chat)
+    assert 30 <= spent["requests"] < 80  # 2 tokens each
+    assert judge(fake_chat, pair_judge, inputs, out, *options, "--max-cost", "10") == 0
+    counted = control(fake_chat)
+    assert counted["requests"] == len(counted["by_key"]) == 120
+    assert asked(out)["cost"] == pytest.approx(1000 * counted["completion_tokens"] / 1e6)
+    assert verify_output(str(out))[1] == []
+
+
+@pytest.mark.ray
+def test_a_key_that_expires_stops_the_run_and_is_in_no_file_and_no_message(
+    fake_chat: str,
+    pair_judge: Path,
+    local_ray: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setenv("JUDGE_KEY", key := "sk-3a91-never-shown")
+    inputs, out = write_lines(tmp_path / "in.jsonl", pairs(30)), tmp_path / "out"
+    options = ("--unit-rows", "20", "--in-flight", "4", "--api-key-env", "JUDGE_KEY")
+    expired = {"status": 401, "text": "expired key ", "echo": True}
+    echo = {"reply": {"text": "Better: A"}}
+    control(fake_chat, text="Better: A", faults=[echo] * 25 + [expired] * 50, delay_s=0.01)
+    assert judge(fake_chat, pair_judge, inputs, out, *options) == 1
+    told = capfd.readouterr()
+    assert "HTTP 401: expired key Bearer ***" in told.err
+    assert "(holds JUDGE_KEY a key that is valid?) and run the same command again" in told.err
+    stopped = control(fake_chat)
+    assert 25 <= stopped["requests"] <= 25 + 4
+    control(fake_chat, text="Better: A", faults=[])
+    assert judge(fake_chat, pair_judge, inputs, out, *options) == 0
+    assert control(fake_chat)["requests"] == 60 - 25
+    told_again = capfd.readouterr()
+    assert key not in told.err + told.out + told_again.err + told_again.out
+    folder = Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[attr-defined]
+    files = [p for root in (out, folder / "logs") for p in root.rglob("*") if p.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if key.encode() in path.read_bytes()] == []
+
+
+def test_rows_without_a_column_that_the_judge_shows_are_rejected_on_s3_too(
+    fake_chat: str, engine: None, s3: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rating.toml"
+    file.write_text(RATING.replace("{prompt}", "{prompt} {column:manual}"))
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"q {i}", "responses": [f"a {i}", f"b {i}"], "manual": f"page {i}"} for i in range(8)
+    ]
+    rows[2]["manual"] = None
+    del rows[5]["manual"]
+    inputs = write_lines(tmp_path / "in.jsonl", rows)
+    control(fake_chat, rule="rating", text="Rating: {}")
+    options = ("--unit-rows", "6", "--max-reject-fraction", "1")
+    assert judge(fake_chat, file, inputs, f"{s3}/out", *options) == 0
+    rejects = rows_of(f"{s3}/out", "rejects")
+    assert {(row["source_row"], row["reason"]) for row in rejects} == {(i, "malformed_row") for i in (2, 5)}
+    assert all("column manual" in row["detail"] for row in rejects)
+    scores = rows_of(f"{s3}/out")
+    assert len(scores) == 12
+    assert all(row["score"] == row["verdicts"][0]["value"] for row in scores)
+    assert len({row["score"] for row in scores}) > 2
+    assert control(fake_chat)["requests"] == 12
+    assert judge(fake_chat, file, inputs, f"{s3}/out", *options) == 0
+    assert control(fake_chat)["requests"] == 12
+    assert verify_output(f"{s3}/out")[1] == []
