@@ -60,7 +60,7 @@ class FakeEndpoint:
     """Replies to all requests by one rule."""
 
     def __init__(self, settings: Mapping[str, Any], log: str | None = None) -> None:
-        self.settings: dict[str, Any] = SETTINGS | settings
+        self.settings: dict[str, Any] = SETTINGS | dict(settings)
         self.log = open(log, "a", buffering=1) if log else None  # noqa: SIM115 - as long as the server lives
         self.by_key: Counter[str] = Counter()
         self.answered_by_key: Counter[str] = Counter()
@@ -225,7 +225,7 @@ async def _end(_: web.Request) -> web.Response:
     os._exit(1)
 
 
-async def _serve(port: int, settings: Mapping[str, Any], log: str | None) -> None:
+async def _serve(port: int, settings: dict[str, Any], log: str | None) -> None:
     fake, app = FakeEndpoint(settings, log), web.Application()
     app.router.add_post("/v1/chat/completions", fake.chat)
     for protocol, rewards in PROTOCOLS.items():
