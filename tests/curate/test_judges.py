@@ -112,6 +112,7 @@ def test_a_panel_of_judges_and_a_reward_model_votes(judged: Path, tmp_path: Path
     where = ["filter", str(tmp_path / "mean"), "--output", str(tmp_path / "f"), "--where", "disagreement = 0"]
     assert main(where) == 0
     assert len(rows_as_written(tmp_path / "f")) == sum(row["disagreement"] == 0 for row in rows)
+    assert main(["compare", str(judged / "pairs"), str(model)]) == 0
     assert main(["explain", str(tmp_path / "majority"), "highest"]) == 0
     assert main(["report", str(tmp_path / "majority"), "--output", str(tmp_path / "r")]) == 0
 
