@@ -24,7 +24,7 @@ from armo_ray.judging.calls import Call, calls_of
 from armo_ray.judging.verdicts import Judged, judged, parse
 from armo_ray.outputs.schema import JUDGE_FIELDS
 from armo_ray.score.passes import Committed
-from armo_ray.score.stages.read import Read, candidates_in, row_columns, units_of
+from armo_ray.score.stages.read import Read, candidates_in, extra_of, row_columns, units_of
 from armo_ray.score.stages.unit_block import FAILURES, Header, nest, one, unnest
 from armo_ray.score.stages.write import write_and_commit
 from armo_ray.storage.readers import BadRow, UnitRows
@@ -66,7 +66,9 @@ def read_calls(span: Span, job: JudgeJob) -> Iterator[pa.Table]:
 def _calls_of_unit(done: UnitRows, shard: Shard, job: JudgeJob, started: float) -> pa.Table:
     read, listed, rows = listed_calls(done, shard, job)
     seconds = {"read": time.perf_counter() - started, "tokenize": 0.0}
-    header = Header(shard, done.unit, len(read.candidates), seconds, content=done.content)
+    header = Header(
+        shard, done.unit, len(read.candidates), seconds, content=done.content, extra=extra_of(done)
+    )
     columns = row_columns(listed, read, shard, job)
     return pa.table({"header": header.to_array(), _ROWS: [pickle.dumps(rows)], **columns})
 
@@ -152,7 +154,7 @@ class Asker:
         self.ended = time.perf_counter()
         header.seconds["model"] = self.ended - started
         answered = [reply for reply in replies if isinstance(reply, Reply)]
-        header.extra = (("asked", _asked(answered, self.job.prices)),)
+        header.extra += (("asked", _asked(answered, self.job.prices)),)
         header.num_tokens = sum(r.prompt_tokens + r.completion_tokens for r in answered)
         header.computed_tokens = header.num_tokens
         results, at = list[Judged](), 0
