@@ -17,7 +17,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
-from armo_ray.endpoint.limits import Allowance, Shares, Usage
+from armo_ray.endpoint.limits import HEARTBEAT_S, Allowance, Shares, Usage
 from armo_ray.judge.job import JudgeJob, Serve
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.judge.served import Server
@@ -52,9 +52,18 @@ class Secret:
 class ClusterShares(Shares):
     """The shares of all askers of a run, in an actor; its clock is the only one."""
 
+    ended = False
+
     def renew_now(self, client: str, holds: int, wants: int, used: Usage, pause_s: float) -> Allowance:
         """`renew` at the present time."""
-        return self.renew(client, holds, wants, time.monotonic(), used, pause_s)
+        allowance = self.renew(client, holds, wants, time.monotonic(), used, pause_s)
+        return allowance._replace(stop=True) if self.ended else allowance
+
+    def end(self) -> bool:
+        """Stop all askers. Returns whether none has a request in flight any more."""
+        self.ended = True
+        self._forget(time.monotonic())
+        return not any(client.reserved for client in self._clients.values())
 
 
 class AskingActor(Asker):
@@ -95,6 +104,8 @@ def execute(
 
         def work(left: list[Span]) -> Iterator[Committed]:
             for result in _results(job, left, held, actors):
+                if isinstance(result, Halt):
+                    _wait_for_replies(held, job.endpoint.timeout_s)
                 unit = _committed(result, job.endpoint.key_variable)
                 progress.update(unit)
                 yield unit
@@ -123,6 +134,13 @@ def _committed(result: Committed | Halt, key_variable: str | None) -> Committed:
         f"{result.message}. Check the endpoint ({key}) and run the same command again: what is committed and what was "
         f"answered stays"
     )
+
+
+def _wait_for_replies(shares: Any, seconds: float) -> None:
+    """Wait until no asker has a request in flight: its reply is paid for, and would be lost with the asker."""
+    until = time.monotonic() + seconds
+    while not ray.get(shares.end.remote()) and time.monotonic() < until:
+        time.sleep(HEARTBEAT_S)
 
 
 def _servers(serve: Serve, minutes: float) -> int:

@@ -165,6 +165,31 @@ def test_money_that_is_spent_stops_a_run_and_more_of_it_goes_on_where_it_stopped
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
+@pytest.mark.parametrize("end", [(("--output-price", "1000", "--max-cost", "0.05"), 5), ((), 1)])
+def test_a_run_that_stops_waits_for_replies_that_other_askers_still_get(
+    end: tuple[tuple[str, ...], int], fake_chat: str, pair_judge: Path, local_ray: str, tmp_path: Path
+) -> None:
+    slow = dict.fromkeys(range(0, 30, 10), "<slow>")
+    inputs = write_lines(tmp_path / "in.jsonl", pairs(60, slow | {35: "<expired>" if end[1] == 1 else ""}))
+    late, expired = {"reply": {"text": "Better: tie", "delay_s": 5}}, {"status": 401}
+    control(fake_chat, text="Better: A", delay_s=0.1, marked={"<slow>": late, "<expired>": expired})
+    options = ("--unit-rows", "20", "--in-flight", "8")
+    out = tmp_path / "out"
+    assert judge(fake_chat, pair_judge, inputs, out, *options, *end[0]) == end[1]
+    stopped = control(fake_chat)
+    assert stopped["answered"] < 120
+    control(fake_chat, marked={})
+    assert judge(fake_chat, pair_judge, inputs, out, *options) == 0
+    again = control(fake_chat)
+    assert not again["by_key"].keys() & stopped["answered_by_key"].keys()
+    assert stopped["answered"] + again["answered"] == 120
+    flipped = {row["source_row"] for row in rows_of(out) if row["order_flips"] == 0}
+    assert flipped <= set(slow)
+    assert flipped, "slow requests were sent before the stop"
+
+
+@pytest.mark.ray
 def test_a_key_that_expires_stops_the_run_and_is_in_no_file_and_no_message(
     fake_chat: str,
     pair_judge: Path,

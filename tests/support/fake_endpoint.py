@@ -94,7 +94,7 @@ class FakeEndpoint:
         self.most = max(self.most, self.in_flight)
         fault = self._fault_of(body)
         try:
-            await asyncio.sleep(self.settings["delay_s"])
+            await asyncio.sleep((self.settings | (fault or {}).get("reply", {}))["delay_s"])
         finally:
             self.in_flight -= 1
         if fault is None or "reply" in fault:
