@@ -7,8 +7,10 @@ from typing import Any
 
 import duckdb
 
+from armo_ray.judging.self_check import CHECKED
 from armo_ray.outputs.schema import JUDGE_FIELDS
 from armo_ray.outputs.scores import Scores, scan
+from armo_ray.storage.store import Store
 
 _BINS = 20
 _MASS = "list_avg(list_transform(verdicts, lambda v: v.label_mass))"
@@ -30,6 +32,7 @@ class Asked:
 
     finish_reasons: replies by finish_reason.
     verdicts: agreement, order_flips and label_mass, those that some candidates have.
+    check: the fields of judging.self_check.SelfCheck.
     """
 
     requests: int
@@ -38,6 +41,7 @@ class Asked:
     cost: float
     finish_reasons: dict[str, int]
     verdicts: dict[str, Fractions]
+    check: dict[str, Any] | None = None  # what the judge showed on the set of judge --verify, before the run
 
 
 def asked(
@@ -58,6 +62,7 @@ def asked(
         cost=sum(entry["cost"] for entry in entries),
         finish_reasons=dict(reasons.most_common()),
         verdicts=_verdicts(con, scores) if scores.parts else {},
+        check=Store(scores.outputs[0]).read_json(CHECKED) if len(scores.outputs) == 1 else None,
     )
 
 
