@@ -225,3 +225,35 @@ def scored_pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         shard.write_text("\n".join(some) + "\n", "utf-8")
     score_locally(tiny_model, folder / "in", folder / "scores", keep=["id", "subset"], unit_rows=40)
     return folder / "scores"
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of judges: the sample's first pairs compared as `pairs` and rated as `ratings`, which keeps the text and
+    rejects some, in two partitions; and lists of four as `lists`, compared two by two as `contests`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tests.support import judge_outputs as judges
+
+    folder = tmp_path_factory.mktemp("judged")
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:24]
+    for day, some in (("2026-11-01", rows[:12]), ("2026-11-02", rows[12:])):
+        judges.write_rows(folder / "in" / f"day={day}" / "shard.jsonl", some)
+    answers = [row["chosen"] for row in rows]
+    lists = [
+        {"prompt": row["prompt"], "responses": [*answers[i:], *answers][:4]} for i, row in enumerate(rows)
+    ]
+    pq.write_table(pa.Table.from_pylist(lists), folder / "lists.parquet")
+    prices, kept = {"input_price": 2.0, "output_price": 8.0}, {"keep": ["id", "subset"], "unit_rows": 10}
+    for name, text, answer, options in (
+        ("pairs", judges.PAIR, judges.prefers, prices),
+        ("ratings", judges.RATING, judges.rates_mostly, {"keep_text": True, **prices}),
+    ):
+        judges.judge_locally(text, answer, folder / "in", folder / name, **kept, **options)
+    judges.judge_locally(judges.LIST, judges.picks, folder / "lists.parquet", folder / "lists", unit_rows=16)
+    contests = {"unit_rows": 16, "keep_text": True}
+    judges.judge_locally(
+        judges.PAIR, judges.prefers, folder / "lists.parquet", folder / "contests", **contests
+    )
+    return folder

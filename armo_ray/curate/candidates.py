@@ -18,7 +18,7 @@ from armo_ray.curate.options import MineOptions
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice, name_of, parse, quote
 from armo_ray.outputs.database import database
-from armo_ray.outputs.scores import Part, Scores, columns_of, literal, scan
+from armo_ray.outputs.scores import Part, Scores, check_counted, columns_of, literal, scan
 from armo_ray.storage.local_files import readable
 from armo_ray.storage.store import Store
 
@@ -90,6 +90,10 @@ def select_candidates(scores: Scores, options: MineOptions) -> str:
     """
     with database(options) as con:
         types = columns_of(con, scores)
+        if options.max_length_ratio is not None:
+            check_counted(con, scores, "--max-length-ratio")
+        if options.length_control != "none":
+            check_counted(con, scores, f"--length-control {options.length_control}")
     numbers = {"value": options.rank_by}
     numbers |= {f"m{i}": name for i, name in enumerate(options.min_margin) if name != "value"}
     numbers |= {f"p{i}": name for i, name in enumerate(options.pareto)}

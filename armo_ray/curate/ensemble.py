@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,21 +15,24 @@ import pyarrow as pa
 from armo_ray.curate import derived_output
 from armo_ray.curate.options import ReweighOptions
 from armo_ray.curate.tasks import engine
+from armo_ray.curate.votes import voted
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import quote
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
 from armo_ray.outputs.partitions import units_in_partitions
+from armo_ray.outputs.schema import DISAGREEMENT, OWN_FIELDS
 from armo_ray.outputs.scores import Part, Scores, open_scores, scan
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.parts import SCORES, read_part, write_table
-from armo_ray.storage.records import CommitRecord
+from armo_ray.storage.records import CommitRecord, PartEntry
 from armo_ray.storage.store import Store
 from armo_ray.text.layouts import layout_and_reading
 
 _TASK_UNITS = 64
+MAJORITY = "majority"  # name of the reward that is the score
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,19 @@ class Member:
     deviation: float
 
 
+class Unit(NamedTuple):
+    """The commit record of a unit of the first member, and of every other the records that hold its rows."""
+
+    first: CommitRecord
+    others: tuple[tuple[CommitRecord, ...], ...]
+
+
 @dataclass(frozen=True)
 class Task:
-    """Some units, each with its commit records: one from the output of every member."""
+    """Some units."""
 
     members: tuple[Member, ...]
-    units: tuple[tuple[CommitRecord, ...], ...]
+    units: tuple[Unit, ...]
     output: str
     formula: Mapping[str, Any]
     fingerprint: str  # of the output
@@ -78,7 +91,8 @@ def run(options: ReweighOptions) -> None:
         summary += [f"- {name}: {comparison}" for name, comparison in compared.items()]
         print("\n".join(summary))
         store.write("comparison.json", to_json(compared))
-        about = "\n".join([f"The {options.ensemble} of the standardized scores of:", "", *summary])
+        of = "votes" if options.ensemble == "majority" else "standardized scores"
+        about = "\n".join([f"The {options.ensemble} of the {of} of:", "", *summary])
         derived_output.finish(store, options, "Scores of an ensemble", about)
 
 
@@ -97,28 +111,59 @@ def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequen
     return comparisons
 
 
-def _paired(outputs: Sequence[Scores]) -> list[tuple[CommitRecord, ...]]:
-    """For each unit, its commit record in every output. Raises ConfigError if the outputs have different units."""
-    by_output: list[dict[tuple[str, int, int, str], CommitRecord]] = []
-    for scores in outputs:
-        committed = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
-        records = units_in_partitions(committed, scores.partitions)
-        by_output.append({(r.source, r.first_row, r.num_rows, r.identity): r for r in records})
+def _paired(outputs: Sequence[Scores]) -> list[Unit]:
+    """The units of the first output, with those of the others that hold their rows.
+
+    Raises ConfigError if the outputs are not of the same rows.
+    """
+    by_output = [_records_of(scores) for scores in outputs]
     first = by_output[0]
-    for scores, units in zip(outputs[1:], by_output[1:], strict=True):
-        differs = sorted(units.keys() ^ first.keys())
+    for scores, records in zip(outputs[1:], by_output[1:], strict=True):
+        differs = sorted(_rows(records).items() ^ _rows(first).items())
         readings = [layout_and_reading(one.runs[0].identity) for one in (outputs[0], scores)]
         if differs or readings[0] != readings[1]:
-            difference = (
-                f"first difference: {differs[0][0]} rows {differs[0][1]}+{differs[0][2]}"
-                if differs
-                else "another layout"
-            )
+            difference = f"first difference: {differs[0][0][0]}" if differs else "another layout"
             raise ConfigError(
                 f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]} ({difference}). Score both in one "
-                f"run, with --model A B, on shards that do not change"
+                f"run, with --model A B, or each whole, on shards that do not change"
             )
-    return [tuple(units[key] for units in by_output) for key in first]
+    others = [_by_shard(records) for records in by_output[1:]]
+    return [
+        Unit(
+            record,
+            tuple(_overlapping(record, of_shard[record.source, record.identity]) for of_shard in others),
+        )
+        for record in first
+    ]
+
+
+def _records_of(scores: Scores) -> list[CommitRecord]:
+    committed = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
+    return list(units_in_partitions(committed, scores.partitions))
+
+
+def _rows(records: Sequence[CommitRecord]) -> dict[tuple[str, str], int]:
+    """The number of rows of every shard, by its URI and identity."""
+    rows: dict[tuple[str, str], int] = {}
+    for record in records:
+        key = (record.source, record.identity)
+        rows[key] = rows.get(key, 0) + record.num_rows
+    return rows
+
+
+def _by_shard(records: Sequence[CommitRecord]) -> dict[tuple[str, str], list[CommitRecord]]:
+    shards: dict[tuple[str, str], list[CommitRecord]] = {}
+    for record in sorted(records, key=lambda record: record.first_row):
+        shards.setdefault((record.source, record.identity), []).append(record)
+    return shards
+
+
+def _overlapping(record: CommitRecord, ordered: Sequence[CommitRecord]) -> tuple[CommitRecord, ...]:
+    """Those of the records of a shard, in their order, that have rows of this one."""
+    start, stop = record.first_row, record.first_row + record.num_rows
+    low = max(bisect_right(ordered, start, key=lambda other: other.first_row) - 1, 0)
+    high = bisect_left(ordered, stop, key=lambda other: other.first_row)
+    return tuple(ordered[low : max(high, low + 1)])
 
 
 def _members(options: ReweighOptions, outputs: Sequence[Scores]) -> tuple[Member, ...]:
@@ -132,6 +177,10 @@ def _members(options: ReweighOptions, outputs: Sequence[Scores]) -> tuple[Member
         if not deviation:
             raise ConfigError(f"{output}: all its scores are equal, so they rank nothing")
         members.append(Member(output.rpartition("/")[2], output, mean, deviation))
+    if options.ensemble == MAJORITY and MAJORITY in {member.name for member in members}:
+        raise ConfigError(
+            f"--ensemble {MAJORITY}: name the output {MAJORITY} otherwise: the score has this name"
+        )
     if len({member.name for member in members}) < len(members):
         raise ConfigError(
             "--ensemble: members are named after the last component of their output's URI, and two of these are equal"
@@ -148,7 +197,7 @@ def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequen
         "objective_factors": None,
         "length_penalty": 0.0,
         "base": None,
-        "fixed_weights": [1 / len(members)] * len(members) if options.ensemble == "mean" else None,
+        "fixed_weights": _weights(options.ensemble, len(members)),
         "ensemble": options.ensemble,
         "risk": options.risk,
         "members": [vars(m) for m in members],
@@ -158,13 +207,22 @@ def _formula(options: ReweighOptions, outputs: Sequence[Scores], members: Sequen
     return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
+def _weights(ensemble: str | None, members: int) -> list[float] | None:
+    """The weights of the rewards in the score; None if it is no weighted sum."""
+    weights = {"mean": [1 / members] * members, MAJORITY: [1.0] + [0.0] * members}
+    return weights.get(str(ensemble))
+
+
 def _combine(task: Task) -> tuple[int, list[Part]]:
     """Write and commit the units of a task; returns the number of rows left out, and the parts of scores."""
     store, missing, parts = Store(task.output), 0, []
-    for records in task.units:
-        others = [_scores_of(m, record) for m, record in zip(task.members[1:], records[1:], strict=True)]
+    for unit in task.units:
+        others = [
+            ChainMap(*(_scores_in(member, part) for record in records for part in record.parts_in(SCORES)))
+            for member, records in zip(task.members[1:], unit.others, strict=True)
+        ]
         written = []
-        for part in records[0].parts:
+        for part in unit.first.parts:
             source = Store(task.members[0].output)
             if not part.is_in(SCORES):
                 written.append(derived_output.copy_part(source, store, part))
@@ -175,18 +233,16 @@ def _combine(task: Task) -> tuple[int, list[Part]]:
             if combined.num_rows:
                 written.append(write_table(store, part.path, combined))
                 parts.append(Part(f"{store.uri}/{part.path}", combined.num_rows, 0, ()))
-        commits.commit(store, derived_output.record_of(records[0], written, task.fingerprint))
+        commits.commit(store, derived_output.record_of(unit.first, written, task.fingerprint))
     return missing, parts
 
 
-def _scores_of(member: Member, record: CommitRecord) -> dict[str, float]:
-    """The standardized scores of a unit by row id."""
-    standardized: dict[str, float] = {}
-    for part in record.parts_in(SCORES):
-        table = read_part(Store(member.output), part)
-        values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
-        standardized |= dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
-    return standardized
+@lru_cache(maxsize=16)  # units of the first member that are smaller share one of another
+def _scores_in(member: Member, part: PartEntry) -> dict[str, float]:
+    """The standardized scores of a part by row id."""
+    table = read_part(Store(member.output), part)
+    values = (table["score"].to_numpy().astype(np.float64) - member.mean) / member.deviation
+    return dict(zip(table["row_id"].to_pylist(), values.tolist(), strict=True))
 
 
 def _combined(table: pa.Table, others: Sequence[Mapping[str, float]], task: Task) -> pa.Table:
@@ -198,12 +254,18 @@ def _combined(table: pa.Table, others: Sequence[Mapping[str, float]], task: Task
     rows = table["row_id"].to_pylist()
     columns = [(table["score"].to_numpy().astype(np.float64) - first.mean) / first.deviation]
     columns += [np.array([other[row] for row in rows], np.float64) for other in others]
-    fields = [pa.field(member.name, pa.float32()) for member in task.members]
+    names = [member.name for member in task.members]
+    votes = voted(table, np.stack(columns, axis=1))
+    if task.formula["ensemble"] == "majority":
+        names, columns = [MAJORITY, *names], [votes.won, *columns]
+    fields = [pa.field(name, pa.float32()) for name in names]
     rewards = pa.StructArray.from_arrays([pa.array(c.astype(np.float32)) for c in columns], fields=fields)
     no_gating = pa.nulls(len(rows), rewards.type)
     for name, values in (("rewards", rewards), ("gating", no_gating)):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, pa.field(name, rewards.type), values)
-    if "step_scores" in table.column_names:
-        table = table.drop_columns(["step_scores"])
+    table = table.drop_columns([field.name for field in OWN_FIELDS if field.name in table.column_names])
+    place = table.schema.get_field_index("flags") + 1
+    disagreement = pa.array(votes.disagreement, pa.float32(), from_pandas=True)
+    table = table.add_column(place, DISAGREEMENT, disagreement)
     return derived_output.rescored(table, task.formula)

@@ -105,8 +105,10 @@ class ReweighOptions(DatasetOptions):
     """JSON with another reward_transform_matrix; rows are input objectives."""
     length_penalty: Annotated[float | None, Help("from one model", "X")] = Field(None, allow_inf_nan=False)
     """Subtract X from the score for every token of the response."""
-    ensemble: Annotated[Literal["mean", "min", "mean-std"] | None, Help("from several models")] = None
-    """Combine the standardized scores of the outputs."""
+    ensemble: Annotated[
+        Literal["mean", "min", "mean-std", "majority"] | None, Help("from several models")
+    ] = None
+    """mean, min or mean-std of the standardized scores, or majority: votes on the order within a row."""
     risk: Annotated[float, Help("from several models", "X")] = Field(1.0, ge=0, allow_inf_nan=False)
     """With mean-std: deviations between models to subtract."""
 

@@ -15,7 +15,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.database import database
-from armo_ray.outputs.scores import Scores, open_scores, scan
+from armo_ray.outputs.scores import Scores, check_counted, open_scores, scan
 from armo_ray.storage.filesystem import read_text
 from armo_ray.storage.json_files import to_json
 
@@ -36,6 +36,9 @@ def run(options: ReweighOptions) -> None:
         ensemble.run(options)
         return
     scores = open_scores(options.scores, options.partition)
+    if options.length_penalty:
+        with database(options) as con:
+            check_counted(con, scores, "--length-penalty")
     formula = formula_of(options, scores)
     with output_of(options, "reweigh") as store:
         done = frozenset[str]()

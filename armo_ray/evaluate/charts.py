@@ -24,11 +24,9 @@ def _charts(evaluation: Mapping[str, Any]) -> dict[str, Chart]:
     names, matrix = evaluation["agreement"]["names"], evaluation["agreement"]["matrix"]
     charts = {
         "accuracy.svg": bars(
-            "Accuracy in percent with its 95 % interval; orange: always choosing the longest response",
+            "Accuracy in percent with its 95 % interval"
+            + ("; orange: always choosing the longest response" if length else ""),
             accuracy,
-        ),
-        "length.svg": bars(
-            "Accuracy by the length of the correct response relative to the wrong one", length
         ),
         "objectives.svg": bars("Accuracy of each reward alone", [Bar(*entry) for entry in ranked]),
         "agreement.svg": heatmap(
@@ -40,6 +38,9 @@ def _charts(evaluation: Mapping[str, Any]) -> dict[str, Chart]:
             most=0.5,
         ),
     }
+    if length:
+        title = "Accuracy by the length of the correct response relative to the wrong one"
+        charts["length.svg"] = bars(title, length)
     if bins := evaluation["calibration"].get("bins"):
         points = [(row["confidence"], row["accuracy"], row["pairs"]) for row in bins]
         charts["calibration.svg"] = reliability("How often the higher score is right, by confidence", points)

@@ -1,5 +1,6 @@
 """`armo-ray evaluate`: how often scores agree with the labels of rows, by the rules of a benchmark."""
 
+from dataclasses import asdict
 from typing import Any
 
 from armo_ray.errors import ConfigError
@@ -59,7 +60,7 @@ def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | 
         return _stepwise(options, scores)
     benchmark = BENCHMARKS[options.benchmark]
     needs, takes = (options.by, ()) if options.by else (benchmark.needs, benchmark.takes)
-    items = read_items(scores, options, needs, takes, strict=options.benchmark != "labelled")
+    items = read_items(scores, options, needs, takes, options.benchmark)
     numbers = evaluate_items(items, benchmark, options.bootstrap, options.seed)
     sections = {name: row["accuracy"] for name, row in numbers["sections"].items()}
     return {
@@ -68,6 +69,7 @@ def _evaluate(options: EvaluateOptions, scores: Scores, entry: dict[str, Any] | 
         "model": scores.metadata,
         **numbers,
         "ties": items.ties,
+        "judge": items.verdicts and asdict(items.verdicts.counting),
         "calibration": _calibration(items),
         "published": None if entry is None else against(entry, sections),
     }

@@ -37,7 +37,7 @@ def margins(items: Items, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
             "ties": int((m == 0).sum()),
             "mean_margin": float(m.mean()) if len(m) else None,
             "median_margin": float(np.median(m)) if len(m) else None,
-            "correct_is_longer": float(longer.mean()) if len(m) else None,
+            "correct_is_longer": float(longer.mean()) if len(m) and items.has_lengths else None,
         }
     return rows
 

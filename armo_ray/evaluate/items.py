@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
+from armo_ray.evaluate.judged import Verdicts
 
 Floats = npt.NDArray[np.floating[Any]]
 Index = npt.NDArray[np.int64]
@@ -39,6 +40,7 @@ class Items:
     columns: Mapping[str, tuple[Any, ...]]  # (G,) each: subset, id, ...
     where: tuple[str, ...]  # (G,) shard and row
     ties: int = 0  # rows without a preferred response, which are not among the items
+    verdicts: Verdicts | None = None  # of a judge
 
     def __len__(self) -> int:
         return len(self.where)
@@ -68,6 +70,35 @@ class Items:
         """Whether an item has a candidate without a score, (G,)."""
         return np.isin(np.arange(len(self)), self.item[np.isnan(self.values[:, 0])])
 
+    @cached_property
+    def unjudged(self) -> Flags:
+        """Whether an item has a candidate without a verdict of the judge, (G,)."""
+        without = self.item[self.verdicts.without] if self.verdicts else ()
+        return np.isin(np.arange(len(self)), without)
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether tokens were counted, which a judge does not do."""
+        return not np.isnan(self.tokens).all()
+
+    def compared(self, values: Floats) -> Floats:
+        """What every pair counts: 1 if the correct response has the larger value, for a judge as its verdicts say."""
+        first, second = values[self.pairs.correct], values[self.pairs.wrong]
+        if self.verdicts is None:
+            return np.asarray(first > second, np.float64)
+        counting, without = self.verdicts.counting, self.verdicts.without
+        counted = np.where(first == second, counting.tie, (first > second).astype(np.float64))
+        counted[without[self.pairs.correct] | without[self.pairs.wrong]] = counting.error
+        won = self._won()
+        return np.asarray(np.where(np.isnan(won), counted, won), np.float64)
+
+    def _won(self) -> Floats:
+        """What the correct response of every pair won in its contests with the wrong one, (P,); NaN without any."""
+        if self.verdicts is None or not self.verdicts.contests:
+            return np.full(len(self.pairs.item), np.nan)
+        places = zip(*(part.tolist() for part in self.pairs), strict=True)
+        return np.array([self.verdicts.won(self.where[item], own, other) for own, other, item in places])
+
     def comparable(self) -> "Items":
         """Only the items that have both a correct and a wrong response."""
         whole = self.counts.min(axis=1) > 0
@@ -80,6 +111,7 @@ class Items:
             correct=self.correct[own],
             columns={name: tuple(compress(column, whole)) for name, column in self.columns.items()},
             where=tuple(compress(self.where, whole)),
+            verdicts=self.verdicts and self.verdicts.of(own),
         )
 
     def texts(self, column: str) -> list[str]:

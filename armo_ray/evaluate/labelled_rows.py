@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from armo_ray.errors import ConfigError
-from armo_ray.evaluate.items import Floats, Index, Items
+from armo_ray.evaluate.items import Flags, Floats, Index, Items
+from armo_ray.evaluate.judged import NO_VERDICT, Contests, Counting, Verdicts, counting_of
 from armo_ray.expressions.expressions import advice, quote
 from armo_ray.outputs.database import database
 from armo_ray.outputs.options import ScoresOptions
@@ -35,12 +37,13 @@ _UNREAD = ("unreadable_shard", "malformed_row")
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Rows of scores or of rejects, (N,), in any order."""
+    """Rows of scores or of rejects, (N,), in any order; `without` says which have no verdict of a judge."""
 
     keys: pa.Table  # columns _KEYS
     values: Floats  # (N, V)
     tokens: Floats  # (N,) tokens of the response
     columns: Mapping[str, list[str | None]]
+    without: Flags  # (N,)
 
 
 def read_items(
@@ -48,18 +51,20 @@ def read_items(
     options: ScoresOptions,
     needs: Sequence[str],
     takes: Sequence[str] = (),
-    strict: bool = False,
+    benchmark: str = "labelled",
 ) -> Items:
     """Every row of the outputs with its candidates, including those that could not be scored.
 
     Args:
         needs: columns of the scores that every item must have.
         takes: columns that items have if the scores do.
-        strict: raise for rows that could not be read, and keep rows without both a chosen and a rejected response,
-            which the benchmark's rules refuse. Otherwise both are logged and left out.
+        benchmark: whose rules count the verdicts of a judge. Other than labelled: raise for rows that could not be
+            read, and keep rows without both a chosen and a rejected response, which the benchmark's rules refuse.
+            Otherwise both are logged and left out.
 
     Raises ConfigError if a column is missing, or a row's roles are not chosen and rejected.
     """
+    strict = benchmark != "labelled"
     with database(options) as con:
         available = con.sql(scan(scores.parts)).columns
         if missing := [name for name in needs if name not in available]:
@@ -75,6 +80,7 @@ def read_items(
         ).fetchall()
         files = ", ".join(literal(readable(part.uri)) for part in scores.rejects)
         rejected = con.sql(f"FROM read_parquet([{files}])").to_arrow_table() if files else None
+        contests = _contests(con, scores) if "verdicts" in available else {}
     if tied and not scored.num_rows:
         raise ConfigError(
             f"{scores.outputs[0]}: all of its {len(tied)} rows are ties, without a preferred response"
@@ -83,8 +89,20 @@ def read_items(
     if rejected is not None:
         rejects = _rejected_responses(rejected, strict, set(tied))
         tables.append(_of_rejects(rejects, scores, columns, tables[0]))
-    items = replace(_items(tables, ("score", *scores.reward_names), columns), ties=len(tied))
+    counting = counting_of(benchmark, scores.metadata, bool(contests))
+    items = _items(tables, ("score", *scores.reward_names), columns, counting, contests)
+    items = replace(items, ties=len(tied))
     return items if strict else _comparable(items)
+
+
+def _contests(con: duckdb.DuckDBPyConnection, scores: Scores) -> Contests:
+    """The mean value of a candidate in its contests with another."""
+    rows = con.execute(
+        f"""SELECT source || ' row ' || source_row, candidate, v.opponent, avg(v.value::DOUBLE)
+            FROM (SELECT source, source_row, candidate, unnest(verdicts) AS v FROM ({scan(scores.parts)}))
+            WHERE v.opponent IS NOT NULL AND v.value IS NOT NULL GROUP BY ALL"""
+    ).fetchall()
+    return {(where, own, other): value for where, own, other, value in rows}
 
 
 def _comparable(items: Items) -> Items:
@@ -111,6 +129,7 @@ def _of_scores(table: pa.Table, columns: Sequence[str]) -> _Candidates:
         np.concatenate((score[:, None], vectors(table)), axis=1),
         table["num_response_tokens"].to_numpy().astype(np.float64),
         {name: _texts(v for chunk in table[name].chunks for v in chunk.to_pylist()) for name in columns},
+        np.zeros(table.num_rows, bool),
     )
 
 
@@ -154,10 +173,17 @@ def _of_rejects(
         np.full((len(rows), scored.values.shape[1]), np.nan, np.float32),
         np.full(len(rows), np.nan),
         {name: _texts(row.get(name) for row in of_rejects) for name in columns},
+        np.array([r["reason"] in NO_VERDICT for r in rows], bool),
     )
 
 
-def _items(tables: Sequence[_Candidates], names: tuple[str, ...], columns: Sequence[str]) -> Items:
+def _items(
+    tables: Sequence[_Candidates],
+    names: tuple[str, ...],
+    columns: Sequence[str],
+    counting: Counting | None,
+    contests: Contests,
+) -> Items:
     keys = pa.concat_tables([table.keys for table in tables])
     order = pc.sort_indices(keys, [(name, "ascending") for name in _KEYS[:3]]).to_numpy()
     source = keys["source"].combine_chunks().dictionary_encode()
@@ -165,6 +191,10 @@ def _items(tables: Sequence[_Candidates], names: tuple[str, ...], columns: Seque
     row = keys["source_row"].to_numpy()[order]
     first = np.r_[True, (codes[1:] != codes[:-1]) | (row[1:] != row[:-1])]
     item = np.cumsum(first) - 1
+    verdicts = None
+    if counting is not None:
+        without = np.concatenate([table.without for table in tables])[order]
+        verdicts = Verdicts(without, keys["candidate"].to_numpy()[order], contests, counting)
     return Items(
         names,
         np.concatenate([table.values for table in tables])[order],
@@ -175,6 +205,7 @@ def _items(tables: Sequence[_Candidates], names: tuple[str, ...], columns: Seque
         tuple(
             f"{shards[c]} row {r}" for c, r in zip(codes[first].tolist(), row[first].tolist(), strict=True)
         ),
+        verdicts=verdicts,
     )
 
 

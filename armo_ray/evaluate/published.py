@@ -57,6 +57,7 @@ def against(entry: Mapping[str, Any], accuracies: Mapping[str, float | None]) ->
     return {
         "model": entry["model"],
         "source": entry["source"],
+        "note": entry.get("note"),
         "sections": rows,
         "missing": [name for name in entry["sections"] if name not in rows],
         "reproduced": bool(rows) and all(abs(row["difference"]) <= POINTS for row in rows.values()),

@@ -6,29 +6,36 @@ Every rule takes one value per candidate, (C,): a score, a reward, or the length
 import numpy as np
 
 from armo_ray.evaluate.items import Floats, Index, Items
+from armo_ray.evaluate.judged import LOWEST
 
 
 def pairwise(items: Items, values: Floats) -> Floats:
     """The fraction of an item's pairs whose correct response has a strictly larger value, (G,)."""
-    pairs = items.pairs
-    wins = (values[pairs.correct] > values[pairs.wrong]).astype(np.float64)
+    pairs, wins = items.pairs, items.compared(values)
     won, count = (np.bincount(pairs.item, weight, len(items)) for weight in (wins, None))
     return np.asarray(won / np.maximum(count, 1), np.float64)
 
 
 def best_of(items: Items, values: Floats) -> Floats:
-    """1 if the only correct response has the largest value, shared equally with ties, (G,). (RewardBench 2)"""
+    """1 if the only correct response has the largest value, shared equally with ties, (G,). (RewardBench 2)
+
+    Responses about which a judge gave no verdict are left out; an item without any verdict is an error.
+    """
+    if items.verdicts is not None:
+        values = np.where(items.verdicts.without, -np.inf, values)
     most = np.maximum.reduceat(values, items.starts)
     best = values == most[items.item]
     number = np.bincount(items.item[best], minlength=len(items))
     correct = np.bincount(items.item[best & items.correct], minlength=len(items))
-    return np.asarray(np.where(correct > 0, 1 / np.maximum(number, 1), 0.0), np.float64)
+    credit = np.where(correct > 0, 1 / np.maximum(number, 1), 0.0)
+    if items.verdicts is not None:
+        credit[most == -np.inf] = items.verdicts.counting.error
+    return np.asarray(credit, np.float64)
 
 
 def matrix(items: Items, values: Floats) -> Floats:
-    """Whether correct response i has a strictly larger value than wrong response j, (G, 3, 3), for three of each."""
-    correct = values[items.correct].reshape(-1, 3, 1)
-    return np.asarray(correct > values[~items.correct].reshape(-1, 1, 3), np.float64)
+    """What correct response i counts against wrong response j, (G, 3, 3), for three of each."""
+    return items.compared(values).reshape(-1, 3, 3)
 
 
 def easy_normal_hard(items: Items, values: Floats) -> Floats:
@@ -54,6 +61,8 @@ def ties(items: Items, values: Floats, ref: Index, tied: Index) -> Floats:
         between them in `tied` is larger than the spread of its correct responses, and 0.2 if the smaller margin of
         both items is; and 0.01 tanh(smaller margin / spread - 1).
     """
+    if items.verdicts is not None:
+        values = np.where(items.verdicts.without, LOWEST, values)
     lowest = np.minimum.reduceat(np.where(items.correct, values, np.inf), items.starts)
     highest = np.maximum.reduceat(np.where(items.correct, values, -np.inf), items.starts)
     highest_wrong = np.maximum.reduceat(np.where(items.correct, -np.inf, values), items.starts)

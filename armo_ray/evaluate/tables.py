@@ -68,6 +68,11 @@ def _accuracies(results: Mapping[str, Any]) -> str:
         lines.append(
             f"{results['unscored']} of {results['items']} items have responses without a score and count as wrong"
         )
+    if judge := results.get("judge"):
+        lines.append(
+            f"{results['unjudged']} of {results['items']} items have responses without a verdict; "
+            f"by {judge['source']}, an error counts {judge['error']:g} and a tie {judge['tie']:g}"
+        )
     if results.get("ties"):
         lines.append(f"{results['ties']} rows are ties without a preferred response and are left out")
     if results["missing_sections"]:
@@ -105,6 +110,8 @@ def length_label(row: Mapping[str, Any]) -> str:
 
 
 def _length(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
     cells = [[length_label(row), str(row["pairs"]), bare_percent(row["accuracy"])] for row in rows]
     return text_table(["length of the correct response / wrong one", "pairs", "accuracy, %"], cells)
 
@@ -146,4 +153,5 @@ def _published(published: Mapping[str, Any]) -> str:
     missing = f"; not measured: {', '.join(published['missing'])}" if published["missing"] else ""
     verdict = "reproduces" if published["reproduced"] else "does not reproduce"
     note = f"{verdict} what was published in {len(rows)} sections, to within one point{missing}"
-    return f"{table}\n{note}\n({published['source']})"
+    notes = [note, *([published["note"]] if published.get("note") else []), f"({published['source']})"]
+    return "\n".join((table, *notes))

@@ -9,6 +9,7 @@ import pyarrow as pa
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import find
 from armo_ray.explain.table import Sibling, siblings
+from armo_ray.formatting.numbers import number
 from armo_ray.outputs.schema import coefficients, footer, vectors
 
 _SHOWN = 5  # best candidates
@@ -65,7 +66,7 @@ def _ranking(candidates: Sequence[Sibling], own: Sibling) -> Iterator[str]:
         if place > before + 1:
             yield f"{'':>6} ... {place - before - 1:,} more"
         mark = "   <- this one" if sibling is own else ""
-        numbers = f"{sibling.rank:>6} {sibling.score:>10.6f} {sibling.num_response_tokens:>7,}"
+        numbers = f"{sibling.rank:>6} {sibling.score:>10.6f} {number(sibling.num_response_tokens):>7}"
         yield f"{numbers}  {sibling.role:<8}  {sibling.row_id}{mark}"
         before = place
     if rest := len(candidates) - before - 1:

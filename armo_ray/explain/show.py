@@ -9,12 +9,13 @@ import pyarrow as pa
 from armo_ray.errors import ConfigError
 from armo_ray.explain.find import Found
 from armo_ray.explain.tokens import Trace, trace
+from armo_ray.explain.verdicts import judged, shortened
 from armo_ray.model.family_file import recorded
 from armo_ray.outputs.schema import coefficients, footer, recomputed, vectors
 
 _BAR = 24
 _AROUND = 6  # tokens shown on either side of a marked one
-_TEXT = 300  # characters shown of a message
+_RAW = 1200  # characters shown of a rejected row
 _TOLERANCE = 1e-4
 
 ADVICE = {
@@ -29,6 +30,13 @@ ADVICE = {
     "too_long": "score into a new output with a larger --max-length, if the model has one",
     "non_finite_score": "score into a new output with --dtype bfloat16 or float32, which overflow less",
     "poison": "it killed its worker twice or made it fail; try it alone with a smaller --token-budget or --max-length",
+    "unparsable": "no verdict can be read from what the judge wrote: ask again with --retry unparsable, or change the "
+    "judge file's prompt or pattern in a new output",
+    "refused": "the judge refused to answer: use another judge for such rows; --retry refused asks again",
+    "cut_off": "the judge ran out of tokens: judge into a new output with a larger max_tokens in the judge file",
+    "context_overflow": "longer than the context of the judge: serve the model with a larger one, then --retry "
+    "context_overflow",
+    "endpoint_error": "the endpoint failed on this request: once that is mended, --retry endpoint_error asks again",
 }
 
 
@@ -45,10 +53,13 @@ def lines(found: Found, model: str | None, all_tokens: bool) -> Iterator[str]:
     yield f"prompt     {row['prompt_id']}"
     yield f"flags      {', '.join(row['flags']) or 'none'}"
     yield ""
-    try:
-        yield from _tokens(trace(found, model), row, all_tokens)
-    except ConfigError as error:
-        yield f"tokens     not shown: {error}"
+    if row.get("verdicts") is not None:
+        yield from judged(row)
+    else:
+        try:
+            yield from _tokens(trace(found, model), row, all_tokens)
+        except ConfigError as error:
+            yield f"tokens     not shown: {error}"
     yield ""
     yield from _steps(row)
     yield from _sum(found.scores)
@@ -61,7 +72,7 @@ def _rejected(found: Found) -> Iterator[str]:
         yield f"reason     {reject['reason']}: {reject['detail']}"
         yield f"what to do {_advice(found, reject['reason'])}"
     raw = found.rejects[0]["raw"]
-    yield "row        " + ("was not read" if raw is None else repr(_short(raw, 4 * _TEXT)))
+    yield "row        " + ("was not read" if raw is None else repr(shortened(raw, _RAW)))
 
 
 def _advice(found: Found, reason: str) -> str:
@@ -75,17 +86,10 @@ def _advice(found: Found, reason: str) -> str:
     return f"{advice}, or with --truncate left or middle"
 
 
-def _short(text: str, size: int = _TEXT) -> str:
-    half = size // 2
-    return (
-        text if len(text) <= size else f"{text[:half]} [...{len(text) - 2 * half:,} more...] {text[-half:]}"
-    )
-
-
 def _tokens(traced: Trace, row: Mapping[str, Any], all_tokens: bool) -> Iterator[str]:
     before, (response,) = traced.candidate.shown()
     for message in [*before, response | {"role": "response"}]:
-        yield f"{message['role']:<10} {_short(message['content'])!r}"
+        yield f"{message['role']:<10} {shortened(message['content'])!r}"
     stored = (row["num_prompt_tokens"], row["num_response_tokens"])
     same = (
         "as stored" if traced.num_tokens == stored else f"but the output has {stored[0]:,} and {stored[1]:,}"

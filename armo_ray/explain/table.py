@@ -43,7 +43,7 @@ class Sibling:
     row_id: str
     role: str
     score: float
-    num_response_tokens: int
+    num_response_tokens: int | None  # None of a judge, which has no tokenizer
     rank: int  # by score, from 1; candidates with equal scores have the same
 
 

@@ -4,13 +4,11 @@ import logging
 from dataclasses import asdict
 
 from armo_ray.judge.job import JudgeJob
-from armo_ray.judging.self_check import lines, self_check
+from armo_ray.judging.self_check import CHECKED, lines, self_check
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
-
-CHECKED = "judge_check.json"
 
 
 def check_judge(job: JudgeJob) -> None:

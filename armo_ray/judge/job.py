@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -133,9 +134,14 @@ def _job(
         judge=judge,
         endpoint=endpoint,
         prices=(options.input_price, options.output_price),
-        tokenizer=options.tokenizer,
+        tokenizer=_found(options.tokenizer),
         serve=Serve(options.gpus_per_server, options.serve_args) if options.serve else None,
     )
+
+
+def _found(model: str | None) -> str | None:
+    """A directory by its absolute path, which workers find; anything else as it is."""
+    return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
 def _about(options: JudgeOptions, judge: Judge) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from armo_ray.judge.job import JudgeJob, Serve
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.judge.served import Server
 from armo_ray.judge.stages import Asker, Halt, read_calls, write_verdicts
-from armo_ray.score import graph, passes
+from armo_ray.score import graph, passes, shared_paths
 from armo_ray.score.card import Card
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
 from armo_ray.score.passes import Committed
@@ -88,7 +89,10 @@ def execute(
     """Commit every unit that is left. Raises OutOfTime if --max-cost is reached, RuntimeError if the endpoint fails."""
     began, left = time.time(), standing.left
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
-    with connected():
+    with connected() as joined:
+        if joined:
+            models = [(job.tokenizer, None)] if job.tokenizer and Path(job.tokenizer).is_dir() else []
+            shared_paths.probe(store, models, [span.shard for span in left])
         shares: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ClusterShares)
         held = shares.remote(
             options.in_flight, options.max_cost or math.inf, options.input_price, options.output_price

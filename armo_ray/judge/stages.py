@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -23,7 +24,7 @@ from armo_ray.judging.calls import Call, calls_of
 from armo_ray.judging.verdicts import Judged, judged, parse
 from armo_ray.outputs.schema import JUDGE_FIELDS
 from armo_ray.score.passes import Committed
-from armo_ray.score.stages.read import Read, candidates_in, row_columns, units_of
+from armo_ray.score.stages.read import Read, candidates_in, extra_of, row_columns, units_of
 from armo_ray.score.stages.unit_block import FAILURES, Header, nest, one, unnest
 from armo_ray.score.stages.write import write_and_commit
 from armo_ray.storage.readers import BadRow, UnitRows
@@ -48,9 +49,9 @@ class Halt(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The candidates of a row that are judged, and the calls that judge them."""
+    """The candidates of a row that are judged, by their numbers in it, and the calls that judge them."""
 
-    num_candidates: int
+    numbers: tuple[int, ...]
     calls: list[Call]
 
 
@@ -65,7 +66,9 @@ def read_calls(span: Span, job: JudgeJob) -> Iterator[pa.Table]:
 def _calls_of_unit(done: UnitRows, shard: Shard, job: JudgeJob, started: float) -> pa.Table:
     read, listed, rows = listed_calls(done, shard, job)
     seconds = {"read": time.perf_counter() - started, "tokenize": 0.0}
-    header = Header(shard, done.unit, len(read.candidates), seconds, content=done.content)
+    header = Header(
+        shard, done.unit, len(read.candidates), seconds, content=done.content, extra=extra_of(done)
+    )
     columns = row_columns(listed, read, shard, job)
     return pa.table({"header": header.to_array(), _ROWS: [pickle.dumps(rows)], **columns})
 
@@ -101,7 +104,7 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
     for i, candidate in zip(good, candidates, strict=True):
         prompt = Prompt(candidate.prompt, candidate.tools, id=_prompt_id(candidate))
         listed.add(i, prompt, (None, None), list(candidate.flags))
-    return Row(len(good), calls)
+    return Row(tuple(c.index for c in candidates if c.index is not None), calls)
 
 
 def _with_text(call: Call, candidate: Candidate, tokenizer: str) -> Call:
@@ -151,14 +154,16 @@ class Asker:
         self.ended = time.perf_counter()
         header.seconds["model"] = self.ended - started
         answered = [reply for reply in replies if isinstance(reply, Reply)]
-        header.extra = (("asked", _asked(answered, self.job.prices)),)
+        header.extra += (("asked", _asked(answered, self.job.prices)),)
         header.num_tokens = sum(r.prompt_tokens + r.completion_tokens for r in answered)
         header.computed_tokens = header.num_tokens
         results, at = list[Judged](), 0
         for row in rows:
-            results += judged(
-                self.job.judge, row.num_candidates, row.calls, replies[at : at + len(row.calls)]
-            )
+            own = judged(self.job.judge, len(row.numbers), row.calls, replies[at : at + len(row.calls)])
+            for verdict in (verdict for result in own for verdict in result.verdicts):
+                if verdict["opponent"] is not None:  # so far its place among those that are judged
+                    verdict["opponent"] = row.numbers[verdict["opponent"]]
+            results += own
             at += len(row.calls)
         return _with_results(table, header, results, len(self.job.judge.reward_names))
 
@@ -242,6 +247,7 @@ def _asked(replies: Sequence[Reply], prices: tuple[float, float]) -> dict[str, A
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "cost": cost,
+        "finish_reasons": dict(Counter(reply.finish_reason for reply in replies)),
     }
 
 

@@ -20,6 +20,7 @@ from armo_ray.judging.specification import Judge
 from armo_ray.judging.verdicts import Judged, Verdict, judged, parse
 from armo_ray.text.conversations import Candidate
 
+CHECKED = "judge_check.json"  # in the output of a run that was checked before
 _SAMPLES = 2  # at least, of each request, to see whether the judge agrees with itself
 _IN_FLIGHT = 8
 _RUBRIC = "The response is correct, and does exactly what the prompt asks for."

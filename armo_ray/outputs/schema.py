@@ -108,7 +108,11 @@ JUDGE_FIELDS = (
     ),  # fraction of its contests in which the order decides; null for ratings
 )
 
-OWN_FIELDS = (STEP_SCORES, *JUDGE_FIELDS)  # columns that only some kinds of model have
+# only of ensembles: share of the members' votes on the order of the candidate and another of its row that are not
+# those of the majority; null without another
+DISAGREEMENT = pa.field("disagreement", pa.float32())
+
+OWN_FIELDS = (STEP_SCORES, *JUDGE_FIELDS, DISAGREEMENT)  # columns that only some kinds of model have
 RESERVED = frozenset((*_ORDER, *(field.name for field in OWN_FIELDS), "prompt", "response"))
 
 

@@ -23,7 +23,7 @@ from armo_ray.storage.parts import NULL, REJECTS, SCORES, hive_values
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
 from armo_ray.storage.store import Store
 
-_NEEDED = ("identity.layout", "identity.keep_text", "identity.dtype")
+_NEEDED = ("identity.layout", "identity.keep_text")
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,16 @@ def scan(parts: Iterable[Part], numbered: bool = False) -> str:
         )
         first += len(files)
     return " UNION ALL BY NAME ".join(selects)
+
+
+def check_counted(con: duckdb.DuckDBPyConnection, scores: Scores, option: str) -> None:
+    """Raises ConfigError if an option needs tokens of responses and the outputs have none, as those of a judge."""
+    some = f"SELECT 1 FROM ({scan(scores.parts)}) WHERE num_response_tokens IS NOT NULL LIMIT 1"
+    if scores.parts and not con.execute(some).fetchall():
+        raise ConfigError(
+            f"{option}: {scores.outputs[0]} has no token counts, because a judge has no tokenizer. Leave it out, or "
+            f"keep a column with lengths of your own (armo-ray judge --keep) and name it in an expression"
+        )
 
 
 def columns_of(con: duckdb.DuckDBPyConnection, scores: Scores) -> dict[str, str]:

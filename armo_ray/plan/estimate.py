@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from armo_ray.errors import ConfigError
 from armo_ray.outputs.schema import REJECT_REASONS
 from armo_ray.plan.cost import cost, gpus_of, token_budget
 from armo_ray.plan.describe import describe_input, describe_sample, duplicates, lengths, mean_context
@@ -28,6 +29,10 @@ def estimate(config: ScoreConfig, options: PlanOptions) -> dict[str, Any]:
 
     Raises ConfigError if the run itself would be refused.
     """
+    if config.only_where is not None:
+        raise ConfigError(
+            "only-where: plan counts whole inputs; leave it out, or use armo-ray judge --dry-run"
+        )
     started = time.monotonic()
     job, spans = prepare(config, write=False)
     store = Store(job.output)

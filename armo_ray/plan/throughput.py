@@ -61,7 +61,13 @@ def stated_or_previous(options: PlanOptions) -> Throughput | None:
         return None
     store = Store(options.previous)
     with commits.reading(store, "previous "):
-        rate = measured(store, commits.list_commits(store), commits.read_run(store))
+        run = commits.read_run(store)
+        if "judge_fingerprint" in run.identity:
+            raise ConfigError(
+                f"previous {store.uri}: a judge behind an endpoint made it, whose speed is not that of a replica: give "
+                f"an output of armo-ray score, or --computed-tokens-per-second"
+            )
+        rate = measured(store, commits.list_commits(store), run)
     if rate is None:
         raise ConfigError(
             f"previous {store.uri}: none of its units computed anything: give another, or --computed-tokens-per-second"

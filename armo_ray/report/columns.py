@@ -25,12 +25,17 @@ _SAMPLED_PARTS = 32
 class Columns:
     """SQL expressions over a row of scores, by name."""
 
-    values: Mapping[str, str]  # score, lengths, rewards.NAME, gating.NAME
+    values: Mapping[str, str]  # score, lengths if tokens were counted, rewards.NAME, gating.NAME
     terms: Mapping[str, str]  # the score is their sum; empty if it is not a sum
     groups: Mapping[str, str]  # kept columns and directories to group by
 
     def alias(self, name: str) -> str:
         return f"v{list(self.values).index(name)}"
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether tokens were counted, which a judge does not do."""
+        return LENGTH in self.values
 
     @property
     def rewards(self) -> list[str]:
@@ -64,11 +69,13 @@ def sampled(parts: Sequence[Part]) -> list[Part]:
 def find_columns(con: duckdb.DuckDBPyConnection, scores: Scores, grouped: bool = True) -> Columns:
     """The columns of outputs that hold at least one score; `grouped` includes those to group by."""
     names = scores.reward_names
-    values = {name: name for name in (SCORE, "num_prompt_tokens", LENGTH)}
-    values |= {f"rewards.{name}": f"rewards.{quote(name)}" for name in names}
     some = scan(sampled(scores.parts))
-    gated = con.execute(f"SELECT count(gating.{quote(names[0])}) FROM ({some})").fetchall()
-    if gated[0][0]:
+    counted, gated = con.execute(
+        f"SELECT count({LENGTH}), count(gating.{quote(names[0])}) FROM ({some})"
+    ).fetchall()[0]
+    values = {name: name for name in (SCORE, *(("num_prompt_tokens", LENGTH) if counted else ()))}
+    values |= {f"rewards.{name}": f"rewards.{quote(name)}" for name in names}
+    if gated:
         values |= {f"gating.{name}": f"gating.{quote(name)}" for name in names}
     return Columns(values, _terms_of_score(scores.metadata, names), _groups(con, scores) if grouped else {})
 

@@ -27,7 +27,7 @@ class Example:
     candidate: int
     role: str
     score: float
-    num_response_tokens: int
+    num_response_tokens: int | None
     flags: list[str]
     groups: dict[str, str]
     parts: dict[str, float]

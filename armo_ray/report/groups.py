@@ -21,8 +21,8 @@ class Group:
     candidates: int
     mean_score: float
     sd_score: float
-    mean_response_tokens: float
-    mean_prompt_tokens: float
+    mean_response_tokens: float | None
+    mean_prompt_tokens: float | None
     rewards: dict[str, float]
     gating: dict[str, float]
     best_of_prompt: int  # prompts whose single best candidate is one of these
@@ -70,8 +70,8 @@ def _group(
         candidates=int(count),
         mean_score=named[SCORE],
         sd_score=max(squares - named[SCORE] ** 2, 0.0) ** 0.5,
-        mean_response_tokens=named[LENGTH],
-        mean_prompt_tokens=named["num_prompt_tokens"],
+        mean_response_tokens=named.get(LENGTH),
+        mean_prompt_tokens=named.get("num_prompt_tokens"),
         rewards={name.removeprefix("rewards."): named[name] for name in columns.rewards},
         gating={name.removeprefix("gating."): named[name] for name in columns.gates},
         best_of_prompt=winners.get(value, 0),

@@ -4,11 +4,13 @@
     outputs, complete, runs      what was read; whether all of it is complete; the _run.json of each
     model, inputs, totals        the metadata of the scores; the largest shards; sums over the commit records
     speed                        times, replicas, cost, throughput, slowest units; null without times
+    asked                        requests, tokens and cost of a judge; replies by finish reason; verdicts, or null
     scored                       null if nothing was:
       columns                    score, lengths, rewards.NAME, gating.NAME: mean, sd, min, max, quantiles, histogram
       correlation                names and matrix, Pearson's
       influence                  terms of the score: mean, mean_absolute, share_of_variance
-      length                     columns: slope per 100 tokens, intercept, correlation; bins: mean score by length
+      length                     columns: slope per 100 tokens, intercept, correlation; bins: mean score by length;
+                                 null where no tokens were counted
       prompts, groups, pairs     within prompts; by kept columns and directories; chosen against rejected, or null
       examples                   highest and lowest
     drift                        against, limits, drifted, columns: psi, ks, quantiles; mean_score, verdict; per: the
@@ -30,6 +32,7 @@ import duckdb
 from armo_ray.outputs.database import database
 from armo_ray.outputs.scores import Scores
 from armo_ray.report.against import drift_from, open_older
+from armo_ray.report.asked import Asked, asked
 from armo_ray.report.columns import SCORE, find_columns
 from armo_ray.report.distributions import (
     Correlation,
@@ -72,7 +75,7 @@ class Scored:
     columns: dict[str, Distribution]
     correlation: Correlation
     influence: dict[str, Influence]
-    length: Length
+    length: Length | None
     prompts: Prompts
     groups: dict[str, list[Group]]
     pairs: Pairs | None
@@ -93,6 +96,7 @@ class Report:
     inputs: list[Input]
     totals: Mapping[str, Any]
     speed: Speed | None
+    asked: Asked | None
     scored: Scored | None
     drift: Drift | None
     nights: Nights | None
@@ -123,6 +127,7 @@ def measure(options: ReportOptions) -> Report:
         rejected = rejects(con, scores.rejects, options.examples)
         drifted = None if older is None else drift_from(con, older, scores, options)
         scored = _scored(con, scores, options) if scores.parts else None
+        of_judge = asked(con, committed.records, committed.runs, scores)
     return Report(
         version=VERSION,
         made_at=commits.now(),
@@ -134,6 +139,7 @@ def measure(options: ReportOptions) -> Report:
         inputs=_inputs(committed),
         totals=committed.totals,
         speed=speed(committed.records, committed.runs, options.price),
+        asked=of_judge,
         scored=scored,
         drift=drifted,
         nights=nights,
@@ -180,7 +186,7 @@ def _scored(con: duckdb.DuckDBPyConnection, scores: Scores, options: ReportOptio
         columns=values,
         correlation=correlations(summary),
         influence=influence(summary),
-        length=by_length(con, columns, summary),
+        length=by_length(con, columns, summary) if columns.has_lengths else None,
         prompts=prompts,
         groups=by_group(con, columns, winners),
         pairs=by_pair(con, columns, groups, deviation) if summary.distinct["role"] > 1 else None,

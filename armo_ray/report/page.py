@@ -73,12 +73,13 @@ def _sections(report: Report, view: Mapping[str, Any]) -> list[str]:
         "What drives the score": several and scored and scored.influence,
         "Gating": scored and view["gate_tables"],
         "Correlation": several,
-        "Length": scored,
+        "Length": scored and scored.length,
         "Within prompts": scored,
         "Chosen and rejected": scored and scored.pairs,
         "Groups": scored and scored.groups,
         "Examples": scored,
         "Rejects": report.rejects,
+        "Judge": report.asked,
         "Speed and cost": report.speed,
     }
     return [title for title, content in shown.items() if content]
@@ -104,7 +105,8 @@ def _scored_view(report: Report, scored: Scored) -> dict[str, Any]:
     """What the sections about scores show."""
     columns = _without_duplicate(scored.columns)
     family = FAMILIES.get(report.model.get("model_family") or "")
-    trends = [entry for entry in scored.length.columns.items() if entry[0] in columns]
+    length = scored.length
+    trends = [entry for entry in length.columns.items() if entry[0] in columns] if length else []
     return {
         "columns": columns,
         "rewards": [name for name in columns if name.startswith("rewards.")],
@@ -120,7 +122,7 @@ def _scored_view(report: Report, scored: Scored) -> dict[str, Any]:
         ],
         "gates_read_prompt": family is not None and family.reads == "gate",
         "correlation": _drawn_correlation(scored.correlation),
-        "length_chart": _length_chart(scored.length.bins, scored.length.columns["score"]),
+        "length_chart": _length_chart(length.bins, length.columns["score"]) if length else None,
         "trends": sorted(trends, key=lambda entry: -(entry[1].correlation or 0.0)),
         "largest_difference": _largest_difference,
     }

@@ -50,18 +50,21 @@ class GroupPairs:
     accuracy: float
     ties: int
     mean_margin: float
-    chosen_is_longer: float
+    chosen_is_longer: float | None
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """How often the scores agree with the labels; `columns` holds the score and every reward."""
+    """How often the scores agree with the labels; `columns` holds the score and every reward.
+
+    Where no tokens were counted, chosen_is_longer is None and length is empty.
+    """
 
     pairs: int
     accuracy: float
     ties: int
     mean_margin: float
-    chosen_is_longer: float
+    chosen_is_longer: float | None
     margins: Margins
     columns: dict[str, ColumnAccuracy]
     length: list[RatioBin]
@@ -87,13 +90,13 @@ def by_pair(
         accuracy=float(values[SCORE][0] / total),
         ties=int(values[SCORE][1]),
         mean_margin=float(margin / total),
-        chosen_is_longer=float(longer / total),
+        chosen_is_longer=None if longer is None else float(longer / total),
         margins=_margins(con, columns, deviation),
         columns={
             name.removeprefix("rewards."): ColumnAccuracy(float(won / total), int(tied))
             for name, (won, tied) in values.items()
         },
-        length=_by_length(con),
+        length=_by_length(con) if columns.has_lengths else [],
         groups={name: _by_group(con, i) for i, name in enumerate(groups)},
     )
 
@@ -102,8 +105,9 @@ def _compare(
     con: duckdb.DuckDBPyConnection, columns: Columns, groups: Sequence[str], names: Sequence[str]
 ) -> None:
     """Make the table `paired`: sums over the pairs with the same groups and the same bin of length ratios."""
-    length, score = columns.alias(LENGTH), columns.alias(SCORE)
-    bins = "".join(f"WHEN c.{length} < {x} * r.{length} THEN {i} " for i, x in enumerate(LENGTH_RATIOS))
+    own, other = (f"{side}.{columns.alias(LENGTH)}" if columns.has_lengths else "NULL" for side in "cr")
+    score = columns.alias(SCORE)
+    bins = "".join(f"WHEN {own} < {x} * {other} THEN {i} " for i, x in enumerate(LENGTH_RATIOS))
     keys = [f"CASE {bins}ELSE {len(LENGTH_RATIOS)} END AS ratio"]
     keys += [f"c.g{list(columns.groups).index(name)} AS k{i}" for i, name in enumerate(groups)]
     sums = [f"sum((c.{columns.alias(n)} > r.{columns.alias(n)})::INT) AS w{i}" for i, n in enumerate(names)]
@@ -111,7 +115,7 @@ def _compare(
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE paired AS
             SELECT {", ".join(keys)}, count(*) AS n, sum(c.{score} - r.{score}) AS margin,
-                sum((c.{length} > r.{length})::INT) AS longer, {", ".join(sums)}
+                sum(({own} > {other})::INT) AS longer, {", ".join(sums)}
             FROM {_JOINED} GROUP BY ALL"""
     )
 

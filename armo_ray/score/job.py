@@ -57,6 +57,12 @@ class ModelJob(Job):
     special_tokens: str
     reference: Reference | None = None  # of a policy, found as `model` is
 
+    @property
+    def models(self) -> list[tuple[str, str | None]]:
+        """The model and, of a policy, its reference model, each with its revision; None of a directory."""
+        reference = [(self.reference.model, self.reference.revision)] if self.reference else []
+        return [(self.model, self.revision), *reference]
+
 
 def prepare(
     config: ScoreConfig, write: bool = True, check: Check | None = None

@@ -122,7 +122,7 @@ def _execute(
     size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
     with connected() as joined:
         if joined:
-            shared_paths.probe(store, job, [span.shard for span in left])
+            shared_paths.probe(store, job.models, [span.shard for span in left])
         pool = pool_of(config)
         if config.verify:
             _check_model(job, pool)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -29,6 +29,10 @@ from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import Reading
 from armo_ray.version import __version__
 
+if TYPE_CHECKING:
+    from armo_ray.outputs.selection import Selection  # imports duckdb
+    from armo_ray.storage.shards import Shard
+
 logger = logging.getLogger(__name__)
 
 _VERSIONED = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
@@ -48,6 +52,7 @@ class Job:
     as_json: tuple[str, ...]  # names in the scores of the columns kept as JSON text
     keep_text: bool
     partition_by: tuple[str, ...]
+    selection: "Selection | None" = None  # which rows are read; None: all
     about: tuple[
         tuple[str, str], ...
     ] = ()  # what the dataset card says of what gives the scores: names and texts
@@ -107,6 +112,7 @@ def _checked(config: RunOptions, scorer: Scorer, check: Check | None) -> _Checke
     parts.check_directories(store, shards)
     columns = columns_to_keep({**config.keep, **config.keep_json}, config.partition_by, shards)
     seen = survey.survey(shards)
+    chosen = _selection(config, shards)
     layout = detected(seen.found, config, scorer)
     survey.check(seen, layout)
     unread = survey.unread(seen, layout, columns.values())
@@ -119,13 +125,13 @@ def _checked(config: RunOptions, scorer: Scorer, check: Check | None) -> _Checke
     ]
     kept = kept_types(columns, config, kept_seen)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(kept)}
-    identity = _identity(config, scorer, layout, columns)
+    identity = _identity(config, scorer, layout, columns, chosen)
     run = commits.open_run(store, identity, details, write=False)
     log = commits.read_log(store, run)  # raises if a record is damaged, before any work
     committed = log.units_in_shards({shard.hash for shard in shards})
     kept = _decode(run.carried)  # types from the first run: a later shard must not change them
     kept_columns.check(kept, columns, config.keep_json, kept_seen)
-    job = replace(job_of(config, scorer, layout, columns, kept), unread=tuple(unread))
+    job = replace(job_of(config, scorer, layout, columns, kept, chosen), unread=tuple(unread))
     try:
         shards = settled(store, shards, committed, job.columns)
     except OSError as error:
@@ -140,7 +146,12 @@ def _checked(config: RunOptions, scorer: Scorer, check: Check | None) -> _Checke
 
 
 def job_of(
-    config: RunOptions, scorer: Scorer, layout: Layout, columns: dict[str, str], kept: pa.Schema
+    config: RunOptions,
+    scorer: Scorer,
+    layout: Layout,
+    columns: dict[str, str],
+    kept: pa.Schema,
+    chosen: "Selection | None" = None,
 ) -> Job:
     """The job of a run, given its layout, its kept columns and their types."""
     settings = {
@@ -148,11 +159,12 @@ def job_of(
         "layout": layout,
         "reading": _reading(config),
         "unit_rows": config.unit_rows,
-        "fingerprint": fingerprint_of(_identity(config, scorer, layout, columns)),
+        "fingerprint": fingerprint_of(_identity(config, scorer, layout, columns, chosen)),
         "carried": columns,
         "as_json": tuple(config.keep_json),
         "keep_text": config.keep_text,
         "partition_by": config.partition_by,
+        "selection": chosen,
     }
     return scorer.make(settings, kept)
 
@@ -162,23 +174,45 @@ def detected(found: InputColumns, config: RunOptions, scorer: Scorer) -> Layout:
     return detect(found, config.layout, config.column, config.winner, config.ignore, scorer.step_end)
 
 
+def _selection(config: RunOptions, shards: "Sequence[Shard]") -> "Selection | None":
+    if config.only_where is None or config.earlier is None:
+        return None
+    from armo_ray.outputs.selection import check_covered, select
+
+    chosen = select(config.earlier, config.only_where)
+    check_covered(chosen, shards)
+    logger.info("only rows where %s in %s", chosen.where, chosen.output)
+    return chosen
+
+
 def _reading(config: RunOptions) -> Reading:
     return Reading(dict(config.role), config.tool_calls)
 
 
-def _identity(config: RunOptions, scorer: Scorer, layout: Layout, columns: dict[str, str]) -> dict[str, Any]:
+def _identity(
+    config: RunOptions,
+    scorer: Scorer,
+    layout: Layout,
+    columns: dict[str, str],
+    chosen: "Selection | None",
+) -> dict[str, Any]:
     """The settings that rows, columns or units depend on; two runs can share an output only if these are equal."""
     as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
-    return as_json | {
-        **scorer.identity,
-        "layout": layout.record(),
-        **_reading(config).recorded(),
-        "keep": columns,
-        "keep_text": config.keep_text,
-        "partition_by": list(config.partition_by),
-        "unit_rows": config.unit_rows,
-        "schema_version": SCHEMA_VERSION,
-    }
+    only = {"only": chosen.recorded()} if chosen else {}
+    return (
+        as_json
+        | only
+        | {
+            **scorer.identity,
+            "layout": layout.record(),
+            **_reading(config).recorded(),
+            "keep": columns,
+            "keep_text": config.keep_text,
+            "partition_by": list(config.partition_by),
+            "unit_rows": config.unit_rows,
+            "schema_version": SCHEMA_VERSION,
+        }
+    )
 
 
 def kept_types(columns: dict[str, str], config: RunOptions, seen: list[kept_columns.Seen]) -> pa.Schema:

@@ -15,6 +15,7 @@ from armo_ray.options import (
     Name,
     Names,
     NewPlace,
+    Place,
     Places,
     Seconds,
     day_of,
@@ -53,6 +54,11 @@ class RunOptions(DatedOptions):
     """Replaces {date} in --input and --output; default: yesterday, UTC."""
     days: Annotated[int, Help("reading", "N")] = Field(1, ge=1)
     """Read the {date} inputs of N days up to --date."""
+
+    only_where: Annotated[Name | None, Help("reading", "EXPRESSION")] = None
+    """Read only rows whose candidates satisfy this in --earlier, such as 'margin < 0.1'."""
+    earlier: Annotated[Place | None, Help("reading", "OUT")] = None
+    """A complete output over the same input, for --only-where."""
 
     keep: Annotated[Mapping[str, Name], Help("what is written", "COLUMN")] = {}
     """Input columns to copy into the scores, as COLUMN or NAME=COLUMN."""
@@ -94,6 +100,12 @@ class RunOptions(DatedOptions):
         names = [str(last - timedelta(back)) for back in range(days)]
         uris = [_named(uri, name) for uri in listed(inputs) for name in names]
         return {**values, "input": list(dict.fromkeys(uris))}
+
+    @model_validator(mode="after")
+    def _both(self) -> "RunOptions":
+        if (self.only_where is None) != (self.earlier is None):
+            raise ValueError("only_where: give it together with --earlier OUT")
+        return self
 
     @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
     @classmethod

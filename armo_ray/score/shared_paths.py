@@ -16,7 +16,6 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from armo_ray.errors import ConfigError
-from armo_ray.score.job import ModelJob
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import SUFFIXES
 from armo_ray.storage.shards import Shard, stat_shard
@@ -29,19 +28,18 @@ _PROBE_S = 60.0
 _ADVICE = "Use a URI such as s3://, or a directory that all nodes mount"
 
 
-def probe(store: Store, job: ModelJob, shards: Sequence[Shard]) -> None:
-    """Check on every node that can do work that it sees the local output, model and input.
+Found = tuple[str, str | None]  # a model and its revision, None if it is a directory
+
+
+def probe(store: Store, models: Sequence[Found], shards: Sequence[Shard]) -> None:
+    """Check on every node that can do work that it sees the local output, the models and the input.
 
     Raises ConfigError if a node does not. A node that does not answer within a minute is only logged.
     """
     folders = {shard.uri.rpartition("/")[0]: shard for shard in shards if not is_remote(shard.uri)}
     firsts = list(folders.values())[:_MOST_FOLDERS]
-    given = [
-        (job.model, job.revision),
-        *([(job.reference.model, job.reference.revision)] if job.reference else []),
-    ]
-    models = [_files_of(model) for model, revision in given if not revision]
-    if not (store.local or firsts or models):
+    files = [_files_of(model) for model, revision in models if not revision]
+    if not (store.local or firsts or files):
         return
     name = f".probe.{uuid.uuid4().hex}"  # named like a temporary file: swept later if this process is killed
     if store.local:
@@ -52,7 +50,7 @@ def probe(store: Store, job: ModelJob, shards: Sequence[Shard]) -> None:
         tasks = [
             task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(store.path(name) if store.local else None, models, firsts)
+            ).remote(store.path(name) if store.local else None, files, firsts)
             for node in nodes
         ]
         deadline = time.monotonic() + _PROBE_S

@@ -50,6 +50,7 @@ class UnitRows:
     unit: Unit
     rows: list[tuple[int, Row]] = field(default_factory=list)
     content: str | None = None
+    unselected: int = 0  # rows that the run does not read
 
 
 def read_units(

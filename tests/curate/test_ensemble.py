@@ -29,6 +29,10 @@ def scored(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         options: dict[str, Any] = {"unit_rows": 20, "keep": ["id"], "max_length": 8192}
         score_locally(model, folder / "in.jsonl", folder / name, **options)
     score_locally(tiny_model, folder / "in.jsonl", folder / "otherwise", unit_rows=7)
+    (folder / "fewer.jsonl").write_text(
+        "".join(SAMPLE.read_text("utf-8").splitlines(keepends=True)[:20]), "utf-8"
+    )
+    score_locally(tiny_model, folder / "fewer.jsonl", folder / "fewer")
     return folder
 
 
@@ -88,7 +92,7 @@ def test_a_candidate_that_a_model_rejected_is_left_out_and_counted(
     ("names", "message"),
     [
         (["one"], "give the outputs of several models"),
-        (["one", "otherwise"], "has other units than"),
+        (["one", "fewer"], "has other units than"),
     ],
 )
 def test_outputs_that_cannot_be_combined_are_refused_and_nothing_is_written(
@@ -98,6 +102,23 @@ def test_outputs_that_cannot_be_combined_are_refused_and_nothing_is_written(
     assert main([*command, "--ensemble", "min"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("two", "otherwise"), ("otherwise", "two")])
+def test_outputs_in_units_of_other_sizes_are_combined_row_by_row(
+    names: tuple[str, str], scored: Path, tmp_path: Path
+) -> None:
+    command = ["reweigh", *(str(scored / name) for name in names), "--output", str(tmp_path / "out")]
+    assert main([*command, "--ensemble", "mean"]) == 0
+    raw = [{row["row_id"]: row["score"] for row in rows_as_written(scored / name)} for name in names]
+    first, second = (
+        {row: (score - np.mean([*own.values()])) / np.std([*own.values()]) for row, score in own.items()}
+        for own in raw
+    )
+    found = {row["row_id"]: row["score"] for row in rows_as_written(tmp_path / "out")}
+    expected = {row: (first[row] + second[row]) / 2 for row in first}
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert verify_output(str(tmp_path / "out"))[1] == []
 
 
 def test_a_shard_that_changed_between_two_models_is_refused(

@@ -13,7 +13,7 @@ _EXAMPLE = (
     "row_id source source_row candidate role score num_response_tokens flags groups parts prompt response"
 )
 KEYS = {  # by path; `*` and a list stand for their first entry
-    "": "version made_at armo_ray outputs complete model runs inputs totals speed scored drift nights rejects",
+    "": "version made_at armo_ray outputs complete model runs inputs totals speed asked scored drift nights rejects",
     "inputs": "source candidates",
     "speed": "first last active_seconds candidates_per_second tokens_per_second tokens computed_tokens replicas "
     "seconds mfu busy replica_hours gpus_per_replica paid_hours cost_usd throughput slowest_units",

@@ -11,8 +11,8 @@ POST /_fake takes settings, which hold from then on, and begins to count anew:
 - `faults`: a list that the next requests get, one each: {"status": 429, "headers": {...}, "text": ...}, {"drop": true}
   closes the connection, {"torn": true} ends in the middle of the JSON, {"reply": {...}} has settings of its own;
 - `broken`: a request that holds this text gets 500, as often as it is sent;
-- `marked`: faults by text: a request that holds the text gets the fault, as often as it is sent;
 - `key`: requests without it get 401;
+- `marked`: faults by text: a request that holds the text gets the fault, as often as it is sent;
 - `adds_bos` and `activated` of the servers of reward models (see `fake_rewards`).
 """
 
@@ -48,9 +48,9 @@ SETTINGS: dict[str, Any] = {
     r"\[The Start of Assistant B's Answer\](.*?)\[The End",
     "faults": [],
     "broken": None,
+    "key": None,
     "marked": {},
     "choices": ["A", "B", "tie"],
-    "key": None,
     "adds_bos": False,
     "activated": False,
 }
@@ -59,8 +59,8 @@ SETTINGS: dict[str, Any] = {
 class FakeEndpoint:
     """Replies to all requests by one rule."""
 
-    def __init__(self, settings: dict[str, Any], log: str | None = None) -> None:
-        self.settings: dict[str, Any] = SETTINGS | settings
+    def __init__(self, settings: Mapping[str, Any], log: str | None = None) -> None:
+        self.settings: dict[str, Any] = SETTINGS | dict(settings)
         self.log = open(log, "a", buffering=1) if log else None  # noqa: SIM115 - as long as the server lives
         self.by_key: Counter[str] = Counter()
         self.answered_by_key: Counter[str] = Counter()
@@ -225,7 +225,7 @@ async def _end(_: web.Request) -> web.Response:
     os._exit(1)
 
 
-async def _serve(port: int, settings: dict[str, Any], log: str | None) -> None:
+async def _serve(port: int, settings: Mapping[str, Any], log: str | None) -> None:
     fake, app = FakeEndpoint(settings, log), web.Application()
     app.router.add_post("/v1/chat/completions", fake.chat)
     for protocol, rewards in PROTOCOLS.items():

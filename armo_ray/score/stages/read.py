@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,9 @@ from armo_ray.storage.units import Span, Unit
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Tokenized
+
+if TYPE_CHECKING:
+    from armo_ray.outputs.selection import Selection  # imports duckdb
 
 
 @lru_cache(maxsize=4)
@@ -75,7 +78,22 @@ def units_of(span: Span, job: Job) -> Iterator[UnitRows]:
     def count(row: Row) -> int:
         return 1 if isinstance(row, BadRow) else job.layout.count(row)
 
-    return readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint)
+    units = readers.read_units(span, job.columns, count, job.unit_rows, job.fingerprint)
+    return units if job.selection is None else (_selected(unit, span.shard, job.selection) for unit in units)
+
+
+def _selected(unit: UnitRows, shard: Shard, selection: "Selection") -> UnitRows:
+    """The rows of a unit that are selected, and those that cannot be read."""
+    from armo_ray.outputs.selection import selected_rows
+
+    numbers = selected_rows(selection, shard.hash)
+    rows = [(number, row) for number, row in unit.rows if number in numbers or isinstance(row, BadRow)]
+    return replace(unit, rows=rows, unselected=len(unit.rows) - len(rows))
+
+
+def extra_of(unit: UnitRows) -> tuple[tuple[str, Any], ...]:
+    """What the commit record of a unit tells besides its counts."""
+    return (("unselected", unit.unselected),) if unit.unselected else ()
 
 
 def tokenize_rows(rows: list[dict[str, Any]], job: ModelJob) -> pa.Table:
@@ -101,7 +119,15 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: ModelJob, sta
     num_tokens = sum(len(tokens.prompts[g]) for g in tokens.group)
     num_tokens += sum(len(without_ends(ids)[0]) for ids in tokens.responses)
     seconds = {"read": time.perf_counter() - started - tokenize, "tokenize": tokenize}
-    header = Header(shard, done.unit, len(read.candidates), seconds, num_tokens, content=done.content)
+    header = Header(
+        shard,
+        done.unit,
+        len(read.candidates),
+        seconds,
+        num_tokens,
+        content=done.content,
+        extra=extra_of(done),
+    )
     return pa.table({"header": header.to_array(), **columns})
 
 
