@@ -26,6 +26,7 @@ from armo_ray.storage.models import local_model
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.paths import root_of
+from armo_ray.text.whole_text import WholeText
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,12 @@ def _judge(options: JudgeOptions) -> tuple[Judge, str]:
 def chat_of(model: str) -> Chat:
     """The template and tokenizer of a model, which is copied to this node first if it is missing."""
     return Chat.load(resolve(local_model(model)[0])[0])
+
+
+@lru_cache(maxsize=1)
+def whole_text(model: str) -> WholeText:
+    """What renders conversations as the text that this model reads, loaded once per process."""
+    return WholeText(chat_of(model))
 
 
 def _job(

@@ -19,7 +19,7 @@ from armo_ray.endpoint.client import Client
 from armo_ray.endpoint.journal import Journal, request_key
 from armo_ray.endpoint.limits import Allowance, Gate, Stopped, Usage, keep
 from armo_ray.endpoint.reply import EndpointRefused, Failure, Reply
-from armo_ray.judge.job import JudgeJob, chat_of
+from armo_ray.judge.job import JudgeJob, whole_text
 from armo_ray.judging.calls import Call, calls_of
 from armo_ray.judging.verdicts import Judged, judged, parse
 from armo_ray.outputs.schema import JUDGE_FIELDS
@@ -34,7 +34,6 @@ from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.paths import Rejected, value_at
 from armo_ray.text.tokenized import Prompt, Tokenized
-from armo_ray.text.whole_text import WholeText
 
 _ROWS = "rows"  # column of the calls of a unit, pickled
 _STOPPED = "stopped"  # column of why a unit was left
@@ -109,7 +108,7 @@ def _row(places: list[int], key: str, read: Read, listed: Tokenized, job: JudgeJ
 
 def _with_text(call: Call, candidate: Candidate, tokenizer: str) -> Call:
     """The call to a server that takes text. Raises Rejected."""
-    text, num_tokens = WholeText(chat_of(tokenizer))(candidate)
+    text, num_tokens = whole_text(tokenizer)(candidate)
     return replace(call, options={"text": text, "num_tokens": num_tokens})
 
 
