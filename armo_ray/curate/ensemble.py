@@ -124,7 +124,7 @@ def _paired(outputs: Sequence[Scores]) -> list[Unit]:
         if differs or readings[0] != readings[1]:
             difference = f"first difference: {differs[0][0][0]}" if differs else "another layout"
             raise ConfigError(
-                f"{scores.outputs[0]} has other units than {outputs[0].outputs[0]} ({difference}). Score both in one "
+                f"{scores.outputs[0]} has other rows than {outputs[0].outputs[0]} ({difference}). Score both in one "
                 f"run, with --model A B, or each whole, on shards that do not change"
             )
     others = [_by_shard(records) for records in by_output[1:]]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from armo_ray.endpoint.limits import Gate, Usage
 from armo_ray.endpoint.reply import EndpointRefused, Failure, Likely, Reply
 from armo_ray.endpoint.rewards import PROTOCOLS, reply_of
-from armo_ray.endpoint.transport import Answer, Transport
+from armo_ray.endpoint.transport import Transport
 from armo_ray.errors import ConfigError
 
 KNOWN = ("chat", *PROTOCOLS)
@@ -71,6 +71,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint, gate: Gate, served: str | None = None) -> None:
         self.endpoint, self.gate, self.served = endpoint, gate, served
+        self._counts_alike = False  # whether the server counted the tokens of a text as they are
         self._rewards = PROTOCOLS.get(endpoint.protocol)
         self._transport = Transport(gate, endpoint.key_variable, endpoint.timeout_s, endpoint.retries)
 
@@ -104,7 +105,7 @@ class Client:
         url = self.endpoint.beside(self._rewards.route)
         reply = await self._exchange(url, self._rewards.body(self.endpoint.model, text), self._read_rewards)
         if isinstance(reply, Reply) and num_tokens is not None and reply.prompt_tokens:
-            self._compare(url, reply.prompt_tokens, num_tokens)
+            return self._compared(url, reply, num_tokens)
         return reply
 
     async def _exchange(
@@ -118,7 +119,7 @@ class Client:
         try:
             reply = read(json.loads(content))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            shown = Answer(200, content).shown()
+            shown = self._transport.shown(content)
             return Failure("endpoint_error", f"not a reply of protocol {self.endpoint.protocol}: {shown}")
         self.gate.record(Usage(1, reply.prompt_tokens, reply.completion_tokens, time.monotonic() - began))
         self._check_model(reply.model)
@@ -128,9 +129,14 @@ class Client:
         assert self._rewards is not None
         return reply_of(self._rewards, content, self.served or self.endpoint.model)
 
-    def _compare(self, url: str, told: int, num_tokens: int) -> None:
+    def _compared(self, url: str, reply: Reply, num_tokens: int) -> Reply | Failure:
+        """The reply, if the server read as many tokens as the text has."""
+        told = reply.prompt_tokens
         if told == num_tokens:
-            return
+            self._counts_alike = True
+            return reply
+        if told < num_tokens and self._counts_alike:
+            return Failure("context_overflow", f"the server read {told} of the {num_tokens} tokens")
         why = "its tokenizer or template is another, or it cuts texts off: serve the model with its own tokenizer"
         if told == num_tokens + 1:
             why = (
@@ -154,12 +160,12 @@ def read_chat(content: Mapping[str, Any]) -> Reply:
     message, usage = choice["message"], content.get("usage") or {}
     return Reply(
         text=_text(message.get("content")),
-        finish_reason=str(choice.get("finish_reason") or ""),
+        finish_reason=_text(choice.get("finish_reason")),
         model=str(content.get("model") or ""),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
-        reasoning=str(message.get("reasoning_content") or message.get("reasoning") or ""),
-        refusal=str(message.get("refusal") or ""),
+        reasoning=_text(message.get("reasoning_content") or message.get("reasoning")),
+        refusal=_text(message.get("refusal")),
         likely=tuple(_likely(place) for place in (choice.get("logprobs") or {}).get("content") or ()),
     )
 
@@ -236,20 +242,21 @@ async def _replies(endpoint: Endpoint, texts: Sequence[tuple[str, int]]) -> list
 
 def _check_activation(endpoint: Endpoint, replies: Sequence[Reply]) -> None:
     values = [value for reply in replies for value in reply.values.values()]
-    if all(0 < value < 1 for value in values):
+    if values and all(0 < value < 1 for value in values):
         raise ConfigError(
             f"{endpoint.url}: all values lie between 0 and 1 ({', '.join(f'{v:g}' for v in values)}): the server seems "
             "to apply a sigmoid or softmax, after which most rewards are equal. Turn it off (for vLLM: "
-            "--pooler-config '{\"use_activation\": false}'), or declare the activation if the model is meant so"
+            "--pooler-config '{\"use_activation\": false}'), or give --activation if the model is meant so"
         )
 
 
 def _text(content: Any) -> str:
+    """The text of a message; half a surrogate pair, which a server may cut off, becomes a question mark."""
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content)
-    if content is None or isinstance(content, str):
-        return content or ""
-    raise TypeError
+        content = "".join(str(part.get("text") or "") for part in content)
+    if content is not None and not isinstance(content, str):
+        raise TypeError
+    return (content or "").encode("utf-8", "replace").decode()
 
 
 def _likely(place: Mapping[str, Any]) -> Likely:

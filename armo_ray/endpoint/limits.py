@@ -92,6 +92,10 @@ class Gate:
             if not (turn := self._waiting.popleft()).done():
                 turn.set_exception(Stopped())
 
+    def reopen(self) -> None:
+        """Allow requests again after a stop; the next renewal says so if the budget is spent."""
+        self._stopped = False
+
     def record(self, used: Usage) -> None:
         """Add what a request took."""
         self.used += used

@@ -39,7 +39,7 @@ _ALWAYS = ("text", "finish_reason", "model", "prompt_tokens", "completion_tokens
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that has no reply. The next run sends it again."""
+    """A request that has no reply. It is sent again if its unit is done again."""
 
     reason: str  # a reject reason: context_overflow or endpoint_error
     detail: str

@@ -12,7 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_judge(job: JudgeJob) -> None:
-    """Measure the judge, log the result, and write it beside the scores."""
+    """Measure the judge, log the result, and write it beside the scores, unless an earlier run did."""
+    store = Store(job.output)
+    if store.read_json(CHECKED) is not None:
+        return
     measured = self_check(job.judge, job.endpoint)
     logger.info("the judge on %d requests:\n%s", measured.requests, "\n".join(lines(measured)))
-    Store(job.output).write(CHECKED, to_json(asdict(measured)))
+    store.write(CHECKED, to_json(asdict(measured)))

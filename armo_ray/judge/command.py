@@ -41,7 +41,7 @@ def _judge(options: JudgeOptions) -> int:
         if options.verify:
             check_judge(job)
         if options.retry:
-            set_aside(job, options.retry)
+            set_aside(job, spans, options.retry)
         totals, totals_of_run = commit_units(job, spans, options, execute)
     summarize(totals, options)
     status = of_totals(totals_of_run, options)

@@ -77,9 +77,9 @@ def prepare(
     if options.serve:
         check_installed()
     else:
-        check(endpoint)
+        endpoint = replace(endpoint, model=check(endpoint))
     logger.info("judge %s: rewards %s", judge.name, ", ".join(judge.reward_names))
-    identity = {"model": options.model, "judge_fingerprint": judge.fingerprint}
+    identity = {"model": endpoint.model, "judge_fingerprint": judge.fingerprint}
     if protocol != "chat":
         identity["protocol"] = protocol
     if options.tokenizer is not None:
@@ -102,6 +102,10 @@ def _judge(options: JudgeOptions) -> tuple[Judge, str]:
         if options.tokenizer or options.activation:
             raise ConfigError("tokenizer and activation are of reward servers; a judge reads messages")
         return load_judge(options.judge), "chat"
+    if options.serve or options.verify:
+        raise ConfigError(
+            f"judge: {options.judge} is a server of yours, which --serve and --verify are not for"
+        )
     if takes_text(options.judge) != (options.tokenizer is not None):
         needs = "takes messages: leave out" if options.tokenizer else "takes text: give"
         raise ConfigError(f"tokenizer: a server of the kind {options.judge} {needs} --tokenizer")
@@ -124,7 +128,7 @@ def _job(
     options: JudgeOptions, judge: Judge, endpoint: Endpoint, settings: Mapping[str, Any], kept: pa.Schema
 ) -> JudgeJob:
     metadata = {
-        "model": options.model,
+        "model": endpoint.model,
         "model_revision": None,
         "model_fingerprint": judge.fingerprint,
         "model_family": "judge",
@@ -137,7 +141,7 @@ def _job(
     return JudgeJob(
         **settings,
         scores=scores_schema(judge.reward_names, kept, options.keep_text, metadata, JUDGE_FIELDS),
-        about=_about(options, judge),
+        about=_about(endpoint.model, judge),
         judge=judge,
         endpoint=endpoint,
         prices=(options.input_price, options.output_price),
@@ -151,11 +155,11 @@ def _found(model: str | None) -> str | None:
     return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
-def _about(options: JudgeOptions, judge: Judge) -> tuple[tuple[str, str], ...]:
+def _about(model: str, judge: Judge) -> tuple[tuple[str, str], ...]:
     """What the dataset card says of the judge."""
     published = (("prompt", judge.source), ("license of the prompt", judge.license)) if judge.source else ()
     return (
-        ("model", f"`{options.model}`, as the endpoint names it"),
+        ("model", f"`{model}`, as the endpoint names it"),
         ("judge", f"`{judge.name}`"),
         ("fingerprint of the judge", f"`{judge.fingerprint}`"),
         *published,

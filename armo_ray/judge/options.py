@@ -34,9 +34,9 @@ class JudgeOptions(RunOptions):
     tokenizer: Annotated[ModelName | None, Help("the endpoint", "MODEL")] = None
     """Of a reward server that takes text: the model whose template and tokenizer make it."""
     activation: Annotated[bool, Help("the endpoint")] = False
-    """Of a reward server: its values between 0 and 1 are meant so."""
+    """Of a reward server: accept values that all lie between 0 and 1."""
     in_flight: Annotated[int, Help("the endpoint", "N")] = Field(64, ge=1)
-    """Most requests that wait for the endpoint at once, in the whole cluster."""
+    """Most requests in flight at once, in the whole cluster; with --serve, at each server."""
     timeout: Annotated[float, Help("the endpoint", "SECONDS")] = Field(600, gt=0)
     """How long to wait for one reply."""
     input_price: Annotated[float, Help("the endpoint", "X")] = Field(0.0, ge=0)
@@ -58,6 +58,8 @@ class JudgeOptions(RunOptions):
     def _one_place(self) -> "JudgeOptions":
         if (self.endpoint is None) == (self.serve is None):
             raise ValueError("endpoint: give either --endpoint URL or --serve vllm")
+        if any("api-key" in argument for argument in self.serve_args):
+            raise ValueError("serve_args: a server that an actor starts needs no key")
         if self.verify and self.serve:
             raise ValueError("verify: a judge is checked at an --endpoint; --serve starts its servers later")
         return self

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +36,6 @@ from armo_ray.storage.units import Span
 logger = logging.getLogger(__name__)
 
 _ASKERS = 4  # while the last replies of a unit are waited for, those of others come in
-_CPUS = 0.25
 _IN_FLIGHT = 2  # units queued at an asker
 
 
@@ -72,6 +72,7 @@ class AskingActor(Asker):
     def __init__(self, job: JudgeJob, shares: Any, secret: Secret) -> None:
         if job.serve is not None:
             self.server = Server(job.endpoint.model, job.serve.gpus, job.serve.arguments)
+            threading.Thread(target=self._die_with_server, daemon=True).start()
             job = replace(job, endpoint=replace(job.endpoint, url=self.server.url))
         if job.endpoint.key_variable:
             os.environ[job.endpoint.key_variable] = secret.text
@@ -81,6 +82,11 @@ class AskingActor(Asker):
             return allowance
 
         super().__init__(job, renew)
+
+    def _die_with_server(self) -> None:
+        """Ray starts the actor again, with a new server; the journal keeps the replies."""
+        self.server.process.wait()
+        os._exit(1)
 
 
 def execute(
@@ -93,11 +99,12 @@ def execute(
         if joined:
             models = [(job.tokenizer, None)] if job.tokenizer and Path(job.tokenizer).is_dir() else []
             shared_paths.probe(store, models, [span.shard for span in left])
+        actors = _servers(job.serve, options.wait) if job.serve else min(_ASKERS, options.in_flight)
+        in_flight = options.in_flight * (actors if job.serve else 1)
         shares: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ClusterShares)
         held = shares.remote(
-            options.in_flight, options.max_cost or math.inf, options.input_price, options.output_price
+            in_flight, options.max_cost or math.inf, options.input_price, options.output_price
         )
-        actors = _servers(job.serve, options.wait) if job.serve else min(_ASKERS, options.in_flight)
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
         card = Card(store, job, options.input, standing.committed, planned)
         progress = Progress(size, began, {"output": store.uri, "model": job.endpoint.model}, lambda: (0, 0))
@@ -127,12 +134,10 @@ def _committed(result: Committed | Halt, key_variable: str | None) -> Committed:
         return result
     if result.kind == "cost":
         raise OutOfTime(result.message)
-    key = (
-        f"holds {key_variable} a key that is valid?" if key_variable else "needs it a key, by --api-key-env?"
-    )
+    key = f"is the key in {key_variable} valid?" if key_variable else "does it need a key (--api-key-env)?"
     raise RuntimeError(
-        f"{result.message}. Check the endpoint ({key}) and run the same command again: what is committed and what was "
-        f"answered stays"
+        f"{result.message}. Check the endpoint ({key}), then run the same command again: what is committed and "
+        f"what was answered stays"
     )
 
 
@@ -164,7 +169,7 @@ def _results(job: JudgeJob, left: list[Span], shares: Any, actors: int) -> Itera
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=_IN_FLIGHT),
-                num_cpus=_CPUS,
+                num_cpus=0,  # it waits most of the time
                 num_gpus=job.serve.gpus if job.serve else 0,
                 max_restarts=-1,
                 max_task_retries=RETRIES,

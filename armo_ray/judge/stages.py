@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from armo_ray.endpoint.client import Client
-from armo_ray.endpoint.journal import Journal, request_key
+from armo_ray.endpoint.journal import Entry, Journal, request_key
 from armo_ray.endpoint.limits import Allowance, Gate, Stopped, Usage, keep
 from armo_ray.endpoint.reply import EndpointRefused, Failure, Reply
 from armo_ray.judge.job import JudgeJob, whole_text
@@ -138,7 +139,9 @@ class Asker:
         try:
             return self.loop.run_until_complete(self._judge(table))
         except Stopped:
-            halt = Halt("cost", "--max-cost is reached")
+            halt = Halt(
+                "cost", "--max-cost is reached"
+            )  # or the run ends for a reason that another asker told
         except EndpointRefused as error:
             halt = Halt("refused", str(error))
         return pa.table({"header": table["header"], _STOPPED: [pickle.dumps(halt)]})
@@ -152,7 +155,7 @@ class Asker:
         replies = await self._replies(header.unit.id, calls)
         self.ended = time.perf_counter()
         header.seconds["model"] = self.ended - started
-        answered = [reply for reply in replies if isinstance(reply, Reply)]
+        answered = list({id(reply): reply for reply in replies if isinstance(reply, Reply)}.values())
         header.extra += (("asked", _asked(answered, self.job.prices)),)
         header.num_tokens = sum(r.prompt_tokens + r.completion_tokens for r in answered)
         header.computed_tokens = header.num_tokens
@@ -168,18 +171,41 @@ class Asker:
 
     async def _replies(self, unit: str, calls: Sequence[Call]) -> list[Reply | Failure]:
         """The replies to calls, in their order; those in the journal are not asked for again."""
-        client = await self._entered()
-        journal = Journal(Store(self.job.output), unit)
+        client, journal = await self._entered(), Journal(Store(self.job.output), unit)
         known = journal.read()
-        by_key = {_key(self.job.endpoint.model, call): call for call in calls}
+        keys = [_key(self.job.endpoint.model, call) for call in calls]
+        by_key = dict(zip(keys, calls, strict=True))
+        self.gate.reopen()
+        asks = (self._ask(client, journal, known.get(key), key, call) for key, call in by_key.items())
+        work = asyncio.gather(*asks, return_exceptions=True)
+        keeper = asyncio.ensure_future(keep(self.gate, partial(self.renew, self.name)))
+        try:
+            await asyncio.wait(set[Any]({work, keeper}), return_when=asyncio.FIRST_COMPLETED)
+            if keeper.done():
+                self.gate.stop()  # the shares are lost for good
+            replies = await work  # if the run must stop, those in flight are waited for
+        finally:
+            await asyncio.to_thread(journal.flush)
+            keeper.cancel()
+            (lost,) = await asyncio.gather(keeper, return_exceptions=True)
+        errors = [reply for reply in replies if isinstance(reply, BaseException)]
+        if errors and isinstance(lost, Exception):
+            raise lost
+        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+            raise error
+        found = dict(zip(by_key, replies, strict=True))
+        return [found[key] for key in keys]  # type: ignore[misc]
 
-        async def ask(key: str, call: Call) -> Reply | Failure:
-            entry = known.get(key)
-            if entry is not None and entry.reply is not None:
-                return entry.reply
-            options = dict(call.options)
-            if entry is not None and "seed" in options:
-                options["seed"] += entry.retried  # else the answer would be the same
+    async def _ask(
+        self, client: Client, journal: Journal, entry: Entry | None, key: str, call: Call
+    ) -> Reply | Failure:
+        """The reply to a call; `entry` is what the journal has of it. An error stops the other calls, too."""
+        if entry is not None and entry.reply is not None:
+            return entry.reply
+        options = dict(call.options)
+        if entry is not None and "seed" in options:
+            options["seed"] += entry.retried  # else the answer would be the same
+        try:
             if self.job.tokenizer is None:
                 reply = await client.send(call.messages, options)
             else:
@@ -187,48 +213,16 @@ class Asker:
             if isinstance(reply, Reply):
                 finding = parse(self.job.judge, call, reply)
                 journal.add(key, reply, finding.reason if isinstance(finding, Failure) else None)
-            return reply
-
-        async def keep_share() -> None:
-            await keep(self.gate, lambda *state: self.renew(self.name, *state))
-
-        work = asyncio.ensure_future(self._all(ask, by_key))
-        keeper = asyncio.ensure_future(keep_share())
-        try:
-            await asyncio.wait({work, keeper}, return_when=asyncio.FIRST_COMPLETED)
-            if keeper.done():
-                keeper.result()  # raises: the shares are lost for good
-            replies = await work
-        finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-            await asyncio.to_thread(journal.flush)
-        return [replies[_key(self.job.endpoint.model, call)] for call in calls]
+        except BaseException:
+            self.gate.stop()
+            raise
+        return reply
 
     async def _entered(self) -> Client:
         """The client, whose connections are kept from unit to unit."""
         if self.client is None:
             self.client = await Client(self.job.endpoint, self.gate, self.job.served).__aenter__()
         return self.client
-
-    async def _all(
-        self, ask: Callable[[str, Call], Awaitable[Reply | Failure]], by_key: dict[str, Call]
-    ) -> dict[str, Reply | Failure]:
-        """The replies by key. If the run must stop, requests that are in flight are waited for first."""
-
-        async def one_reply(key: str, call: Call) -> Reply | Failure:
-            try:
-                return await ask(key, call)
-            except BaseException:
-                self.gate.stop()
-                raise
-
-        asked = [one_reply(key, call) for key, call in by_key.items()]
-        replies = await asyncio.gather(*asked, return_exceptions=True)
-        errors = [reply for reply in replies if isinstance(reply, BaseException)]
-        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
-            raise error
-        return dict(zip(by_key, replies, strict=True))  # type: ignore[arg-type]
 
 
 def _key(model: str, call: Call) -> str:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _PLACES = 16  # where rows are read
 _ROWS = 1000  # in all
-_PROBED = 2  # texts that a reward server is asked about first
+_PROBED = 16  # texts that a reward server is asked about first
 _CHARACTERS = 4  # of a token of English text, roughly
 
 
@@ -78,19 +78,21 @@ def estimate(job: JudgeJob, spans: Sequence[Span]) -> list[str]:
     requests = len(calls) / sample.fraction
     characters = sum(len(message["content"]) for call in calls for message in call.messages)
     prompt = characters / len(calls) / _CHARACTERS
-    most = job.judge.sampling.get("max_tokens") or job.judge.sampling.get("max_completion_tokens") or 0
-    written, source = float(most), f"about {_CHARACTERS} characters a token, max_tokens written"
+    limit = job.judge.sampling.get("max_tokens") or job.judge.sampling.get("max_completion_tokens") or 0
+    written, source, most = (
+        float(limit),
+        f"about {_CHARACTERS} characters a token, max_tokens written",
+        "at most ",
+    )
     if measured := _measured(job):
         prompt, written = measured
-        source = "as measured in the units that are committed"
+        source, most = "as measured in the units that are committed", ""
     cost = requests * (prompt * job.prices[0] + written * job.prices[1]) / 1e6
     return [
         f"candidates   {sample.num_candidates / sample.fraction:,.0f}, of which "
         f"{len(sample.rejects) / max(sample.num_candidates, 1):.1%} would be rejected",
         f"requests     {requests:,.0f}",
-        f"tokens       {requests * prompt:,.0f} in prompts, at most {requests * written:,.0f} written: {source}"
-        if not measured
-        else f"tokens       {requests * prompt:,.0f} in prompts, {requests * written:,.0f} written: {source}",
+        f"tokens       {requests * prompt:,.0f} in prompts, {most}{requests * written:,.0f} written: {source}",
         f"cost         {cost:,.2f}"
         if any(job.prices)
         else "cost         give --input-price and --output-price",

@@ -5,5 +5,5 @@ REASONS = (
     "refused",  # the judge refused to answer
     "cut_off",  # the judge's answer reached max_tokens
     "context_overflow",  # the request is longer than the judge's context
-    "endpoint_error",  # the endpoint did not answer this request, though it answered others
+    "endpoint_error",  # the endpoint failed at this request
 )

@@ -28,6 +28,7 @@ class Selection:
     where: str
     sql: str
     run: str  # fingerprint of the output's run
+    finished_at: str  # when it was completed last: other rows after that are not seen
 
     def recorded(self) -> dict[str, str]:
         """What the scores of a run with this selection depend on."""
@@ -38,11 +39,15 @@ def select(output: str, where: str) -> Selection:
     """Parse a condition on the columns of an output, and the `margin` of a row. Raises ConfigError."""
     scores = open_scores([output])
     with closing(_connection()) as con:
-        columns = {**columns_of(con, scores), MARGIN: "DOUBLE"}
-    expression = parse(where, columns)
+        known = columns_of(con, scores)
+    expression = parse(where, {**known, MARGIN: "DOUBLE"})
+    if MARGIN in known:
+        raise ConfigError(f"only-where: {output} has a column {MARGIN} of its own: rename it there")
     if expression.quantiles:
         raise ConfigError("only-where: quantiles change as an output grows; give numbers")
-    return Selection(scores.outputs[0], where, expression.sql, scores.runs[0].fingerprint)
+    manifest = commits.find_manifest(Store(output))
+    finished_at = manifest.finished_at if manifest and manifest.finished_at else ""
+    return Selection(scores.outputs[0], where, expression.sql, scores.runs[0].fingerprint, finished_at)
 
 
 def check_covered(selection: Selection, shards: Iterable[Shard]) -> None:
@@ -62,22 +67,24 @@ def check_covered(selection: Selection, shards: Iterable[Shard]) -> None:
 @lru_cache(maxsize=64)
 def selected_rows(selection: Selection, shard_hash: str) -> frozenset[int]:
     """The numbers of the selected rows of a shard."""
-    parts = _parts_by_shard(selection.output).get(shard_hash)
+    parts = _parts_by_shard(selection).get(shard_hash)
     if not parts:
         return frozenset()
     with closing(_connection()) as con:
         con.execute(f"CREATE TEMP TABLE scored AS {scan(parts)}")
-        margins = "SELECT source_row, max(score, 2) AS top FROM scored GROUP BY source_row"
+        margins = "SELECT source_row, max(score, 2) AS __top FROM scored GROUP BY source_row"
         rows = con.execute(
-            f"SELECT source_row FROM (SELECT s.*, top[1]::DOUBLE - top[2] AS {MARGIN} FROM scored s JOIN ({margins}) "
-            f"USING (source_row)) GROUP BY source_row HAVING bool_and(coalesce({selection.sql}, false))"
+            f"SELECT source_row FROM (SELECT s.*, __top[1]::DOUBLE - __top[2] AS {MARGIN} FROM scored s "
+            f"JOIN ({margins}) USING (source_row)) GROUP BY source_row "
+            f"HAVING bool_and(coalesce({selection.sql}, false))"
         ).fetchall()
     return frozenset(number for (number,) in rows)
 
 
 @lru_cache(maxsize=1)
-def _parts_by_shard(output: str) -> Mapping[str, list[Part]]:
+def _parts_by_shard(selection: Selection) -> Mapping[str, list[Part]]:
     found: dict[str, list[Part]] = {}
+    output = selection.output
     for part in open_scores([output]).parts:
         unit = unit_of(part.uri.removeprefix(f"{output.rstrip('/')}/"))
         assert unit is not None, "parts of outputs are named after their units"

@@ -27,8 +27,11 @@ from ray.scripts.scripts import cli as ray_cli
 import armo_ray
 from armo_ray.cli.parser import build_parser
 from armo_ray.exit_status import MISUSED
+from armo_ray.judge.options import JudgeOptions
+from armo_ray.judging.judge import load_judge
 from armo_ray.nightly.night import load_night
 from armo_ray.nightly.options import NightlyOptions
+from armo_ray.options import load_options
 from armo_ray.score.config import ScoreConfig, load_config
 from armo_ray.score.progress.metrics import SERIES, TAGS
 from tests.support import kuberay
@@ -305,6 +308,12 @@ def test_every_configuration_loads(path: Path) -> None:
     given = {name.replace("-", "_") for name in tomllib.loads(path.read_text("utf-8"))}
     if "score" in given:  # a section: the file of a whole night
         load_night(NightlyOptions(file=str(path)))
+        return
+    if isinstance(judge := tomllib.loads(path.read_text("utf-8")).get("judge"), dict):
+        assert load_judge(str(path)).reward_names
+        return
+    if judge is not None:  # the options of a run
+        assert load_judge(load_options(JudgeOptions, str(path), {}).judge).columns == ()
         return
     required = [name for name, field in ScoreConfig.model_fields.items() if field.is_required()]
     load_config(str(path), {name: "x" for name in required if name not in given})

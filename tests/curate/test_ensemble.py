@@ -92,7 +92,7 @@ def test_a_candidate_that_a_model_rejected_is_left_out_and_counted(
     ("names", "message"),
     [
         (["one"], "give the outputs of several models"),
-        (["one", "fewer"], "has other units than"),
+        (["one", "fewer"], "has other rows than"),
     ],
 )
 def test_outputs_that_cannot_be_combined_are_refused_and_nothing_is_written(
@@ -131,7 +131,7 @@ def test_a_shard_that_changed_between_two_models_is_refused(
         score_locally(model, shard, tmp_path / name)
     outputs = [str(tmp_path / name) for name in ("one", "two")]
     assert main(["reweigh", *outputs, "--output", str(tmp_path / "e"), "--ensemble", "mean"]) == 2
-    assert "has other units than" in capsys.readouterr().err
+    assert "has other rows than" in capsys.readouterr().err
 
 
 def test_an_ensemble_of_reweighed_scores_does_not_apply_their_formula_again(

@@ -196,3 +196,34 @@ def test_a_key_is_nowhere_but_in_its_header(
     with pytest.raises(ConfigError, match="must hold no key") as error:
         Endpoint(f"http://user:{KEY}@host/v1", "fake")
     assert KEY not in str(error.value)
+
+
+def test_one_request_that_times_out_or_is_forbidden_does_not_stop_the_others(url: str) -> None:
+    slow, forbidden = {"reply": {"delay_s": 5.0}}, {"status": 403, "text": "moderated"}
+    control(url, marked={"q 7'": slow, "q 8'": forbidden})
+
+    async def run() -> list[Reply | Failure]:
+        endpoint = Endpoint(url, "fake", timeout_s=0.3, retries=1)
+        async with Client(endpoint, Gate(1)) as client:
+            return [await client.send([{"role": "user", "content": f"q {i}"}], {}) for i in range(10)]
+
+    replies = asyncio.run(run())
+    failures = {i: reply for i, reply in enumerate(replies) if isinstance(reply, Failure)}
+    assert failures == {
+        7: Failure("endpoint_error", "after 1 retries: HTTP 408: no reply in 0.3 s"),
+        8: Failure("endpoint_error", "HTTP 403: moderated"),
+    }
+
+
+def test_a_server_that_refuses_the_first_requests_as_wrong_ends_the_run(url: str) -> None:
+    control(url, faults=[{"status": 400, "text": "unknown field top_k"}] * 40)
+    with pytest.raises(EndpointRefused, match=r"the first 8 requests were all refused.*unknown field top_k"):
+        ask(url, 40)
+    assert control(url)["requests"] <= 8 + 4
+
+
+def test_half_a_surrogate_pair_in_a_reply_becomes_a_question_mark(url: str) -> None:
+    control(url, text="good \ud83d")
+    (reply,) = ask(url)
+    assert isinstance(reply, Reply)
+    assert reply.text == "good ?"

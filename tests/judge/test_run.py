@@ -53,7 +53,7 @@ def test_a_judge_that_always_says_first_gives_one_half_and_what_is_told_is_what_
     rows = pairs(20)
     write_lines(tmp_path / "in" / "a.jsonl", rows[:10])
     pq.write_table(pa.Table.from_pylist(rows[10:]), tmp_path / "in" / "b.parquet")
-    control(fake_chat, text="Better: A", delay_s=0.01)
+    control(fake_chat, text="Better: A", delay_s=0.05)
     options = ("--unit-rows", "8", "--in-flight", "5", *PRICES)
     out = tmp_path / "out"
     assert judge(fake_chat, pair_judge, tmp_path / "in", out, *options) == 0
@@ -209,7 +209,7 @@ def test_a_key_that_expires_stops_the_run_and_is_in_no_file_and_no_message(
     assert judge(fake_chat, pair_judge, inputs, out, *options) == 1
     told = capfd.readouterr()
     assert "HTTP 401: expired key Bearer ***" in told.err
-    assert "(holds JUDGE_KEY a key that is valid?) and run the same command again" in told.err
+    assert "(is the key in JUDGE_KEY valid?), then run the same command again" in told.err
     stopped = control(fake_chat)
     assert 25 <= stopped["requests"] <= 25 + 4
     control(fake_chat, text="Better: A", faults=[])
