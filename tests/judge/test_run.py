@@ -189,6 +189,7 @@ def test_a_run_that_stops_waits_for_replies_that_other_askers_still_get(
     assert flipped, "slow requests were sent before the stop"
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_key_that_expires_stops_the_run_and_is_in_no_file_and_no_message(
     fake_chat: str,

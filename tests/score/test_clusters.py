@@ -43,6 +43,7 @@ def start(
     return runs.start(model, shards, out, *common, *options, RAY_ADDRESS=cluster.address, **variables)
 
 
+@pytest.mark.nightly
 def test_a_run_that_waits_in_vain_says_what_the_cluster_has(
     cluster: Cluster, shards: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
