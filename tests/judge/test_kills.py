@@ -17,7 +17,8 @@ from armo_ray.storage.store import Store
 from jobs.measure.scale import descendants
 from tests.support.fake_endpoint import fake_endpoint
 from tests.support.invariants import check_equal, check_whole
-from tests.support.judging import PAIR, execute_here, judge, pairs, start, write_lines
+from tests.support.judge_outputs import PAIR
+from tests.support.judging import execute_here, judge, pairs, start, write_lines
 from tests.support.runs import finish, free_ports, kill, kill_run
 
 pytest_plugins = ("tests.support.s3_server",)

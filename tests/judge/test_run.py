@@ -9,7 +9,8 @@ import pytest
 
 from armo_ray.verify.output import verify_output
 from tests.support.fake_endpoint import control
-from tests.support.judging import PAIR, RATING, asked, execute_here, judge, pairs, units_of_parts, write_lines
+from tests.support.judge_outputs import PAIR, RATING
+from tests.support.judging import asked, execute_here, judge, pairs, units_of_parts, write_lines
 from tests.support.local import rows_of
 from tests.support.runs import commits_of
 

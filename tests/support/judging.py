@@ -16,27 +16,6 @@ from armo_ray.storage.store import Store
 from tests.support.paths import ROOT
 from tests.support.runs import commits_of
 
-PAIR = """[judge]
-unit = "pair"
-[[judge.messages]]
-role = "user"
-text = "{prompt} | {a} | {b}"
-[judge.parse]
-kind = "choice"
-pattern = 'Better: (A|B|tie)'
-values = { A = "first", B = "second", tie = "tie" }
-"""
-RATING = """[judge]
-unit = "one"
-scale = [1, 10]
-[[judge.messages]]
-role = "user"
-text = "{prompt} | {response}"
-[judge.parse]
-kind = "number"
-pattern = 'Rating: (\\d+)'
-"""
-
 
 def arguments(url: str, judge: Any, inputs: Any, output: Any, *options: str) -> list[str]:
     """Of a run; options that are given again replace those before."""
