@@ -26,12 +26,12 @@ class Counting:
 
     tie: where the two responses are equal.
     error: where there is no verdict about one of them.
-    source: whose rule that is.
+    source: whose rule that is; None if no benchmark has one.
     """
 
     tie: float
     error: float
-    source: str
+    source: str | None
 
 
 # by item, as "shard row N", candidate and opponent, numbered as in the row
@@ -71,7 +71,7 @@ _COUNTINGS = {
     "rewardbench-2": Counting(0.5, 0.25, "RewardBench 2's script, where equal responses share the credit"),
     "rm-bench": Counting(0.5, 0.0, "RM-R1's script for RM-Bench"),
     "llmbar": Counting(0.5, 0.0, "LLMBar's script for comparisons"),
-    "labelled": Counting(0.5, 0.0, "no benchmark's"),
+    "labelled": Counting(0.5, 0.0, None),
 }
 _RM_R1 = Counting(0.5, 0.0, "RM-R1's script for RewardBench")
 _LLMBAR_RATINGS = Counting(0.5, 0.5, "LLMBar's script for ratings")

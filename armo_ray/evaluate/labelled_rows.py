@@ -98,7 +98,7 @@ def read_items(
 def _contests(con: duckdb.DuckDBPyConnection, scores: Scores) -> Contests:
     """The mean value of a candidate in its contests with another."""
     rows = con.execute(
-        f"""SELECT source || ' row ' || source_row, candidate, v.opponent, avg(v.value::DOUBLE)
+        f"""SELECT source || ' row ' || source_row, candidate, v.opponent, avg((sign(v.value::DOUBLE - 0.5) + 1) / 2)
             FROM (SELECT source, source_row, candidate, unnest(verdicts) AS v FROM ({scan(scores.parts)}))
             WHERE v.opponent IS NOT NULL AND v.value IS NOT NULL GROUP BY ALL"""
     ).fetchall()

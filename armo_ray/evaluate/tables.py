@@ -71,7 +71,7 @@ def _accuracies(results: Mapping[str, Any]) -> str:
     if judge := results.get("judge"):
         lines.append(
             f"{results['unjudged']} of {results['items']} items have responses without a verdict; "
-            f"by {judge['source']}, an error counts {judge['error']:g} and a tie {judge['tie']:g}"
+            f"{_rule(judge['source'])} an error counts {judge['error']:g} and a tie {judge['tie']:g}"
         )
     if results.get("ties"):
         lines.append(f"{results['ties']} rows are ties without a preferred response and are left out")
@@ -155,3 +155,7 @@ def _published(published: Mapping[str, Any]) -> str:
     note = f"{verdict} what was published in {len(rows)} sections, to within one point{missing}"
     notes = [note, *([published["note"]] if published.get("note") else []), f"({published['source']})"]
     return "\n".join((table, *notes))
+
+
+def _rule(source: str | None) -> str:
+    return f"by {source}," if source else "no benchmark says how these count; here"

@@ -29,7 +29,7 @@ def _judge(options: JudgeOptions) -> int:
     from armo_ray.judge.trial import check, estimate
 
     if options.dry_run:
-        print("\n".join(estimate(*prepare(options, write=False))))
+        print("\n".join(estimate(*prepare(options, write=False), options)))
         return COMPLETE
     job, spans = prepare(options, check_rows=check)
     from armo_ray.judge.checked import check_judge

@@ -27,7 +27,7 @@ from armo_ray.score import graph, passes, shared_paths
 from armo_ray.score.card import Card
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
 from armo_ray.score.passes import Committed
-from armo_ray.score.progress import Progress
+from armo_ray.score.progress import Progress, every
 from armo_ray.signals import OutOfTime
 from armo_ray.storage import resume
 from armo_ray.storage.store import Store
@@ -36,6 +36,7 @@ from armo_ray.storage.units import Span
 logger = logging.getLogger(__name__)
 
 _ASKERS = 4  # while the last replies of a unit are waited for, those of others come in
+_TELL_EVERY_S = 30.0
 _IN_FLIGHT = 2  # units queued at an asker
 
 
@@ -58,6 +59,10 @@ class ClusterShares(Shares):
         """`renew` at the present time."""
         allowance = self.renew(client, holds, wants, time.monotonic(), used, pause_s)
         return allowance._replace(stop=True) if self.ended else allowance
+
+    def told(self) -> tuple[Usage, float]:
+        """What all askers used, and its cost."""
+        return self.used, self.cost
 
     def end(self) -> bool:
         """Stop all askers. Returns whether none has a request in flight any more."""
@@ -107,7 +112,9 @@ def execute(
         )
         planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
         card = Card(store, job, options.input, standing.committed, planned)
-        progress = Progress(size, began, {"output": store.uri, "model": job.endpoint.model}, lambda: (0, 0))
+        progress = Progress(
+            size, began, {"output": store.uri, "model": job.endpoint.model}, lambda: (0, 0), True
+        )
 
         def work(left: list[Span]) -> Iterator[Committed]:
             for result in _results(job, left, held, actors):
@@ -124,8 +131,21 @@ def execute(
             yield from again
 
         passes.begin(store, standing)
-        with card.drafted(progress), progress:
+        told = every(_TELL_EVERY_S, "telling of replies", lambda: _tell(held))
+        with card.drafted(progress), progress, told:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_again)
+
+
+def _tell(shares: Any) -> None:
+    """Log the replies so far: a unit may take long."""
+    used, cost = ray.get(shares.told.remote(), timeout=_TELL_EVERY_S)
+    logger.info(
+        "%d replies so far: %d tokens in prompts, %d written, cost %.2f",
+        used.requests,
+        used.prompt_tokens,
+        used.completion_tokens,
+        cost,
+    )
 
 
 def _committed(result: Committed | Halt, key_variable: str | None) -> Committed:

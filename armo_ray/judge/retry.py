@@ -18,7 +18,7 @@ def set_aside(job: JudgeJob, spans: Iterable[Span], reasons: Collection[str]) ->
     The replies at fault are set aside. The others stay in the journals, and are not asked for again.
     """
     store, shards = Store(job.output), {span.shard.uri for span in spans}
-    with lock.held(store):
+    with lock.held(store, "judge"):
         units = [
             record.unit
             for record in commits.read_log(store).records()

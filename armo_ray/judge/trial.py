@@ -69,7 +69,7 @@ def take(job: JudgeJob, spans: Sequence[Span], places: int = _PLACES) -> Sample:
     return Sample(num_rows, num_candidates, rejects, rows, min(1.0, size / max(whole, 1)))
 
 
-def estimate(job: JudgeJob, spans: Sequence[Span]) -> list[str]:
+def estimate(job: JudgeJob, spans: Sequence[Span], options: JudgeOptions) -> list[str]:
     """Lines that tell what a run would ask and cost, from a sample of the input and the replies of earlier units."""
     sample = take(job, spans)
     calls = [call for row in sample.rows for call in row.calls]
@@ -87,10 +87,12 @@ def estimate(job: JudgeJob, spans: Sequence[Span]) -> list[str]:
     if measured := _measured(job):
         prompt, written = measured
         source, most = "as measured in the units that are committed", ""
+    rejected = len(sample.rejects) / max(sample.num_candidates, 1)
+    too_many = "; --max-reject-fraction accepts fewer" if rejected > options.max_reject_fraction else ""
     cost = requests * (prompt * job.prices[0] + written * job.prices[1]) / 1e6
     return [
         f"candidates   {sample.num_candidates / sample.fraction:,.0f}, of which "
-        f"{len(sample.rejects) / max(sample.num_candidates, 1):.1%} would be rejected",
+        f"{rejected:.1%} would be rejected{too_many}",
         f"requests     {requests:,.0f}",
         f"tokens       {requests * prompt:,.0f} in prompts, {most}{requests * written:,.0f} written: {source}",
         f"cost         {cost:,.2f}"

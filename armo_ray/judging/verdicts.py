@@ -11,6 +11,8 @@ from armo_ray.judging.calls import Call
 from armo_ray.judging.reading import Numbers, Unparsable, likely_value, shares, visible, written
 from armo_ray.judging.specification import Judge
 
+_SHOWN = 300  # characters of a reply without a verdict
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -160,16 +162,21 @@ def _judged(judge: Judge, votes: Sequence[_Vote]) -> Judged:
     failures = [vote.failure for vote in votes if vote.failure is not None]
     rewards = _rewards(judge, cast) if cast and len(cast) / len(votes) >= judge.quorum else None
     if rewards is None:
-        first = failures[0]
-        detail = (
-            first.detail
-            if len(votes) == 1
-            else f"{len(failures)} of {len(votes)} calls have no verdict: {first.detail}"
-        )
-        return Judged(verdicts=shown, reason=first.reason, detail=detail)
+        first = next(vote for vote in votes if vote.failure is not None)
+        assert first.failure is not None, "it has one"
+        several = f"{len(failures)} of {len(votes)} calls have no verdict: " if len(votes) > 1 else ""
+        detail = several + first.failure.detail + _end_of(first.shown["text"], first.failure.detail)
+        return Judged(verdicts=shown, reason=first.failure.reason, detail=detail)
     score = sum(weight * reward for weight, reward in zip(judge.weights, rewards, strict=True))
     flags = ("missing_verdicts",) if failures else ()
     return Judged(score, rewards, shown, _agreement(judge, cast), _order_flips(judge, cast), flags)
+
+
+def _end_of(text: str | None, detail: str) -> str:
+    """The end of a reply without a verdict, which tells how to change the prompt or the rule."""
+    if not text or "ends with" in detail:
+        return ""
+    return f"; the reply ends: {text[-_SHOWN:]!r}"
 
 
 def _rewards(judge: Judge, cast: Sequence[_Vote]) -> tuple[float, ...] | None:

@@ -65,7 +65,7 @@ def commit_units(job: Job, spans: list[Span], config: RunOptions, execute: Execu
     if a task failed for good.
     """
     store, uris = Store(job.output), {span.shard.uri for span in spans}
-    with lock.held(store):
+    with lock.held(store, config.command):
         status_file.remove(store)
         try:
             standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)

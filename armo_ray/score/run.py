@@ -87,9 +87,9 @@ def prepare_runs(
     Raises ConfigError if a run cannot begin.
     """
     checked = [_checked(config, scorer, check) for config, scorer in runs]
-    for job, _, identity, details in checked if write else ():
+    for (config, _), (job, _, identity, details) in zip(runs, checked, strict=True) if write else ():
         store = Store(job.output)
-        with lock.held(store, folders=()):  # another command may be writing there
+        with lock.held(store, config.command, folders=()):  # another command may be writing there
             commits.open_run(store, identity, details)
     return [(job, spans) for job, spans, _, _ in checked]
 

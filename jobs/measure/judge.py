@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from tests.support.fake_endpoint import control, fake_endpoint
-from tests.support.judging import RATING
+from tests.support.judge_outputs import RATING
 
 _ANSWER = "It is the second answer, and a long one. " * 40  # about 1.6 kB
 

@@ -80,6 +80,7 @@ def groups(tiny_chat: Chat) -> list[Group]:
     return workloads.synthetic("rollouts-4", vocabulary_of(tiny_chat), 16, seed=1, length_scale=0.2)
 
 
+@pytest.mark.nightly
 def test_every_contender_of_every_workload_is_in_the_table_and_in_the_json(run: Run) -> None:
     assert [w["name"] for w in run.result["workloads"]] == MEASURED
     for workload in run.result["workloads"]:

@@ -83,7 +83,7 @@ def test_rewards_between_0_and_1_need_a_declared_activation(fake_chat: str, prot
         reward_of(text) for text, _ in texts
     ]
     control(fake_chat, activated=True)
-    with pytest.raises(ConfigError, match=r"all values lie between 0 and 1 .*declare the activation"):
+    with pytest.raises(ConfigError, match=r"all values lie between 0 and 1 .*give --activation"):
         probe(endpoint(fake_chat, protocol), texts)
     assert len(probe(endpoint(fake_chat, protocol, activation=True), texts)) == 2
 

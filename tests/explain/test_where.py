@@ -44,6 +44,7 @@ def test_rows_beyond_the_first_are_named(scored_pairs: Path, capsys: pytest.Capt
     assert f"left out   {', '.join(expected[24:])}: --first" in text
 
 
+@pytest.mark.nightly
 def test_rows_of_an_incomplete_output_are_found(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,7 +154,7 @@ def test_the_best_of_a_list_has_the_win() -> None:
     assert [(each.score, each.order_flips) for each in found] == [(0.5, 1.0), (0.0, 0.0), (0.5, 1.0)]
     assert value(judge(BEST), "Best: 1") == 1.0
     assert ask(judge(BEST), row("x", "y"), lambda _: "Best: 3")[0].detail == (
-        "2 of 2 calls have no verdict: the verdict is response 3 of 2"
+        "2 of 2 calls have no verdict: the verdict is response 3 of 2; the reply ends: 'Best: 3'"
     )
 
 

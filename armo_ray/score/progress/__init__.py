@@ -31,6 +31,7 @@ class Progress:
         began: start of the run, in seconds since 1970.
         tags: values of the metrics' tags, by name.
         replicas: returns how many replicas are loaded and how many were lost; called from another thread.
+        of_endpoint: whether a judge gives the scores: then requests and cost are shown, not what a model does.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Progress:
         began: float,
         tags: Mapping[str, str],
         replicas: Callable[[], tuple[int, int]],
+        of_endpoint: bool = False,
     ) -> None:
-        self.counts = Counts(total_bytes)
+        self.counts = Counts(total_bytes, of_endpoint=of_endpoint)
         self.began = began
         self.tags = tags
         self.replicas = replicas

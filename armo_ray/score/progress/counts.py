@@ -28,6 +28,7 @@ class Counts:
     wait_s: float = 0.0
     flops: int = 0
     possible_flops: float | None = 0.0  # at the devices' peak rate; None if it is unknown for one
+    of_endpoint: bool = False  # whether a judge gives the scores
     requests: int = 0  # that a judge's endpoint answered
     cost: float = 0.0  # of these, at the prices of the options
     isolated: int = 0  # units that failed and were scored row by row

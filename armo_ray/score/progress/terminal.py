@@ -79,7 +79,7 @@ def _figures(counts: Counts, now: float) -> dict[str, str]:
         "rejected": f"{counts.all_rejected:,}",
         "candidates/s": per_second(counts.scored),
         "tokens/s": per_second(counts.num_tokens),
-        **(_of_endpoint(counts, now) if counts.requests else _of_model(counts, now)),
+        **(_of_endpoint(counts, now) if counts.of_endpoint else _of_model(counts, now)),
     }
 
 

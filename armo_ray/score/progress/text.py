@@ -18,7 +18,7 @@ def line(counts: Counts, now: float) -> str:
         **({"reasons": reasons} if reasons else {}),
         "candidates/s": rate(counts.rate(counts.scored, now)),
         "tokens/s": rate(counts.rate(counts.num_tokens, now)),
-        **(_of_endpoint(counts, now) if counts.requests else _of_model(counts, now)),
+        **(_of_endpoint(counts, now) if counts.of_endpoint else _of_model(counts, now)),
     }
     return "progress " + " ".join(f"{name}={value}" for name, value in words.items())
 
