@@ -23,6 +23,7 @@ def parts(output: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ray_writes_the_rows_that_duckdb_writes(
     command: str, local_ray: str, scored_pairs: Path, tmp_path: Path

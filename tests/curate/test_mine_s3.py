@@ -18,6 +18,7 @@ from tests.support.synthetic_outputs import score_synthetically
 pytest_plugins = ("tests.support.s3_server",)
 
 
+@pytest.mark.nightly
 def test_pairs_in_an_object_store_equal_those_on_disk(s3: str, tmp_path: Path) -> None:
     Store(s3).write("in/[a]/llmbar.jsonl", SAMPLE.read_bytes())
     score_synthetically(f"{s3}/scores", f"{s3}/in")

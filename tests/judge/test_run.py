@@ -225,6 +225,7 @@ def test_a_key_that_expires_stops_the_run_and_is_in_no_file_and_no_message(
     assert [path for path in files if key.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.nightly
 def test_rows_without_a_column_that_the_judge_shows_are_rejected_on_s3_too(
     fake_chat: str, engine: None, s3: str, tmp_path: Path
 ) -> None:

@@ -198,6 +198,7 @@ def soak(model: Path, inputs: str, outputs: str, count: int, seed: int) -> Count
     return faults
 
 
+@pytest.mark.nightly
 def test_runs_on_s3_that_fail_at_random_end_whole_and_equal(
     s3: str, tiny_model: Path, tmp_path: Path
 ) -> None:
