@@ -31,7 +31,7 @@ from armo_ray.score.progress import Progress, every
 from armo_ray.signals import OutOfTime
 from armo_ray.storage import resume
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import Span
+from armo_ray.storage.units import Span, count_units
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def execute(
 ) -> None:
     """Commit every unit that is left. Raises OutOfTime if --max-cost is reached, RuntimeError if the endpoint fails."""
     began, left = time.time(), standing.left
-    size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
+    size = sum(span.source_bytes for span in left)
     with connected() as joined:
         if joined:
             models = [(job.tokenizer, None)] if job.tokenizer and Path(job.tokenizer).is_dir() else []
@@ -110,8 +110,7 @@ def execute(
         held = shares.remote(
             in_flight, options.max_cost or math.inf, options.input_price, options.output_price
         )
-        planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
-        card = Card(store, job, options.input, standing.committed, planned)
+        card = Card(store, job, options.input, standing.committed, count_units(left))
         progress = Progress(
             size, began, {"output": store.uri, "model": job.endpoint.model}, lambda: (0, 0), True
         )

@@ -1,6 +1,5 @@
 """The first calls of an input, made before any request: whether its rows can be read, and what a run would ask."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,8 +14,6 @@ from armo_ray.score.stages.read import units_of
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
-
-logger = logging.getLogger(__name__)
 
 _PLACES = 16  # where rows are read
 _ROWS = 1000  # in all
@@ -65,7 +62,7 @@ def take(job: JudgeJob, spans: Sequence[Span], places: int = _PLACES) -> Sample:
             num_rows += len(unit.rows)
             num_candidates += len(read.candidates)
             break
-    whole = sum(sum(u.source_bytes for u in span.units) or span.shard.size for span in spans)
+    whole = sum(span.source_bytes for span in spans)
     return Sample(num_rows, num_candidates, rejects, rows, min(1.0, size / max(whole, 1)))
 
 

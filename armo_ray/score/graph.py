@@ -22,7 +22,7 @@ from armo_ray.storage.units import Span, spread
 logger = logging.getLogger(__name__)
 
 RESULT = "result"  # column of what `write` returns: one pickled value
-_WRITE_CPUS = 0.25
+WRITE_CPUS = 0.25
 # blocks that may fail before the run fails: a poison row fails its block and those queued at the replica it kills
 _MOST_ERRORED = 32
 _ERRORS_OF_BLOCKS = "ray.data._internal.execution.streaming_executor_state"  # logs each block that failed
@@ -50,7 +50,7 @@ def results(
         ds = ds.map_batches(read, num_cpus=1, **options)
     ds = on_actors(ds)
     with remote_arguments():
-        ds = ds.map_batches(write, num_cpus=_WRITE_CPUS, **options)
+        ds = ds.map_batches(write, num_cpus=WRITE_CPUS, **options)
     with _causes_logged():
         for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
             yield pickle.loads(batch[RESULT][0].as_py())

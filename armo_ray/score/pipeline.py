@@ -34,7 +34,7 @@ from armo_ray.storage import commits, lock, resume
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.records import Totals
 from armo_ray.storage.store import Store
-from armo_ray.storage.units import Span
+from armo_ray.storage.units import Span, count_units
 from armo_ray.verify.model import report, verify_model
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 # commits every unit that is left: of an output, a job and its spans, their standing, and the options
 Execute = Callable[[Store, Any, list[Span], resume.Standing, Any], None]
 
-_WRITE_CPUS = 0.25
 # units queued at a replica, so that the next is ready when one ends
 _IN_FLIGHT = 4
 _STRANDED_EVERY_S = 10.0
@@ -119,7 +118,7 @@ def _execute(
 ) -> None:
     """Commit every unit that is left. Nothing is deleted before the checks of the cluster and the model pass."""
     began, left = time.time(), standing.left
-    size = sum(sum(u.source_bytes for u in s.units) or s.shard.size for s in left)
+    size = sum(span.source_bytes for span in left)
     with connected() as joined:
         if joined:
             shared_paths.probe(store, job.models, [span.shard for span in left])
@@ -128,8 +127,7 @@ def _execute(
             _check_model(job, pool)
         if job.dtype == "fp8":
             _check_fp8(store, job, left, pool, config.min_agreement)
-        planned = sum(len(s.units) for s in left) if all(s.units for s in left) else None
-        card = Card(store, job, config.input, standing.committed, planned)
+        card = Card(store, job, config.input, standing.committed, count_units(left))
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
 
         def work(left: list[Span]) -> Iterator[Committed]:
@@ -235,7 +233,7 @@ def score_dataset(
     )
     scored = _on_replicas(ds, job, pool_of(config))
     return scored.map_batches(
-        partial(candidate_rows, job=job), batch_size=1, batch_format="pyarrow", num_cpus=_WRITE_CPUS
+        partial(candidate_rows, job=job), batch_size=1, batch_format="pyarrow", num_cpus=graph.WRITE_CPUS
     )
 
 

@@ -8,7 +8,7 @@ JSONL has no index, so one task reads a JSONL shard from start to end and cuts i
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -55,6 +55,16 @@ class Span:
     units: tuple[Unit, ...] = ()
     done: frozenset[int] = frozenset()
     error: str | None = None  # why the shard cannot be read
+
+    @property
+    def source_bytes(self) -> int:
+        """Estimated bytes of the shard that the span covers; of JSONL all of them."""
+        return sum(unit.source_bytes for unit in self.units) or self.shard.size
+
+
+def count_units(spans: Sequence[Span]) -> int | None:
+    """The units of spans; None if they cannot be counted before their shards are read, as of JSONL."""
+    return sum(len(span.units) for span in spans) if all(span.units for span in spans) else None
 
 
 _Range = tuple[int, int, int, int, int]  # first and last row group, rows to skip, rows, candidates

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from armo_ray.verify.output import verify_output
-from tests.support.judging import asked, judge, pairs, write_lines
+from tests.support.judge_outputs import write_rows
+from tests.support.judging import asked, judge, pairs
 from tests.support.llm_server import MODEL
 from tests.support.local import rows_of
 
@@ -48,7 +49,7 @@ def twice(real_chat: str, tmp_path: Path, text: str) -> Path:
     """The output of a run; the second time the same command asks nothing."""
     file, out = tmp_path / "judge.toml", tmp_path / "out"
     file.write_text(text)
-    inputs = write_lines(tmp_path / "in.jsonl", pairs(8))
+    inputs = write_rows(tmp_path / "in.jsonl", pairs(8))
     options = ("--model", MODEL, "--unit-rows", "8", "--max-reject-fraction", "1", "--in-flight", "2")
     assert judge(real_chat, file, inputs, out, *options) == 0
     before = {path.name: path.read_bytes() for path in (out / "_journal").rglob("*.jsonl")}

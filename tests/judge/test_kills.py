@@ -17,8 +17,8 @@ from armo_ray.storage.store import Store
 from jobs.measure.scale import descendants
 from tests.support.fake_endpoint import fake_endpoint
 from tests.support.invariants import check_equal, check_whole
-from tests.support.judge_outputs import PAIR
-from tests.support.judging import execute_here, judge, pairs, start, write_lines
+from tests.support.judge_outputs import PAIR, write_rows
+from tests.support.judging import execute_here, judge, pairs, start
 from tests.support.runs import finish, free_ports, kill, kill_run
 
 pytest_plugins = ("tests.support.s3_server",)
@@ -118,7 +118,7 @@ def test_ten_kills_cost_no_reply_twice(
     random.seed(0)
     file = tmp_path / "pair.toml"
     file.write_text(PAIR)
-    inputs = write_lines(tmp_path / "in.jsonl", pairs(ROWS))
+    inputs = write_rows(tmp_path / "in.jsonl", pairs(ROWS))
     server = Server(tmp_path)
     with server.running:
         out, ray = str(tmp_path / "out"), None

@@ -9,8 +9,8 @@ import pytest
 
 from armo_ray.verify.output import verify_output
 from tests.support.fake_endpoint import control
-from tests.support.judge_outputs import PAIR, RATING
-from tests.support.judging import asked, execute_here, judge, pairs, units_of_parts, write_lines
+from tests.support.judge_outputs import PAIR, RATING, write_rows
+from tests.support.judging import asked, execute_here, judge, pairs, units_of_parts
 from tests.support.local import rows_of
 from tests.support.runs import commits_of
 
@@ -52,7 +52,7 @@ def test_a_judge_that_always_says_first_gives_one_half_and_what_is_told_is_what_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = pairs(20)
-    write_lines(tmp_path / "in" / "a.jsonl", rows[:10])
+    write_rows(tmp_path / "in" / "a.jsonl", rows[:10])
     pq.write_table(pa.Table.from_pylist(rows[10:]), tmp_path / "in" / "b.parquet")
     control(fake_chat, text="Better: A", delay_s=0.05)
     options = ("--unit-rows", "8", "--in-flight", "5", *PRICES)
@@ -95,7 +95,7 @@ def check_refusals(url: str, file: Path, folder: Path, capsys: pytest.CaptureFix
     assert judge(url, file, folder / "in", folder / "new", "--api-key-env", "NO_SUCH_KEY") == 2
     assert "NO_SUCH_KEY holds no key" in capsys.readouterr().err
     assert not (folder / "new").exists()
-    write_lines(folder / "in" / "c.jsonl", [{**row, "prompt": row["prompt"] + "!"} for row in pairs(3)])
+    write_rows(folder / "in" / "c.jsonl", [{**row, "prompt": row["prompt"] + "!"} for row in pairs(3)])
     control(url, model="fake-2")
     assert judge(url, file, folder / "in", folder / "out", "--model", "fake-2", "--unit-rows", "8") == 2
     assert "model" in capsys.readouterr().err
@@ -107,9 +107,7 @@ def test_failures_are_reasons_of_their_own_and_only_those_that_are_named_are_ask
     fake_chat: str, pair_judge: Path, engine: None, tmp_path: Path
 ) -> None:
     reasons = dict(zip((3, 8, 9, 14, 21), FAULTS, strict=True))
-    inputs = write_lines(
-        tmp_path / "in.jsonl", pairs(25, {i: f"<{reason}>" for i, reason in reasons.items()})
-    )
+    inputs = write_rows(tmp_path / "in.jsonl", pairs(25, {i: f"<{reason}>" for i, reason in reasons.items()}))
     out = tmp_path / "out"
     marked = {f"<{reason}>": fault for reason, fault in FAULTS.items()}
     control(fake_chat, text="Better: B", marked=marked)
@@ -151,7 +149,7 @@ def unanswered(counted: dict[str, Any]) -> set[str]:
 def test_money_that_is_spent_stops_a_run_and_more_of_it_goes_on_where_it_stopped(
     fake_chat: str, pair_judge: Path, engine: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inputs, out = write_lines(tmp_path / "in.jsonl", pairs(60)), tmp_path / "out"
+    inputs, out = write_rows(tmp_path / "in.jsonl", pairs(60)), tmp_path / "out"
     control(fake_chat, rule="drawn", text="Better: {}", delay_s=0.05)
     options = ("--unit-rows", "30", "--in-flight", "4", "--output-price", "1000")
     assert judge(fake_chat, pair_judge, inputs, out, *options, "--max-cost", "0.06") == 5
@@ -172,7 +170,7 @@ def test_a_run_that_stops_waits_for_replies_that_other_askers_still_get(
     end: tuple[tuple[str, ...], int], fake_chat: str, pair_judge: Path, local_ray: str, tmp_path: Path
 ) -> None:
     slow = dict.fromkeys(range(0, 30, 10), "<slow>")
-    inputs = write_lines(tmp_path / "in.jsonl", pairs(60, slow | {35: "<expired>" if end[1] == 1 else ""}))
+    inputs = write_rows(tmp_path / "in.jsonl", pairs(60, slow | {35: "<expired>" if end[1] == 1 else ""}))
     late, expired = {"reply": {"text": "Better: tie", "delay_s": 5}}, {"status": 401}
     control(fake_chat, text="Better: A", delay_s=0.1, marked={"<slow>": late, "<expired>": expired})
     options = ("--unit-rows", "20", "--in-flight", "8")
@@ -203,7 +201,7 @@ def test_a_key_that_expires_stops_the_run_and_is_in_no_file_and_no_message(
     import ray
 
     monkeypatch.setenv("JUDGE_KEY", key := "sk-3a91-never-shown")
-    inputs, out = write_lines(tmp_path / "in.jsonl", pairs(30)), tmp_path / "out"
+    inputs, out = write_rows(tmp_path / "in.jsonl", pairs(30)), tmp_path / "out"
     options = ("--unit-rows", "20", "--in-flight", "4", "--api-key-env", "JUDGE_KEY")
     expired = {"status": 401, "text": "expired key ", "echo": True}
     echo = {"reply": {"text": "Better: A"}}
@@ -236,7 +234,7 @@ def test_rows_without_a_column_that_the_judge_shows_are_rejected_on_s3_too(
     ]
     rows[2]["manual"] = None
     del rows[5]["manual"]
-    inputs = write_lines(tmp_path / "in.jsonl", rows)
+    inputs = write_rows(tmp_path / "in.jsonl", rows)
     control(fake_chat, rule="rating", text="Rating: {}")
     options = ("--unit-rows", "6", "--max-reject-fraction", "1")
     assert judge(fake_chat, file, inputs, f"{s3}/out", *options) == 0

@@ -1,6 +1,5 @@
 """`armo-ray judge` at a server that counts."""
 
-import json
 import os
 import subprocess
 import sys
@@ -85,9 +84,3 @@ def pairs(count: int, marks: dict[int, str] | None = None) -> list[dict[str, Any
         {"prompt": f"Question {i}? {(marks or {}).get(i, '')}", "chosen": f"Yes {i}.", "rejected": f"No {i}."}
         for i in range(count)
     ]
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
