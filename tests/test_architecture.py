@@ -35,6 +35,7 @@ COMMANDS = {
     *("score", "plan", "verify", "curate", "evaluate", "compare", "report", "explain", "layouts", "bench"),
     "nightly",
     "models",
+    "fit",
     "judge",
 }
 FACE = {"", "cli", "__main__"}
