@@ -24,7 +24,8 @@ from armo_ray.storage.scratch import scratch_directory
 
 HEAD_FILE = "head.safetensors"
 INDEX = "model.safetensors.index.json"
-_BACKBONE = "model."  # how the names of a decoder's tensors begin
+# how the names of a decoder's tensors begin; without a prefix where a decoder was saved alone
+_BACKBONE = re.compile(r"(model|transformer|layers|embed_tokens|norm)\.")
 _SINGLE = "model.safetensors"  # transformers would read it alone, whatever the index says
 # what a tokenizer consists of, and the terms under which the model is given
 _KEPT = re.compile(
@@ -82,15 +83,10 @@ def write_checkpoint(
     Returns:
         The names of the model's tensors that were left out.
 
-    Raises ConfigError if the output is not empty, or if the backbone has names that no family with such a head has.
+    Raises ConfigError if the output is not empty.
     """
     check_room(output)
-    dropped = tuple(sorted(name for name in model.tensors if not name.startswith(_BACKBONE)))
-    if len(dropped) == len(model.tensors):
-        raise ConfigError(
-            f"{model.path}: no tensor is named {_BACKBONE}*, as the decoder's must be in a checkpoint of the family "
-            f"{head.family}; found {', '.join(dropped[:3])}"
-        )
+    dropped = tuple(sorted(name for name in model.tensors if not _BACKBONE.match(name)))
     output.parent.mkdir(parents=True, exist_ok=True)
     with scratch_directory(output.parent, f".{output.name}-") as beside:
         whole = beside / "model"
@@ -169,14 +165,14 @@ def _write_backbone(model: Checkpoint, to: Path) -> dict[str, str]:
         by_file.setdefault(tensor.file, []).append(name)
     files: dict[str, str] = {}
     for file, names in by_file.items():
-        kept = [name for name in names if name.startswith(_BACKBONE)]
+        kept = {name: model.tensors[name] for name in names if _BACKBONE.match(name)}
         if not kept:
             continue
         own = "backbone.safetensors" if file.name in (_SINGLE, HEAD_FILE) else file.name
-        if kept == names:
+        if list(kept) == names:
             link(file, to / own)
         else:
-            copy_tensors(to / own, model.tensors, kept)
+            copy_tensors(to / own, kept)
         files |= dict.fromkeys(kept, own)
     return files
 

@@ -28,14 +28,13 @@ def write_tensors(file: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
             stream.write(array.tobytes())
 
 
-def copy_tensors(file: Path, tensors: Mapping[str, Tensor], kept: Sequence[str]) -> None:
-    """Write some of a file's tensors, unchanged and in the order in which they lie there."""
-    kept = sorted(kept, key=lambda name: tensors[name].start)
-    entries = {name: (t.dtype, t.shape, t.stop - t.start) for name, t in ((n, tensors[n]) for n in kept)}
+def copy_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors of another file, unchanged and in the order in which they lie there."""
+    ordered = dict(sorted(tensors.items(), key=lambda entry: entry[1].start))
     with file.open("wb") as stream:
-        stream.write(_header(entries))
-        for name in kept:
-            _copy(tensors[name], stream)
+        stream.write(_header({name: (t.dtype, t.shape, t.stop - t.start) for name, t in ordered.items()}))
+        for tensor in ordered.values():
+            _copy(tensor, stream)
 
 
 def _copy(tensor: Tensor, to: Any) -> None:

@@ -1,6 +1,7 @@
 """A fitted head and its backbone become a checkpoint that scores as the formula says, whatever head was there."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def a_head(depth: int = 1, kind: Any = "armorm") -> FittedHead:
     if kind == "bradley-terry":
         return FittedHead(kind, ("reward",), rng.normal(size=(1, H)) * 0.1, np.eye(1))
     widths = [H, *[8] * depth, len(NAMES)]
-    pairs = zip(widths, widths[1:], strict=False)
-    layers = tuple((rng.normal(size=(b, a)) * 0.3, rng.normal(size=b)) for a, b in pairs)
+    layers = tuple((rng.normal(size=(b, a)) * 0.3, rng.normal(size=b)) for a, b in pairwise(widths))
     transform = np.eye(len(NAMES)) - 0.2 * np.tri(len(NAMES), k=-1)
     return FittedHead(kind, NAMES, rng.normal(size=(3, H)) * 0.1, transform, layers, 10.0)
 
