@@ -1,9 +1,9 @@
 """Two passes over labelled rows: the sums that regressions need, and what a head predicts for a sample of rows."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -227,14 +227,3 @@ def _joined(samples: Sequence[Sample]) -> Sample:
             samples[0] if samples else Sample(*(np.empty(0, kind) for kind in ("u8", "f8", "f8", "f8", "?")))
         )
     return Sample(*(np.concatenate(values) for values in zip(*some, strict=True)))
-
-
-def counted(samples: Sample) -> Iterator[int]:
-    """Rows of the sample that are fitted to, and rows that are tested."""
-    yield int((~samples.tested).sum())
-    yield int(samples.tested.sum())
-
-
-def as_array(values: Any) -> Array:
-    """Numbers as float64."""
-    return np.asarray(values, np.float64)
