@@ -73,20 +73,16 @@ def check_room(output: Path) -> None:
 
 def write_checkpoint(
     model: Checkpoint, head: FittedHead, output: Path, texts: Mapping[str, str]
-) -> tuple[str, ...]:
+) -> None:
     """Write the directory, as a whole or not at all.
 
     Args:
         model: whose backbone, tokenizer and config it has.
         texts: contents of more files, by name.
 
-    Returns:
-        The names of the model's tensors that were left out.
-
     Raises ConfigError if the output is not empty.
     """
     check_room(output)
-    dropped = tuple(sorted(name for name in model.tensors if not _BACKBONE.match(name)))
     output.parent.mkdir(parents=True, exist_ok=True)
     with scratch_directory(output.parent, f".{output.name}-") as beside:
         whole = beside / "model"
@@ -107,7 +103,11 @@ def write_checkpoint(
             whole.rename(output)
         except OSError as error:
             raise ConfigError(f"--output {output}: exists and is not an empty directory") from error
-    return dropped
+
+
+def dropped_tensors(model: Checkpoint) -> list[str]:
+    """The names of a model's tensors that a new head leaves out: the heads that it had."""
+    return sorted(name for name in model.tensors if not _BACKBONE.match(name))
 
 
 def head_tensors(head: FittedHead) -> dict[str, Array]:

@@ -44,6 +44,9 @@ class LabelJob:
     work: str
     teacher: Teacher | None = None
 
+    def __call__(self, span: Span) -> "Summed":
+        return sum_span(self, span)
+
     @property
     def objectives(self) -> tuple[str, ...]:
         """The K names of all objectives."""
@@ -135,7 +138,7 @@ def sum_all(job: LabelJob, spans: Sequence[Span], run_tasks: TaskRunner) -> Tota
     """
     store = Store(job.work)
     total, done = _saved(store, job)
-    for batch in in_order("labels", _SumSpan(job), spans[done:], run_tasks):
+    for batch in in_order("labels", job, spans[done:], run_tasks):
         for span, result in batch:
             check_rows(span, result.rows)
             more = statistics.from_bytes(store.read(result.file))
@@ -155,14 +158,6 @@ def check_rows(span: Span, rows: int) -> None:
             f"{span.units[0].output}: {rows:,} rows were read of {len(span.units)} units, but its manifest counts "
             f"{span.rows:,}. Check it with armo-ray verify"
         )
-
-
-@dataclass(frozen=True)
-class _SumSpan:
-    job: LabelJob
-
-    def __call__(self, span: Span) -> Summed:
-        return sum_span(self.job, span)
 
 
 def _saved(store: Store, job: LabelJob) -> tuple[Total, int]:

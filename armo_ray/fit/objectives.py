@@ -75,7 +75,7 @@ def debias(
     fitted, tested = np.flatnonzero(~sampled.tested), np.flatnonzero(sampled.tested)
     others = [k for k in range(len(names)) if k != place]
     found = np.zeros(len(names))
-    found[others] = penalties(sampled.predicted[np.ix_(fitted, others)], verbosity[fitted], limit)
+    found[others] = _penalties(sampled.predicted[np.ix_(fitted, others)], verbosity[fitted], limit, names, others)
     rows = []
     for k in others:
         cells: dict[str, Any] = {"name": names[k], "penalty": float(found[k])}
@@ -86,6 +86,15 @@ def debias(
             )
         rows.append(cells)
     return transform_of(found, place), rows
+
+
+def _penalties(
+    rewards: Array, verbosity: Array, limit: float, names: Sequence[str], of: Sequence[int]
+) -> Array:
+    """Penalties on the scale of the rewards, found among standardized ones, so that the limit suits any labels."""
+    deviations, own = (np.where(x > 0, x, 1.0) for x in (rewards.std(axis=0), verbosity.std()))
+    found = penalties(rewards / deviations, verbosity / own, limit, [names[k] for k in of])
+    return np.asarray(found * deviations / own)
 
 
 def _rank(a: Array, b: Array) -> float | None:

@@ -43,6 +43,9 @@ class PairJob:
     work: str
     needs_gates: bool = True
 
+    def __call__(self, span: Span) -> Found:
+        return find_pairs(self, span)
+
 
 @dataclass(frozen=True)
 class Pairs:

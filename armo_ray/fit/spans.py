@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from armo_ray.errors import ConfigError
 from armo_ray.outputs.hidden import Hidden, HiddenOutputs, HiddenUnit, read_hidden
 
 logger = logging.getLogger(__name__)
@@ -74,14 +76,30 @@ def engine(kind: str) -> Iterator[TaskRunner]:
         yield run_tasks
 
 
+@dataclass(frozen=True)
+class _Guarded:
+    """A function of a span that returns a ConfigError instead of raising it: Ray would make another error of it."""
+
+    function: Callable[[Span], Any]
+
+    def __call__(self, span: Span) -> Any:
+        try:
+            return self.function(span)
+        except ConfigError as error:
+            return error
+
+
 def in_order(
     what: str, function: Callable[[Span], Result], spans: Sequence[Span], run_tasks: TaskRunner
 ) -> Iterator[list[tuple[Span, Result]]]:
-    """Apply a function to spans, a batch at a time, with a line in the log for each batch."""
+    """Apply a function to spans, a batch at a time, with a line in the log for each batch. Raises its ConfigError."""
     total, done, began = sum(span.rows for span in spans), 0, time.monotonic()
     for start in range(0, len(spans), BATCH):
         batch = spans[start : start + BATCH]
-        results = run_tasks(function, batch)
+        results = run_tasks(_Guarded(function), batch)
+        for result in results:
+            if isinstance(result, ConfigError):
+                raise result
         done += sum(span.rows for span in batch)
         rate = done / max(time.monotonic() - began, 1e-9)
         logger.info("%s: %s of %s rows, %.0f rows/s", what, f"{done:,}", f"{total:,}", rate)
