@@ -38,10 +38,12 @@ COMMANDS = {
     "models",
     "fit",
     "judge",
+    "embed",
 }
 FACE = {"", "cli", "__main__"}
-BETWEEN_COMMANDS = {("plan", "score"), ("judge", "score"), ("evaluate", "score"), ("score", "verify")} | {
-    ("nightly", command) for command in ("score", "curate", "report")
+BETWEEN_COMMANDS = {(command, "score") for command in ("plan", "judge", "evaluate", "embed")} | {
+    ("score", "verify"),
+    *(("nightly", command) for command in ("score", "curate", "report")),
 }
 ONLY_IN = {
     "torch": {"engine", "tiny", "score", "bench", "fitting"},

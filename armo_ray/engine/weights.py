@@ -15,7 +15,7 @@ from armo_ray.engine.llama import Llama
 from armo_ray.engine.llama_config import LlamaConfig
 from armo_ray.errors import ConfigError
 from armo_ray.model.checkpoint import Checkpoint
-from armo_ray.model.recognize import LM_HEAD, head_prefixes
+from armo_ray.model.recognize import LM_HEAD, head_prefixes, is_beside
 
 READ_AHEAD = 1 << 20  # bytes; Linux reads only a few megabytes of what it is asked for at once
 
@@ -27,7 +27,7 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
     """
     model = Llama(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    prefix = r"^(model|transformer)\." if checkpoint.family.name == "starling" else r"^model\."
+    prefix = r"^(model|transformer)\." if is_starling(checkpoint) else r"^model\."
     stored = {re.sub(prefix, "", name): name for name in checkpoint.tensors}
     shapes = {own: checkpoint.tensors[name].shape for own, name in stored.items() if own in wanted}
     check_backbone(
@@ -44,10 +44,17 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
     return model.eval()
 
 
+def is_starling(checkpoint: Checkpoint) -> bool:
+    """Whether the decoder's tensors are named `transformer.*`, as Starling's are, and not `model.*`."""
+    return "transformer.embed_tokens.weight" in checkpoint.tensors
+
+
 def is_head(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a tensor is no part of the backbone: the head's, or numbers that old checkpoints repeat."""
-    return name.startswith((*head_prefixes(checkpoint.family), LM_HEAD)) or name.endswith(
-        ("rotary_emb.inv_freq", "embeddings.position_ids")
+    return (
+        name.startswith((*head_prefixes(checkpoint.family), LM_HEAD))
+        or name.endswith(("rotary_emb.inv_freq", "embeddings.position_ids"))
+        or is_beside(name, checkpoint.family)
     )
 
 
