@@ -12,9 +12,10 @@ _ORIGINAL = (
     "prompt and a response, so it serves backbones with Llama-3's vocabulary and template alone."
 )
 _OTHERS = (
-    "Only armo-ray loads this checkpoint: the released ArmoRM's code is for Llama, and looks for Llama-3's tokens between "
-    "a prompt and a response."
+    "Only armo-ray loads this checkpoint: the released ArmoRM's code is for Llama, and looks for Llama-3's tokens "
+    "between a prompt and a response."
 )
+_PENALTY = ("penalty", "before", "after", "held_out_before", "held_out_after")
 _GATES = {
     "uniform": "The same weight for every reward, whatever the prompt.",
     "constant": "Fixed weights, the same for every prompt, fitted to pairs.",
@@ -46,11 +47,7 @@ def card(title: str, facts: Mapping[str, Any]) -> str:
         ],
         objective_rows=list(_objectives(facts)),
         verbosity=_verbosity(facts),
-        penalty_rows=[
-            [row["name"], *map(number, (row["penalty"], row["before"], row["after"]))]
-            + [number(row["held_out_before"]), number(row["held_out_after"])]
-            for row in facts["penalties"]
-        ],
+        penalty_rows=[[row["name"], *(number(row[key]) for key in _PENALTY)] for row in facts["penalties"]],
         gate=_gate(facts),
         has_gate_figure="gates.svg" in facts["figures"],
         held_out_rows=[_accuracy(row) for row in facts["held_out"]],
@@ -90,11 +87,14 @@ def _objectives(facts: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _verbosity(facts: Mapping[str, Any]) -> str:
+    if not facts["penalties"]:
+        return ""
     name = facts["verbosity"]
     what = "the length of the answer, log(1 + tokens)," if name == facts["length"] else "another reward"
     return (
-        f"Each reward enters the score less its penalty times `{name}`, which predicts {what} and has no weight of its own. "
-        f"Spearman's correlation with it, before and after, on {facts['penalty_rows']:,} rows and on held-out prompts:"
+        f"Each reward enters the score less its penalty times `{name}`, which predicts {what} and has no weight of "
+        f"its own. Spearman's correlation with it, before and after, on {facts['penalty_rows']:,} rows and on held-out "
+        f"prompts:"
     )
 
 
@@ -107,7 +107,10 @@ def _gate(facts: Mapping[str, Any]) -> str:
         shares = ", ".join(f"`{n}` {w:.3f}" for n, w in sorted(gate["weights"].items(), key=lambda e: -e[1]))
         text += f"\n\nWeights: {shares}."
     if gate.get("beta"):
-        text += f"\n\nMargins were multiplied by {number(gate['beta'])} in training only; scores are in units of the labels."
+        factor = number(gate["beta"])
+        text += (
+            f"\n\nMargins were multiplied by {factor} in training only; scores are in units of the labels."
+        )
     return text
 
 

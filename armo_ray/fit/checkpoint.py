@@ -71,9 +71,7 @@ def check_room(output: Path) -> None:
         raise ConfigError(f"--output {output}: exists and is not an empty directory")
 
 
-def write_checkpoint(
-    model: Checkpoint, head: FittedHead, output: Path, texts: Mapping[str, str]
-) -> None:
+def write_checkpoint(model: Checkpoint, head: FittedHead, output: Path, texts: Mapping[str, str]) -> None:
     """Write the directory, as a whole or not at all.
 
     Args:

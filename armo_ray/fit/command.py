@@ -10,18 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from armo_ray.errors import ConfigError
 from armo_ray.fit.card import card
 from armo_ray.fit.checkpoint import FittedHead, check_room, dropped_tensors, write_checkpoint
 from armo_ray.fit.inputs import Inputs, label_job, open_inputs
 from armo_ray.fit.labelled import check_rows
 from armo_ray.fit.options import FitOptions
-from armo_ray.fit.pairs import PairJob, Pairs, collect, find_pairs
-from armo_ray.fit.rewards import Fit, fit_one, fit_several
+from armo_ray.fit.pairs import PairJob, Pairs, collect
+from armo_ray.fit.rewards import fit_one, fit_several
 from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
 from armo_ray.fit.work import work_folder
+from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
 from armo_ray.formatting.numbers import number
 from armo_ray.formatting.tables import text_table
 from armo_ray.outputs.hidden import HiddenOutputs
@@ -38,7 +37,9 @@ _APART = {"output", "engine", "model", "date"}
 def run(options: FitOptions) -> None:
     """Fit a head and write the checkpoint. Raises ConfigError before any work, or if the data do not allow a fit."""
     if "://" in options.output:
-        raise ConfigError(f"--output {options.output}: a checkpoint is written to a directory of this machine; copy it")
+        raise ConfigError(
+            f"--output {options.output}: a checkpoint is written to a directory of this machine; copy it"
+        )
     output = Path(options.output)
     check_room(output)
     inputs = open_inputs(options)
@@ -54,6 +55,7 @@ def run(options: FitOptions) -> None:
             fit = fit_one(options, pairs)
         else:
             fit = fit_several(options, inputs, pairs, work, run_tasks)
+        facts["pairs"] |= fit.facts.pop("pairs_split")
         facts |= {**about(options, inputs, fit.head), **fit.facts, "figures": sorted(fit.figures)}
         texts = {name: chart.standalone() for name, chart in fit.figures.items()}
         texts |= {"fit.json": json.dumps(facts, indent=2) + "\n", "README.md": card(output.name, facts)}
@@ -152,19 +154,19 @@ def _data(hidden: HiddenOutputs | None, use: str) -> list[Mapping[str, Any]]:
 
 def summary(output: Path, facts: Mapping[str, Any]) -> str:
     """What the command prints."""
-    lines = [f"{output}: {facts['gate']['kind']} gate" if facts["head"] == "armorm" else f"{output}: one reward"]
+    lines = [
+        f"{output}: {facts['gate']['kind']} gate" if facts["head"] == "armorm" else f"{output}: one reward"
+    ]
     if facts["objectives"]:
         head = ("reward", "rows", "alpha", "R2", "Pearson", "R2 held out")
         cells = [
-            [row["name"], *map(number, (row["rows"], row["alpha"], row["r2"], row["pearson"], row["held_out"]["r2"]))]
+            [
+                row["name"],
+                *map(number, (row["rows"], row["alpha"], row["r2"], row["pearson"], row["held_out"]["r2"])),
+            ]
             for row in facts["objectives"]
         ]
         lines += ["", text_table(head, cells)]
     if facts["held_out"]:
-        head = ("held-out pairs", "accuracy", "s.e.", "log-loss", "s.e.")
-        cells = [
-            [row["name"], *map(number, (row["accuracy"], row["accuracy_se"], row["log_loss"], row["log_loss_se"]))]
-            for row in facts["held_out"]
-        ]
-        lines += ["", text_table(head, cells)]
+        lines += ["", text_table(HEAD, table_rows(Accuracy(**row) for row in facts["held_out"]))]
     return "\n".join(lines)

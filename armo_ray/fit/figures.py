@@ -35,7 +35,7 @@ def correlations(names: Sequence[str], rewards: Array) -> Chart | None:
         return None
     with np.errstate(invalid="ignore", divide="ignore"):
         matrix = np.corrcoef(rewards.T)
-    values = [[None if np.isnan(x) else float(x) for x in row] for row in matrix]
+    values = [[None if np.isnan(x) else float(x) for x in row] for row in np.atleast_2d(matrix)]
     return heatmap("Correlation of the rewards, in percent", names, names, values)
 
 

@@ -10,7 +10,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.fit.held_out import Split, fit_linear, longer
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import Pairs
-from armo_ray.fitting import gates
+from armo_ray.fitting import gate_choice, gates
 from armo_ray.fitting.bradley_terry import bradley_terry, scale_of
 from armo_ray.fitting.gates import Gate
 
@@ -47,24 +47,32 @@ def choose_gate(
     """Fit the gate that was asked for, or with `auto` the better one, and what it is compared with."""
     raw = pairs.project(weights)
     whole = gates.Pairs(*_states(pairs), raw @ transform)
-    fitted, kind, why = _some(whole, split.fitted), options.gate, ""
+    fitted, why = _some(whole, split.fitted), ""
+    kind: str = options.gate
     if kind == "auto":
         choosing = split.folds == CHOOSING_FOLD
         kind, why = _choose(pairs, whole, split.fitted & ~choosing, split.fitted & choosing, options.seed)
     elif kind == "mlp" and not len(pairs.gates):
-        raise ConfigError("--gate mlp: the outputs with pairs hold no hidden states of prompts: make them with embed")
-    gate = gates.fit_gate(kind, fitted, _some(whole, split.tested), options.seed).gate
+        raise ConfigError(
+            "--gate mlp: the outputs with pairs hold no hidden states of prompts: make them with embed"
+        )
+    gate = gate_choice.fit_gate(kind, fitted, _some(whole, split.tested), options.seed).gate
     tried = {kind: gate}
-    needed = gates.needed_pairs(len(names))
+    needed = gate_choice.needed_pairs(len(names))
     for other in ("uniform", "constant", *(["mlp"] if options.gate == "auto" and len(pairs.gates) else [])):
         if other not in tried and len(fitted.of) >= needed[other]:
-            tried[other] = gates.fit_gate(other, fitted, fitted, options.seed).gate
+            tried[other] = gate_choice.fit_gate(other, fitted, fitted, options.seed).gate
     margins = {"longer answer": longer(pairs), "equal weights, rewards as they are": raw.mean(axis=1)}
     labels = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}
     margins |= {labels[k]: gates.margins(tried[k], whole) for k in labels if k in tried}
     margins |= _free(whole.differences, split)
     margins |= _linear(options, pairs, split)
-    facts: dict[str, Any] = {"kind": gate.kind, "why": why, "beta": gate.beta, "temperature": gate.temperature}
+    facts: dict[str, Any] = {
+        "kind": gate.kind,
+        "why": why,
+        "beta": gate.beta,
+        "temperature": gate.temperature,
+    }
     if gate.kind != "mlp":
         shares = gates.weights_of(gate, np.zeros((1, weights.shape[1]), np.float32))[0]
         facts["weights"] = {name: float(share) for name, share in zip(names, shares, strict=True)}
@@ -85,10 +93,14 @@ def _some(pairs: gates.Pairs, selected: npt.NDArray[np.bool_]) -> gates.Pairs:
 
 
 def _choose(
-    pairs: Pairs, whole: gates.Pairs, fitted: npt.NDArray[np.bool_], choosing: npt.NDArray[np.bool_], seed: int
+    pairs: Pairs,
+    whole: gates.Pairs,
+    fitted: npt.NDArray[np.bool_],
+    choosing: npt.NDArray[np.bool_],
+    seed: int,
 ) -> tuple[str, str]:
     """The kind of gate that is better on some of the pairs that are not tested, and why."""
-    needed = gates.needed_pairs(whole.differences.shape[1])
+    needed = gate_choice.needed_pairs(whole.differences.shape[1])
     count = int((fitted | choosing).sum())
     if count < needed["constant"]:
         return "uniform", f"{count} pairs are too few to fit weights to: {needed['constant']} are needed."
@@ -96,7 +108,7 @@ def _choose(
         return "constant", "The outputs hold no hidden states of prompts, which a network would read."
     if not choosing.any() or int(fitted.sum()) < needed["constant"]:
         return "constant", f"{count} pairs are too few to compare it with a network."
-    choice = gates.fit_gate("auto", _some(whole, fitted), _some(whole, choosing), seed)
+    choice = gate_choice.fit_gate("auto", _some(whole, fitted), _some(whole, choosing), seed)
     return choice.gate.kind, f"Chosen by {int(choosing.sum()):,} pairs that are not tested: {choice.reason}."
 
 

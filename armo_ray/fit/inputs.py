@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from armo_ray.fit.labelled import LabelJob, Range
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.teacher import Teacher
 from armo_ray.model.checkpoint import Checkpoint, inspect
+from armo_ray.model.families import HIDDEN, Family
 from armo_ray.outputs.hidden import HiddenOutputs, open_hidden
 from armo_ray.storage.models import local_model
 
@@ -51,7 +52,12 @@ def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
     revision = None if options.model else metadata.get("model_revision")
     directory, revision = local_model(name, revision)
     recorded = metadata["model_fingerprint"]
-    model = inspect(directory, None if directory != name else revision, family=_family(metadata))
+    try:
+        model = inspect(directory, None if directory != name else revision, family=_family(metadata))
+    except ConfigError as error:
+        if options.model is not None:
+            raise
+        raise ConfigError(f"{error}; the hidden states are of that model: say where its files are with --model") from None
     if model.fingerprint != recorded:
         raise ConfigError(
             f"{name}: its fingerprint is {model.fingerprint}, but the hidden states in {hidden.outputs[0]} are of "
@@ -60,8 +66,10 @@ def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
     return model
 
 
-def _family(metadata: Any) -> str:
-    return str(metadata.get("family") or "hidden")
+def _family(metadata: Mapping[str, Any]) -> str | Family:
+    """The family by which the model was read, on which its fingerprint depends."""
+    name = str(metadata["model_family"])
+    return HIDDEN if name == HIDDEN.name else name
 
 
 def objectives_of(options: FitOptions, hidden: HiddenOutputs) -> tuple[str, ...]:
@@ -69,8 +77,8 @@ def objectives_of(options: FitOptions, hidden: HiddenOutputs) -> tuple[str, ...]
     known = hidden.label_names
     if not known:
         raise ConfigError(
-            f"{hidden.outputs[0]}: it holds no labels: run armo-ray embed with --label NAME=COLUMN, or fit one reward to "
-            f"pairs with --head bradley-terry"
+            f"{hidden.outputs[0]}: it holds no labels: run armo-ray embed with --label NAME=COLUMN, or fit one reward "
+            f"to pairs with --head bradley-terry"
         )
     for name in (*options.objective, *options.scale):
         if name not in known:

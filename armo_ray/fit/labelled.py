@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -211,7 +211,8 @@ def sample(job: LabelJob, weights: Array, spans: Sequence[Span], run_tasks: Task
     for batch in in_order("predictions", Predict(job, weights, share), spans, run_tasks):
         found = _joined([found, *(result for _, result in batch)])
         kept = smallest(found.hashes, SAMPLE)
-        found = Sample(*(values[kept] for values in found))
+        columns: list[Any] = [values[kept] for values in found]
+        found = Sample(*columns)
     return found
 
 
@@ -221,4 +222,5 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         return (
             samples[0] if samples else Sample(*(np.empty(0, kind) for kind in ("u8", "f8", "f8", "f8", "?")))
         )
-    return Sample(*(np.concatenate(values) for values in zip(*some, strict=True)))
+    joined: list[Any] = [np.concatenate(values) for values in zip(*some, strict=True)]
+    return Sample(*joined)

@@ -29,7 +29,11 @@ class Objectives(NamedTuple):
 
 
 def fit_objectives(
-    options: FitOptions, job: LabelJob, spans: Sequence[Span], run_tasks: TaskRunner, transform: Array | None = None
+    options: FitOptions,
+    job: LabelJob,
+    spans: Sequence[Span],
+    run_tasks: TaskRunner,
+    transform: Array | None = None,
 ) -> Objectives:
     """Fit the rewards in two passes over the rows: sums, then predictions of a sample.
 
@@ -75,7 +79,7 @@ def debias(
     fitted, tested = np.flatnonzero(~sampled.tested), np.flatnonzero(sampled.tested)
     others = [k for k in range(len(names)) if k != place]
     found = np.zeros(len(names))
-    found[others] = _penalties(sampled.predicted[np.ix_(fitted, others)], verbosity[fitted], limit, names, others)
+    found[others] = _penalties(sampled.predicted[fitted][:, others], verbosity[fitted], limit, names, others)
     rows = []
     for k in others:
         cells: dict[str, Any] = {"name": names[k], "penalty": float(found[k])}
@@ -115,7 +119,9 @@ def _objectives(names: Sequence[str], job: LabelJob, fitted: Ridge, sampled: Sam
             "alpha": float(fitted.alpha[k]),
             "r2": float(fitted.r2[k]),
             "pearson": _finite(fitted.pearson[k]),
-            "held_out": measured(sampled.predicted[:, k], sampled.labels[:, k], sampled.tested, float(fitted.mean[k])),
+            "held_out": measured(
+                sampled.predicted[:, k], sampled.labels[:, k], sampled.tested, float(fitted.mean[k])
+            ),
         }
         for k, name in enumerate(names)
     ]

@@ -155,13 +155,10 @@ def collect(work: str, found: Sequence[Found], scratch: Path, size: int) -> tupl
     for file in files.values():
         file.close()
     whole = {name: np.concatenate(values) if values else np.empty(0) for name, values in columns.items()}
-    pairs = Pairs(
-        _mapped(scratch / "difference", size),
-        _mapped(scratch / "gates", size),
-        whole["gate_of"].astype(np.int64),
-        *(tuple(whole[name].tolist()) for name in _FIELDS),
-        whole["tokens"].reshape(-1, 2).astype(np.int64),
-    )
+    prompt_ids, chosen, rejected = (tuple(whole[name].tolist()) for name in _FIELDS)
+    gate_of, tokens = whole["gate_of"].astype(np.int64), whole["tokens"].reshape(-1, 2).astype(np.int64)
+    difference, gates = (_mapped(scratch / name, size) for name in ("difference", "gates"))
+    pairs = Pairs(difference, gates, gate_of, prompt_ids, chosen, rejected, tokens)
     twisted = in_both_directions(pairs, whole["norm"])
     return without(pairs, twisted, scratch), [pairs.chosen[i] for i in np.flatnonzero(twisted)]
 
@@ -188,13 +185,10 @@ def without(pairs: Pairs, dropped: Bools, scratch: Path) -> Pairs:
         for block in pairs.blocks(~dropped):
             file.write(block.tobytes())
     kept = np.flatnonzero(~dropped)
-    return Pairs(
-        _mapped(scratch / "kept", size),
-        pairs.gates,
-        pairs.gate_of[kept],
-        *(tuple(values[i] for i in kept) for values in (pairs.prompt_ids, pairs.chosen, pairs.rejected)),
-        pairs.tokens[kept],
-    )
+    texts = (pairs.prompt_ids, pairs.chosen, pairs.rejected)
+    prompt_ids, chosen, rejected = (tuple(values[i] for i in kept) for values in texts)
+    of, tokens = pairs.gate_of[kept], pairs.tokens[kept]
+    return Pairs(_mapped(scratch / "kept", size), pairs.gates, of, prompt_ids, chosen, rejected, tokens)
 
 
 def _mapped(file: Path, size: int) -> npt.NDArray[np.float32]:

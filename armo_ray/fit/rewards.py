@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from armo_ray.errors import ConfigError
 from armo_ray.fit import figures
 from armo_ray.fit.checkpoint import FittedHead
 from armo_ray.fit.gate import choose_gate, without_pairs
@@ -34,9 +33,7 @@ class Fit(NamedTuple):
     figures: dict[str, Chart]
 
 
-def fit_several(
-    options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, run_tasks: TaskRunner
-) -> Fit:
+def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, run_tasks: TaskRunner) -> Fit:
     """A head with a reward for each label, and a gate fitted to pairs."""
     job = label_job(options, inputs.labelled, work)
     spans = spans_of(inputs.labelled, options.task_rows)
@@ -47,13 +44,17 @@ def fit_several(
     else:
         chosen = without_pairs(fitted.names, job.size, options.gate)
     gate = chosen.gate
-    charts: dict[str, Chart | None] = {"objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)}
+    charts: dict[str, Chart | None] = {
+        "objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)
+    }
     if len(pairs):
         own = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}[gate.kind]
         charts["calibration.svg"] = calibration(chosen.margins[own], split)
     if gate.kind == "mlp":
         states = np.asarray(pairs.gates[:DRAWN])
-        charts["gates.svg"] = figures.gate_by_cluster(fitted.names, states, weights_of(gate, states), options.seed)
+        charts["gates.svg"] = figures.gate_by_cluster(
+            fitted.names, states, weights_of(gate, states), options.seed
+        )
     facts = {**fitted.facts, **pair_facts(split, table(chosen.margins, split)), "gate": chosen.facts}
     head = FittedHead("armorm", fitted.names, fitted.weights, fitted.transform, gate.layers, gate.temperature)
     return Fit(head, facts, present(charts))

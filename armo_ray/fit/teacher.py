@@ -81,9 +81,9 @@ def _read(scores: Scores, gated: bool) -> Values:
         score = table["score"].to_numpy().astype(np.float32)
         gating = _struct(table["gating"]) if gated else np.empty((len(hashes), 0), np.float32)
         parts.append(Values(hashes, score, _struct(table["rewards"]), gating))
-    whole = Values(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-    order = np.argsort(whole.hashes, kind="stable")
-    return Values(*(values[order] for values in whole))
+    joined: list[Any] = [np.concatenate(values) for values in zip(*parts, strict=True)]
+    order = np.argsort(joined[0], kind="stable")
+    return Values(*(values[order] for values in joined))
 
 
 def _struct(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
