@@ -2,10 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from armo_ray.text.input_columns import InputColumns
 from armo_ray.text.paths import ALL, root_of, steps_of
+
+
+class Declared(NamedTuple):
+    """A label of a public data set: where its rows hold it, and the range of its values. See `labels.Label`."""
+
+    columns: tuple[str, ...]
+    low: float
+    high: float
+    where: tuple[str, str] | None = None
+    match: tuple[str, str] | None = None
+
+
+def _rated(low: float, high: float, **columns: str) -> dict[str, Declared]:
+    """Labels of one range, by name; two columns are separated by a comma."""
+    return {name: Declared(tuple(column.split(",")), low, high) for name, column in columns.items()}
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,7 @@ class Named:
     recognized: whether the layout is chosen by columns alone; otherwise only --layout chooses it, because a general
         layout reads the same rows.
     refused: why such rows cannot be scored, or empty.
+    labels: numbers that were given to the responses; those that an input lacks are not read.
     """
 
     name: str
@@ -37,6 +53,7 @@ class Named:
     recognized: bool = True
     refused: str = ""
     note: str = ""
+    labels: Mapping[str, Declared] = field(default_factory=dict)
 
     @property
     def required(self) -> tuple[str, ...]:
