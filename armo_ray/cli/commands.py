@@ -62,7 +62,8 @@ COMMANDS = {
     ),
     "embed": Command(
         "Write the hidden states of a model, from which fit makes heads, into partitioned Parquet.",
-        "armo-ray embed --input s3://data/rated/ --output s3://data/hidden/ --model meta-llama/Llama-3.1-8B-Instruct",
+        "armo-ray embed --input s3://data/rated/ --output s3://data/hidden/ \\\n"
+        "    --model meta-llama/Llama-3.1-8B-Instruct",
         "armo_ray.embed.command:run",
         ("armo_ray.embed.options:EmbedOptions",),
         statuses=_SCORE_STATUSES,

@@ -1,6 +1,5 @@
 """The gate of a head, and the held-out table that tells what it is worth beside simpler ways to score."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
 from armo_ray.fit.held_out import Split, fit_linear, longer
+from armo_ray.fit.objectives import Objectives
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import Pairs
 from armo_ray.fitting import gate_choice, gates
@@ -17,6 +17,7 @@ from armo_ray.fitting.gates import Gate
 Array = npt.NDArray[np.float64]
 
 CHOOSING_FOLD = 0  # of the fitted pairs: `auto` chooses on it, so that test pairs only measure
+_DEAD = -30.0  # logarithm of the weight of a reward that counts for nothing, beside those of others
 _SMALL = 1e-3  # penalty on free weights, relative; a little, for rewards that are all alike
 LINEAR_COST = 2e12  # pairs times the square of a hidden state's size: a minute of a core for each pass
 
@@ -29,24 +30,38 @@ class Chosen(NamedTuple):
     margins: dict[str, Array]
 
 
-def without_pairs(names: Sequence[str], size: int, asked: str) -> Chosen:
-    """Equal weights. Raises ConfigError if another gate was asked for."""
+def without_pairs(count: int, dead: int | None, size: int, asked: str) -> Chosen:
+    """Equal weights of `count` rewards, but for a dead one. Raises ConfigError if another gate was asked for."""
     if asked not in ("auto", "uniform"):
         raise ConfigError(
             f"--gate {asked}: no pairs to fit it to: give outputs with chosen and rejected answers as --pairs, or "
             f"take --gate uniform"
         )
     why = "" if asked == "uniform" else "There were no pairs to fit weights to."
-    gate = gates.constant_gate("uniform", gates.uniform_weights(len(names)), size, 0.0)
+    live = count - (dead is not None)
+    gate = with_dead(gates.constant_gate("uniform", gates.uniform_weights(live), size, 0.0), dead)
     return Chosen(gate, {"kind": "uniform", "why": why, "beta": None}, {})
 
 
-def choose_gate(
-    options: FitOptions, names: Sequence[str], weights: Array, transform: Array, pairs: Pairs, split: Split
-) -> Chosen:
+def with_dead(gate: Gate, dead: int | None) -> Gate:
+    """The gate with one more reward, at place `dead`, whose weight is as good as 0.
+
+    A reward that only lowers others counts for nothing. Were it weighted, it would only make scores smaller.
+    """
+    if dead is None:
+        return gate
+    *before, (weight, bias) = gate.layers
+    low = gate.temperature * _DEAD + float(bias.min() if not weight.any() else 0.0)
+    last = np.insert(weight, dead, 0.0, axis=0), np.insert(bias, dead, low).astype(np.float32)
+    return gate._replace(layers=(*before, last))
+
+
+def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: Split) -> Chosen:
     """Fit the gate that was asked for, or with `auto` the better one, and what it is compared with."""
-    raw = pairs.project(weights)
-    whole = gates.Pairs(*_states(pairs), raw @ transform)
+    live = [k for k in range(len(rewards.names)) if k != rewards.dead]
+    names = [rewards.names[k] for k in live]
+    raw = pairs.project(rewards.weights)
+    whole = gates.Pairs(*_states(pairs), (raw @ rewards.transform)[:, live])
     fitted, why = _some(whole, split.fitted), ""
     kind: str = options.gate
     if kind == "auto":
@@ -62,7 +77,10 @@ def choose_gate(
     for other in ("uniform", "constant", *(["mlp"] if options.gate == "auto" and len(pairs.gates) else [])):
         if other not in tried and len(fitted.of) >= needed[other]:
             tried[other] = gate_choice.fit_gate(other, fitted, fitted, options.seed).gate
-    margins = {"longer answer": longer(pairs), "equal weights, rewards as they are": raw.mean(axis=1)}
+    margins = {
+        "longer answer": longer(pairs),
+        "equal weights, rewards as they are": raw[:, live].mean(axis=1),
+    }
     labels = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}
     margins |= {labels[k]: gates.margins(tried[k], whole) for k in labels if k in tried}
     margins |= _free(whole.differences, split)
@@ -74,9 +92,9 @@ def choose_gate(
         "temperature": gate.temperature,
     }
     if gate.kind != "mlp":
-        shares = gates.weights_of(gate, np.zeros((1, weights.shape[1]), np.float32))[0]
+        shares = gates.weights_of(gate, np.zeros((1, rewards.weights.shape[1]), np.float32))[0]
         facts["weights"] = {name: float(share) for name, share in zip(names, shares, strict=True)}
-    return Chosen(gate, facts, margins)
+    return Chosen(with_dead(gate, rewards.dead), facts, margins)
 
 
 def _states(pairs: Pairs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

@@ -57,7 +57,9 @@ def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
     except ConfigError as error:
         if options.model is not None:
             raise
-        raise ConfigError(f"{error}; the hidden states are of that model: say where its files are with --model") from None
+        raise ConfigError(
+            f"{error}; the hidden states are of that model: say where its files are with --model"
+        ) from None
     if model.fingerprint != recorded:
         raise ConfigError(
             f"{name}: its fingerprint is {model.fingerprint}, but the hidden states in {hidden.outputs[0]} are of "

@@ -24,6 +24,7 @@ class Objectives(NamedTuple):
     names: tuple[str, ...]
     weights: Array  # (K, H), as float32 holds them
     transform: Array  # (K, K)
+    dead: int | None  # the place of a reward that only lowers others
     facts: Mapping[str, Any]  # of fit.json
     sample: Sample  # predictions
 
@@ -59,7 +60,7 @@ def fit_objectives(
         "folds": options.folds,
         "test_fraction": options.test_fraction,
     }
-    return Objectives(names, weights, transform, facts, sampled)
+    return Objectives(names, weights, transform, place, facts, sampled)
 
 
 def _verbosity(options: FitOptions, job: LabelJob) -> int | None:

@@ -40,9 +40,9 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
     fitted = fit_objectives(options, job, spans, run_tasks)
     split = the_split(options, pairs)
     if len(pairs):
-        chosen = choose_gate(options, fitted.names, fitted.weights, fitted.transform, pairs, split)
+        chosen = choose_gate(options, fitted, pairs, split)
     else:
-        chosen = without_pairs(fitted.names, job.size, options.gate)
+        chosen = without_pairs(len(fitted.names), fitted.dead, job.size, options.gate)
     gate = chosen.gate
     charts: dict[str, Chart | None] = {
         "objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)

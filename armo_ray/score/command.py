@@ -58,10 +58,11 @@ def summarize(totals: "Totals", config: RunOptions) -> None:
     """Log how many candidates of an output are scored and rejected."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals.rejected.items()))
     logger.info(
-        "%s: %d of %d candidates scored, %d rejected%s",
+        "%s: %d of %d candidates %s, %d rejected%s",
         config.output,
         totals.scored,
         totals.candidates,
+        "embedded" if config.command == "embed" else "scored",
         totals.num_rejected,
         f" ({reasons})" if reasons else "",
     )
