@@ -30,17 +30,24 @@ class Chosen(NamedTuple):
     margins: dict[str, Array]
 
 
-def without_pairs(count: int, dead: int | None, size: int, asked: str) -> Chosen:
-    """Equal weights of `count` rewards, but for a dead one. Raises ConfigError if another gate was asked for."""
+def without_pairs(rewards: Objectives, asked: str) -> Chosen:
+    """Equal weights of all rewards but a dead one. Raises ConfigError if another gate was asked for."""
     if asked not in ("auto", "uniform"):
         raise ConfigError(
             f"--gate {asked}: no pairs to fit it to: give outputs with chosen and rejected answers as --pairs, or "
             f"take --gate uniform"
         )
     why = "" if asked == "uniform" else "There were no pairs to fit weights to."
-    live = count - (dead is not None)
-    gate = with_dead(gates.constant_gate("uniform", gates.uniform_weights(live), size, 0.0), dead)
-    return Chosen(gate, {"kind": "uniform", "why": why, "beta": None}, {})
+    live = _live(rewards)
+    gate = gates.constant_gate("uniform", gates.uniform_weights(len(live)), rewards.weights.shape[1], 0.0)
+    shares = {rewards.names[k]: 1 / len(live) for k in live}
+    facts = {"kind": "uniform", "why": why, "beta": None, "weights": shares}
+    return Chosen(with_dead(gate, rewards.dead), facts, {})
+
+
+def _live(rewards: Objectives) -> list[int]:
+    """The places of the rewards that count."""
+    return [k for k in range(len(rewards.names)) if k != rewards.dead]
 
 
 def with_dead(gate: Gate, dead: int | None) -> Gate:
@@ -58,7 +65,7 @@ def with_dead(gate: Gate, dead: int | None) -> Gate:
 
 def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: Split) -> Chosen:
     """Fit the gate that was asked for, or with `auto` the better one, and what it is compared with."""
-    live = [k for k in range(len(rewards.names)) if k != rewards.dead]
+    live = _live(rewards)
     names = [rewards.names[k] for k in live]
     raw = pairs.project(rewards.weights)
     whole = gates.Pairs(*_states(pairs), (raw @ rewards.transform)[:, live])

@@ -42,7 +42,7 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
     if len(pairs):
         chosen = choose_gate(options, fitted, pairs, split)
     else:
-        chosen = without_pairs(len(fitted.names), fitted.dead, job.size, options.gate)
+        chosen = without_pairs(fitted, options.gate)
     gate = chosen.gate
     charts: dict[str, Chart | None] = {
         "objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)
