@@ -17,7 +17,7 @@ from armo_ray.fit.inputs import Inputs, label_job, open_inputs
 from armo_ray.fit.labelled import check_rows
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
-from armo_ray.fit.rewards import fit_one, fit_several
+from armo_ray.fit.rewards import fit_one, fit_several, fit_student
 from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
 from armo_ray.fit.work import work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
@@ -53,6 +53,8 @@ def run(options: FitOptions) -> None:
         pairs, facts = read_pairs(options, inputs, work, scratch, run_tasks)
         if options.head == "bradley-terry":
             fit = fit_one(options, pairs)
+        elif options.target_scores is not None:
+            fit = fit_student(options, inputs, work, run_tasks)
         else:
             fit = fit_several(options, inputs, pairs, work, run_tasks)
         facts["pairs"] |= fit.facts.pop("pairs_split")
@@ -136,6 +138,8 @@ def about(options: FitOptions, inputs: Inputs, head: FittedHead) -> dict[str, An
 
 
 def _use(options: FitOptions, inputs: Inputs) -> str:
+    if options.target_scores is not None:
+        return "rewards of the larger model"
     if options.head == "bradley-terry":
         return "nothing" if inputs.pairs else "pairs"
     return "labels" if inputs.pairs else "labels and pairs"

@@ -148,6 +148,11 @@ def sum_all(job: LabelJob, spans: Sequence[Span], run_tasks: TaskRunner) -> Tota
         _save(store, total, done)
         for _, result in batch:
             store.delete(result.file)
+    if job.teacher is not None and total.unmatched == total.rows:
+        raise ConfigError(
+            f"--target-scores {job.teacher.uri}: none of its rows is one of the {total.rows:,} that were embedded: "
+            f"both must be made of the same shards"
+        )
     return total._replace(sums=statistics.flush(total.sums))
 
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from armo_ray.fit import figures
+from armo_ray.errors import ConfigError
+from armo_ray.fit import figures, student
 from armo_ray.fit.checkpoint import FittedHead
 from armo_ray.fit.gate import choose_gate, without_pairs
 from armo_ray.fit.held_out import Split, fit_linear, longer, split_of, table, unit_of
@@ -16,6 +17,7 @@ from armo_ray.fit.objectives import fit_objectives
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import Pairs
 from armo_ray.fit.spans import TaskRunner, spans_of
+from armo_ray.fit.teacher import read_teacher
 from armo_ray.fitting.gates import weights_of
 from armo_ray.fitting.held_out import Accuracy
 from armo_ray.formatting.svg import Chart
@@ -39,10 +41,7 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
     spans = spans_of(inputs.labelled, options.task_rows)
     fitted = fit_objectives(options, job, spans, run_tasks)
     split = the_split(options, pairs)
-    if len(pairs):
-        chosen = choose_gate(options, fitted, pairs, split)
-    else:
-        chosen = without_pairs(fitted, options.gate)
+    chosen = choose_gate(options, fitted, pairs, split) if len(pairs) else without_pairs(fitted, options.gate)
     gate = chosen.gate
     charts: dict[str, Chart | None] = {
         "objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)
@@ -57,6 +56,35 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
         )
     facts = {**fitted.facts, **pair_facts(split, table(chosen.margins, split)), "gate": chosen.facts}
     head = FittedHead("armorm", fitted.names, fitted.weights, fitted.transform, gate.layers, gate.temperature)
+    return Fit(head, facts, present(charts))
+
+
+def fit_student(options: FitOptions, inputs: Inputs, work: str, run_tasks: TaskRunner) -> Fit:
+    """A head that learns the rewards and the gates of a larger model."""
+    uri = str(options.target_scores)
+    teacher = read_teacher(uri, work)
+    job = label_job(options, inputs.labelled, work, teacher)
+    spans = spans_of(inputs.labelled, options.task_rows)
+    split = (options.test_fraction, options.seed)
+    fitted = fit_objectives(options, job, spans, run_tasks, np.eye(len(teacher.names)))
+    if teacher.gated and not inputs.labelled.has_gates:
+        raise ConfigError(
+            f"{inputs.labelled.outputs[0]}: it holds no hidden states of prompts: make it with embed"
+        )
+    learned = student.gate_of(teacher, spans, run_tasks, job.size, *split)
+    ranks = student.agreement(teacher, fitted, learned, spans, run_tasks, split)
+    gate = learned.gate
+    facts = {
+        **fitted.facts,
+        "pairs_split": {},
+        "held_out": [],
+        "gate": {"kind": gate.kind, "temperature": gate.temperature, **learned.facts},
+        "teacher": {"output": teacher.uri, "model": teacher.model, "agreement": ranks},
+    }
+    head = FittedHead(
+        "armorm", fitted.names, fitted.weights, learned.transform, gate.layers, gate.temperature
+    )
+    charts = {"objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)}
     return Fit(head, facts, present(charts))
 
 

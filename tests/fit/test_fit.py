@@ -8,18 +8,24 @@ import numpy as np
 import pytest
 
 from armo_ray.errors import ConfigError
+from armo_ray.fit.checkpoint import FittedHead, write_checkpoint
 from armo_ray.fit.command import run
 from armo_ray.fit.inputs import label_job
 from armo_ray.fit.labelled import check_rows, sum_all
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.spans import engine, spans_of
+from armo_ray.fit.student import kendall, top_kept
 from armo_ray.fitting.statistics import to_bytes
+from armo_ray.measures.agreement import spearman
 from armo_ray.model.checkpoint import inspect
 from armo_ray.outputs.hidden import open_hidden
 from tests.support.local import rows_of, score_locally
 from tests.support.rated import LABELS, embed_rows, rated_rows, write_rows
 
 FEW = {"test_fraction": 0.2}
+BRADLEY_TERRY = FittedHead(
+    "bradley-terry", ("reward",), np.random.default_rng(0).normal(size=(1, 64)), np.eye(1)
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +113,7 @@ def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_b
     hidden: Path, tmp_path: Path
 ) -> None:
     opened = open_hidden([str(hidden)])
-    options = FitOptions(scores=(str(hidden),), output=str(tmp_path / "model"))
+    options = FitOptions.model_validate({"scores": [str(hidden)], "output": str(tmp_path / "model")})
     spans = spans_of(opened, 128)
     sums = []
     for work, stops in ((tmp_path / "whole", []), (tmp_path / "stopped", [2, 4])):
@@ -245,4 +251,45 @@ def test_an_output_with_hidden_states_is_needed_and_room_for_the_checkpoint(
     with pytest.raises(ConfigError, match="exists and is not an empty directory"):
         fit([hidden], fitted)
     with pytest.raises(ConfigError, match="is written to a directory of this machine"):
-        run(FitOptions(scores=(str(hidden),), output="s3://bucket/model"))
+        run(FitOptions.model_validate({"scores": [str(hidden)], "output": "s3://bucket/model"}))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["armorm", "classifier"])
+def test_a_student_learns_the_rewards_and_gates_of_a_larger_model(
+    family: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = rated_rows(250)
+    output = embed_rows(tiny_model, tmp_path, rows)
+    teacher = tiny_model
+    if family == "classifier":
+        teacher = tmp_path / "teacher"
+        write_checkpoint(inspect(str(tiny_model)), BRADLEY_TERRY, teacher, {})
+    score_locally(teacher, tmp_path / "rows.jsonl", tmp_path / "scores")
+    facts = fit([output], tmp_path / "model", target_scores=str(tmp_path / "scores"))
+    assert facts["gate"]["kind"] == {"armorm": "teacher", "classifier": "teacher-constant"}[family]
+    ranks = facts["teacher"]["agreement"]
+    assert ranks["held-out rows"] == facts["rows"]["tested"]
+    assert ranks["Spearman"] > 0.95  # the backbone is the teacher's own
+    assert ranks["pairs of one prompt in the same order"] > 0.9
+    assert "share of the best 10% that is kept" in (tmp_path / "model" / "README.md").read_text()
+    new = write_rows(tmp_path / "new.jsonl", rated_rows(30, seed=1, where="new "))
+    scores = []
+    for model in (teacher, tmp_path / "model"):
+        score_locally(model, new, tmp_path / f"new-{model.name}")
+        scores.append([row["score"] for row in rows_of(tmp_path / f"new-{model.name}")])
+    assert spearman(*map(np.array, scores)) > 0.95
+
+
+def test_scores_of_other_rows_teach_nothing(hidden: Path, scored_pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none of its rows is one of the 600 that were embedded"):
+        fit([hidden], tmp_path / "model", target_scores=str(scored_pairs))
+
+
+def test_agreement_is_measured_by_ranks_pairs_and_the_best_that_are_kept() -> None:
+    a = np.arange(10.0)
+    assert kendall(a, a) == 1
+    assert kendall(a, -a) == -1
+    assert kendall(np.array([0.0, 1, 2]), np.array([0.0, 2, 1])) == pytest.approx(1 / 3)
+    assert kendall(a, np.ones(10)) is None
+    assert top_kept(a, np.array([9.0, *a[1:]]), 0.2) == 0.5
