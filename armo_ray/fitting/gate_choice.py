@@ -1,5 +1,6 @@
 """The gate that is asked for, or the simplest that held-out pairs do not contradict."""
 
+import math
 from typing import NamedTuple
 
 from armo_ray.errors import ConfigError
@@ -19,7 +20,6 @@ from armo_ray.fitting.held_out import log_losses, paired_difference
 
 PAIRS_OF_A_WEIGHT = 10  # the fewest pairs for each weight that all prompts share
 PAIRS_OF_A_NETWORK = 1000  # the fewest for a network
-NAN = float("nan")
 
 
 class Choice(NamedTuple):
@@ -85,6 +85,10 @@ def _chosen(gates: dict[str, Gate], log_loss: dict[str, float], gain: float, se:
         return Choice(gates["uniform"], log_loss, gain, se, f"{count} are too few to learn weights")
     if "mlp" not in gates:
         return Choice(gates["constant"], log_loss, gain, se, f"{count} are too few for a network")
+    if math.isnan(se):
+        return Choice(
+            gates["constant"], log_loss, gain, se, "too few held-out prompts to compare a network on"
+        )
     by = f"log-loss of held-out pairs is lower by {gain:.4f} ± {se:.4f} with a network than with constant weights"
     if gain > se:
         return Choice(gates["mlp"], log_loss, gain, se, by)

@@ -109,7 +109,7 @@ def weights_of(gate: Gate, prompts: npt.NDArray[np.floating[Any]]) -> Floats:
     return result
 
 
-def margins(gate: Gate, pairs: Pairs, block: int = 1 << 14) -> Floats:
+def margins(gate: Gate, pairs: Pairs, block: int = 1 << 12) -> Floats:
     """The margins (n,) of pairs on the scale of the rewards; times `gate.beta` they are log-odds."""
     starts = range(0, len(pairs.prompts), block)
     parts = [weights_of(gate, np.asarray(pairs.prompts[begin : begin + block])) for begin in starts]

@@ -78,6 +78,14 @@ def test_where_prompts_do_not_decide_auto_writes_constant_weights() -> None:
     assert "not by more than one standard error" in chosen.reason
 
 
+def test_without_held_out_pairs_auto_does_not_take_a_network() -> None:
+    train, _ = planted(1200, 0)
+    none = train._replace(of=train.of[:0], differences=train.differences[:0])
+    chosen = fit_gate("auto", train, none, recipe=SMALL._replace(steps=5))
+    assert chosen.gate.kind == "constant"
+    assert chosen.reason == "too few held-out prompts to compare a network on"
+
+
 def test_pairs_too_few_for_a_gate_are_refused_and_auto_takes_a_simpler_one() -> None:
     (few, _), (some, _), (held_out, _) = planted(50, 0), planted(400, 0), planted(400, 1)
     with pytest.raises(ConfigError, match=r"--gate constant: 50 pairs to fit, and it needs 60"):
