@@ -29,7 +29,7 @@ from armo_ray.verify.output import verify_output
 from tests.score.test_bad_input import good, poison_token, write_jsonl
 from tests.support.invariants import check_equal, check_whole
 from tests.support.local import embed_locally, embed_options, rejects_of, rows_of, score_locally
-from tests.support.paths import SAMPLE
+from tests.support.paths import ROOT, SAMPLE
 from tests.support.runs import commits_of, finish, kill_run, start, wait_for_commits
 from tests.support.shards import write_shard
 
@@ -413,3 +413,9 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_parts_to_the_bit(
     finish(start(tiny_model, shards, tmp_path / "undisturbed", *options, command="embed"))
     check_whole(out)
     assert parts_of(out) == parts_of(tmp_path / "undisturbed")
+
+
+def test_the_file_of_a_job_has_options_of_embed() -> None:
+    (options,) = options_by_model(EmbedOptions, str(ROOT / "jobs" / "embed.toml"), {})
+    assert options.dtype == "float32"
+    assert all(Path(place).exists() for place in options.input)
