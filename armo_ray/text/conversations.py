@@ -8,7 +8,7 @@ chats with OpenAI's or ShareGPT's keys, including tools, tool calls and reasonin
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from armo_ray.model.chat import Messages
@@ -27,8 +27,9 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 class Candidate:
     """One response and the messages before it, or the reason why it cannot be scored.
 
-    `index` counts the candidates of a row from 0; it is None if the row could not be parsed. `extra` holds the tool
-    calls and the reasoning of the response's turn, `tools` the schemas of the tools that it may call.
+    `index` counts the candidates of a row from 0; it is None if the row could not be parsed. `place` counts them in the
+    order in which the row holds them, which differs where a column says which of them was chosen. `extra` holds the
+    tool calls and the reasoning of the response's turn, `tools` the schemas of the tools that it may call.
     """
 
     index: int | None
@@ -40,6 +41,7 @@ class Candidate:
     flags: tuple[str, ...] = ()
     extra: Mapping[str, Any] | None = None
     tools: list[Any] | None = None
+    place: int | None = None
 
     @property
     def turn(self) -> Message:
@@ -77,7 +79,10 @@ def candidates_of(row: Mapping[str, Any], layout: Layout, reading: Reading = AS_
         return [Candidate(None, None, [], "", reason, detail)]
     shared = _shared(content, reading)
     return [
-        _candidate(index, role, shared, value, reading)
+        replace(
+            _candidate(index, role, shared, value, reading),
+            place=content.places[index] if content.places else index,
+        )
         for index, (role, value) in enumerate(content.responses)
     ]
 

@@ -14,9 +14,9 @@ from armo_ray.cli.parser import build_parser
 from tests.test_architecture import modules_after
 
 LONGER = {
-    "score": 86,
-    "embed": 74,
-    "judge": 82,
+    "score": 84,
+    "embed": 72,
+    "judge": 83,
     "verify": 42,
     "mine": 47,
     "label": 42,
