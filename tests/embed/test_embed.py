@@ -16,13 +16,14 @@ from s3fs import S3FileSystem
 from armo_ray.cli.main import main
 from armo_ray.embed.options import EmbedOptions
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.hidden import HiddenOutputs, open_hidden, read_hidden
+from armo_ray.outputs.hidden import HiddenOutputs, labels_of, open_hidden, read_hidden
 from armo_ray.outputs.scores import open_scores
 from armo_ray.score.card import Card
 from armo_ray.score.config import options_by_model
 from armo_ray.score.job import prepare
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
+from armo_ray.text.named_layouts import NAMED
 from armo_ray.tiny.armorm import write_tiny_model
 from armo_ray.tiny.families import write_family
 from armo_ray.verify.output import verify_output
@@ -419,3 +420,20 @@ def test_the_file_of_a_job_has_options_of_embed() -> None:
     (options,) = options_by_model(EmbedOptions, str(ROOT / "jobs" / "embed.toml"), {})
     assert options.dtype == "float32"
     assert all(Path(place).exists() for place in options.input)
+
+
+def test_labels_of_a_public_data_set_are_read_unless_others_are_asked_for(
+    language_model: Path, tmp_path: Path
+) -> None:
+    row = dict(NAMED["helpsteer2"].example)
+    shard = write_shard(tmp_path / "in", "jsonl", [row, row | {"prompt": "Another?", "verbosity": None}])
+    embed_locally(language_model, shard, tmp_path / "all")
+    opened = open_hidden([str(tmp_path / "all")])
+    assert opened.scales["verbosity"] == (0.0, 4.0)
+    (unit,) = opened.units
+    labels = labels_of(read_hidden(unit).table, ["verbosity", "helpfulness"])
+    np.testing.assert_array_equal(
+        labels, [[row["verbosity"], row["helpfulness"]], [np.nan, row["helpfulness"]]]
+    )
+    embed_locally(language_model, shard, tmp_path / "one", label={"help": "helpfulness"})
+    assert open_hidden([str(tmp_path / "one")]).label_names == ("help",)
