@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, PreTrainedMo
 from transformers.utils import logging
 
 from armo_ray.engine.attention import Rule, Segments, attend
-from armo_ray.engine.weights import check_backbone, is_head, is_starling
+from armo_ray.engine.weights import check_backbone, is_head
 from armo_ray.errors import ConfigError
 from armo_ray.model.checkpoint import Checkpoint
 
@@ -26,7 +26,7 @@ def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, num_devices: int) -
     config = _config(checkpoint)
     if refused := list(_unpackable(config)):
         raise ConfigError(f"{checkpoint.path}/config.json: {'; '.join(refused)}")
-    renamed = {r"^transformer\.": "model."} if is_starling(checkpoint) else None
+    renamed = {r"^transformer\.": "model."} if checkpoint.family.name == "starling" else None
     model = _loaded(checkpoint, config, dtype, attn_implementation=NAME, key_mapping=renamed)
     if not (getattr(model, "_supports_attention_backend", False) and hasattr(model, "layers")):
         raise ConfigError(f"{checkpoint.path}: {type(model).__name__} cannot run on packs of conversations")

@@ -27,7 +27,7 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
     """
     model = Llama(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    prefix = r"^(model|transformer)\." if is_starling(checkpoint) else r"^model\."
+    prefix = r"^(model|transformer)\." if checkpoint.family.name == "starling" else r"^model\."
     stored = {re.sub(prefix, "", name): name for name in checkpoint.tensors}
     shapes = {own: checkpoint.tensors[name].shape for own, name in stored.items() if own in wanted}
     check_backbone(
@@ -42,11 +42,6 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
     )
     model.load_state_dict(_mapped(checkpoint, {name: stored[name] for name in wanted}), assign=True)
     return model.eval()
-
-
-def is_starling(checkpoint: Checkpoint) -> bool:
-    """Whether the decoder's tensors are named `transformer.*`, as Starling's are, and not `model.*`."""
-    return "transformer.embed_tokens.weight" in checkpoint.tensors
 
 
 def is_head(name: str, checkpoint: Checkpoint) -> bool:

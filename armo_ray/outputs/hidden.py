@@ -29,7 +29,7 @@ _KINDS: dict[str, type[np.generic]] = {
     "float16": np.float16,
     "float32": np.float32,
 }
-_MODEL = ("model_fingerprint", "hidden", "labels")  # of the metadata
+_MODEL = ("model_fingerprint", "hidden")  # of the metadata
 # what of a run's identity says how text became the tokens that were read
 _TEXT = ("chat_fingerprint", "special_tokens", "truncate", "tool_calls")
 
@@ -73,8 +73,10 @@ class Hidden(NamedTuple):
 def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
     """Read the manifests of outputs, and a footer of each.
 
+    Outputs may have different labels: a label is missing in all rows of an output that lacks it.
+
     Raises ConfigError if an output does not exist, is damaged or incomplete or holds no hidden states, and if two are
-    of different models, labels, or ways to read text.
+    of different models or ways to read text, or declare different ranges of a label.
     """
     stores = list({store.uri: store for store in map(Store, uris)}.values())
     if not stores:
@@ -83,13 +85,13 @@ def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
     for other in opened[1:]:
         _check_same(opened[0], other)
     metadata, units = opened[0].metadata, [unit for one in opened for unit in one.units]
-    labels = metadata.get("labels") or {}
+    scales = _scales(opened)
     return HiddenOutputs(
         outputs=tuple(one.uri for one in opened),
         metadata=metadata,
         size=int(metadata["hidden"]["size"]),
-        label_names=tuple(labels),
-        scales={name: _scale(entry) for name, entry in labels.items()},
+        label_names=tuple(scales),
+        scales=scales,
         units=tuple(units),
         rows=sum(part.rows for unit in units for part in unit.rows),
     )
@@ -165,9 +167,21 @@ def _check_same(first: _Opened, other: _Opened) -> None:
             )
 
 
-def _scale(entry: Mapping[str, Any]) -> tuple[float, float] | None:
-    low, high = entry.get("low"), entry.get("high")
-    return None if low is None or high is None else (float(low), float(high))
+def _scales(opened: Sequence[_Opened]) -> dict[str, tuple[float, float] | None]:
+    """The declared range of each label of any output. Raises ConfigError if two declare different ones."""
+    scales: dict[str, tuple[float, float] | None] = {}
+    declared_by: dict[str, str] = {}
+    for one in opened:
+        for name, entry in (one.metadata.get("labels") or {}).items():
+            low, high = entry.get("low"), entry.get("high")
+            scale = None if low is None or high is None else (float(low), float(high))
+            first = declared_by.setdefault(name, one.uri)
+            if scales.setdefault(name, scale) != scale:
+                raise ConfigError(
+                    f"label {name}: its range is {scales[name]} in {first}, but {scale} in {one.uri}: give one of them "
+                    f"another name, with armo-ray embed --label NEW=COLUMN"
+                )
+    return scales
 
 
 def read_hidden(unit: HiddenUnit, gates: bool = True) -> Hidden:
@@ -230,9 +244,14 @@ def _check_finite(states: Floats, names: pa.ChunkedArray, unit: HiddenUnit) -> N
 
 
 def labels_of(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """The labels (n, K) of the rows of a unit; NaN where one is missing."""
+    """The labels (n, K) of the rows of a unit; NaN where one is missing, as of an output that lacks it."""
     labels = np.full((table.num_rows, len(names)), np.nan)
+    present = (
+        [field.name for field in table.schema.field("labels").type] if "labels" in table.column_names else []
+    )
     for k, name in enumerate(names):
+        if name not in present:
+            continue
         column = pc.struct_field(table["labels"], name).cast(pa.float64())
         labels[:, k] = column.to_numpy()
     return labels

@@ -156,7 +156,7 @@ def _manifest(store: Store) -> tuple[RunFile, Manifest]:
     if manifest is None:
         raise ConfigError(
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
-            f"Run the same armo-ray score command again until it ends with status 0 or 3"
+            f"Run the same command again until it ends with status 0 or 3"
         )
     if manifest.parts_in is None:  # else the parts are those of the commits already
         commits.check_manifest(store, manifest, commits.read_log(store, run))

@@ -22,6 +22,7 @@ from armo_ray.storage.store import Store
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import Layout
 from tests.support.local import embed_locally, embed_options, score_locally
+from tests.support.shards import write_shard
 
 LAYOUT = Layout("rollouts", {"prompt": "prompt", "responses": "responses"})
 ROWS: list[dict[str, Any]] = [
@@ -98,6 +99,32 @@ def test_labels_are_numbers_with_nan_where_one_is_missing() -> None:
     labels = pa.chunked_array([pa.array([{"help": 1.5, "safe": None}], kind), pa.array([None], kind)])
     read = labels_of(pa.table({"labels": labels}), ["safe", "help"])
     np.testing.assert_array_equal(read, [[np.nan, 1.5], [np.nan, np.nan]])
+    read = labels_of(pa.table({"labels": labels}), ["other", "help"])
+    np.testing.assert_array_equal(read, [[np.nan, 1.5], [np.nan, np.nan]])
+    np.testing.assert_array_equal(labels_of(pa.table({"candidate": [0, 1]}), ["help"]), [[np.nan], [np.nan]])
+
+
+def test_labels_of_rows_come_with_their_states_also_from_outputs_with_other_labels(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [row | {"good": [i, 1, None], "bad": [0.5, i, 2]} for i, row in enumerate(ROWS)]
+    shard = write_shard(tmp_path / "in", "jsonl", rows)
+    both, one = tmp_path / "both", tmp_path / "one"
+    embed_locally(tiny_model, shard, both, label={"good": "good", "bad": "bad"}, unit_rows=9)
+    embed_locally(tiny_model, shard, one, label={"bad": "bad"})
+    opened = open_hidden([str(both), str(one)])
+    assert (opened.label_names, opened.rows) == (("bad", "good"), 72)
+    assert opened.scales == {"good": None, "bad": None}
+    for unit in opened.units:
+        table = read_hidden(unit).table
+        labels = labels_of(table, ["good", "bad"])
+        for row, (good, bad) in zip(table.to_pylist(), labels, strict=True):
+            number, candidate = row["source_row"], row["candidate"]
+            wanted = [rows[number]["good"][candidate], rows[number]["bad"][candidate]]
+            expected = [np.nan if value is None else float(value) for value in wanted]
+            np.testing.assert_array_equal(
+                [good, bad], [np.nan if unit.output == str(one) else expected[0], expected[1]]
+            )
 
 
 def test_outputs_that_cannot_be_used_are_refused(

@@ -1,7 +1,8 @@
 """The first step, on a CPU: turns rows of a shard into token ids."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
@@ -93,9 +94,13 @@ def _selected(unit: UnitRows, shard: Shard, selection: "Selection") -> UnitRows:
     return replace(unit, rows=rows, unselected=len(unit.rows) - len(rows))
 
 
-def extra_of(unit: UnitRows) -> tuple[tuple[str, Any], ...]:
-    """What the commit record of a unit tells besides its counts."""
-    return (("unselected", unit.unselected),) if unit.unselected else ()
+def extra_of(unit: UnitRows, columns: Mapping[str, pa.Array], job: Job) -> tuple[tuple[str, Any], ...]:
+    """What the commit record of a unit tells besides its counts; `columns` are those of `row_columns`."""
+    of_rows = columns["scored"].values.field("flags").to_pylist() if job.labels else []
+    flags = Counter(flag for own in of_rows for flag in own)
+    lost = {name: flags[flag] for name in job.labels if flags[flag := f"{labels.LOST}:{name}"]}
+    extra = {"unselected": unit.unselected, labels.LOST: lost}
+    return tuple((name, value) for name, value in extra.items() if value)
 
 
 def tokenize_rows(rows: list[dict[str, Any]], job: ModelJob) -> pa.Table:
@@ -128,7 +133,7 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: ModelJob, sta
         seconds,
         num_tokens,
         content=done.content,
-        extra=extra_of(done),
+        extra=extra_of(done, columns, job),
     )
     return pa.table({"header": header.to_array(), **columns})
 
