@@ -8,7 +8,7 @@ chats with OpenAI's or ShareGPT's keys, including tools, tool calls and reasonin
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from armo_ray.model.chat import Messages
@@ -41,7 +41,7 @@ class Candidate:
     flags: tuple[str, ...] = ()
     extra: Mapping[str, Any] | None = None
     tools: list[Any] | None = None
-    place: int | None = None
+    place: int | None = field(default=None, compare=False)  # unknown where text was kept with scores
 
     @property
     def turn(self) -> Message:
