@@ -88,7 +88,8 @@ def _preference(values: Mapping[str, Any], _: Layout) -> RowContent:
         return RowContent([("response", response) for response in values["tied"]], flags=("tie",))
     roles = ("chosen", "rejected")
     responses = [(role, response) for role in roles for response in _several(values[role])]
-    return RowContent(responses, places=values.get("places", ()))
+    places = values.get("places", ())
+    return RowContent(responses, places=places if len(places) == len(responses) else ())
 
 
 def _rollouts(values: Mapping[str, Any], layout: Layout) -> RowContent:

@@ -8,7 +8,7 @@ chats with OpenAI's or ShareGPT's keys, including tools, tool calls and reasonin
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from armo_ray.model.chat import Messages
@@ -41,7 +41,7 @@ class Candidate:
     flags: tuple[str, ...] = ()
     extra: Mapping[str, Any] | None = None
     tools: list[Any] | None = None
-    place: int | None = None
+    place: int | None = field(default=None, compare=False)  # unknown where text was kept with scores
 
     @property
     def turn(self) -> Message:
@@ -78,12 +78,10 @@ def candidates_of(row: Mapping[str, Any], layout: Layout, reading: Reading = AS_
         reason, detail = rejection.args
         return [Candidate(None, None, [], "", reason, detail)]
     shared = _shared(content, reading)
+    places = content.places or range(len(content.responses))
     return [
-        replace(
-            _candidate(index, role, shared, value, reading),
-            place=content.places[index] if content.places else index,
-        )
-        for index, (role, value) in enumerate(content.responses)
+        _candidate(index, place, role, shared, value, reading)
+        for index, (place, (role, value)) in enumerate(zip(places, content.responses, strict=True))
     ]
 
 
@@ -97,7 +95,9 @@ def _shared(content: RowContent, reading: Reading) -> _Shared | Rejected:
     return _Shared(prompt, system, tools, frozenset(flags))
 
 
-def _candidate(index: int, role: str, shared: _Shared | Rejected, value: Any, reading: Reading) -> Candidate:
+def _candidate(
+    index: int, place: int, role: str, shared: _Shared | Rejected, value: Any, reading: Reading
+) -> Candidate:
     try:
         if isinstance(shared, Rejected):
             raise shared
@@ -107,10 +107,10 @@ def _candidate(index: int, role: str, shared: _Shared | Rejected, value: Any, re
         _check(before, response, shared.tools, flags)
     except Rejected as rejection:
         reason, detail = rejection.args
-        return Candidate(index, role, [], "", reason, detail)
+        return Candidate(index, role, [], "", reason, detail, place=place)
     extra = {key: entry for key, entry in response.items() if key not in ("role", "content")} or None
     candidate = Candidate(
-        index, role, before, response["content"], None, None, tuple(sorted(flags)), extra, shared.tools
+        index, role, before, response["content"], None, None, tuple(sorted(flags)), extra, shared.tools, place
     )
     return candidate if reading.tool_calls == "template" else _as_text(candidate)
 
@@ -121,7 +121,9 @@ def _as_text(candidate: Candidate) -> Candidate:
         return candidate
     *before, response = as_text([*candidate.prompt, candidate.turn], candidate.tools)
     flags = tuple(sorted({*candidate.flags, "tool_calls_as_text"}))
-    return Candidate(candidate.index, candidate.role, before, response["content"], flags=flags)
+    return Candidate(
+        candidate.index, candidate.role, before, response["content"], flags=flags, place=candidate.place
+    )
 
 
 def _prompt(prompt: Any, reading: Reading, flags: set[str]) -> Messages | None:

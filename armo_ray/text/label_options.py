@@ -10,6 +10,7 @@ from armo_ray.text.layouts import LABELLED, Layout
 from armo_ray.text.named_layouts import NAMED, has
 
 AUTO = "auto"  # stands for the labels of the named layout
+_BUILT = ("tree", "prm800k")  # shapes that build responses of which a row has no list
 
 
 def default_labels(layout: Layout, available: InputColumns) -> dict[str, Label]:
@@ -35,6 +36,10 @@ def resolve(given: Mapping[str, str], layout: Layout, available: InputColumns) -
     if AUTO in given and not declared:
         raise ConfigError(
             f"label: the layout {layout.title} has no labels in this input; name them with --label NAME=COLUMN"
+        )
+    if given and layout.shape in _BUILT:
+        raise ConfigError(
+            f"label: the layout {layout.title} builds its responses from a tree: no column has a number for each"
         )
     found = dict(declared) if AUTO in given else {}
     for name, text in given.items():

@@ -451,9 +451,7 @@ def test_a_row_that_cannot_be_parsed_is_one_reject(columns: str, row: Row, reaso
 
 def test_a_row_may_lack_the_system_column() -> None:
     layout = Layout("rollouts", {"prompt": "prompt", "response": "response", "system": "system"})
-    assert candidates_of({"prompt": "q", "response": "a"}, layout) == [
-        Candidate(0, "response", [Q], "a", place=0)
-    ]
+    assert candidates_of({"prompt": "q", "response": "a"}, layout) == [Candidate(0, "response", [Q], "a")]
 
 
 TEXT = st.text(st.characters(), max_size=5) | st.sampled_from(

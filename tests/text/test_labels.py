@@ -15,6 +15,7 @@ from armo_ray.text.input_columns import of_rows
 from armo_ray.text.label_options import resolve
 from armo_ray.text.labels import Label, UnreadableError, labels_of, number_of, of_record, record, values_of
 from armo_ray.text.layouts import Layout
+from armo_ray.text.named_layouts import NAMED
 
 Q = "Name a river in Ireland."
 Row = dict[str, Any]
@@ -281,6 +282,8 @@ def test_labels_are_read_back_from_json() -> None:
         ),
         (PREFERENCE, {"auto": "auto"}, r"the layout preference has no labels.*--label NAME=COLUMN"),
         (PREFERENCE | {"y": 1}, {"x": "y", "X": "y"}, "x and X differ only in case"),
+        ({**NAMED["oasst-tree"].example, "y": [1, 2]}, {"x": "y"}, "builds its responses from a tree"),
+        (RANKED | {"completions": ranked(a=1, b=0)}, {"x": "context,context"}, "in one place"),
     ],
 )
 def test_labels_that_an_input_cannot_have_are_refused(
