@@ -313,7 +313,7 @@ def test_pairs_that_are_none_or_of_another_formula_are_refused(
 def test_labels_that_the_rewards_cannot_tell_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pairs = labelled(tmp_path / "noise", {}, prompts=200)
+    pairs = labelled(tmp_path / "noise", {}, prompts=150)
     given = ["reweigh", str(pairs), "--output", str(tmp_path / "out"), "--fit-pairs", str(pairs)]
     assert main(given) == 2
     assert "the rewards do not tell chosen from rejected" in capsys.readouterr().err
