@@ -16,7 +16,7 @@ Groups = (
     npt.NDArray[np.integer[Any]] | None
 )  # (n,) pairs of the same number are not independent; None: all are
 
-HEAD = ("", "pairs", "accuracy %", "± SE", "log-loss", "± SE")
+HEAD = ("ranked by", "pairs", "accuracy %", "± SE", "log-loss", "± SE")
 
 
 class Accuracy(NamedTuple):

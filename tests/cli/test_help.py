@@ -21,6 +21,7 @@ LONGER = {
     "mine": 47,
     "label": 42,
     "fit": 46,
+    "reweigh": 48,
     "evaluate": 42,
 }  # lines
 SLOW = {"torch", "ray", "transformers", "pandas", "rich", "pyarrow", "numpy", "duckdb", "fsspec"}
