@@ -19,17 +19,19 @@ from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
 from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
-from armo_ray.fit.work import work_folder
+from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
 from armo_ray.formatting.numbers import number
 from armo_ray.formatting.tables import text_table
 from armo_ray.outputs.hidden import HiddenOutputs
 from armo_ray.storage.commits import now
+from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.scratch import scratch_directory
 from armo_ray.version import __version__
 
 logger = logging.getLogger(__name__)
 
+FACTS = "fit.json"
 # options that change nothing about the head
 _APART = {"output", "engine", "model", "date"}
 
@@ -41,12 +43,19 @@ def run(options: FitOptions) -> None:
             f"--output {options.output}: a checkpoint is written to a directory of this machine; copy it"
         )
     output = Path(options.output)
-    check_room(output)
+    if not (output / FACTS).exists():
+        check_room(output)
     inputs = open_inputs(options)
+    identity = identity_of(options, inputs)
+    if fitted_before(output, identity):
+        logger.info("%s: is there already, of the same inputs and options", output)
+        clear(options.output)
+        return
+    check_room(output)
     if options.head == "armorm" and options.target_scores is None:
         label_job(options, inputs.labelled, "")  # may raise ConfigError
     with (
-        work_folder(options.output, identity_of(options, inputs)) as work,
+        work_folder(options.output, identity) as work,
         scratch_directory() as scratch,
         engine(options.engine) as run_tasks,
     ):
@@ -59,10 +68,20 @@ def run(options: FitOptions) -> None:
             fit = fit_several(options, inputs, pairs, work, run_tasks)
         facts["pairs"] |= fit.facts.pop("pairs_split")
         facts |= {**about(options, inputs, fit.head), **fit.facts, "figures": sorted(fit.figures)}
+        facts["fingerprint"] = fingerprint_of(identity)
         texts = {name: chart.standalone() for name, chart in fit.figures.items()}
-        texts |= {"fit.json": json.dumps(facts, indent=2) + "\n", "README.md": card(output.name, facts)}
+        texts |= {FACTS: json.dumps(facts, indent=2) + "\n", "README.md": card(output.name, facts)}
         write_checkpoint(inputs.model, fit.head, output, texts)
     print(summary(output, facts))
+
+
+def fitted_before(output: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of the same fit is there, which a command wrote that was killed as it ended."""
+    try:
+        facts = json.loads((output / FACTS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and facts.get("fingerprint") == fingerprint_of(identity)
 
 
 def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:

@@ -39,6 +39,11 @@ def work_folder(output: str, identity: Mapping[str, Any]) -> Iterator[str]:
     _clear(store)
 
 
+def clear(output: str) -> None:
+    """Delete the folder of a fit with this output."""
+    _clear(Store(place_of(output)))
+
+
 def _clear(store: Store) -> None:
     names = names_in(store)
     delete(store, names)

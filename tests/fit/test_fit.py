@@ -1,6 +1,7 @@
 """A fit from embedded rows to a checkpoint that scores: what it writes, what it refuses, and what it leaves out."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_b
     assert to_bytes(sums[0].sums) == to_bytes(sums[1].sums)
 
 
+def test_a_command_that_was_killed_as_it_ended_ends_when_it_is_run_again(
+    hidden: Path, fitted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head, left = head_of(fitted), fitted.with_name("model.work")
+    left.mkdir()
+    (left / "sums.npz").touch()
+    caplog.set_level(logging.INFO)
+    fit([hidden], fitted)
+    assert "is there already, of the same inputs and options" in caplog.text
+    assert head_of(fitted) == head
+    assert not left.exists()
+
+
 def test_a_part_that_is_read_twice_is_noticed(hidden: Path, tmp_path: Path) -> None:
     (first, *_) = spans_of(open_hidden([str(hidden)]), 64)
     check_rows(first, 64)
@@ -249,7 +263,7 @@ def test_an_output_with_hidden_states_is_needed_and_room_for_the_checkpoint(
     with pytest.raises(ConfigError, match="holds no hidden states: make it with armo-ray embed"):
         fit([scored_pairs], tmp_path / "model")
     with pytest.raises(ConfigError, match="exists and is not an empty directory"):
-        fit([hidden], fitted)
+        fit([hidden], fitted, seed=1)
     with pytest.raises(ConfigError, match="is written to a directory of this machine"):
         run(FitOptions.model_validate({"scores": [str(hidden)], "output": "s3://bucket/model"}))
 
