@@ -47,5 +47,5 @@ def clear(output: str) -> None:
 def _clear(store: Store) -> None:
     names = names_in(store)
     delete(store, names)
-    if store.local and names:
+    if store.local:
         remove_empty([store.root])
