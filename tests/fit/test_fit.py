@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from armo_ray.errors import ConfigError
@@ -14,12 +15,13 @@ from armo_ray.fit.command import run
 from armo_ray.fit.inputs import label_job
 from armo_ray.fit.labelled import check_rows, sum_all
 from armo_ray.fit.options import FitOptions
+from armo_ray.fit.pairs import partners
 from armo_ray.fit.spans import engine, spans_of
 from armo_ray.fit.student import kendall, top_kept
 from armo_ray.fitting.statistics import to_bytes
 from armo_ray.measures.agreement import spearman
 from armo_ray.model.checkpoint import inspect
-from armo_ray.outputs.hidden import open_hidden
+from armo_ray.outputs.hidden import Hidden, open_hidden
 from tests.support.local import rows_of, score_locally
 from tests.support.rated import LABELS, embed_rows, rated_rows, write_rows
 
@@ -308,3 +310,34 @@ def test_agreement_is_measured_by_ranks_pairs_and_the_best_that_are_kept() -> No
     assert kendall(np.array([0.0, 1, 2]), np.array([0.0, 2, 1])) == pytest.approx(1 / 3)
     assert kendall(a, np.ones(10)) is None
     assert top_kept(a, np.array([9.0, *a[1:]]), 0.2) == 0.5
+
+
+@pytest.mark.nightly
+def test_a_network_weights_rewards_by_the_prompt_and_never_the_one_that_only_lowers_others(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    output = embed_rows(tiny_model, tmp_path, rated_rows(1300))
+    facts = fit([output], tmp_path / "model", gate="mlp", test_fraction=0.1)
+    assert facts["gate"]["kind"] == "mlp"
+    assert "gates.svg" in facts["figures"]
+    assert [row["name"] for row in facts["held_out"]][2:5] == ["equal weights", "constant weights", "network"]
+    score_locally(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "scores")
+    scored = rows_of(tmp_path / "scores")
+    gating = np.array([[row["gating"][name] for name in ("the", "words", "length")] for row in scored])
+    assert gating.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert gating[:, 2].max() < 1e-6
+    assert gating[:, 0].std() > 1e-4
+    auto = fit([output], tmp_path / "auto", test_fraction=0.1)
+    assert "Chosen by" in auto["gate"]["why"]
+    assert "network" in [row["name"] for row in auto["held_out"]]
+
+
+def test_every_chosen_answer_is_paired_with_every_rejected_one_of_its_row() -> None:
+    roles = ["chosen", "rejected", "chosen", "rejected", "response", "chosen"]
+    table = pa.table({"source": ["a"] * 6, "source_row": [1, 1, 1, 1, 1, 2], "role": roles})
+    none = np.empty((0, 4), np.float32)
+    chosen, rejected, alone = partners(
+        Hidden(table, np.zeros((6, 4), np.float32), none, np.empty(0, np.int64))
+    )
+    assert list(zip(chosen.tolist(), rejected.tolist(), strict=True)) == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    assert alone == 2
