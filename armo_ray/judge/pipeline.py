@@ -28,7 +28,7 @@ from armo_ray.score.card import Card
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
 from armo_ray.score.passes import Committed
 from armo_ray.score.progress import Progress, every
-from armo_ray.signals import OutOfTime
+from armo_ray.signals import OutOfTime, gently
 from armo_ray.storage import resume
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, count_units
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _ASKERS = 4  # while the last replies of a unit are waited for, those of others come in
 _TELL_EVERY_S = 30.0
 _IN_FLIGHT = 2  # units queued at an asker
+_GRACE_S = 25.0  # for replies in flight when a run is interrupted; a spot machine has 30 s
 
 
 class Secret:
@@ -119,6 +120,7 @@ def execute(
             for result in _results(job, left, held, actors):
                 if isinstance(result, Halt):
                     _wait_for_replies(held, job.endpoint.timeout_s)
+                    interruption.check()
                 unit = _committed(result, job.endpoint.key_variable)
                 progress.update(unit)
                 yield unit
@@ -131,7 +133,8 @@ def execute(
 
         passes.begin(store, standing)
         told = every(_TELL_EVERY_S, "telling of replies", lambda: _tell(held))
-        with card.drafted(progress), progress, told:
+        gentle = gently(lambda: _end(held), _GRACE_S)
+        with card.drafted(progress), progress, told, gentle as interruption:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_again)
 
 
@@ -158,6 +161,12 @@ def _committed(result: Committed | Halt, key_variable: str | None) -> Committed:
         f"{result.message}. Check the endpoint ({key}), then run the same command again: what is committed and "
         f"what was answered stays"
     )
+
+
+def _end(shares: Any) -> None:
+    """Stop all askers, which keep the replies to requests in flight."""
+    logger.info("stopping: waiting %g s for the replies in flight; Ctrl-C again ends at once", _GRACE_S)
+    ray.get(shares.end.remote())
 
 
 def _wait_for_replies(shares: Any, seconds: float) -> None:
