@@ -52,8 +52,15 @@ def results(
     with remote_arguments():
         ds = ds.map_batches(write, num_cpus=WRITE_CPUS, **options)
     with _causes_logged():
-        for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-            yield pickle.loads(batch[RESULT][0].as_py())
+        # not iter_batches: its threads and statistics take the driver about 1 ms per unit more
+        for bundle in ds.iter_internal_ref_bundles():
+            for block in ray.get(bundle.block_refs):
+                yield from _values(block)
+
+
+def _values(block: pa.Table) -> list[Any]:
+    """What `write` returned, of all units of a block; a span without units gives a block without columns."""
+    return [pickle.loads(pickled) for pickled in block[RESULT].to_pylist()] if block.num_rows else []
 
 
 class _Causes(logging.Handler):
