@@ -98,6 +98,9 @@ def _measure(url: str, folder: Path, given: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "armo_ray", "judge", "--endpoint", url, "--model", "fake"]
     command += [*_write(folder, given.requests), "--in-flight", str(given.in_flight)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_worker_niceness"] = (
+        "0"  # as the plain client; Ray's 15 gives way to other work on this machine
+    )
     control(url, delay_s=given.delay_s)
     began = time.monotonic()
     with subprocess.Popen(command, env=environment) as run:
