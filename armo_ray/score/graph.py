@@ -69,9 +69,16 @@ class _Causes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error: Any = (record.exc_info or (None, None))[1]
         if error is not None and "Ignoring this exception" in record.getMessage():
-            cause = getattr(error, "cause", None) or error
-            first = (str(cause).strip().splitlines() or [""])[0]
-            logger.warning("a task failed with %s: %s; its units are done again", type(cause).__name__, first)
+            logger.warning("a task failed with %s; its units are done again", _cause(error))
+
+
+def _cause(error: Any) -> str:
+    """The first error of those that led to this one, in a line. Ray keeps it only in the text of the traceback."""
+    text, is_wrapped, _ = str(error).partition("\n\nThe above exception was the direct cause")
+    if is_wrapped:
+        return text.rstrip().splitlines()[-1].strip()
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
 
 
 @contextmanager
