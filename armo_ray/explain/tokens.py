@@ -20,7 +20,8 @@ from armo_ray.storage.scratch import scratch_directory
 from armo_ray.storage.shard_rows import read_shard
 from armo_ray.storage.shards import stat_shard
 from armo_ray.text.conversations import Candidate, candidates_of
-from armo_ray.text.layouts import columns_read, layout_and_reading
+from armo_ray.text.labels import columns_read
+from armo_ray.text.layouts import layout_and_reading
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Ids
 

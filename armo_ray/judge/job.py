@@ -25,6 +25,7 @@ from armo_ray.storage import commits
 from armo_ray.storage.models import local_model
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
+from armo_ray.text import labels
 from armo_ray.text.paths import root_of
 from armo_ray.text.whole_text import WholeText
 
@@ -137,10 +138,12 @@ def _job(
         "fixed_weights": list(judge.weights),
         "schema_version": SCHEMA_VERSION,
         "run_fingerprint": settings["fingerprint"],
+        **labels.described(settings["labels"]),
     }
+    own = (*JUDGE_FIELDS, *labels.fields(settings["labels"]))
     return JudgeJob(
         **settings,
-        scores=scores_schema(judge.reward_names, kept, options.keep_text, metadata, JUDGE_FIELDS),
+        scores=scores_schema(judge.reward_names, kept, options.keep_text, metadata, own),
         about=_about(endpoint.model, judge),
         judge=judge,
         endpoint=endpoint,

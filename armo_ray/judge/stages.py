@@ -56,10 +56,9 @@ def read_calls(span: Span, job: JudgeJob) -> Iterator[pa.Table]:
 def _calls_of_unit(done: UnitRows, shard: Shard, job: JudgeJob, started: float) -> pa.Table:
     read, listed, rows = listed_calls(done, shard, job)
     seconds = {"read": time.perf_counter() - started, "tokenize": 0.0}
-    header = Header(
-        shard, done.unit, len(read.candidates), seconds, content=done.content, extra=extra_of(done)
-    )
     columns = row_columns(listed, read, shard, job)
+    extra = extra_of(done, columns, job)
+    header = Header(shard, done.unit, len(read.candidates), seconds, content=done.content, extra=extra)
     return pa.table({"header": header.to_array(), _ROWS: [pickle.dumps(rows)], **columns})
 
 

@@ -33,6 +33,7 @@ FLAGS = (
     "truncated",
     "tie",  # neither response of the row is preferred
     "kept_value_lost:NAME",  # null in a kept column, because its type cannot hold the input's value
+    "label_lost:NAME",  # missing label, because the input's value is not a number or is not of one response
     "odd_roles",  # two consecutive assistant turns, or a system message after the start
     "structured",  # has tools, tool calls or reasoning that the template renders; prompt and response have them as text
     "tool_calls_as_text",  # tool calls were rendered as text, by --tool-calls text

@@ -21,7 +21,8 @@ from armo_ray.storage.shard_rows import NumberedRows, read_shard
 from armo_ray.storage.shards import Shard, stat_shard
 from armo_ray.storage.store import Store
 from armo_ray.text.conversations import candidates_of
-from armo_ray.text.layouts import Layout, columns_read, layout_and_reading
+from armo_ray.text.labels import columns_read
+from armo_ray.text.layouts import Layout, layout_and_reading
 from armo_ray.text.messages import Reading
 
 TEXT = pa.schema(

@@ -44,6 +44,7 @@ _MEANING = {
     "verdicts": "what the judge wrote of the candidate, by call",
     "agreement": "fraction of the verdicts that equal the most frequent one",
     "order_flips": "fraction of its contests in which the order decides",
+    "labels": "numbers that the input gives to the response; null where it gives none",
     "disagreement": "share of the votes of an ensemble that are not those of the majority",
     "prompt": "messages before the response",
     "response": "messages of the response",

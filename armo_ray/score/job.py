@@ -25,10 +25,22 @@ from armo_ray.outputs.schema import SCHEMA_VERSION, STEP_SCORES, scores_schema
 from armo_ray.score import kept_columns
 from armo_ray.score.config import ScoreConfig
 from armo_ray.score.partitions import columns_to_keep
-from armo_ray.score.run import Check, Job, Scorer, detected, job_of, kept_types, prepare_runs
+from armo_ray.score.run import (
+    Check,
+    Job,
+    Scorer,
+    detected,
+    job_of,
+    kept_types,
+    labels_read,
+    prepare_runs,
+    warn_of_labels,
+    with_labels,
+)
 from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.models import local_model
 from armo_ray.storage.units import Span
+from armo_ray.text import labels
 from armo_ray.text.input_columns import joined, of_names, of_schema
 
 logger = logging.getLogger(__name__)
@@ -87,13 +99,16 @@ def prepare_all(
 
 def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> ModelJob:
     """A job for rows with the columns `seen` that the caller reads and writes. Ignores `input` and `output`."""
-    scorer, columns = _scorer(config), columns_to_keep({**config.keep, **config.keep_json}, (), [])
+    scorer = _scorer(config)
+    columns = columns_to_keep({**config.keep, **config.keep_json}, (), [], with_labels(config))
     found = joined(
         of_schema(block.schema) if block.schema and block.schema.names else of_names(block.names)
         for block in seen
     )
     layout = detected(found, config, scorer)
-    job: Any = job_of(config, scorer, layout, columns, kept_types(columns, config, seen))
+    given = labels_read(config, layout, found)
+    warn_of_labels(given, seen)
+    job: Any = job_of(config, scorer, layout, columns, kept_types(columns, config, seen), given)
     return job  # type: ignore[no-any-return]
 
 
@@ -202,6 +217,7 @@ def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: 
         "dtype": config.dtype,
         "schema_version": SCHEMA_VERSION,
         "run_fingerprint": settings["fingerprint"],
+        **labels.described(settings["labels"]),
     }
     if model.reference is not None:
         metadata["reference_model"] = config.reference_model
@@ -210,7 +226,7 @@ def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: 
         metadata["reward_transform_matrix"] = checkpoint.transform
     else:
         metadata["fixed_weights"] = checkpoint.coefficients
-    own = (STEP_SCORES,) if checkpoint.family.by_step else ()
+    own = (*((STEP_SCORES,) if checkpoint.family.by_step else ()), *labels.fields(settings["labels"]))
     return ModelJob(
         **settings,
         about=_about(config, model, metadata),

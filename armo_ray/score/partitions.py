@@ -3,37 +3,40 @@
 Their names must differ in more than case, because DuckDB and other readers of the output ignore case.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.schema import RESERVED
 from armo_ray.storage.parts import NULL
 from armo_ray.storage.shards import Shard
+from armo_ray.text.labels import COLUMN
 
 
 def columns_to_keep(
-    keep: Mapping[str, str], partition_by: Sequence[str], shards: Sequence[Shard]
+    keep: Mapping[str, str], partition_by: Sequence[str], shards: Sequence[Shard], with_labels: bool = False
 ) -> dict[str, str]:
     """The input columns to store in the scores: name in the scores -> input column.
 
-    These are the kept columns, and the partition columns that are neither kept nor a directory of the input.
+    These are the kept columns, and the partition columns that are neither kept nor a directory of the input. Scores
+    with labels have a column `labels` too.
 
     Raises ConfigError if two names, or a name and a column of the scores, are the same or differ only in case.
     """
+    reserved = RESERVED | {COLUMN} if with_labels else RESERVED
     for name in partition_by:
-        if name.lower() in RESERVED and name != "role":
+        if name.lower() in reserved and name != "role":
             raise ConfigError(
                 f"partition-by: {name}: the only column of the scores that can be used is role; rename the column of "
                 f"the input: --keep input_{name}={name} --partition-by input_{name}"
             )
     for shard in shards:
-        _check_directories(shard)
+        _check_directories(shard, reserved)
     directories = [{name for name, _ in shard.partitions} for shard in shards] or [set()]
     everywhere, somewhere = set.intersection(*directories), set.union(*directories)
     if mixed := sorted((somewhere - everywhere).intersection(partition_by)):
         raise ConfigError(f"partition-by: {mixed[0]} is a directory of some shards of the input only")
     for name, column in keep.items():
-        if name.lower() in RESERVED:
+        if name.lower() in reserved:
             raise ConfigError(
                 f"keep: {name} is a column of the scores already{_whatever_case(name, name.lower())}; "
                 f"rename it: --keep input_{name}={column}"
@@ -44,7 +47,7 @@ def columns_to_keep(
     return columns
 
 
-def _check_directories(shard: Shard) -> None:
+def _check_directories(shard: Shard, reserved: Set[str]) -> None:
     """Raises ConfigError if the hive directories of a shard could not be read back from the scores."""
     seen: dict[str, str] = {}
     for name, value in shard.partitions:
@@ -54,7 +57,7 @@ def _check_directories(shard: Shard) -> None:
             raise ConfigError(
                 f"input {shard.uri}: its directory {name}={value} has no {missing}: rename it{null_advice}"
             )
-        if (lower := name.lower()) in RESERVED:
+        if (lower := name.lower()) in reserved:
             raise ConfigError(
                 f"input {shard.uri}: its directory {name}={value} would be a column of the scores, which already "
                 f"have a column {lower}: rename the directory, for example to input_{name}={value}"

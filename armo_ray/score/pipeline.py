@@ -6,6 +6,7 @@ The driver only counts the commit records that come out of the graph.
 import logging
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -31,10 +32,12 @@ from armo_ray.score.run_options import RunOptions
 from armo_ray.score.stages import candidate_rows, read_and_tokenize, tokenize_rows, write_and_commit
 from armo_ray.score.status import of_totals
 from armo_ray.storage import commits, lock, resume
+from armo_ray.storage.commit_log import CommitLog
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.records import Totals
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, count_units
+from armo_ray.text import labels
 from armo_ray.verify.model import report, verify_model
 
 logger = logging.getLogger(__name__)
@@ -79,6 +82,7 @@ def commit_units(job: Job, spans: list[Span], config: RunOptions, execute: Execu
                 _record_stop(store, Card(store, job, config.input), config.command, error)
             raise
         totals, of_input = log.totals(), log.totals(sources=uris)
+        _log_lost_labels(log, job)
         try:
             Card(store, job, config.input).complete(log)
         except Exception as error:  # the scores are complete without it
@@ -86,6 +90,21 @@ def commit_units(job: Job, spans: list[Span], config: RunOptions, execute: Execu
         status_file.write(store, config.command, of_totals(of_input, config), totals)
     _log_vanished(resume.vanished(log.sources(), uris, config.input), job)
     return totals, of_input
+
+
+def _log_lost_labels(log: CommitLog, job: Job) -> None:
+    """Warn of labels that could not be read; their candidates are flagged."""
+    lost: Counter[str] = Counter()
+    for record in log.records() if job.labels else ():
+        lost.update(dict(record.extra).get(labels.LOST, {}))
+    for name, count in lost.items():
+        logger.warning(
+            "label %s of %d candidates could not be read: it is missing, and they are flagged %s:%s",
+            name,
+            count,
+            labels.LOST,
+            name,
+        )
 
 
 def _record_stop(store: Store, card: Card, command: str, error: BaseException) -> None:

@@ -5,7 +5,7 @@ Imports neither torch nor ray.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +23,10 @@ from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, cut
+from armo_ray.text import label_options, labels
 from armo_ray.text.detect import detect
 from armo_ray.text.input_columns import InputColumns
+from armo_ray.text.labels import Label, Labels
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import Reading
 from armo_ray.version import __version__
@@ -56,12 +58,14 @@ class Job:
     about: tuple[
         tuple[str, str], ...
     ] = ()  # what the dataset card says of what gives the scores: names and texts
+    labels: Labels = field(default_factory=dict)  # numbers given to the responses, by name
     unread: tuple[str, ...] = ()  # input columns that are not read, to be displayed
 
     @property
     def columns(self) -> list[str]:
         """The input columns to read."""
-        return list(dict.fromkeys((*self.layout.sources, *self.carried.values())))
+        read = (*self.layout.sources, *self.carried.values(), *labels.sources_of(self.labels))
+        return list(dict.fromkeys(read))
 
 
 class Scorer(NamedTuple):
@@ -110,13 +114,18 @@ def _checked(config: RunOptions, scorer: Scorer, check: Check | None) -> _Checke
     if not shards:
         raise ConfigError(f"output {config.output}: the whole input lies in it")
     parts.check_directories(store, shards)
-    columns = columns_to_keep({**config.keep, **config.keep_json}, config.partition_by, shards)
+    columns = columns_to_keep(
+        {**config.keep, **config.keep_json}, config.partition_by, shards, with_labels(config)
+    )
     seen = survey.survey(shards)
     chosen = _selection(config, shards)
     layout = detected(seen.found, config, scorer)
     survey.check(seen, layout)
-    unread = survey.unread(seen, layout, columns.values())
+    given = labels_read(config, layout, seen.found)
+    unread = survey.unread(seen, layout, (*columns.values(), *labels.sources_of(given)))
     logger.info("layout %s: %s", layout.title, ", ".join(f"{k}={v}" for k, v in layout.columns.items()))
+    if given:
+        logger.info("labels: %s", ", ".join(f"{name}={label.column}" for name, label in given.items()))
     logger.info("columns that are not read: %s", ", ".join(unread) or "none")
     kept_seen = [
         kept_columns.Seen(sample.shard.uri, list(sample.found.names), sample.schema, sample.rows)
@@ -124,14 +133,15 @@ def _checked(config: RunOptions, scorer: Scorer, check: Check | None) -> _Checke
         if sample.found.names
     ]
     kept = kept_types(columns, config, kept_seen)
+    warn_of_labels(given, kept_seen)
     details = {"config": config.model_dump(mode="json"), "versions": _versions(), "carried": _encode(kept)}
-    identity = _identity(config, scorer, layout, columns, chosen)
+    identity = _identity(config, scorer, layout, columns, given, chosen)
     run = commits.open_run(store, identity, details, write=False)
     log = commits.read_log(store, run)  # raises if a record is damaged, before any work
     committed = log.units_in_shards({shard.hash for shard in shards})
     kept = _decode(run.carried)  # types from the first run: a later shard must not change them
     kept_columns.check(kept, columns, config.keep_json, kept_seen)
-    job = replace(job_of(config, scorer, layout, columns, kept, chosen), unread=tuple(unread))
+    job = replace(job_of(config, scorer, layout, columns, kept, given, chosen), unread=tuple(unread))
     try:
         shards = settled(store, shards, committed, job.columns)
     except OSError as error:
@@ -151,20 +161,22 @@ def job_of(
     layout: Layout,
     columns: dict[str, str],
     kept: pa.Schema,
+    given: Labels,
     chosen: "Selection | None" = None,
 ) -> Job:
-    """The job of a run, given its layout, its kept columns and their types."""
+    """The job of a run, given its layout, its kept columns and their types, and its labels."""
     settings = {
         "output": config.output,
         "layout": layout,
         "reading": _reading(config),
         "unit_rows": config.unit_rows,
-        "fingerprint": fingerprint_of(_identity(config, scorer, layout, columns, chosen)),
+        "fingerprint": fingerprint_of(_identity(config, scorer, layout, columns, given, chosen)),
         "carried": columns,
         "as_json": tuple(config.keep_json),
         "keep_text": config.keep_text,
         "partition_by": config.partition_by,
         "selection": chosen,
+        "labels": given,
     }
     return scorer.make(settings, kept)
 
@@ -172,6 +184,31 @@ def job_of(
 def detected(found: InputColumns, config: RunOptions, scorer: Scorer) -> Layout:
     """The layout of an input with these columns. Raises ConfigError."""
     return detect(found, config.layout, config.column, config.winner, config.ignore, scorer.step_end)
+
+
+def with_labels(config: RunOptions) -> bool:
+    """Whether the scores may have a column of labels."""
+    return bool(config.label) or config.labels_by_default
+
+
+def labels_read(config: RunOptions, layout: Layout, found: InputColumns) -> dict[str, Label]:
+    """The labels that a run reads from an input with these columns. Raises ConfigError."""
+    if not config.label and config.labels_by_default:
+        return label_options.default_labels(layout, found)
+    return label_options.resolve(config.label, layout, found)
+
+
+def warn_of_labels(given: Labels, seen: Sequence[kept_columns.Seen]) -> None:
+    """Warn of each label whose column some shards or blocks lack: it is missing in all their rows."""
+    for name in given:
+        if without := [shard.uri for shard in seen if name in labels.lacking(given, shard.names)]:
+            logger.warning(
+                "label %s is missing in the %d shards that lack column %s, the first is %s",
+                name,
+                len(without),
+                given[name].column,
+                without[0],
+            )
 
 
 def _selection(config: RunOptions, shards: "Sequence[Shard]") -> "Selection | None":
@@ -194,14 +231,17 @@ def _identity(
     scorer: Scorer,
     layout: Layout,
     columns: dict[str, str],
+    given: Labels,
     chosen: "Selection | None",
 ) -> dict[str, Any]:
     """The settings that rows, columns or units depend on; two runs can share an output only if these are equal."""
     as_json = {"keep_json": sorted(config.keep_json)} if config.keep_json else {}
     only = {"only": chosen.recorded()} if chosen else {}
+    labelled = {"labels": labels.record(given)} if given else {}
     return (
         as_json
         | only
+        | labelled
         | {
             **scorer.identity,
             "layout": layout.record(),

@@ -33,6 +33,7 @@ class RunOptions(DatedOptions):
     """What to read, how to read it, and where to write what is made of it."""
 
     command: ClassVar[str] = "score"
+    labels_by_default: ClassVar[bool] = False  # whether those of a named layout are read without --label
 
     input: Annotated[Places, Help("required", "URI")] = Field(min_length=1)
     """Files, directories or globs of .parquet, .jsonl or .ndjson (.gz, .zst)."""
@@ -62,6 +63,8 @@ class RunOptions(DatedOptions):
 
     keep: Annotated[Mapping[str, Name], Help("what is written", "COLUMN")] = {}
     """Input columns to copy into the scores, as COLUMN or NAME=COLUMN."""
+    label: Annotated[Mapping[str, Name], Help("what is written", "NAME=COLUMN")] = {}
+    """Numbers given to responses, as NAME=COLUMN, NAME=FIRST,SECOND or auto."""
     keep_json: Annotated[Mapping[str, Name], Help("what is written", "COLUMN")] = {}
     """The same, as JSON text: for values that fit no single Parquet type."""
     keep_text: Annotated[bool, Help("what is written")] = False
@@ -107,7 +110,7 @@ class RunOptions(DatedOptions):
             raise ValueError("only_where: give it together with --earlier OUT")
         return self
 
-    @field_validator("column", "keep", "keep_json", "winner", "role", mode="before")
+    @field_validator("column", "keep", "keep_json", "label", "winner", "role", mode="before")
     @classmethod
     def _paired(cls, value: Any) -> Any:
         """Convert ["a", "b=c"] to {"a": "a", "b": "c"}, and "a" to {"a": "a"}."""

@@ -27,6 +27,7 @@ from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.column_roles import content_of
 from armo_ray.text.conversations import Candidate
+from armo_ray.text.labels import Label, UnreadableError, values_of
 from armo_ray.text.layouts import Layout
 from armo_ray.text.messages import unread_keys
 from armo_ray.text.paths import Rejected, value_at
@@ -56,6 +57,14 @@ class Place(NamedTuple):
     row: Row
 
 
+class LabelTrial(NamedTuple):
+    """How often a label was found, and how often it could not be read, with an example."""
+
+    found: int = 0
+    lost: int = 0
+    example: str = ""  # shard, row and reason
+
+
 class Trial(NamedTuple):
     """The result of a trial."""
 
@@ -63,6 +72,7 @@ class Trial(NamedTuple):
     candidates: int
     rejects: list[tuple[str, int, str, str]]  # shard, row, reason and detail
     encoded: Mapping[str, str]  # by role: path of a column whose texts are all serialized messages
+    labels: Mapping[str, "LabelTrial"] = {}  # by name
 
 
 def check(job: ModelJob, spans: Sequence[Span], config: ScoreConfig) -> None:
@@ -74,16 +84,21 @@ def check(job: ModelJob, spans: Sequence[Span], config: ScoreConfig) -> None:
         trial = take(job, spans)
         if trial is not None and (reason := refusal(trial, config)):
             raise ConfigError(reason)
+        for name, label in trial.labels.items() if trial is not None else ():
+            if label.lost:
+                logger.warning("%s", _lost(name, label))
 
 
 def take(job: ModelJob, spans: Sequence[Span]) -> Trial | None:
     """Read and tokenize the first rows of the spans. Returns None if that kills the process or takes too long."""
     places, candidates, owners = list(first_rows(job, spans, ROWS)), [], []
+    given = dict.fromkeys(job.labels, LabelTrial())
     size = rows = 0
     for place in places:
         own = row_candidates(place.row, job)
         size += sum(map(_size, own))
         candidates += own
+        given = {name: _counted(given[name], place, label, own) for name, label in job.labels.items()}
         owners += [place] * len(own)
         rows += 1
         if size > _CHARACTERS:
@@ -95,7 +110,24 @@ def take(job: ModelJob, spans: Sequence[Span]) -> Trial | None:
     if rejects is None:
         return None
     located = [(owners[i].uri, owners[i].number, reason, detail) for i, reason, detail in rejects]
-    return Trial(rows, len(candidates), located, _encoded([place.row for place in places[:rows]], job.layout))
+    encoded = _encoded([place.row for place in places[:rows]], job.layout)
+    return Trial(rows, len(candidates), located, encoded, given)
+
+
+def _counted(trial: LabelTrial, place: Place, label: Label, candidates: Sequence[Candidate]) -> LabelTrial:
+    """The counts with those of a row."""
+    values = [] if isinstance(place.row, BadRow) else values_of(place.row, label, candidates)
+    errors = [value for value in values if isinstance(value, UnreadableError)]
+    found = trial.found + sum(isinstance(value, float) for value in values)
+    example = trial.example or (f"{place.uri} row {place.number}: {errors[0]}" if errors else "")
+    return LabelTrial(found, trial.lost + len(errors), example)
+
+
+def _lost(name: str, label: LabelTrial) -> str:
+    return (
+        f"label {name}: {label.lost} of the {label.lost + label.found} values in the first rows cannot be read, for "
+        f"example {label.example}"
+    )
 
 
 def first_rows(job: ModelJob, spans: Sequence[Span], most: int) -> Iterator[Place]:
@@ -119,6 +151,9 @@ def refusal(trial: Trial, config: RunOptions) -> str | None:
                 f"to parse JSON use --column {role}={path}[] (convert Python literals to JSON first), to score the "
                 f"text as it is use --column {role}={path}"
             )
+    for name, label in trial.labels.items():
+        if label.lost and not label.found:
+            return f"{_lost(name, label)}. --label {name}=COLUMN says where the numbers are"
     most = config.max_reject_fraction
     rejects = [reject for reject in trial.rejects if reject[2] != "skipped"]  # requested by --winner
     fraction = len(rejects) / max(trial.candidates, 1)

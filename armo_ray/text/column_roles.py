@@ -20,6 +20,9 @@ class RowContent(NamedTuple):
     system: Any = None
     tools: Any = None  # the tools that the model may call: a list of their schemas, or JSON of that list
     flags: tuple[str, ...] = ()  # for every candidate of the row
+    places: tuple[
+        int, ...
+    ] = ()  # of the responses in the order in which the row holds them; empty: the same order
 
 
 def content_of(row: Mapping[str, Any], layout: Layout) -> RowContent:
@@ -34,13 +37,16 @@ def content_of(row: Mapping[str, Any], layout: Layout) -> RowContent:
     }
     if layout.shape is not None:
         values = SHAPES[layout.shape](values)
-    responses, flags = _RESPONSES[layout.kind](values, layout)
+    content = _RESPONSES[layout.kind](values, layout)
     if "prefix" in values:
-        responses = [(role, _continued(values["prefix"], value)) for role, value in responses]
+        responses = [(role, _continued(values["prefix"], value)) for role, value in content.responses]
+        content = content._replace(responses=responses)
     prompt, tools = values.get("prompt"), values.get("tools")
     if "input" in values or "history" in values:
         prompt = _prompt(values, layout)
-    return RowContent(responses, prompt, values.get("system"), None if is_empty(tools) else tools, flags)
+    return content._replace(
+        prompt=prompt, system=values.get("system"), tools=None if is_empty(tools) else tools
+    )
 
 
 def _as_text(value: Any) -> Any:
@@ -77,24 +83,27 @@ def _check_present(row: Mapping[str, Any], layout: Layout) -> None:
         raise Rejected("malformed_row", detail.encode("utf-8", "backslashreplace").decode())
 
 
-def _preference(values: Mapping[str, Any], _: Layout) -> tuple[Responses, tuple[str, ...]]:
+def _preference(values: Mapping[str, Any], _: Layout) -> RowContent:
     if "tied" in values:
-        return [("response", response) for response in values["tied"]], ("tie",)
+        return RowContent([("response", response) for response in values["tied"]], flags=("tie",))
     roles = ("chosen", "rejected")
-    return [(role, response) for role in roles for response in _several(values[role])], ()
+    responses = [(role, response) for role in roles for response in _several(values[role])]
+    places = values.get("places", ())
+    return RowContent(responses, places=places if len(places) == len(responses) else ())
 
 
-def _rollouts(values: Mapping[str, Any], layout: Layout) -> tuple[Responses, tuple[str, ...]]:
+def _rollouts(values: Mapping[str, Any], layout: Layout) -> RowContent:
     if "response" in values:
-        return [("response", values["response"])], ()
+        return RowContent([("response", values["response"])])
     if "steps" in values:
-        return [("response", response) for response in _of_steps(values["steps"], layout.step_end)], ()
+        steps = _of_steps(values["steps"], layout.step_end)
+        return RowContent([("response", response) for response in steps])
     responses = values["responses"]
     if not isinstance(responses, list):
         raise Rejected("malformed_row", f"responses is {kind_of(responses)}, expected a list")
     if not responses:
         raise Rejected("empty_response", "the list of responses is empty")
-    return [("response", response) for response in responses], ()
+    return RowContent([("response", response) for response in responses])
 
 
 def _of_steps(value: Any, step_end: str) -> list[str]:
@@ -116,7 +125,7 @@ def _step(step: Any, mark: str, step_end: str) -> str:
     return text
 
 
-def _messages(values: Mapping[str, Any], _: Layout) -> tuple[Responses, tuple[str, ...]]:
+def _messages(values: Mapping[str, Any], _: Layout) -> RowContent:
     messages = values["messages"]
     if isinstance(messages, str):
         messages = decoded(messages, "messages")
@@ -127,7 +136,7 @@ def _messages(values: Mapping[str, Any], _: Layout) -> tuple[Responses, tuple[st
             "malformed_row",
             "every assistant turn is only + or -: these are rated steps; read them with --layout rlhflow-prm",
         )
-    return [("response", messages)], ()
+    return RowContent([("response", messages)])
 
 
 def _is_verdict(turns: Sequence[Any]) -> bool:
@@ -144,12 +153,14 @@ _ROLES = {
 }
 
 
-def _pairs(values: Mapping[str, Any], layout: Layout) -> tuple[Responses, tuple[str, ...]]:
+def _pairs(values: Mapping[str, Any], layout: Layout) -> RowContent:
     verdict = _verdict(values, layout)
     if verdict == "skip":
         raise Rejected("skipped", f"winner {_key(values['winner'])!r} is set aside with --winner")
     responses = list(zip(_ROLES[verdict], (values["first"], values["second"]), strict=True))
-    return sorted(responses, key=lambda response: response[0]), ("tie",) if verdict == "tie" else ()
+    flags = ("tie",) if verdict == "tie" else ()
+    places = (1, 0) if verdict == "second" else (0, 1)  # chosen before rejected
+    return RowContent([responses[place] for place in places], flags=flags, places=places)
 
 
 def _verdict(values: Mapping[str, Any], layout: Layout) -> str:
@@ -186,7 +197,7 @@ def _rating(value: Any, role: str) -> float:
     return number
 
 
-_RESPONSES: dict[str, Callable[[Mapping[str, Any], Layout], tuple[Responses, tuple[str, ...]]]] = {
+_RESPONSES: dict[str, Callable[[Mapping[str, Any], Layout], RowContent]] = {
     "preference": _preference,
     "rollouts": _rollouts,
     "messages": _messages,

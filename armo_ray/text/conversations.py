@@ -8,7 +8,7 @@ chats with OpenAI's or ShareGPT's keys, including tools, tool calls and reasonin
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from armo_ray.model.chat import Messages
@@ -27,8 +27,9 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 class Candidate:
     """One response and the messages before it, or the reason why it cannot be scored.
 
-    `index` counts the candidates of a row from 0; it is None if the row could not be parsed. `extra` holds the tool
-    calls and the reasoning of the response's turn, `tools` the schemas of the tools that it may call.
+    `index` counts the candidates of a row from 0; it is None if the row could not be parsed. `place` counts them in the
+    order in which the row holds them, which differs where a column says which of them was chosen. `extra` holds the
+    tool calls and the reasoning of the response's turn, `tools` the schemas of the tools that it may call.
     """
 
     index: int | None
@@ -40,6 +41,7 @@ class Candidate:
     flags: tuple[str, ...] = ()
     extra: Mapping[str, Any] | None = None
     tools: list[Any] | None = None
+    place: int | None = field(default=None, compare=False)  # unknown where text was kept with scores
 
     @property
     def turn(self) -> Message:
@@ -76,9 +78,10 @@ def candidates_of(row: Mapping[str, Any], layout: Layout, reading: Reading = AS_
         reason, detail = rejection.args
         return [Candidate(None, None, [], "", reason, detail)]
     shared = _shared(content, reading)
+    places = content.places or range(len(content.responses))
     return [
-        _candidate(index, role, shared, value, reading)
-        for index, (role, value) in enumerate(content.responses)
+        _candidate(index, place, role, shared, value, reading)
+        for index, (place, (role, value)) in enumerate(zip(places, content.responses, strict=True))
     ]
 
 
@@ -92,7 +95,9 @@ def _shared(content: RowContent, reading: Reading) -> _Shared | Rejected:
     return _Shared(prompt, system, tools, frozenset(flags))
 
 
-def _candidate(index: int, role: str, shared: _Shared | Rejected, value: Any, reading: Reading) -> Candidate:
+def _candidate(
+    index: int, place: int, role: str, shared: _Shared | Rejected, value: Any, reading: Reading
+) -> Candidate:
     try:
         if isinstance(shared, Rejected):
             raise shared
@@ -102,10 +107,10 @@ def _candidate(index: int, role: str, shared: _Shared | Rejected, value: Any, re
         _check(before, response, shared.tools, flags)
     except Rejected as rejection:
         reason, detail = rejection.args
-        return Candidate(index, role, [], "", reason, detail)
+        return Candidate(index, role, [], "", reason, detail, place=place)
     extra = {key: entry for key, entry in response.items() if key not in ("role", "content")} or None
     candidate = Candidate(
-        index, role, before, response["content"], None, None, tuple(sorted(flags)), extra, shared.tools
+        index, role, before, response["content"], None, None, tuple(sorted(flags)), extra, shared.tools, place
     )
     return candidate if reading.tool_calls == "template" else _as_text(candidate)
 
@@ -116,7 +121,9 @@ def _as_text(candidate: Candidate) -> Candidate:
         return candidate
     *before, response = as_text([*candidate.prompt, candidate.turn], candidate.tools)
     flags = tuple(sorted({*candidate.flags, "tool_calls_as_text"}))
-    return Candidate(candidate.index, candidate.role, before, response["content"], flags=flags)
+    return Candidate(
+        candidate.index, candidate.role, before, response["content"], flags=flags, place=candidate.place
+    )
 
 
 def _prompt(prompt: Any, reading: Reading, flags: set[str]) -> Messages | None:

@@ -60,18 +60,26 @@ def detect(
 def _check_overrides(overrides: Mapping[str, str], available: InputColumns) -> None:
     for role, path in overrides.items():
         later = available.open_ended and role in CONTEXT_ROLES  # a row that was not sampled may have it
-        if path not in available.names and root_of(path) not in available.names and not later:
-            near = advice(root_of(path), sorted(available.names))
-            raise ConfigError(f"--column {role}={path}: no column {root_of(path)}; {near}")
-        if steps_of(path) and path not in available.paths and _is_known(path, available):
-            raise ConfigError(
-                f"--column {role}={path}: no such path; {advice(path, sorted(available.paths))}"
-            )
+        if not later or root_of(path) in available.names:
+            check_path(f"--column {role}={path}", path, available)
 
 
-def _is_known(path: str, available: InputColumns) -> bool:
+def check_path(option: str, path: str, available: InputColumns, sampled: bool = False) -> None:
+    """Raises ConfigError if an input does not have a path; the message begins with `option`.
+
+    With `sampled`, the rows that were sampled must have it too, as far as their values are not JSON text.
+    """
+    if path not in available.names and root_of(path) not in available.names:
+        raise ConfigError(
+            f"{option}: no column {root_of(path)}; {advice(root_of(path), sorted(available.names))}"
+        )
+    if steps_of(path) and path not in available.paths and _is_known(path, available, sampled):
+        raise ConfigError(f"{option}: no such path; {advice(path, sorted(available.paths))}")
+
+
+def _is_known(path: str, available: InputColumns, sampled: bool) -> bool:
     """Whether it is certain which paths exist there: text on the way could hold JSON with more of them."""
-    if available.open_ended or "[" in path.replace("[]", ""):
+    if (available.open_ended and not sampled) or "[" in path.replace("[]", ""):
         return False
     last = max((p for p in available.paths if path.startswith((f"{p}.", f"{p}["))), key=len, default="")
     return any(p.startswith((f"{last}.", f"{last}[")) for p in available.paths)

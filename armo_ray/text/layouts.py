@@ -46,11 +46,6 @@ RESPONSE_ROLES = ("chosen", "rejected", "responses", "response", "steps", "messa
 _OTHER_FIELDS = ("winner_values", "joint", "shape", "step_end", "ignored", "name")
 
 
-def columns_read(identity: Mapping[str, Any]) -> list[str]:
-    """The input columns that a run of this identity reads."""
-    return [*Layout.of_record(identity["layout"]).sources, *identity.get("keep", {}).values()]
-
-
 def layout_and_reading(identity: Mapping[str, Any]) -> tuple["Layout", Reading]:
     """How a run of this identity reads rows and messages."""
     return Layout.of_record(identity["layout"]), Reading.of(identity)

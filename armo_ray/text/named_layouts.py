@@ -2,10 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from armo_ray.text.input_columns import InputColumns
 from armo_ray.text.paths import ALL, root_of, steps_of
+
+
+class Declared(NamedTuple):
+    """A label of a public data set: where its rows hold it, and the range of its values. See `labels.Label`."""
+
+    columns: tuple[str, ...]
+    low: float
+    high: float
+    where: tuple[str, str] | None = None
+    match: tuple[str, str] | None = None
+
+
+def _rated(low: float, high: float, **columns: str) -> dict[str, Declared]:
+    """Labels of one range, by name; two columns are separated by a comma."""
+    return {name: Declared(tuple(column.split(",")), low, high) for name, column in columns.items()}
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,7 @@ class Named:
     recognized: whether the layout is chosen by columns alone; otherwise only --layout chooses it, because a general
         layout reads the same rows.
     refused: why such rows cannot be scored, or empty.
+    labels: numbers that were given to the responses; those that an input lacks are not read.
     """
 
     name: str
@@ -37,6 +53,7 @@ class Named:
     recognized: bool = True
     refused: str = ""
     note: str = ""
+    labels: Mapping[str, Declared] = field(default_factory=dict)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -79,6 +96,15 @@ _BY_MODEL = {
     "model_b": "second",
     **dict.fromkeys(("tie", "tie (bothbad)", "both_bad", "bothbad"), "tie"),
 }
+_HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+_ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
+_CODE = ("complexity", "style", "explanation", "instruction-following", "readability")
+_OBJECTIVES = (
+    *(f"helpsteer-{name}" for name in _HELPSTEER),
+    *(f"ultrafeedback-{name}" for name in ("overall_score", *_ASPECTS)),
+    *("beavertails-is_safe", "prometheus-score", "argilla-overall_quality", "argilla-judge_lm"),
+    *(f"code-{name}" for name in _CODE),
+)
 _Q, _GOOD, _BAD = "Name a river in Ireland.", "The Shannon.", "The Box."
 
 _TABLE = (
@@ -149,11 +175,23 @@ _TABLE = (
             "instruction": _Q,
             "models": ["m1", "m2"],
             "completions": [
-                {"model": "m1", "response": _GOOD, "overall_score": 8.0},
-                {"model": "m2", "response": _BAD, "overall_score": 2.0},
+                {
+                    "model": "m1",
+                    "response": _GOOD,
+                    "overall_score": 8.0,
+                    "annotations": {name: {"Rating": "5"} for name in _ASPECTS},
+                },
+                {
+                    "model": "m2",
+                    "response": _BAD,
+                    "overall_score": 2.0,
+                    "annotations": {name: {"Rating": "N/A"} for name in _ASPECTS},
+                },
             ],
         },
-        "TRL examples/datasets/ultrafeedback.py",
+        "TRL examples/datasets/ultrafeedback.py; readers of its ratings, which are text",
+        labels=_rated(1, 10, overall_score="completions[].overall_score")
+        | _rated(1, 5, **{name: f"completions[].annotations.{name}.Rating" for name in _ASPECTS}),
         note="the system prompt of each completion is not read, as in UltraFeedback's own use",
     ),
     Named(
@@ -172,6 +210,7 @@ _TABLE = (
         "the card of HuggingFaceH4/ultrafeedback_binarized",
         needs=("messages", "score_chosen", "score_rejected"),
         aside=("messages",),
+        labels=_rated(1, 10, overall_score="score_chosen,score_rejected"),
     ),
     Named(
         "nectar",
@@ -192,10 +231,11 @@ _TABLE = (
         "helpsteer2",
         "rollouts",
         {"prompt": "prompt", "response": "response"},
-        {"prompt": _Q, "response": _GOOD, "helpfulness": 4, "correctness": 4, "coherence": 4},
-        "open-instruct scripts/data/preferences/helpsteer2.py; RLHFlow decision_tree/get_embeddings.py",
+        {"prompt": _Q, "response": _GOOD, **dict.fromkeys(_HELPSTEER, 4)},
+        "open-instruct scripts/data/preferences/helpsteer2.py; the cards of nvidia/HelpSteer and HelpSteer2",
         needs=("helpfulness", "correctness", "coherence"),
         shape="extra_id_turns",
+        labels=_rated(0, 4, **{name: name for name in _HELPSTEER}),
     ),
     Named(
         "helpsteer2-preference",
@@ -244,10 +284,93 @@ _TABLE = (
             "response_1": _GOOD,
             "better_response_id": 1,
             "safer_response_id": 0,
+            "is_response_0_safe": True,
+            "is_response_1_safe": False,
+            "response_0_severity_level": 0,
+            "response_1_severity_level": 3,
         },
         "open-instruct and Safe-RLHF's dataset classes",
         winner={"0": "first", "1": "second"},
         note="the better response is chosen; with --column winner=safer_response_id, the safer one",
+        labels=_rated(0, 1, is_safe="is_response_0_safe,is_response_1_safe")
+        | _rated(0, 3, severity_level="response_0_severity_level,response_1_severity_level"),
+    ),
+    Named(
+        "beavertails",
+        "rollouts",
+        {"prompt": "prompt", "response": "response"},
+        {
+            "prompt": _Q,
+            "response": _GOOD,
+            "category": {"terrorism,organized_crime": False},
+            "is_safe": True,
+        },
+        "readers of PKU-Alignment/BeaverTails",
+        needs=("category", "is_safe"),
+        labels=_rated(0, 1, is_safe="is_safe"),
+    ),
+    Named(
+        "prometheus-feedback",
+        "rollouts",
+        {"prompt": "orig_instruction", "response": "orig_response"},
+        {
+            "instruction": "###Task Description: ...",
+            "output": "Feedback: ... [RESULT] 4",
+            "orig_instruction": _Q,
+            "orig_response": _GOOD,
+            "orig_criteria": "Is the answer correct?",
+            "orig_reference_answer": _GOOD,
+            "orig_feedback": "It is.",
+            "orig_score": "4",
+        },
+        "remembered: prometheus-eval/Feedback-Collection",
+        verified=False,
+        needs=("orig_score",),
+        aside=("instruction", "input", "output"),
+        note="instruction and output are the prompt of a judge and its answer",
+        labels=_rated(1, 5, score="orig_score"),
+    ),
+    Named(
+        "code-ultrafeedback",
+        "rollouts",
+        {"prompt": "instruction", "responses": "responses[].response"},
+        {
+            "instruction": _Q,
+            "preference": "style",
+            "models": ["m1", "m2"],
+            "responses": [{"model": "m1", "response": _GOOD}, {"model": "m2", "response": _BAD}],
+            "annotations": [
+                {"model": "m2", "rating": "1", "rationale": "r"},
+                {"model": "m1", "rating": "5", "rationale": "r"},
+            ],
+        },
+        "the card of coseal/CodeUltraFeedback; martin-wey/CodeUltraFeedback src/utils/data_processing.py",
+        needs=("preference", "annotations[].model", "annotations[].rating"),
+        note="preference names what was rated, which is the label; ratings are in another order than responses",
+        labels={
+            name.replace("-", "_"): Declared(
+                ("annotations[].rating",),
+                1,
+                5,
+                ("preference", name),
+                ("responses[].model", "annotations[].model"),
+            )
+            for name in _CODE
+        },
+    ),
+    Named(
+        "armorm-multi-objective",
+        "messages",
+        {"messages": "messages"},
+        {
+            "dataset": "helpsteer",
+            "messages": [_user(_Q), _answer(_GOOD)],
+            **{name: 0.9 if name.startswith("helpsteer") else None for name in _OBJECTIVES},
+        },
+        "RLHFlow/RLHF-Reward-Modeling armo-rm/stage-1_prepare.py (RLHFlow/ArmoRM-Multi-Objective-Data-v0.1)",
+        needs=("helpsteer-helpfulness", "ultrafeedback-overall_score", "beavertails-is_safe"),
+        note="a row has the ratings of the data set that it comes from, scaled to 0-1, and nulls for the others",
+        labels=_rated(0, 1, **{name.replace("-", "_"): name for name in _OBJECTIVES}),
     ),
     Named(
         "lmsys-arena",

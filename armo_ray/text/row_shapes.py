@@ -167,11 +167,13 @@ def ranked(values: Values) -> Values:
     if len(entries) < 2 or not all(isinstance(rank, int | float) for rank in ranks):
         raise Rejected("malformed_row", f"the ranks are {ranks!r:.100}, expected two or more numbers")
     best = min(ranks)
-    chosen = [entry.get("completion") for entry in entries if entry["rank"] == best]
-    others = [entry.get("completion") for entry in entries if entry["rank"] != best]
+    said = [entry.get("completion") for entry in entries]
+    chosen = [i for i, rank in enumerate(ranks) if rank == best]
+    others = [i for i, rank in enumerate(ranks) if rank != best]
     if not others:
-        return {**values, "chosen": [], "rejected": [], "tied": chosen}
-    return {**values, "chosen": chosen, "rejected": others}
+        return {**values, "chosen": [], "rejected": [], "tied": said}
+    sides = {"chosen": [said[i] for i in chosen], "rejected": [said[i] for i in others]}
+    return {**values, **sides, "places": (*chosen, *others)}
 
 
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n?|\Z)", re.DOTALL)

@@ -30,7 +30,7 @@ def run(given: Given) -> int:
 
 def _check_output(output: str) -> int:
     from armo_ray.storage.store import Store
-    from armo_ray.text.layouts import columns_read
+    from armo_ray.text.labels import columns_read
     from armo_ray.verify.output import counts_of, examine
     from armo_ray.verify.sources import tell_states
 
@@ -47,7 +47,7 @@ def _check_output(output: str) -> int:
 
 
 def _repair(output: str) -> int:
-    from armo_ray.text.layouts import columns_read
+    from armo_ray.text.labels import columns_read
     from armo_ray.verify.repair import repair_output
 
     repaired = repair_output(output, columns_read)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 THERE, GONE, CHANGED, UNKNOWN = "unchanged", "gone", "changed", "unknown"
 
-# armo_ray.text.layouts.columns_read: the columns that a run with this identity reads
+# armo_ray.text.labels.columns_read: the columns that a run with this identity reads
 ColumnsRead = Callable[[Mapping[str, Any]], Sequence[str]]
 
 

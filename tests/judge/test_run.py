@@ -280,3 +280,21 @@ def test_rows_without_a_column_that_the_judge_shows_are_rejected_on_s3_too(
     assert judge(fake_chat, file, inputs, f"{s3}/out", *options) == 0
     assert control(fake_chat)["requests"] == 12
     assert verify_output(f"{s3}/out")[1] == []
+
+
+def test_labels_of_the_input_lie_beside_the_judges_scores(
+    fake_chat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("armo_ray.judge.pipeline.execute", execute_here)
+    (tmp_path / "rating.toml").write_text(RATING)
+    rows = [{"prompt": "q", "first": "a", "second": "b", "w": 2, "y": [1, n]} for n in ("4", "four")]
+    write_rows(tmp_path / "in" / "a.jsonl", rows)
+    control(fake_chat, text="Rating: 4")
+    options = ("--column", "first=first", "second=second", "winner=w", "--winner", "1=first", "2=second")
+    given = (*options, "--label", "r=y", "--keep-text")
+    assert judge(fake_chat, tmp_path / "rating.toml", tmp_path / "in", tmp_path / "out", *given) == 0
+    found = [
+        (row["response"][0]["content"], row["labels"]["r"], "label_lost:r" in row["flags"])
+        for row in rows_of(tmp_path / "out")
+    ]
+    assert found == [("b", 4.0, False), ("a", 1.0, False), ("b", None, True), ("a", 1.0, False)]

@@ -127,3 +127,35 @@ def test_what_a_dataset_cannot_keep_is_refused_with_the_column(local_ray: str, t
     )
     with pytest.raises(ConfigError, match=r"column x of the dataset holds a complex: .*--keep-json x"):
         score_dataset(ds, str(tiny_model), dtype="float32", keep=["x"])
+
+
+def test_a_dataset_has_labels_too(local_ray: str, tiny_model: Path) -> None:
+    rows = [
+        {
+            "prompt": "Name a tree.",
+            "responses": ["a", "b"],
+            "y": np.array([2.0, 3.5], np.float32),
+            "z": [True, None],
+        },
+        {
+            "prompt": "Name a tree.",
+            "responses": ["c", ""],
+            "y": np.array([1.0, 0.0], np.float32),
+            "z": [None, False],
+        },
+    ]
+    ds = ray.data.from_items(rows)
+    given = {"input": ["dataset"], "output": "dataset", "model": str(tiny_model), "dtype": "float32"}
+    job = prepare_dataset(
+        load_config(None, {**given, "label": ["y", "z"], "keep_text": True}), pipeline._seen(ds, False)
+    )
+    scorer, found = Scorer(job, "cpu"), dict[str | None, Any]()
+    for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in candidate_rows(scorer(pipeline._tokenize(batch, job)), job).to_pylist():
+            found[row["response"] and row["response"][0]["content"]] = row["labels"]
+    assert found == {
+        "a": {"y": 2.0, "z": 1.0},
+        "b": {"y": 3.5, "z": None},
+        "c": {"y": 1.0, "z": None},
+        None: None,
+    }

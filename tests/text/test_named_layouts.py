@@ -43,6 +43,10 @@ WRITTEN = {
     "helpsteer2-preference": [GREETED + text for text in PAIR],
     "helpsteer3": PAIR,
     "pku-saferlhf": PAIR,
+    "beavertails": ANSWER,
+    "prometheus-feedback": ANSWER,
+    "code-ultrafeedback": ANSWERS,
+    "armorm-multi-objective": ANSWER,
     "lmsys-arena": PAIR,
     "lmsys-arena-55k": [
         f"{GREETED}{PAIR[0]}",
@@ -291,7 +295,19 @@ def texts_of(value: Any) -> set[str]:
 def retold(value: Any, draw: Any) -> Any:
     """A row of the same format with new random texts."""
     if isinstance(value, dict):
-        keys = ("role", "from", "winner", "task", "prompt_id", "uuid", "id", "source", "model", "category")
+        keys = (
+            "role",
+            "from",
+            "winner",
+            "task",
+            "prompt_id",
+            "uuid",
+            "id",
+            "source",
+            "model",
+            "category",
+            "Rating",
+        )
         return {name: v if name in keys else retold(v, draw) for name, v in value.items()}
     if isinstance(value, list):
         return [retold(v, draw) for v in value]

@@ -26,7 +26,7 @@ from armo_ray.storage.commits import COMMITS, RUN, SUCCESS
 from armo_ray.storage.json_files import sealed, to_json
 from armo_ray.storage.records import CommitRecord, RunFile
 from armo_ray.storage.store import Store
-from armo_ray.text.layouts import columns_read
+from armo_ray.text.labels import columns_read
 from armo_ray.verify.output import verify_output
 from armo_ray.verify.repair import repair_output
 from armo_ray.verify.sources import describe, find_states

@@ -1,9 +1,11 @@
 """The first step, on a CPU: turns rows of a shard into token ids."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,7 @@ from armo_ray.storage.models import local_model
 from armo_ray.storage.readers import BadRow, Row, UnitRows
 from armo_ray.storage.shards import Shard
 from armo_ray.storage.units import Span, Unit
+from armo_ray.text import labels
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.tokenization import Encoder
 from armo_ray.text.tokenized import Tokenized
@@ -91,9 +94,13 @@ def _selected(unit: UnitRows, shard: Shard, selection: "Selection") -> UnitRows:
     return replace(unit, rows=rows, unselected=len(unit.rows) - len(rows))
 
 
-def extra_of(unit: UnitRows) -> tuple[tuple[str, Any], ...]:
-    """What the commit record of a unit tells besides its counts."""
-    return (("unselected", unit.unselected),) if unit.unselected else ()
+def extra_of(unit: UnitRows, columns: Mapping[str, pa.Array], job: Job) -> tuple[tuple[str, Any], ...]:
+    """What the commit record of a unit tells besides its counts; `columns` are those of `row_columns`."""
+    of_rows = columns["scored"].values.field("flags").to_pylist() if job.labels else []
+    flags = Counter(flag for own in of_rows for flag in own)
+    lost = {name: flags[flag] for name in job.labels if flags[flag := f"{labels.LOST}:{name}"]}
+    extra = {"unselected": unit.unselected, labels.LOST: lost}
+    return tuple((name, value) for name, value in extra.items() if value)
 
 
 def tokenize_rows(rows: list[dict[str, Any]], job: ModelJob) -> pa.Table:
@@ -126,7 +133,7 @@ def tokenized(done: UnitRows, shard: Shard, encoder: Encoder, job: ModelJob, sta
         seconds,
         num_tokens,
         content=done.content,
-        extra=extra_of(done),
+        extra=extra_of(done, columns, job),
     )
     return pa.table({"header": header.to_array(), **columns})
 
@@ -176,6 +183,7 @@ def _scored_rows(tokens: Tokenized, read: Read, job: Job) -> pa.Table:
     chosen = [read.candidates[i] for i in tokens.source]
     numbers = [read.numbers[i] for i in tokens.source]
     kept_of = _kept_values(numbers, [read.rows[i] for i in tokens.source], job)
+    labelled = _labels(read, job)
     columns: dict[str, list[Any]] = {
         "prompt_id": tokens.prompt_id,
         "source_row": numbers,
@@ -183,9 +191,15 @@ def _scored_rows(tokens: Tokenized, read: Read, job: Job) -> pa.Table:
         "role": [c.role for c in chosen],
         "num_prompt_tokens": tokens.num_prompt_tokens,
         "num_response_tokens": tokens.num_response_tokens,
-        "flags": [own + lost for own, (_, lost) in zip(tokens.flags, kept_of, strict=True)],
+        "flags": [
+            own + lost + labelled[i][1]
+            for own, (_, lost), i in zip(tokens.flags, kept_of, tokens.source, strict=True)
+        ],
     }
     fields = list(CANDIDATE_FIELDS)
+    if job.labels:
+        columns[labels.COLUMN] = [labelled[i][0] for i in tokens.source]
+        fields.append(job.scores.field(labels.COLUMN))
     for name in job.carried:
         columns[name] = [values[name] for values, _ in kept_of]
         fields.append(job.scores.field(name))
@@ -204,6 +218,17 @@ def _kept_values(numbers: list[int], rows: list[Row], job: Job) -> list[tuple[di
         if number not in by_number and not isinstance(row, BadRow):
             by_number[number] = kept_columns.values_of(row, job.carried, job.scores, job.as_json)
     return [by_number[number] for number in numbers]
+
+
+def _labels(read: Read, job: Job) -> list[tuple[dict[str, float | None], list[str]]]:
+    """The labels of every candidate that was read, and its flags."""
+    found: list[tuple[dict[str, float | None], list[str]]] = []
+    for _, group in groupby(range(len(read.numbers)), key=read.numbers.__getitem__):
+        own = list(group)
+        row = read.rows[own[0]]
+        candidates = [read.candidates[i] for i in own]
+        found += labels.labels_of({} if isinstance(row, BadRow) else row, job.labels, candidates)
+    return found
 
 
 def _reject_rows(tokens: Tokenized, read: Read, shard: Shard) -> pa.Table:
