@@ -29,6 +29,7 @@ CORE = {
         "formatting",
         "cluster",
         "endpoint",
+        "fitting",
     ),
 }
 COMMANDS = {
@@ -42,7 +43,7 @@ BETWEEN_COMMANDS = {("plan", "score"), ("judge", "score"), ("evaluate", "score")
     ("nightly", command) for command in ("score", "curate", "report")
 }
 ONLY_IN = {
-    "torch": {"engine", "tiny", "score", "bench"},
+    "torch": {"engine", "tiny", "score", "bench", "fitting"},
     "ray": {"cluster", "score", "judge"},
     "rich": {"score"},
     "aiohttp": {"endpoint"},

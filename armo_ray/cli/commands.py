@@ -99,8 +99,9 @@ COMMANDS = {
         ("armo_ray.curate.options:FilterOptions",),
     ),
     "reweigh": Command(
-        "Make new scores from stored rewards and gates, or from the scores of several models.",
-        "armo-ray reweigh OUT --output OTHER --mask helpsteer_verbosity --length-penalty 0.0001",
+        "Make new scores from stored rewards and gates, several models' scores, or labelled pairs.",
+        "armo-ray reweigh OUT --output OTHER --mask helpsteer_verbosity --length-penalty 0.0001\n"
+        "armo-ray reweigh OUT --output OTHER --fit-pairs PAIRS",
         "armo_ray.curate.reweigh:run",
         ("armo_ray.curate.options:ReweighOptions",),
     ),

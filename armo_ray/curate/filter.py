@@ -1,5 +1,6 @@
 """`armo-ray filter`: keeps the rows of scores that pass all rules, in their order and with all columns."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,24 @@ from armo_ray.curate import derived_output
 from armo_ray.curate.grown_output import lacking_units, output_of
 from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
-from armo_ray.expressions.expressions import parse
+from armo_ray.expressions.expressions import Expression, parse
 from armo_ray.formatting.tables import markdown_table
 from armo_ray.outputs.database import database
-from armo_ray.outputs.rules import PART, ROW, Rules, Top, find_failures, find_thresholds, values_of
+from armo_ray.outputs.rules import (
+    PART,
+    ROW,
+    Rules,
+    Top,
+    find_failures,
+    find_thresholds,
+    values_of,
+    without_values,
+)
 from armo_ray.outputs.scores import Scores, columns_of, open_scores, scan
 from armo_ray.outputs.text import find_sources
 from armo_ray.storage.json_files import to_json
+
+logger = logging.getLogger(__name__)
 
 _MAX_GROUPS = 100  # groups whose thresholds rules.json lists
 
@@ -31,6 +43,7 @@ class Selection:
     kept: Mapping[str, npt.NDArray[np.bool_]]  # by part, whether each of its rows passes
     patterns: Mapping[int, int]  # rows by the bits of the rules that they fail; 0 passes
     thresholds: Sequence[Mapping[str, Any]]
+    without_values: Sequence[Expression] = ()  # conditions that are null in every row
 
 
 def run(options: FilterOptions) -> None:
@@ -53,8 +66,11 @@ def run(options: FilterOptions) -> None:
         selection = select(con, scores, rules)
         counts = count_by_rule(options, selection.patterns)
         print(_markdown(counts))
+        missing = _missing(selection)
         if not selection.patterns.get(0) and not options.append:
-            raise ConfigError(f"none of the {scores.rows} rows passes")
+            raise ConfigError(f"none of the {scores.rows} rows passes{missing and f': {missing}'}")
+        if missing:
+            logger.warning("%s", missing)
         made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
         fingerprint = derived_output.begin(scores, store, made, {"keep_text": True} if options.text else {})
         packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
@@ -118,7 +134,17 @@ def select(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> Sele
         distinct, counts = np.unique(failed, return_counts=True)
         patterns.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
     by_part = dict(zip((part.uri for part in scores.parts), np.split(kept, ends[:-1]), strict=True))
-    return Selection(by_part, patterns, values_of(con, thresholds, _MAX_GROUPS))
+    missing = () if patterns.get(0) else without_values(con, relation, rules, thresholds)
+    return Selection(by_part, patterns, values_of(con, thresholds, _MAX_GROUPS), missing)
+
+
+def _missing(selection: Selection) -> str:
+    """What is said of conditions that no row could have met."""
+    return "; ".join(
+        f"{condition.text!r} finds no value in any of them: {', '.join(condition.columns)} "
+        f"{'is' if len(condition.columns) == 1 else 'or one of these is'} missing (null)"
+        for condition in selection.without_values
+    )
 
 
 def count_by_rule(options: FilterOptions, patterns: Mapping[int, int]) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ class FilterOptions(DatasetOptions):
 
 
 class ReweighOptions(DatasetOptions):
-    """Make new scores from stored rewards and gates, or from the scores of several models."""
+    """Make new scores from stored rewards and gates, from the scores of several models, or from labelled pairs."""
 
     weight: Annotated[
         Mapping[str, float], BeforeValidator(_named), Help("from one model", "OBJECTIVE=WEIGHT")
@@ -111,6 +111,17 @@ class ReweighOptions(DatasetOptions):
     """mean, min or mean-std of the standardized scores, or majority: votes on the order within a row."""
     risk: Annotated[float, Help("from several models", "X")] = Field(1.0, ge=0, allow_inf_nan=False)
     """With mean-std: deviations between models to subtract."""
+
+    fit_pairs: Annotated[Places, Help("from labelled pairs", "OUT")] = ()
+    """Outputs of score with the roles chosen and rejected, to fit to."""
+    fit: Annotated[Literal["weights", "temperature"], Help("from labelled pairs")] = "weights"
+    """A weight of each reward, or one factor of the score."""
+    test_fraction: Annotated[Finite, Help("from labelled pairs", "X")] = Field(0.2, gt=0, lt=1)
+    """Share of the prompts to measure on instead."""
+    folds: Annotated[int, Help("from labelled pairs", "N")] = Field(5, ge=2)
+    """Folds of prompts by which the L2 penalty of weights is chosen."""
+    seed: Annotated[int, Help("from labelled pairs", "N")] = 0
+    """Seed for the held-out prompts and the folds."""
 
     append: Annotated[bool, Help("what is written")] = False
     """Add what was scored since the last run to an existing output."""

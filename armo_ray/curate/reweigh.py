@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from armo_ray.curate import derived_output, ensemble
+from armo_ray.curate.fitted_formula import Fitted, fit
 from armo_ray.curate.grown_output import lacking_units, output_of
 from armo_ray.curate.options import ReweighOptions
 from armo_ray.errors import ConfigError
@@ -26,6 +27,7 @@ def run(options: ReweighOptions) -> None:
     """Write complete outputs with new scores, and compare their ranking with the old. Raises ConfigError."""
     if options.format != "parquet":
         raise ConfigError("--format jsonl: reweigh writes Parquet, for other commands to read")
+    _check_fit(options)
     if options.ensemble is not None:
         if options.append:
             raise ConfigError("--append: an ensemble standardizes the scores over all rows: make it anew")
@@ -39,8 +41,10 @@ def run(options: ReweighOptions) -> None:
     if options.length_penalty:
         with database(options) as con:
             check_counted(con, scores, "--length-penalty")
-    formula = formula_of(options, scores)
+    formula = {} if options.fit_pairs else formula_of(options, scores)
     with output_of(options, "reweigh") as store:
+        fitted = fit(options, scores) if options.fit_pairs else None
+        formula = fitted_formula(fitted, scores) if fitted else formula
         done = frozenset[str]()
         if options.append:
             lacking = lacking_units(scores, store)
@@ -48,6 +52,7 @@ def run(options: ReweighOptions) -> None:
                 return
             scores, done = lacking
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
+        made |= {"fit": fitted.details} if fitted else {}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
         fingerprint = derived_output.begin(scores, store, {**made, "scores": scores.outputs}, identity)
         derived_output.rewrite(
@@ -55,12 +60,57 @@ def run(options: ReweighOptions) -> None:
         )
         comparison = compare_with(options, scores, store.uri) if scores.parts else {}
         summary = [f"- {name}: {value}" for name, value in comparison.items()]
+        if fitted:
+            print(f"{fitted.about}\n")
+            comparison["fit"] = fitted.details
         print("\n".join(summary))
         if comparison:
             store.write("comparison.json", to_json(comparison))
         of = "of the rows that were added last " if options.append else ""
         about = "\n".join([f"The new scores {of}compared with the old:", "", *summary])
+        about = f"{fitted.about}\n\n{about}" if fitted else about
         derived_output.finish(store, options, "Reweighed scores", about)
+
+
+def _check_fit(options: ReweighOptions) -> None:
+    if not options.fit_pairs:
+        if given := options.model_fields_set & {"fit", "test_fraction", "folds", "seed"}:
+            raise ConfigError(f"--{min(given).replace('_', '-')} works only with --fit-pairs")
+        return
+    if options.append:
+        raise ConfigError("--append: a fit is of all pairs: give the weights that it printed with --weight")
+    others = ("weight", "factor", "mask", "transform", "length_penalty", "ensemble")
+    if given := options.model_fields_set.intersection(others):
+        raise ConfigError(f"--fit-pairs finds the formula: leave out --{min(given).replace('_', '-')}")
+
+
+def fitted_formula(fitted: Fitted, scores: Scores) -> dict[str, Any]:
+    """The changes to the metadata, as `formula_of`. A factor is of the present score, weights replace every formula."""
+    base = _base_of(scores)
+    if fitted.factor is None:
+        return _complete(base, {"fixed_weights": list(fitted.weights or ()), "ensemble": None})
+    present = scores.metadata
+    if present.get("ensemble") in ("min", "mean-std"):
+        raise ConfigError(
+            f"--fit temperature: the {present['ensemble']} of several scores has no factor: use --fit weights"
+        )
+    factors = present.get("objective_factors") or [1.0] * len(scores.reward_names)
+    formula = {name: present.get(name) for name in _BASE}
+    formula["objective_factors"] = [fitted.factor * float(factor) for factor in factors]
+    formula["length_penalty"] = fitted.factor * float(present.get("length_penalty") or 0.0)
+    return _complete(base, formula)
+
+
+def _base_of(scores: Scores) -> dict[str, Any]:
+    """The model's own formula."""
+    base: dict[str, Any] | None = scores.metadata.get("base")
+    return base or {name: scores.metadata.get(name) for name in _BASE}
+
+
+def _complete(base: dict[str, Any], formula: dict[str, Any]) -> dict[str, Any]:
+    formula = {**base, "objective_factors": None, "length_penalty": 0.0, "base": base, **formula}
+    text = json.dumps({**formula, "model_fingerprint": base["model_fingerprint"]}, sort_keys=True)
+    return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
 def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
@@ -69,8 +119,7 @@ def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
     They always start from the model's own formula, which `base` keeps: an earlier reweighing leaves no trace. Each
     formula has its own `model_fingerprint`, so that scores of two formulas cannot be mixed.
     """
-    names, base = scores.reward_names, scores.metadata.get("base")
-    base = base or {name: scores.metadata.get(name) for name in _BASE}
+    names, base = scores.reward_names, _base_of(scores)
     formula: dict[str, Any] = {}
     if options.weight and (options.factor or options.mask or options.transform):
         raise ConfigError("--weight replaces the model's weights: leave out --factor, --mask and --transform")
@@ -97,9 +146,7 @@ def formula_of(options: ReweighOptions, scores: Scores) -> dict[str, Any]:
         raise ConfigError(
             "nothing to change: give --weight, --factor, --mask, --transform or --length-penalty"
         )
-    formula = {**base, "objective_factors": None, "length_penalty": 0.0, "base": base, **formula}
-    text = json.dumps(formula, sort_keys=True)
-    return {**formula, "model_fingerprint": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+    return _complete(base, formula)
 
 
 def _vector(values: Mapping[str, float], names: tuple[str, ...], default: float, option: str) -> list[float]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from armo_ray.errors import ConfigError
 from armo_ray.explain.contrast import contrast
-from armo_ray.explain.find import find
+from armo_ray.explain.find import count_rejects, find
 from armo_ray.explain.options import ExplainOptions
 from armo_ray.explain.show import lines
 from armo_ray.explain.table import Matches, matching
@@ -27,6 +27,10 @@ def run(options: ExplainOptions) -> None:
 
 def _explained(options: ExplainOptions, row: str) -> Iterator[str]:
     found = find(options.output, row)
+    if row == "rejected":
+        counts = count_rejects(options.output)
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+        yield f"rejects    {counts.total():,}, of which one is picked at random: {reasons}"
     yield from lines(found, options.model, options.all_tokens)
     if found.scores is not None and not options.alone:
         yield ""

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,15 @@ def find(uri: str, selector: str) -> Found:
             f"it yet, or there is no such row or candidate"
         )
     return Found(run, record, row, candidate, scores, rejects)
+
+
+def count_rejects(uri: str) -> Counter[str]:
+    """How many rows and candidates of an output were rejected so far, by reason."""
+    store = Store(uri)
+    counts: Counter[str] = Counter()
+    for record in commits.read_commits(store, run=commits.read_run(store, _NEEDED)):
+        counts.update(record.rejected)
+    return counts
 
 
 def _unit_of(store: Store, run: RunFile, units: set[str], shard: str, row: int) -> CommitRecord:

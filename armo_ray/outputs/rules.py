@@ -96,6 +96,19 @@ def values_of(
     return values
 
 
+def without_values(
+    con: duckdb.DuckDBPyConnection, relation: str, rules: Rules, thresholds: Sequence[Thresholds]
+) -> list[Expression]:
+    """The conditions that are null in every row of a relation: they fail because a value is missing, always."""
+    if not rules.conditions:
+        return []
+    nulls = ", ".join(f"bool_and(({condition.sql}) IS NULL)" for condition in rules.conditions)
+    found = (
+        con.execute(f"SELECT {nulls} FROM {with_thresholds(relation, rules, thresholds)}").fetchone() or ()
+    )
+    return [condition for condition, null in zip(rules.conditions, found, strict=True) if null]
+
+
 def find_failures(
     con: duckdb.DuckDBPyConnection, relation: str, rules: Rules, thresholds: Sequence[Thresholds]
 ) -> Iterator[pa.RecordBatch]:

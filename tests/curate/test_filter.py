@@ -24,6 +24,7 @@ from armo_ray.verify.output import verify_output
 from tests.support.by_day import by_day
 from tests.support.local import PAIR, rows_as_written, score_locally
 from tests.support.paths import SAMPLE
+from tests.support.synthetic_outputs import with_columns
 
 TYPES = {"x": "FLOAT", "g": "VARCHAR"}
 
@@ -256,6 +257,23 @@ def test_a_wrong_filter_is_refused_and_nothing_is_written(
     assert main(["filter", str(scored_pairs), "--output", str(output), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_condition_that_meets_only_missing_values_is_named(
+    scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = with_columns(scored_pairs, tmp_path / "copy", quality=pa.scalar(None, pa.float64()), some=float)
+    where = ["--where", "some >= 0", "quality > 0.5 or quality < score"]
+    command = ["filter", str(copy), "--output", str(tmp_path / "kept"), *where]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert (
+        "rows passes: 'quality > 0.5 or quality < score' finds no value in any of them: quality, score"
+        in error
+    )
+    assert "'some >= 0'" not in error
+    assert main(["filter", str(copy), "--output", str(tmp_path / "kept"), "--where", "some < 0"]) == 2
+    assert "missing" not in capsys.readouterr().err
 
 
 def test_an_incomplete_output_and_one_given_twice_are_refused(

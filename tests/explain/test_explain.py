@@ -231,6 +231,9 @@ def test_a_reject_is_explained_with_its_reason_and_advice(
     assert "word word" in text  # its row, which only the first reject holds
     assert f"{ADVICE['too_long']}, or with --truncate left or middle" in text
     assert "score " in explained(capsys, tmp_path / "out", f"{shard}:1:1")
+    text = explained(capsys, tmp_path / "out", "rejected")
+    assert "rejects    6, of which one is picked at random: 4 too_long, " in text
+    assert text.count("\nrejected ") == 1
     options = {"max_length": 60, "truncate": "left"}
     rows = [{"prompt": "a", "chosen": "word " * 900, "rejected": "d"}]
     score_locally(tiny_model, write_pairs(tmp_path / "long.jsonl", rows), tmp_path / "cut", **options)

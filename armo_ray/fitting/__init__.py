@@ -1,0 +1,1 @@
+"""Rewards fitted to labels on the hidden states of a frozen model: linear heads, debiasing and gates."""
