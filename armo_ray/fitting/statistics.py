@@ -54,6 +54,11 @@ class Statistics:
     rows: int = 0  # all rows, also those without a label
     by_label: bool = False  # whether there is a group for each label
     groups: dict[Key, Sums] = field(default_factory=dict)
+    scratch: "_Scratch | None" = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs."""
+        return {**self.__dict__, "scratch": None}
 
 
 def empty(names: Sequence[str], size: int, folds: int = 5) -> Statistics:
@@ -85,7 +90,7 @@ def accumulate(stats: Statistics, last: Hidden, labels: Floats, fold: npt.NDArra
     stats.rows += len(fold)
     stats.low = np.fmin(stats.low, np.fmin.reduce(labels, axis=0, initial=np.inf))
     stats.high = np.fmax(stats.high, np.fmax.reduce(labels, axis=0, initial=-np.inf))
-    scratch = _Scratch(stats.size)
+    scratch = _scratch(stats)
     for key, rows in _groups_of(stats, ~np.isnan(labels), fold):
         sums = _sums(stats, key)
         columns = np.zeros((len(rows), len(stats.names) + 1))
@@ -106,7 +111,7 @@ def added(stats: Statistics, more: Statistics) -> Statistics:
     labels = {key[0] for key in (*stats.groups, *more.groups)}
     if not stats.by_label and (more.by_label or len(labels) > len(stats.names)):
         _split(stats)
-    scratch = _Scratch(stats.size)
+    scratch = _scratch(stats)
     for key in sorted(more.groups):
         for part in [((k,), key[1]) for k in key[0]] if stats.by_label else [key]:
             _add(_sums(stats, part), more.groups[key], part[0], scratch)
@@ -115,10 +120,11 @@ def added(stats: Statistics, more: Statistics) -> Statistics:
 
 def flush(stats: Statistics) -> Statistics:
     """Multiply the rows that still wait, and free their memory. Returns `stats`, in which all sums are complete."""
-    scratch = _Scratch(stats.size)
+    scratch = _scratch(stats)
     for key in sorted(stats.groups):
         _multiply(stats.groups[key], scratch)
         stats.groups[key].hidden, stats.groups[key].waiting = np.empty((0, 0), np.float32), np.empty((0, 0))
+    stats.scratch = None
     return stats
 
 
@@ -159,10 +165,15 @@ def from_bytes(content: bytes) -> Statistics:
 
 
 class _Scratch:
-    """Memory that the groups share, touched at the first product."""
+    """Memory that the groups share; made once, since pages are slow to get."""
 
     def __init__(self, size: int) -> None:
         self.product, self.rows = np.empty((size, size)), np.empty((ROWS, size))
+
+
+def _scratch(stats: Statistics) -> _Scratch:
+    stats.scratch = stats.scratch or _Scratch(stats.size)
+    return stats.scratch
 
 
 def _check_finite(stats: Statistics, last: Hidden, labels: Floats) -> None:
@@ -206,7 +217,7 @@ def _sums(stats: Statistics, key: Key) -> Sums:
 def _split(stats: Statistics) -> None:
     """Make a group for each label of the groups for sets of labels."""
     old, stats.groups, stats.by_label = stats.groups, {}, True
-    scratch = _Scratch(stats.size)
+    scratch = _scratch(stats)
     for key in sorted(old):
         for k in key[0]:
             _add(_sums(stats, ((k,), key[1])), old[key], (k,), scratch)
@@ -241,7 +252,8 @@ def _wait(sums: Sums, last: Hidden, rows: npt.NDArray[np.int64], columns: Floats
     while begin < len(rows):
         end = min(begin + ROWS - sums.count, len(rows))
         place = slice(sums.count, sums.count + end - begin)
-        sums.hidden[place], sums.waiting[place] = last[rows[begin:end]], columns[begin:end]
+        np.take(last, rows[begin:end], axis=0, out=sums.hidden[place], mode="clip")  # clip: without a copy
+        sums.waiting[place] = columns[begin:end]
         sums.count, begin = place.stop, end
         if sums.count == ROWS:
             _multiply(sums, scratch)

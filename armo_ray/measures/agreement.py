@@ -48,11 +48,12 @@ def pairs_of(prompt: Index) -> tuple[Index, Index]:
 
 def spearman(a: Floats, b: Floats) -> float | None:
     """Rank correlation with mean ranks for ties; None if a column is constant or has fewer than two values."""
-    x, y = (_ranks(values) - (len(values) - 1) / 2 for values in (a, b))
+    x, y = (ranks(values) - (len(values) - 1) / 2 for values in (a, b))
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale else None
 
 
-def _ranks(values: Floats) -> npt.NDArray[np.float64]:
+def ranks(values: Floats) -> npt.NDArray[np.float64]:
+    """The rank (n,) of each value, from 0; equal values have their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[place]
