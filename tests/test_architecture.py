@@ -37,10 +37,12 @@ COMMANDS = {
     "nightly",
     "models",
     "judge",
+    "embed",
 }
 FACE = {"", "cli", "__main__"}
-BETWEEN_COMMANDS = {("plan", "score"), ("judge", "score"), ("evaluate", "score"), ("score", "verify")} | {
-    ("nightly", command) for command in ("score", "curate", "report")
+BETWEEN_COMMANDS = {(command, "score") for command in ("plan", "judge", "evaluate", "embed")} | {
+    ("score", "verify"),
+    *(("nightly", command) for command in ("score", "curate", "report")),
 }
 ONLY_IN = {
     "torch": {"engine", "tiny", "score", "bench", "fitting"},

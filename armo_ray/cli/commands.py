@@ -60,6 +60,16 @@ COMMANDS = {
         checks=True,
         resumes=True,
     ),
+    "embed": Command(
+        "Write the hidden states of a model, from which fit makes heads, into partitioned Parquet.",
+        "armo-ray embed --input s3://data/rated/ --output s3://data/hidden/ \\\n"
+        "    --model meta-llama/Llama-3.1-8B-Instruct",
+        "armo_ray.embed.command:run",
+        ("armo_ray.embed.options:EmbedOptions",),
+        statuses=_SCORE_STATUSES,
+        checks=True,
+        resumes=True,
+    ),
     "judge": Command(
         "Score conversations with a generative model and a prompt, behind an OpenAI-compatible endpoint.",
         "armo-ray judge --input pairs.parquet --output judged --judge pair \\\n"

@@ -21,7 +21,7 @@ from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.options import DatasetOptions
 from armo_ray.outputs.partitions import Partitions, units_in_partitions
-from armo_ray.outputs.schema import METADATA_KEY, footer, recomputed
+from armo_ray.outputs.schema import HIDDEN_LAST, METADATA_KEY, footer, recomputed
 from armo_ray.outputs.scores import Scores
 from armo_ray.outputs.text import Source
 from armo_ray.storage import commits
@@ -143,7 +143,18 @@ def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
     if change.kept is not None:
         bits = np.unpackbits(np.frombuffer(change.kept[path], np.uint8), count=table.num_rows)
         table = table.filter(pa.array(bits.astype(bool)))
+    table = without_states(table)
     return rescored(table, change.made_by) if change.made_by else table
+
+
+def without_states(table: pa.Table) -> pa.Table:
+    """The rows without hidden states, which stay in the output where they were computed."""
+    if HIDDEN_LAST not in table.column_names:
+        return table
+    content = footer(table.schema)
+    del content["hidden"]
+    metadata = {**table.schema.metadata, METADATA_KEY: json.dumps(content, sort_keys=True)}
+    return table.drop_columns([HIDDEN_LAST]).replace_schema_metadata(metadata)
 
 
 def rescored(table: pa.Table, made_by: Mapping[str, Any]) -> pa.Table:

@@ -26,7 +26,7 @@ from armo_ray.outputs.schema import DISAGREEMENT, OWN_FIELDS
 from armo_ray.outputs.scores import Part, Scores, open_scores, scan
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import to_json
-from armo_ray.storage.parts import SCORES, read_part, write_table
+from armo_ray.storage.parts import REJECTS, SCORES, read_part, write_table
 from armo_ray.storage.records import CommitRecord, PartEntry
 from armo_ray.storage.store import Store
 from armo_ray.text.layouts import layout_and_reading
@@ -222,12 +222,10 @@ def _combine(task: Task) -> tuple[int, list[Part]]:
             for member, records in zip(task.members[1:], unit.others, strict=True)
         ]
         written = []
-        for part in unit.first.parts:
-            source = Store(task.members[0].output)
-            if not part.is_in(SCORES):
-                written.append(derived_output.copy_part(source, store, part))
-                continue
-            table = read_part(source, part)
+        source = Store(task.members[0].output)
+        written += [derived_output.copy_part(source, store, part) for part in unit.first.parts_in(REJECTS)]
+        for part in unit.first.parts_in(SCORES):
+            table = derived_output.without_states(read_part(source, part))
             combined = _combined(table, others, task)
             missing += table.num_rows - combined.num_rows
             if combined.num_rows:

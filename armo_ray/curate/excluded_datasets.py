@@ -13,7 +13,7 @@ from armo_ray.outputs.scores import literal
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import digest_of
 from armo_ray.storage.local_files import readable
-from armo_ray.storage.parts import DATA, SCORES
+from armo_ray.storage.parts import DATA, HIDDEN, SCORES
 from armo_ray.storage.records import DamagedError, PartEntry
 from armo_ray.storage.store import Store
 
@@ -22,17 +22,19 @@ _MOST_BYTES = 1 << 26  # of a JSON line
 
 
 def find_parts(uris: Iterable[str]) -> list[str]:
-    """URIs of the files with a column prompt_id of complete datasets: of mine or label, or outputs of score.
+    """URIs of the files with a column prompt_id of complete datasets: of mine or label, or outputs of score or embed.
 
     Raises ConfigError if one is not a complete dataset of that kind, or cannot be read.
     """
     found = []
     for store in {store.uri: store for store in map(Store, uris)}.values():
         parts = [
-            f"{store.uri}/{part.path}" for part in _parts(store) if part.is_in(DATA) or part.is_in(SCORES)
+            f"{store.uri}/{part.path}"
+            for part in _parts(store)
+            if any(map(part.is_in, (DATA, SCORES, HIDDEN)))
         ]
         if not parts:
-            raise ConfigError(f"exclude: {store.uri}: holds no rows of mine, label or score")
+            raise ConfigError(f"exclude: {store.uri}: holds no rows of mine, label, score or embed")
         found += parts
     return found
 

@@ -154,6 +154,12 @@ def ldl(tensors: Tensors, levels: int, temperature: float, softmax: bool) -> Com
     return compute
 
 
+def no_rewards(hidden: Tensor, index: Tensor, lengths: Tensor) -> HeadOutput:
+    """A head that only says which hidden states are read: no rewards, and scores of zero."""
+    rewards = hidden.new_empty(len(lengths), 0, dtype=torch.float32)
+    return HeadOutput(rewards.sum(dim=1), rewards, rewards, _none(rewards))
+
+
 def labels(layers: Layers, coefficients: Tensor) -> Compute:
     """A head with a reward for every label of the last layer; the score weights them by `coefficients` (K,)."""
 

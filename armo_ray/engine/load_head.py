@@ -9,6 +9,7 @@ from armo_ray.engine.heads import Compute, Head
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint
+from armo_ray.model.families import HIDDEN
 from armo_ray.model.head_shapes import LDL_LEVELS
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.recognize import EMBEDDINGS, LM_HEAD, expected_head
@@ -27,7 +28,10 @@ def read_head(
     With a reference model, the head takes the log ratio of each token that is read instead of its hidden state.
     """
     family = checkpoint.family
-    if reference is not None:
+    compute: Compute
+    if family == HIDDEN:
+        compute = heads.no_rewards
+    elif reference is not None:
         factor = reference.factor(family)
         each = heads.of_tokens(factor)
         compute = each if family.by_step else heads.summed(factor, reference.length_normalized)

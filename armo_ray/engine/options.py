@@ -13,3 +13,4 @@ class Options:
     needed_rows: bool = True  # compute the last layer only for the rows that the head reads
     compile: bool = False  # torch.compile the functions around attention
     kernel: bool = True  # use torch's attention kernel where it takes the model
+    keep_hidden: bool = False  # return the hidden states that the head reads, too

@@ -29,7 +29,7 @@ from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
 from armo_ray.model.families import Family
 from armo_ray.model.policy_pair import inspect_reference
-from armo_ray.model.positions import without_ends
+from armo_ray.model.positions import check_keeps_hidden, without_ends
 from armo_ray.model.reference import Reference, check_given
 from armo_ray.model.steps import check_system
 
@@ -44,6 +44,7 @@ MEMORY_SHARE = 0.8  # share of free memory for activations; the rest allows for 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 Group = tuple[TokenIds, Sequence[TokenIds]]
 Floats = npt.NDArray[np.float32]
+States = npt.NDArray[Any]
 
 
 class Scores(NamedTuple):
@@ -63,6 +64,16 @@ class Scores(NamedTuple):
     packed_tokens: int = 0  # tokens computed by the backbone, without padding
     pack_capacity: int = 0  # tokens that the packs had room for
     flops: int = 0  # operations for the packed tokens
+    # (C, R, H), with keep_hidden: the final hidden states of the R tokens that the head reads, in the backbone's own
+    # dtype: float32, float16, or bfloat16 as uint16
+    hidden: States | None = None
+
+
+class Computed(NamedTuple):
+    """What one forward pass computes for its C candidates."""
+
+    head: HeadOutput
+    hidden: torch.Tensor | None  # (C, R, H) if it is kept
 
 
 class RewardModel:
@@ -97,6 +108,7 @@ class RewardModel:
         compile: bool | None = None,  # noqa: A002
         family: str | Family | None = None,
         reference: Reference | None = None,
+        keep_hidden: bool = False,
     ) -> "RewardModel":
         """Load a checkpoint, and switch off TF32 and other less exact products in this process.
 
@@ -119,6 +131,8 @@ class RewardModel:
                 identified by the checkpoint's tensors.
             reference: for the families "dpo" and "prm-eurus", the model to compare with. It takes memory beside the
                 policy.
+            keep_hidden: return the hidden states that the head reads, too. A family that reads the states of steps, of
+                two responses or of two models has none to return.
 
         Raises:
             ConfigError: files are missing or damaged; head tensors are missing, unexpected or of a wrong shape;
@@ -129,6 +143,8 @@ class RewardModel:
         set_up_process(devices[-1])
         checkpoint = inspect(model, revision, family)
         check_given(checkpoint.family, reference, dtype)
+        if keep_hidden:
+            check_keeps_hidden(checkpoint.family)
         if compile is None:
             compile = dtype == "fp8" and devices[-1].type == "cuda"  # noqa: A001
         budget = token_budget or TOKEN_BUDGETS.get(devices[-1].type, 8_192)
@@ -143,7 +159,9 @@ class RewardModel:
             _kernel_works(one) for one in (backbone, *([log_ratios.backbone] if log_ratios else []))
         )
         # nearly all rows are read of a policy: the last layer is then faster for all tokens than row by row
-        options = Options(budget, share_prompts, fixed_packs, log_ratios is None, compile, kernel)
+        options = Options(
+            budget, share_prompts, fixed_packs, log_ratios is None, compile, kernel, keep_hidden
+        )
         loaded = cls(backbone, head, options, log_ratios)
         if loaded.device.type == "cuda" and token_budget is None:
             loaded._fit_budget()
@@ -173,7 +191,7 @@ class RewardModel:
         """
         sequences, reads, ends = self._sequences(groups)
         order: list[Index] = []
-        outputs: list[HeadOutput] = []
+        outputs: list[Computed] = []
         watch = Stopwatch(self.device)
         computed = packed = capacity = operations = 0
         left = np.arange(len(sequences))
@@ -193,12 +211,23 @@ class RewardModel:
                 capacity += max(self.options.token_budget, len(pack.input_ids))
                 operations += self._flops(pack)
             left = np.setdiff1d(left, np.concatenate([left[:0], *order]))
-        score, rewards, gating, steps = self._collect(order, outputs, reads)
+        (score, rewards, gating, steps), hidden = self._collect(order, outputs, reads)
         if steps and any(ends):
             score, rewards, steps = accumulated(steps, ends)
         total = sum(map(len, sequences))
         work = (packed, capacity, operations)
-        return Scores(score, rewards, gating, total, computed, len(outputs), watch.seconds(), steps, *work)
+        return Scores(
+            score,
+            rewards,
+            gating,
+            total,
+            computed,
+            len(outputs),
+            watch.seconds(),
+            steps,
+            *work,
+            hidden=hidden,
+        )
 
     def peak_flops(self, dtype: str) -> float | None:
         """Peak operations per second of the model's devices for a dtype; None if not known."""
@@ -254,7 +283,7 @@ class RewardModel:
         beside = self.log_ratios.flops(pack) if self.log_ratios else 0
         return flops(self.shape, pack.position_ids[: pack.num_tokens], needed) + beside
 
-    def _forward(self, pack: Pack | Batch) -> HeadOutput | None:
+    def _forward(self, pack: Pack | Batch) -> Computed | None:
         """The scores of a pack. If memory runs out, halves the token budget and returns None."""
         try:
             return self._outputs(pack)
@@ -273,7 +302,7 @@ class RewardModel:
         return None
 
     @torch.inference_mode()
-    def _outputs(self, pack: Pack | Batch) -> HeadOutput:
+    def _outputs(self, pack: Pack | Batch) -> Computed:
         # each position once, so that equal candidates get equal bits and a prompt has one gate
         rows = np.unique(pack.read_index)
         hidden = hidden_rows(self.backbone, pack, rows, self.options)
@@ -282,7 +311,12 @@ class RewardModel:
         if self.log_ratios and isinstance(pack, Pack):  # an encoder has none
             hidden = self.log_ratios.of_tokens(pack, rows, hidden, index, self.options)[:, None]
             index = torch.arange(len(hidden), device=self.device)
-        return self.head.compute(hidden, index, lengths)
+        kept = (
+            hidden.index_select(0, index).unflatten(0, (len(lengths), -1))
+            if self.options.keep_hidden
+            else None
+        )
+        return Computed(self.head.compute(hidden, index, lengths), kept)
 
     def _fit_budget(self) -> None:
         """Halve the token budget until it fits in free memory, extrapolating from a small pass."""
@@ -310,22 +344,31 @@ class RewardModel:
         logger.info("token budget %d: free memory suffices for %.0f tokens", budget, limit)
 
     def _collect(
-        self, order: list[Index], outputs: list[HeadOutput], reads: Sequence[list[int]]
-    ) -> tuple[Floats, Floats, Floats, tuple[Floats, ...]]:
-        """The outputs of all packs, fetched from the device at once and in the caller's order."""
+        self, order: list[Index], outputs: list[Computed], reads: Sequence[list[int]]
+    ) -> tuple[tuple[Floats, Floats, Floats, tuple[Floats, ...]], States | None]:
+        """The outputs of all packs, fetched from the device at once and in the caller's order; last the states."""
         if not outputs:
             empty = np.empty((0, len(self.reward_names)), np.float32)
-            return np.empty(0, np.float32), empty, empty, ()
+            return (np.empty(0, np.float32), empty, empty, ()), None
         places = np.concatenate(order)
         inverse = np.argsort(places)
         score, rewards, gating, flat = (
-            torch.cat(tensors).cpu().numpy() for tensors in zip(*outputs, strict=True)
+            torch.cat(tensors).cpu().numpy() for tensors in zip(*(o.head for o in outputs), strict=True)
         )
+        kept = [output.hidden for output in outputs if output.hidden is not None]
         steps: tuple[Floats, ...] = ()
         if flat.size:
             by_candidate = np.split(flat, np.cumsum([len(reads[i]) for i in places])[:-1])
             steps = tuple(by_candidate[i] for i in inverse)
-        return score[inverse], rewards[inverse], gating[inverse], steps
+        hidden = _to_numpy(torch.cat(kept))[inverse] if kept else None
+        return (score[inverse], rewards[inverse], gating[inverse], steps), hidden
+
+
+def _to_numpy(states: torch.Tensor) -> States:
+    """A tensor as an array of its own dtype; bfloat16, which numpy lacks, as uint16."""
+    if states.dtype == torch.bfloat16:
+        return states.view(torch.int16).cpu().numpy().view(np.uint16)
+    return states.cpu().numpy()
 
 
 def _kernel_works(backbone: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from armo_ray.engine.llama import Llama
 from armo_ray.engine.llama_config import LlamaConfig
 from armo_ray.errors import ConfigError
 from armo_ray.model.checkpoint import Checkpoint
-from armo_ray.model.recognize import LM_HEAD, head_prefixes
+from armo_ray.model.recognize import LM_HEAD, head_prefixes, is_beside
 
 READ_AHEAD = 1 << 20  # bytes; Linux reads only a few megabytes of what it is asked for at once
 
@@ -46,8 +46,10 @@ def load_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Llama:
 
 def is_head(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a tensor is no part of the backbone: the head's, or numbers that old checkpoints repeat."""
-    return name.startswith((*head_prefixes(checkpoint.family), LM_HEAD)) or name.endswith(
-        ("rotary_emb.inv_freq", "embeddings.position_ids")
+    return (
+        name.startswith((*head_prefixes(checkpoint.family), LM_HEAD))
+        or name.endswith(("rotary_emb.inv_freq", "embeddings.position_ids"))
+        or is_beside(name, checkpoint.family)
     )
 
 

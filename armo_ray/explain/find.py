@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.schema import footer
+from armo_ray.outputs.scores import check_scored
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.parts import REJECTS, SCORES, read_part
@@ -52,6 +53,7 @@ def find(uri: str, selector: str) -> Found:
     store = Store(uri)
     with commits.reading(store):
         run = commits.read_run(store, _NEEDED)
+        check_scored(store, run)
         committed = commits.list_commits(store)
     row_id = _pick(store, run, committed, selector) if selector in PICKS else selector
     if not (match := _ROW_ID.fullmatch(row_id)):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.families import Family
+from armo_ray.model.families import HIDDEN, Family
 from armo_ray.model.recognize import HEAD_PREFIXES, head_prefixes, recognize, reward_names
 from armo_ray.model.refused import no_weights, refusal
 
@@ -62,6 +62,8 @@ class Checkpoint:
         reward "mean" of the steps.
         """
         names = self.reward_names
+        if not names:
+            return []
         if values := self.family.values:
             return [*values, *[0.0] * (len(names) - len(values))]
         return [1.0, 0.0, 0.0, 0.0] if self.family.by_step else [1 / len(names)] * len(names)
@@ -145,7 +147,7 @@ def inspect(model: str, revision: str | None = None, family: str | Family | None
     path, commit = resolve(model, revision)
     config, tensors = _read_json(path / "config.json"), _read_headers(path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if why := refusal(path, config, shapes):
+    if why := refusal(path, config, shapes, needs_head=family != HIDDEN):
         raise ConfigError(f"{path}: {why}")
     try:
         recognized = recognize(config, shapes, family)

@@ -138,6 +138,10 @@ class Family:
         return self.labels or (("reward",) if self.tokens else ())
 
 
+# Any decoder, whatever head it has or lacks: it reads the text and the tokens of armorm, and returns no rewards. Of use
+# where hidden states are kept, and not one of those that a user can name.
+HIDDEN = Family("hidden", reads="gate")
+
 FAMILIES = {
     family.name: family
     for family in (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.families import FAMILIES, LABEL_MASS, Activation, Family
+from armo_ray.model.families import FAMILIES, HIDDEN, LABEL_MASS, Activation, Family
 
 SUFFIX = ".toml"
 _KEYS = ("name", "layers", "bias", "activation", "tokens", "labels", "values", "append")
@@ -42,7 +42,7 @@ def described(entries: Mapping[str, Any], where: str) -> Family:
 
 def identity_of(family: Family) -> dict[str, Any]:
     """What tells a family from others in a run's identity: its name, and the entries of its file."""
-    if FAMILIES.get(family.name) == family:
+    if family in (HIDDEN, FAMILIES.get(family.name)):
         return {"family": family.name}
     return {"family": family.name, "family_file": _entries(family)}
 

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from armo_ray.errors import ConfigError
 from armo_ray.model.families import Family
 
 Ids = npt.NDArray[np.int32]
@@ -53,3 +54,12 @@ def _occurrences(ids: Ids, pattern: Ids) -> list[int]:
     """The indices where `pattern` starts in `ids`."""
     starts = np.flatnonzero(ids[: max(0, len(ids) - len(pattern) + 1)] == pattern[0])
     return [s for s in starts.tolist() if np.array_equal(ids[s : s + len(pattern)], pattern)]
+
+
+def check_keeps_hidden(family: Family) -> None:
+    """Raise ConfigError unless the head reads one token of a response, beside at most one of its prompt."""
+    one = family.reads in ("last", "before_zero", "gate") and family.text != "pairs"
+    if not one or family.bidirectional or family.by_step:
+        raise ConfigError(
+            f"keep-hidden: the family {family.name} does not read one hidden state of each response, to be kept"
+        )

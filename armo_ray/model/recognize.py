@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.families import FAMILIES, Family
+from armo_ray.model.families import FAMILIES, HIDDEN, Family
 from armo_ray.model.family_file import family_of
 from armo_ray.model.head_shapes import (
     Expected,
@@ -65,6 +65,8 @@ HEAD_PREFIXES = (
     "head_layer.",
 )
 _BACKBONE = re.compile(r"(model|lm_head)\.|.*rotary_emb\.inv_freq$")
+# How a decoder's tensors may be named, whatever has a head besides; the last one of a decoder that was saved alone.
+_DECODER = re.compile(r"(model|transformer|layers|embed_tokens|norm)\.")
 # For each family whose head has its own tensors, a tensor that identifies it; the most specific ones come first.
 _IDENTIFIED_BY = {
     "qrm": "gating.layers.2.running_mean",
@@ -168,6 +170,8 @@ def _check(family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape
         raise ConfigError(f"config.json has no {error}, which the family {family.name} needs") from None
     prefixes = head_prefixes(family)
     head = {name: shape for name, shape in shapes.items() if name.startswith(prefixes)}
+    if family == HIDDEN:
+        return
     if family.name not in FAMILIES:  # nothing is known of such a model but its file
         head |= {name: shape for name, shape in shapes.items() if not _BACKBONE.match(name)}
     head |= {name: shapes[name] for name in (*expected, *optional) if name in shapes}
@@ -194,6 +198,11 @@ def recognized_by(family: Family) -> str:
     return f"`{_IDENTIFIED_BY[family.name]}`" + (f", {backbone}" if backbone else "")
 
 
+def is_beside(name: str, family: Family) -> bool:
+    """Whether a tensor belongs to no decoder, in a checkpoint whose head is of no use."""
+    return family == HIDDEN and not _DECODER.match(name)
+
+
 def head_prefixes(family: Family) -> tuple[str, ...]:
     """How the names of tensors begin that belong to a head, and not to the backbone."""
     return (*HEAD_PREFIXES, *(f"{layer}." for layer in family.layers))
@@ -203,6 +212,8 @@ def expected_head(
     family: Family, config: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> tuple[Shapes, Shapes]:
     """The shapes of the tensors that a head must have, and of those that it may have."""
+    if family == HIDDEN:
+        return {}, {}
     if family.layers:
         return chain(family, int(config["hidden_size"]), shapes), {}
     if family.tokens:
@@ -217,6 +228,8 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
     """
     if family.by_step:
         return STEP_REWARDS
+    if family == HIDDEN:
+        return ()
     judged = {"outcome": ("correct",), "pairs": ("win_rate",)}
     if family.text in judged:
         return judged[family.text]

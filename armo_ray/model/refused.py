@@ -11,8 +11,11 @@ _PICKLED = {
 }
 
 
-def refusal(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
-    """Why a checkpoint with this config and these tensors cannot be scored; "" if nothing is known against it."""
+def refusal(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Any], needs_head: bool = True) -> str:
+    """Why a checkpoint with this config and these tensors cannot be scored; "" if nothing is known against it.
+
+    Without `needs_head`, its hidden states alone are of use.
+    """
     if why := _encoder(config, shapes):
         return why
     fused = next((name for name in sorted(shapes) if name.endswith("attention.wqkv.weight")), None)
@@ -22,6 +25,8 @@ def refusal(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Any]) ->
             f"which is not executed, and transformers has none. Convert it to Llama's tensors, and describe its head "
             f"and the token that it reads in a file for --family"
         )
+    if not needs_head:
+        return ""
     for mark, files in _PICKLED.items():
         if (path / mark).exists() and not _has_head(mark, shapes):
             return f"its head is in {' and '.join(files)}, a format that can run code. {_conversion(path, files)}"

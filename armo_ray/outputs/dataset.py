@@ -31,7 +31,7 @@ _MANIFEST = Kind({"parts": lambda value: isinstance(value, list | None)}, {})
 
 # every file that commands write into an output of their own
 _WRITTEN = re.compile(
-    r"(data|scores|rejects)/(.+/)?part-[^/]+\.(parquet|jsonl)|_commits/[^/]+\.json|_commits\.parquet|_work/.+|_run\.json|_SUCCESS|"
+    r"(data|scores|rejects|hidden|prompts)/(.+/)?part-[^/]+\.(parquet|jsonl)|_commits/[^/]+\.json|_commits\.parquet|_work/.+|_run\.json|_SUCCESS|"
     r"_increments/[^/]+\.json|_minhash/[^/]+\.parquet|"
     r"README\.md|contaminated\.jsonl|(rules|comparison|evaluation)\.json|[a-z]+\.svg"
 )

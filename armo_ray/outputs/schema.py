@@ -82,6 +82,7 @@ _ORDER = (
     "num_response_tokens",
     "flags",
 )
+_SCORED = ("score", "rewards", "gating")  # columns that hidden states alone lack
 STEP_SCORES = pa.field("step_scores", pa.list_(pa.float32()))  # only of process reward models
 
 # only of judges
@@ -113,12 +114,28 @@ JUDGE_FIELDS = (
 # those of the majority; null without another
 DISAGREEMENT = pa.field("disagreement", pa.float32())
 
+# only where hidden states are kept: at the response's token that the head reads, and at the prompt's
+HIDDEN_LAST, HIDDEN_GATE = "hidden_last", "hidden_gate"
+HIDDEN_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # of each number, by its type
+
 OWN_FIELDS = (STEP_SCORES, *JUDGE_FIELDS, DISAGREEMENT)  # columns that only some kinds of model have
-RESERVED = frozenset((*_ORDER, *(field.name for field in OWN_FIELDS), "prompt", "response"))
+RESERVED = frozenset((*_ORDER, *(field.name for field in OWN_FIELDS), HIDDEN_LAST, "prompt", "response"))
+
+
+def hidden_field(name: str, size: int, dtype: str) -> pa.Field:
+    """The column of hidden states: bytes of `size` little-endian numbers; bfloat16 has the upper half of a float32."""
+    return pa.field(name, pa.binary(size * HIDDEN_BYTES[dtype]))
+
+
+def prompts_schema(size: int, dtype: str, metadata: Mapping[bytes, bytes]) -> pa.Schema:
+    """Schema of a part of prompts: the hidden state at the gate's token, once for each prompt of a unit."""
+    return pa.schema(
+        [pa.field("prompt_id", pa.string()), hidden_field(HIDDEN_GATE, size, dtype)], metadata=metadata
+    )
 
 
 def scores_schema(
-    reward_names: Sequence[str],
+    reward_names: Sequence[str] | None,
     kept: pa.Schema,
     keep_text: bool,
     metadata: Mapping[str, Any],
@@ -127,9 +144,11 @@ def scores_schema(
     """Schema of a part of scores: the fixed columns, those of a kind of model, then those kept from the input.
 
     `rewards` and `gating` are structs of float32 with one field per reward name; `gating` is null if the model has
-    no gates. `metadata` goes into the footer as JSON under the key armo_ray.
+    no gates. Without reward names, there are no scores either: of hidden states alone. `metadata` goes into the footer
+    as JSON under the key armo_ray.
     """
-    vector = pa.struct([(name, pa.float32()) for name in reward_names])
+    order = [name for name in _ORDER if reward_names is not None or name not in _SCORED]
+    vector = pa.struct([(name, pa.float32()) for name in reward_names or ()])
     fields = {f.name: f for f in CANDIDATE_FIELDS} | {
         "row_id": pa.field("row_id", pa.string()),
         "source": pa.field("source", pa.string()),
@@ -139,7 +158,7 @@ def scores_schema(
     }
     text = TEXT_FIELDS if keep_text else ()
     return pa.schema(
-        [*(fields[name] for name in _ORDER), *own, *kept, *text],
+        [*(fields[name] for name in order), *own, *kept, *text],
         metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)},
     )
 

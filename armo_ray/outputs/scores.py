@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of, quote
+from armo_ray.model.families import HIDDEN
 from armo_ray.outputs.partitions import Partitions, check_partitions, in_partitions, parse_partitions
 from armo_ray.outputs.schema import footer
 from armo_ray.storage import commits
@@ -138,7 +139,16 @@ def read_run_and_manifest(store: Store) -> tuple[RunFile, Manifest | None]:
     """The _run.json of an output, and its manifest if it is complete. Raises ConfigError if it is no output."""
     with commits.reading(store):
         run = commits.read_run(store, _NEEDED)
+        check_scored(store, run)
         return run, commits.find_manifest(store, run)
+
+
+def check_scored(store: Store, run: RunFile) -> None:
+    """Raises ConfigError if an output holds hidden states alone."""
+    if run.identity.get("family") == HIDDEN.name:
+        raise ConfigError(
+            f"{store.uri}: holds hidden states and no scores: armo-ray fit {store.uri} makes a reward model of them"
+        )
 
 
 def _manifest(store: Store) -> tuple[RunFile, Manifest]:
@@ -146,7 +156,7 @@ def _manifest(store: Store) -> tuple[RunFile, Manifest]:
     if manifest is None:
         raise ConfigError(
             f"{store.uri}: no {commits.SUCCESS}: its run is not complete. "
-            f"Run the same armo-ray score command again until it ends with status 0 or 3"
+            f"Run the same command again until it ends with status 0 or 3"
         )
     if manifest.parts_in is None:  # else the parts are those of the commits already
         commits.check_manifest(store, manifest, commits.read_log(store, run))

@@ -46,6 +46,8 @@ _MEANING = {
     "order_flips": "fraction of its contests in which the order decides",
     "labels": "numbers that the input gives to the response; null where it gives none",
     "disagreement": "share of the votes of an ensemble that are not those of the majority",
+    "hidden_last": "final hidden state of the token that gives the rewards, as bytes",
+    "hidden_gate": "final hidden state of the token that gives the gates, as bytes",
     "prompt": "messages before the response",
     "response": "messages of the response",
     "reason": "why it was not scored",
@@ -129,15 +131,17 @@ def render(job: Job, facts: Facts) -> str:
     totals, about = facts.totals, footer(job.scores)
     configs = {}
     if totals.scored:
-        configs["scores"] = {"train": _split(parts.SCORES, "**/*.parquet", facts.parts)}
+        configs[job.folder] = {"train": _split(job.folder, "**/*.parquet", facts.parts)}
+    if totals.scored and about.get("hidden", {}).get("gates"):
+        configs["prompts"] = {"train": _split(parts.PROMPTS, "*.parquet", facts.parts)}
     if totals.rejected:
         configs["rejects"] = {"train": _split(parts.REJECTS, "*.parquet", facts.parts)}
     is_partitioned = bool(job.partition_by) or any("=" in part.path for part in facts.parts or ())
-    rewards = job.scores.field("rewards").type
+    rewards = job.scores.field("rewards").type if job.has_scores else pa.struct([])
     return card(
         "score/templates/README.md.jinja",
         configs,
-        ("armo-ray", "reward-model"),
+        ("armo-ray", "reward-model") if job.has_scores else ("armo-ray",),
         (facts.uri, [part.to_dict() for part in facts.parts or ()] or commits.now()),
         totals.scored,
         mark=MARK,
@@ -148,7 +152,9 @@ def render(job: Job, facts: Facts) -> str:
         is_partitioned=is_partitioned,
         layout=job.layout,
         about=job.about,
-        counts=_counts(totals),
+        counts=_counts(totals, job.has_scores),
+        folder=job.folder,
+        hidden=about.get("hidden"),
         columns=[(f"`{field.name}`", kind(field.type), _meaning(field.name, job)) for field in job.scores],
         rewards=[rewards.field(i).name for i in range(rewards.num_fields)],
         rejects=[(f"`{field.name}`", kind(field.type), _MEANING[field.name]) for field in REJECTS],
@@ -161,9 +167,10 @@ def _split(folder: str, files: str, written: Sequence[PartEntry] | None) -> Spli
     return Split(f"{folder}/{files}", own)
 
 
-def _counts(totals: Totals) -> list[tuple[str, str]]:
+def _counts(totals: Totals, has_scores: bool) -> list[tuple[str, str]]:
+    done = "scored" if has_scores else "embedded"
     counts = [] if totals.shards is None else [("shards", totals.shards)]
-    counts += [("units of work", totals.units), ("candidates", totals.candidates), ("scored", totals.scored)]
+    counts += [("units of work", totals.units), ("candidates", totals.candidates), (done, totals.scored)]
     counts.append(("tokens, each conversation counted whole", totals.num_tokens))
     counts += [(f"rejected: `{reason}`", count) for reason, count in sorted(totals.rejected.items())]
     return [(name, f"{count:,}") for name, count in counts]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from armo_ray.options import Given
-from armo_ray.score.config import ScoreConfig, load_configs
+from armo_ray.score.config import ModelOptions, load_configs
 from armo_ray.score.run_options import RunOptions
 from armo_ray.score.status import of_error, of_totals
 from armo_ray.signals import limited
@@ -30,8 +30,8 @@ def run(given: Given) -> int:
         raise
 
 
-def score_all(configs: Sequence[ScoreConfig], began: float) -> int:
-    """Score with each configuration in turn, after checking all of them. Returns and logs the worst status.
+def score_all(configs: Sequence[ModelOptions], began: float) -> int:
+    """Run each configuration in turn, after checking all of them. Returns and logs the worst status.
 
     began: when --max-runtime began to count, by time.monotonic().
     """
@@ -58,10 +58,11 @@ def summarize(totals: "Totals", config: RunOptions) -> None:
     """Log how many candidates of an output are scored and rejected."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(totals.rejected.items()))
     logger.info(
-        "%s: %d of %d candidates scored, %d rejected%s",
+        "%s: %d of %d candidates %s, %d rejected%s",
         config.output,
         totals.scored,
         totals.candidates,
+        "embedded" if config.command == "embed" else "scored",
         totals.num_rejected,
         f" ({reasons})" if reasons else "",
     )

@@ -14,16 +14,17 @@ import pyarrow as pa
 from armo_ray.errors import ConfigError
 from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import Checkpoint, inspect
-from armo_ray.model.families import Family
+from armo_ray.model.families import HIDDEN, Family
 from armo_ray.model.family_file import identity_of
 from armo_ray.model.label_tokens import token_rows
 from armo_ray.model.policy_pair import identity_of_pair, inspect_reference
+from armo_ray.model.positions import check_keeps_hidden
 from armo_ray.model.reference import Reference, check_given
 from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.model.tokenizer_file import num_ids
-from armo_ray.outputs.schema import SCHEMA_VERSION, STEP_SCORES, scores_schema
+from armo_ray.outputs.schema import HIDDEN_LAST, SCHEMA_VERSION, STEP_SCORES, hidden_field, scores_schema
 from armo_ray.score import kept_columns
-from armo_ray.score.config import ScoreConfig
+from armo_ray.score.config import ModelOptions, ScoreConfig
 from armo_ray.score.partitions import columns_to_keep
 from armo_ray.score.run import (
     Check,
@@ -68,6 +69,7 @@ class ModelJob(Job):
     truncate: str
     special_tokens: str
     reference: Reference | None = None  # of a policy, found as `model` is
+    keep_hidden: bool = False
 
     @property
     def models(self) -> list[tuple[str, str | None]]:
@@ -77,7 +79,7 @@ class ModelJob(Job):
 
 
 def prepare(
-    config: ScoreConfig, write: bool = True, check: Check | None = None
+    config: ModelOptions, write: bool = True, check: Check | None = None
 ) -> tuple[ModelJob, list[Span]]:
     """Check model, input and output, and write `_run.json`. Returns the job and its spans; scores nothing.
 
@@ -90,7 +92,7 @@ def prepare(
 
 
 def prepare_all(
-    configs: Sequence[ScoreConfig], write: bool = True, check: Check | None = None
+    configs: Sequence[ModelOptions], write: bool = True, check: Check | None = None
 ) -> list[tuple[ModelJob, list[Span]]]:
     """`prepare` for several runs: all are checked before the first `_run.json` is written."""
     prepared: Any = prepare_runs([(config, _scorer(config)) for config in configs], write, check)
@@ -112,7 +114,7 @@ def prepare_dataset(config: ScoreConfig, seen: list[kept_columns.Seen]) -> Model
     return job  # type: ignore[no-any-return]
 
 
-def _scorer(config: ScoreConfig) -> Scorer:
+def _scorer(config: ModelOptions) -> Scorer:
     model = _model(config)
     family = model.checkpoint.family
     identity = {
@@ -121,9 +123,11 @@ def _scorer(config: ScoreConfig) -> Scorer:
         **identity_of(family),
         "dtype": config.dtype,
         "max_length": model.max_length,
-        "truncate": config.truncate,
+        "truncate": config.use.truncate,
         "special_tokens": config.special_tokens,
     }
+    if config.use.keep_hidden:
+        identity["keep_hidden"] = True
     return Scorer(identity, partial(_job, config, model), family.step_end if family.by_step else None)
 
 
@@ -136,16 +140,17 @@ class _Model(NamedTuple):
     reference: Checkpoint | None  # of a policy
 
 
-def _model(config: ScoreConfig) -> _Model:
+def _model(config: ModelOptions) -> _Model:
+    use = config.use
     path, revision = local_model(config.model, config.revision)
-    checkpoint = inspect(path, None if is_remote(config.model) else revision, config.family)
+    checkpoint = inspect(path, None if is_remote(config.model) else revision, use.family)
     if is_remote(config.model):
         checkpoint = replace(checkpoint, revision=revision)
-    check_given(checkpoint.family, config.reference, config.dtype)
+    check_given(checkpoint.family, use.reference, config.dtype)
     chat = Chat.load(checkpoint.path, checkpoint.family)
     token_rows(checkpoint.family, chat)  # may raise ConfigError
     read_pattern(chat)  # may raise ConfigError
-    if config.family is None:
+    if use.family is None:
         check_system(chat)
     if checkpoint.family.name == "mlp-classifier" and has_system(chat):
         logger.warning(
@@ -153,6 +158,7 @@ def _model(config: ScoreConfig) -> _Model:
             "trained with an empty one: give --family worldpm for it"
         )
     _check_family(config, checkpoint)
+    _check_hidden(config, checkpoint)
     size, rows = num_ids(chat.tokenizer), _whole(checkpoint, "vocab_size")
     if size > rows:
         raise ConfigError(f"{checkpoint.path}: its tokenizer has {size} tokens, but its model {rows}")
@@ -161,13 +167,12 @@ def _model(config: ScoreConfig) -> _Model:
         raise ConfigError(f"max-length: {config.max_length} is more than the model's {positions} positions")
     limits = (chat.model_max_length, checkpoint.family.max_length, positions)
     longest = config.max_length or min(limit for limit in limits if limit)
-    return _Model(checkpoint, chat, longest, _reference(config, checkpoint))
+    return _Model(checkpoint, chat, longest, _reference(use.reference, checkpoint))
 
 
-def _reference(config: ScoreConfig, policy: Checkpoint) -> Checkpoint | None:
-    if config.reference is None:
+def _reference(given: Reference | None, policy: Checkpoint) -> Checkpoint | None:
+    if given is None:
         return None
-    given = config.reference
     path, revision = local_model(given.model, given.revision)
     checkpoint = inspect_reference(policy, path, None if is_remote(given.model) else given.revision)
     logger.info("memory holds two models: the policy, and the reference model %s", given.model)
@@ -189,10 +194,25 @@ def _whole(checkpoint: Checkpoint, name: str) -> int:
     return value
 
 
-def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
+def _check_hidden(config: ModelOptions, checkpoint: Checkpoint) -> None:
+    """Raises ConfigError if the hidden states cannot be kept as they are asked for."""
+    if not config.use.keep_hidden:
+        return
+    check_keeps_hidden(checkpoint.family)
+    if checkpoint.family.reads == "gate" and config.use.truncate != "none":
+        raise ConfigError(
+            "truncate: a prompt that is cut for one response has another hidden state than for the next, but one is "
+            "kept for each prompt: use none with --keep-hidden"
+        )
+
+
+def _check_family(config: ModelOptions, checkpoint: Checkpoint) -> None:
     """Log the family and its rewards. Raises ConfigError if an option does not fit the family."""
     name, names = checkpoint.family.name, checkpoint.reward_names
-    if checkpoint.family.text != "response" and config.truncate != "none":
+    if checkpoint.family == HIDDEN:
+        logger.info("hidden states of %d numbers", _whole(checkpoint, "hidden_size"))
+        return
+    if checkpoint.family.text != "response" and config.use.truncate != "none":
         raise ConfigError(f"truncate: the family {name} reads prompt and response as one text; use none")
     if checkpoint.family.text == "pairs" and config.dtype == "fp8":
         raise ConfigError(f"dtype: fp8 cannot be compared with bfloat16 for the family {name}; use bfloat16")
@@ -207,8 +227,8 @@ def _check_family(config: ScoreConfig, checkpoint: Checkpoint) -> None:
     logger.info("model family %s: rewards %s%s", name, named, mean)
 
 
-def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: pa.Schema) -> ModelJob:
-    checkpoint = model.checkpoint
+def _job(config: ModelOptions, model: _Model, settings: Mapping[str, Any], kept: pa.Schema) -> ModelJob:
+    checkpoint, use = model.checkpoint, config.use
     metadata: dict[str, Any] = {
         "model": config.model,
         "model_revision": checkpoint.revision,
@@ -219,14 +239,19 @@ def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: 
         "run_fingerprint": settings["fingerprint"],
         **labels.described(settings["labels"]),
     }
-    if model.reference is not None:
-        metadata["reference_model"] = config.reference_model
+    if model.reference is not None and use.reference is not None:
+        metadata["reference_model"] = use.reference.model
         metadata["reference_revision"] = model.reference.revision
     if checkpoint.family.gated:
         metadata["reward_transform_matrix"] = checkpoint.transform
-    else:
+    elif checkpoint.reward_names:
         metadata["fixed_weights"] = checkpoint.coefficients
-    own = (*((STEP_SCORES,) if checkpoint.family.by_step else ()), *labels.fields(settings["labels"]))
+    own = [STEP_SCORES] if checkpoint.family.by_step else []
+    if use.keep_hidden:
+        size, dtype = _whole(checkpoint, "hidden_size"), "bfloat16" if config.dtype == "fp8" else config.dtype
+        metadata["hidden"] = {"size": size, "dtype": dtype, "gates": checkpoint.family.reads == "gate"}
+        own.append(hidden_field(HIDDEN_LAST, size, dtype))
+    own += labels.fields(settings["labels"])
     return ModelJob(
         **settings,
         about=_about(config, model, metadata),
@@ -239,10 +264,11 @@ def _job(config: ScoreConfig, model: _Model, settings: Mapping[str, Any], kept: 
         compile=config.compile,
         device=config.device,
         max_length=model.max_length,
-        truncate=config.truncate,
+        truncate=use.truncate,
         special_tokens=config.special_tokens,
-        scores=scores_schema(checkpoint.reward_names, kept, config.keep_text, metadata, own),
-        reference=_found(config.reference, model.reference),
+        scores=scores_schema(checkpoint.reward_names or None, kept, config.keep_text, metadata, own),
+        reference=_found(use.reference, model.reference),
+        keep_hidden=use.keep_hidden,
     )
 
 
@@ -254,23 +280,24 @@ def _found(reference: Reference | None, checkpoint: Checkpoint | None) -> Refere
     return replace(reference, model=path, revision=checkpoint.revision)
 
 
-def _weights(config: ScoreConfig, model: _Model) -> dict[str, Any]:
-    if config.reference is None or model.reference is None:
+def _weights(config: ModelOptions, model: _Model) -> dict[str, Any]:
+    given = config.use.reference
+    if given is None or model.reference is None:
         return {"model_fingerprint": model.checkpoint.fingerprint}
-    return identity_of_pair(model.checkpoint, model.reference, config.reference)
+    return identity_of_pair(model.checkpoint, model.reference, given)
 
 
-def _about(config: ScoreConfig, model: _Model, metadata: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _about(config: ModelOptions, model: _Model, metadata: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """What the dataset card says of the model."""
     special = (
         "read as plain text and flagged" if config.special_tokens == "plain" else "read as special tokens"
     )
-    longer = f"{model.max_length} tokens; longer conversations are {_LONGER[config.truncate]}"
+    longer = f"{model.max_length} tokens; longer conversations are {_LONGER[config.use.truncate]}"
     revision = metadata["model_revision"]
     return (
         ("model", f"`{metadata['model']}`"),
         ("revision", f"`{revision}`" if revision else "none, a directory"),
-        *_about_reference(config, metadata),
+        *_about_reference(config.use.reference, metadata),
         ("family", metadata["model_family"]),
         ("fingerprint of the weights", f"`{metadata['model_fingerprint']}`"),
         ("dtype of the backbone", config.dtype),
@@ -279,10 +306,10 @@ def _about(config: ScoreConfig, model: _Model, metadata: Mapping[str, Any]) -> t
     )
 
 
-def _about_reference(config: ScoreConfig, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if config.reference is None:
+def _about_reference(given: Reference | None, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if given is None:
         return []
-    divided = ", divided by the number of response tokens" if config.reference.length_normalized else ""
+    divided = ", divided by the number of response tokens" if given.length_normalized else ""
     return [
         ("reference model", f"`{metadata['reference_model']}`"),
         ("fingerprint of its weights", f"`{metadata['reference_fingerprint']}`"),

@@ -21,7 +21,7 @@ from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
 from armo_ray.errors import ConfigError
 from armo_ray.score import fp8_check, graph, kept_columns, passes, shared_paths, status_file
 from armo_ray.score.card import Card
-from armo_ray.score.config import ScoreConfig, load_config
+from armo_ray.score.config import ModelOptions, ScoreConfig, load_config
 from armo_ray.score.job import ModelJob, prepare_dataset
 from armo_ray.score.passes import Committed
 from armo_ray.score.poison import isolate
@@ -51,7 +51,7 @@ _STRANDED_EVERY_S = 10.0
 _SAMPLE_ROWS = 1000  # of a dataset, from which types are inferred if its schema lacks them
 
 
-def run(job: ModelJob, spans: list[Span], config: ScoreConfig) -> tuple[Totals, Totals]:
+def run(job: ModelJob, spans: list[Span], config: ModelOptions) -> tuple[Totals, Totals]:
     """Score and commit the units of `spans`, the whole input, that are not committed yet, as `commit_units`."""
     return commit_units(job, spans, config, _execute)
 
@@ -133,7 +133,7 @@ def _log_vanished(gone: list[str], job: Job) -> None:
 
 
 def _execute(
-    store: Store, job: ModelJob, spans: list[Span], standing: resume.Standing, config: ScoreConfig
+    store: Store, job: ModelJob, spans: list[Span], standing: resume.Standing, config: ModelOptions
 ) -> None:
     """Commit every unit that is left. Nothing is deleted before the checks of the cluster and the model pass."""
     began, left = time.time(), standing.left
@@ -142,10 +142,8 @@ def _execute(
         if joined:
             shared_paths.probe(store, job.models, [span.shard for span in left])
         pool = pool_of(config)
-        if config.verify:
-            _check_model(job, pool)
-        if job.dtype == "fp8":
-            _check_fp8(store, job, left, pool, config.min_agreement)
+        if isinstance(config, ScoreConfig):
+            _check(store, job, left, pool, config)
         card = Card(store, job, config.input, standing.committed, count_units(left))
         progress = Progress(size, began, {"output": store.uri, "model": job.model}, replicas_up)
 
@@ -169,6 +167,13 @@ def _execute(
         passes.begin(store, standing)
         with card.drafted(progress), progress, stranded:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_alone)
+
+
+def _check(store: Store, job: ModelJob, left: list[Span], pool: Pool, config: ScoreConfig) -> None:
+    if config.verify:
+        _check_model(job, pool)
+    if job.dtype == "fp8":
+        _check_fp8(store, job, left, pool, config.min_agreement)
 
 
 def _check_model(job: ModelJob, pool: Pool) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import ActorHandleNotFoundError
 
-from armo_ray.score.config import ScoreConfig
+from armo_ray.score.config import ModelOptions
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
 from armo_ray.score.job import ModelJob
 from armo_ray.score.stages import Isolated, Scorer
@@ -37,7 +37,7 @@ class Pool(NamedTuple):
         return {"num_gpus": self.gpus, "num_cpus": ACTOR_CPUS}
 
 
-def pool_of(config: ScoreConfig) -> Pool:
+def pool_of(config: ModelOptions) -> Pool:
     """The configured replicas, by default one for each GPU of the cluster, or one on its CPUs.
 
     Raises ConfigError if this machine has too few GPUs, or if a cluster still has too few after `--wait` minutes.

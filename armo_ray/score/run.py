@@ -62,6 +62,16 @@ class Job:
     unread: tuple[str, ...] = ()  # input columns that are not read, to be displayed
 
     @property
+    def has_scores(self) -> bool:
+        """Whether candidates get scores, or hidden states alone."""
+        return "score" in self.scores.names
+
+    @property
+    def folder(self) -> str:
+        """The folder of the output in which the rows of candidates lie."""
+        return parts.SCORES if self.has_scores else parts.HIDDEN
+
+    @property
     def columns(self) -> list[str]:
         """The input columns to read."""
         read = (*self.layout.sources, *self.carried.values(), *labels.sources_of(self.labels))

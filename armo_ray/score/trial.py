@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from armo_ray.errors import ConfigError
-from armo_ray.score.config import ScoreConfig
+from armo_ray.score.config import ModelOptions
 from armo_ray.score.job import ModelJob
 from armo_ray.score.run_options import RunOptions
 from armo_ray.score.stages.read import load_encoder, row_candidates, units_of
@@ -75,7 +75,7 @@ class Trial(NamedTuple):
     labels: Mapping[str, "LabelTrial"] = {}  # by name
 
 
-def check(job: ModelJob, spans: Sequence[Span], config: ScoreConfig) -> None:
+def check(job: ModelJob, spans: Sequence[Span], config: ModelOptions) -> None:
     """Raises ConfigError if too many of the first rows would be rejected.
 
     An output that has commits is not tried again, so that a resumed run cannot be refused.

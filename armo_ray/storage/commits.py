@@ -121,7 +121,7 @@ def check_manifest(store: Store, manifest: Manifest, log: CommitLog) -> None:
 
 
 def repair_advice(store: Store) -> str:
-    return f"Run armo-ray verify {store.uri} --repair, then the same armo-ray score command again"
+    return f"Run armo-ray verify {store.uri} --repair, then the same command again"
 
 
 def _damaged_run(store: Store, what: str) -> DamagedError:

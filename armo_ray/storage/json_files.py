@@ -22,7 +22,9 @@ CHECKSUM = "checksum"
 _ALGORITHM = "blake2b:"  # prefix of a checksum, by which it is recognized even if its key is damaged
 _UNIT = r"[0-9a-f]{32}(?:-unreadable)?"
 _FOLDER = r"[\w.~%-]*=[\w.~%-]*/"  # as armo_ray.storage.parts.hive writes it
-_PART = re.compile(rf"(?:scores/(?:{_FOLDER})*|rejects/)part-({_UNIT})\.(?:parquet|jsonl)", re.ASCII)
+_PART = re.compile(
+    rf"(?:(?:scores|hidden)/(?:{_FOLDER})*|(?:rejects|prompts)/)part-({_UNIT})\.(?:parquet|jsonl)", re.ASCII
+)
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.storage.commits import COMMITS, now
 from armo_ray.storage.json_files import OWNER, parse, to_json
-from armo_ray.storage.parts import DATA, REJECTS, SCORES
+from armo_ray.storage.parts import DATA, HIDDEN, PROMPTS, REJECTS, SCORES
 from armo_ray.storage.records import DamagedError
 from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store, missing_directories, remove_empty
@@ -36,7 +36,7 @@ LOCK = "_lock.json"
 RENEW_S = 15.0
 STALE_S = 60.0
 _LOOK_S = 2.0
-FOLDERS = (SCORES, REJECTS, COMMITS, DATA)
+FOLDERS = (SCORES, REJECTS, COMMITS, DATA, HIDDEN, PROMPTS)
 
 
 @dataclass(frozen=True)

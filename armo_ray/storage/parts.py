@@ -15,13 +15,22 @@ from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
 
 SCORES, REJECTS = "scores", "rejects"
+HIDDEN, PROMPTS = (
+    "hidden",
+    "prompts",
+)  # of hidden states: of candidates in the place of scores, and of prompts
 DATA = "data"  # folder of a dataset that is not an output of scores
 _LONGEST_NAME, _LONGEST_PATH, _LONGEST_ROOT = 255, 384, 192
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def write_scores(
-    store: Store, unit: str, scores: pa.Table, fixed: Sequence[tuple[str, str]], by: Sequence[str]
+    store: Store,
+    unit: str,
+    scores: pa.Table,
+    fixed: Sequence[tuple[str, str]],
+    by: Sequence[str],
+    folder: str = SCORES,
 ) -> list[PartEntry]:
     """Write scored rows below the hive directories of `fixed`, then of their own values in the columns `by`."""
     by = [name for name in by if name not in dict(fixed)]
@@ -29,7 +38,7 @@ def write_scores(
     for values, rows in _split(scores, by):
         input_values = ((name, None if value == NULL else value) for name, value in fixed)
         folders = [hive(name, value) for name, value in (*input_values, *values.items())]
-        name = "/".join([SCORES, *folders, f"part-{unit}.parquet"])
+        name = "/".join([folder, *folders, f"part-{unit}.parquet"])
         parts.append(write_table(store, name, rows))
     return parts
 
@@ -37,6 +46,11 @@ def write_scores(
 def write_rejects(store: Store, unit: str, rejects: pa.Table) -> list[PartEntry]:
     """Write the rejects of a unit, if there are any."""
     return [write_table(store, f"{REJECTS}/part-{unit}.parquet", rejects)] if rejects.num_rows else []
+
+
+def write_prompts(store: Store, unit: str, prompts: pa.Table) -> list[PartEntry]:
+    """Write the prompts of a unit, if there are any."""
+    return [write_table(store, f"{PROMPTS}/part-{unit}.parquet", prompts)] if prompts.num_rows else []
 
 
 def fit_directories(values: Iterable[tuple[str, Any]]) -> bool:
@@ -94,6 +108,10 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
         yield path, kind
 
 
+def _is_numbers(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_fixed_size_binary(kind))
+
+
 def put(store: Store, name: str, content: bytes, rows: int) -> PartEntry:
     """Write one part of `rows` rows."""
     store.write(name, content)
@@ -115,9 +133,8 @@ def parquet(table: pa.Table) -> bytes:
     """Rows as the content of a Parquet file."""
     sink = pa.BufferOutputStream()  # a stream of Python would be called for every page
     # floats rarely repeat: without dictionaries for them files are a fifth smaller, and written in half the time
-    repeated = [
-        path for f in table.schema for path, kind in _leaves(f.name, f.type) if not pa.types.is_floating(kind)
-    ]
+    leaves = [leaf for f in table.schema for leaf in _leaves(f.name, f.type)]
+    repeated = [path for path, kind in leaves if not _is_numbers(kind)]
     pq.write_table(
         table, sink, compression="zstd", store_schema=True, use_dictionary=repeated, write_page_checksum=True
     )

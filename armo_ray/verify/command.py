@@ -54,7 +54,7 @@ def _repair(output: str) -> int:
     for line in (*repaired.done, *repaired.left):
         print(line)
     left = f", {len(repaired.left)} faults left" if repaired.left else ""
-    state = "complete" if repaired.complete else "not complete: run the same armo-ray score command again"
+    state = "complete" if repaired.complete else "not complete: run the same command again"
     print(f"{output}: {len(repaired.done)} repairs{left}; {state}")
     return FAILED if repaired.left else COMPLETE
 

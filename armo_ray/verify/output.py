@@ -1,37 +1,19 @@
 """Checks an output: every part against its commit record, every record against the run and the manifest."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from armo_ray.outputs.schema import REJECTS, recomputed
 from armo_ray.storage import checkpoint, commits, lock, parts
 from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.formats import PARQUET, kind_of
-from armo_ray.storage.records import CommitRecord, DamagedError, PartEntry, RunFile, Totals
+from armo_ray.storage.records import CommitRecord, DamagedError, RunFile, Totals
 from armo_ray.storage.shards import hash_of
 from armo_ray.storage.stamps import stamps_in
 from armo_ray.storage.store import Store
-
-# float32 rounding of a sum of 19 products of a transformed gate: measured 1e-6 on scores of about 1
-_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with an output, and where."""
-
-    message: str
-    units: tuple[str, ...] = ()  # ids of the damaged units
-    stray: str = ""  # path in the output of a part that no commit names
-    file: str = ""  # the manifest, checkpoint, lock or _run.json, if it is damaged
-    undone: bool = False  # nothing is damaged, but the run has not finished
+from armo_ray.verify.unit import CHECKS, Fault, check_unit
 
 
 @dataclass(frozen=True)
@@ -53,14 +35,16 @@ def verify_output(uri: str) -> tuple[dict[str, int], list[str]]:
 
 
 def counts_of(examined: Examined) -> dict[str, int]:
-    """The numbers of units and candidates in the records that can be read."""
+    """The numbers of units, candidates and kept prompts in the records that can be read."""
     totals = Totals.of(examined.records)
-    return {
+    counts = {
         "units": totals.units,
         "candidates": totals.candidates,
         "scored": totals.scored,
         "rejected": totals.num_rejected,
     }
+    prompts = [part.rows for record in examined.records for part in record.parts_in(parts.PROMPTS)]
+    return counts | ({"hidden states of prompts": sum(prompts)} if prompts else {})
 
 
 def examine(store: Store) -> Examined:
@@ -78,7 +62,7 @@ def examine(store: Store) -> Examined:
     faults += damaged + _lock(store) + _manifest(store, run, records) + _checkpoint(store, run, records)
     for source, units in groupby(records, key=lambda record: record.source):
         faults += _chain(source, list(units))
-    for unit_faults in in_parallel(lambda record: _check_unit(store, record), records):
+    for unit_faults in in_parallel(lambda record: check_unit(store, record), records):
         faults += unit_faults
     return Examined(run, records, faults + _strays(store, records))
 
@@ -213,79 +197,8 @@ def _strays(store: Store, records: Iterable[CommitRecord]) -> list[Fault]:
 def stray_parts(store: Store, records: Iterable[CommitRecord]) -> list[str]:
     """The paths in the output of the parts that none of these records names."""
     committed = {part.path for record in records for part in record.parts}
-    paths = [path for folder in (parts.SCORES, parts.REJECTS) for path in store.find(folder)]
+    paths = [path for folder in CHECKS for path in store.find(folder)]
     names = [path.removeprefix(f"{store.root}/") for path in paths]
     return [
         name for name in names if name.endswith(".parquet") and name not in committed and "/." not in name
     ]
-
-
-def _check_unit(store: Store, record: CommitRecord) -> list[Fault]:
-    unit, faults = record.unit, []
-    counted = {parts.SCORES: 0, parts.REJECTS: 0}
-    reasons: Counter[str] = Counter()
-    for part in record.parts:
-        try:
-            content = store.read(part.path)
-        except FileNotFoundError:
-            faults.append(Fault(f"{part.path}: is missing", (unit,)))
-            continue
-        except OSError as error:  # a part that cannot be read may be intact
-            faults.append(Fault(f"{part.path}: cannot be read: {error}"))
-            continue
-        try:
-            table = _table(content, part)
-            folder = part.path.split("/")[0]
-            counted[folder] += table.num_rows
-            if folder == parts.SCORES:
-                _check_scores(table, record)
-            else:
-                _check_rejects(table, record)
-                reasons.update(table["reason"].to_pylist())
-        except Exception as error:  # reading a damaged file may raise anything
-            faults.append(Fault(f"{part.path}: {error}", (unit,)))
-    if faults:
-        return faults
-    if counted[parts.SCORES] != record.scored or reasons != record.rejected:
-        message = f"its parts hold {counted}, {dict(reasons)}, but its record has {record.scored}, {record.rejected}"
-        faults.append(Fault(f"unit {unit}: {message}", (unit,)))
-    if record.scored + sum(record.rejected.values()) != record.candidates:
-        message = f"{record.candidates} candidates, not all scored or rejected"
-        faults.append(Fault(f"unit {unit}: {message}", (unit,)))
-    return faults
-
-
-def _table(content: bytes, part: PartEntry) -> pa.Table:
-    if fault := parts.difference(content, part):
-        raise ValueError(fault)
-    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    table = file.read(use_threads=False)
-    if table.num_rows != part.rows:
-        raise ValueError(f"{table.num_rows} rows, its commit record has {part.rows}")
-    return table
-
-
-def _check_scores(table: pa.Table, record: CommitRecord) -> None:
-    _check_rows(table, record)
-    if len(table["row_id"].unique()) != table.num_rows:
-        raise ValueError("its row ids are not unique")
-    if not np.allclose(recomputed(table), table["score"].to_numpy(), rtol=_TOLERANCE, atol=_TOLERANCE):
-        raise ValueError("scores are not the sum of rewards times coefficients")
-
-
-def _check_rejects(table: pa.Table, record: CommitRecord) -> None:
-    if not table.schema.equals(REJECTS):
-        raise ValueError(f"its schema is not that of rejects: {table.schema}")
-    _check_rows(table, record)
-
-
-def _check_rows(table: pa.Table, record: CommitRecord) -> None:
-    """Raises ValueError if rows do not belong to the rows of the unit."""
-    if table["source"].unique().to_pylist() != [record.source] * bool(table.num_rows):
-        raise ValueError(f"some rows do not belong to {record.source}")
-    if (least := pc.min(table["source_row"]).as_py()) is not None and least < record.first_row:
-        raise ValueError(f"row {least} belongs to an earlier unit")
-    beyond = record.first_row + max(record.num_rows, 1)
-    most = pc.max(table["source_row"]).as_py()
-    if kind_of(record.source) == PARQUET and most is not None and most >= beyond:
-        raise ValueError(f"row {most} belongs to a later unit")

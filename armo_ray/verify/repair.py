@@ -11,8 +11,9 @@ from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.records import DamagedError
 from armo_ray.storage.store import Store
 from armo_ray.verify import output
-from armo_ray.verify.output import Examined, Fault
+from armo_ray.verify.output import Examined
 from armo_ray.verify.sources import CHANGED, GONE, THERE, UNKNOWN, ColumnsRead, find_states
+from armo_ray.verify.unit import Fault
 
 _ADVICE = {
     GONE: "restore it and repair again, or drop its scores with armo-ray score --forget",

@@ -14,7 +14,8 @@ from armo_ray.cli.parser import build_parser
 from tests.test_architecture import modules_after
 
 LONGER = {
-    "score": 83,
+    "score": 84,
+    "embed": 72,
     "judge": 83,
     "verify": 42,
     "mine": 47,
@@ -26,6 +27,7 @@ SLOW = {"torch", "ray", "transformers", "pandas", "rich", "pyarrow", "numpy", "d
 # An option error of every command that has options to get wrong.
 WRONG = {
     "score": ["--dtype", "fp7"],
+    "embed": ["--dtype", "fp8"],
     "plan": ["--sample", "1"],
     "mine": ["out"],
     "label": ["out"],

@@ -228,7 +228,7 @@ def test_a_pass_of_the_8b_shape_stays_on_the_device_and_never_waits_for_it(
         names = tuple(f"r{i}" for i in range(19))
         model = RewardModel(backbone, Head(names, FAMILIES["armorm"], pattern, compute), Options(16_384))
         with Devices() as devices:
-            output = model._outputs(pack)
+            output = model._outputs(pack).head
     assert {x.device.type for x in output} == {"cuda"}
     assert tuple(output[0].shape) == (3,)
     assert devices.waits == set()

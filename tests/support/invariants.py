@@ -12,7 +12,13 @@ from armo_ray.outputs.schema import recomputed
 from armo_ray.storage.store import Store
 from armo_ray.verify.output import verify_output
 
-MEASURED = {"score", "rewards", "gating", "step_scores"}  # equal up to rounding; all else to the letter
+MEASURED = {
+    "score",
+    "rewards",
+    "gating",
+    "step_scores",
+    "hidden_last",
+}  # equal up to rounding; all else to the letter
 
 
 def check_whole(output: Any) -> None:
@@ -30,17 +36,18 @@ def check_whole(output: Any) -> None:
     assert sorted(found) == sorted(written)
     ids: list[str] = []
     for path in sorted(written):
-        if path.startswith("scores/"):
+        if path.startswith(("scores/", "hidden/")):
             table = pq.read_table(io.BytesIO(store.read(path)), partitioning=None)
             ids += table["row_id"].to_pylist()
-            _check_scores(table)
+            if "score" in table.column_names:
+                _check_scores(table)
     assert len(set(ids)) == len(ids) == counts["scored"]
 
 
 def _files(store: Store) -> list[str]:
     return [
         path
-        for folder in ("scores", "rejects")
+        for folder in ("scores", "hidden", "prompts", "rejects")
         for path in store.find(folder)
         if not path.rsplit("/", 1)[-1].startswith(".")
     ]
@@ -70,7 +77,7 @@ def rows_of_output(output: Any, folder: str) -> dict[tuple[Any, ...], dict[str, 
 
 def check_equal(output: Any, expected: Any) -> None:
     """The same rows as in an undisturbed output: everything but what was measured to the letter."""
-    for folder in ("scores", "rejects"):
+    for folder in ("scores", "hidden", "rejects"):
         found, wanted = rows_of_output(output, folder), rows_of_output(expected, folder)
         assert found.keys() == wanted.keys()
         for key, row in wanted.items():
@@ -83,4 +90,6 @@ def check_equal(output: Any, expected: Any) -> None:
 def _flat(value: Any) -> list[float]:
     if isinstance(value, dict):
         return list(value.values())
+    if isinstance(value, bytes):  # a hidden state in float32
+        value = np.frombuffer(value, np.float32)
     return [0.0] if value is None else np.ravel(value).tolist()

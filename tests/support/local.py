@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armo_ray.embed.options import EmbedOptions
 from armo_ray.outputs.scores import open_scores
-from armo_ray.score.config import ScoreConfig
+from armo_ray.score.config import ModelOptions, ScoreConfig
 from armo_ray.score.job import prepare
 from armo_ray.score.stages import Scorer, read_and_tokenize, write_and_commit
 from armo_ray.storage import commits, resume
@@ -16,20 +17,36 @@ from armo_ray.storage.parts import hive_values
 from armo_ray.storage.store import Store
 
 PAIR = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'  # a shard of one row
-_SCORERS: dict[tuple[str, str, int | None], Scorer] = {}  # loading one takes longer than most tests
+_SCORERS: dict[tuple[Any, ...], Scorer] = {}  # loading one takes longer than most tests
 
 
 def config_for(model: Path | str, inputs: Any, output: Path | str, **options: Any) -> ScoreConfig:
+    return ScoreConfig.model_validate(_given(model, inputs, output, options))
+
+
+def embed_options(model: Path | str, inputs: Any, output: Path | str, **options: Any) -> EmbedOptions:
+    return EmbedOptions.model_validate(_given(model, inputs, output, options))
+
+
+def _given(model: Path | str, inputs: Any, output: Path | str, options: dict[str, Any]) -> dict[str, Any]:
     shards = [str(path) for path in inputs] if isinstance(inputs, list) else str(inputs)
-    given = {"input": shards, "output": str(output), "model": str(model), "dtype": "float32", **options}
-    return ScoreConfig.model_validate(given)
+    return {"input": shards, "output": str(output), "model": str(model), "dtype": "float32", **options}
 
 
 def score_locally(model: Path | str, inputs: Any, output: Path | str, **options: Any) -> dict[str, Any]:
     """Score what is not committed yet; returns the manifest."""
-    config = config_for(model, inputs, output, **options)
+    return run_locally(config_for(model, inputs, output, **options))
+
+
+def embed_locally(model: Path | str, inputs: Any, output: Path | str, **options: Any) -> dict[str, Any]:
+    """Embed what is not committed yet; returns the manifest."""
+    return run_locally(embed_options(model, inputs, output, **options))
+
+
+def run_locally(config: ModelOptions) -> dict[str, Any]:
+    """Commit what is not committed yet; returns the manifest."""
     job, spans = prepare(config)
-    key = (job.model, job.dtype, job.token_budget)
+    key = (job.model, job.family.name, job.keep_hidden, job.dtype, job.token_budget, job.fixed_packs)
     if key not in _SCORERS:
         _SCORERS[key] = Scorer(job, "cpu")
     store = Store(job.output)

@@ -27,15 +27,22 @@ def write_user_modules(folder: Path) -> None:
 
 
 def start(
-    model: Path, inputs: Any, output: Any, *options: str, cwd: Path = ROOT, **variables: str
+    model: Path,
+    inputs: Any,
+    output: Any,
+    *options: str,
+    cwd: Path = ROOT,
+    command: str = "score",
+    **variables: str,
 ) -> subprocess.Popen[str]:
-    """`armo-ray score` in float32, on a Ray of its own unless `variables` of the environment say otherwise."""
-    command = [sys.executable, "-m", "armo_ray", "score", "--model", str(model), "--dtype", "float32"]
-    command += ["--input", str(inputs), "--output", str(output), *options]
+    """`armo-ray score`, or a command with its options, in float32, on a Ray of its own unless `variables` of the
+    environment say otherwise."""
+    words = [sys.executable, "-m", "armo_ray", command, "--model", str(model), "--dtype", "float32"]
+    words += ["--input", str(inputs), "--output", str(output), *options]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        words, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 

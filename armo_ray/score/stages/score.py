@@ -6,8 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from armo_ray.outputs.hidden import as_float32
 from armo_ray.outputs.schema import STEP_SCORES
 from armo_ray.score.job import ModelJob
+from armo_ray.score.stages.hidden import add_states
 from armo_ray.score.stages.read import load_encoder, model_directory, reference_on_node
 from armo_ray.score.stages.unit_block import MODEL_COLUMNS, Header, conversations, one, ragged
 from armo_ray.text.conversations import candidates_of
@@ -35,18 +37,25 @@ class Scorer:
             compile=job.compile,
             family=job.family,
             reference=reference_on_node(job),
+            keep_hidden=job.keep_hidden,
         )
+        self.scores = job.scores if job.keep_hidden else None
         encoder = load_encoder(job)
         candidates = candidates_of({"prompt": "2+2?", "responses": ["4", "5"]}, _PROBE)
         probe = self.model.score(encoder.encode(candidates).sequences())
-        if not np.isfinite(probe.score).all():
-            raise RuntimeError(f"{job.model}: the model returns {probe.score} for a probe: damaged weights")
+        states = np.empty(0) if probe.hidden is None else as_float32(probe.hidden)
+        if not (np.isfinite(probe.score).all() and np.isfinite(states).all()):
+            what = "hidden states that are not finite" if job.keep_hidden else probe.score
+            raise RuntimeError(f"{job.model}: the model returns {what} for a probe: damaged weights")
         self.load_seconds = time.perf_counter() - started
         self.peak_flops = self.model.peak_flops(job.dtype)
         self.ended: float | None = None  # end of the previous unit, by time.perf_counter
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Replace a unit's token ids by `score` (C,), `rewards` and `gating` (both C * K, flattened row by row)."""
+        """Replace a unit's token ids by `score` (C,), `rewards` and `gating` (both C * K, flattened row by row).
+
+        If hidden states are kept, those are added that `add_states` describes.
+        """
         started, header = time.perf_counter(), Header.of(table)
         header.began, header.load_seconds = time.time(), self.load_seconds
         scores = self.model.score(conversations(table))
@@ -65,6 +74,8 @@ class Scorer:
         done = table.drop_columns([*MODEL_COLUMNS, "header"]).append_column("header", header.to_array())
         for name in ("score", "rewards", "gating"):
             done = done.append_column(name, one(pa.array(getattr(scores, name).ravel())))
+        if self.scores is not None:
+            done = add_states(done, scores.hidden, self.scores)
         return done.append_column(STEP_SCORES.name, ragged(list(scores.steps), np.float32))
 
 

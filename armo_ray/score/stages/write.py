@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from armo_ray.score.passes import Committed
 from armo_ray.score.run import Job
+from armo_ray.score.stages.hidden import finite_states, prompts_of
 from armo_ray.score.stages.unit_block import FAILURES, NO_SHARD, Header, reject_table, to_raw, unnest
 from armo_ray.storage import commits, parts, readers
 from armo_ray.storage.records import CommitRecord, ForwardPasses, Timing
@@ -41,7 +42,9 @@ def write_and_commit(table: pa.Table, job: Job) -> Committed:
     if before is not None:  # a replayed task does not write the parts again
         commits.check_same(store, before, record)
         return Committed(before, unit.source_bytes, socket.gethostname())
-    written = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by)
+    written = parts.write_scores(store, unit.id, scores, shard.partitions, job.partition_by, job.folder)
+    if (prompts := prompts_of(table, scores)) is not None:
+        written += parts.write_prompts(store, unit.id, prompts)
     written += parts.write_rejects(store, unit.id, rejects.replace_schema_metadata(job.scores.metadata))
     seconds = header.seconds | {"write": time.perf_counter() - started}
     timing = Timing(
@@ -96,23 +99,14 @@ def candidate_rows(table: pa.Table, job: Job) -> pa.Table:
 def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.Table]:
     """The rows of the scores, and the rows that have none, with the reason and detail."""
     rows = unnest(table["scored"])
-    score, rewards, gating = (
-        table[name].combine_chunks().flatten().to_numpy() for name in ("score", "rewards", "gating")
-    )
-    vector = job.scores.field("rewards").type
-    has_gates = len(gating) > 0
-    rewards = rewards.reshape(len(score), vector.num_fields)
-    gating = gating.reshape(len(score), vector.num_fields if has_gates else 0)
-    finite = np.isfinite(score) & np.isfinite(rewards).all(axis=1) & np.isfinite(gating).all(axis=1)
-    reasons, details = _failures(table, score, finite)
+    reasons, details = _failures(table, job)
     keys = zip(rows["source_row"].to_pylist(), rows["candidate"].to_pylist(), strict=True)
     arrays: dict[str, Any] = {name: rows[name] for name in rows.column_names} | {
         "row_id": pa.array([row_id(shard.uri, row, candidate) for row, candidate in keys], pa.string()),
-        "source": pa.repeat(pa.scalar(shard.uri), len(score)),
-        "score": pa.array(score),
-        "rewards": _struct(rewards, vector),
-        "gating": _struct(gating, vector) if has_gates else pa.nulls(len(score), vector),
+        "source": pa.repeat(pa.scalar(shard.uri), rows.num_rows),
     }
+    if job.has_scores:
+        arrays |= _score_columns(table, job)
     for name in job.scores.names:  # columns of a kind of model: step_scores, verdicts, ...
         if name not in arrays:
             arrays[name] = table[name].combine_chunks().flatten()
@@ -122,16 +116,43 @@ def _score_table(table: pa.Table, shard: Shard, job: Job) -> tuple[pa.Table, pa.
     return whole.filter(reasons.is_null()), failed.filter(reasons.is_valid())
 
 
-def _failures(table: pa.Table, score: Floats, finite: npt.NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:
+def _numbers(table: pa.Table, job: Job) -> tuple[Floats, Floats, Floats]:
+    """Score (C,), rewards (C, K) and gating, (C, K) or (C, 0), as the model returned them."""
+    score, rewards, gating = (
+        table[name].combine_chunks().flatten().to_numpy() for name in ("score", "rewards", "gating")
+    )
+    count = job.scores.field("rewards").type.num_fields
+    shape = (len(score), count if len(gating) else 0)
+    return score, rewards.reshape(len(score), count), gating.reshape(shape)
+
+
+def _score_columns(table: pa.Table, job: Job) -> dict[str, pa.Array]:
+    score, rewards, gating = _numbers(table, job)
+    vector = job.scores.field("rewards").type
+    return {
+        "score": pa.array(score),
+        "rewards": _struct(rewards, vector),
+        "gating": _struct(gating, vector) if gating.size else pa.nulls(len(score), vector),
+    }
+
+
+def _failures(table: pa.Table, job: Job) -> tuple[pa.Array, pa.Array]:
     """Why candidates have no score, and the details; null for those that have one."""
     if FAILURES in table.column_names:  # a judge gives a score or a reason
         failures = unnest(table[FAILURES])
         return failures["reason"].combine_chunks(), failures["detail"].combine_chunks()
-    details = [
-        None if ok else f"the model returned {value}, or a reward or gate that is not finite"
-        for value, ok in zip(score.tolist(), finite.tolist(), strict=True)
-    ]
-    reasons = [None if ok else "non_finite_score" for ok in finite.tolist()]
+    details: list[str | None] = [None] * unnest(table["scored"]).num_rows
+    if (states := finite_states(table, job.scores)) is not None:
+        for i in np.flatnonzero(~states):
+            details[i] = (
+                "a hidden state that the head reads is not finite: damaged weights, or too large for float16"
+            )
+    if job.has_scores:
+        score, rewards, gating = _numbers(table, job)
+        finite = np.isfinite(score) & np.isfinite(rewards).all(axis=1) & np.isfinite(gating).all(axis=1)
+        for i in np.flatnonzero(~finite):
+            details[i] = f"the model returned {score[i]}, or a reward or gate that is not finite"
+    reasons = [detail and "non_finite_score" for detail in details]
     return pa.array(reasons, pa.string()), pa.array(details, pa.string())
 
 
