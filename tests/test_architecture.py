@@ -36,6 +36,7 @@ COMMANDS = {
     *("score", "plan", "verify", "curate", "evaluate", "compare", "report", "explain", "layouts", "bench"),
     "nightly",
     "models",
+    "fit",
     "judge",
     "embed",
 }

@@ -115,6 +115,13 @@ COMMANDS = {
         "armo_ray.curate.reweigh:run",
         ("armo_ray.curate.options:ReweighOptions",),
     ),
+    "fit": Command(
+        "Fit a reward model to hidden states and labels, or to pairs.",
+        "armo-ray fit OUT --output DIR --scale helpfulness=0:4 --gate constant",
+        "armo_ray.fit.command:run",
+        ("armo_ray.fit.options:FitOptions",),
+        resumes=True,
+    ),
     "evaluate": Command(
         "Measure how often scores are right, on a benchmark or on labelled pairs.",
         "armo-ray evaluate OUT --by source\n"

@@ -94,6 +94,8 @@ BACKBONE_OF = {
     "deberta": "deberta-v2",
     "pairrm": "deberta-v2",
 }
+# Families whose config may name the rewards.
+OWN_OBJECTIVES = ("armorm", "qrm")
 # Families that are only used by name, by a tensor of theirs.
 _NAMED = {"score_head.weight": ("beaver-reward", "beaver-cost")}
 # Nexusflow's Athene has the tensors of a value head. Both names of its architecture are in use.
@@ -125,6 +127,8 @@ def recognize(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: st
             )
         recognized = FAMILIES[name]
     _check(recognized, config, shapes)
+    if "objectives" in config and recognized.name in OWN_OBJECTIVES:
+        reward_names(recognized, config, shapes)  # may raise ConfigError
     return recognized
 
 
@@ -235,8 +239,10 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
         return judged[family.text]
     if named := family.label_names:
         return named
-    if family.name in ("armorm", "qrm"):
+    if family.name in OWN_OBJECTIVES:
         count = int(config.get("num_objectives", len(ARMORM_REWARDS)))
+        if config.get("objectives") is not None:
+            return _objectives(config["objectives"], count)
         return _names(ARMORM_REWARDS, count, "objective")
     if family.name == "ldl":
         return _names((), ldl_objectives(config), "objective")
@@ -253,6 +259,23 @@ def reward_names(family: Family, config: Mapping[str, Any], shapes: Mapping[str,
             f"found {', '.join(map(repr, names))}"
         )
     return ("reward",) if names == ["label_0"] else tuple(names)
+
+
+def _objectives(given: Any, count: int) -> tuple[str, ...]:
+    """The names in a config that gives them. Raises ConfigError unless each reward has one of its own."""
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"config.json: objectives is {given!r:.100}: expected a list of names")
+    names = tuple(re.sub(r"\W+", "_", name).strip("_") for name in given)
+    if len(names) != count:
+        raise ConfigError(
+            f"config.json: objectives has {len(names)} names, but num_objectives is {count}: one for each is needed"
+        )
+    if unclear := [name for name in names if not name or names.count(name) > 1]:
+        raise ConfigError(
+            f"config.json: objectives: every one must give its reward a name of its own, found {unclear[0]!r} "
+            f"{names.count(unclear[0])} times"
+        )
+    return names
 
 
 def _names(published: tuple[str, ...], count: int, stem: str) -> tuple[str, ...]:

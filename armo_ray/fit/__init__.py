@@ -1,0 +1,1 @@
+"""`armo-ray fit`: a reward model made of hidden states and labels."""

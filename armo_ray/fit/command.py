@@ -1,0 +1,176 @@
+"""`armo-ray fit`: a checkpoint made of hidden states, labels and pairs, without a GPU.
+
+Two passes over labelled rows (sums, then predictions of a sample), one over pairs; each is read in spans of units, here
+or on a Ray cluster, and added in the order of the units. What a killed command did is kept beside the output.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from armo_ray.errors import ConfigError
+from armo_ray.fit.card import card
+from armo_ray.fit.checkpoint import FittedHead, check_room, dropped_tensors, write_checkpoint
+from armo_ray.fit.inputs import Inputs, label_job, open_inputs
+from armo_ray.fit.labelled import check_rows
+from armo_ray.fit.options import FitOptions
+from armo_ray.fit.pairs import PairJob, Pairs, collect
+from armo_ray.fit.rewards import fit_one, fit_several, fit_student
+from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.work import work_folder
+from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
+from armo_ray.formatting.numbers import number
+from armo_ray.formatting.tables import text_table
+from armo_ray.outputs.hidden import HiddenOutputs
+from armo_ray.storage.commits import now
+from armo_ray.storage.scratch import scratch_directory
+from armo_ray.version import __version__
+
+logger = logging.getLogger(__name__)
+
+# options that change nothing about the head
+_APART = {"output", "engine", "model", "date"}
+
+
+def run(options: FitOptions) -> None:
+    """Fit a head and write the checkpoint. Raises ConfigError before any work, or if the data do not allow a fit."""
+    if "://" in options.output:
+        raise ConfigError(
+            f"--output {options.output}: a checkpoint is written to a directory of this machine; copy it"
+        )
+    output = Path(options.output)
+    check_room(output)
+    inputs = open_inputs(options)
+    if options.head == "armorm" and options.target_scores is None:
+        label_job(options, inputs.labelled, "")  # may raise ConfigError
+    with (
+        work_folder(options.output, identity_of(options, inputs)) as work,
+        scratch_directory() as scratch,
+        engine(options.engine) as run_tasks,
+    ):
+        pairs, facts = read_pairs(options, inputs, work, scratch, run_tasks)
+        if options.head == "bradley-terry":
+            fit = fit_one(options, pairs)
+        elif options.target_scores is not None:
+            fit = fit_student(options, inputs, work, run_tasks)
+        else:
+            fit = fit_several(options, inputs, pairs, work, run_tasks)
+        facts["pairs"] |= fit.facts.pop("pairs_split")
+        facts |= {**about(options, inputs, fit.head), **fit.facts, "figures": sorted(fit.figures)}
+        texts = {name: chart.standalone() for name, chart in fit.figures.items()}
+        texts |= {"fit.json": json.dumps(facts, indent=2) + "\n", "README.md": card(output.name, facts)}
+        write_checkpoint(inputs.model, fit.head, output, texts)
+    print(summary(output, facts))
+
+
+def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
+    """What decides the head: the options, and the parts that are read."""
+    parts = [
+        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
+        for hidden in (inputs.labelled, inputs.pairs)
+        if hidden is not None
+        for unit in hidden.units
+    ]
+    return {
+        "version": __version__,
+        "options": options.model_dump(mode="json", exclude=_APART),
+        "backbone": inputs.model.fingerprint,
+        "parts": parts,
+    }
+
+
+def read_pairs(
+    options: FitOptions, inputs: Inputs, work: str, scratch: Path, run_tasks: TaskRunner
+) -> tuple[Pairs, dict[str, Any]]:
+    """The pairs of the outputs that were named for them, or of OUT, and what there is to say of them."""
+    hidden = inputs.pairs or inputs.labelled
+    needs_gates = options.head == "armorm" and hidden.has_gates
+    job = PairJob(work, needs_gates)
+    if options.target_scores is not None or options.gate == "uniform":
+        spans = []  # no gate is fitted to pairs
+    else:
+        spans = spans_of(hidden, options.task_rows)
+    found = []
+    for batch in in_order("pairs", job, spans, run_tasks):
+        for span, result in batch:
+            check_rows(span, result.rows)
+            found.append(result)
+    pairs, twisted = collect(work, found, scratch, hidden.size)
+    equal = [name for result in found for name in result.equal]
+    for what, names in (("equal texts", equal), ("both directions", twisted)):
+        if names:
+            logger.warning("%s pairs dropped: %s, such as that of %s", number(len(names)), what, names[0])
+    if options.pairs and not len(pairs):
+        raise ConfigError(f"--pairs {hidden.outputs[0]}: no row has both a chosen and a rejected answer")
+    facts = {
+        "pairs": {
+            "used": len(pairs),
+            "prompts": len(set(pairs.prompt_ids)),
+            "rows_without_a_partner": sum(result.alone for result in found),
+            "dropped_equal_texts": len(equal),
+            "dropped_both_directions": len(twisted),
+            "dropped": {"equal_texts": equal[:100], "both_directions": twisted[:100]},
+        }
+    }
+    return pairs, facts
+
+
+def about(options: FitOptions, inputs: Inputs, head: FittedHead) -> dict[str, Any]:
+    """Facts of the backbone, the outputs and the options."""
+    metadata, model = inputs.labelled.metadata, inputs.model
+    return {
+        "armo_ray": __version__,
+        "created_at": now(),
+        "head": head.kind,
+        "options": options.model_dump(mode="json", exclude={"date"}),
+        "backbone": {
+            "model": metadata["model"],
+            "revision": metadata.get("model_revision"),
+            "fingerprint": model.fingerprint,
+            "dtype": metadata["hidden"]["dtype"],
+            "model_type": model.config.get("model_type"),
+        },
+        "data": [*_data(inputs.labelled, _use(options, inputs)), *_data(inputs.pairs, "pairs")],
+        "dropped_tensors": dropped_tensors(model),
+    }
+
+
+def _use(options: FitOptions, inputs: Inputs) -> str:
+    if options.target_scores is not None:
+        return "rewards of the larger model"
+    if options.head == "bradley-terry":
+        return "nothing" if inputs.pairs else "pairs"
+    return "labels" if inputs.pairs else "labels and pairs"
+
+
+def _data(hidden: HiddenOutputs | None, use: str) -> list[Mapping[str, Any]]:
+    if hidden is None:
+        return []
+    rows = dict.fromkeys(hidden.outputs, 0)
+    units = dict.fromkeys(hidden.outputs, 0)
+    for unit in hidden.units:
+        rows[unit.output] += sum(part.rows for part in unit.rows)
+        units[unit.output] += 1
+    return [{"output": name, "use": use, "rows": rows[name], "units": units[name]} for name in hidden.outputs]
+
+
+def summary(output: Path, facts: Mapping[str, Any]) -> str:
+    """What the command prints."""
+    lines = [
+        f"{output}: {facts['gate']['kind']} gate" if facts["head"] == "armorm" else f"{output}: one reward"
+    ]
+    if facts["objectives"]:
+        head = ("reward", "rows", "alpha", "R2", "Pearson", "R2 held out")
+        cells = [
+            [
+                row["name"],
+                *map(number, (row["rows"], row["alpha"], row["r2"], row["pearson"], row["held_out"]["r2"])),
+            ]
+            for row in facts["objectives"]
+        ]
+        lines += ["", text_table(head, cells)]
+    if facts["held_out"]:
+        lines += ["", text_table(HEAD, table_rows(Accuracy(**row) for row in facts["held_out"]))]
+    return "\n".join(lines)

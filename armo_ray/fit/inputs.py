@@ -1,0 +1,149 @@
+"""What a fit starts from, checked before any work: outputs of one backbone, labels, pairs and the backbone's files."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from armo_ray.errors import ConfigError
+from armo_ray.expressions.expressions import advice
+from armo_ray.fit.labelled import LabelJob, Range
+from armo_ray.fit.options import FitOptions
+from armo_ray.fit.teacher import Teacher
+from armo_ray.model.checkpoint import Checkpoint, inspect
+from armo_ray.model.families import HIDDEN, Family
+from armo_ray.outputs.hidden import HiddenOutputs, open_hidden
+from armo_ray.storage.models import local_model
+
+logger = logging.getLogger(__name__)
+
+_SAME = ("model_fingerprint", "dtype", "hidden")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Outputs with hidden states of one backbone, and the backbone."""
+
+    labelled: HiddenOutputs
+    pairs: HiddenOutputs | None  # None: no output was named for pairs, and OUT itself may have some
+    model: Checkpoint
+
+
+def open_inputs(options: FitOptions) -> Inputs:
+    """Open the outputs and the backbone. Raises ConfigError if they do not fit together."""
+    labelled = open_hidden(options.scores)
+    pairs = open_hidden(options.pairs) if options.pairs else None
+    if pairs is not None:
+        for key in _SAME:
+            a, b = labelled.metadata.get(key), pairs.metadata.get(key)
+            if a != b:
+                raise ConfigError(
+                    f"hidden states of different backbones cannot be used together: {key} is {a!r} in "
+                    f"{labelled.outputs[0]}, {b!r} in {pairs.outputs[0]}"
+                )
+    return Inputs(labelled, pairs, find_backbone(options, labelled))
+
+
+def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
+    """The files of the model that made the hidden states. Raises ConfigError if they are others."""
+    metadata = hidden.metadata
+    name = options.model or str(metadata["model"])
+    revision = None if options.model else metadata.get("model_revision")
+    directory, revision = local_model(name, revision)
+    recorded = metadata["model_fingerprint"]
+    try:
+        model = inspect(directory, None if directory != name else revision, family=_family(metadata))
+    except ConfigError as error:
+        if options.model is not None:
+            raise
+        raise ConfigError(
+            f"{error}; the hidden states are of that model: say where its files are with --model"
+        ) from None
+    if model.fingerprint != recorded:
+        raise ConfigError(
+            f"{name}: its fingerprint is {model.fingerprint}, but the hidden states in {hidden.outputs[0]} are of "
+            f"{metadata['model']} with fingerprint {recorded}: give its files with --model"
+        )
+    return model
+
+
+def _family(metadata: Mapping[str, Any]) -> str | Family:
+    """The family by which the model was read, on which its fingerprint depends."""
+    name = str(metadata["model_family"])
+    return HIDDEN if name == HIDDEN.name else name
+
+
+def objectives_of(options: FitOptions, hidden: HiddenOutputs) -> tuple[str, ...]:
+    """The labels to predict. Raises ConfigError if there are none, or not one that was asked for."""
+    known = hidden.label_names
+    if not known:
+        raise ConfigError(
+            f"{hidden.outputs[0]}: it holds no labels: run armo-ray embed with --label NAME=COLUMN, or fit one reward "
+            f"to pairs with --head bradley-terry"
+        )
+    for name in (*options.objective, *options.scale):
+        if name not in known:
+            raise ConfigError(
+                f"objective {name}: no such label in {hidden.outputs[0]}; {advice(name, known)}"
+            )
+    names = options.objective or known
+    if unused := sorted(set(options.scale) - set(names)):
+        raise ConfigError(f"--scale {unused[0]}: it is none of the objectives {', '.join(names)}")
+    return names
+
+
+def scales_of(options: FitOptions, hidden: HiddenOutputs, names: Sequence[str]) -> tuple[Range | None, ...]:
+    """The range of each label: given, or else declared by its layout."""
+    return tuple(options.scale.get(name, hidden.scales.get(name)) for name in names)
+
+
+def reward_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of rewards for labels, as columns and expressions take them. Raises ConfigError if two become one."""
+    named = tuple(re.sub(r"\W+", "_", name).strip("_") for name in names)
+    for name, own in zip(names, named, strict=True):
+        if not own or named.count(own) > 1:
+            raise ConfigError(
+                f"objective {name}: as a reward it would be named {own!r}, which is not its own name"
+            )
+    return named
+
+
+def length_name(options: FitOptions, names: Sequence[str]) -> str | None:
+    """The name of an objective that predicts length, if rewards must not follow it."""
+    if options.verbosity != "length" or options.head != "armorm" or options.target_scores is not None:
+        return None
+    return "length" if "length" not in names else "response_length"
+
+
+def label_job(
+    options: FitOptions, hidden: HiddenOutputs, work: str, teacher: Teacher | None = None
+) -> LabelJob:
+    """What is fitted to the rows. Raises ConfigError if the labels do not fit the options."""
+    if teacher is not None:
+        names: tuple[str, ...] = teacher.names
+        if options.objective:
+            raise ConfigError(
+                "--objective does not go with --target-scores: all rewards of the larger model are learned"
+            )
+        scales: tuple[Range | None, ...] = (None,) * len(names)
+    else:
+        names = objectives_of(options, hidden)
+        scales = scales_of(options, hidden, names)
+    length = length_name(options, names)
+    if options.verbosity not in ("length", "none", *names) and teacher is None:
+        raise ConfigError(
+            f"--verbosity {options.verbosity}: it is neither length nor none nor an objective; "
+            f"{advice(options.verbosity, names)}"
+        )
+    return LabelJob(
+        names,
+        scales,
+        length,
+        hidden.size,
+        options.folds,
+        options.test_fraction,
+        options.seed,
+        work,
+        teacher,
+    )

@@ -1,0 +1,106 @@
+"""The pass over hidden states: spans of units, read in parallel, and their results taken in the order of the units.
+
+A span is a run of units with at least `rows` rows, so that its bounds depend on the data alone: both engines, and a
+command that goes on after it was stopped, add the same numbers in the same order and get the same bits.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from armo_ray.errors import ConfigError
+from armo_ray.outputs.hidden import Hidden, HiddenOutputs, HiddenUnit, read_hidden
+
+logger = logging.getLogger(__name__)
+
+TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+Result = TypeVar("Result")
+BATCH = 8  # spans that a Ray cluster does at once, and after which sums are saved
+
+
+class Span(NamedTuple):
+    """Units that one task reads."""
+
+    number: int
+    units: tuple[HiddenUnit, ...]
+
+    @property
+    def rows(self) -> int:
+        """As the manifests count them."""
+        return sum(rows_of(unit) for unit in self.units)
+
+
+def rows_of(unit: HiddenUnit) -> int:
+    """Rows of a unit, as its manifest counts them."""
+    return sum(part.rows for part in unit.rows)
+
+
+def spans_of(hidden: HiddenOutputs, rows: int) -> list[Span]:
+    """The units of all outputs in spans of at least so many rows, but for the last one."""
+    spans: list[Span] = []
+    units: list[HiddenUnit] = []
+    count = 0
+    for unit in hidden.units:
+        units.append(unit)
+        count += rows_of(unit)
+        if count >= rows:
+            spans.append(Span(len(spans), tuple(units)))
+            units, count = [], 0
+    return [*spans, Span(len(spans), tuple(units))] if units else spans
+
+
+def tables_of(span: Span, gates: bool = False) -> Iterator[Hidden]:
+    """The rows of every unit of a span, in order; the next unit is read while one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(read_hidden, unit, gates) for unit in span.units[:2]]
+        for unit in [*span.units[2:], *[None] * len(waiting)]:
+            hidden = waiting.pop(0).result()
+            if unit is not None:
+                waiting.append(pool.submit(read_hidden, unit, gates))
+            yield hidden
+
+
+@contextmanager
+def engine(kind: str) -> Iterator[TaskRunner]:
+    """Yields what applies a function to every task, here or on Ray, and returns the results in order."""
+    if kind == "local":
+        yield lambda function, tasks: [function(task) for task in tasks]
+        return
+    from armo_ray.cluster.connect import connected, run_tasks
+
+    with connected():
+        yield run_tasks
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A function of a span that returns a ConfigError instead of raising it: Ray would make another error of it."""
+
+    function: Callable[[Span], Any]
+
+    def __call__(self, span: Span) -> Any:
+        try:
+            return self.function(span)
+        except ConfigError as error:
+            return error
+
+
+def in_order(
+    what: str, function: Callable[[Span], Result], spans: Sequence[Span], run_tasks: TaskRunner
+) -> Iterator[list[tuple[Span, Result]]]:
+    """Apply a function to spans, a batch at a time, with a line in the log for each batch. Raises its ConfigError."""
+    total, done, began = sum(span.rows for span in spans), 0, time.monotonic()
+    for start in range(0, len(spans), BATCH):
+        batch = spans[start : start + BATCH]
+        results = run_tasks(_Guarded(function), batch)
+        for result in results:
+            if isinstance(result, ConfigError):
+                raise result
+        done += sum(span.rows for span in batch)
+        rate = done / max(time.monotonic() - began, 1e-9)
+        logger.info("%s: %s of %s rows, %.0f rows/s", what, f"{done:,}", f"{total:,}", rate)
+        yield list(zip(batch, results, strict=True))

@@ -1,0 +1,295 @@
+"""A fit from embedded rows to a checkpoint that scores: what it writes, what it refuses, and what it leaves out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from armo_ray.errors import ConfigError
+from armo_ray.fit.checkpoint import FittedHead, write_checkpoint
+from armo_ray.fit.command import run
+from armo_ray.fit.inputs import label_job
+from armo_ray.fit.labelled import check_rows, sum_all
+from armo_ray.fit.options import FitOptions
+from armo_ray.fit.spans import engine, spans_of
+from armo_ray.fit.student import kendall, top_kept
+from armo_ray.fitting.statistics import to_bytes
+from armo_ray.measures.agreement import spearman
+from armo_ray.model.checkpoint import inspect
+from armo_ray.outputs.hidden import open_hidden
+from tests.support.local import rows_of, score_locally
+from tests.support.rated import LABELS, embed_rows, rated_rows, write_rows
+
+FEW = {"test_fraction": 0.2}
+BRADLEY_TERRY = FittedHead(
+    "bradley-terry", ("reward",), np.random.default_rng(0).normal(size=(1, 64)), np.eye(1)
+)
+
+
+@pytest.fixture(scope="module")
+def hidden(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 pairs of 300 prompts, in ten units."""
+    return embed_rows(tiny_model, tmp_path_factory.mktemp("rated"), rated_rows(300))
+
+
+@pytest.fixture(scope="module")
+def fitted(hidden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("fitted") / "model"
+    fit([hidden], output)
+    return output
+
+
+def fit(outputs: list[Path], output: Path, **options: Any) -> dict[str, Any]:
+    """Fit; returns fit.json."""
+    given = {"scores": list(map(str, outputs)), "output": str(output), **FEW, **options}
+    run(FitOptions.model_validate(given))
+    facts: dict[str, Any] = json.loads((output / "fit.json").read_text())
+    return facts
+
+
+def head_of(folder: Path) -> bytes:
+    return (folder / "head.safetensors").read_bytes()
+
+
+def test_what_is_fitted_scores_rows_by_the_facts_of_its_card(
+    fitted: Path, hidden: Path, tmp_path: Path
+) -> None:
+    facts = json.loads((fitted / "fit.json").read_text())
+    assert [row["name"] for row in facts["objectives"]] == ["the", "words", "length"]
+    rows = rated_rows(40, seed=1, where="new ")
+    score_locally(fitted, write_rows(tmp_path / "new.jsonl", rows), tmp_path / "scores")
+    scored = rows_of(tmp_path / "scores")
+    words = [float(row[f"{r['role']}_words"]) for r in scored for row in [rows[r["source_row"]]]]
+    predicted = [r["rewards"]["words"] for r in scored]
+    assert np.corrcoef(words, predicted)[0, 1] > 0.8
+    weights = facts["gate"]["weights"]
+    assert scored[0]["gating"] == pytest.approx({**weights, "length": 0}, abs=1e-6)
+    assert list(scored[0]["rewards"]) == ["the", "words", "length"]
+
+
+def test_fit_json_and_card_tell_of_data_and_held_out_prompts(fitted: Path, hidden: Path) -> None:
+    facts, text = json.loads((fitted / "fit.json").read_text()), (fitted / "README.md").read_text()
+    assert facts["backbone"]["fingerprint"] in text
+    assert facts["data"] == [{"output": str(hidden), "use": "labels and pairs", "rows": 600, "units": 10}]
+    assert facts["rows"]["read"] == 600
+    assert facts["rows"]["fitted"] == 2 * facts["pairs"]["fitted"]
+    assert facts["rows"]["tested"] == 2 * facts["pairs"]["tested"] > 0
+    assert facts["masks"] == [{"labels": ["the", "words", "length"], "rows": facts["rows"]["fitted"]}]
+    assert all(row["r2"] > 0.1 and row["held_out"]["r2"] > 0.1 for row in facts["objectives"])
+    assert all(abs(row["after"]) < 0.01 for row in facts["penalties"])
+    names = [row["name"] for row in facts["held_out"]]
+    assert names[0] == "longer answer"
+    assert names[-1] == "Bradley-Terry head"
+    for name in (*names, "calibration.svg", "objectives.svg", "Held-out pairs", "released ArmoRM's code"):
+        assert name in text
+    assert all((fitted / name).read_text().startswith("<svg") for name in facts["figures"])
+    assert not fitted.with_name("model.work").exists()
+
+
+@pytest.mark.nightly
+def test_one_reward_is_fitted_to_pairs_without_labels(tiny_model: Path, tmp_path: Path) -> None:
+    rows = rated_rows(250)
+    outputs = [embed_rows(tiny_model, tmp_path / "in", rows, label={}, ignore=["label"])]
+    facts = fit(outputs, tmp_path / "model", head="bradley-terry")
+    model = inspect(str(tmp_path / "model"))
+    assert (model.family.name, model.reward_names) == ("classifier", ("reward",))
+    longest, own = facts["held_out"]
+    assert own["accuracy"] > longest["accuracy"]
+    with pytest.raises(ConfigError, match="it holds no labels: run armo-ray embed with --label"):
+        fit(outputs, tmp_path / "other")
+
+
+def test_the_prompts_that_are_tested_are_the_same_for_labels_and_for_pairs(
+    hidden: Path, tmp_path: Path
+) -> None:
+    facts = fit([hidden], tmp_path / "model", pairs=[str(hidden)], gate="constant")
+    assert [row["use"] for row in facts["data"]] == ["labels", "pairs"]
+    assert facts["rows"]["tested"] == 2 * facts["pairs"]["tested"]
+
+
+def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_bits(
+    hidden: Path, tmp_path: Path
+) -> None:
+    opened = open_hidden([str(hidden)])
+    options = FitOptions.model_validate({"scores": [str(hidden)], "output": str(tmp_path / "model")})
+    spans = spans_of(opened, 128)
+    sums = []
+    for work, stops in ((tmp_path / "whole", []), (tmp_path / "stopped", [2, 4])):
+        job = label_job(options, opened, str(work))
+        with engine("local") as run_tasks:
+            for stop in stops:
+                sum_all(job, spans[:stop], run_tasks)
+            sums.append(sum_all(job, spans, run_tasks))
+        assert [path.name for path in work.iterdir()] == ["sums.npz"]
+    assert len(spans) == 5
+    assert [total.rows for total in sums] == [600, 600]
+    assert to_bytes(sums[0].sums) == to_bytes(sums[1].sums)
+
+
+def test_a_part_that_is_read_twice_is_noticed(hidden: Path, tmp_path: Path) -> None:
+    (first, *_) = spans_of(open_hidden([str(hidden)]), 64)
+    check_rows(first, 64)
+    with pytest.raises(ConfigError, match="128 rows were read of 1 units, but its manifest counts 64"):
+        check_rows(first, 128)
+
+
+def test_what_another_fit_left_is_not_gone_on_from(hidden: Path, fitted: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    with pytest.raises(ConfigError):
+        fit([hidden], output, max_penalty=1e-9)
+    assert (tmp_path / "model.work" / "sums.npz").exists()
+    fit([hidden], output)
+    assert head_of(output) == head_of(fitted)
+
+
+@pytest.mark.nightly
+def test_outputs_may_be_fitted_together(tiny_model: Path, tmp_path: Path) -> None:
+    outputs = [embed_rows(tiny_model, tmp_path / str(i), rated_rows(100, i, f"{i} ")) for i in range(2)]
+    facts = fit(outputs, tmp_path / "model", gate="uniform", verbosity="none")
+    assert [row["rows"] for row in facts["data"]] == [200, 200]
+    assert facts["rows"]["read"] == 400
+    assert facts["gate"]["weights"] == pytest.approx({"the": 0.5, "words": 0.5})
+
+
+@pytest.mark.nightly
+def test_equal_texts_and_pairs_in_both_directions_are_dropped_counted_and_named(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = rated_rows(200)
+    swapped = {
+        **rows[5],
+        "chosen": rows[5]["rejected"],
+        "rejected": rows[5]["chosen"],
+        "rejected_the": rows[5]["chosen_the"],
+        "chosen_the": rows[5]["rejected_the"],
+    }
+    same = {**rows[7], "rejected": rows[7]["chosen"]}
+    output = embed_rows(tiny_model, tmp_path, [*rows, swapped, same])
+    facts = fit([output], tmp_path / "model", gate="constant")
+    assert (facts["pairs"]["dropped_equal_texts"], facts["pairs"]["dropped_both_directions"]) == (1, 2)
+    assert facts["pairs"]["used"] == 199
+    named = facts["pairs"]["dropped"]
+    assert [name.split(":")[1] for name in named["equal_texts"]] == ["201"]
+    assert [name.split(":")[1] for name in named["both_directions"]] == ["5", "200"]
+    assert "2 pairs dropped: both directions, such as that of" in caplog.text
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "too-few": (
+        {"allow_few": False},
+        r"objective the: \d+ rows with a label, fewer than the 64 hidden units",
+    ),
+    "scale": ({"scale": {"the": "0:1"}}, r"label the: [23] of row \S+ is outside its range of 0 to 1"),
+    "no-such-label": ({"objective": ["thee"]}, "objective thee: no such label in .*the"),
+    "scale-of-none": (
+        {"objective": ["the"], "scale": {"words": "0:9"}},
+        "--scale words: it is none of the obj",
+    ),
+    "verbosity": ({"verbosity": "word"}, "--verbosity word: it is neither length nor none nor an objective"),
+    "penalty": (
+        {"max_penalty": 1e-6},
+        r"objective \w+: its rank correlation with verbosity is .* raise --max-pen",
+    ),
+    "network": ({"gate": "mlp"}, r"--gate mlp: \d+ pairs to fit, and it needs 1000"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_fitted_is_refused(
+    options: dict[str, Any], message: str, hidden: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    if options == {"allow_few": False}:
+        hidden = embed_rows(tiny_model, tmp_path, rated_rows(20))
+    with pytest.raises(ConfigError, match=message):
+        fit([hidden], tmp_path / "model", **options)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda i: None, "objective odd: none of the 120 rows has a label: leave it out"),
+        (lambda i: 3.0, r"objective odd: all 120 labels are 3: there is nothing to learn"),
+        (lambda i: float(i * 7919 % 13), "objective odd: cross-validated R2 is -.*no better than their mean"),
+    ],
+    ids=["all-null", "constant", "noise"],
+)
+def test_a_label_from_which_nothing_can_be_learned_is_refused(
+    values: Any, message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [{**row, "odd": [values(i), values(i + 1)]} for i, row in enumerate(rated_rows(60))]
+    labels = {"odd": "chosen_odd,rejected_odd"}
+    for row in rows:
+        row["chosen_odd"], row["rejected_odd"] = row.pop("odd")
+    output = embed_rows(tiny_model, tmp_path, rows, label={**LABELS, **labels})
+    with pytest.raises(ConfigError, match=message):
+        fit([output], tmp_path / "model", test_fraction=0, allow_few=True)
+
+
+def test_hidden_states_of_two_models_are_refused(hidden: Path, tmp_path: Path) -> None:
+    from armo_ray.tiny.armorm import write_tiny_model
+
+    write_tiny_model(tmp_path / "other", seed=1)
+    other = embed_rows(tmp_path / "other", tmp_path, rated_rows(20))
+    with pytest.raises(ConfigError, match="model_fingerprint is"):
+        fit([hidden, other], tmp_path / "model")
+    with pytest.raises(
+        ConfigError, match="of different backbones cannot be used together: model_fingerprint"
+    ):
+        fit([hidden], tmp_path / "model", pairs=[str(other)])
+    with pytest.raises(ConfigError, match=r"its fingerprint is .* give its files with --model"):
+        fit([hidden], tmp_path / "model", model=str(tmp_path / "other"))
+
+
+def test_an_output_with_hidden_states_is_needed_and_room_for_the_checkpoint(
+    hidden: Path, fitted: Path, scored_pairs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="holds no hidden states: make it with armo-ray embed"):
+        fit([scored_pairs], tmp_path / "model")
+    with pytest.raises(ConfigError, match="exists and is not an empty directory"):
+        fit([hidden], fitted)
+    with pytest.raises(ConfigError, match="is written to a directory of this machine"):
+        run(FitOptions.model_validate({"scores": [str(hidden)], "output": "s3://bucket/model"}))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["armorm", "classifier"])
+def test_a_student_learns_the_rewards_and_gates_of_a_larger_model(
+    family: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = rated_rows(250)
+    output = embed_rows(tiny_model, tmp_path, rows)
+    teacher = tiny_model
+    if family == "classifier":
+        teacher = tmp_path / "teacher"
+        write_checkpoint(inspect(str(tiny_model)), BRADLEY_TERRY, teacher, {})
+    score_locally(teacher, tmp_path / "rows.jsonl", tmp_path / "scores")
+    facts = fit([output], tmp_path / "model", target_scores=str(tmp_path / "scores"))
+    assert facts["gate"]["kind"] == {"armorm": "teacher", "classifier": "teacher-constant"}[family]
+    ranks = facts["teacher"]["agreement"]
+    assert ranks["held-out rows"] == facts["rows"]["tested"]
+    assert ranks["Spearman"] > 0.95  # the backbone is the teacher's own
+    assert ranks["pairs of one prompt in the same order"] > 0.9
+    assert "share of the best 10% that is kept" in (tmp_path / "model" / "README.md").read_text()
+    new = write_rows(tmp_path / "new.jsonl", rated_rows(30, seed=1, where="new "))
+    scores = []
+    for model in (teacher, tmp_path / "model"):
+        score_locally(model, new, tmp_path / f"new-{model.name}")
+        scores.append([row["score"] for row in rows_of(tmp_path / f"new-{model.name}")])
+    assert spearman(*map(np.array, scores)) > 0.95
+
+
+def test_scores_of_other_rows_teach_nothing(hidden: Path, scored_pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none of its rows is one of the 600 that were embedded"):
+        fit([hidden], tmp_path / "model", target_scores=str(scored_pairs))
+
+
+def test_agreement_is_measured_by_ranks_pairs_and_the_best_that_are_kept() -> None:
+    a = np.arange(10.0)
+    assert kendall(a, a) == 1
+    assert kendall(a, -a) == -1
+    assert kendall(np.array([0.0, 1, 2]), np.array([0.0, 2, 1])) == pytest.approx(1 / 3)
+    assert kendall(a, np.ones(10)) is None
+    assert top_kept(a, np.array([9.0, *a[1:]]), 0.2) == 0.5
