@@ -15,7 +15,10 @@ from armo_ray.storage.shards import Shard
 from armo_ray.storage.store import Store
 
 SCORES, REJECTS = "scores", "rejects"
-HIDDEN, PROMPTS = "hidden", "prompts"  # of hidden states: of candidates in the place of scores, and of prompts
+HIDDEN, PROMPTS = (
+    "hidden",
+    "prompts",
+)  # of hidden states: of candidates in the place of scores, and of prompts
 _UNIQUE = {"row_id", "row_id_chosen", "row_id_rejected"}  # columns whose values hardly repeat
 DATA = "data"  # folder of a dataset that is not an output of scores
 _LONGEST_NAME, _LONGEST_PATH, _LONGEST_ROOT = 255, 384, 192

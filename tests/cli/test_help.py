@@ -13,9 +13,8 @@ from armo_ray.cli.main import main
 from armo_ray.cli.parser import build_parser
 from tests.test_architecture import modules_after
 
-<<<<<<< HEAD
 LONGER = {
-    "score": 84,
+    "score": 88,
     "embed": 72,
     "judge": 83,
     "verify": 42,
@@ -25,9 +24,6 @@ LONGER = {
     "reweigh": 48,
     "evaluate": 42,
 }  # lines
-=======
-LONGER = {"score": 87, "embed": 71, "judge": 83, "verify": 42, "mine": 47, "label": 42, "evaluate": 42}  # lines
->>>>>>> w-fit
 SLOW = {"torch", "ray", "transformers", "pandas", "rich", "pyarrow", "numpy", "duckdb", "fsspec"}
 # An option error of every command that has options to get wrong.
 WRONG = {
