@@ -24,6 +24,7 @@ from armo_ray.model.steps import check_system, has_system, read_pattern
 from armo_ray.model.tokenizer_file import num_ids
 from armo_ray.outputs.schema import HIDDEN_LAST, SCHEMA_VERSION, STEP_SCORES, hidden_field, scores_schema
 from armo_ray.score import kept_columns
+from armo_ray.score.about_model import about_model
 from armo_ray.score.config import ModelOptions, ScoreConfig
 from armo_ray.score.partitions import columns_to_keep
 from armo_ray.score.run import (
@@ -45,12 +46,6 @@ from armo_ray.text import labels
 from armo_ray.text.input_columns import joined, of_names, of_schema
 
 logger = logging.getLogger(__name__)
-
-_LONGER = {
-    "none": "rejected as `too_long`",
-    "left": "cut at the beginning of their prompt and flagged `truncated`",
-    "middle": "cut in the middle of their prompt and flagged `truncated`",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +249,7 @@ def _job(config: ModelOptions, model: _Model, settings: Mapping[str, Any], kept:
     own += labels.fields(settings["labels"])
     return ModelJob(
         **settings,
-        about=_about(config, model, metadata),
+        about=about_model(config, model.max_length, metadata),
         model=config.model if checkpoint.revision else str(checkpoint.path),
         revision=checkpoint.revision,
         family=checkpoint.family,
@@ -285,33 +280,3 @@ def _weights(config: ModelOptions, model: _Model) -> dict[str, Any]:
     if given is None or model.reference is None:
         return {"model_fingerprint": model.checkpoint.fingerprint}
     return identity_of_pair(model.checkpoint, model.reference, given)
-
-
-def _about(config: ModelOptions, model: _Model, metadata: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What the dataset card says of the model."""
-    special = (
-        "read as plain text and flagged" if config.special_tokens == "plain" else "read as special tokens"
-    )
-    longer = f"{model.max_length} tokens; longer conversations are {_LONGER[config.use.truncate]}"
-    revision = metadata["model_revision"]
-    return (
-        ("model", f"`{metadata['model']}`"),
-        ("revision", f"`{revision}`" if revision else "none, a directory"),
-        *_about_reference(config.use.reference, metadata),
-        ("family", metadata["model_family"]),
-        ("fingerprint of the weights", f"`{metadata['model_fingerprint']}`"),
-        ("dtype of the backbone", config.dtype),
-        ("maximum length", longer),
-        ("text that spells special tokens", special),
-    )
-
-
-def _about_reference(given: Reference | None, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if given is None:
-        return []
-    divided = ", divided by the number of response tokens" if given.length_normalized else ""
-    return [
-        ("reference model", f"`{metadata['reference_model']}`"),
-        ("fingerprint of its weights", f"`{metadata['reference_fingerprint']}`"),
-        ("reward", f"{metadata['beta']:g} times the log ratio{divided}"),
-    ]
