@@ -14,8 +14,8 @@ from armo_ray.cli.parser import build_parser
 from tests.test_architecture import modules_after
 
 LONGER = {
-    "score": 88,
-    "embed": 72,
+    "score": 87,
+    "embed": 75,
     "judge": 83,
     "verify": 42,
     "mine": 47,
@@ -34,6 +34,7 @@ WRONG = {
     "label": ["out"],
     "filter": ["out"],
     "reweigh": ["out"],
+    "fit": ["out"],
     "evaluate": ["out", "--bootstrap", "1"],
     "compare": ["out"],
     "report": ["out", "--max-ks", "2"],

@@ -27,6 +27,7 @@ from ray.scripts.scripts import cli as ray_cli
 import armo_ray
 from armo_ray.cli.parser import build_parser
 from armo_ray.exit_status import MISUSED
+from armo_ray.fit.options import FitOptions
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.judging.judge import load_judge
 from armo_ray.nightly.night import load_night
@@ -311,6 +312,9 @@ def test_every_configuration_loads(path: Path) -> None:
         return
     if isinstance(judge := tomllib.loads(path.read_text("utf-8")).get("judge"), dict):
         assert load_judge(str(path)).reward_names
+        return
+    if "objective" in given:
+        assert load_options(FitOptions, str(path), {"scores": ["x"], "output": "y"}).objective
         return
     if judge is not None:  # the options of a run
         assert load_judge(load_options(JudgeOptions, str(path), {}).judge).columns == ()
