@@ -1,9 +1,11 @@
 """Stopping a command: SIGTERM acts like Ctrl-C, and so does the end of a time limit."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def stop_on_sigterm() -> None:
@@ -47,3 +49,53 @@ def limited(seconds: float | None) -> Iterator[None]:
 def time_is_over() -> bool:
     """Whether the body of `limited` is being interrupted because its time is over."""
     return _over.is_set()
+
+
+class Interruption:
+    """Whether a body was asked to end."""
+
+    asked = False
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if it was."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def gently(stop: Callable[[], None], seconds: float) -> Iterator[Interruption]:
+    """Let the body end by itself when it is interrupted: only a second interruption, or `seconds` later, ends it.
+
+    Args:
+        stop: called in a thread at the first interruption, to make the body end.
+
+    Outside of the main thread, which alone is interrupted, it does nothing.
+    """
+    told = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    again = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT])
+    again.daemon = True
+
+    def interrupted(number: int, frame: Any) -> None:
+        handler: Any = before[number]
+        try:
+            handler(number, frame)
+        except KeyboardInterrupt:
+            if told.asked:
+                raise
+            told.asked = True
+            again.start()
+            threading.Thread(target=stop, daemon=True).start()
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGALRM]
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, interrupted)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        again.cancel()

@@ -142,7 +142,7 @@ def copy_part(source: Store, store: Store, part: PartEntry) -> PartEntry:
 def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
     if change.kept is not None:
         bits = np.unpackbits(np.frombuffer(change.kept[path], np.uint8), count=table.num_rows)
-        table = table.filter(pa.array(bits.astype(bool)))
+        table = table.take(pa.array(np.flatnonzero(bits)))  # a mask would take twice as long
     table = without_states(table)
     return rescored(table, change.made_by) if change.made_by else table
 

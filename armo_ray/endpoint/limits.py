@@ -243,14 +243,20 @@ async def keep(
 ) -> None:
     """Renew the share of a gate until this task is cancelled; then give the share back.
 
+    While shares change hands, they are renewed more often: slots that one client gives up wait for another to ask.
+
     Args:
         renew: `Shares.renew` with the client and the time filled in: takes holds, wants, used, and pause_s.
+        heartbeat_s: between renewals of a share that stays as it is.
     """
+    soon_s = pause_s = heartbeat_s / 6
     try:
+        await asyncio.sleep(0)  # those that ask at the same moment are counted
         while True:
-            wants = max(1, gate.in_flight + gate.waiting)
+            before, wants = gate.limit, max(1, gate.in_flight + gate.waiting)
             gate.apply(await renew(gate.in_flight, wants, gate.used, gate.take_pause()))
-            await asyncio.sleep(heartbeat_s)
+            pause_s = soon_s if gate.limit != before or gate.limit == 0 else min(2 * pause_s, heartbeat_s)
+            await asyncio.sleep(pause_s)
     finally:
         gate.resize(0)
         for _ in range(2):  # the first tells the end of the share, the second that this is known here

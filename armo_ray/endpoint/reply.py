@@ -1,7 +1,7 @@
 """What an endpoint returned for one request."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 # the most likely tokens at one place of the reply, with their log-probabilities; the generated one comes first
@@ -24,7 +24,8 @@ class Reply:
 
     def to_dict(self) -> dict[str, Any]:
         """The values as a journal holds them, without those that are empty."""
-        return {name: value for name, value in asdict(self).items() if value or name in _ALWAYS}
+        pairs = ((name, getattr(self, name)) for name in self.__slots__)
+        return {name: value for name, value in pairs if value or name in _ALWAYS}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Reply":

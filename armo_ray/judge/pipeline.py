@@ -19,25 +19,27 @@ from ray.data import ActorPoolStrategy
 
 from armo_ray.cluster.connect import RETRIES, connected, remote_arguments
 from armo_ray.endpoint.limits import HEARTBEAT_S, Allowance, Shares, Usage
+from armo_ray.judge.asker import Asker
 from armo_ray.judge.job import JudgeJob, Serve
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.judge.served import Server
-from armo_ray.judge.stages import Asker, Halt, read_calls, write_verdicts
+from armo_ray.judge.stages import Halt, read_calls, write_verdicts
 from armo_ray.score import graph, passes, shared_paths
 from armo_ray.score.card import Card
 from armo_ray.score.gpus import gpus_of_nodes, room_for, wait_for_gpus
 from armo_ray.score.passes import Committed
 from armo_ray.score.progress import Progress, every
-from armo_ray.signals import OutOfTime
+from armo_ray.signals import OutOfTime, gently
 from armo_ray.storage import resume
 from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span, count_units
 
 logger = logging.getLogger(__name__)
 
-_ASKERS = 4  # while the last replies of a unit are waited for, those of others come in
+_ASKERS = 4
 _TELL_EVERY_S = 30.0
-_IN_FLIGHT = 2  # units queued at an asker
+_UNITS = 2  # that an asker asks about at once; Ray Data queues as many more at it
+_GRACE_S = 25.0  # for replies in flight when a run is interrupted; a spot machine has 30 s
 
 
 class Secret:
@@ -119,6 +121,7 @@ def execute(
             for result in _results(job, left, held, actors):
                 if isinstance(result, Halt):
                     _wait_for_replies(held, job.endpoint.timeout_s)
+                    interruption.check()
                 unit = _committed(result, job.endpoint.key_variable)
                 progress.update(unit)
                 yield unit
@@ -131,7 +134,8 @@ def execute(
 
         passes.begin(store, standing)
         told = every(_TELL_EVERY_S, "telling of replies", lambda: _tell(held))
-        with card.drafted(progress), progress, told:
+        gentle = gently(lambda: _end(held), _GRACE_S)
+        with card.drafted(progress), progress, told, gentle as interruption:
             passes.commit_all(store, job.fingerprint, spans, left, work, work_again)
 
 
@@ -158,6 +162,12 @@ def _committed(result: Committed | Halt, key_variable: str | None) -> Committed:
         f"{result.message}. Check the endpoint ({key}), then run the same command again: what is committed and "
         f"what was answered stays"
     )
+
+
+def _end(shares: Any) -> None:
+    """Stop all askers, which keep the replies to requests in flight."""
+    logger.info("stopping: waiting %g s for the replies in flight; Ctrl-C again ends at once", _GRACE_S)
+    ray.get(shares.end.remote())
 
 
 def _wait_for_replies(shares: Any, seconds: float) -> None:
@@ -187,7 +197,9 @@ def _results(job: JudgeJob, left: list[Span], shares: Any, actors: int) -> Itera
                 fn_constructor_kwargs=arguments,
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=_IN_FLIGHT),
+                compute=ActorPoolStrategy(
+                    size=actors, max_concurrent_calls_per_actor=_UNITS, enable_true_multi_threading=True
+                ),
                 num_cpus=0,  # it waits most of the time
                 num_gpus=job.serve.gpus if job.serve else 0,
                 max_restarts=-1,

@@ -1,28 +1,20 @@
-"""The steps of a unit: read the calls of its rows, ask for their replies, write and commit what they say."""
+"""The steps of a unit before and after its replies: read the calls of its rows, write and commit what was judged."""
 
-import asyncio
 import hashlib
 import json
 import pickle
 import time
-import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from armo_ray.endpoint.client import Client
-from armo_ray.endpoint.journal import Entry, Journal, request_key
-from armo_ray.endpoint.limits import Allowance, Gate, Stopped, Usage, keep
-from armo_ray.endpoint.reply import EndpointRefused, Failure, Reply
 from armo_ray.judge.job import JudgeJob, whole_text
 from armo_ray.judging.calls import Call, calls_of
-from armo_ray.judging.verdicts import Judged, judged, parse
+from armo_ray.judging.verdicts import Judged
 from armo_ray.outputs.schema import JUDGE_FIELDS
 from armo_ray.score.passes import Committed
 from armo_ray.score.stages.read import Read, candidates_in, extra_of, row_columns, units_of
@@ -30,7 +22,6 @@ from armo_ray.score.stages.unit_block import FAILURES, Header, nest, one, unnest
 from armo_ray.score.stages.write import write_and_commit
 from armo_ray.storage.readers import BadRow, UnitRows
 from armo_ray.storage.shards import Shard
-from armo_ray.storage.store import Store
 from armo_ray.storage.units import Span
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.paths import Rejected, value_at
@@ -38,7 +29,6 @@ from armo_ray.text.tokenized import Prompt, Tokenized
 
 _ROWS = "rows"  # column of the calls of a unit, pickled
 _STOPPED = "stopped"  # column of why a unit was left
-Renew = Callable[[str, int, int, Usage, float], Awaitable[Allowance]]
 
 
 class Halt(NamedTuple):
@@ -118,132 +108,14 @@ def _prompt_id(candidate: Candidate) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class Asker:
-    """Asks for the replies of one unit after the other. Each reply is in the journal before it counts.
-
-    Args:
-        renew: `Shares.renew` of the whole run.
-    """
-
-    def __init__(self, job: JudgeJob, renew: Renew) -> None:
-        self.job, self.renew = job, renew
-        self.loop = asyncio.new_event_loop()
-        self.gate = Gate()
-        self.client: Client | None = None
-        self.name = uuid.uuid4().hex
-        self.ended: float | None = None  # end of the previous unit, by time.perf_counter
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Replace a unit's calls by scores, or by why it is left."""
-        try:
-            return self.loop.run_until_complete(self._judge(table))
-        except Stopped:
-            halt = Halt(
-                "cost", "--max-cost is reached"
-            )  # or the run ends for a reason that another asker told
-        except EndpointRefused as error:
-            halt = Halt("refused", str(error))
-        return pa.table({"header": table["header"], _STOPPED: [pickle.dumps(halt)]})
-
-    async def _judge(self, table: pa.Table) -> pa.Table:
-        started, header = time.perf_counter(), Header.of(table)
-        header.began = time.time()
-        header.seconds |= {"wait": started - (self.ended or started), "pack": 0.0}
-        rows: list[Row] = pickle.loads(table[_ROWS][0].as_py())
-        calls = [call for row in rows for call in row.calls]
-        replies = await self._replies(header.unit.id, calls)
-        self.ended = time.perf_counter()
-        header.seconds["model"] = self.ended - started
-        answered = list({id(reply): reply for reply in replies if isinstance(reply, Reply)}.values())
-        header.extra += (("asked", _asked(answered, self.job.prices)),)
-        header.num_tokens = sum(r.prompt_tokens + r.completion_tokens for r in answered)
-        header.computed_tokens = header.num_tokens
-        results, at = list[Judged](), 0
-        for row in rows:
-            own = judged(self.job.judge, len(row.numbers), row.calls, replies[at : at + len(row.calls)])
-            for verdict in (verdict for result in own for verdict in result.verdicts):
-                if verdict["opponent"] is not None:  # so far its place among those that are judged
-                    verdict["opponent"] = row.numbers[verdict["opponent"]]
-            results += own
-            at += len(row.calls)
-        return _with_results(table, header, results, len(self.job.judge.reward_names))
-
-    async def _replies(self, unit: str, calls: Sequence[Call]) -> list[Reply | Failure]:
-        """The replies to calls, in their order; those in the journal are not asked for again."""
-        client, journal = await self._entered(), Journal(Store(self.job.output), unit)
-        known = journal.read()
-        keys = [_key(self.job.endpoint.model, call) for call in calls]
-        by_key = dict(zip(keys, calls, strict=True))
-        self.gate.reopen()
-        asks = (self._ask(client, journal, known.get(key), key, call) for key, call in by_key.items())
-        work = asyncio.gather(*asks, return_exceptions=True)
-        keeper = asyncio.ensure_future(keep(self.gate, partial(self.renew, self.name)))
-        try:
-            await asyncio.wait(set[Any]({work, keeper}), return_when=asyncio.FIRST_COMPLETED)
-            if keeper.done():
-                self.gate.stop()  # the shares are lost for good
-            replies = await work  # if the run must stop, those in flight are waited for
-        finally:
-            await asyncio.to_thread(journal.flush)
-            keeper.cancel()
-            (lost,) = await asyncio.gather(keeper, return_exceptions=True)
-        errors = [reply for reply in replies if isinstance(reply, BaseException)]
-        if errors and isinstance(lost, Exception):
-            raise lost
-        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
-            raise error
-        found = dict(zip(by_key, replies, strict=True))
-        return [found[key] for key in keys]  # type: ignore[misc]
-
-    async def _ask(
-        self, client: Client, journal: Journal, entry: Entry | None, key: str, call: Call
-    ) -> Reply | Failure:
-        """The reply to a call; `entry` is what the journal has of it. An error stops the other calls, too."""
-        if entry is not None and entry.reply is not None:
-            return entry.reply
-        options = dict(call.options)
-        if entry is not None and "seed" in options:
-            options["seed"] += entry.retried  # else the answer would be the same
-        try:
-            if self.job.tokenizer is None:
-                reply = await client.send(call.messages, options)
-            else:
-                reply = await client.send_text(options["text"], options["num_tokens"])
-            if isinstance(reply, Reply):
-                finding = parse(self.job.judge, call, reply)
-                journal.add(key, reply, finding.reason if isinstance(finding, Failure) else None)
-        except BaseException:
-            self.gate.stop()
-            raise
-        return reply
-
-    async def _entered(self) -> Client:
-        """The client, whose connections are kept from unit to unit."""
-        if self.client is None:
-            self.client = await Client(self.job.endpoint, self.gate, self.job.served).__aenter__()
-        return self.client
+def rows_of(table: pa.Table) -> list[Row]:
+    """The rows of a unit that are judged."""
+    rows: list[Row] = pickle.loads(table[_ROWS][0].as_py())
+    return rows
 
 
-def _key(model: str, call: Call) -> str:
-    return request_key(model, call.messages, call.options, call.order, call.sample)
-
-
-def _asked(replies: Sequence[Reply], prices: tuple[float, float]) -> dict[str, Any]:
-    """What a unit's replies took, as its commit record holds it."""
-    prompt, completion = sum(r.prompt_tokens for r in replies), sum(r.completion_tokens for r in replies)
-    cost = (prompt * prices[0] + completion * prices[1]) / 1e6
-    served = {"model": replies[0].model} if replies else {}
-    return {
-        **served,
-        "requests": len(replies),
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "cost": cost,
-        "finish_reasons": dict(Counter(reply.finish_reason for reply in replies)),
-    }
-
-
-def _with_results(table: pa.Table, header: Header, results: Sequence[Judged], num_rewards: int) -> pa.Table:
+def with_results(table: pa.Table, header: Header, results: Sequence[Judged], num_rewards: int) -> pa.Table:
+    """The unit with what was judged in the place of its calls."""
     nothing = (np.nan,) * num_rewards
     rewards = np.array([r.rewards if r.reason is None else nothing for r in results], np.float32)
     scored = unnest(table["scored"])
@@ -265,6 +137,11 @@ def _with_results(table: pa.Table, header: Header, results: Sequence[Judged], nu
     }
     own = {f.name: one(pa.array([getattr(r, f.name) for r in results], f.type)) for f in JUDGE_FIELDS}
     return pa.table({**columns, **own})
+
+
+def left(table: pa.Table, halt: Halt) -> pa.Table:
+    """The unit without scores, which are not asked for."""
+    return pa.table({"header": table["header"], _STOPPED: [pickle.dumps(halt)]})
 
 
 def write_verdicts(table: pa.Table, job: JudgeJob) -> Committed | Halt:

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from armo_ray.judging.specification import LETTERS, Judge
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.judges import MAX_OPPONENTS
 from armo_ray.text.paths import Rejected

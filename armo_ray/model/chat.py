@@ -20,10 +20,9 @@ from tokenizers import Tokenizer
 
 from armo_ray.errors import ConfigError
 from armo_ray.model.families import FAMILIES, Family
+from armo_ray.model.messages import Messages
 from armo_ray.model.template import render
 from armo_ray.model.tokenizer_file import load_tokenizer
-
-Messages = list[dict[str, Any]]  # role, content and any other fields of a turn that the template reads
 
 _THOUGHT = "</think>"
 _PROBE_PROMPT = "What is 2 + 2?"

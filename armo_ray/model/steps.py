@@ -3,8 +3,9 @@
 import jinja2
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.chat import PROBE_RESPONSES, Chat, Messages
+from armo_ray.model.chat import PROBE_RESPONSES, Chat
 from armo_ray.model.families import PAIR_MARKS, Family
+from armo_ray.model.messages import Messages
 
 _QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 BLANK_LINE = "\n\n"

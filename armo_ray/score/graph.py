@@ -52,8 +52,15 @@ def results(
     with remote_arguments():
         ds = ds.map_batches(write, num_cpus=WRITE_CPUS, **options)
     with _causes_logged():
-        for batch in ds.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-            yield pickle.loads(batch[RESULT][0].as_py())
+        # not iter_batches: its threads and statistics take the driver about 1 ms per unit more
+        for bundle in ds.iter_internal_ref_bundles():
+            for block in ray.get(bundle.block_refs):
+                yield from _values(block)
+
+
+def _values(block: pa.Table) -> list[Any]:
+    """What `write` returned, of all units of a block; a span without units gives a block without columns."""
+    return [pickle.loads(pickled) for pickled in block[RESULT].to_pylist()] if block.num_rows else []
 
 
 class _Causes(logging.Handler):
@@ -62,9 +69,16 @@ class _Causes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error: Any = (record.exc_info or (None, None))[1]
         if error is not None and "Ignoring this exception" in record.getMessage():
-            cause = getattr(error, "cause", None) or error
-            first = (str(cause).strip().splitlines() or [""])[0]
-            logger.warning("a task failed with %s: %s; its units are done again", type(cause).__name__, first)
+            logger.warning("a task failed with %s; its units are done again", _cause(error))
+
+
+def _cause(error: Any) -> str:
+    """The first error of those that led to this one, in a line. Ray keeps it only in the text of the traceback."""
+    text, is_wrapped, _ = str(error).partition("\n\nThe above exception was the direct cause")
+    if is_wrapped:
+        return text.rstrip().splitlines()[-1].strip()
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
 
 
 @contextmanager

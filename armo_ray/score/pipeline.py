@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 Execute = Callable[[Store, Any, list[Span], resume.Standing, Any], None]
 
 # units queued at a replica, so that the next is ready when one ends
-_IN_FLIGHT = 4
+IN_FLIGHT = 4
 _STRANDED_EVERY_S = 10.0
 _SAMPLE_ROWS = 1000  # of a dataset, from which types are inferred if its schema lacks them
 
@@ -215,7 +215,7 @@ def _on_replicas(ds: ray.data.Dataset, job: ModelJob, pool: Pool) -> ray.data.Da
                 min_size=pool.low,
                 max_size=pool.high,
                 initial_size=pool.high,
-                max_tasks_in_flight_per_actor=_IN_FLIGHT,
+                max_tasks_in_flight_per_actor=IN_FLIGHT,
             ),
             max_restarts=-1,  # bounded by the retries of a task and by how many blocks may fail
             max_task_retries=RETRIES,

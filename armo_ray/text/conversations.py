@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 from armo_ray.text.column_roles import RowContent, content_of
 from armo_ray.text.joining import is_same, joined
 from armo_ray.text.layouts import Layout

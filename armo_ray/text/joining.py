@@ -3,7 +3,7 @@
 import unicodedata
 from itertools import takewhile
 
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 from armo_ray.text.messages import Message
 from armo_ray.text.paths import Rejected
 

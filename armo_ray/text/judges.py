@@ -11,8 +11,8 @@ from itertools import permutations
 
 import numpy as np
 
-from armo_ray.model.chat import Messages
 from armo_ray.model.families import Family
+from armo_ray.model.messages import Messages
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.tokenized import Ids, Prompt, Tokenized
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from armo_ray.model.chat import Messages
 from armo_ray.model.families import Family
+from armo_ray.model.messages import Messages
 from armo_ray.model.positions import STEP_END
 from armo_ray.model.steps import read_pattern, with_system
 from armo_ray.text import judges, step_ends

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 from armo_ray.text.paths import Rejected, kind_of
 from armo_ray.text.tools import calls_of, is_absent
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 
 Path = tuple[Any, ...]  # index of the message, or "tools", followed by the keys that lead to a text
 Change = Callable[[str, Path], str]

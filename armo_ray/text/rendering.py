@@ -16,7 +16,8 @@ import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import Chat
+from armo_ray.model.messages import Messages
 from armo_ray.text.conversations import Candidate
 from armo_ray.text.messages import said
 from armo_ray.text.render_check import Path, changed, left_out, texts_of, unused

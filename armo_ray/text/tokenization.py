@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 from tokenizers import Tokenizer
 
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import Chat
 from armo_ray.model.families import STEPS_AT_ONCE
+from armo_ray.model.messages import Messages
 from armo_ray.model.steps import with_system
 from armo_ray.text import judges, marked, prose
 from armo_ray.text.conversations import Candidate, candidates_of

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 
 Ids = npt.NDArray[np.int32]
 

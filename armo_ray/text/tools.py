@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 from armo_ray.text.paths import Rejected, decoded, kind_of
 
 _CALL_KEYS = {"id", "type", "index", "function", "name", "arguments", "parameters"}

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from armo_ray.model.chat import Messages
+from armo_ray.model.messages import Messages
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.layouts import Layout
 from armo_ray.text.tokenization import Encoder

@@ -3,7 +3,8 @@
 python -m jobs.measure.units --model DIR [--units 1000 10000 100000] [--execute 1000 5000] [--nights 100000 365000]
 
 A night is 1,000 new units in an output that holds so many of earlier nights, and is finished. New units are as small as
-possible: two candidates. Each measurement has a process of its own; memory is its peak.
+possible: two candidates. Each measurement has a process of its own; memory is its peak. Units are executed by a run,
+and by a graph of the same shape whose steps do nothing: that is what Ray itself costs the driver.
 """
 
 import argparse
@@ -163,17 +164,25 @@ def _commit(store: Store, fingerprint: str, units: list[Any]) -> None:
         (folder / f"{unit.id}.json").write_bytes(to_json(record.to_dict()))
 
 
-def execute(folder: str, model: str, units: int) -> None:
-    """Execute a run, and print the time and memory that the driver needs per unit."""
-    command = [sys.executable, "-m", "armo_ray", "score", "--dtype", "float32", "--unit-rows", "2"]
-    command += ["--input", f"{folder}/in", "--output", f"{folder}/run", "--model", model]
-    started = time.monotonic()
-    memory, cpu = measure(command)
-    wall = time.monotonic() - started
-    print(
-        f"{units} units executed: {wall:.0f} s, {1000 * wall / units:.0f} ms per unit; driver "
-        f"{1000 * cpu['driver'] / units:.1f} ms of CPU per unit, {memory['driver']:.0f} MiB at its peak"
-    )
+def execute(folder: str, model: str, units: int) -> dict[str, float]:
+    """Execute units by a run and by steps that do nothing. Prints and returns the driver's seconds of CPU for each."""
+    own = ["--input", f"{folder}/in", "--model", model, "--unit-rows", "2"]
+    commands = {
+        "a run": ["armo_ray", "score", *own, "--output", f"{folder}/run", "--dtype", "float32"],
+        "steps that do nothing": ["jobs.measure.nothing", *own],
+    }
+    seconds = {}
+    for what, command in commands.items():
+        started = time.monotonic()
+        memory, cpu = measure([sys.executable, "-m", *command], {command[0]: "driver", "": "others"})
+        wall = time.monotonic() - started
+        seconds[what] = cpu["driver"]
+        print(
+            f"{units} units executed by {what}: {wall:.0f} s, {1000 * wall / units:.0f} ms per unit; driver "
+            f"{1000 * cpu['driver'] / units:.1f} ms of CPU per unit, {memory['driver']:.0f} MiB at its peak",
+            flush=True,
+        )
+    return seconds
 
 
 def main() -> None:
@@ -201,10 +210,19 @@ def main() -> None:
             first = fill(folder, args.model, units)
             figures = _measured("night", folder, args.model)
             print(f"on {units} units, finished in {first:.1f} s: {figures}", flush=True)
+    before: tuple[int, dict[str, float]] | None = None
     for units in args.execute:
         with tempfile.TemporaryDirectory() as folder:
             write_shards(Path(folder) / "in", units)
-            execute(folder, args.model, units)
+            seconds = execute(folder, args.model, units)
+        if before and units > before[0]:
+            for what, total in seconds.items():
+                each = 1000 * (total - before[1][what]) / (units - before[0])
+                print(
+                    f"{each:.1f} ms of the driver's CPU for each unit beyond {before[0]} of {what}",
+                    flush=True,
+                )
+        before = units, seconds
 
 
 def _measured(what: str, folder: str, model: str) -> str:

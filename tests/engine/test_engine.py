@@ -11,7 +11,8 @@ import pytest
 from armo_ray.engine import RewardModel, Scores
 from armo_ray.engine.fixed_shape import BLOCK_ROWS
 from armo_ray.engine.reward_model import Group
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import Chat
+from armo_ray.model.messages import Messages
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.detect import detect
 from armo_ray.text.tokenization import Encoder

@@ -16,9 +16,10 @@ from armo_ray import coefficients, vectors
 from armo_ray.cli.main import main
 from armo_ray.engine import RewardModel
 from armo_ray.errors import ConfigError
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
 from armo_ray.model.families import FAMILIES
+from armo_ray.model.messages import Messages
 from armo_ray.score.config import load_config
 from armo_ray.score.job import prepare, prepare_dataset
 from armo_ray.score.kept_columns import Seen

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from armo_ray.cli.main import main
 from armo_ray.engine import RewardModel, Scores
 from armo_ray.errors import ConfigError
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import Chat
 from armo_ray.model.checkpoint import inspect
 from armo_ray.model.families import FAMILIES
+from armo_ray.model.messages import Messages
 from armo_ray.model.reference import Reference
 from armo_ray.outputs.schema import footer
 from armo_ray.score.config import load_config

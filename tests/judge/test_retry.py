@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from armo_ray.endpoint.limits import Allowance, Shares
+from armo_ray.judge.asker import Asker
 from armo_ray.judge.job import prepare
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.judge.retry import set_aside
-from armo_ray.judge.stages import Asker, Halt, read_calls, write_verdicts
+from armo_ray.judge.stages import Halt, read_calls, write_verdicts
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
 from tests.support.judge_outputs import PAIR, judge_locally, run_locally, serving, write_rows

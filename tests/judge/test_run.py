@@ -1,5 +1,7 @@
 """`armo-ray judge`: what a run asks, counts, rejects, asks again, and refuses."""
 
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from armo_ray.verify.output import verify_output
 from tests.support.fake_endpoint import control
 from tests.support.judge_outputs import PAIR, RATING, write_rows
-from tests.support.judging import asked, execute_here, judge, pairs, units_of_parts
+from tests.support.judging import asked, execute_here, judge, pairs, start, units_of_parts
 from tests.support.local import rows_of
 from tests.support.runs import commits_of
 
@@ -186,6 +188,35 @@ def test_a_run_that_stops_waits_for_replies_that_other_askers_still_get(
     flipped = {row["source_row"] for row in rows_of(out) if row["order_flips"] == 0}
     assert flipped <= set(slow)
     assert flipped, "slow requests were sent before the stop"
+
+
+@pytest.mark.nightly
+@pytest.mark.ray
+@pytest.mark.parametrize("stop", ["SIGTERM", "--max-runtime"])
+def test_a_run_that_is_interrupted_keeps_the_replies_in_flight(
+    stop: str, fake_chat: str, pair_judge: Path, tmp_path: Path
+) -> None:
+    inputs, out = write_rows(tmp_path / "in.jsonl", pairs(60)), tmp_path / "out"
+    control(fake_chat, text="Better: A", delay_s=3)
+    options = ["--unit-rows", "20", "--in-flight", "8"]
+    process = start(
+        fake_chat, pair_judge, inputs, out, *options, *(["--max-runtime", "30s"] if stop[0] == "-" else [])
+    )
+    while control(fake_chat)["requests"] < 8:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    if stop == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == (5 if stop[0] == "-" else 1), log
+    assert "waiting 25 s for the replies in flight" in log
+    stopped = control(fake_chat)
+    assert 8 <= stopped["answered"] == stopped["requests"] < 120
+    control(fake_chat, delay_s=0)
+    assert judge(fake_chat, pair_judge, inputs, out, *options) == 0
+    again = control(fake_chat)
+    assert not again["by_key"].keys() & stopped["by_key"].keys()
+    assert len(again["by_key"]) + len(stopped["by_key"]) == 120
 
 
 @pytest.mark.nightly

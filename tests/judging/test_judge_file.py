@@ -259,10 +259,12 @@ def test_every_built_in_judge_is_listed_with_one_line() -> None:
     assert all(line and "\n" not in line for line in BUILT_IN.values())
 
 
-def test_the_example_of_the_readme_is_a_judge(tmp_path: Path) -> None:
-    [text] = re.findall(
+def test_the_examples_of_the_readme_are_judges(tmp_path: Path) -> None:
+    text, tokens = re.findall(
         r"```toml\n(.*?)```", (ROOT / "armo_ray" / "judging" / "README.md").read_text("utf-8"), re.DOTALL
     )
+    (tmp_path / "tokens.toml").write_text(tokens, "utf-8")
+    assert load_judge(str(tmp_path / "tokens.toml")).scale == (1, 5)
     (tmp_path / "support.toml").write_text(text, "utf-8")
     found = load_judge(str(tmp_path / "support.toml"))
     assert found.columns == ("manual",)

@@ -10,8 +10,9 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from armo_ray.errors import ConfigError
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import Chat
 from armo_ray.model.families import FAMILIES
+from armo_ray.model.messages import Messages
 from armo_ray.tiny.armorm import LLAMA3_TEMPLATE
 from armo_ray.tiny.tokenizers import TEMPLATES, write_tokenizer
 

@@ -1,7 +1,7 @@
 """A chat endpoint in a process of its own that counts requests and fails on request.
 
 `python -m tests.support.fake_endpoint --port 0` prints its URL on the first line. GET /counts tells what was counted,
-and when requests arrived, by time.monotonic.
+and when requests arrived and left, by time.monotonic.
 POST /_fake takes settings, which hold from then on, and begins to count anew:
 
 - `text`, `finish_reason`, `refusal` and `model` of the replies, and `delay_s`;
@@ -65,6 +65,7 @@ class FakeEndpoint:
         self.by_key: Counter[str] = Counter()
         self.answered_by_key: Counter[str] = Counter()
         self.arrived: list[float] = []
+        self.left: list[float] = []
         self.in_flight = self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -97,6 +98,7 @@ class FakeEndpoint:
             await asyncio.sleep((self.settings | (fault or {}).get("reply", {}))["delay_s"])
         finally:
             self.in_flight -= 1
+            self.left.append(time.monotonic())
         if fault is None or "reply" in fault:
             self.answered_by_key[key] += 1
             return web.json_response(answer(body, self.settings | (fault or {}).get("reply", {})))
@@ -147,6 +149,7 @@ class FakeEndpoint:
             self.by_key.clear()
             self.answered_by_key.clear()
             self.arrived.clear()
+            self.left.clear()
             self.most = self.answered = self.prompt_tokens = self.completion_tokens = 0
         return await self.counts(request)
 
@@ -161,6 +164,7 @@ class FakeEndpoint:
                 "by_key": dict(self.by_key),
                 "answered_by_key": dict(self.answered_by_key),
                 "arrived": self.arrived,
+                "left": self.left,
             }
         )
 

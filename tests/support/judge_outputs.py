@@ -13,9 +13,10 @@ from typing import Any
 from aiohttp import web
 
 from armo_ray.endpoint.limits import Allowance, Shares
+from armo_ray.judge.asker import Asker
 from armo_ray.judge.job import prepare
 from armo_ray.judge.options import JudgeOptions
-from armo_ray.judge.stages import Asker, Halt, read_calls, write_verdicts
+from armo_ray.judge.stages import Halt, read_calls, write_verdicts
 from armo_ray.storage import commits, resume
 from armo_ray.storage.store import Store
 
@@ -163,9 +164,7 @@ def run_locally(options: JudgeOptions) -> dict[str, Any]:
         for table in read_calls(span, job):
             written = write_verdicts(asker(table), job)
             assert not isinstance(written, Halt), written
-    if asker.client is not None:
-        asker.loop.run_until_complete(asker.client.__aexit__())
-    asker.loop.close()
+    asker.close()
     assert resume.to_do(store, spans, job.fingerprint) == []
     commits.finish(store)
     return store.read_json(commits.SUCCESS) or {}

@@ -9,7 +9,8 @@ from typing import Any
 
 from armo_ray.cli.main import main
 from armo_ray.endpoint.limits import Allowance, Shares
-from armo_ray.judge.stages import Asker, read_calls, write_verdicts
+from armo_ray.judge.asker import Asker
+from armo_ray.judge.stages import read_calls, write_verdicts
 from armo_ray.score import passes
 from armo_ray.storage.store import Store
 from tests.support.paths import ROOT
@@ -55,9 +56,7 @@ def execute_here(store: Store, job: Any, spans: Any, standing: Any, options: Any
                 for table in read_calls(span, job):
                     yield _committed(write_verdicts(asker(table), job), job.endpoint.key_variable)
         finally:
-            if asker.client is not None:
-                asker.loop.run_until_complete(asker.client.__aexit__())
-            asker.loop.close()
+            asker.close()
 
     passes.begin(store, standing)
     passes.commit_all(store, job.fingerprint, spans, standing.left, work, work)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from armo_ray.model.chat import Chat, Messages
+from armo_ray.model.chat import Chat
+from armo_ray.model.messages import Messages
 from armo_ray.text.conversations import Candidate, candidates_of
 from armo_ray.text.detect import detect
 from armo_ray.text.tokenization import Encoder
