@@ -22,6 +22,7 @@ from armo_ray.fitting.statistics import to_bytes
 from armo_ray.measures.agreement import spearman
 from armo_ray.model.checkpoint import inspect
 from armo_ray.outputs.hidden import Hidden, open_hidden
+from armo_ray.tiny.families import write_family
 from tests.support.local import rows_of, score_locally
 from tests.support.rated import LABELS, embed_rows, rated_rows, write_rows
 
@@ -341,3 +342,48 @@ def test_every_chosen_answer_is_paired_with_every_rejected_one_of_its_row() -> N
     )
     assert list(zip(chosen.tolist(), rejected.tolist(), strict=True)) == [(0, 1), (0, 3), (2, 1), (2, 3)]
     assert alone == 2
+
+
+@pytest.mark.nightly
+def test_states_kept_beside_scores_are_fitted_as_those_of_embed_are(
+    hidden: Path, fitted: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shard = write_rows(tmp_path / "rows.jsonl", rated_rows(300))
+    score_locally(tiny_model, shard, tmp_path / "scores", keep_hidden=True, label=LABELS, unit_rows=64)
+    fit([tmp_path / "scores"], tmp_path / "model")
+    rows = write_rows(tmp_path / "new.jsonl", rated_rows(10, seed=1, where="new "))
+    scores = []
+    for model in (fitted, tmp_path / "model"):
+        score_locally(model, rows, tmp_path / f"new-{model.parent.name}")
+        scores.append([row["score"] for row in rows_of(tmp_path / f"new-{model.parent.name}")])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)  # folds and test prompts are the same
+
+
+@pytest.mark.nightly
+def test_a_language_model_of_another_kind_becomes_a_reward_model(tmp_path: Path) -> None:
+    write_family(tmp_path / "lm", "token-logit", "qwen2")
+    output = embed_rows(tmp_path / "lm", tmp_path, rated_rows(250))
+    facts = fit([output], tmp_path / "model", model=str(tmp_path / "lm"))
+    assert facts["dropped_tensors"] == ["lm_head.weight"]
+    assert "Only armo-ray loads this checkpoint" in (tmp_path / "model" / "README.md").read_text()
+    score_locally(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "scores")
+    scored, rows = rows_of(tmp_path / "scores"), rated_rows(250)
+    words = [rows[r["source_row"]][f"{r['role']}_words"] for r in scored]
+    assert np.corrcoef(words, [r["rewards"]["words"] for r in scored])[0, 1] > 0.8
+
+
+def test_pairs_that_are_too_few_or_none_are_refused(hidden: Path, tiny_model: Path, tmp_path: Path) -> None:
+    few = embed_rows(tiny_model, tmp_path / "few", rated_rows(15))
+    with pytest.raises(
+        ConfigError, match=r"1\d pairs to fit to, .* a head on hidden states needs 100; add pairs"
+    ):
+        fit([few], tmp_path / "model", head="bradley-terry")
+    with pytest.raises(ConfigError, match=r"--gate constant: 1\d pairs to fit, and it needs 20"):
+        fit([hidden], tmp_path / "model", gate="constant", pairs=[str(few)])
+    facts = fit([hidden], tmp_path / "model", pairs=[str(few)])
+    assert facts["gate"]["kind"] == "uniform"
+    assert "pairs are too few to fit weights to: 20 are needed" in facts["gate"]["why"]
+    rows = [{"prompt": row["prompt"], "response": row["chosen"]} for row in rated_rows(15)]
+    alone = embed_rows(tiny_model, tmp_path / "alone", rows, label={})
+    with pytest.raises(ConfigError, match="no row has both a chosen and a rejected answer"):
+        fit([hidden], tmp_path / "other", pairs=[str(alone)])
