@@ -11,6 +11,7 @@ import numpy.typing as npt
 from armo_ray.errors import ConfigError
 from armo_ray.fit.spans import Span, TaskRunner, in_order, tables_of
 from armo_ray.fit.teacher import Teacher, rewards_for
+from armo_ray.fit.work import read_back
 from armo_ray.fitting import statistics
 from armo_ray.fitting.sampling import folds_of, hashes_of, in_fraction, smallest
 from armo_ray.fitting.statistics import Statistics
@@ -141,7 +142,7 @@ def sum_all(job: LabelJob, spans: Sequence[Span], run_tasks: TaskRunner) -> Tota
     for batch in in_order("labels", job, spans[done:], run_tasks):
         for span, result in batch:
             check_rows(span, result.rows)
-            more = statistics.from_bytes(store.read(result.file))
+            more = statistics.from_bytes(read_back(store, result.file))
             counts = (a + b for a, b in zip(total[1:], result[:3], strict=True))
             total = Total(statistics.added(total.sums, more), *counts)
             done += 1

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.fit.spans import Span, tables_of
+from armo_ray.fit.work import read_back
 from armo_ray.outputs.hidden import Hidden
 from armo_ray.storage.store import Store
 
@@ -146,7 +147,7 @@ def collect(work: str, found: Sequence[Found], scratch: Path, size: int) -> tupl
     prompts = 0
     store = Store(work)
     for span in found:
-        with np.load(io.BytesIO(store.read(span.file)), allow_pickle=False) as part:
+        with np.load(io.BytesIO(read_back(store, span.file)), allow_pickle=False) as part:
             for name, file in files.items():
                 file.write(np.ascontiguousarray(part[name], np.float32).tobytes())
             for name, values in columns.items():

@@ -22,6 +22,8 @@ from armo_ray.fitting.statistics import to_bytes
 from armo_ray.measures.agreement import spearman
 from armo_ray.model.checkpoint import inspect
 from armo_ray.outputs.hidden import Hidden, open_hidden
+from armo_ray.storage import lock
+from armo_ray.storage.store import Store
 from armo_ray.tiny.families import write_family
 from tests.support.local import rows_of, score_locally
 from tests.support.rated import LABELS, embed_rows, rated_rows, write_rows
@@ -159,6 +161,15 @@ def test_what_another_fit_left_is_not_gone_on_from(hidden: Path, fitted: Path, t
     assert (tmp_path / "model.work" / "sums.npz").exists()
     fit([hidden], output)
     assert head_of(output) == head_of(fitted)
+
+
+def test_a_folder_in_which_another_command_fits_is_left_alone(hidden: Path, tmp_path: Path) -> None:
+    with (
+        lock.held(Store(str(tmp_path / "model.work")), "fit"),
+        pytest.raises(ConfigError, match="armo-ray fit"),
+    ):
+        fit([hidden], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.nightly
