@@ -113,7 +113,7 @@ class Client:
     ) -> Reply | Failure:
         body = json.dumps(request, default=dict).encode()
         began = time.monotonic()
-        content = await self._transport.post(url, body)
+        content = await self._transport.post(url, body, tokens_of(request, body))
         if isinstance(content, Failure):
             return content
         try:
@@ -152,6 +152,12 @@ class Client:
             raise EndpointRefused(
                 f"{self.endpoint.url}: the served model was {self.served}, and is now {model}"
             )
+
+
+def tokens_of(request: Mapping[str, Any], body: bytes) -> int:
+    """An estimate of the tokens of a request and the longest reply to it, at four bytes a token."""
+    longest = request.get("max_completion_tokens") or request.get("max_tokens") or 0
+    return len(body) // 4 + int(longest) * int(request.get("n") or 1)
 
 
 def read_chat(content: Mapping[str, Any]) -> Reply:

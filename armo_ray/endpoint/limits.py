@@ -43,13 +43,18 @@ class Allowance(NamedTuple):
 
 
 class Gate:
-    """Bounds the requests of one client. All methods are called from one event loop."""
+    """Bounds the requests of one client. All methods are called from one event loop.
 
-    def __init__(self, limit: int = 0) -> None:
-        self.limit = limit
-        self.in_flight = 0
+    Args:
+        limit: requests in flight.
+        tokens_per_slot: their tokens may be so many for each request that is allowed. One request always may go.
+    """
+
+    def __init__(self, limit: int = 0, tokens_per_slot: float = math.inf) -> None:
+        self.limit, self.tokens_per_slot = limit, tokens_per_slot
+        self.in_flight = self.tokens_in_flight = 0
         self.used = Usage()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()  # with the tokens of each
         self._paused_until = 0.0
         self._told_until = 0.0  # by the server, and not yet passed on
         self._stopped = False
@@ -60,19 +65,21 @@ class Gate:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Holds one slot. Waits while all are taken, or while the gate is paused. Raises Stopped once it is stopped."""
+    async def slot(self, tokens: int = 0) -> AsyncIterator[None]:
+        """Holds one slot for a request of so many tokens.
+
+        Waits while all are taken, or while the gate is paused. Raises Stopped once it is stopped.
+        """
         if self._stopped:
             raise Stopped
-        if self._waiting or not self._is_open():
-            await self._turn()
+        if self._waiting or not self._is_open(tokens):
+            await self._turn(tokens)
         else:
-            self.in_flight += 1
+            self._take(tokens)
         try:
             yield
         finally:
-            self.in_flight -= 1
-            self._wake()
+            self._release(tokens)
 
     def resize(self, limit: int) -> None:
         """Allow so many. Those in flight go on, also where there are more of them."""
@@ -89,7 +96,7 @@ class Gate:
         """Start no request any more: those that wait, and new ones, raise Stopped."""
         self._stopped = True
         while self._waiting:
-            if not (turn := self._waiting.popleft()).done():
+            if not (turn := self._waiting.popleft()[0]).done():
                 turn.set_exception(Stopped())
 
     def reopen(self) -> None:
@@ -120,26 +127,38 @@ class Gate:
             self._paused_until = until
             loop.call_at(until, self._wake)
 
-    def _is_open(self) -> bool:
-        return self.in_flight < self.limit and asyncio.get_running_loop().time() >= self._paused_until
+    def _is_open(self, tokens: int) -> bool:
+        if self.in_flight >= self.limit or asyncio.get_running_loop().time() < self._paused_until:
+            return False
+        return not self.in_flight or self.tokens_in_flight + tokens <= self.limit * self.tokens_per_slot
 
-    async def _turn(self) -> None:
+    def _take(self, tokens: int) -> None:
+        self.in_flight += 1
+        self.tokens_in_flight += tokens
+
+    def _release(self, tokens: int) -> None:
+        self.in_flight -= 1
+        self.tokens_in_flight -= tokens
+        self._wake()
+
+    async def _turn(self, tokens: int) -> None:
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.append((turn, tokens))
         try:
             await turn
         except asyncio.CancelledError:
             if (
                 turn.done() and not turn.cancelled() and turn.exception() is None
             ):  # granted at the same moment
-                self.in_flight -= 1
+                self._release(tokens)
             self._wake()
             raise
 
     def _wake(self) -> None:
-        while self._waiting and self._is_open():
-            if not (turn := self._waiting.popleft()).done():
-                self.in_flight += 1
+        while self._waiting and self._is_open(self._waiting[0][1]):
+            turn, tokens = self._waiting.popleft()
+            if not turn.done():
+                self._take(tokens)
                 turn.set_result(None)
 
 

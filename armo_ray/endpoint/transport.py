@@ -77,12 +77,15 @@ class Transport:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def post(self, url: str, body: bytes) -> bytes | Failure:
-        """The body of a reply. Raises EndpointRefused if no request can succeed."""
+    async def post(self, url: str, body: bytes, tokens: int) -> bytes | Failure:
+        """The body of a reply. Raises EndpointRefused if no request can succeed.
+
+        tokens: of the request and its reply, which the gate bounds.
+        """
         tries, began, limited = 0, time.monotonic(), 0
         while True:
             sent = time.monotonic()
-            answer = await self.attempt("POST", url, body, tries + limited)
+            answer = await self.attempt("POST", url, body, tries + limited, tokens)
             if (settled := self._settled(answer, url)) is not None:
                 return settled
             patient = time.monotonic() - max(began, self._answered) < PATIENCE_S
@@ -101,9 +104,11 @@ class Transport:
                 tries += 1
             await asyncio.sleep(_pause(answer, tries + limited - 1))
 
-    async def attempt(self, method: str, url: str, body: bytes | None = None, earlier: int = 0) -> Answer:
+    async def attempt(
+        self, method: str, url: str, body: bytes | None = None, earlier: int = 0, tokens: int = 0
+    ) -> Answer:
         """One request. A server that asks for a pause pauses all requests of the gate."""
-        async with self._gate.slot():
+        async with self._gate.slot(tokens):
             if self._refused:  # while this one waited
                 raise EndpointRefused(self._refused)
             try:

@@ -40,7 +40,7 @@ class Asker:
     def __init__(self, job: JudgeJob, renew: Renew) -> None:
         self.job = job
         self.loop = asyncio.new_event_loop()  # of all requests, in a thread of its own
-        self.gate = Gate()
+        self.gate = Gate(tokens_per_slot=job.tokens_per_slot)
         self.client: Client | None = None
         self.ended = time.perf_counter()  # the last unit that ended
         self._renew = partial(renew, uuid.uuid4().hex)

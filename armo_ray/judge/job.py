@@ -1,6 +1,7 @@
 """The job of a judge: what is checked of the judge file and the endpoint before Ray starts."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -48,6 +49,7 @@ class JudgeJob(Job):
     judge: Judge
     endpoint: Endpoint
     prices: tuple[float, float]  # of a million prompt tokens and of a million tokens that the model writes
+    tokens_per_slot: float = math.inf  # in flight, for each request that may be
     tokenizer: str | None = None  # of a server that takes text
     serve: Serve | None = None  # how an actor starts a server of its own
     served: str | None = None  # the model, as the replies of the first committed unit name it
@@ -148,6 +150,7 @@ def _job(
         judge=judge,
         endpoint=endpoint,
         prices=(options.input_price, options.output_price),
+        tokens_per_slot=(options.tokens_in_flight or math.inf) / options.in_flight,
         tokenizer=_found(options.tokenizer),
         serve=Serve(options.gpus_per_server, options.serve_args) if options.serve else None,
     )

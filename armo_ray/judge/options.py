@@ -37,6 +37,8 @@ class JudgeOptions(RunOptions):
     """Of a reward server: accept values that all lie between 0 and 1."""
     in_flight: Annotated[int, Help("the endpoint", "N")] = Field(64, ge=1)
     """Most requests in flight at once, in the whole cluster; with --serve, at each server."""
+    tokens_in_flight: Annotated[int | None, Help("the endpoint", "N")] = Field(None, ge=1)
+    """Also bound their tokens: the prompt's, at four bytes each, and max_tokens."""
     timeout: Annotated[float, Help("the endpoint", "SECONDS")] = Field(600, gt=0)
     """How long to wait for one reply."""
     input_price: Annotated[float, Help("the endpoint", "X")] = Field(0.0, ge=0)

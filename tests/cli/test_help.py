@@ -16,7 +16,7 @@ from tests.test_architecture import modules_after
 LONGER = {
     "score": 87,
     "embed": 75,
-    "judge": 83,
+    "judge": 85,
     "verify": 42,
     "mine": 47,
     "label": 42,

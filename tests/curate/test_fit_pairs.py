@@ -26,7 +26,11 @@ PROMPTS = 400
 
 
 def labelled(
-    folder: Path, planted: Mapping[str, float] = PLANTED, keep_text: bool = False, prompts: int = PROMPTS
+    folder: Path,
+    planted: Mapping[str, float] = PLANTED,
+    keep_text: bool = False,
+    prompts: int = PROMPTS,
+    seed: int = 1,
 ) -> Path:
     """Scores of random rewards, whose labels follow from planted weights with the noise of the Bradley-Terry model."""
     folder.mkdir()
@@ -34,14 +38,14 @@ def labelled(
     rows = [{"prompt": f"{i}?", "chosen": a, "rejected": b} for i, (a, b) in enumerate(answers)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = score_synthetically(folder / "scores", folder / "pairs.jsonl", keep_text)
-    rng = np.random.default_rng(1)
     for path in (output / "scores").rglob("*.parquet"):
         table = pq.read_table(path, partitioning=None)
         rewards = table["rewards"].to_pylist()
         value = [sum(weight * row[name] for name, weight in planted.items()) for row in rewards]
-        roles = list(table["role"].to_pylist())
+        roles, prompt_ids = table["role"].to_pylist(), table["prompt_id"].to_pylist()
         for i in range(0, len(roles), 2):  # the two responses of a prompt are neighbors
-            first = value[i] - value[i + 1] + rng.logistic() > 0
+            noise = np.random.default_rng([seed, int(prompt_ids[i], 16)]).logistic()
+            first = value[i] - value[i + 1] + noise > 0
             roles[i : i + 2] = ["chosen", "rejected"] if first else ["rejected", "chosen"]
         place = table.schema.get_field_index("role")
         pq.write_table(table.set_column(place, table.schema.field(place), pa.array(roles)), path)

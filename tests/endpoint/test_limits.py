@@ -89,3 +89,22 @@ def test_requests_that_wait_at_a_stopped_gate_are_not_sent() -> None:
         assert gate.in_flight == 0
 
     asyncio.run(run())
+
+
+def test_tokens_in_flight_are_bounded_too_and_a_request_that_is_larger_goes_alone() -> None:
+    gate, most, done = Gate(8, tokens_per_slot=10), dict[int, int](), list[int]()
+
+    async def request(tokens: int) -> None:
+        async with gate.slot(tokens):
+            most[tokens] = max(most.get(tokens, 0), gate.in_flight)
+            assert gate.tokens_in_flight <= 80 or gate.in_flight == 1
+            await asyncio.sleep(0.001)
+        done.append(tokens)
+
+    async def run() -> None:
+        await asyncio.gather(*map(request, [30] * 9 + [200] * 2 + [1] * 20))
+
+    asyncio.run(run())
+    assert sorted(done) == [1] * 20 + [30] * 9 + [200] * 2
+    assert most == {30: 2, 200: 1, 1: 8}
+    assert gate.in_flight == gate.tokens_in_flight == 0

@@ -165,6 +165,22 @@ def test_money_that_is_spent_stops_a_run_and_more_of_it_goes_on_where_it_stopped
     assert verify_output(str(out))[1] == []
 
 
+def test_the_tokens_of_requests_in_flight_are_bounded_too(
+    fake_chat: str, pair_judge: Path, engine: None, tmp_path: Path
+) -> None:
+    inputs, out = write_rows(tmp_path / "in.jsonl", pairs(8)), tmp_path / "out"
+    control(fake_chat, text="Better: A", delay_s=0.05)
+    options = (
+        "--in-flight",
+        "8",
+        "--tokens-in-flight",
+        str(3 * 2048),
+    )  # the judge's max_tokens, and a prompt
+    assert judge(fake_chat, pair_judge, inputs, out, *options) == 0
+    counted = control(fake_chat)
+    assert (counted["requests"], counted["most_in_flight"]) == (16, 2)
+
+
 @pytest.mark.ray
 @pytest.mark.nightly
 @pytest.mark.parametrize("end", [(("--output-price", "1000", "--max-cost", "0.05"), 5), ((), 1)])
