@@ -213,10 +213,10 @@ def test_a_run_that_is_interrupted_keeps_the_replies_in_flight(
     stop: str, fake_chat: str, pair_judge: Path, tmp_path: Path
 ) -> None:
     inputs, out = write_rows(tmp_path / "in.jsonl", pairs(60)), tmp_path / "out"
-    control(fake_chat, text="Better: A", delay_s=3)
+    control(fake_chat, text="Better: A", delay_s=6)
     options = ["--unit-rows", "20", "--in-flight", "8"]
     process = start(
-        fake_chat, pair_judge, inputs, out, *options, *(["--max-runtime", "30s"] if stop[0] == "-" else [])
+        fake_chat, pair_judge, inputs, out, *options, *(["--max-runtime", "60s"] if stop[0] == "-" else [])
     )
     while control(fake_chat)["requests"] < 8:
         assert process.poll() is None, process.communicate()
