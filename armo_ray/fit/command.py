@@ -6,6 +6,7 @@ or on a Ray cluster, and added in the order of the units. What a killed command 
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,8 @@ def read_pairs(
     hidden = inputs.pairs or inputs.labelled
     needs_gates = options.head == "armorm" and hidden.has_gates
     job = PairJob(work, needs_gates)
-    if options.target_scores is not None or options.gate == "uniform":
-        spans = []  # no gate is fitted to pairs
-    else:
-        spans = spans_of(hidden, options.task_rows)
+    learned = options.target_scores is not None  # as the larger model's gate is, nothing is fitted to pairs
+    spans = [] if learned else spans_of(hidden, options.task_rows)
     found = []
     for batch in in_order("pairs", job, spans, run_tasks):
         for span, result in batch:
@@ -175,6 +174,12 @@ def _data(hidden: HiddenOutputs | None, use: str) -> list[Mapping[str, Any]]:
     return [{"output": name, "use": use, "rows": rows[name], "units": units[name]} for name in hidden.outputs]
 
 
+def accuracy_of(row: Mapping[str, Any]) -> Accuracy:
+    """A row of the held-out table in the facts, where a number that is not known is null."""
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
+    return Accuracy(**known)
+
+
 def summary(output: Path, facts: Mapping[str, Any]) -> str:
     """What the command prints."""
     lines = [
@@ -191,5 +196,5 @@ def summary(output: Path, facts: Mapping[str, Any]) -> str:
         ]
         lines += ["", text_table(head, cells)]
     if facts["held_out"]:
-        lines += ["", text_table(HEAD, table_rows(Accuracy(**row) for row in facts["held_out"]))]
+        lines += ["", text_table(HEAD, table_rows(map(accuracy_of, facts["held_out"])))]
     return "\n".join(lines)

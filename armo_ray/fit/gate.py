@@ -30,14 +30,18 @@ class Chosen(NamedTuple):
     scored: dict[str, Scored]
 
 
-def without_pairs(rewards: Objectives, asked: str) -> Chosen:
-    """Equal weights of all rewards but a dead one. Raises ConfigError if another gate was asked for."""
+def without_pairs(rewards: Objectives, asked: str, tested: int = 0) -> Chosen:
+    """Equal weights of all rewards but a dead one. Raises ConfigError if another gate was asked for.
+
+    tested: pairs of test prompts, to which nothing is fitted.
+    """
+    of = f": all {tested:,} are of test prompts" if tested else ""
     if asked not in ("auto", "uniform"):
         raise ConfigError(
-            f"--gate {asked}: no pairs to fit it to: give outputs with chosen and rejected answers as --pairs, or "
+            f"--gate {asked}: no pairs to fit it to{of}: give outputs with chosen and rejected answers as --pairs, or "
             f"take --gate uniform"
         )
-    why = "" if asked == "uniform" else "There were no pairs to fit weights to."
+    why = "" if asked == "uniform" else f"There were no pairs to fit weights to{of}."
     live = _live(rewards)
     gate = gates.constant_gate("uniform", gates.uniform_weights(len(live)), rewards.weights.shape[1], 0.0)
     shares = {rewards.names[k]: 1 / len(live) for k in live}
@@ -97,7 +101,7 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     facts: dict[str, Any] = {
         "kind": gate.kind,
         "why": why,
-        "beta": gate.beta,
+        "beta": None if gate.kind == "uniform" else gate.beta,
         "temperature": gate.temperature,
     }
     if gate.kind != "mlp":
