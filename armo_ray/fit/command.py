@@ -20,6 +20,7 @@ from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
 from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
 from armo_ray.formatting.numbers import number
@@ -87,6 +88,7 @@ def fitted_before(output: Path, identity: Mapping[str, Any]) -> bool:
 
 def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     """What decides the head: the options, and the parts that are read."""
+    teacher = None if options.target_scores is None else content_of(str(options.target_scores))
     parts = [
         [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
         for hidden in (inputs.labelled, inputs.pairs)
@@ -98,6 +100,7 @@ def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
         "options": options.model_dump(mode="json", exclude=_APART),
         "backbone": inputs.model.fingerprint,
         "parts": parts,
+        "teacher": teacher,
     }
 
 
