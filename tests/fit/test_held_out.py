@@ -1,5 +1,6 @@
 """Pairs that were fitted to do not say what a head is worth: rewards that did not see them, and log-odds, do."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,23 @@ def test_the_log_loss_of_a_bradley_terry_head_is_its_own() -> None:
     own = log_losses(pairs.project(fit.head.weights)[tested, 0]).mean()
     assert fit.facts["held_out"][1]["log_loss"] == pytest.approx(own)
     assert own < np.log(2)
+
+
+def test_a_head_that_was_not_asked_for_is_compared_with_only_where_that_is_quick(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    few = pairs_of(np.random.default_rng(0).normal(size=(800, 16)))
+    many = replace(
+        few, difference=np.repeat(few.difference, 800, axis=1), gates=np.empty((0, 12800), np.float32)
+    )
+    for pairs, compared in ((few, True), (many, False)):
+        heads = np.random.default_rng(1).normal(size=(6, 2, pairs.difference.shape[1]))
+        rewards = objectives(heads[5], heads[:5])
+        chosen = choose_gate(options(gate="uniform"), rewards, pairs, the_split(options(), pairs))
+        assert ("Bradley-Terry head" in chosen.scored) == compared
+    assert "penalty 10: log-loss" in caplog.text
+    assert "no Bradley-Terry head to compare with: 1" in caplog.text
 
 
 def test_one_tested_prompt_has_no_standard_error() -> None:
