@@ -97,7 +97,7 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     }
     labels = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}
     for k in (k for k in labels if k in tried):
-        factor = None if k == "uniform" else tried[k].beta
+        factor = tried[k].beta if k == "mlp" else None
         scored[labels[k]] = Scored(gates.margins(tried[k], whole), factor)
     scored |= _free(whole.differences, split)
     scored |= _linear(options, pairs, split)
