@@ -85,12 +85,12 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
         raise ConfigError(
             "--gate mlp: the outputs with pairs hold no hidden states of prompts: make them with embed"
         )
-    gate = gate_choice.fit_gate(kind, fitted, _some(whole, split.tested), options.seed).gate
+    gate = gate_choice.fit_gate(kind, fitted, options.seed)
     tried = {kind: gate}
     needed = gate_choice.needed_pairs(len(names))
     for other in ("uniform", "constant", *(["mlp"] if options.gate == "auto" and len(pairs.gates) else [])):
         if other not in tried and len(fitted.of) >= needed[other]:
-            tried[other] = gate_choice.fit_gate(other, fitted, fitted, options.seed).gate
+            tried[other] = gate_choice.fit_gate(other, fitted, options.seed)
     scored = {
         "longer answer": longer(pairs),
         "equal weights, rewards as they are": Scored(raw[:, live].mean(axis=1), None),
@@ -157,8 +157,8 @@ def _choose(
         return "constant", "The outputs hold no hidden states of prompts, which a network would read."
     if not choosing.any() or int(fitted.sum()) < needed["constant"]:
         return "constant", f"{count} pairs are too few to compare it with a network."
-    choice = gate_choice.fit_gate("auto", _some(whole, fitted), _some(whole, choosing), seed)
-    return choice.gate.kind, f"Chosen by {int(choosing.sum()):,} pairs that are not tested: {choice.reason}."
+    kind, reason = gate_choice.better_kind(_some(whole, fitted), _some(whole, choosing), seed)
+    return kind, f"Chosen by {int(choosing.sum()):,} pairs that are not tested: {reason}."
 
 
 def _free(differences: Array, split: Split) -> dict[str, Scored]:

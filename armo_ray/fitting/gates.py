@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
 class Gate(NamedTuple):
     """Weights softmax(MLP(h) / temperature) with relu between layers, as the checkpoint's format has them."""
 
-    kind: str  # uniform, constant or mlp
+    kind: str  # uniform, constant or mlp; of a larger model's gates: teacher or teacher-constant
     layers: Layers  # of each layer the weight (out, in) and the bias (out,)
     temperature: float
     beta: float  # log-odds of a margin of 1
