@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 FACTS = "fit.json"
 # options that change nothing about the head
-_APART = {"output", "engine", "model", "date"}
+_NOT_OF_THE_HEAD = {"output", "engine", "model", "date"}
 
 
 def run(options: FitOptions) -> None:
@@ -97,7 +97,7 @@ def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     ]
     return {
         "version": __version__,
-        "options": options.model_dump(mode="json", exclude=_APART),
+        "options": options.model_dump(mode="json", exclude=_NOT_OF_THE_HEAD),
         "backbone": inputs.model.fingerprint,
         "parts": parts,
         "teacher": teacher,
@@ -118,9 +118,9 @@ def read_pairs(
         for span, result in batch:
             check_rows(span, result.rows)
             found.append(result)
-    pairs, twisted = collect(work, found, scratch, hidden.size)
+    pairs, both_ways = collect(work, found, scratch, hidden.size)
     equal = [name for result in found for name in result.equal]
-    for what, names in (("equal texts", equal), ("both directions", twisted)):
+    for what, names in (("equal texts", equal), ("both directions", both_ways)):
         if names:
             logger.warning("%s pairs dropped: %s, such as that of %s", number(len(names)), what, names[0])
     if options.pairs and not len(pairs):
@@ -131,8 +131,8 @@ def read_pairs(
             "prompts": len(set(pairs.prompt_ids)),
             "rows_without_a_partner": sum(result.alone for result in found),
             "dropped_equal_texts": len(equal),
-            "dropped_both_directions": len(twisted),
-            "dropped": {"equal_texts": equal[:100], "both_directions": twisted[:100]},
+            "dropped_both_directions": len(both_ways),
+            "dropped": {"equal_texts": equal[:100], "both_directions": both_ways[:100]},
         }
     }
     return pairs, facts

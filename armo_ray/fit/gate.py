@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
-from armo_ray.fit.held_out import Scored, Split, fit_linear, longer
+from armo_ray.fit.held_out_table import Scored, Split, fit_linear, longer
 from armo_ray.fit.objectives import Objectives
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import Pairs
@@ -75,7 +75,7 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     live = _live(rewards)
     names = [rewards.names[k] for k in live]
     raw = unseen_rewards(rewards, pairs, split)
-    whole = gates.Pairs(*_states(pairs), (raw @ rewards.transform)[:, live])
+    whole = gates.RewardPairs(*_states(pairs), (raw @ rewards.transform)[:, live])
     fitted, why = _some(whole, split.fitted), ""
     kind: str = options.gate
     if kind == "auto":
@@ -135,15 +135,15 @@ def _states(pairs: Pairs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64
     return np.zeros((1, pairs.difference.shape[1]), np.float32), np.zeros(len(pairs), np.int64)
 
 
-def _some(pairs: gates.Pairs, selected: npt.NDArray[np.bool_]) -> gates.Pairs:
+def _some(pairs: gates.RewardPairs, selected: npt.NDArray[np.bool_]) -> gates.RewardPairs:
     """Some of the pairs, with the hidden states of their prompts alone."""
     used, of = np.unique(pairs.of[selected], return_inverse=True)
-    return gates.Pairs(np.asarray(pairs.prompts)[used], of.reshape(-1), pairs.differences[selected])
+    return gates.RewardPairs(np.asarray(pairs.prompts)[used], of.reshape(-1), pairs.differences[selected])
 
 
 def _choose(
     pairs: Pairs,
-    whole: gates.Pairs,
+    whole: gates.RewardPairs,
     fitted: npt.NDArray[np.bool_],
     choosing: npt.NDArray[np.bool_],
     seed: int,

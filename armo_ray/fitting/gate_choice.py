@@ -7,8 +7,8 @@ from armo_ray.fitting.gates import (
     RECIPE,
     TEMPERATURE,
     Gate,
-    Pairs,
     Recipe,
+    RewardPairs,
     beta_of,
     constant_gate,
     constant_weights,
@@ -21,7 +21,7 @@ PAIRS_OF_A_WEIGHT = 10  # the fewest pairs for each weight that all prompts shar
 PAIRS_OF_A_NETWORK = 1000  # the fewest for a network
 
 
-def fit_gate(kind: str, pairs: Pairs, seed: int = 0, recipe: Recipe = RECIPE) -> Gate:
+def fit_gate(kind: str, pairs: RewardPairs, seed: int = 0, recipe: Recipe = RECIPE) -> Gate:
     """Fit a gate of a kind: uniform, constant or mlp.
 
     Raises:
@@ -48,7 +48,9 @@ def needed_pairs(rewards: int) -> dict[str, int]:
     return {"uniform": 1, "constant": PAIRS_OF_A_WEIGHT * rewards, "mlp": PAIRS_OF_A_NETWORK}
 
 
-def better_kind(pairs: Pairs, held_out: Pairs, seed: int = 0, recipe: Recipe = RECIPE) -> tuple[str, str]:
+def better_kind(
+    pairs: RewardPairs, held_out: RewardPairs, seed: int = 0, recipe: Recipe = RECIPE
+) -> tuple[str, str]:
     """The kind of gate that these pairs allow, and why.
 
     A network only if its log-loss on held-out pairs is lower than that of constant weights by more than one paired

@@ -9,8 +9,8 @@ from armo_ray.errors import ConfigError
 from armo_ray.fitting.gate_choice import better_kind, fit_gate
 from armo_ray.fitting.gates import (
     Gate,
-    Pairs,
     Recipe,
+    RewardPairs,
     beta_of,
     constant_gate,
     constant_weights,
@@ -25,7 +25,7 @@ REWARDS, SIZE = 6, 24
 SMALL = Recipe(width=64, steps=150, learning_rate=1e-2, every=50)
 
 
-def planted(count: int, seed: int, sharpness: float = 3.0) -> tuple[Pairs, float]:
+def planted(count: int, seed: int, sharpness: float = 3.0) -> tuple[RewardPairs, float]:
     """Pairs that the weights of their prompts decide, and the accuracy of who knows these; sharpness 0: equal ones."""
     rng = np.random.default_rng(seed)
     states = rng.standard_normal((count // 2, SIZE))
@@ -39,11 +39,11 @@ def planted(count: int, seed: int, sharpness: float = 3.0) -> tuple[Pairs, float
     lost = rng.random(count) > 1 / (1 + np.exp(-margin))
     differences[lost] *= -1
     prompts = states * np.geomspace(1, 20, SIZE) + 50 * np.cos(np.arange(SIZE))
-    pairs = Pairs(prompts.astype(np.float32), of, differences)
+    pairs = RewardPairs(prompts.astype(np.float32), of, differences)
     return pairs, float(((margin > 0) ^ lost).mean())
 
 
-def accuracy(gate: Gate, pairs: Pairs) -> float:
+def accuracy(gate: Gate, pairs: RewardPairs) -> float:
     return float((margins(gate, pairs) > 0).mean())
 
 
@@ -97,7 +97,7 @@ def test_pairs_too_few_for_a_gate_are_refused_and_auto_takes_a_simpler_one() -> 
 
 
 def test_rewards_that_are_equal_in_all_pairs_are_refused() -> None:
-    pairs = Pairs(np.ones((4, SIZE), np.float32), np.arange(4), np.zeros((4, REWARDS)))
+    pairs = RewardPairs(np.ones((4, SIZE), np.float32), np.arange(4), np.zeros((4, REWARDS)))
     with pytest.raises(ConfigError, match="rewards of both responses are equal in every pair"):
         fit_gate("uniform", pairs)
     with pytest.raises(ConfigError, match=r"0 pairs to fit, and it needs 1"):

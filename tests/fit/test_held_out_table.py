@@ -10,7 +10,7 @@ import pytest
 
 from armo_ray.fit.command import summary
 from armo_ray.fit.gate import choose_gate, unseen_rewards
-from armo_ray.fit.held_out import Scored, log_odds, longer, split_of, table
+from armo_ray.fit.held_out_table import Scored, log_odds, longer, split_of, table
 from armo_ray.fit.labelled import Sample
 from armo_ray.fit.objectives import Objectives
 from armo_ray.fit.options import FitOptions
