@@ -18,6 +18,7 @@ from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import partners
 from armo_ray.fit.spans import engine, spans_of
 from armo_ray.fit.student import kendall, top_kept
+from armo_ray.fit.work import MARK
 from armo_ray.fitting.statistics import to_bytes
 from armo_ray.measures.agreement import spearman
 from armo_ray.model.checkpoint import inspect
@@ -139,7 +140,8 @@ def test_a_command_that_was_killed_as_it_ended_ends_when_it_is_run_again(
 ) -> None:
     head, left = head_of(fitted), fitted.with_name("model.work")
     left.mkdir()
-    (left / "sums.npz").touch()
+    for name in (MARK, "sums.npz"):
+        (left / name).touch()
     caplog.set_level(logging.INFO)
     fit([hidden], fitted)
     assert "is there already, of the same inputs and options" in caplog.text
