@@ -76,7 +76,7 @@ def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
     Outputs may have different labels: a label is missing in all rows of an output that lacks it.
 
     Raises ConfigError if an output does not exist, is damaged or incomplete or holds no hidden states, and if two are
-    of different models or ways to read text, or declare different ranges of a label.
+    of different models or ways to read text, declare different ranges of a label, or hold the same unit.
     """
     stores = list({store.uri: store for store in map(Store, uris)}.values())
     if not stores:
@@ -84,6 +84,7 @@ def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
     opened = list(map(_open, stores))
     for other in opened[1:]:
         _check_same(opened[0], other)
+    _check_once(opened)
     metadata, units = opened[0].metadata, [unit for one in opened for unit in one.units]
     scales = _scales(opened)
     return HiddenOutputs(
@@ -165,6 +166,20 @@ def _check_same(first: _Opened, other: _Opened) -> None:
                 f"hidden states of different runs cannot be used together: {key} is {before!r} in {first.uri}, "
                 f"{after!r} in {other.uri}"
             )
+
+
+def _check_once(opened: Sequence[_Opened]) -> None:
+    """Raise ConfigError if two outputs, one of which may be a copy of the other, hold the rows of one unit."""
+    first_in: dict[str | None, str] = {}
+    for one in opened:
+        for unit in one.units:
+            name = unit_of(unit.rows[0].path)
+            first = first_in.setdefault(name, one.uri)
+            if first != one.uri:
+                raise ConfigError(
+                    f"{one.uri}: it holds the unit {name}, as {first} does: its rows would be counted twice. Name one "
+                    f"of these outputs"
+                )
 
 
 def _scales(opened: Sequence[_Opened]) -> dict[str, tuple[float, float] | None]:

@@ -146,6 +146,12 @@ def test_outputs_that_cannot_be_used_are_refused(
         open_hidden([str(tmp_path / "half")])
 
 
+def test_a_copy_of_an_output_beside_it_is_refused(embedded: Path, tmp_path: Path) -> None:
+    shutil.copytree(embedded, tmp_path / "copy")
+    with pytest.raises(ConfigError, match=r"copy: it holds the unit \w+, as \S+/out does: its rows would be counted"):
+        open_hidden([str(embedded), str(tmp_path / "copy")])
+
+
 def test_a_damaged_part_and_states_that_are_not_finite_are_refused(embedded: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(embedded, copy)
