@@ -12,12 +12,10 @@ from armo_ray.fit.options import FitOptions
 from armo_ray.fit.teacher import Teacher
 from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.model.families import FAMILIES, HIDDEN, Family
-from armo_ray.outputs.hidden import HiddenOutputs, open_hidden
+from armo_ray.outputs.hidden import HiddenOutputs, check_same, open_hidden
 from armo_ray.storage.models import local_model
 
 logger = logging.getLogger(__name__)
-
-_SAME = ("model_fingerprint", "dtype", "hidden")
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,7 @@ def open_inputs(options: FitOptions) -> Inputs:
     labelled = open_hidden(options.scores)
     pairs = open_hidden(options.pairs) if options.pairs else None
     if pairs is not None:
-        for key in _SAME:
-            a, b = labelled.metadata.get(key), pairs.metadata.get(key)
-            if a != b:
-                raise ConfigError(
-                    f"hidden states of different backbones cannot be used together: {key} is {a!r} in "
-                    f"{labelled.outputs[0]}, {b!r} in {pairs.outputs[0]}"
-                )
+        check_same(labelled, pairs)
     return Inputs(labelled, pairs, find_backbone(options, labelled))
 
 

@@ -54,6 +54,7 @@ class HiddenOutputs:
     scales: Mapping[str, tuple[float, float] | None]  # the declared range of each label
     units: tuple[HiddenUnit, ...]  # in the order of the outputs, and of their manifests
     rows: int  # of candidates, as the manifests count them
+    read_by: Mapping[str, Any]  # the model, and how text became tokens; see check_same
 
     @property
     def has_gates(self) -> bool:
@@ -83,7 +84,7 @@ def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
         raise ConfigError("no output was given")
     opened = list(map(_open, stores))
     for other in opened[1:]:
-        _check_same(opened[0], other)
+        _check_same(opened[0].uri, opened[0].read_by, other.uri, other.read_by)
     _check_once(opened)
     metadata, units = opened[0].metadata, [unit for one in opened for unit in one.units]
     scales = _scales(opened)
@@ -95,7 +96,13 @@ def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
         scales=scales,
         units=tuple(units),
         rows=sum(part.rows for unit in units for part in unit.rows),
+        read_by=opened[0].read_by,
     )
+
+
+def check_same(first: HiddenOutputs, other: HiddenOutputs) -> None:
+    """Raise ConfigError if they are of different models or ways to read text."""
+    _check_same(first.outputs[0], first.read_by, other.outputs[0], other.read_by)
 
 
 class _Opened(NamedTuple):
@@ -105,6 +112,12 @@ class _Opened(NamedTuple):
     run: RunFile
     units: list[HiddenUnit]
     metadata: dict[str, Any]
+
+    @property
+    def read_by(self) -> dict[str, Any]:
+        """What must be equal to that of another output."""
+        of_model = {key: self.metadata.get(key) for key in _MODEL}
+        return of_model | {key: self.run.identity.get(key) for key in _TEXT}
 
 
 def _open(store: Store) -> _Opened:
@@ -157,14 +170,13 @@ def _footer(store: Store, unit: HiddenUnit) -> dict[str, Any]:
     return metadata
 
 
-def _check_same(first: _Opened, other: _Opened) -> None:
-    pairs = [(key, first.metadata.get(key), other.metadata.get(key)) for key in _MODEL]
-    pairs += [(key, first.run.identity.get(key), other.run.identity.get(key)) for key in _TEXT]
-    for key, before, after in pairs:
+def _check_same(uri: str, read_by: Mapping[str, Any], other: str, other_by: Mapping[str, Any]) -> None:
+    for key, before in read_by.items():
+        after = other_by[key]
         if (before or None) != (after or None):
             raise ConfigError(
-                f"hidden states of different runs cannot be used together: {key} is {before!r} in {first.uri}, "
-                f"{after!r} in {other.uri}"
+                f"hidden states of different runs cannot be used together: {key} is {before!r} in {uri}, "
+                f"{after!r} in {other}"
             )
 
 

@@ -265,9 +265,7 @@ def test_hidden_states_of_two_models_are_refused(hidden: Path, tmp_path: Path) -
     other = embed_rows(tmp_path / "other", tmp_path, rated_rows(20))
     with pytest.raises(ConfigError, match="model_fingerprint is"):
         fit([hidden, other], tmp_path / "model")
-    with pytest.raises(
-        ConfigError, match="of different backbones cannot be used together: model_fingerprint"
-    ):
+    with pytest.raises(ConfigError, match="of different runs cannot be used together: model_fingerprint"):
         fit([hidden], tmp_path / "model", pairs=[str(other)])
     with pytest.raises(ConfigError, match=r"its fingerprint is .* give its files with --model"):
         fit([hidden], tmp_path / "model", model=str(tmp_path / "other"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from armo_ray.errors import ConfigError
-from armo_ray.fit.inputs import find_backbone
+from armo_ray.fit.inputs import find_backbone, open_inputs
 from armo_ray.fit.options import FitOptions
 from armo_ray.model.families import FAMILIES
 from armo_ray.outputs.hidden import HiddenOutputs, open_hidden
@@ -49,3 +49,11 @@ def test_states_of_the_same_text_are_refused_only_if_the_model_is_another(family
 def test_states_of_embed_or_of_the_head_that_is_there_are_taken(family: str, hidden: Path) -> None:
     model = find_backbone(options_for(hidden), states_of(hidden, family))
     assert model.family.name == family
+
+
+def test_pairs_that_were_read_as_other_text_than_the_labels_are_refused(
+    hidden: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = embed_rows(tiny_model, tmp_path, rated_rows(4), special_tokens="reference")
+    with pytest.raises(ConfigError, match=r"special_tokens is 'plain' in .*, 'reference' in"):
+        open_inputs(options_for(hidden, pairs=[str(other)]))
