@@ -86,8 +86,7 @@ def find_pairs(job: PairJob, span: Span) -> Found:
         chosen, rejected, without = partners(hidden)
         alone += without
         same = (hidden.last[chosen] == hidden.last[rejected]).all(axis=1)
-        ids = np.array(hidden.table["row_id"].to_pylist(), object)
-        equal += ids[chosen[same]].tolist()
+        equal += hidden.table["row_id"].take(chosen[same]).to_pylist()
         parts.append(_arrays(hidden, chosen[~same], rejected[~same], prompts, job.needs_gates))
         prompts += len(parts[-1]["gates"])
     file, content = f"pairs-{span.number:06}.npz", io.BytesIO()
@@ -127,8 +126,7 @@ def _arrays(
     columns = {"prompt_id": chosen, "chosen": chosen, "rejected": rejected}
     names = {"prompt_id": "prompt_id", "chosen": "row_id", "rejected": "row_id"}
     texts = {
-        name: np.array([table[names[name]][int(i)].as_py() for i in rows], np.str_)
-        for name, rows in columns.items()
+        name: np.array(table[names[name]].take(rows).to_pylist(), np.str_) for name, rows in columns.items()
     }
     return {
         "difference": hidden.last[chosen] - hidden.last[rejected],

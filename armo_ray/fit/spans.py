@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 Result = TypeVar("Result")
+# all that fits read besides hidden states: not the text and whatever else was kept
+COLUMNS = ("source", "source_row", "role", "num_response_tokens", "labels")
 BATCH = 8  # spans that a Ray cluster does at once, and after which sums are saved
 
 
@@ -56,11 +58,11 @@ def spans_of(hidden: HiddenOutputs, rows: int) -> list[Span]:
 def tables_of(span: Span, gates: bool = False) -> Iterator[Hidden]:
     """The rows of every unit of a span, in order; the next unit is read while one is worked on."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(read_hidden, unit, gates) for unit in span.units[:2]]
+        waiting = [pool.submit(read_hidden, unit, gates, COLUMNS) for unit in span.units[:2]]
         for unit in [*span.units[2:], *[None] * len(waiting)]:
             hidden = waiting.pop(0).result()
             if unit is not None:
-                waiting.append(pool.submit(read_hidden, unit, gates))
+                waiting.append(pool.submit(read_hidden, unit, gates, COLUMNS))
             yield hidden
 
 

@@ -3,7 +3,7 @@
 Only complete outputs are read, and of these only the parts that the manifest lists, whose digests are checked.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from armo_ray.outputs.schema import HIDDEN_GATE, HIDDEN_LAST, footer
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.local_files import Opened
-from armo_ray.storage.parts import HIDDEN, PROMPTS, SCORES, read_part
+from armo_ray.storage.parts import HIDDEN, PROMPTS, SCORES, hive_values, read_part
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
 from armo_ray.storage.store import Store
 
@@ -211,14 +211,19 @@ def _scales(opened: Sequence[_Opened]) -> dict[str, tuple[float, float] | None]:
     return scales
 
 
-def read_hidden(unit: HiddenUnit, gates: bool = True) -> Hidden:
-    """The hidden states of a unit, as float32.
+def read_hidden(unit: HiddenUnit, gates: bool = True, columns: Collection[str] | None = None) -> Hidden:
+    """The hidden states of a unit, as float32. Columns that are directories are read from a part's path, as text.
+
+    columns: those of `table` besides `row_id` and `prompt_id`; default: all. Those that are not there are
+        left out.
 
     Raises RuntimeError if a part is not the one that was committed, if a hidden state is not finite, or if a prompt has
     none; ConfigError if `gates` are asked for and none were kept.
     """
     store = Store(unit.output)
-    table = pa.concat_tables([read_part(store, part) for part in unit.rows])
+    if columns is not None:
+        columns = {*columns, "row_id", "prompt_id", HIDDEN_LAST}
+    table = pa.concat_tables([_read_rows(store, part, columns) for part in unit.rows])
     metadata = footer(table.schema)
     last = numbers_of(table[HIDDEN_LAST], metadata["hidden"])
     table, ids = table.drop_columns([HIDDEN_LAST]), table["row_id"]
@@ -237,6 +242,14 @@ def read_hidden(unit: HiddenUnit, gates: bool = True) -> Hidden:
         lost = ids.filter(place.is_null())[0].as_py()
         raise RuntimeError(f"{unit.output}/{unit.prompts[0].path}: lacks the prompt of row {lost}")
     return Hidden(table, last, gate, place.to_numpy().astype(np.int64))
+
+
+def _read_rows(store: Store, part: PartEntry, columns: Collection[str] | None) -> pa.Table:
+    table = read_part(store, part, None if columns is None else sorted(columns))
+    for name, value in hive_values(part.path):
+        if name not in table.column_names and (columns is None or name in columns):
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
 
 
 def numbers_of(column: pa.ChunkedArray, hidden: Mapping[str, Any]) -> Floats:

@@ -398,3 +398,9 @@ def test_pairs_that_are_too_few_or_none_are_refused(hidden: Path, tiny_model: Pa
     alone = embed_rows(tiny_model, tmp_path / "alone", rows, label={})
     with pytest.raises(ConfigError, match="no row has both a chosen and a rejected answer"):
         fit([hidden], tmp_path / "other", pairs=[str(alone)])
+
+
+def test_states_partitioned_by_role_are_paired(tiny_model: Path, tmp_path: Path) -> None:
+    output = embed_rows(tiny_model, tmp_path, rated_rows(150), partition_by=["role"])
+    facts = fit([output], tmp_path / "model", head="bradley-terry")
+    assert facts["pairs"]["used"] == 150
