@@ -112,14 +112,15 @@ def scaled_labels(job: LabelJob, hidden: Hidden) -> Array:
         if ends is None:
             continue
         low, high = ends
-        outside = (labels[:, k] < low) | (labels[:, k] > high)
+        first, last = float(np.float32(low)), float(np.float32(high))  # as labels are kept
+        outside = (labels[:, k] < first) | (labels[:, k] > last)
         if outside.any():
             row = int(outside.argmax())
             raise ConfigError(
                 f"label {name}: {labels[row, k]:g} of row {hidden.table['row_id'][row].as_py()} is outside its range "
                 f"of {low:g} to {high:g}: correct the label, or give its range with --scale {name}=LOW:HIGH"
             )
-        labels[:, k] = (labels[:, k] - low) / (high - low)
+        labels[:, k] = (labels[:, k] - first) / (last - first)
     return np.column_stack([labels, log_length(hidden)]) if job.length else labels
 
 
