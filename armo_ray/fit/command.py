@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 FACTS = "fit.json"
 # options that change nothing about the head
 _APART = {"output", "engine", "model", "date"}
+_OF_SUMS = {"head", "target_scores", "folds", "test_fraction", "seed", "task_rows"}
 
 
 def run(options: FitOptions) -> None:
@@ -54,10 +55,8 @@ def run(options: FitOptions) -> None:
         clear(options.output)
         return
     check_room(output)
-    if options.head == "armorm" and options.target_scores is None:
-        label_job(options, inputs.labelled, "")  # may raise ConfigError
     with (
-        work_folder(options.output, identity) as work,
+        work_folder(options.output, identity_of_sums(options, inputs, identity)) as work,
         scratch_directory() as scratch,
         engine(options.engine) as run_tasks,
     ):
@@ -89,12 +88,7 @@ def fitted_before(output: Path, identity: Mapping[str, Any]) -> bool:
 def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     """What decides the head: the options, and the parts that are read."""
     teacher = None if options.target_scores is None else content_of(str(options.target_scores))
-    parts = [
-        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
-        for hidden in (inputs.labelled, inputs.pairs)
-        if hidden is not None
-        for unit in hidden.units
-    ]
+    parts = [*parts_of(inputs.labelled), *(parts_of(inputs.pairs) if inputs.pairs else [])]
     return {
         "version": __version__,
         "options": options.model_dump(mode="json", exclude=_APART),
@@ -102,6 +96,29 @@ def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
         "parts": parts,
         "teacher": teacher,
     }
+
+
+def identity_of_sums(options: FitOptions, inputs: Inputs, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the sums over labelled rows, from which a command with other options may go on."""
+    labels = None
+    if options.head == "armorm" and options.target_scores is None:
+        job = label_job(options, inputs.labelled, "")
+        labels = {"names": job.names, "scales": job.scales, "length": job.length}
+    return {
+        "version": __version__,
+        "options": options.model_dump(mode="json", include=_OF_SUMS),
+        "labels": labels,
+        "teacher": identity["teacher"],
+        "parts": parts_of(inputs.labelled),
+    }
+
+
+def parts_of(hidden: HiddenOutputs) -> list[Any]:
+    """The parts that are read of each unit, with their digests."""
+    return [
+        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
+        for unit in hidden.units
+    ]
 
 
 def read_pairs(

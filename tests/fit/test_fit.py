@@ -190,9 +190,22 @@ def test_a_part_that_is_read_twice_is_noticed(hidden: Path, tmp_path: Path) -> N
 def test_what_another_fit_left_is_not_gone_on_from(hidden: Path, fitted: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     with pytest.raises(ConfigError):
-        fit([hidden], output, max_penalty=1e-9)
+        fit([hidden], output, max_penalty=1e-9, seed=1)
     assert (tmp_path / "model.work" / "sums.npz").exists()
     fit([hidden], output)
+    assert head_of(output) == head_of(fitted)
+
+
+def test_options_that_are_corrected_after_a_refusal_go_on_from_the_sums(
+    hidden: Path, fitted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "model"
+    with pytest.raises(ConfigError, match="raise --max-penalty"):
+        fit([hidden], output, max_penalty=1e-9)
+    caplog.set_level(logging.INFO)
+    fit([hidden], output)
+    assert "going on from what is done there" in caplog.text
+    assert "labels: " not in caplog.text  # no row was added again
     assert head_of(output) == head_of(fitted)
 
 
