@@ -19,7 +19,7 @@ from armo_ray.fit.labelled import check_rows
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
-from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.spans import ROWS, TaskRunner, engine, in_order, spans_of
 from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
@@ -129,7 +129,7 @@ def read_pairs(
     needs_gates = options.head == "armorm" and hidden.has_gates
     job = PairJob(work, needs_gates)
     learned = options.target_scores is not None  # as the larger model's gate is, nothing is fitted to pairs
-    spans = [] if learned else spans_of(hidden, options.task_rows)
+    spans = [] if learned else spans_of(hidden, options.task_rows or ROWS)
     found = []
     for batch in in_order("pairs", job, spans, run_tasks):
         for span, result in batch:

@@ -21,7 +21,8 @@ TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 Result = TypeVar("Result")
 # all that fits read besides hidden states: not the text and whatever else was kept
 COLUMNS = ("source", "source_row", "role", "num_response_tokens", "labels")
-BATCH = 8  # spans that a Ray cluster does at once, and after which sums are saved
+ROWS = 32_768  # of a span, if there are no more than that in the sums
+BATCH = 8  # spans that a Ray cluster does at once
 
 
 class Span(NamedTuple):
@@ -41,8 +42,13 @@ def rows_of(unit: HiddenUnit) -> int:
     return sum(part.rows for part in unit.rows)
 
 
-def spans_of(hidden: HiddenOutputs, rows: int) -> list[Span]:
-    """The units of all outputs in spans of at least so many rows, but for the last one."""
+def spans_of(hidden: HiddenOutputs, rows: int | None) -> list[Span]:
+    """The units of all outputs in spans of at least so many rows, but for the last one.
+
+    By default, a span has as many bytes of hidden states as the sums of five folds.
+    """
+    if rows is None:
+        rows = max(ROWS, 5 * 8 * hidden.size // 2)
     spans: list[Span] = []
     units: list[HiddenUnit] = []
     count = 0
@@ -66,11 +72,16 @@ def tables_of(span: Span, gates: bool = False) -> Iterator[Hidden]:
             yield hidden
 
 
+def here(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+    """Apply a function to every task in this process, one after the other."""
+    return [function(task) for task in tasks]
+
+
 @contextmanager
 def engine(kind: str) -> Iterator[TaskRunner]:
     """Yields what applies a function to every task, here or on Ray, and returns the results in order."""
     if kind == "local":
-        yield lambda function, tasks: [function(task) for task in tasks]
+        yield here
         return
     from armo_ray.cluster.connect import connected, run_tasks
 
@@ -92,12 +103,16 @@ class _Guarded:
 
 
 def in_order(
-    what: str, function: Callable[[Span], Result], spans: Sequence[Span], run_tasks: TaskRunner
+    what: str,
+    function: Callable[[Span], Result],
+    spans: Sequence[Span],
+    run_tasks: TaskRunner,
+    batch_spans: int = BATCH,
 ) -> Iterator[list[tuple[Span, Result]]]:
     """Apply a function to spans, a batch at a time, with a line in the log for each batch. Raises its ConfigError."""
     total, done, began = sum(span.rows for span in spans), 0, time.monotonic()
-    for start in range(0, len(spans), BATCH):
-        batch = spans[start : start + BATCH]
+    for start in range(0, len(spans), batch_spans):
+        batch = spans[start : start + batch_spans]
         results = run_tasks(_Guarded(function), batch)
         for result in results:
             if isinstance(result, ConfigError):

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from armo_ray.fit.inputs import label_job
 from armo_ray.fit.labelled import check_rows, is_tested, sum_all
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import partners
-from armo_ray.fit.spans import engine, spans_of
+from armo_ray.fit.spans import engine, here, spans_of
 from armo_ray.fit.student import kendall, top_kept
 from armo_ray.fit.work import MARK
 from armo_ray.fitting.statistics import to_bytes
@@ -164,6 +166,34 @@ def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_b
     assert len(spans) == 5
     assert [total.rows for total in sums] == [600, 600]
     assert to_bytes(sums[0].sums) == to_bytes(sums[1].sums)
+
+
+def test_sums_are_the_same_bits_whether_tasks_of_a_cluster_write_them_to_files_or_not(
+    hidden: Path, tmp_path: Path
+) -> None:
+    opened = open_hidden([str(hidden)])
+    options = FitOptions.model_validate({"scores": [str(hidden)], "output": str(tmp_path / "model")})
+    spans = spans_of(opened, 64)
+    written: list[str] = []
+
+    def as_on_a_cluster(function: Any, tasks: Any) -> list[Any]:
+        results = [pickle.loads(pickle.dumps(function))(task) for task in tasks]
+        written.extend(path.name for path in work.glob("sums-*"))
+        return results
+
+    sums = []
+    for work, run_tasks in ((tmp_path / "here", here), (tmp_path / "there", as_on_a_cluster)):
+        sums.append(sum_all(label_job(options, opened, str(work)), spans, run_tasks))
+        assert [path.name for path in work.iterdir()] == ["sums.npz"]
+    assert len(set(written)) == len(spans) == 10
+    assert to_bytes(sums[0].sums) == to_bytes(sums[1].sums)
+
+
+def test_spans_are_as_large_as_the_sums_over_them(hidden: Path) -> None:
+    opened = open_hidden([str(hidden)])
+    many = replace(opened, units=opened.units * 250, size=4096)  # 150,000 rows
+    assert [span.rows for span in spans_of(many, None)] == [81_920, 68_080]
+    assert spans_of(replace(many, size=64), None)[0].rows == 32_784  # whole units
 
 
 def test_a_command_that_was_killed_as_it_ended_ends_when_it_is_run_again(
