@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.dataset import delete, names_in
 from armo_ray.storage import lock
@@ -15,7 +18,7 @@ from armo_ray.storage.store import Store, final_name, remove_empty
 logger = logging.getLogger(__name__)
 
 MARK = "_work.json"  # says what is fitted in a folder; without it, a folder with files is not one of a fit
-_WRITTEN = re.compile(r"sums\.npz|(sums|pairs)-\d+\.npz|teacher[\w-]*\.np[yz]")
+_WRITTEN = re.compile(r"sums\.npz|(sums|pairs)-\d+\.npz|teacher-\w+\.npy")
 
 
 def place_of(output: str) -> str:
@@ -67,10 +70,22 @@ def read_back(store: Store, file: str) -> bytes:
     try:
         return store.read(file)
     except FileNotFoundError:
-        raise ConfigError(
-            f"{store.uri}/{file}: written by a task, but not to be seen here: with --engine ray on several machines, "
-            f"--output must lie on a disk that all of them share"
-        ) from None
+        raise _not_here(store, file) from None
+
+
+def mapped(store: Store, file: str) -> npt.NDArray[Any]:
+    """An .npy file of the folder, mapped and not read. Raises ConfigError if it is not here."""
+    try:
+        return np.asarray(np.load(store.path(file), mmap_mode="r", allow_pickle=False))
+    except FileNotFoundError:
+        raise _not_here(store, file) from None
+
+
+def _not_here(store: Store, file: str) -> ConfigError:
+    return ConfigError(
+        f"{store.uri}/{file}: written by this fit, but not to be seen here: with --engine ray on several machines, "
+        f"--output must lie on a disk that all of them share"
+    )
 
 
 def clear(output: str) -> None:
