@@ -58,7 +58,7 @@ def run(options: FitOptions) -> None:
     with (
         work_folder(options.output, identity_of_sums(options, inputs, identity)) as work,
         scratch_directory() as scratch,
-        engine(options.engine) as run_tasks,
+        engine(options.engine, work) as run_tasks,
     ):
         pairs, facts = read_pairs(options, inputs, work, scratch, run_tasks)
         if options.head == "bradley-terry":

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from armo_ray.errors import ConfigError
+from armo_ray.fit.work import MARK, read_back
 from armo_ray.outputs.hidden import Hidden, HiddenOutputs, HiddenUnit, read_hidden
+from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +80,33 @@ def here(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
 
 
 @contextmanager
-def engine(kind: str) -> Iterator[TaskRunner]:
-    """Yields what applies a function to every task, here or on Ray, and returns the results in order."""
+def engine(kind: str, work: str) -> Iterator[TaskRunner]:
+    """Yields what applies a function to every task, here or on Ray, and returns the results in order.
+
+    work: folder in which tasks write files, which every machine of a cluster must see.
+    """
     if kind == "local":
         yield here
         return
     from armo_ray.cluster.connect import connected, run_tasks
 
     with connected():
-        yield run_tasks
+        yield lambda function, tasks: run_tasks(InFolder(work, function), tasks)
+
+
+@dataclass(frozen=True)
+class InFolder:
+    """A function that is applied only where the work folder is the one of this fit; else a ConfigError is returned."""
+
+    work: str
+    function: Callable[[Any], Any]
+
+    def __call__(self, task: Any) -> Any:
+        try:
+            read_back(Store(self.work), MARK)
+        except ConfigError as error:
+            return error
+        return self.function(task)
 
 
 @dataclass(frozen=True)

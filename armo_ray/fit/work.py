@@ -66,7 +66,7 @@ def _check_ours(store: Store) -> None:
 
 
 def read_back(store: Store, file: str) -> bytes:
-    """A file that a task wrote. Raises ConfigError if it is not here."""
+    """A file that the fit wrote, perhaps on another machine. Raises ConfigError if it is not here."""
     try:
         return store.read(file)
     except FileNotFoundError:

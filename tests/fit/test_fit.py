@@ -158,7 +158,7 @@ def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_b
     sums = []
     for work, stops in ((tmp_path / "whole", []), (tmp_path / "stopped", [2, 4])):
         job = label_job(options, opened, str(work))
-        with engine("local") as run_tasks:
+        with engine("local", str(work)) as run_tasks:
             for stop in stops:
                 sum_all(job, spans[:stop], run_tasks)
             sums.append(sum_all(job, spans, run_tasks))

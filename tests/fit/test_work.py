@@ -2,10 +2,12 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from armo_ray.errors import ConfigError
+from armo_ray.fit.spans import InFolder, Span, in_order
 from armo_ray.fit.work import MARK, clear, work_folder
 
 
@@ -54,3 +56,19 @@ def test_what_killed_commands_left_is_deleted_with_the_files_they_had_half_writt
     with work_folder(str(tmp_path / "model"), {"seed": 2}):
         assert files_in(work) == ["_lock.json", MARK]
     assert not work.exists()
+
+
+def test_a_machine_that_does_not_see_the_folder_does_no_work_and_is_told_of(tmp_path: Path) -> None:
+    done: list[Span] = []
+    elsewhere = tmp_path / "other" / "model.work"
+
+    def run(function: Any, tasks: Any) -> list[Any]:
+        return [InFolder(str(elsewhere), function)(task) for task in tasks]
+
+    with pytest.raises(ConfigError, match=r"model.work/_work.json: .* on a disk that all of them share"):
+        list(in_order("labels", done.append, [Span(0, ())], run))
+    assert not done
+    assert not elsewhere.exists()
+    with work_folder(str(elsewhere.with_suffix("")), {}):
+        list(in_order("labels", done.append, [Span(0, ())], run))
+    assert done == [Span(0, ())]
