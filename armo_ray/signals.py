@@ -75,8 +75,7 @@ def gently(stop: Callable[[], None], seconds: float) -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    again = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT])
-    again.daemon = True
+    timers: list[threading.Timer] = []
 
     def interrupted(number: int, frame: Any) -> None:
         handler: Any = before[number]
@@ -86,8 +85,12 @@ def gently(stop: Callable[[], None], seconds: float) -> Iterator[Interruption]:
             if told.asked:
                 raise
             told.asked = True
-            again.start()
-            threading.Thread(target=stop, daemon=True).start()
+            timers.append(
+                threading.Timer(seconds, os.kill, [os.getpid(), number])
+            )  # the same: others may be ignored
+            for thread in (timers[0], threading.Thread(target=stop)):
+                thread.daemon = True
+                thread.start()
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGALRM]
     before: dict[int, Any] = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
@@ -96,6 +99,7 @@ def gently(stop: Callable[[], None], seconds: float) -> Iterator[Interruption]:
     try:
         yield told
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-        again.cancel()

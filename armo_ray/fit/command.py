@@ -19,7 +19,7 @@ from armo_ray.fit.labelled import check_rows
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
-from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.spans import ROWS, TaskRunner, engine, in_order, spans_of
 from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 FACTS = "fit.json"
 # options that change nothing about the head
 _NOT_OF_THE_HEAD = {"output", "engine", "model", "date"}
+_OF_SUMS = {"head", "target_scores", "folds", "test_fraction", "seed", "task_rows"}
 
 
 def run(options: FitOptions) -> None:
@@ -54,12 +55,10 @@ def run(options: FitOptions) -> None:
         clear(options.output)
         return
     check_room(output)
-    if options.head == "armorm" and options.target_scores is None:
-        label_job(options, inputs.labelled, "")  # may raise ConfigError
     with (
-        work_folder(options.output, identity) as work,
+        work_folder(options.output, identity_of_sums(options, inputs, identity)) as work,
         scratch_directory() as scratch,
-        engine(options.engine) as run_tasks,
+        engine(options.engine, work) as run_tasks,
     ):
         pairs, facts = read_pairs(options, inputs, work, scratch, run_tasks)
         if options.head == "bradley-terry":
@@ -89,12 +88,7 @@ def fitted_before(output: Path, identity: Mapping[str, Any]) -> bool:
 def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     """What decides the head: the options, and the parts that are read."""
     teacher = None if options.target_scores is None else content_of(str(options.target_scores))
-    parts = [
-        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
-        for hidden in (inputs.labelled, inputs.pairs)
-        if hidden is not None
-        for unit in hidden.units
-    ]
+    parts = [*parts_of(inputs.labelled), *(parts_of(inputs.pairs) if inputs.pairs else [])]
     return {
         "version": __version__,
         "options": options.model_dump(mode="json", exclude=_NOT_OF_THE_HEAD),
@@ -102,6 +96,29 @@ def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
         "parts": parts,
         "teacher": teacher,
     }
+
+
+def identity_of_sums(options: FitOptions, inputs: Inputs, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the sums over labelled rows, from which a command with other options may go on."""
+    labels = None
+    if options.head == "armorm" and options.target_scores is None:
+        job = label_job(options, inputs.labelled, "")
+        labels = {"names": job.names, "scales": job.scales, "length": job.length}
+    return {
+        "version": __version__,
+        "options": options.model_dump(mode="json", include=_OF_SUMS),
+        "labels": labels,
+        "teacher": identity["teacher"],
+        "parts": parts_of(inputs.labelled),
+    }
+
+
+def parts_of(hidden: HiddenOutputs) -> list[Any]:
+    """The parts that are read of each unit, with their digests."""
+    return [
+        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
+        for unit in hidden.units
+    ]
 
 
 def read_pairs(
@@ -112,7 +129,7 @@ def read_pairs(
     needs_gates = options.head == "armorm" and hidden.has_gates
     job = PairJob(work, needs_gates)
     learned = options.target_scores is not None  # as the larger model's gate is, nothing is fitted to pairs
-    spans = [] if learned else spans_of(hidden, options.task_rows)
+    spans = [] if learned else spans_of(hidden, options.task_rows or ROWS)
     found = []
     for batch in in_order("pairs", job, spans, run_tasks):
         for span, result in batch:

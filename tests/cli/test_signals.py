@@ -23,10 +23,21 @@ def test_the_first_interruption_asks_the_body_to_end_and_the_second_ends_it() ->
     assert steps == ["goes on"]
 
 
-def test_a_body_that_does_not_end_by_itself_is_interrupted() -> None:
-    with pytest.raises(KeyboardInterrupt), gently(lambda: None, 0.2):  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(10)
+@pytest.mark.parametrize(
+    "ignored", [signal.SIGUSR1, signal.SIGINT]
+)  # the latter in the background of a script
+def test_a_body_that_does_not_end_by_itself_is_interrupted(ignored: int) -> None:
+    before = [
+        signal.signal(ignored, signal.SIG_IGN),
+        signal.signal(signal.SIGTERM, signal.default_int_handler),
+    ]
+    try:
+        with pytest.raises(KeyboardInterrupt), gently(lambda: None, 0.2):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+    finally:
+        signal.signal(ignored, before[0])
+        signal.signal(signal.SIGTERM, before[1])
 
 
 def test_the_end_of_a_time_limit_is_told_by_a_body_that_ended_by_itself() -> None:
