@@ -6,6 +6,7 @@ or on a Ray cluster, and added in the order of the units. What a killed command 
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from armo_ray.fit.labelled import check_rows
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
-from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.spans import ROWS, TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
 from armo_ray.formatting.numbers import number
@@ -33,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 FACTS = "fit.json"
 # options that change nothing about the head
-_APART = {"output", "engine", "model", "date"}
+_NOT_OF_THE_HEAD = {"output", "engine", "model", "date"}
+_OF_SUMS = {"head", "target_scores", "folds", "test_fraction", "seed", "task_rows"}
 
 
 def run(options: FitOptions) -> None:
@@ -52,12 +55,10 @@ def run(options: FitOptions) -> None:
         clear(options.output)
         return
     check_room(output)
-    if options.head == "armorm" and options.target_scores is None:
-        label_job(options, inputs.labelled, "")  # may raise ConfigError
     with (
-        work_folder(options.output, identity) as work,
+        work_folder(options.output, identity_of_sums(options, inputs, identity)) as work,
         scratch_directory() as scratch,
-        engine(options.engine) as run_tasks,
+        engine(options.engine, work) as run_tasks,
     ):
         pairs, facts = read_pairs(options, inputs, work, scratch, run_tasks)
         if options.head == "bradley-terry":
@@ -86,18 +87,38 @@ def fitted_before(output: Path, identity: Mapping[str, Any]) -> bool:
 
 def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     """What decides the head: the options, and the parts that are read."""
-    parts = [
-        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
-        for hidden in (inputs.labelled, inputs.pairs)
-        if hidden is not None
-        for unit in hidden.units
-    ]
+    teacher = None if options.target_scores is None else content_of(str(options.target_scores))
+    parts = [*parts_of(inputs.labelled), *(parts_of(inputs.pairs) if inputs.pairs else [])]
     return {
         "version": __version__,
-        "options": options.model_dump(mode="json", exclude=_APART),
+        "options": options.model_dump(mode="json", exclude=_NOT_OF_THE_HEAD),
         "backbone": inputs.model.fingerprint,
         "parts": parts,
+        "teacher": teacher,
     }
+
+
+def identity_of_sums(options: FitOptions, inputs: Inputs, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the sums over labelled rows, from which a command with other options may go on."""
+    labels = None
+    if options.head == "armorm" and options.target_scores is None:
+        job = label_job(options, inputs.labelled, "")
+        labels = {"names": job.names, "scales": job.scales, "length": job.length}
+    return {
+        "version": __version__,
+        "options": options.model_dump(mode="json", include=_OF_SUMS),
+        "labels": labels,
+        "teacher": identity["teacher"],
+        "parts": parts_of(inputs.labelled),
+    }
+
+
+def parts_of(hidden: HiddenOutputs) -> list[Any]:
+    """The parts that are read of each unit, with their digests."""
+    return [
+        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
+        for unit in hidden.units
+    ]
 
 
 def read_pairs(
@@ -107,18 +128,16 @@ def read_pairs(
     hidden = inputs.pairs or inputs.labelled
     needs_gates = options.head == "armorm" and hidden.has_gates
     job = PairJob(work, needs_gates)
-    if options.target_scores is not None or options.gate == "uniform":
-        spans = []  # no gate is fitted to pairs
-    else:
-        spans = spans_of(hidden, options.task_rows)
+    learned = options.target_scores is not None  # as the larger model's gate is, nothing is fitted to pairs
+    spans = [] if learned else spans_of(hidden, options.task_rows or ROWS)
     found = []
     for batch in in_order("pairs", job, spans, run_tasks):
         for span, result in batch:
             check_rows(span, result.rows)
             found.append(result)
-    pairs, twisted = collect(work, found, scratch, hidden.size)
+    pairs, both_ways = collect(work, found, scratch, hidden.size)
     equal = [name for result in found for name in result.equal]
-    for what, names in (("equal texts", equal), ("both directions", twisted)):
+    for what, names in (("equal texts", equal), ("both directions", both_ways)):
         if names:
             logger.warning("%s pairs dropped: %s, such as that of %s", number(len(names)), what, names[0])
     if options.pairs and not len(pairs):
@@ -129,8 +148,8 @@ def read_pairs(
             "prompts": len(set(pairs.prompt_ids)),
             "rows_without_a_partner": sum(result.alone for result in found),
             "dropped_equal_texts": len(equal),
-            "dropped_both_directions": len(twisted),
-            "dropped": {"equal_texts": equal[:100], "both_directions": twisted[:100]},
+            "dropped_both_directions": len(both_ways),
+            "dropped": {"equal_texts": equal[:100], "both_directions": both_ways[:100]},
         }
     }
     return pairs, facts
@@ -175,6 +194,12 @@ def _data(hidden: HiddenOutputs | None, use: str) -> list[Mapping[str, Any]]:
     return [{"output": name, "use": use, "rows": rows[name], "units": units[name]} for name in hidden.outputs]
 
 
+def accuracy_of(row: Mapping[str, Any]) -> Accuracy:
+    """A row of the held-out table in the facts, where a number that is not known is null."""
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
+    return Accuracy(**known)
+
+
 def summary(output: Path, facts: Mapping[str, Any]) -> str:
     """What the command prints."""
     lines = [
@@ -191,5 +216,5 @@ def summary(output: Path, facts: Mapping[str, Any]) -> str:
         ]
         lines += ["", text_table(head, cells)]
     if facts["held_out"]:
-        lines += ["", text_table(HEAD, table_rows(Accuracy(**row) for row in facts["held_out"]))]
+        lines += ["", text_table(HEAD, table_rows(map(accuracy_of, facts["held_out"])))]
     return "\n".join(lines)

@@ -27,6 +27,7 @@ class Objectives(NamedTuple):
     dead: int | None  # the place of a reward that only lowers others
     facts: Mapping[str, Any]  # of fit.json
     sample: Sample  # predictions
+    fold_weights: Array  # (F, K, H), each without the labels of a fold
 
 
 def fit_objectives(
@@ -42,7 +43,8 @@ def fit_objectives(
     """
     names = reward_names(job.objectives)
     total = sum_all(job, spans, run_tasks)
-    fitted = ridge(total.sums, allow_few=options.allow_few)
+    without = {} if job.length is None else {job.length: "give --verbosity none"}
+    fitted = ridge(total.sums, allow_few=options.allow_few, without=without)
     weights = fitted.weights.astype(np.float32).astype(np.float64)
     sampled = sample(job, weights, spans, run_tasks)
     rows: list[dict[str, Any]] = []
@@ -60,7 +62,7 @@ def fit_objectives(
         "folds": options.folds,
         "test_fraction": options.test_fraction,
     }
-    return Objectives(names, weights, transform, place, facts, sampled)
+    return Objectives(names, weights, transform, place, facts, sampled, fitted.fold_weights)
 
 
 def _verbosity(options: FitOptions, job: LabelJob) -> int | None:

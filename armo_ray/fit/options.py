@@ -65,7 +65,7 @@ class FitOptions(DatedOptions):
     head: Annotated[Literal["armorm", "bradley-terry"], Help("the head")] = "armorm"
     """A reward for each label and a gate, or one reward from pairs alone."""
     gate: Annotated[Literal["auto", "uniform", "constant", "mlp"], Help("the head")] = "auto"
-    """auto: mlp if it is better on held-out pairs than constant weights; uniform needs no pairs."""
+    """auto: mlp if it is better on held-out pairs than constant weights; uniform is fitted to none."""
     pairs: Annotated[Places, Help("the head", "OUT")] = ()
     """Outputs with chosen and rejected; default: OUT, if it has them."""
     verbosity: Annotated[Name, Help("the head", "NAME")] = "length"
@@ -86,8 +86,8 @@ class FitOptions(DatedOptions):
     """Where the backbone's files are; default: the model that the outputs name."""
     engine: Annotated[Literal["local", "ray"], Help("running")] = "local"
     """Read the hidden states here, or on a Ray cluster; the head is the same."""
-    task_rows: Annotated[int, Help("running", "N")] = Field(32_768, ge=1)
-    """Rows per task; fewer need less memory, and less is lost when it is stopped."""
+    task_rows: Annotated[int | None, Help("running", "N")] = Field(None, ge=1)
+    """Rows per task; default: 32,768, or as many as are no smaller than the sums over them."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FitOptions":
