@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from armo_ray.errors import ConfigError
-from armo_ray.text.detect import check_path
+from armo_ray.text.column_options import check_path
 from armo_ray.text.input_columns import InputColumns
 from armo_ray.text.labels import Label
 from armo_ray.text.layouts import LABELLED, Layout
@@ -15,12 +15,11 @@ _BUILT = ("tree", "prm800k")  # shapes that build responses of which a row has n
 
 
 def default_labels(layout: Layout, available: InputColumns) -> dict[str, Label]:
-    """The labels of a named layout that an input has; none of a layout without a name."""
+    """The labels of a named layout in columns that an input has and that are not ignored; none without a name."""
     declared = NAMED[layout.name].labels if layout.name is not None else {}
     labels = {name: Label(*one) for name, one in declared.items()}
-    found = {
-        name: label for name, label in labels.items() if all(has(available, path) for path in label.paths)
-    }
+    read = available.without(layout.ignored)
+    found = {name: label for name, label in labels.items() if all(has(read, path) for path in label.paths)}
     for label in found.values():
         _check_two(label, layout)
     return found

@@ -20,6 +20,8 @@ from armo_ray.plan.estimate import estimate
 from armo_ray.plan.options import PlanOptions
 from armo_ray.plan.show import lines
 from armo_ray.score.config import ScoreConfig
+from armo_ray.score.job import prepare, prepare_dataset
+from armo_ray.score.kept_columns import Seen
 from armo_ray.score.survey import survey
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.units import cut
@@ -71,6 +73,24 @@ def test_a_column_that_first_appears_after_the_sample_rejects_its_row_and_names_
     assert conversation(again[0]) == "user: Name a lake.\nchosen: Titicaca."
     aside = read_shards(tmp_path / "in", layout_of(tmp_path / "in", ignore=("system",)))
     assert conversation(aside[-2]) == "user: Name a lake.\nchosen: Titicaca."
+
+
+def test_what_is_ignored_is_in_no_prompt_of_shards_and_of_a_dataset(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in", "parquet", [DOLLY])
+    assert said(tmp_path / "in", ignore=("context",)) == [
+        "user: Who lost the sandwiches?\nresponse: A teacher."
+    ]
+    seen = [Seen("block", list(DOLLY), pq.read_schema(path))]
+    for name, message in (("response", "reads response as the response"), ("contxt", "did you mean context")):
+        config = config_for(tiny_model, path, tmp_path / "out", ignore=[name])
+        for refused in (lambda one=config: prepare(one), lambda one=config: prepare_dataset(one, seen)):
+            with pytest.raises(ConfigError, match=message):
+                refused()
+    config = config_for(tiny_model, path, tmp_path / "out", ignore=["context"], keep=["context"])
+    job, _ = prepare(config)
+    assert job.layout == prepare_dataset(config, seen).layout
+    assert job.layout.columns == {"prompt": "instruction", "response": "response"}
+    assert job.carried == {"context": "context"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
