@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 FACTS = "fit.json"
 # options that change nothing about the head
-_APART = {"output", "engine", "model", "date"}
+_NOT_OF_THE_HEAD = {"output", "engine", "model", "date"}
 _OF_SUMS = {"head", "target_scores", "folds", "test_fraction", "seed", "task_rows"}
 
 
@@ -91,7 +91,7 @@ def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     parts = [*parts_of(inputs.labelled), *(parts_of(inputs.pairs) if inputs.pairs else [])]
     return {
         "version": __version__,
-        "options": options.model_dump(mode="json", exclude=_APART),
+        "options": options.model_dump(mode="json", exclude=_NOT_OF_THE_HEAD),
         "backbone": inputs.model.fingerprint,
         "parts": parts,
         "teacher": teacher,
@@ -135,9 +135,9 @@ def read_pairs(
         for span, result in batch:
             check_rows(span, result.rows)
             found.append(result)
-    pairs, twisted = collect(work, found, scratch, hidden.size)
+    pairs, both_ways = collect(work, found, scratch, hidden.size)
     equal = [name for result in found for name in result.equal]
-    for what, names in (("equal texts", equal), ("both directions", twisted)):
+    for what, names in (("equal texts", equal), ("both directions", both_ways)):
         if names:
             logger.warning("%s pairs dropped: %s, such as that of %s", number(len(names)), what, names[0])
     if options.pairs and not len(pairs):
@@ -148,8 +148,8 @@ def read_pairs(
             "prompts": len(set(pairs.prompt_ids)),
             "rows_without_a_partner": sum(result.alone for result in found),
             "dropped_equal_texts": len(equal),
-            "dropped_both_directions": len(twisted),
-            "dropped": {"equal_texts": equal[:100], "both_directions": twisted[:100]},
+            "dropped_both_directions": len(both_ways),
+            "dropped": {"equal_texts": equal[:100], "both_directions": both_ways[:100]},
         }
     }
     return pairs, facts
