@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _ASKERS = 4
 _TELL_EVERY_S = 30.0
-_UNITS = 2  # that an asker asks about at once; Ray Data queues as many more at it
+_UNITS = 3  # at an asker at once: two are asked about, one is written; Ray Data queues as many more
 _GRACE_S = 25.0  # for replies in flight when a run is interrupted; a spot machine has 30 s
 
 
@@ -73,8 +73,8 @@ class ClusterShares(Shares):
         return not any(client.reserved for client in self._clients.values())
 
 
-class AskingActor(Asker):
-    """An asker in a process of its own; the driver passes the key of the endpoint on."""
+class AskingActor:
+    """An asker in a process of its own, which writes too; the driver passes the key of the endpoint on."""
 
     def __init__(self, job: JudgeJob, shares: Any, secret: Secret) -> None:
         if job.serve is not None:
@@ -88,7 +88,11 @@ class AskingActor(Asker):
             allowance: Allowance = await shares.renew_now.remote(*state)
             return allowance
 
-        super().__init__(job, renew)
+        self.asker = Asker(job, renew)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Ask about a unit and commit it. A task for that would take a process of its own, and its start a second."""
+        return graph.result(write_verdicts(self.asker(table), self.asker.job))
 
     def _die_with_server(self) -> None:
         """Ray starts the actor again, with a new server; the journal keeps the replies."""
@@ -206,13 +210,9 @@ def _results(job: JudgeJob, left: list[Span], shares: Any, actors: int) -> Itera
                 max_task_retries=RETRIES,
             )
 
-    return graph.results(left, partial(_read, job=job), on_actors, partial(_write, job=job))
+    return graph.results(left, partial(_read, job=job), on_actors)
 
 
 def _read(batch: pa.Table, job: JudgeJob) -> Iterator[pa.Table]:
     for pickled in batch["span"].to_pylist():
         yield from read_calls(pickle.loads(pickled), job)
-
-
-def _write(batch: pa.Table, job: JudgeJob) -> pa.Table:
-    return pa.table({graph.RESULT: [pickle.dumps(write_verdicts(batch, job))]})

@@ -32,15 +32,15 @@ def results(
     spans: list[Span],
     read: Callable[[pa.Table], Iterator[pa.Table]],
     on_actors: Callable[[ray.data.Dataset], ray.data.Dataset],
-    write: Callable[[pa.Table], pa.Table],
+    write: Callable[[pa.Table], pa.Table] | None = None,
 ) -> Iterator[Any]:
-    """Yield what `write` returns of every unit, as it is done.
+    """Yield the result of every unit, as it is done.
 
     Args:
         spans: what is left to do; begun in an order that is good for the storage.
         read: the units of a span, pickled in the column `span`, as tables of one row.
         on_actors: adds the step that a pool of actors takes.
-        write: a unit's table to one row with the column RESULT.
+        write: a unit's table to one row with the column RESULT; None if the actors write.
     """
     items = [{"span": pickle.dumps(span)} for span in spread(spans)]
     with _one_row_a_block():
@@ -49,8 +49,9 @@ def results(
     with remote_arguments():
         ds = ds.map_batches(read, num_cpus=1, **options)
     ds = on_actors(ds)
-    with remote_arguments():
-        ds = ds.map_batches(write, num_cpus=WRITE_CPUS, **options)
+    if write is not None:
+        with remote_arguments():
+            ds = ds.map_batches(write, num_cpus=WRITE_CPUS, **options)
     with _causes_logged():
         # not iter_batches: its threads and statistics take the driver about 1 ms per unit more
         for bundle in ds.iter_internal_ref_bundles():
@@ -58,8 +59,13 @@ def results(
                 yield from _values(block)
 
 
+def result(value: Any) -> pa.Table:
+    """The table that stands for a unit that is done."""
+    return pa.table({RESULT: [pickle.dumps(value)]})
+
+
 def _values(block: pa.Table) -> list[Any]:
-    """What `write` returned, of all units of a block; a span without units gives a block without columns."""
+    """The results of all units of a block; a span without units gives a block without columns."""
     return [pickle.loads(pickled) for pickled in block[RESULT].to_pylist()] if block.num_rows else []
 
 
@@ -104,6 +110,9 @@ def _one_row_a_block() -> Iterator[None]:
     context = before.copy()
     context.target_max_block_size = 1  # the smallest target ends a block after every row: a unit is a block
     context.max_errored_blocks = _MOST_ERRORED
+    context.memory_usage_poll_interval_s = (
+        None  # reads the maps of a process every second, which may be large
+    )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well: print them once

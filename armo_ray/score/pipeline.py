@@ -291,4 +291,4 @@ def _tokenize(batch: pa.Table, job: ModelJob) -> pa.Table:
 
 
 def _write(batch: pa.Table, job: ModelJob) -> pa.Table:
-    return pa.table({graph.RESULT: [pickle.dumps(write_and_commit(batch, job))]})
+    return graph.result(write_and_commit(batch, job))

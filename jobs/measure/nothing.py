@@ -52,7 +52,7 @@ def on_idle_actor(ds: ray.data.Dataset) -> ray.data.Dataset:
 
 
 def write(batch: pa.Table) -> pa.Table:
-    return pa.table({graph.RESULT: [pickle.dumps(batch["unit"][0].as_py())]})
+    return graph.result(batch["unit"][0].as_py())
 
 
 def main() -> None:

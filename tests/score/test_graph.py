@@ -32,7 +32,7 @@ def test_every_unit_gives_its_result_once_and_a_span_without_units_none(local_ra
         return ds.map_batches(Replica, batch_size=1, batch_format="pyarrow", compute=pool, num_cpus=0.25)
 
     def write(batch: pa.Table) -> pa.Table:
-        return pa.table({graph.RESULT: [pickle.dumps(batch["unit"][0].as_py())]})
+        return graph.result(batch["unit"][0].as_py())
 
     spans = [Span(Shard(uri, 1, "1-1", ())) for uri in units]
     found = list(graph.results(spans, read, on_actors, write))
