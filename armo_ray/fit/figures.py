@@ -15,12 +15,12 @@ _ROUNDS = 20
 Array = npt.NDArray[np.float64]
 
 
-def calibration(margins: Array, factor: float) -> Chart | None:
-    """How often the higher score is right, by sigmoid(factor * |margin|); None without pairs."""
-    if not len(margins):
+def calibration(log_odds: Array) -> Chart | None:
+    """How often the higher score is right, by sigmoid(|log-odds|) of pairs (n,); None without pairs."""
+    if not len(log_odds):
         return None
-    confidence = 1 / (1 + np.exp(-factor * np.abs(margins)))
-    right = np.where(margins == 0, 0.5, margins > 0)
+    confidence = 1 / (1 + np.exp(-np.abs(log_odds)))
+    right = np.where(log_odds == 0, 0.5, log_odds > 0)
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     points = [
         (float(confidence[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum()))

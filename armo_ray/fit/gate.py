@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
-from armo_ray.fit.held_out import Split, fit_linear, longer
+from armo_ray.fit.held_out import Scored, Split, fit_linear, longer
 from armo_ray.fit.objectives import Objectives
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import Pairs
@@ -23,11 +23,11 @@ LINEAR_COST = 2e12  # pairs times the square of a hidden state's size: a minute 
 
 
 class Chosen(NamedTuple):
-    """A gate, and the margins (N,) of all pairs by each way of scoring that was tried."""
+    """A gate, and all pairs by each way of scoring that was tried."""
 
     gate: Gate
     facts: dict[str, Any]
-    margins: dict[str, Array]
+    scored: dict[str, Scored]
 
 
 def without_pairs(rewards: Objectives, asked: str) -> Chosen:
@@ -67,7 +67,7 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     """Fit the gate that was asked for, or with `auto` the better one, and what it is compared with."""
     live = _live(rewards)
     names = [rewards.names[k] for k in live]
-    raw = pairs.project(rewards.weights)
+    raw = unseen_rewards(rewards, pairs, split)
     whole = gates.Pairs(*_states(pairs), (raw @ rewards.transform)[:, live])
     fitted, why = _some(whole, split.fitted), ""
     kind: str = options.gate
@@ -84,14 +84,16 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     for other in ("uniform", "constant", *(["mlp"] if options.gate == "auto" and len(pairs.gates) else [])):
         if other not in tried and len(fitted.of) >= needed[other]:
             tried[other] = gate_choice.fit_gate(other, fitted, fitted, options.seed).gate
-    margins = {
+    scored = {
         "longer answer": longer(pairs),
-        "equal weights, rewards as they are": raw[:, live].mean(axis=1),
+        "equal weights, rewards as they are": Scored(raw[:, live].mean(axis=1), None),
     }
     labels = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}
-    margins |= {labels[k]: gates.margins(tried[k], whole) for k in labels if k in tried}
-    margins |= _free(whole.differences, split)
-    margins |= _linear(options, pairs, split)
+    for k in (k for k in labels if k in tried):
+        factor = None if k == "uniform" else tried[k].beta
+        scored[labels[k]] = Scored(gates.margins(tried[k], whole), factor)
+    scored |= _free(whole.differences, split)
+    scored |= _linear(options, pairs, split)
     facts: dict[str, Any] = {
         "kind": gate.kind,
         "why": why,
@@ -101,7 +103,22 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     if gate.kind != "mlp":
         shares = gates.weights_of(gate, np.zeros((1, rewards.weights.shape[1]), np.float32))[0]
         facts["weights"] = {name: float(share) for name, share in zip(names, shares, strict=True)}
-    return Chosen(with_dead(gate, rewards.dead), facts, margins)
+    return Chosen(with_dead(gate, rewards.dead), facts, scored)
+
+
+def unseen_rewards(rewards: Objectives, pairs: Pairs, split: Split) -> Array:
+    """Differences (N, K) of rewards of which no head was fitted to labels of the pair's prompt.
+
+    A head knows the labels that it was fitted to better than others, and the more so the worse it predicts: weights
+    that are fitted to such rewards trust the worst ones too much.
+    """
+    found = np.empty((len(pairs), len(rewards.names)))
+    heads = [(split.tested, rewards.weights)]
+    heads += [(split.fitted & (split.folds == i), weights) for i, weights in enumerate(rewards.fold_weights)]
+    for of, weights in heads:
+        if of.any():
+            found[of] = np.concatenate([block @ weights.T for block in pairs.blocks(of)])
+    return found
 
 
 def _states(pairs: Pairs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -137,15 +154,15 @@ def _choose(
     return choice.gate.kind, f"Chosen by {int(choosing.sum()):,} pairs that are not tested: {choice.reason}."
 
 
-def _free(differences: Array, split: Split) -> dict[str, Array]:
-    """Margins of weights of any sign, which a gate cannot have."""
+def _free(differences: Array, split: Split) -> dict[str, Scored]:
+    """Weights of any sign, which a gate cannot have."""
     own = differences[split.fitted]
     weights = bradley_terry(lambda: [own], _SMALL * scale_of(lambda: [own]))
-    return {"constant weights of any sign": differences @ weights}
+    return {"constant weights of any sign": Scored(differences @ weights, 1.0)}
 
 
-def _linear(options: FitOptions, pairs: Pairs, split: Split) -> dict[str, Array]:
-    """Margins of a Bradley-Terry head on hidden states, unless it would take longer than all else."""
+def _linear(options: FitOptions, pairs: Pairs, split: Split) -> dict[str, Scored]:
+    """A Bradley-Terry head on hidden states, unless it would take longer than all else."""
     count, size = int(split.fitted.sum()), pairs.difference.shape[1]
     if count * size**2 > LINEAR_COST:
         return {}
@@ -153,4 +170,4 @@ def _linear(options: FitOptions, pairs: Pairs, split: Split) -> dict[str, Array]
         linear = fit_linear(pairs, split, options.folds)
     except ConfigError:  # too few pairs for it, which are enough for weights of rewards
         return {}
-    return {"Bradley-Terry head": pairs.project(linear.weights[None])[:, 0]}
+    return {"Bradley-Terry head": Scored(pairs.project(linear.weights[None])[:, 0], 1.0)}

@@ -1,7 +1,7 @@
 """The held-out table: how often ways of scoring a pair are right, each fitted to pairs of other prompts.
 
-Margins of every row are divided by one number that is fitted to the other pairs: what it does to the log-loss is
-the same for all, and a row is not worse for its unit.
+Log-loss is of log-odds. What was fitted to pairs gives these by itself; a rule to which nothing was fitted has a factor
+that is fitted to the pairs that are not tested. A factor for the former would be fitted to margins that are too good.
 """
 
 from collections.abc import Mapping
@@ -37,18 +37,28 @@ def split_of(pairs: Pairs, tested: Bools, folds: int, seed: int) -> Split:
     return Split(~tested, tested, folds_of(pairs.prompt_ids, folds, seed), numbers.astype(np.int64))
 
 
-def table(margins: Mapping[str, Array], split: Split) -> list[Accuracy]:
-    """Accuracy and log-loss of margins (N,) on the tested pairs; none if there are none."""
+class Scored(NamedTuple):
+    """The margins of all pairs by one way of scoring."""
+
+    margins: Array  # (N,)
+    factor: float | None  # to log-odds; None: to be fitted, as nothing else was
+
+
+def table(scored: Mapping[str, Scored], split: Split) -> list[Accuracy]:
+    """Accuracy and log-loss on the tested pairs; none if there are none."""
     if not split.tested.any() or not split.fitted.any():
         return []
     groups = split.groups[split.tested]
-    return [
-        measure(name, unit_of(values[split.fitted]) * values[split.tested], groups)
-        for name, values in margins.items()
-    ]
+    return [measure(name, log_odds(each, split), groups) for name, each in scored.items()]
 
 
-def unit_of(margins: Array) -> float:
+def log_odds(scored: Scored, split: Split) -> Array:
+    """Of the tested pairs, that their chosen answer is the better one."""
+    factor = factor_of(scored.margins[split.fitted]) if scored.factor is None else scored.factor
+    return factor * scored.margins[split.tested]
+
+
+def factor_of(margins: Array) -> float:
     """The positive factor of margins (n,) with the smallest log-loss; 0 if that is none."""
     scale = float(margins.std()) or 1.0
     try:
@@ -58,10 +68,10 @@ def unit_of(margins: Array) -> float:
     return max(float(factor), 0.0) / scale or 1e-12 / scale
 
 
-def longer(pairs: Pairs) -> Array:
-    """Margins of the rule that the longer answer is better."""
+def longer(pairs: Pairs) -> Scored:
+    """The rule that the longer answer is better."""
     lengths: Array = np.log1p(pairs.tokens.astype(np.float64))
-    return lengths[:, 0] - lengths[:, 1]
+    return Scored(lengths[:, 0] - lengths[:, 1], None)
 
 
 class Linear(NamedTuple):

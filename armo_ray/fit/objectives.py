@@ -27,6 +27,7 @@ class Objectives(NamedTuple):
     dead: int | None  # the place of a reward that only lowers others
     facts: Mapping[str, Any]  # of fit.json
     sample: Sample  # predictions
+    fold_weights: Array  # (F, K, H), each without the labels of a fold
 
 
 def fit_objectives(
@@ -60,7 +61,7 @@ def fit_objectives(
         "folds": options.folds,
         "test_fraction": options.test_fraction,
     }
-    return Objectives(names, weights, transform, place, facts, sampled)
+    return Objectives(names, weights, transform, place, facts, sampled, fitted.fold_weights)
 
 
 def _verbosity(options: FitOptions, job: LabelJob) -> int | None:

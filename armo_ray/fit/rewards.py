@@ -10,7 +10,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.fit import figures, student
 from armo_ray.fit.checkpoint import FittedHead
 from armo_ray.fit.gate import choose_gate, without_pairs
-from armo_ray.fit.held_out import Split, fit_linear, longer, split_of, table, unit_of
+from armo_ray.fit.held_out import Scored, Split, fit_linear, log_odds, longer, split_of, table
 from armo_ray.fit.inputs import Inputs, label_job
 from armo_ray.fit.labelled import is_tested
 from armo_ray.fit.objectives import fit_objectives
@@ -48,13 +48,13 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
     }
     if len(pairs):
         own = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}[gate.kind]
-        charts["calibration.svg"] = calibration(chosen.margins[own], split)
+        charts["calibration.svg"] = calibration(chosen.scored[own], split)
     if gate.kind == "mlp":
         states = np.asarray(pairs.gates[:DRAWN])
         charts["gates.svg"] = figures.gate_by_cluster(
             fitted.names, states, weights_of(gate, states), options.seed
         )
-    facts = {**fitted.facts, **pair_facts(split, table(chosen.margins, split)), "gate": chosen.facts}
+    facts = {**fitted.facts, **pair_facts(split, table(chosen.scored, split)), "gate": chosen.facts}
     head = FittedHead("armorm", fitted.names, fitted.weights, fitted.transform, gate.layers, gate.temperature)
     return Fit(head, facts, present(charts))
 
@@ -93,9 +93,10 @@ def fit_one(options: FitOptions, pairs: Pairs) -> Fit:
     split = the_split(options, pairs)
     linear = fit_linear(pairs, split, options.folds)
     weights = linear.weights.astype(np.float32).astype(np.float64)[None]
-    margins = {"longer answer": longer(pairs), "Bradley-Terry head": pairs.project(weights)[:, 0]}
+    own = Scored(pairs.project(weights)[:, 0], 1.0)
+    scored = {"longer answer": longer(pairs), "Bradley-Terry head": own}
     facts = {
-        **pair_facts(split, table(margins, split)),
+        **pair_facts(split, table(scored, split)),
         "objectives": [],
         "masks": [],
         "rows": {},
@@ -106,7 +107,7 @@ def fit_one(options: FitOptions, pairs: Pairs) -> Fit:
         "folds": options.folds,
     }
     head = FittedHead("bradley-terry", ("reward",), weights, np.eye(1))
-    return Fit(head, facts, present({"calibration.svg": calibration(margins["Bradley-Terry head"], split)}))
+    return Fit(head, facts, present({"calibration.svg": calibration(own, split)}))
 
 
 def the_split(options: FitOptions, pairs: Pairs) -> Split:
@@ -127,11 +128,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def calibration(margins: Array, split: Split) -> Chart | None:
+def calibration(scored: Scored, split: Split) -> Chart | None:
     """The figure of held-out pairs."""
-    if not split.fitted.any():
-        return None
-    return figures.calibration(margins[split.tested], unit_of(margins[split.fitted]))
+    return figures.calibration(log_odds(scored, split)) if split.fitted.any() else None
 
 
 def present(charts: Mapping[str, Chart | None]) -> dict[str, Chart]:
