@@ -6,6 +6,7 @@ or on a Ray cluster, and added in the order of the units. What a killed command 
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
 from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
 from armo_ray.formatting.numbers import number
@@ -86,6 +88,7 @@ def fitted_before(output: Path, identity: Mapping[str, Any]) -> bool:
 
 def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     """What decides the head: the options, and the parts that are read."""
+    teacher = None if options.target_scores is None else content_of(str(options.target_scores))
     parts = [
         [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
         for hidden in (inputs.labelled, inputs.pairs)
@@ -97,6 +100,7 @@ def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
         "options": options.model_dump(mode="json", exclude=_APART),
         "backbone": inputs.model.fingerprint,
         "parts": parts,
+        "teacher": teacher,
     }
 
 
@@ -107,10 +111,8 @@ def read_pairs(
     hidden = inputs.pairs or inputs.labelled
     needs_gates = options.head == "armorm" and hidden.has_gates
     job = PairJob(work, needs_gates)
-    if options.target_scores is not None or options.gate == "uniform":
-        spans = []  # no gate is fitted to pairs
-    else:
-        spans = spans_of(hidden, options.task_rows)
+    learned = options.target_scores is not None  # as the larger model's gate is, nothing is fitted to pairs
+    spans = [] if learned else spans_of(hidden, options.task_rows)
     found = []
     for batch in in_order("pairs", job, spans, run_tasks):
         for span, result in batch:
@@ -175,6 +177,12 @@ def _data(hidden: HiddenOutputs | None, use: str) -> list[Mapping[str, Any]]:
     return [{"output": name, "use": use, "rows": rows[name], "units": units[name]} for name in hidden.outputs]
 
 
+def accuracy_of(row: Mapping[str, Any]) -> Accuracy:
+    """A row of the held-out table in the facts, where a number that is not known is null."""
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
+    return Accuracy(**known)
+
+
 def summary(output: Path, facts: Mapping[str, Any]) -> str:
     """What the command prints."""
     lines = [
@@ -191,5 +199,5 @@ def summary(output: Path, facts: Mapping[str, Any]) -> str:
         ]
         lines += ["", text_table(head, cells)]
     if facts["held_out"]:
-        lines += ["", text_table(HEAD, table_rows(Accuracy(**row) for row in facts["held_out"]))]
+        lines += ["", text_table(HEAD, table_rows(map(accuracy_of, facts["held_out"])))]
     return "\n".join(lines)

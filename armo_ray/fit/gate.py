@@ -1,5 +1,6 @@
 """The gate of a head, and the held-out table that tells what it is worth beside simpler ways to score."""
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +15,14 @@ from armo_ray.fitting import gate_choice, gates
 from armo_ray.fitting.bradley_terry import bradley_terry, scale_of
 from armo_ray.fitting.gates import Gate
 
+logger = logging.getLogger(__name__)
+
 Array = npt.NDArray[np.float64]
 
 CHOOSING_FOLD = 0  # of the fitted pairs: `auto` chooses on it, so that test pairs only measure
 _DEAD = -30.0  # logarithm of the weight of a reward that counts for nothing, beside those of others
 _SMALL = 1e-3  # penalty on free weights, relative; a little, for rewards that are all alike
-LINEAR_COST = 2e12  # pairs times the square of a hidden state's size: a minute of a core for each pass
+LINEAR_COST = 2e10  # pairs times the square of a hidden state's size: a second of a core a pass, of about 300
 
 
 class Chosen(NamedTuple):
@@ -30,14 +33,18 @@ class Chosen(NamedTuple):
     scored: dict[str, Scored]
 
 
-def without_pairs(rewards: Objectives, asked: str) -> Chosen:
-    """Equal weights of all rewards but a dead one. Raises ConfigError if another gate was asked for."""
+def without_pairs(rewards: Objectives, asked: str, tested: int = 0) -> Chosen:
+    """Equal weights of all rewards but a dead one. Raises ConfigError if another gate was asked for.
+
+    tested: pairs of test prompts, to which nothing is fitted.
+    """
+    of = f": all {tested:,} are of test prompts" if tested else ""
     if asked not in ("auto", "uniform"):
         raise ConfigError(
-            f"--gate {asked}: no pairs to fit it to: give outputs with chosen and rejected answers as --pairs, or "
+            f"--gate {asked}: no pairs to fit it to{of}: give outputs with chosen and rejected answers as --pairs, or "
             f"take --gate uniform"
         )
-    why = "" if asked == "uniform" else "There were no pairs to fit weights to."
+    why = "" if asked == "uniform" else f"There were no pairs to fit weights to{of}."
     live = _live(rewards)
     gate = gates.constant_gate("uniform", gates.uniform_weights(len(live)), rewards.weights.shape[1], 0.0)
     shares = {rewards.names[k]: 1 / len(live) for k in live}
@@ -97,7 +104,7 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     facts: dict[str, Any] = {
         "kind": gate.kind,
         "why": why,
-        "beta": gate.beta,
+        "beta": None if gate.kind == "uniform" else gate.beta,
         "temperature": gate.temperature,
     }
     if gate.kind != "mlp":
@@ -165,6 +172,7 @@ def _linear(options: FitOptions, pairs: Pairs, split: Split) -> dict[str, Scored
     """A Bradley-Terry head on hidden states, unless it would take longer than all else."""
     count, size = int(split.fitted.sum()), pairs.difference.shape[1]
     if count * size**2 > LINEAR_COST:
+        logger.info("no Bradley-Terry head to compare with: %s pairs would take long", f"{count:,}")
         return {}
     try:
         linear = fit_linear(pairs, split, options.folds)

@@ -136,6 +136,11 @@ def label_job(
             f"--verbosity {options.verbosity}: it is neither length nor none nor an objective; "
             f"{advice(options.verbosity, names)}"
         )
+    if teacher is None and names == (options.verbosity,):
+        raise ConfigError(
+            f"--verbosity {options.verbosity}: it is the only objective, and the one that others must not follow has "
+            f"no weight of its own: give another --objective, or --verbosity none"
+        )
     return LabelJob(
         names,
         scales,

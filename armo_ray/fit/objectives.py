@@ -43,7 +43,8 @@ def fit_objectives(
     """
     names = reward_names(job.objectives)
     total = sum_all(job, spans, run_tasks)
-    fitted = ridge(total.sums, allow_few=options.allow_few)
+    without = {} if job.length is None else {job.length: "give --verbosity none"}
+    fitted = ridge(total.sums, allow_few=options.allow_few, without=without)
     weights = fitted.weights.astype(np.float32).astype(np.float64)
     sampled = sample(job, weights, spans, run_tasks)
     rows: list[dict[str, Any]] = []

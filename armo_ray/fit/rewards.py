@@ -41,12 +41,15 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
     spans = spans_of(inputs.labelled, options.task_rows)
     fitted = fit_objectives(options, job, spans, run_tasks)
     split = the_split(options, pairs)
-    chosen = choose_gate(options, fitted, pairs, split) if len(pairs) else without_pairs(fitted, options.gate)
+    if split.fitted.any():
+        chosen = choose_gate(options, fitted, pairs, split)
+    else:
+        chosen = without_pairs(fitted, options.gate, len(pairs))
     gate = chosen.gate
     charts: dict[str, Chart | None] = {
         "objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)
     }
-    if len(pairs):
+    if chosen.scored:
         own = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}[gate.kind]
         charts["calibration.svg"] = calibration(chosen.scored[own], split)
     if gate.kind == "mlp":

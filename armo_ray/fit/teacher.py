@@ -36,8 +36,8 @@ class Teacher:
     model: str
     names: tuple[str, ...]  # of its K rewards
     gated: bool
-    transform: tuple[tuple[float, ...], ...] | None  # (K, K) of a gated model
-    weights: tuple[float, ...] | None  # (K,) of the rewards in the score, without gates
+    transform: tuple[tuple[float, ...], ...] | None  # (K, K) of a gated model; factors of `reweigh` are in it
+    weights: tuple[float, ...] | None  # (K,) of the rewards in the score, without gates; factors are in them
 
 
 class Values(NamedTuple):
@@ -58,6 +58,11 @@ def read_teacher(uri: str, work: str) -> Teacher:
         raise ConfigError(
             f"--target-scores {uri}: scores of several models, or of a judge: give a reward model's"
         )
+    if metadata.get("length_penalty"):
+        raise ConfigError(
+            f"--target-scores {uri}: its scores have a penalty for length, which a head on hidden states cannot learn: "
+            f"give scores without --length-penalty, and reweigh those of the new model"
+        )
     gated = matrix is not None and fixed is None
     values = _read(scores, gated)
     if twice := int((values.hashes[1:] == values.hashes[:-1]).sum()):
@@ -67,9 +72,16 @@ def read_teacher(uri: str, work: str) -> Teacher:
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **values._asdict())
     Store(work).write(FILE, content.getvalue())
-    rows = None if matrix is None or not gated else tuple(tuple(map(float, row)) for row in matrix)
-    weights = None if fixed is None else tuple(map(float, fixed))
+    factors = np.array(metadata.get("objective_factors") or [1.0] * len(scores.reward_names), np.float64)
+    scaled = factors[:, None] * np.array(matrix, np.float64) if gated else np.empty((0, 0))
+    rows = tuple(tuple(row) for row in scaled.tolist()) if gated else None
+    weights = None if fixed is None else tuple((factors * np.array(fixed, np.float64)).tolist())
     return Teacher(work, scores.outputs[0], str(metadata["model"]), scores.reward_names, gated, rows, weights)
+
+
+def content_of(uri: str) -> list[list[Any]]:
+    """What tells an output with scores from another in the same place: the rows and the digest of each part."""
+    return [[part.rows, part.digest] for part in open_scores([uri]).parts]
 
 
 def _read(scores: Scores, gated: bool) -> Values:

@@ -6,6 +6,7 @@ Newton's method finds them to the last digits in about seven passes over the dif
 There is no intercept, because a pair and its reverse must have opposite margins.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 Blocks = Callable[[], Iterable[npt.NDArray[np.floating[Any]]]]  # gives the same (n, d) differences each time
@@ -113,6 +116,7 @@ def choose_penalty(
             starts[fold] = weights = bradley_terry(_without(blocks, fold), penalty, starts[fold], tolerance)
             total += sum(float(np.logaddexp(0, -(d @ weights)).sum()) for d in _only(blocks, fold)())
         losses.append((value, total / int(counts.sum())))
+        logger.info("penalty %g: log-loss %.4f of the folds that were left out", *losses[-1])
         if losses[-1][1] < best[1] - _NEGLIGIBLE:
             best, since = losses[-1], 0
         else:

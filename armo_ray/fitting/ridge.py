@@ -6,7 +6,8 @@ fold, and for each set of labels that the same rows have, serves all penalties. 
 statistics.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
 from armo_ray.fitting.statistics import Floats, Key, Statistics, flush
+
+logger = logging.getLogger(__name__)
 
 ALPHAS = tuple(10.0**power for power in range(-8, 3))
 FLAT = 1e-4  # of R2: a smaller penalty that gains less is not worth a wider grid
@@ -46,19 +49,26 @@ class _Moments(NamedTuple):
     squares: float  # of y^2
 
 
-def ridge(stats: Statistics, alphas: Sequence[float] = ALPHAS, allow_few: bool = False) -> Ridge:
+def ridge(
+    stats: Statistics,
+    alphas: Sequence[float] = ALPHAS,
+    allow_few: bool = False,
+    without: Mapping[str, str] | None = None,
+) -> Ridge:
     """Fit a head for every label.
 
     Args:
         stats: Rows that still wait in it are multiplied first.
         alphas: Relative penalties, ascending. One is taken as it is; of several, the best must not be at an edge.
         allow_few: Fit an objective even if fewer rows have it than there are hidden units.
+        without: For errors, how to do without an objective; "leave it out" of those that are not named.
 
     Raises:
         ConfigError: An objective has no labels, only one value, fewer rows than hidden units, or rows in only one fold;
             its hidden states predict it no better than its mean does; or its best penalty is at an edge of the grid.
     """
-    _check_labels(stats, allow_few)
+    ways = dict.fromkeys(stats.names, "leave it out") | dict(without or {})
+    _check_labels(stats, allow_few, ways)
     flush(stats)
     grid, count = np.array(alphas, np.float64), len(stats.names)
     squared, fits = np.zeros((count, len(grid), stats.folds)), np.zeros((count, len(grid), stats.folds, 3))
@@ -73,24 +83,25 @@ def ridge(stats: Statistics, alphas: Sequence[float] = ALPHAS, allow_few: bool =
                 squared[k, :, fold], fits[k, :, fold] = _errors(path, own, _moments(stats, k, [fold]))
             solved.append(solutions)
         for place, k in enumerate(objectives):
-            best[k], r2[k] = _choose(stats, k, grid, squared[k].sum(axis=1))
+            best[k], r2[k] = _choose(stats, k, grid, squared[k].sum(axis=1), ways)
             paths[:, k] = [solutions[place][best[k]] for solutions in solved]
         chosen = grid[best[list(objectives)]]
         final = _solutions(stats, support, objectives, list(range(stats.folds)), chosen)
         for place, k in enumerate(objectives):
             weights[k] = final[place][place]
+        logger.info("fitted %s", ", ".join(f"{stats.names[k]} (R2 {r2[k]:.4f})" for k in objectives))
     return _result(stats, grid, best, r2, weights, paths, squared, fits)
 
 
-def _check_labels(stats: Statistics, allow_few: bool) -> None:
+def _check_labels(stats: Statistics, allow_few: bool, ways: Mapping[str, str]) -> None:
     for k, name in enumerate(stats.names):
         rows = _rows_of(stats, k)
         if not rows.sum():
-            raise ConfigError(f"objective {name}: none of the {stats.rows} rows has a label: leave it out")
+            raise ConfigError(f"objective {name}: none of the {stats.rows} rows has a label: {ways[name]}")
         if stats.low[k] == stats.high[k]:
             raise ConfigError(
                 f"objective {name}: all {rows.sum()} labels are {stats.low[k]:g}: there is nothing to learn; "
-                "leave it out"
+                f"{ways[name]}"
             )
         if rows.sum() < stats.size and not allow_few:
             raise ConfigError(
@@ -103,21 +114,24 @@ def _check_labels(stats: Statistics, allow_few: bool) -> None:
             )
 
 
-def _choose(stats: Statistics, k: int, grid: Floats, errors: Floats) -> tuple[int, float]:
+def _choose(
+    stats: Statistics, k: int, grid: Floats, errors: Floats, ways: Mapping[str, str]
+) -> tuple[int, float]:
     """The place of the best penalty and its R2."""
     every = _moments(stats, k, list(range(stats.folds)))
+    name = stats.names[k]
     r2 = 1 - errors / (every.squares - every.labels**2 / every.rows)
     best = int(np.argmax(r2))
     if r2[best] <= 0:
         raise ConfigError(
-            f"objective {stats.names[k]}: cross-validated R2 is {r2[best]:.4f}: the hidden states predict its labels "
-            "no better than their mean does; check the labels, add rows or leave it out"
+            f"objective {name}: cross-validated R2 is {r2[best]:.4f}: the hidden states predict its labels no better "
+            f"than their mean does; check the labels, add rows or {ways[name]}"
         )
     if len(grid) > 1 and (best == len(grid) - 1 or (best == 0 and r2[0] - r2[1] > FLAT)):
         edge, more = ("largest", "larger") if best else ("smallest", "smaller")
         raise ConfigError(
-            f"objective {stats.names[k]}: the best penalty is {grid[best]:g}, the {edge} that was tried "
-            f"(R2 {r2[best]:.4f}): try {more} ones, check the labels or leave it out"
+            f"objective {name}: the best penalty is {grid[best]:g}, the {edge} that was tried (R2 {r2[best]:.4f}): "
+            f"try {more} ones, check the labels or {ways[name]}"
         )
     return best, float(r2[best])
 

@@ -13,7 +13,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.fit.checkpoint import FittedHead, write_checkpoint
 from armo_ray.fit.command import run
 from armo_ray.fit.inputs import label_job
-from armo_ray.fit.labelled import check_rows, sum_all
+from armo_ray.fit.labelled import check_rows, is_tested, sum_all
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import partners
 from armo_ray.fit.spans import engine, spans_of
@@ -113,6 +113,37 @@ def test_the_prompts_that_are_tested_are_the_same_for_labels_and_for_pairs(
     facts = fit([hidden], tmp_path / "model", pairs=[str(hidden)], gate="constant")
     assert [row["use"] for row in facts["data"]] == ["labels", "pairs"]
     assert facts["rows"]["tested"] == 2 * facts["pairs"]["tested"]
+
+
+def test_equal_weights_are_measured_on_pairs_and_one_reward_has_no_figure_of_correlations(
+    hidden: Path, tmp_path: Path
+) -> None:
+    given = {"objective": ["the"], "verbosity": "none"}
+    facts = fit([hidden], tmp_path / "model", pairs=[str(hidden)], gate="uniform", **given)
+    assert facts["gate"] == {
+        **facts["gate"],
+        "kind": "uniform",
+        "beta": None,
+        "weights": {"the": pytest.approx(1)},
+    }
+    assert facts["pairs"]["used"] == 300
+    assert facts["held_out"][2]["name"] == "equal weights"
+    assert facts["held_out"][2]["accuracy"] > 0.6
+    assert "objectives.svg" not in (tmp_path / "model" / "README.md").read_text()
+    assert facts["figures"] == ["calibration.svg"]
+
+
+def test_pairs_of_test_prompts_alone_are_fitted_to_by_no_gate(
+    hidden: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    prompts = {row["source_row"]: row["prompt_id"] for row in rows_of(hidden, "hidden")}
+    own = is_tested([prompts[i] for i in range(300)], FEW["test_fraction"], 0)
+    rows = rated_rows(300)
+    tested = embed_rows(tiny_model, tmp_path, [rows[i] for i in np.flatnonzero(own)])
+    facts = fit([hidden], tmp_path / "model", pairs=[str(tested)])
+    count = facts["pairs"]["used"]
+    assert facts["pairs"]["fitted"] == 0
+    assert facts["gate"]["why"] == f"There were no pairs to fit weights to: all {count} are of test prompts."
 
 
 def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_bits(
@@ -216,6 +247,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "--scale words: it is none of the obj",
     ),
     "verbosity": ({"verbosity": "word"}, "--verbosity word: it is neither length nor none nor an objective"),
+    "verbosity-alone": (
+        {"objective": ["words"], "verbosity": "words"},
+        "--verbosity words: it is the only objective, .*: give another --objective, or --verbosity none",
+    ),
     "penalty": (
         {"max_penalty": 1e-6},
         r"objective \w+: its rank correlation with verbosity is .* raise --max-pen",

@@ -1,18 +1,21 @@
 """Pairs that were fitted to do not say what a head is worth: rewards that did not see them, and log-odds, do."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from armo_ray.fit.command import summary
 from armo_ray.fit.gate import choose_gate, unseen_rewards
-from armo_ray.fit.held_out import Scored, log_odds
+from armo_ray.fit.held_out import Scored, log_odds, longer, split_of, table
 from armo_ray.fit.labelled import Sample
 from armo_ray.fit.objectives import Objectives
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import Pairs
-from armo_ray.fit.rewards import fit_one, the_split
+from armo_ray.fit.rewards import fit_one, pair_facts, the_split
 from armo_ray.fitting import statistics
 from armo_ray.fitting.gates import beta_of, constant_weights
 from armo_ray.fitting.held_out import log_losses
@@ -92,6 +95,32 @@ def test_the_log_loss_of_a_bradley_terry_head_is_its_own() -> None:
     own = log_losses(pairs.project(fit.head.weights)[tested, 0]).mean()
     assert fit.facts["held_out"][1]["log_loss"] == pytest.approx(own)
     assert own < np.log(2)
+
+
+def test_a_head_that_was_not_asked_for_is_compared_with_only_where_that_is_quick(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    few = pairs_of(np.random.default_rng(0).normal(size=(800, 16)))
+    many = replace(
+        few, difference=np.repeat(few.difference, 800, axis=1), gates=np.empty((0, 12800), np.float32)
+    )
+    for pairs, compared in ((few, True), (many, False)):
+        heads = np.random.default_rng(1).normal(size=(6, 2, pairs.difference.shape[1]))
+        rewards = objectives(heads[5], heads[:5])
+        chosen = choose_gate(options(gate="uniform"), rewards, pairs, the_split(options(), pairs))
+        assert ("Bradley-Terry head" in chosen.scored) == compared
+    assert "penalty 10: log-loss" in caplog.text
+    assert "no Bradley-Terry head to compare with: 1" in caplog.text
+
+
+def test_one_tested_prompt_has_no_standard_error() -> None:
+    pairs = pairs_of(np.random.default_rng(0).normal(size=(200, SIZE)))
+    split = split_of(pairs, np.arange(200) == 3, 5, 0)
+    facts = pair_facts(split, table({"longer answer": longer(pairs)}, split))
+    assert facts["held_out"][0]["accuracy_se"] is None
+    printed = summary(Path("model"), {"head": "bradley-terry", "objectives": [], **facts})
+    assert printed.splitlines()[-1].split()[-1] == "-"
 
 
 def test_a_rule_to_which_nothing_was_fitted_has_a_factor_of_the_other_pairs() -> None:

@@ -154,6 +154,14 @@ def test_a_best_penalty_at_an_edge_is_refused() -> None:
         ridge(statistics(rows_of(400, SIZE, noise=0.2)), [1e-6, 1e-5, 1e-4])
 
 
+def test_an_error_says_how_to_do_without_an_objective() -> None:
+    rows = statistics(rows_of(400, SIZE, noise=0.2))
+    with pytest.raises(ConfigError, match=r"objective helpful: .* or give --verbosity none$"):
+        ridge(rows, [1e-6, 1e-5, 1e-4], without={"helpful": "give --verbosity none"})
+    with pytest.raises(ConfigError, match=r"objective helpful: .* or leave it out$"):
+        ridge(rows, [1e-6, 1e-5, 1e-4], without={"safe": "give --verbosity none"})
+
+
 def test_labels_are_scaled_by_their_declared_range() -> None:
     labels = np.array([[1.0, -3.0], [5.0, np.nan]])
     expected = np.array([[0.0, -3.0], [1.0, np.nan]])
