@@ -20,6 +20,7 @@ from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
 from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.student import poor_order
 from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
@@ -200,4 +201,10 @@ def summary(output: Path, facts: Mapping[str, Any]) -> str:
         lines += ["", text_table(head, cells)]
     if facts["held_out"]:
         lines += ["", text_table(HEAD, table_rows(map(accuracy_of, facts["held_out"])))]
+    if facts.get("teacher"):
+        agreement = facts["teacher"]["agreement"]
+        order = text_table(
+            ("order of held-out rows", "value"), [[k, number(v)] for k, v in agreement.items()]
+        )
+        lines += ["", order, *filter(None, [poor_order(agreement)])]
     return "\n".join(lines)

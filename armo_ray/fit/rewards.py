@@ -1,5 +1,6 @@
 """A head with all that there is to say of it: one reward from pairs, or several from labels with a gate."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from armo_ray.fit.teacher import read_teacher
 from armo_ray.fitting.gates import weights_of
 from armo_ray.fitting.held_out import Accuracy
 from armo_ray.formatting.svg import Chart
+
+logger = logging.getLogger(__name__)
 
 DRAWN = 5_000  # prompts of a figure
 
@@ -76,13 +79,16 @@ def fit_student(options: FitOptions, inputs: Inputs, work: str, run_tasks: TaskR
         )
     learned = student.gate_of(teacher, spans, run_tasks, job.size, *split)
     ranks = student.agreement(teacher, fitted, learned, spans, run_tasks, split)
+    if poor := student.poor_order(ranks):
+        logger.warning("%s", poor)
+    formula = student.formula_of(teacher.names, learned.transform)
     gate = learned.gate
     facts = {
         **fitted.facts,
         "pairs_split": {},
         "held_out": [],
         "gate": {"kind": gate.kind, "temperature": gate.temperature, **learned.facts},
-        "teacher": {"output": teacher.uri, "model": teacher.model, "agreement": ranks},
+        "teacher": {"output": teacher.uri, "model": teacher.model, "agreement": ranks, "formula": formula},
     }
     head = FittedHead(
         "armorm", fitted.names, fitted.weights, learned.transform, gate.layers, gate.temperature

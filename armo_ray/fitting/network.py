@@ -25,6 +25,7 @@ _THREAD = (
     1 << 27
 )  # multiplications of a step that occupy a thread: with fewer, threads mostly wait for each other
 _GAIN = 1e-4  # of the loss: a smaller one is none
+_LEAST = 1e-6  # weight at the start
 _LOGGED = 10.0  # seconds between lines
 
 
@@ -68,7 +69,8 @@ def fit_to_weights(
             -(targets[torch.from_numpy(rows)] * (logits / temperature).log_softmax(dim=1)).sum(dim=1).mean()
         )
 
-    return _trained(prompts, np.arange(len(prompts)), weights.shape[1], loss, seed, recipe)
+    start = temperature * np.log(np.maximum(weights.mean(axis=0), _LEAST))
+    return _trained(prompts, np.arange(len(prompts)), weights.shape[1], loss, seed, recipe, start)
 
 
 def _trained(
@@ -78,6 +80,7 @@ def _trained(
     loss: Callable[[Tensor, Index], Tensor],
     seed: int,
     recipe: Recipe,
+    start: Floats | None = None,
 ) -> Layers:
     """Train on the rows of most prompts, and keep the layers with the least loss on those of the others."""
     mean, deviation = _moments(prompts)
@@ -92,7 +95,7 @@ def _trained(
     size = min(recipe.batch, len(rows)) * prompts.shape[1] * recipe.width
     with torch.random.fork_rng(devices=[]), _threads(size // _THREAD):
         torch.manual_seed(seed)
-        layers = _layers(prompts.shape[1], outputs, recipe)
+        layers = _layers(prompts.shape[1], outputs, recipe, start)
         parameters = list(layers.parameters())
         optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
@@ -166,15 +169,16 @@ def _threads(wanted: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _layers(size: int, outputs: int, recipe: Recipe) -> torch.nn.Sequential:
-    """The network; its last layer begins at 0, so that all weights begin equal."""
+def _layers(size: int, outputs: int, recipe: Recipe, start: Floats | None) -> torch.nn.Sequential:
+    """The network; its last layer begins at 0, or at the given biases: all prompts begin with the same weights."""
     widths = [size, *[recipe.width] * recipe.hidden_layers]
     parts: list[torch.nn.Module] = []
     for wide_in, wide_out in pairwise(widths):
         parts += [torch.nn.Linear(wide_in, wide_out), torch.nn.ReLU(), torch.nn.Dropout(recipe.dropout)]
     last = torch.nn.Linear(widths[-1], outputs)
     torch.nn.init.zeros_(last.weight)
-    torch.nn.init.zeros_(last.bias)
+    with torch.no_grad():
+        last.bias.copy_(torch.from_numpy(np.zeros(outputs) if start is None else start))
     return torch.nn.Sequential(*parts, last)
 
 

@@ -17,7 +17,7 @@ from armo_ray.fit.labelled import check_rows, is_tested, sum_all
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import partners
 from armo_ray.fit.spans import engine, spans_of
-from armo_ray.fit.student import kendall, top_kept
+from armo_ray.fit.student import Ranked, kendall, measures, poor_order, top_kept
 from armo_ray.fitting.statistics import to_bytes
 from armo_ray.measures.agreement import spearman
 from armo_ray.model.checkpoint import inspect
@@ -343,6 +343,31 @@ def test_a_student_learns_the_rewards_and_gates_of_a_larger_model(
         score_locally(model, new, tmp_path / f"new-{model.name}")
         scores.append([row["score"] for row in rows_of(tmp_path / f"new-{model.name}")])
     assert (spearman(*map(np.array, scores)) or 0) > least
+
+
+def test_weights_of_a_larger_model_that_are_the_same_for_all_prompts_are_copied(
+    fitted: Path, hidden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_locally(fitted, hidden.with_name("rows.jsonl"), tmp_path / "scores")
+    facts = fit([hidden], tmp_path / "model", target_scores=str(tmp_path / "scores"))
+    weights = json.loads((fitted / "fit.json").read_text())["gate"]["weights"]
+    assert facts["gate"]["kind"] == "teacher-constant"
+    assert facts["gate"]["weights"] == pytest.approx({**weights, "length": 0}, abs=1e-6)
+    assert facts["teacher"]["agreement"]["Spearman"] > 0.99
+    shown = capsys.readouterr().out
+    assert "order of held-out rows" in shown
+    assert "is not that of the larger model" not in shown
+    assert "for `words`: +1 `words` -" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_an_order_that_is_not_the_larger_models_is_told() -> None:
+    rng = np.random.default_rng(0)
+    a, prompts = rng.normal(size=60), np.arange(60).astype(np.uint64)
+    found = measures(Ranked(a, a + rng.normal(size=60), prompts))
+    assert "is not that of the larger model" in poor_order(found)
+    assert "share of the best 10% that is kept" in found
+    assert "share of the best 1% that is kept" not in found  # a row
+    assert poor_order(measures(Ranked(a, a, prompts))) == ""
 
 
 def test_scores_of_other_rows_teach_nothing(hidden: Path, scored_pairs: Path, tmp_path: Path) -> None:
