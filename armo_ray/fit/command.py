@@ -51,7 +51,7 @@ def run(options: FitOptions) -> None:
     inputs = open_inputs(options)
     identity = identity_of(options, inputs)
     if fitted_before(output, identity):
-        logger.info("%s: is there already, of the same inputs and options", output)
+        logger.info("%s: already complete: a fit of the same inputs and options", output)
         clear(options.output)
         return
     check_room(output)

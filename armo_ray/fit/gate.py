@@ -88,7 +88,8 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     gate = gate_choice.fit_gate(kind, fitted, _some(whole, split.tested), options.seed).gate
     tried = {kind: gate}
     needed = gate_choice.needed_pairs(len(names))
-    for other in ("uniform", "constant", *(["mlp"] if options.gate == "auto" and len(pairs.gates) else [])):
+    networks = ["mlp"] if options.gate == "auto" and len(pairs.gates) else []
+    for other in ("uniform", "constant", *networks) if len(names) > 1 else ():
         if other not in tried and len(fitted.of) >= needed[other]:
             tried[other] = gate_choice.fit_gate(other, fitted, fitted, options.seed).gate
     scored = {
@@ -149,6 +150,8 @@ def _choose(
     seed: int,
 ) -> tuple[str, str]:
     """The kind of gate that is better on some of the pairs that are not tested, and why."""
+    if whole.differences.shape[1] == 1:
+        return "uniform", "There is one reward, whose weight is 1."
     needed = gate_choice.needed_pairs(whole.differences.shape[1])
     count = int((fitted | choosing).sum())
     if count < needed["constant"]:

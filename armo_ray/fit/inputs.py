@@ -141,6 +141,12 @@ def label_job(
             f"--verbosity {options.verbosity}: it is the only objective, and the one that others must not follow has "
             f"no weight of its own: give another --objective, or --verbosity none"
         )
+    weighted = [name for name in names if name != options.verbosity]
+    if teacher is None and len(weighted) == 1 and options.gate in ("constant", "mlp"):
+        raise ConfigError(
+            f"--gate {options.gate}: {weighted[0]} is the only reward in the score, whose weight is 1: leave --gate "
+            f"out, or give another --objective"
+        )
     return LabelJob(
         names,
         scales,

@@ -173,7 +173,7 @@ def test_a_command_that_was_killed_as_it_ended_ends_when_it_is_run_again(
     (left / "sums.npz").touch()
     caplog.set_level(logging.INFO)
     fit([hidden], fitted)
-    assert "is there already, of the same inputs and options" in caplog.text
+    assert "already complete: a fit of the same inputs and options" in caplog.text
     assert head_of(fitted) == head
     assert not left.exists()
 
@@ -254,6 +254,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "penalty": (
         {"max_penalty": 1e-6},
         r"objective \w+: its rank correlation with verbosity is .* raise --max-pen",
+    ),
+    "gate-of-one": (
+        {"objective": ["words"], "gate": "constant"},
+        "--gate constant: words is the only reward in the score, whose weight is 1",
     ),
     "network": ({"gate": "mlp"}, r"--gate mlp: \d+ pairs to fit, and it needs 1000"),
 }
