@@ -1,10 +1,13 @@
 """A checkpoint of a frozen backbone and a fitted head, as a directory that `score`, `verify` and others load.
 
-Files of the backbone are hard links to the model's, or copies where that is not possible: a backbone of 15 GB takes no
-space twice. A file that holds a tensor of another head is written again without it. The language-model head goes too:
-the new head reads hidden states, never logits, and a decoder that shares it with the embeddings keeps those.
+Files of the backbone are hard links to the model's if they lie in a cache of downloads, where no file is ever changed:
+a backbone of 15 GB takes no space twice. All others are copied, since a model may be saved again in place; on disks
+that can do so, copies share blocks. A file that holds a tensor of another head is written again without it. The
+language-model head goes too: the new head reads hidden states, never logits, and a decoder that shares it with the
+embeddings keeps those.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -16,16 +19,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from armo_ray.errors import ConfigError
 from armo_ray.fit.tensor_files import copy_tensors, write_tensors
 from armo_ray.model.checkpoint import Checkpoint
+from armo_ray.model.families import HIDDEN
+from armo_ray.model.recognize import is_beside
+from armo_ray.storage.models import CACHE
 from armo_ray.storage.scratch import scratch_directory
 
 HEAD_FILE = "head.safetensors"
 INDEX = "model.safetensors.index.json"
-# how the names of a decoder's tensors begin; without a prefix where a decoder was saved alone
-_BACKBONE = re.compile(r"(model|transformer|layers|embed_tokens|norm)\.")
 _SINGLE = "model.safetensors"  # transformers would read it alone, whatever the index says
 # what a tokenizer consists of, and the terms under which the model is given
 _KEPT = re.compile(
@@ -42,6 +47,11 @@ _OF_A_HEAD = (
 _CODE = "modeling_custom.py"
 _CLASS = "modeling_custom.LlamaForRewardModelWithGating"
 _RELEASED = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
+
+# where files that were downloaded lie, which are never changed: those of the hub, and those of object stores
+_CACHES = (Path(HF_HUB_CACHE), CACHE)
+_FICLONE = 0x40049409  # of Linux: let a file share the blocks of another, until one of them is changed
+_COPIED_BYTES = 16 << 20  # at once
 
 Array = npt.NDArray[Any]
 
@@ -105,7 +115,7 @@ def write_checkpoint(model: Checkpoint, head: FittedHead, output: Path, texts: M
 
 def dropped_tensors(model: Checkpoint) -> list[str]:
     """The names of a model's tensors that a new head leaves out: the heads that it had."""
-    return sorted(name for name in model.tensors if not _BACKBONE.match(name))
+    return sorted(name for name in model.tensors if is_beside(name, HIDDEN))
 
 
 def head_tensors(head: FittedHead) -> dict[str, Array]:
@@ -163,24 +173,30 @@ def _write_backbone(model: Checkpoint, to: Path) -> dict[str, str]:
         by_file.setdefault(tensor.file, []).append(name)
     files: dict[str, str] = {}
     for file, names in by_file.items():
-        kept = {name: model.tensors[name] for name in names if _BACKBONE.match(name)}
+        kept = {name: model.tensors[name] for name in names if not is_beside(name, HIDDEN)}
         if not kept:
             continue
         own = "backbone.safetensors" if file.name in (_SINGLE, HEAD_FILE) else file.name
         if list(kept) == names:
-            link(file, to / own)
+            link_or_copy(file, to / own)
         else:
             copy_tensors(to / own, kept)
         files |= dict.fromkeys(kept, own)
     return files
 
 
-def link(file: Path, to: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
-    try:
-        os.link(file.resolve(), to)
-    except OSError:
-        shutil.copy(file, to)
+def link_or_copy(file: Path, to: Path, caches: Sequence[Path] = _CACHES) -> None:
+    """A hard link to a file of a cache, where the file system has those; else a copy, which later changes spare."""
+    original = file.resolve()
+    if any(original.is_relative_to(cache.resolve()) for cache in caches):
+        with suppress(OSError):
+            os.link(original, to)
+            return
+    with original.open("rb") as source, to.open("wb") as target:
+        try:
+            fcntl.ioctl(target, _FICLONE, source.fileno())
+        except OSError:  # the file system cannot share blocks, or it is another one
+            shutil.copyfileobj(source, target, _COPIED_BYTES)
 
 
 def _write_index(folder: Path, files: Mapping[str, str]) -> None:

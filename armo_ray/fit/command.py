@@ -19,7 +19,7 @@ from armo_ray.fit.labelled import check_rows
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
-from armo_ray.fit.spans import TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.spans import ROWS, TaskRunner, engine, in_order, spans_of
 from armo_ray.fit.student import poor_order
 from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 FACTS = "fit.json"
 # options that change nothing about the head
-_APART = {"output", "engine", "model", "date"}
+_NOT_OF_THE_HEAD = {"output", "engine", "model", "date"}
+_OF_SUMS = {"head", "target_scores", "folds", "test_fraction", "seed", "task_rows"}
 
 
 def run(options: FitOptions) -> None:
@@ -55,12 +56,10 @@ def run(options: FitOptions) -> None:
         clear(options.output)
         return
     check_room(output)
-    if options.head == "armorm" and options.target_scores is None:
-        label_job(options, inputs.labelled, "")  # may raise ConfigError
     with (
-        work_folder(options.output, identity) as work,
+        work_folder(options.output, identity_of_sums(options, inputs, identity)) as work,
         scratch_directory() as scratch,
-        engine(options.engine) as run_tasks,
+        engine(options.engine, work) as run_tasks,
     ):
         pairs, facts = read_pairs(options, inputs, work, scratch, run_tasks)
         if options.head == "bradley-terry":
@@ -90,19 +89,37 @@ def fitted_before(output: Path, identity: Mapping[str, Any]) -> bool:
 def identity_of(options: FitOptions, inputs: Inputs) -> dict[str, Any]:
     """What decides the head: the options, and the parts that are read."""
     teacher = None if options.target_scores is None else content_of(str(options.target_scores))
-    parts = [
-        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
-        for hidden in (inputs.labelled, inputs.pairs)
-        if hidden is not None
-        for unit in hidden.units
-    ]
+    parts = [*parts_of(inputs.labelled), *(parts_of(inputs.pairs) if inputs.pairs else [])]
     return {
         "version": __version__,
-        "options": options.model_dump(mode="json", exclude=_APART),
+        "options": options.model_dump(mode="json", exclude=_NOT_OF_THE_HEAD),
         "backbone": inputs.model.fingerprint,
         "parts": parts,
         "teacher": teacher,
     }
+
+
+def identity_of_sums(options: FitOptions, inputs: Inputs, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the sums over labelled rows, from which a command with other options may go on."""
+    labels = None
+    if options.head == "armorm" and options.target_scores is None:
+        job = label_job(options, inputs.labelled, "")
+        labels = {"names": job.names, "scales": job.scales, "length": job.length}
+    return {
+        "version": __version__,
+        "options": options.model_dump(mode="json", include=_OF_SUMS),
+        "labels": labels,
+        "teacher": identity["teacher"],
+        "parts": parts_of(inputs.labelled),
+    }
+
+
+def parts_of(hidden: HiddenOutputs) -> list[Any]:
+    """The parts that are read of each unit, with their digests."""
+    return [
+        [unit.output, [[part.path, part.rows, part.digest] for part in (*unit.rows, *unit.prompts)]]
+        for unit in hidden.units
+    ]
 
 
 def read_pairs(
@@ -113,15 +130,15 @@ def read_pairs(
     needs_gates = options.head == "armorm" and hidden.has_gates
     job = PairJob(work, needs_gates)
     learned = options.target_scores is not None  # as the larger model's gate is, nothing is fitted to pairs
-    spans = [] if learned else spans_of(hidden, options.task_rows)
+    spans = [] if learned else spans_of(hidden, options.task_rows or ROWS)
     found = []
     for batch in in_order("pairs", job, spans, run_tasks):
         for span, result in batch:
             check_rows(span, result.rows)
             found.append(result)
-    pairs, twisted = collect(work, found, scratch, hidden.size)
+    pairs, both_ways = collect(work, found, scratch, hidden.size)
     equal = [name for result in found for name in result.equal]
-    for what, names in (("equal texts", equal), ("both directions", twisted)):
+    for what, names in (("equal texts", equal), ("both directions", both_ways)):
         if names:
             logger.warning("%s pairs dropped: %s, such as that of %s", number(len(names)), what, names[0])
     if options.pairs and not len(pairs):
@@ -132,8 +149,8 @@ def read_pairs(
             "prompts": len(set(pairs.prompt_ids)),
             "rows_without_a_partner": sum(result.alone for result in found),
             "dropped_equal_texts": len(equal),
-            "dropped_both_directions": len(twisted),
-            "dropped": {"equal_texts": equal[:100], "both_directions": twisted[:100]},
+            "dropped_both_directions": len(both_ways),
+            "dropped": {"equal_texts": equal[:100], "both_directions": both_ways[:100]},
         }
     }
     return pairs, facts

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
-from armo_ray.fit.held_out import Scored, Split, fit_linear, longer
+from armo_ray.fit.held_out_table import Scored, Split, fit_linear, longer
 from armo_ray.fit.objectives import Objectives
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import Pairs
@@ -75,7 +75,7 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     live = _live(rewards)
     names = [rewards.names[k] for k in live]
     raw = unseen_rewards(rewards, pairs, split)
-    whole = gates.Pairs(*_states(pairs), (raw @ rewards.transform)[:, live])
+    whole = gates.RewardPairs(*_states(pairs), (raw @ rewards.transform)[:, live])
     fitted, why = _some(whole, split.fitted), ""
     kind: str = options.gate
     if kind == "auto":
@@ -85,20 +85,20 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
         raise ConfigError(
             "--gate mlp: the outputs with pairs hold no hidden states of prompts: make them with embed"
         )
-    gate = gate_choice.fit_gate(kind, fitted, _some(whole, split.tested), options.seed).gate
+    gate = gate_choice.fit_gate(kind, fitted, options.seed)
     tried = {kind: gate}
     needed = gate_choice.needed_pairs(len(names))
     networks = ["mlp"] if options.gate == "auto" and len(pairs.gates) else []
     for other in ("uniform", "constant", *networks) if len(names) > 1 else ():
         if other not in tried and len(fitted.of) >= needed[other]:
-            tried[other] = gate_choice.fit_gate(other, fitted, fitted, options.seed).gate
+            tried[other] = gate_choice.fit_gate(other, fitted, options.seed)
     scored = {
         "longer answer": longer(pairs),
         "equal weights, rewards as they are": Scored(raw[:, live].mean(axis=1), None),
     }
     labels = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}
     for k in (k for k in labels if k in tried):
-        factor = None if k == "uniform" else tried[k].beta
+        factor = tried[k].beta if k == "mlp" else None
         scored[labels[k]] = Scored(gates.margins(tried[k], whole), factor)
     scored |= _free(whole.differences, split)
     scored |= _linear(options, pairs, split)
@@ -136,15 +136,15 @@ def _states(pairs: Pairs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64
     return np.zeros((1, pairs.difference.shape[1]), np.float32), np.zeros(len(pairs), np.int64)
 
 
-def _some(pairs: gates.Pairs, selected: npt.NDArray[np.bool_]) -> gates.Pairs:
+def _some(pairs: gates.RewardPairs, selected: npt.NDArray[np.bool_]) -> gates.RewardPairs:
     """Some of the pairs, with the hidden states of their prompts alone."""
     used, of = np.unique(pairs.of[selected], return_inverse=True)
-    return gates.Pairs(np.asarray(pairs.prompts)[used], of.reshape(-1), pairs.differences[selected])
+    return gates.RewardPairs(np.asarray(pairs.prompts)[used], of.reshape(-1), pairs.differences[selected])
 
 
 def _choose(
     pairs: Pairs,
-    whole: gates.Pairs,
+    whole: gates.RewardPairs,
     fitted: npt.NDArray[np.bool_],
     choosing: npt.NDArray[np.bool_],
     seed: int,
@@ -160,8 +160,8 @@ def _choose(
         return "constant", "The outputs hold no hidden states of prompts, which a network would read."
     if not choosing.any() or int(fitted.sum()) < needed["constant"]:
         return "constant", f"{count} pairs are too few to compare it with a network."
-    choice = gate_choice.fit_gate("auto", _some(whole, fitted), _some(whole, choosing), seed)
-    return choice.gate.kind, f"Chosen by {int(choosing.sum()):,} pairs that are not tested: {choice.reason}."
+    kind, reason = gate_choice.better_kind(_some(whole, fitted), _some(whole, choosing), seed)
+    return kind, f"Chosen by {int(choosing.sum()):,} pairs that are not tested: {reason}."
 
 
 def _free(differences: Array, split: Split) -> dict[str, Scored]:

@@ -2,9 +2,8 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
@@ -12,13 +11,11 @@ from armo_ray.fit.labelled import LabelJob, Range
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.teacher import Teacher
 from armo_ray.model.checkpoint import Checkpoint, inspect
-from armo_ray.model.families import HIDDEN, Family
-from armo_ray.outputs.hidden import HiddenOutputs, open_hidden
+from armo_ray.model.families import FAMILIES, HIDDEN, Family
+from armo_ray.outputs.hidden import HiddenOutputs, check_same, open_hidden
 from armo_ray.storage.models import local_model
 
 logger = logging.getLogger(__name__)
-
-_SAME = ("model_fingerprint", "dtype", "hidden")
 
 
 @dataclass(frozen=True)
@@ -35,25 +32,22 @@ def open_inputs(options: FitOptions) -> Inputs:
     labelled = open_hidden(options.scores)
     pairs = open_hidden(options.pairs) if options.pairs else None
     if pairs is not None:
-        for key in _SAME:
-            a, b = labelled.metadata.get(key), pairs.metadata.get(key)
-            if a != b:
-                raise ConfigError(
-                    f"hidden states of different backbones cannot be used together: {key} is {a!r} in "
-                    f"{labelled.outputs[0]}, {b!r} in {pairs.outputs[0]}"
-                )
+        check_same(labelled, pairs)
     return Inputs(labelled, pairs, find_backbone(options, labelled))
 
 
 def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
-    """The files of the model that made the hidden states. Raises ConfigError if they are others."""
-    metadata = hidden.metadata
+    """The files of the model that made the hidden states.
+
+    Raises ConfigError if they are others, or if a fitted head would read other hidden states than these.
+    """
+    metadata, family = hidden.metadata, _family(hidden)
     name = options.model or str(metadata["model"])
     revision = None if options.model else metadata.get("model_revision")
     directory, revision = local_model(name, revision)
     recorded = metadata["model_fingerprint"]
     try:
-        model = inspect(directory, None if directory != name else revision, family=_family(metadata))
+        model = inspect(directory, None if directory != name else revision, family=family)
     except ConfigError as error:
         if options.model is not None:
             raise
@@ -68,10 +62,26 @@ def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
     return model
 
 
-def _family(metadata: Mapping[str, Any]) -> str | Family:
-    """The family by which the model was read, on which its fingerprint depends."""
-    name = str(metadata["model_family"])
-    return HIDDEN if name == HIDDEN.name else name
+def _family(hidden: HiddenOutputs) -> Family:
+    """The family by which the model was read, on which its fingerprint depends.
+
+    Raises ConfigError unless it reads the text and the token of the families `armorm` and `classifier`, as which a
+    fitted head is loaded.
+    """
+    name = str(hidden.metadata["model_family"])
+    family = HIDDEN if name == HIDDEN.name else FAMILIES.get(name)
+    if family is None or not _reads_as_fitted(family):
+        raise ConfigError(
+            f"{hidden.outputs[0]}: its hidden states are those that the family {name} reads, of another text or token "
+            f"than a fitted head: make them with armo-ray embed, whatever head the model has"
+        )
+    return family
+
+
+def _reads_as_fitted(family: Family) -> bool:
+    """Whether it reads the last token of the conversation with its response, in the tokenizer's own template."""
+    plain = not (family.append or family.template or family.bidirectional) and family.system is None
+    return plain and family.bos and family.text == "response" and family.reads in ("last", "gate")
 
 
 def objectives_of(options: FitOptions, hidden: HiddenOutputs) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Two passes over labelled rows: the sums that regressions need, and what a head predicts for a sample of rows."""
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
-from armo_ray.fit.spans import Span, TaskRunner, in_order, tables_of
+from armo_ray.fit.spans import BATCH, Span, TaskRunner, here, in_order, tables_of
 from armo_ray.fit.teacher import Teacher, rewards_for
 from armo_ray.fit.work import read_back
 from armo_ray.fitting import statistics
@@ -20,6 +21,7 @@ from armo_ray.storage.store import Store
 
 SAMPLE = 200_000  # rows on which penalties and rank correlations are measured
 _TOTAL = "sums.npz"
+_SAVED_AFTER = 20  # times as long as it took the last time
 
 Array = npt.NDArray[np.float64]
 Range = tuple[float, float]
@@ -48,6 +50,12 @@ class LabelJob:
     def __call__(self, span: Span) -> "Summed":
         return sum_span(self, span)
 
+    def to_file(self, span: Span) -> "Summed":
+        """The same, with the sums in a file of the work folder."""
+        summed, file = self(span), f"sums-{span.number:06}.npz"
+        Store(self.work).write(file, statistics.to_bytes(summed.sums), lasting=False)
+        return summed._replace(sums=file)
+
     @property
     def objectives(self) -> tuple[str, ...]:
         """The K names of all objectives."""
@@ -60,7 +68,7 @@ class Summed(NamedTuple):
     rows: int
     tested: int  # rows of test prompts
     unmatched: int  # rows that the teacher did not score
-    file: str
+    sums: Any  # Statistics, or the name of the file that holds them
 
 
 class Sample(NamedTuple):
@@ -85,7 +93,7 @@ def log_length(hidden: Hidden) -> Array:
 
 
 def sum_span(job: LabelJob, span: Span) -> Summed:
-    """Write the sums over the rows of a span, but for those of test prompts, to a file of the work folder."""
+    """The sums over the rows of a span, but for those of test prompts."""
     sums = statistics.empty(job.objectives, job.size, job.folds)
     rows = tested = unmatched = 0
     for hidden in tables_of(span):
@@ -97,9 +105,7 @@ def sum_span(job: LabelJob, span: Span) -> Summed:
             unmatched += int(np.isnan(labels[:, 0]).sum())
         folds = folds_of(prompts, job.folds, job.seed)
         statistics.accumulate(sums, hidden.last[kept], labels[kept], folds[kept])
-    file = f"sums-{span.number:06}.npz"
-    Store(job.work).write(file, statistics.to_bytes(sums), lasting=False)
-    return Summed(rows, tested, unmatched, file)
+    return Summed(rows, tested, unmatched, sums)
 
 
 def scaled_labels(job: LabelJob, hidden: Hidden) -> Array:
@@ -112,14 +118,15 @@ def scaled_labels(job: LabelJob, hidden: Hidden) -> Array:
         if ends is None:
             continue
         low, high = ends
-        outside = (labels[:, k] < low) | (labels[:, k] > high)
+        first, last = float(np.float32(low)), float(np.float32(high))  # as labels are kept
+        outside = (labels[:, k] < first) | (labels[:, k] > last)
         if outside.any():
             row = int(outside.argmax())
             raise ConfigError(
                 f"label {name}: {labels[row, k]:g} of row {hidden.table['row_id'][row].as_py()} is outside its range "
                 f"of {low:g} to {high:g}: correct the label, or give its range with --scale {name}=LOW:HIGH"
             )
-        labels[:, k] = (labels[:, k] - low) / (high - low)
+        labels[:, k] = (labels[:, k] - first) / (last - first)
     return np.column_stack([labels, log_length(hidden)]) if job.length else labels
 
 
@@ -139,22 +146,37 @@ def sum_all(job: LabelJob, spans: Sequence[Span], run_tasks: TaskRunner) -> Tota
     """
     store = Store(job.work)
     total, done = _saved(store, job)
-    for batch in in_order("labels", job, spans[done:], run_tasks):
+    # sums are larger than most rows: those of one span at a time are in memory here, and a cluster's are in files
+    task, batch_spans = (job, 1) if run_tasks is here else (job.to_file, BATCH)
+    saved, took = time.monotonic(), 0.0
+    for batch in in_order("labels", task, spans[done:], run_tasks, batch_spans):
         for span, result in batch:
             check_rows(span, result.rows)
-            more = statistics.from_bytes(read_back(store, result.file))
-            counts = (a + b for a, b in zip(total[1:], result[:3], strict=True))
-            total = Total(statistics.added(total.sums, more), *counts)
+            total = _with(total, result, store)
             done += 1
-        _save(store, total, done)
-        for _, result in batch:
-            store.delete(result.file)
+        if time.monotonic() - saved >= _SAVED_AFTER * took or done == len(spans):
+            began = time.monotonic()
+            _save(store, total, done)
+            saved = time.monotonic()
+            took = saved - began
     if job.teacher is not None and total.unmatched == total.rows:
         raise ConfigError(
             f"--target-scores {job.teacher.uri}: none of its rows is one of the {total.rows:,} that were embedded: "
             f"both must be made of the same shards"
         )
     return total._replace(sums=statistics.flush(total.sums))
+
+
+def _with(total: Total, more: Summed, store: Store) -> Total:
+    """A total with the sums of a span, whose memory or file is free then."""
+    in_file = isinstance(more.sums, str)
+    sums = statistics.from_bytes(read_back(store, more.sums)) if in_file else more.sums
+    counts = (a + b for a, b in zip(total[1:], more[:3], strict=True))
+    total = Total(statistics.added(total.sums, sums), *counts)
+    sums.groups.clear()
+    if in_file:
+        store.delete(more.sums)
+    return total
 
 
 def check_rows(span: Span, rows: int) -> None:

@@ -86,8 +86,8 @@ class FitOptions(DatedOptions):
     """Where the backbone's files are; default: the model that the outputs name."""
     engine: Annotated[Literal["local", "ray"], Help("running")] = "local"
     """Read the hidden states here, or on a Ray cluster; the head is the same."""
-    task_rows: Annotated[int, Help("running", "N")] = Field(32_768, ge=1)
-    """Rows per task; fewer need less memory, and less is lost when it is stopped."""
+    task_rows: Annotated[int | None, Help("running", "N")] = Field(None, ge=1)
+    """Rows per task; default: 32,768, or as many as are no smaller than the sums over them."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FitOptions":

@@ -86,8 +86,7 @@ def find_pairs(job: PairJob, span: Span) -> Found:
         chosen, rejected, without = partners(hidden)
         alone += without
         same = (hidden.last[chosen] == hidden.last[rejected]).all(axis=1)
-        ids = np.array(hidden.table["row_id"].to_pylist(), object)
-        equal += ids[chosen[same]].tolist()
+        equal += hidden.table["row_id"].take(chosen[same]).to_pylist()
         parts.append(_arrays(hidden, chosen[~same], rejected[~same], prompts, job.needs_gates))
         prompts += len(parts[-1]["gates"])
     file, content = f"pairs-{span.number:06}.npz", io.BytesIO()
@@ -127,8 +126,7 @@ def _arrays(
     columns = {"prompt_id": chosen, "chosen": chosen, "rejected": rejected}
     names = {"prompt_id": "prompt_id", "chosen": "row_id", "rejected": "row_id"}
     texts = {
-        name: np.array([table[names[name]][int(i)].as_py() for i in rows], np.str_)
-        for name, rows in columns.items()
+        name: np.array(table[names[name]].take(rows).to_pylist(), np.str_) for name, rows in columns.items()
     }
     return {
         "difference": hidden.last[chosen] - hidden.last[rejected],
@@ -165,16 +163,40 @@ def collect(work: str, found: Sequence[Found], scratch: Path, size: int) -> tupl
 
 
 def in_both_directions(pairs: Pairs, norm: Array) -> Bools:
-    """Pairs (N,) of which another one prefers the answer that they reject: equal prompts, lengths and hidden states."""
+    """Pairs (N,) of which another one prefers the answer that they reject: equal prompts, lengths and hidden states.
+
+    Only pairs are compared whose differences are as opposite as equal texts on one axis.
+    """
     by_key: dict[Any, list[int]] = {}
     for i, (prompt, (a, b)) in enumerate(zip(pairs.prompt_ids, pairs.tokens.tolist(), strict=True)):
         by_key.setdefault((prompt, a, b), []).append(i)
     found = np.zeros(len(pairs), bool)
+    axis = np.random.default_rng(0).normal(size=(1, pairs.difference.shape[1]))
+    place = pairs.project(axis / np.linalg.norm(axis))[:, 0]
     for (prompt, a, b), own in by_key.items():
-        for i, j in product(own, by_key.get((prompt, b, a), ())):
-            if i != j and np.linalg.norm(pairs.difference[i] + pairs.difference[j]) <= _SAME * norm[i]:
-                found[[i, j]] = True
+        others = np.array(by_key.get((prompt, b, a), ()), np.int64)
+        others = others[np.argsort(-place[others], kind="stable")]
+        opposite = -place[others]
+        for i in own if len(others) else ():
+            wide = 1.001 * _SAME * norm[i]  # a little more: projections are rounded
+            first = np.searchsorted(opposite, place[i] - wide, "left")
+            last = np.searchsorted(opposite, place[i] + wide, "right")
+            _mark(found, pairs.difference, i, others[first:last], _SAME * norm[i])
     return found
+
+
+def _mark(found: Bools, difference: Array, i: int, near: npt.NDArray[np.int64], limit: float) -> None:
+    """Mark pair i and those near it whose differences cancel its own; if all are marked, one of them will do for i."""
+
+    def cancel(rows: Any) -> Any:
+        return np.linalg.norm(difference[i] + difference[rows], axis=-1) <= limit
+
+    near = near[near != i]
+    marked, others = near[found[near]], near[~found[near]]
+    others = others[cancel(others)]
+    found[others] = True
+    if len(others) or (not found[i] and any(cancel(j) for j in marked)):
+        found[i] = True
 
 
 def without(pairs: Pairs, dropped: Bools, scratch: Path) -> Pairs:

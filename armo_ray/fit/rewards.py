@@ -11,7 +11,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.fit import figures, student
 from armo_ray.fit.checkpoint import FittedHead
 from armo_ray.fit.gate import choose_gate, without_pairs
-from armo_ray.fit.held_out import Scored, Split, fit_linear, log_odds, longer, split_of, table
+from armo_ray.fit.held_out_table import Scored, Split, fit_linear, log_odds, longer, split_of, table
 from armo_ray.fit.inputs import Inputs, label_job
 from armo_ray.fit.labelled import is_tested
 from armo_ray.fit.objectives import fit_objectives

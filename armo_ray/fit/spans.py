@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from armo_ray.errors import ConfigError
+from armo_ray.fit.work import MARK, read_back
 from armo_ray.outputs.hidden import Hidden, HiddenOutputs, HiddenUnit, read_hidden
+from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 Result = TypeVar("Result")
-BATCH = 8  # spans that a Ray cluster does at once, and after which sums are saved
+# all that fits read besides hidden states: not the text and whatever else was kept
+COLUMNS = ("source", "source_row", "role", "num_response_tokens", "labels")
+ROWS = 32_768  # of a span, if there are no more than that in the sums
+BATCH = 8  # spans that a Ray cluster does at once
 
 
 class Span(NamedTuple):
@@ -39,8 +44,13 @@ def rows_of(unit: HiddenUnit) -> int:
     return sum(part.rows for part in unit.rows)
 
 
-def spans_of(hidden: HiddenOutputs, rows: int) -> list[Span]:
-    """The units of all outputs in spans of at least so many rows, but for the last one."""
+def spans_of(hidden: HiddenOutputs, rows: int | None) -> list[Span]:
+    """The units of all outputs in spans of at least so many rows, but for the last one.
+
+    By default, a span has as many bytes of hidden states as the sums of five folds.
+    """
+    if rows is None:
+        rows = max(ROWS, 5 * 8 * hidden.size // 2)
     spans: list[Span] = []
     units: list[HiddenUnit] = []
     count = 0
@@ -56,24 +66,47 @@ def spans_of(hidden: HiddenOutputs, rows: int) -> list[Span]:
 def tables_of(span: Span, gates: bool = False) -> Iterator[Hidden]:
     """The rows of every unit of a span, in order; the next unit is read while one is worked on."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(read_hidden, unit, gates) for unit in span.units[:2]]
+        waiting = [pool.submit(read_hidden, unit, gates, COLUMNS) for unit in span.units[:2]]
         for unit in [*span.units[2:], *[None] * len(waiting)]:
             hidden = waiting.pop(0).result()
             if unit is not None:
-                waiting.append(pool.submit(read_hidden, unit, gates))
+                waiting.append(pool.submit(read_hidden, unit, gates, COLUMNS))
             yield hidden
 
 
+def here(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+    """Apply a function to every task in this process, one after the other."""
+    return [function(task) for task in tasks]
+
+
 @contextmanager
-def engine(kind: str) -> Iterator[TaskRunner]:
-    """Yields what applies a function to every task, here or on Ray, and returns the results in order."""
+def engine(kind: str, work: str) -> Iterator[TaskRunner]:
+    """Yields what applies a function to every task, here or on Ray, and returns the results in order.
+
+    work: folder in which tasks write files, which every machine of a cluster must see.
+    """
     if kind == "local":
-        yield lambda function, tasks: [function(task) for task in tasks]
+        yield here
         return
     from armo_ray.cluster.connect import connected, run_tasks
 
     with connected():
-        yield run_tasks
+        yield lambda function, tasks: run_tasks(InFolder(work, function), tasks)
+
+
+@dataclass(frozen=True)
+class InFolder:
+    """A function that is applied only where the work folder is the one of this fit; else a ConfigError is returned."""
+
+    work: str
+    function: Callable[[Any], Any]
+
+    def __call__(self, task: Any) -> Any:
+        try:
+            read_back(Store(self.work), MARK)
+        except ConfigError as error:
+            return error
+        return self.function(task)
 
 
 @dataclass(frozen=True)
@@ -90,12 +123,16 @@ class _Guarded:
 
 
 def in_order(
-    what: str, function: Callable[[Span], Result], spans: Sequence[Span], run_tasks: TaskRunner
+    what: str,
+    function: Callable[[Span], Result],
+    spans: Sequence[Span],
+    run_tasks: TaskRunner,
+    batch_spans: int = BATCH,
 ) -> Iterator[list[tuple[Span, Result]]]:
     """Apply a function to spans, a batch at a time, with a line in the log for each batch. Raises its ConfigError."""
     total, done, began = sum(span.rows for span in spans), 0, time.monotonic()
-    for start in range(0, len(spans), BATCH):
-        batch = spans[start : start + BATCH]
+    for start in range(0, len(spans), batch_spans):
+        batch = spans[start : start + batch_spans]
         results = run_tasks(_Guarded(function), batch)
         for result in results:
             if isinstance(result, ConfigError):

@@ -1,6 +1,6 @@
 """The rewards, gates and scores of a larger model, looked up by the ids of the rows that it scored.
 
-They lie in one file of the work folder, ordered by a hash of the row id. Prompts are not compared: their ids depend on
+They lie in files of the work folder, ordered by a hash of the row id. Prompts are not compared: their ids depend on
 a model's template, those of rows do not.
 """
 
@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
+from armo_ray.fit.work import mapped
 from armo_ray.fitting.sampling import hashes_of
 from armo_ray.outputs.scores import Scores, open_scores
 from armo_ray.storage.local_files import Opened
 from armo_ray.storage.store import Store
 
-FILE = "teacher.npz"
 _COLUMNS = ("row_id", "score", "rewards", "gating")
 
 Array = npt.NDArray[np.float64]
@@ -69,9 +69,10 @@ def read_teacher(uri: str, work: str) -> Teacher:
         raise ConfigError(
             f"--target-scores {uri}: {twice} row ids are there twice. Check it with armo-ray verify"
         )
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **values._asdict())
-    Store(work).write(FILE, content.getvalue())
+    for name, array in values._asdict().items():
+        content = io.BytesIO()
+        np.save(content, array, allow_pickle=False)
+        Store(work).write(_file(name), content.getvalue())
     factors = np.array(metadata.get("objective_factors") or [1.0] * len(scores.reward_names), np.float64)
     scaled = factors[:, None] * np.array(matrix, np.float64) if gated else np.empty((0, 0))
     rows = tuple(tuple(row) for row in scaled.tolist()) if gated else None
@@ -104,11 +105,18 @@ def _struct(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return np.stack([f.to_numpy(zero_copy_only=False).astype(np.float32) for f in fields], axis=1)
 
 
+def _file(name: str) -> str:
+    return f"teacher-{name}.npy"
+
+
 @lru_cache(1)
 def values_of(teacher: Teacher) -> Values:
-    """The values in the file of the work folder."""
-    with np.load(io.BytesIO(Store(teacher.work).read(FILE)), allow_pickle=False) as file:
-        return Values(**{name: file[name] for name in Values._fields})
+    """The values in the files of the work folder, of which only what is looked up is read into memory.
+
+    Raises ConfigError if they are not here.
+    """
+    store = Store(teacher.work)
+    return Values(*(mapped(store, _file(name)) for name in Values._fields))
 
 
 def look_up(teacher: Teacher, row_ids: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

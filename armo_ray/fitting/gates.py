@@ -22,7 +22,7 @@ _BARRIERS = tuple(10.0**-power for power in range(2, 10))
 Layers = tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...]
 
 
-class Pairs(NamedTuple):
+class RewardPairs(NamedTuple):
     """Pairs of responses to P prompts with K rewards."""
 
     prompts: npt.NDArray[np.float32]  # (P, H) the hidden state that the gate reads; may lie in a file
@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
 class Gate(NamedTuple):
     """Weights softmax(MLP(h) / temperature) with relu between layers, as the checkpoint's format has them."""
 
-    kind: str  # uniform, constant or mlp
+    kind: str  # uniform, constant or mlp; of a larger model's gates: teacher or teacher-constant
     layers: Layers  # of each layer the weight (out, in) and the bias (out,)
     temperature: float
     beta: float  # log-odds of a margin of 1
@@ -109,7 +109,7 @@ def weights_of(gate: Gate, prompts: npt.NDArray[np.floating[Any]]) -> Floats:
     return result
 
 
-def margins(gate: Gate, pairs: Pairs, block: int = 1 << 12) -> Floats:
+def margins(gate: Gate, pairs: RewardPairs, block: int = 1 << 12) -> Floats:
     """The margins (n,) of pairs on the scale of the rewards; times `gate.beta` they are log-odds."""
     starts = range(0, len(pairs.prompts), block)
     parts = [weights_of(gate, np.asarray(pairs.prompts[begin : begin + block])) for begin in starts]

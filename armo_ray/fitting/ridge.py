@@ -24,7 +24,7 @@ FLAT = 1e-4  # of R2: a smaller penalty that gains less is not worth a wider gri
 
 
 class Ridge(NamedTuple):
-    """Heads for K objectives, with A penalties tried on F folds. Errors are of rows that a fit did not see."""
+    """Heads for K objectives, with F folds. r2 and pearson are of rows that a fit did not see."""
 
     names: tuple[str, ...]  # (K,)
     weights: Floats  # (K, H), of all rows
@@ -34,9 +34,6 @@ class Ridge(NamedTuple):
     rows: Floats  # (K,) with a label
     mean: Floats  # (K,) of the labels
     deviation: Floats  # (K,) of the labels, standard
-    alphas: Floats  # (A,)
-    errors: Floats  # (K, A) mean squared
-    fold_errors: Floats  # (K, F) mean squared, of the penalty of least error; NaN for a fold without rows
     fold_weights: Floats  # (F, K, H) of the other folds, for predictions of rows that the fit did not see
 
 
@@ -76,7 +73,7 @@ def ridge(
         raise _refusal(problems, without or {})
     flush(stats)
     grid, count = np.array(alphas, np.float64), len(stats.names)
-    squared, fits = np.zeros((count, len(grid), stats.folds)), np.zeros((count, len(grid), stats.folds, 3))
+    squared, fits = np.zeros((count, len(grid))), np.zeros((count, len(grid), 3))
     paths = np.zeros((stats.folds, count, stats.size))
     weights, best, r2 = np.zeros((count, stats.size)), np.zeros(count, np.int64), np.zeros(count)
     for support, objectives in _supports(stats, sound).items():
@@ -85,10 +82,11 @@ def ridge(
             own = _gram(stats, support, [fold])
             solutions = _solutions(stats, support, objectives, _others(stats, fold), grid)
             for k, path in zip(objectives, solutions, strict=True):
-                squared[k, :, fold], fits[k, :, fold] = _errors(path, own, _moments(stats, k, [fold]))
+                errors, sums = _errors(path, own, _moments(stats, k, [fold]))
+                squared[k], fits[k] = squared[k] + errors, fits[k] + sums
             solved.append(solutions)
         for place, k in enumerate(objectives):
-            r2s = _r2(stats, k, squared[k].sum(axis=1))
+            r2s = _r2(stats, k, squared[k])
             best[k], r2[k] = int(np.argmax(r2s)), float(r2s.max())
             problems[stats.names[k]] = _penalty_problem(grid, r2s, ways[stats.names[k]])
             paths[:, k] = [solutions[place][best[k]] for solutions in solved]
@@ -99,7 +97,7 @@ def ridge(
         logger.info("fitted %s", ", ".join(f"{stats.names[k]} (R2 {r2[k]:.4f})" for k in objectives))
     if any(problems.values()):
         raise _refusal(problems, without or {})
-    return _result(stats, grid, best, r2, weights, paths, squared, fits)
+    return _result(stats, grid, best, r2, weights, paths, fits)
 
 
 def _label_problem(stats: Statistics, k: int, allow_few: bool, way: str) -> str:
@@ -222,17 +220,15 @@ def _result(
     r2: Floats,
     weights: Floats,
     paths: Floats,
-    squared: Floats,
     fits: Floats,
 ) -> Ridge:
     count = len(stats.names)
     moments = [_moments(stats, k, list(range(stats.folds))) for k in range(count)]
     rows, labels, squares = np.array([(m.rows, m.labels, m.squares) for m in moments]).T
     place = np.arange(count)
-    p, pp, py = fits[place, best].sum(axis=1).T
+    p, pp, py = fits[place, best].T
     with np.errstate(divide="ignore", invalid="ignore"):
         pearson = (rows * py - p * labels) / np.sqrt((rows * pp - p * p) * (rows * squares - labels**2))
-        fold_errors = squared[place, best] / [_rows_of(stats, k) for k in range(count)]
     return Ridge(
         names=stats.names,
         weights=weights,
@@ -242,8 +238,5 @@ def _result(
         rows=rows,
         mean=labels / rows,
         deviation=np.sqrt(squares / rows - (labels / rows) ** 2),
-        alphas=grid,
-        errors=squared.sum(axis=2) / rows[:, None],
-        fold_errors=fold_errors,
         fold_weights=paths,
     )

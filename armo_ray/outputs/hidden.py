@@ -3,7 +3,7 @@
 Only complete outputs are read, and of these only the parts that the manifest lists, whose digests are checked.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from armo_ray.outputs.schema import HIDDEN_GATE, HIDDEN_LAST, footer
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.local_files import Opened
-from armo_ray.storage.parts import HIDDEN, PROMPTS, SCORES, read_part
+from armo_ray.storage.parts import HIDDEN, PROMPTS, SCORES, hive_values, read_part
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
 from armo_ray.storage.store import Store
 
@@ -54,6 +54,7 @@ class HiddenOutputs:
     scales: Mapping[str, tuple[float, float] | None]  # the declared range of each label
     units: tuple[HiddenUnit, ...]  # in the order of the outputs, and of their manifests
     rows: int  # of candidates, as the manifests count them
+    read_by: Mapping[str, Any]  # the model, and how text became tokens; see check_same
 
     @property
     def has_gates(self) -> bool:
@@ -76,14 +77,15 @@ def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
     Outputs may have different labels: a label is missing in all rows of an output that lacks it.
 
     Raises ConfigError if an output does not exist, is damaged or incomplete or holds no hidden states, and if two are
-    of different models or ways to read text, or declare different ranges of a label.
+    of different models or ways to read text, declare different ranges of a label, or hold the same unit.
     """
     stores = list({store.uri: store for store in map(Store, uris)}.values())
     if not stores:
         raise ConfigError("no output was given")
     opened = list(map(_open, stores))
     for other in opened[1:]:
-        _check_same(opened[0], other)
+        _check_same(opened[0].uri, opened[0].read_by, other.uri, other.read_by)
+    _check_once(opened)
     metadata, units = opened[0].metadata, [unit for one in opened for unit in one.units]
     scales = _scales(opened)
     return HiddenOutputs(
@@ -94,7 +96,13 @@ def open_hidden(uris: Iterable[str]) -> HiddenOutputs:
         scales=scales,
         units=tuple(units),
         rows=sum(part.rows for unit in units for part in unit.rows),
+        read_by=opened[0].read_by,
     )
+
+
+def check_same(first: HiddenOutputs, other: HiddenOutputs) -> None:
+    """Raise ConfigError if they are of different models or ways to read text."""
+    _check_same(first.outputs[0], first.read_by, other.outputs[0], other.read_by)
 
 
 class _Opened(NamedTuple):
@@ -104,6 +112,12 @@ class _Opened(NamedTuple):
     run: RunFile
     units: list[HiddenUnit]
     metadata: dict[str, Any]
+
+    @property
+    def read_by(self) -> dict[str, Any]:
+        """What must be equal to that of another output."""
+        of_model = {key: self.metadata.get(key) for key in _MODEL}
+        return of_model | {key: self.run.identity.get(key) for key in _TEXT}
 
 
 def _open(store: Store) -> _Opened:
@@ -156,15 +170,28 @@ def _footer(store: Store, unit: HiddenUnit) -> dict[str, Any]:
     return metadata
 
 
-def _check_same(first: _Opened, other: _Opened) -> None:
-    pairs = [(key, first.metadata.get(key), other.metadata.get(key)) for key in _MODEL]
-    pairs += [(key, first.run.identity.get(key), other.run.identity.get(key)) for key in _TEXT]
-    for key, before, after in pairs:
+def _check_same(uri: str, read_by: Mapping[str, Any], other: str, other_by: Mapping[str, Any]) -> None:
+    for key, before in read_by.items():
+        after = other_by[key]
         if (before or None) != (after or None):
             raise ConfigError(
-                f"hidden states of different runs cannot be used together: {key} is {before!r} in {first.uri}, "
-                f"{after!r} in {other.uri}"
+                f"hidden states of different runs cannot be used together: {key} is {before!r} in {uri}, "
+                f"{after!r} in {other}"
             )
+
+
+def _check_once(opened: Sequence[_Opened]) -> None:
+    """Raise ConfigError if two outputs, one of which may be a copy of the other, hold the rows of one unit."""
+    first_in: dict[str | None, str] = {}
+    for one in opened:
+        for unit in one.units:
+            name = unit_of(unit.rows[0].path)
+            first = first_in.setdefault(name, one.uri)
+            if first != one.uri:
+                raise ConfigError(
+                    f"{one.uri}: it holds the unit {name}, as {first} does: its rows would be counted twice. Name one "
+                    f"of these outputs"
+                )
 
 
 def _scales(opened: Sequence[_Opened]) -> dict[str, tuple[float, float] | None]:
@@ -184,14 +211,19 @@ def _scales(opened: Sequence[_Opened]) -> dict[str, tuple[float, float] | None]:
     return scales
 
 
-def read_hidden(unit: HiddenUnit, gates: bool = True) -> Hidden:
-    """The hidden states of a unit, as float32.
+def read_hidden(unit: HiddenUnit, gates: bool = True, columns: Collection[str] | None = None) -> Hidden:
+    """The hidden states of a unit, as float32. Columns that are directories are read from a part's path, as text.
+
+    columns: those of `table` besides `row_id` and `prompt_id`; default: all. Those that are not there are
+        left out.
 
     Raises RuntimeError if a part is not the one that was committed, if a hidden state is not finite, or if a prompt has
     none; ConfigError if `gates` are asked for and none were kept.
     """
     store = Store(unit.output)
-    table = pa.concat_tables([read_part(store, part) for part in unit.rows])
+    if columns is not None:
+        columns = {*columns, "row_id", "prompt_id", HIDDEN_LAST}
+    table = pa.concat_tables([_read_rows(store, part, columns) for part in unit.rows])
     metadata = footer(table.schema)
     last = numbers_of(table[HIDDEN_LAST], metadata["hidden"])
     table, ids = table.drop_columns([HIDDEN_LAST]), table["row_id"]
@@ -210,6 +242,14 @@ def read_hidden(unit: HiddenUnit, gates: bool = True) -> Hidden:
         lost = ids.filter(place.is_null())[0].as_py()
         raise RuntimeError(f"{unit.output}/{unit.prompts[0].path}: lacks the prompt of row {lost}")
     return Hidden(table, last, gate, place.to_numpy().astype(np.int64))
+
+
+def _read_rows(store: Store, part: PartEntry, columns: Collection[str] | None) -> pa.Table:
+    table = read_part(store, part, None if columns is None else sorted(columns))
+    for name, value in hive_values(part.path):
+        if name not in table.column_names and (columns is None or name in columns):
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
 
 
 def numbers_of(column: pa.ChunkedArray, hidden: Mapping[str, Any]) -> Floats:

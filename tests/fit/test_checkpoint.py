@@ -1,6 +1,8 @@
 """A fitted head and its backbone become a checkpoint that scores as the formula says, whatever head was there."""
 
 import json
+import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from armo_ray.engine import RewardModel
 from armo_ray.errors import ConfigError
-from armo_ray.fit.checkpoint import FittedHead, dropped_tensors, write_checkpoint
+from armo_ray.fit.checkpoint import FittedHead, dropped_tensors, link_or_copy, write_checkpoint
 from armo_ray.model.checkpoint import Checkpoint, inspect
 from armo_ray.tiny.families import write_family
 from armo_ray.verify.model import verify_model
@@ -99,11 +101,31 @@ def test_no_tensor_of_another_head_is_left_and_the_backbone_is_the_same_bytes(
         assert {str(file.get_tensor(n).dtype) for n in file.keys()} == {"float32"}  # noqa: SIM118
 
 
-def test_a_file_of_the_backbone_alone_is_linked_not_copied(tiny_model: Path, tmp_path: Path) -> None:
-    write_checkpoint(inspect(str(tiny_model)), a_head(), tmp_path / "fitted", {})
+def test_a_model_that_is_saved_again_in_place_leaves_the_checkpoint_as_it_was(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "source")
+    write_checkpoint(inspect(str(tmp_path / "source")), a_head(), tmp_path / "fitted", {})
     name = "model-00001-of-00002.safetensors"
-    assert (tmp_path / "fitted" / name).samefile(tiny_model / name)
+    with (tmp_path / "source" / name).open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"8" * 8)
+    assert (tmp_path / "fitted" / name).read_bytes() == (tiny_model / name).read_bytes()
     assert not (tmp_path / "fitted" / "model-00002-of-00002.safetensors").exists()
+
+
+def test_a_file_of_the_cache_is_linked_not_copied(tmp_path: Path) -> None:
+    blob, snapshot = tmp_path / "hub" / "blobs" / "0", tmp_path / "hub" / "snapshots" / "model.safetensors"
+    for folder in (blob.parent, snapshot.parent):
+        folder.mkdir(parents=True)
+    blob.write_bytes(b"x")
+    snapshot.symlink_to(blob)
+    link_or_copy(snapshot, tmp_path / "linked", [tmp_path / "hub"])
+    link_or_copy(snapshot, tmp_path / "copied", [tmp_path / "other"])
+    assert (tmp_path / "linked").samefile(blob)
+    assert not (tmp_path / "linked").is_symlink()
+    assert not (tmp_path / "copied").samefile(blob)
+    assert (tmp_path / "copied").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("depth", [0, 2])

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from armo_ray.fit.inputs import label_job
 from armo_ray.fit.labelled import check_rows, is_tested, sum_all
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import partners
-from armo_ray.fit.spans import engine, spans_of
+from armo_ray.fit.spans import engine, here, spans_of
 from armo_ray.fit.student import Ranked, kendall, measures, poor_order, top_kept
+from armo_ray.fit.work import MARK
 from armo_ray.fitting.statistics import to_bytes
 from armo_ray.measures.agreement import spearman
 from armo_ray.model.checkpoint import inspect
@@ -155,7 +158,7 @@ def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_b
     sums = []
     for work, stops in ((tmp_path / "whole", []), (tmp_path / "stopped", [2, 4])):
         job = label_job(options, opened, str(work))
-        with engine("local") as run_tasks:
+        with engine("local", str(work)) as run_tasks:
             for stop in stops:
                 sum_all(job, spans[:stop], run_tasks)
             sums.append(sum_all(job, spans, run_tasks))
@@ -165,12 +168,41 @@ def test_sums_go_on_from_what_a_stopped_command_had_added_and_come_to_the_same_b
     assert to_bytes(sums[0].sums) == to_bytes(sums[1].sums)
 
 
+def test_sums_are_the_same_bits_whether_tasks_of_a_cluster_write_them_to_files_or_not(
+    hidden: Path, tmp_path: Path
+) -> None:
+    opened = open_hidden([str(hidden)])
+    options = FitOptions.model_validate({"scores": [str(hidden)], "output": str(tmp_path / "model")})
+    spans = spans_of(opened, 64)
+    written: list[str] = []
+
+    def as_on_a_cluster(function: Any, tasks: Any) -> list[Any]:
+        results = [pickle.loads(pickle.dumps(function))(task) for task in tasks]
+        written.extend(path.name for path in work.glob("sums-*"))
+        return results
+
+    sums = []
+    for work, run_tasks in ((tmp_path / "here", here), (tmp_path / "there", as_on_a_cluster)):
+        sums.append(sum_all(label_job(options, opened, str(work)), spans, run_tasks))
+        assert [path.name for path in work.iterdir()] == ["sums.npz"]
+    assert len(set(written)) == len(spans) == 10
+    assert to_bytes(sums[0].sums) == to_bytes(sums[1].sums)
+
+
+def test_spans_are_as_large_as_the_sums_over_them(hidden: Path) -> None:
+    opened = open_hidden([str(hidden)])
+    many = replace(opened, units=opened.units * 250, size=4096)  # 150,000 rows
+    assert [span.rows for span in spans_of(many, None)] == [81_920, 68_080]
+    assert spans_of(replace(many, size=64), None)[0].rows == 32_784  # whole units
+
+
 def test_a_command_that_was_killed_as_it_ended_ends_when_it_is_run_again(
     hidden: Path, fitted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     head, left = head_of(fitted), fitted.with_name("model.work")
     left.mkdir()
-    (left / "sums.npz").touch()
+    for name in (MARK, "sums.npz"):
+        (left / name).touch()
     caplog.set_level(logging.INFO)
     fit([hidden], fitted)
     assert "already complete: a fit of the same inputs and options" in caplog.text
@@ -188,9 +220,22 @@ def test_a_part_that_is_read_twice_is_noticed(hidden: Path, tmp_path: Path) -> N
 def test_what_another_fit_left_is_not_gone_on_from(hidden: Path, fitted: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     with pytest.raises(ConfigError):
-        fit([hidden], output, max_penalty=1e-9)
+        fit([hidden], output, max_penalty=1e-9, seed=1)
     assert (tmp_path / "model.work" / "sums.npz").exists()
     fit([hidden], output)
+    assert head_of(output) == head_of(fitted)
+
+
+def test_options_that_are_corrected_after_a_refusal_go_on_from_the_sums(
+    hidden: Path, fitted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "model"
+    with pytest.raises(ConfigError, match="raise --max-penalty"):
+        fit([hidden], output, max_penalty=1e-9)
+    caplog.set_level(logging.INFO)
+    fit([hidden], output)
+    assert "going on from what is done there" in caplog.text
+    assert "labels: " not in caplog.text  # no row was added again
     assert head_of(output) == head_of(fitted)
 
 
@@ -302,9 +347,7 @@ def test_hidden_states_of_two_models_are_refused(hidden: Path, tmp_path: Path) -
     other = embed_rows(tmp_path / "other", tmp_path, rated_rows(20))
     with pytest.raises(ConfigError, match="model_fingerprint is"):
         fit([hidden, other], tmp_path / "model")
-    with pytest.raises(
-        ConfigError, match="of different backbones cannot be used together: model_fingerprint"
-    ):
+    with pytest.raises(ConfigError, match="of different runs cannot be used together: model_fingerprint"):
         fit([hidden], tmp_path / "model", pairs=[str(other)])
     with pytest.raises(ConfigError, match=r"its fingerprint is .* give its files with --model"):
         fit([hidden], tmp_path / "model", model=str(tmp_path / "other"))
@@ -462,3 +505,9 @@ def test_pairs_that_are_too_few_or_none_are_refused(hidden: Path, tiny_model: Pa
     alone = embed_rows(tiny_model, tmp_path / "alone", rows, label={})
     with pytest.raises(ConfigError, match="no row has both a chosen and a rejected answer"):
         fit([hidden], tmp_path / "other", pairs=[str(alone)])
+
+
+def test_states_partitioned_by_role_are_paired(tiny_model: Path, tmp_path: Path) -> None:
+    output = embed_rows(tiny_model, tmp_path, rated_rows(150), partition_by=["role"])
+    facts = fit([output], tmp_path / "model", head="bradley-terry")
+    assert facts["pairs"]["used"] == 150

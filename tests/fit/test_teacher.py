@@ -1,5 +1,6 @@
 """A larger model's scores as a fit reads them: by its formula, also one that `reweigh` changed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,21 @@ def test_the_formula_of_a_reweighed_teacher_is_learned(
         check_formula(read_teacher(uri, str(tmp_path / f"{name}.work")))
 
 
+def test_values_stay_in_the_files_of_the_work_folder(scored_pairs: Path, tmp_path: Path) -> None:
+    values = values_of(read_teacher(str(scored_pairs), str(tmp_path / "work")))
+    assert all(isinstance(array.base, np.memmap) for array in values)
+    files = [f"teacher-{name}.npy" for name in sorted(values._fields)]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == files
+
+
+def test_values_on_another_disk_are_named(scored_pairs: Path, tmp_path: Path) -> None:
+    teacher = replace(read_teacher(str(scored_pairs), str(tmp_path / "work")), work=str(tmp_path / "other"))
+    with pytest.raises(
+        ConfigError, match=r"other/teacher-hashes.npy: written by this fit, but not to be seen here"
+    ):
+        values_of(teacher)
+
+
 def test_scores_with_a_penalty_for_length_are_refused(scored_pairs: Path, tmp_path: Path) -> None:
     uri = reweighed(scored_pairs, tmp_path / "out", "--length-penalty", "0.01")
     with pytest.raises(ConfigError, match="its scores have a penalty for length"):
@@ -60,7 +76,7 @@ def test_other_scores_in_the_same_place_make_another_fit(
 ) -> None:
     place = tmp_path / "scores"
     options = FitOptions.model_validate({"scores": ["in"], "output": "out", "target_scores": str(place)})
-    none = HiddenOutputs((), {}, 64, (), {}, (), 0)
+    none = HiddenOutputs((), {}, 64, (), {}, (), 0, {})
     inputs = Inputs(none, None, inspect(str(tiny_model)))
     found = []
     for factor in ("2", "3", "2"):

@@ -146,6 +146,35 @@ def test_outputs_that_cannot_be_used_are_refused(
         open_hidden([str(tmp_path / "half")])
 
 
+def test_columns_that_are_directories_are_read_as_if_they_were_not(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": "no"} for i in range(4)]
+    shard, tables = write_shard(tmp_path / "in", "jsonl", pairs), []
+    for by in ([], ["role"]):
+        embed_locally(tiny_model, shard, tmp_path / f"out{len(by)}", partition_by=by)
+        hidden = [read_hidden(unit) for unit in open_hidden([str(tmp_path / f"out{len(by)}")]).units]
+        table = pa.concat_tables([one.table for one in hidden]).sort_by("row_id")
+        tables.append(table.select(["row_id", "role", "source_row"]))
+    assert tables[0].equals(tables[1])
+    assert set(tables[1]["role"].to_pylist()) == {"chosen", "rejected"}
+
+
+def test_only_the_columns_that_are_asked_for_are_read(embedded: Path) -> None:
+    unit = open_hidden([str(embedded)]).units[0]
+    whole, some = read_hidden(unit), read_hidden(unit, columns=("source_row", "day", "labels"))
+    assert set(some.table.column_names) == {"row_id", "prompt_id", "source_row", "day"}
+    assert some.table.equals(whole.table.select(some.table.column_names))
+    np.testing.assert_array_equal(whole.gate_of, some.gate_of)
+    np.testing.assert_array_equal(whole.last, some.last)
+
+
+def test_a_copy_of_an_output_beside_it_is_refused(embedded: Path, tmp_path: Path) -> None:
+    shutil.copytree(embedded, tmp_path / "copy")
+    with pytest.raises(
+        ConfigError, match=r"copy: it holds the unit \w+, as \S+/out does: its rows would be counted"
+    ):
+        open_hidden([str(embedded), str(tmp_path / "copy")])
+
+
 def test_a_damaged_part_and_states_that_are_not_finite_are_refused(embedded: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(embedded, copy)

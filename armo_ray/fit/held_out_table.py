@@ -1,7 +1,8 @@
 """The held-out table: how often ways of scoring a pair are right, each fitted to pairs of other prompts.
 
-Log-loss is of log-odds. What was fitted to pairs gives these by itself; a rule to which nothing was fitted has a factor
-that is fitted to the pairs that are not tested. A factor for the former would be fitted to margins that are too good.
+Log-loss is of log-odds. A head on hidden states gives these by itself, and a network was trained with a factor: another
+one would be fitted to margins that are too good, those of the pairs that were fitted to. Rules that have few weights or
+none, of rewards that did not see the pair, have no scale of their own: a factor is fitted to the pairs not tested.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ class Scored(NamedTuple):
     """The margins of all pairs by one way of scoring."""
 
     margins: Array  # (N,)
-    factor: float | None  # to log-odds; None: to be fitted, as nothing else was
+    factor: float | None  # to log-odds; None: to be fitted to the pairs that are not tested
 
 
 def table(scored: Mapping[str, Scored], split: Split) -> list[Accuracy]:
