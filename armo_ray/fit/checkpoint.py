@@ -69,11 +69,6 @@ class FittedHead(NamedTuple):
     layers: tuple[tuple[Array, Array], ...] = ()
     temperature: float = 1.0
 
-    @property
-    def family(self) -> str:
-        """The family that loads it."""
-        return "armorm" if self.kind == "armorm" else "classifier"
-
 
 def check_room(output: Path) -> None:
     """Raise ConfigError unless a directory can be made there."""

@@ -147,7 +147,7 @@ def read_pairs(
         "pairs": {
             "used": len(pairs),
             "prompts": len(set(pairs.prompt_ids)),
-            "rows_without_a_partner": sum(result.alone for result in found),
+            "rows_without_a_partner": sum(result.unpaired for result in found),
             "dropped_equal_texts": len(equal),
             "dropped_both_directions": len(both_ways),
             "dropped": {"equal_texts": equal[:100], "both_directions": both_ways[:100]},

@@ -174,6 +174,7 @@ def _with(total: Total, more: Summed, store: Store) -> Total:
     counts = (a + b for a, b in zip(total[1:], more[:3], strict=True))
     total = Total(statistics.added(total.sums, sums), *counts)
     sums.groups.clear()
+    sums.scratch = None
     if in_file:
         store.delete(more.sums)
     return total

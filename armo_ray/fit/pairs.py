@@ -33,7 +33,7 @@ class Found(NamedTuple):
     rows: int
     pairs: int
     equal: tuple[str, ...]  # row ids of the chosen ones of pairs of equal texts
-    alone: int  # rows without a partner
+    unpaired: int  # rows without a partner
     file: str
 
 
@@ -80,11 +80,11 @@ def find_pairs(job: PairJob, span: Span) -> Found:
     """Write the pairs of a span to a file of the work folder."""
     parts: list[dict[str, Array]] = []
     equal: list[str] = []
-    alone = rows = prompts = 0
+    unpaired = rows = prompts = 0
     for hidden in tables_of(span, job.needs_gates):
         rows += hidden.table.num_rows
         chosen, rejected, without = partners(hidden)
-        alone += without
+        unpaired += without
         same = (hidden.last[chosen] == hidden.last[rejected]).all(axis=1)
         equal += hidden.table["row_id"].take(chosen[same]).to_pylist()
         parts.append(_arrays(hidden, chosen[~same], rejected[~same], prompts, job.needs_gates))
@@ -93,7 +93,7 @@ def find_pairs(job: PairJob, span: Span) -> Found:
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     np.savez(content, allow_pickle=False, **joined)
     Store(job.work).write(file, content.getvalue())
-    return Found(rows, len(joined["gate_of"]), tuple(equal), alone, file)
+    return Found(rows, len(joined["gate_of"]), tuple(equal), unpaired, file)
 
 
 def partners(hidden: Hidden) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
@@ -158,8 +158,8 @@ def collect(work: str, found: Sequence[Found], scratch: Path, size: int) -> tupl
     gate_of, tokens = whole["gate_of"].astype(np.int64), whole["tokens"].reshape(-1, 2).astype(np.int64)
     difference, gates = (_mapped(scratch / name, size) for name in ("difference", "gates"))
     pairs = Pairs(difference, gates, gate_of, prompt_ids, chosen, rejected, tokens)
-    twisted = in_both_directions(pairs, whole["norm"])
-    return without(pairs, twisted, scratch), [pairs.chosen[i] for i in np.flatnonzero(twisted)]
+    opposed = in_both_directions(pairs, whole["norm"])
+    return without(pairs, opposed, scratch), [pairs.chosen[i] for i in np.flatnonzero(opposed)]
 
 
 def in_both_directions(pairs: Pairs, norm: Array) -> Bools:
