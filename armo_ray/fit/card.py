@@ -52,11 +52,25 @@ def card(title: str, facts: Mapping[str, Any]) -> str:
         gate=_gate(facts),
         has_gate_figure="gates.svg" in facts["figures"],
         held_out_rows=[_accuracy(row) for row in facts["held_out"]],
+        no_table=no_table(facts),
         teacher_rows=list(_teacher(facts)),
         poor_order=poor_order((facts.get("teacher") or {}).get("agreement", {})),
         data_rows=[[f"`{row['output']}`", row["use"], number(row["rows"])] for row in facts["data"]],
         count_rows=list(_counts(facts)),
         dropped=", ".join(f"`{name}`" for name in facts["dropped_tensors"]) or "nothing",
+    )
+
+
+def no_table(facts: Mapping[str, Any]) -> str:
+    """Why there is no table of held-out pairs though there are pairs; else empty."""
+    if facts["held_out"] or not facts["pairs"]["used"]:
+        return ""
+    pairs = facts["pairs"]
+    if not facts["test_fraction"]:
+        return "No pair was held out, as the test fraction is 0: nothing tells how often this model is right."
+    return (
+        f"Of {pairs['used']:,} pairs {pairs['tested']:,} are held out and {pairs['fitted']:,} are there to fit to: too "
+        f"few to tell how often this model is right."
     )
 
 

@@ -92,11 +92,12 @@ def objectives_of(options: FitOptions, hidden: HiddenOutputs) -> tuple[str, ...]
             f"{hidden.outputs[0]}: it holds no labels: run armo-ray embed with --label NAME=COLUMN, or fit one reward "
             f"to pairs with --head bradley-terry"
         )
-    for name in (*options.objective, *options.scale):
+    asked = [("objective", name) for name in options.objective] + [
+        ("--scale", name) for name in options.scale
+    ]
+    for what, name in asked:
         if name not in known:
-            raise ConfigError(
-                f"objective {name}: no such label in {hidden.outputs[0]}; {advice(name, known)}"
-            )
+            raise ConfigError(f"{what} {name}: no such label in {hidden.outputs[0]}; {advice(name, known)}")
     names = options.objective or known
     if unused := sorted(set(options.scale) - set(names)):
         raise ConfigError(f"--scale {unused[0]}: it is none of the objectives {', '.join(names)}")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from armo_ray.errors import ConfigError
 from armo_ray.fit import figures, student
 from armo_ray.fit.checkpoint import FittedHead
-from armo_ray.fit.gate import choose_gate, without_pairs
+from armo_ray.fit.gate import choose_gate, uneven, without_pairs
 from armo_ray.fit.held_out_table import Scored, Split, fit_linear, log_odds, longer, split_of, table
 from armo_ray.fit.inputs import Inputs, label_job
 from armo_ray.fit.labelled import is_tested
@@ -49,6 +49,9 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
     else:
         chosen = without_pairs(fitted, options.gate, len(pairs))
     gate = chosen.gate
+    if gate.kind == "uniform" and (told := uneven(fitted)):
+        logger.warning("%s", told)
+        chosen.facts["why"] = f"{chosen.facts['why']} {told}".strip()
     charts: dict[str, Chart | None] = {
         "objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)
     }

@@ -130,8 +130,8 @@ def test_equal_weights_are_measured_on_pairs_and_one_reward_has_no_figure_of_cor
         "weights": {"the": pytest.approx(1)},
     }
     assert facts["pairs"]["used"] == 300
-    assert facts["held_out"][2]["name"] == "equal weights"
-    assert facts["held_out"][2]["accuracy"] > 0.6
+    assert facts["held_out"][1]["name"] == "equal weights"
+    assert facts["held_out"][1]["accuracy"] > 0.6
     assert "objectives.svg" not in (tmp_path / "model" / "README.md").read_text()
     assert facts["figures"] == ["calibration.svg"]
 
@@ -488,6 +488,38 @@ def test_a_language_model_of_another_kind_becomes_a_reward_model(tmp_path: Path)
     scored, rows = rows_of(tmp_path / "scores"), rated_rows(250)
     words = [rows[r["source_row"]][f"{r['role']}_words"] for r in scored]
     assert np.corrcoef(words, [r["rewards"]["words"] for r in scored])[0, 1] > 0.8
+
+
+def test_without_pairs_the_card_tells_of_labels_alone_and_of_weights_that_are_not_equal_in_effect(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"prompt": row["prompt"], "response": row[side]} | {k: row[f"{side}_{k}"] for k in ("the", "words")}
+        for row in rated_rows(150)
+        for side in ("chosen", "rejected")
+    ]
+    output = embed_rows(tiny_model, tmp_path, rows, label={"the": "the", "words": "words"})
+    told = "Equal weights of rewards whose spread is not equal: words"
+    facts = fit([output], tmp_path / "model", verbosity="none")
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert [row["use"] for row in facts["data"]] == ["labels"]
+    assert told in caplog.text
+    assert told in text
+    assert "revision None" not in text
+    assert "Held-out pairs" not in text
+    scales = {"the": "0:14", "words": "0:14"}
+    assert told not in fit([output], tmp_path / "scaled", verbosity="none", scale=scales)["gate"]["why"]
+    with pytest.raises(ConfigError, match=r"--scale word: no such label in .*; did you mean words\?"):
+        fit([output], tmp_path / "other", scale={"word": "0:1"})
+
+
+def test_a_fit_that_holds_nothing_out_says_that_it_measures_nothing(
+    hidden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit([hidden], tmp_path / "model", test_fraction=0)
+    told = "No pair was held out, as the test fraction is 0: nothing tells how often this model is right."
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_pairs_that_are_too_few_or_none_are_refused(hidden: Path, tiny_model: Path, tmp_path: Path) -> None:
