@@ -110,7 +110,9 @@ def _check(
     rows: Sequence[Mapping[str, Any]], shard: Shard, config: ScoreConfig, benchmark: str, used: Sequence[str]
 ) -> None:
     """Raise ConfigError before scoring if the benchmark's rules would refuse these rows after it."""
-    layout = detect(of_rows(rows), config.layout, config.column, config.winner, config.ignore)
+    found = of_rows(rows)
+    ignored = [name for name in config.ignore if name in found.names]  # other shards may have the others
+    layout = detect(found, config.layout, config.column, config.winner, ignored)
     if layout.kind not in LABELLED:
         raise ConfigError(
             f"{shard.uri}: its rows are {layout.kind}: only rows with chosen and rejected responses can be evaluated"

@@ -7,7 +7,7 @@ its first megabytes.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.storage.filesystem import Source, in_parallel
-from armo_ray.storage.formats import CODECS, KINDS, LINES, PARQUET, kind_of
-from armo_ray.storage.readers import BadRow, Row, chunks, parse, texts, to_rows
+from armo_ray.storage.formats import CODECS, KINDS, LINES, PARQUET
+from armo_ray.storage.readers import BadRow, Row, rows_in, to_rows, torn
 from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
+from armo_ray.storage.streams import TORN, chunks, contents
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit
 
 _BLOCK_BYTES = 64 << 10
@@ -125,7 +126,7 @@ def read_blocks(drawn: Sequence[Block], columns: Sequence[str]) -> list[Run]:
                 if block.unit is not None:
                     runs = [_parquet(source, block, block.unit, columns)]
                 elif block.shard.kind == LINES:
-                    runs = [_run(_lines(source, block), block.size)]
+                    runs = [Run(rows_in(_lines(source, block), at_start=block.start == 0), block.size)]
                 else:
                     runs = _compressed(source, block)
             except DAMAGE as error:
@@ -162,10 +163,6 @@ def _parquet(source: Source, block: Block, unit: Unit, columns: Sequence[str]) -
     return Run(rows, block.size, exact)
 
 
-def _run(lines: bytes, size: float) -> Run:
-    return Run([parse(lines[start:stop]) for start, stop in texts(lines, 0, len(lines))], size)
-
-
 def _lines(source: Source, block: Block) -> bytes:
     """The lines that begin in a range of bytes."""
     before = max(block.start - 1, 0)  # a line may begin at the very start of the block
@@ -186,13 +183,15 @@ def _compressed(source: Source, block: Block) -> list[Run]:
     """Pieces of the beginning of a shard: one at a random place in each of as many equal stretches of the decoded text,
     because a line always begins at the very start."""
     size = min(block.shard.size, max(_PREFIX_BYTES, block.pieces * block.size))
-    text = _decoded(source, size)
+    text, broken = _decoded(source, block.shard, size)
     step, fraction = len(text) / block.pieces, min(1.0, block.pieces * block.size / size)
     shifts = (1 - fraction) * np.random.default_rng(int(block.shard.hash, 16)).random(block.pieces)
     bounds = [
         (round((k + u) * step), round((k + u + fraction) * step)) for k, u in enumerate(shifts.tolist())
     ]
-    return [_run(_begun(text, start, stop), fraction * size / block.pieces) for start, stop in bounds]
+    rows = [rows_in(_begun(text, start, stop), at_start=start == 0) for start, stop in bounds]
+    rows[-1] += broken
+    return [Run(own, fraction * size / block.pieces) for own in rows]
 
 
 def _begun(text: bytes, start: int, stop: int) -> bytes:
@@ -201,14 +200,23 @@ def _begun(text: bytes, start: int, stop: int) -> bytes:
     return text[first:end]
 
 
-def _decoded(source: Source, size: int) -> bytes:
-    """The whole lines in the first bytes of a compressed shard."""
-    stream = pa.CompressedInputStream(pa.BufferReader(source.read(size)), CODECS[kind_of(source.uri) or ""])
+def _decoded(source: Source, shard: Shard, size: int) -> tuple[bytes, list[BadRow]]:
+    """The whole lines in the first bytes of a compressed shard, and what stands for the rest of one that breaks off."""
+    whole = size == shard.size
+    stream = contents(shard, source) if whole else _prefix(source, shard, size)
     pieces: list[bytes] = []
+    error = None
     try:
-        pieces.extend(islice(chunks(stream), UNIT_BYTES >> 20))
-    except DAMAGE:
-        if size == source.size:
-            raise
+        pieces.extend(islice(stream, UNIT_BYTES >> 20))
+        whole = whole and next(stream, None) is None
+    except TORN as caught:
+        source.raise_failure()
+        error = caught if whole else None
+        whole = False
     text = b"".join(pieces)
-    return text if size == source.size else text[: text.rfind(b"\n") + 1]
+    text = text if whole else text[: text.rfind(b"\n") + 1]
+    return text, [torn(text.count(b"\n"), error)] if error else []
+
+
+def _prefix(source: Source, shard: Shard, size: int) -> Iterator[bytes]:
+    return chunks(pa.CompressedInputStream(pa.BufferReader(source.read(size)), CODECS[shard.kind]))

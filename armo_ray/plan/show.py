@@ -98,7 +98,7 @@ def _rejects(estimate: dict[str, Any]) -> str:
     named = [f"{share(figure)} {name}" for name, figure in likely.items()]
     long = estimate["rejects"]["too_long"]
     if not long.value and long.high:
-        named.append(f"too_long at most {significant(100 * long.high, 2)} %")
+        named.append(f"too_long at most {_percent(long.high)} %")
     cut = estimate["rejects"]["truncated"]
     return (", ".join(named) or "none") + (f"; {share(cut)} truncated and scored" if cut.value else "")
 
@@ -183,8 +183,12 @@ def amount(figure: Figure) -> str:
 
 def share(figure: Figure) -> str:
     """A fraction of 1 in percent, with two digits and its interval, unless it is exact."""
-    value, low, high = (significant(100 * x, 2) for x in figure)
+    value, low, high = map(_percent, figure)
     return _with_interval(value, low, high, " %")
+
+
+def _percent(fraction: float) -> str:
+    return significant(100 * fraction, 2 if fraction < 0.995 else 3)
 
 
 def _with_interval(value: str, low: str, high: str, unit: str = "") -> str:

@@ -46,7 +46,7 @@ class RunOptions(DatedOptions):
     winner: Annotated[Mapping[str, Name], Help("reading", "VALUE=RESULT")] = {}
     """Meaning of a value in the winner column: first, second, tie or skip."""
     ignore: Annotated[Names, Help("reading", "COLUMN")] = ()
-    """Columns to leave unread, though they may be part of a conversation."""
+    """Columns that are no part of a conversation, though they seem to be."""
     role: Annotated[Mapping[str, Name], Help("reading", "NAME=ROLE")] = {}
     """Role that a name in messages means: system, user, assistant or tool."""
     tool_calls: Annotated[Literal["template", "text"], Help("reading")] = "template"

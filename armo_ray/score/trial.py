@@ -164,6 +164,8 @@ def refusal(trial: Trial, config: RunOptions) -> str | None:
     first = reasons.most_common(1)[0][0]
     uri, row, _, detail = next(reject for reject in rejects if reject[2] == first)
     advice = f"{_ADVICE[first]}; " if first in _ADVICE else ""
+    if first == "empty_prompt" and config.ignore:
+        advice = f"--ignore {' '.join(config.ignore)} must not leave out the only prompt; {advice}"
     return (
         f"input: {len(rejects)} of the {trial.candidates} candidates in the first {trial.rows} rows would be "
         f"rejected ({named}), more than --max-reject-fraction {most:g}. For example {uri} row {row}: {first}: "

@@ -4,6 +4,7 @@ import re
 
 PARQUET, LINES, LINES_GZ, LINES_ZST = ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"
 KINDS = (PARQUET, LINES, LINES_GZ, LINES_ZST)
+ENDINGS = ".parquet, .jsonl or .ndjson (.gz, .zst)"  # for messages
 CODECS = {LINES_GZ: "gzip", LINES_ZST: "zstd"}
 _NAME = re.compile(r"\.(?:(parquet)|(jsonl|ndjson|json)(\.gz|\.zst)?)$", re.IGNORECASE)
 _TO_PARQUET = (

@@ -1,11 +1,9 @@
 """Reading the rows of units: each shard once from start to end, in bounded memory."""
 
 import codecs
-import gzip
 import json
 import logging
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,11 +15,11 @@ from armo_ray.storage import digest
 from armo_ray.storage.filesystem import Source
 from armo_ray.storage.formats import CODECS, LINES, LINES_GZ, LINES_ZST, oddity
 from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
+from armo_ray.storage.streams import CHUNK, TORN, contents
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit, unit_id
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 1 << 20
 _HEAD_BYTES = 1 << 12
 _BEGINS = {LINES_GZ: b"\x1f\x8b", LINES_ZST: b"\x28\xb5\x2f\xfd"}
 _NOT_BLANK = re.compile(rb"\S")
@@ -221,12 +219,8 @@ def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, by
     number = at = pending_size = done = 0
     pending: list[bytes] = []
     with open_shard(shard) as source:
-        codec = CODECS.get(shard.kind)
-        stream = pa.PythonFile(source)
-        if codec and shard.size:
-            stream = pa.CompressedInputStream(stream, codec)
         try:
-            for chunk in chunks(stream):
+            for chunk in contents(shard, source):
                 before, share = at, (source.tell() - at) / len(chunk)
                 first, last = chunk.find(b"\n"), chunk.rfind(b"\n")
                 if first >= 0:
@@ -245,26 +239,16 @@ def read_lines(shard: Shard, limit: int | None = None) -> Iterator[tuple[int, by
                 if limit is not None and done >= limit:
                     logger.warning("%s: only its first %d MiB are read", shard.uri, done >> 20)
                     return
-        except (OSError, EOFError, pa.ArrowException) as error:
+        except TORN as error:
             source.raise_failure()
-            if codec != "gzip" or not _is_padded(shard):
-                detail = f"breaks off at line {number + 1}: {type(error).__name__}: {error}"
-                yield number, BadRow("unreadable_shard", detail), at
-                return
+            yield number, torn(number, error), at
+            return
     yield from _joined(number, pending, pending_size, at)
 
 
-def _is_padded(shard: Shard) -> bool:
-    """Whether a gzip file that Arrow reports as damaged is complete, and only padded with zeros as tar does."""
-    with open_shard(shard) as source:
-        try:
-            with gzip.GzipFile(fileobj=source) as stream:
-                while stream.read(_CHUNK):
-                    pass
-            return True
-        except (OSError, EOFError, zlib.error):
-            source.raise_failure()
-            return False
+def torn(number: int, error: Exception) -> BadRow:
+    """What stands for line `number` (0-based) and all after it, if a shard breaks off there."""
+    return BadRow("unreadable_shard", f"breaks off at line {number + 1}: {type(error).__name__}: {error}")
 
 
 def oddity_of(shard: Shard) -> str | None:
@@ -275,7 +259,7 @@ def oddity_of(shard: Shard) -> str | None:
         return f"it is not a {CODECS[shard.kind]} file, although its name says so"
     if shard.kind == LINES and (fault := oddity(head)):
         return fault
-    for _, line, _ in read_lines(shard, _CHUNK):
+    for _, line, _ in read_lines(shard, CHUNK):
         row = line if isinstance(line, BadRow) else parse(line)
         if isinstance(row, BadRow):
             odd = oddity(line) if isinstance(line, bytes) else None
@@ -292,6 +276,19 @@ def texts(content: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
         start = end + 1 if end >= 0 else stop
 
 
+def rows_in(content: bytes, at_start: bool) -> list[Row]:
+    """The rows of some lines of a JSONL shard; blank lines have none. `at_start`: the first is that of the shard."""
+    end = content.find(b"\n") + 1 or len(content)
+    rest = (content[start:stop].rstrip() for start, stop in texts(content, end, len(content)))
+    return [parse(line) for line in (_stripped(content[:end], at_start), *rest) if line]
+
+
+def _stripped(line: bytes, at_start: bool) -> bytes:
+    """A line without white space around it, and without the byte order mark with which a shard may begin."""
+    line = line.strip()
+    return line.removeprefix(codecs.BOM_UTF8).lstrip() if at_start else line
+
+
 def _joined(
     number: int, pieces: list[bytes], size: int, at: int
 ) -> Iterator[tuple[int, bytes | BadRow, int]]:
@@ -299,29 +296,8 @@ def _joined(
     if size > UNIT_BYTES:
         yield number, BadRow("malformed_row", f"a line of more than {UNIT_BYTES >> 20} MiB"), at
         return
-    line = b"".join(pieces).strip()
-    if number == 0:
-        line = line.removeprefix(codecs.BOM_UTF8).lstrip()
-    if line:
+    if line := _stripped(b"".join(pieces), at_start=number == 0):
         yield number, line, at
-
-
-def chunks(stream: Any) -> Iterator[bytes]:
-    """The content in pieces. For a truncated compressed file, all that can be decoded, then the error.
-
-    Arrow raises in the middle of a read, after it has written the decoded bytes into the buffer.
-    """
-    while True:
-        buffer = bytearray(_CHUNK)
-        try:
-            size = stream.readinto(buffer)
-        except (OSError, EOFError, pa.ArrowException):
-            if rest := bytes(buffer.rstrip(b"\0")):
-                yield rest
-            raise
-        if not size:
-            return
-        yield bytes(memoryview(buffer)[:size])
 
 
 def read_rows(shard: Shard, unit: Unit, columns: Sequence[str], numbers: set[int]) -> dict[int, Row]:

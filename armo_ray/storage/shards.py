@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from armo_ray.errors import ConfigError
 from armo_ray.storage.filesystem import S3, Source, check_input, is_remote, open_filesystem, speaks, uri_of
-from armo_ray.storage.formats import KINDS, LINES, PARQUET, advice, is_read, kind_of
+from armo_ray.storage.formats import ENDINGS, LINES, PARQUET, advice, is_read, kind_of
 from armo_ray.storage.listing import BROKEN, READ, File, Listing, list_files
 from armo_ray.storage.retries import describe_error, patiently
 
@@ -86,7 +86,7 @@ def find_shards(inputs: Iterable[str], each: bool = True) -> list[Shard]:
     if empty and (each or not chosen):
         skipped = listings[empty[0]][1].skipped()
         others = f"; skipped: {skipped}" if skipped else ""
-        raise ConfigError(f"input {empty[0]}: no {', '.join(KINDS)} file there{others}")
+        raise ConfigError(f"input {empty[0]}: no {ENDINGS} file there{others}")
     for uri in empty:
         logger.warning("input %s: no shard there", uri)
     return sorted((_shard(uri, file.info) for file, uri in chosen.values()), key=lambda shard: shard.uri)
@@ -101,7 +101,7 @@ def _list(uri: str) -> tuple[Any, Listing]:
         raise ConfigError(f"input {uri}: cannot be listed: {describe_error(error)}") from error
     if listing.is_file and not listing.files:
         conversion = f": {text}" if (text := advice(uri)) else ""
-        raise ConfigError(f"input {uri}: expected a file that ends in {', '.join(KINDS)}{conversion}")
+        raise ConfigError(f"input {uri}: expected a file that ends in {ENDINGS}{conversion}")
     return fs, listing
 
 

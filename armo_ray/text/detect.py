@@ -1,15 +1,16 @@
 """Detection of the layout of an input from its columns, the options and the table of named layouts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from armo_ray.errors import ConfigError
-from armo_ray.expressions.expressions import advice
 from armo_ray.model.families import FAMILIES
 from armo_ray.text import named_layouts
+from armo_ray.text.column_options import check_ignored, check_overrides
 from armo_ray.text.input_columns import InputColumns, of_names
 from armo_ray.text.layouts import ALIASES, CONTEXT_ROLES, OPTIONAL, REQUIRED, RESPONSE_ROLES, Layout
-from armo_ray.text.paths import root_of, steps_of
+from armo_ray.text.paths import root_of
 
 _MESSAGE_KEYS = {"role", "content", "from", "value"}
 
@@ -29,79 +30,83 @@ def detect(
         kind: preference, rollouts, messages or pairs; the name of a named layout; or auto.
         overrides: maps a column role to a column or path, for columns under other names.
         winner: maps a value of the role winner to first, second, tie or skip.
-        ignored: columns that are set aside.
+        ignored: columns that are no part of the conversation; the data set is still recognized by them.
         step_end: for a process model, the text that ends a step of a response.
 
     Raises:
-        ConfigError: no layout fits, or more than one does; the message lists the columns of the input.
+        ConfigError: no layout fits, or more than one does; the message lists the columns of the input. Or a column in
+            `ignored` is not in the input, or no layout can be read without it.
     """
     available = columns if isinstance(columns, InputColumns) else of_names(columns)
     overrides = overrides or {}
-    listing = f"the input has the columns {', '.join(sorted(available.names)) or '(none)'}"
-    _check_overrides(overrides, available)
+    check_overrides(overrides, available)
+    check_ignored(ignored, overrides, available)
+    attempt = partial(_detect, available, kind, overrides, winner, step_end)
+    try:
+        return attempt(ignored)
+    except ConfigError as error:
+        if ignored and (reason := _use(attempt, ignored)):
+            raise ConfigError(f"{reason}. Without it: {error}") from None
+        raise
+
+
+def _use(attempt: Callable[[Sequence[str]], Layout], ignored: Sequence[str]) -> str:
+    """What the ignored columns are if they are not ignored, or "" if that is not why no layout can be read."""
+    try:
+        layout = attempt(())
+    except ConfigError:
+        return ""
+    places = {name: role for role, path in layout.columns.items() for name in (path, root_of(path))}
+    told = [f"{name} as the {places[name]}" for name in ignored if name in places]
+    return f"--ignore: the layout {layout.title} reads {' and '.join(told)}" if told else ""
+
+
+def _detect(
+    available: InputColumns,
+    kind: str,
+    overrides: Mapping[str, str],
+    winner: Mapping[str, str] | None,
+    step_end: str | None,
+    ignored: Sequence[str],
+) -> Layout:
+    read = available.without(ignored)
+    aside = f" besides {', '.join(ignored)}" if ignored else ""
+    listing = f"the input has the columns {', '.join(sorted(read.names)) or '(none)'}{aside}"
     if kind != "auto" and kind not in REQUIRED and kind not in named_layouts.NAMED:
         kinds = ", ".join(("auto", *REQUIRED))
         raise ConfigError(
             f"layout: unknown layout {kind}; expected {kinds}, or a name that armo-ray layouts lists"
         )
-    preset = _preset(available, kind, overrides, listing)
+    preset = _preset(available, read, kind, overrides, listing)
     if preset is not None:
-        layout = _of_preset(preset, available, overrides)
+        layout = _of_preset(preset, read, overrides)
     else:
-        layout = _generic(available, kind, overrides, listing)
-        _check_responses(layout, available, listing)
-    layout = _with_steps(layout, available, overrides, step_end)
+        layout = _generic(read, kind, overrides, listing)
+        _check_responses(layout, read, listing)
+    layout = _with_steps(layout, read, overrides, step_end)
     if winner:
         layout = replace(layout, winner_values=dict(winner))
     _check_winner(layout, winner)
     return replace(layout, ignored=tuple(sorted({*layout.ignored, *ignored})))
 
 
-def _check_overrides(overrides: Mapping[str, str], available: InputColumns) -> None:
-    for role, path in overrides.items():
-        later = available.open_ended and role in CONTEXT_ROLES  # a row that was not sampled may have it
-        if not later or root_of(path) in available.names:
-            check_path(f"--column {role}={path}", path, available)
-
-
-def check_path(option: str, path: str, available: InputColumns, sampled: bool = False) -> None:
-    """Raises ConfigError if an input does not have a path; the message begins with `option`.
-
-    With `sampled`, the rows that were sampled must have it too, as far as their values are not JSON text.
-    """
-    if path not in available.names and root_of(path) not in available.names:
-        raise ConfigError(
-            f"{option}: no column {root_of(path)}; {advice(root_of(path), sorted(available.names))}"
-        )
-    if steps_of(path) and path not in available.paths and _is_known(path, available, sampled):
-        raise ConfigError(f"{option}: no such path; {advice(path, sorted(available.paths))}")
-
-
-def _is_known(path: str, available: InputColumns, sampled: bool) -> bool:
-    """Whether it is certain which paths exist there: text on the way could hold JSON with more of them."""
-    if (available.open_ended and not sampled) or "[" in path.replace("[]", ""):
-        return False
-    last = max((p for p in available.paths if path.startswith((f"{p}.", f"{p}["))), key=len, default="")
-    return any(p.startswith((f"{last}.", f"{last}[")) for p in available.paths)
-
-
 def _preset(
-    available: InputColumns, kind: str, overrides: Mapping[str, str], listing: str
+    available: InputColumns, read: InputColumns, kind: str, overrides: Mapping[str, str], listing: str
 ) -> named_layouts.Named | None:
     """The named layout that `kind` names or, with auto, the only one that fits; None if none does."""
     if kind in named_layouts.NAMED:
         preset = named_layouts.NAMED[kind]
-        if missing := [path for path in preset.required if not named_layouts.has(available, path)]:
+        if missing := named_layouts.lacking(preset, available, read):
             raise ConfigError(f"layout {kind}: no {' and no '.join(missing)}; {listing}")
         fits = [preset]
     elif kind == "auto" and set(overrides) <= {*CONTEXT_ROLES, "winner"}:
-        fits = named_layouts.fitting(available)
+        fits = named_layouts.fitting(available, read)
     else:
         return None
     if len(fits) > 1:
         names = " and ".join(layout.name for layout in fits)
         raise ConfigError(f"ambiguous layout: {listing}, which fit {names}. Choose with --layout NAME")
-    if fits and kind == "auto" and (others := _left_over(fits[0], available)):
+    if fits and kind == "auto" and (others := _left_over(fits[0], read)):
         raise ConfigError(
             f"ambiguous layout: {listing}, which fit {fits[0].name}, but {' and '.join(others)} may belong to the "
             f"conversation too. Choose with --layout {fits[0].name}, or {', '.join(REQUIRED)}"
@@ -122,8 +127,9 @@ def _left_over(preset: named_layouts.Named, available: InputColumns) -> list[str
 
 
 def _of_preset(preset: named_layouts.Named, available: InputColumns, overrides: Mapping[str, str]) -> Layout:
-    optional = {role: path for role, path in preset.optional.items() if named_layouts.has(available, path)}
-    columns = {**preset.columns, **optional, **_system_and_tools(available, preset.columns), **overrides}
+    roles = {**preset.columns, **preset.optional}
+    columns = {role: path for role, path in roles.items() if named_layouts.has(available, path)}
+    columns |= {**_system_and_tools(available, preset.columns), **overrides}
     return Layout(
         kind=preset.kind,
         columns=columns,

@@ -80,6 +80,13 @@ class InputColumns:
         begin = f"{path}."
         return {p[len(begin) :].split(".")[0].split("[")[0] for p in self.paths if p.startswith(begin)}
 
+    def without(self, names: Iterable[str]) -> "InputColumns":
+        """The other columns, with the fields nested in them."""
+        rest = self.names.difference(names)
+        begins = tuple(f"{name}{mark}" for name in self.names - rest for mark in ".[")
+        paths = frozenset(p for p in self.paths if p in rest or not (p in self.names or p.startswith(begins)))
+        return InputColumns(rest, paths, self.open_ended)
+
 
 def of_names(names: Iterable[str]) -> InputColumns:
     """Columns of which only the names are known."""

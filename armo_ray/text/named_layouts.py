@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from armo_ray.text.input_columns import InputColumns
+from armo_ray.text.layouts import OPTIONAL
 from armo_ray.text.paths import ALL, root_of, steps_of
 
 
@@ -72,9 +73,24 @@ def has(available: InputColumns, path: str) -> bool:
     return shown in available.paths
 
 
-def fitting(available: InputColumns) -> list[Named]:
-    """The recognized layouts whose columns an input has, without those that require only a subset of another's."""
-    fits = [n for n in NAMED.values() if n.recognized and all(has(available, path) for path in n.required)]
+def lacking(named: Named, available: InputColumns, read: InputColumns) -> list[str]:
+    """The paths that a layout requires, but that are not in an input, or in none of the columns that may be read."""
+    needed = [path for role, path in named.columns.items() if not _is_optional(role, named)]
+    missing = [path for path in named.required if not has(available, path)]
+    return list(dict.fromkeys((*missing, *(path for path in needed if not has(read, path)))))
+
+
+def _is_optional(role: str, named: Named) -> bool:
+    """Whether rows can be read without this role. Most functions of `shape` need the prompt."""
+    return role in OPTIONAL[named.kind] and (role != "prompt" or named.shape is None)
+
+
+def fitting(available: InputColumns, read: InputColumns) -> list[Named]:
+    """The recognized layouts that can be read, without those that require only a subset of another's columns.
+
+    `available` are the columns of the input, by which its data set is recognized, `read` those that may be read.
+    """
+    fits = [n for n in NAMED.values() if n.recognized and not lacking(n, available, read)]
     return [n for n in fits if not any(set(n.required) < set(other.required) for other in fits)]
 
 

@@ -88,6 +88,7 @@ def test_switches_never_move_a_score(case: Case, needed: bool, share: bool) -> N
         assert np.abs(actual.gating[i] - gating).max() < 1e-5
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # torch.compile's own imports
 def test_compiled_functions_serve_all_layers_and_packs_of_any_size(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, num_layers=3)

@@ -15,6 +15,7 @@ import pytest
 from armo_ray.cli.main import main
 from armo_ray.formatting.numbers import abbreviated
 from armo_ray.model.chat import Chat
+from armo_ray.plan import show
 from armo_ray.plan.describe import lengths
 from armo_ray.plan.estimate import estimate
 from armo_ray.plan.intervals import Counted, Figure, share, total
@@ -228,6 +229,16 @@ def test_numbers_are_told_in_three_digits_up_to_the_next_unit() -> None:
         for x in (0.0, 0.25, 99.97, 999.7, 12_345, 99_999.7, 123_456, 999_900, 999_999_999, 2.5e12)
     ]
     assert told == ["0", "0.25", "100", "1,000", "12,345", "100 k", "123 k", "1 M", "1 G", "2.5 T"]
+
+
+def test_a_share_near_the_whole_is_told_without_an_exponent() -> None:
+    shares = [(0.001234, 0, 0.5), (0.994, 0.9, 1), (0.9951, 0.99, 0.9999), (1, 1, 1)]
+    assert [show.share(Figure(*one)) for one in shares] == [
+        "0.12 % (0 - 50)",
+        "99 % (90 - 100)",
+        "99.5 % (99 - 100)",
+        "100 %",
+    ]
 
 
 def test_prompts_that_recur_are_counted_and_estimated(tiny_model: Path, tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from armo_ray.outputs.text import find_sources, read_text
 from armo_ray.plan.estimate import estimate
 from armo_ray.plan.options import PlanOptions
 from armo_ray.plan.show import lines
+from armo_ray.score import trial
 from armo_ray.score.config import ScoreConfig
+from armo_ray.score.job import prepare, prepare_dataset
+from armo_ray.score.kept_columns import Seen
 from armo_ray.score.survey import survey
 from armo_ray.storage.shards import find_shards
 from armo_ray.storage.units import cut
@@ -71,6 +74,36 @@ def test_a_column_that_first_appears_after_the_sample_rejects_its_row_and_names_
     assert conversation(again[0]) == "user: Name a lake.\nchosen: Titicaca."
     aside = read_shards(tmp_path / "in", layout_of(tmp_path / "in", ignore=("system",)))
     assert conversation(aside[-2]) == "user: Name a lake.\nchosen: Titicaca."
+
+
+def test_the_only_prompt_cannot_be_ignored(tiny_model: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Name a lake."}]
+    answers = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    write_shard(tmp_path / "whole", "parquet", [{**PLAIN, **answers}])
+    assert said(tmp_path / "whole", ignore=["question"])[0] == "user: Name a lake.\nchosen: chosen"
+    write_shard(tmp_path / "in", "parquet", [PLAIN])
+    config = config_for(tiny_model, tmp_path / "in", tmp_path / "out", ignore=["question"])
+    job, spans = prepare(config, write=False)
+    with pytest.raises(ConfigError, match="--ignore question must not leave out the only prompt"):
+        trial.check(job, spans, config)
+
+
+def test_what_is_ignored_is_in_no_prompt_of_shards_and_of_a_dataset(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in", "parquet", [DOLLY])
+    assert said(tmp_path / "in", ignore=("context",)) == [
+        "user: Who lost the sandwiches?\nresponse: A teacher."
+    ]
+    seen = [Seen("block", list(DOLLY), pq.read_schema(path))]
+    for name, message in (("response", "reads response as the response"), ("contxt", "did you mean context")):
+        config = config_for(tiny_model, path, tmp_path / "out", ignore=[name])
+        for refused in (lambda one=config: prepare(one), lambda one=config: prepare_dataset(one, seen)):
+            with pytest.raises(ConfigError, match=message):
+                refused()
+    config = config_for(tiny_model, path, tmp_path / "out", ignore=["context"], keep=["context"])
+    job, _ = prepare(config)
+    assert job.layout == prepare_dataset(config, seen).layout
+    assert job.layout.columns == {"prompt": "instruction", "response": "response"}
+    assert job.carried == {"context": "context"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -91,7 +91,9 @@ def test_inputs_name_shards_once_sorted_and_without_hidden_ones(
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        pytest.param("notes.txt", "expected a file that ends in .parquet", id="another-suffix"),
+        pytest.param(
+            "notes.txt", r"ends in .parquet, .jsonl or .ndjson \(.gz, .zst\): ", id="another-suffix"
+        ),
         pytest.param("missing.jsonl", "no .parquet, .jsonl", id="missing-file"),
         pytest.param("missing/*.jsonl", "no .parquet, .jsonl", id="glob-without-a-match"),
         pytest.param("*.txt", "no .parquet, .jsonl", id="glob-of-another-suffix"),

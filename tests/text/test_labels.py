@@ -296,3 +296,16 @@ def test_labels_that_an_input_cannot_have_are_refused(
 def test_a_column_whose_name_has_a_comma_is_one_column() -> None:
     row = {"prompt": Q, "response": "a", "y,z": 3}
     assert by_text(row, "y,z") == {"response a": 3}
+
+
+def test_a_column_of_several_declared_labels_is_read_in_all_rows() -> None:
+    row: Row = dict(NAMED["code-ultrafeedback"].example)
+    layout, given = layout_of(row), {"rating": "annotations[].rating"}
+    (label,) = resolve(given, layout, of_rows([row])).values()
+    assert (label.low, label.high) == (1, 5)
+    for preference in ("complexity", "style"):
+        one = row | {"preference": preference}
+        assert values_of(one, label, candidates_of(one, layout)) == [5, 1]
+    assert set(resolve({"auto": "auto"} | given, layout, of_rows([row]))) == {
+        *("complexity", "style", "explanation", "instruction_following", "readability", "rating")
+    }

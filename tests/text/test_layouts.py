@@ -7,6 +7,7 @@ import pytest
 from armo_ray.errors import ConfigError
 from armo_ray.text.conversations import candidates_of
 from armo_ray.text.detect import detect
+from armo_ray.text.input_columns import of_names, of_rows
 from armo_ray.text.layouts import Layout
 
 NAMES = {
@@ -152,3 +153,145 @@ def test_the_layout_option_chooses_among_several(kind: str, parts: str) -> None:
 def test_a_row_counts_as_many_candidates_as_it_is_parsed_into(row: dict[str, Any], count: int) -> None:
     layout = detect(row)
     assert layout.count(row) == len(candidates_of(row, layout)) == count
+
+
+DOLLY = {"instruction": "Who was late?", "context": "The ferry came late.", "response": "The ferry."}
+WHOLE = [{"role": "user", "content": "q"}, MESSAGE]
+
+
+@pytest.mark.parametrize("kind", ["auto", "dolly", "rollouts"])
+def test_a_column_that_is_ignored_is_no_part_of_the_prompt(kind: str) -> None:
+    row = DOLLY | {"category": "qa", "system": "Be brief.", "tools": "[]"}
+    layout = detect(of_rows([row]), kind, ignored=["context", "system", "tools"])
+    assert (layout.columns, layout.ignored) == (
+        {"prompt": "instruction", "response": "response"},
+        ("context", "system", "tools"),
+    )
+    (candidate,) = candidates_of(row, layout)
+    assert candidate.prompt == [{"role": "user", "content": "Who was late?"}]
+    assert Layout.of_record(layout.record()) == layout
+
+
+@pytest.mark.parametrize(
+    ("row", "ignored", "name", "columns"),
+    [
+        pytest.param(
+            {"instruction": "i", "input": "x", "history": [["a", "b"]], "output": "o"},
+            ["input", "history"],
+            "alpaca",
+            {"prompt": "instruction", "response": "output"},
+            id="optional-roles",
+        ),
+        pytest.param(
+            {"query": "i", "input": "x", "response": "o"},
+            ["input"],
+            None,
+            {"prompt": "query", "response": "response"},
+            id="without-a-name",
+        ),
+        pytest.param(
+            {"prompt": "p", "reward": 1.0, "input": "i", "output": "o"},
+            ["input"],
+            None,
+            {"prompt": "prompt", "response": "output"},
+            id="the-prompt-of-a-named-layout",
+        ),
+        pytest.param(
+            {"input": "i", "output": "o", "reward": 1.0},
+            ["reward"],
+            "openrlhf",
+            {"prompt": "input", "response": "output"},
+            id="recognized-by-it",
+        ),
+        pytest.param(
+            {"prompt": "p", "chosen": WHOLE, "rejected": WHOLE},
+            ["prompt"],
+            None,
+            {"chosen": "chosen", "rejected": "rejected"},
+            id="prompt-beside-whole-conversations",
+        ),
+        pytest.param(
+            {**DOLLY, "answers": ["a"]},
+            ["answers"],
+            "dolly",
+            {"prompt": "instruction", "input": "context", "response": "response"},
+            id="what-made-it-ambiguous",
+        ),
+        pytest.param(
+            {"prompt": "p", "response": "r", "output": "o"},
+            ["response"],
+            None,
+            {"prompt": "prompt", "response": "output"},
+            id="another-response",
+        ),
+        pytest.param(
+            {"messages": WHOLE, "tools": "[]"}, ["tools"], None, {"messages": "messages"}, id="tools"
+        ),
+        pytest.param(
+            {
+                "input": {"messages": WHOLE[:1], "tools": []},
+                "preferred_output": WHOLE,
+                "a.b": 1,
+                "a": {"b": 1},
+            }
+            | {"non_preferred_output": WHOLE},
+            ["a"],
+            "openai-preference",
+            {
+                "prompt": "input.messages",
+                "chosen": "preferred_output",
+                "rejected": "non_preferred_output",
+                "tools": "input.tools",
+            },
+            id="paths-elsewhere",
+        ),
+    ],
+)
+def test_a_layout_goes_on_without_the_columns_that_are_ignored(
+    row: dict[str, Any], ignored: list[str], name: str | None, columns: dict[str, str]
+) -> None:
+    layout = detect(of_rows([row]), ignored=ignored)
+    assert (layout.name, layout.columns) == (name, columns)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "options", "message"),
+    [
+        pytest.param(
+            "response",
+            {},
+            r"--ignore: the layout dolly \(rollouts\) reads response as the response\. Without it: unknown layout: "
+            r"the input has the columns context, instruction besides response",
+            id="response",
+        ),
+        pytest.param("instruction", {}, r"reads instruction as the prompt", id="only-prompt"),
+        pytest.param(
+            "instruction",
+            {"kind": "dolly"},
+            r"the prompt.*layout dolly: no instruction; the input has",
+            id="named",
+        ),
+        pytest.param("contxt", {}, r"--ignore contxt: no column contxt; did you mean context\?", id="typo"),
+        pytest.param(
+            "context",
+            {"overrides": {"input": "context"}},
+            r"--ignore context: --column input=context reads it",
+            id="contradiction",
+        ),
+    ],
+)
+def test_a_column_that_cannot_be_ignored_is_refused(
+    ignored: str, options: dict[str, Any], message: str
+) -> None:
+    for columns in (of_rows([DOLLY]), of_names(DOLLY)):
+        with pytest.raises(ConfigError, match=message):
+            detect(columns, ignored=[ignored], **options)
+
+
+def test_a_column_that_only_rows_which_were_not_read_may_have_can_be_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert detect(of_rows([DOLLY]), ignored=["system"]).ignored == ("system",)
+    assert "--ignore system: no row that was sampled has a column system" in caplog.text
+    with pytest.raises(ConfigError, match="no column system"):
+        detect(of_names(DOLLY), ignored=["system"])
