@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
@@ -57,9 +58,19 @@ def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
     if model.fingerprint != recorded:
         raise ConfigError(
             f"{name}: its fingerprint is {model.fingerprint}, but the hidden states in {hidden.outputs[0]} are of "
-            f"{metadata['model']} with fingerprint {recorded}: give its files with --model"
+            f"{metadata['model']} with fingerprint {recorded}: {_way(options, metadata)}"
         )
     return model
+
+
+def _way(options: FitOptions, metadata: Mapping[str, Any]) -> str:
+    """What to do about files that are not those of the hidden states."""
+    if options.model is None:
+        return "its files have changed: give the ones that were read with --model"
+    return (
+        f"leave --model out, or give the files of {metadata['model']}; a fingerprint is of the head too, so embed all "
+        f"rows of a fit with one model"
+    )
 
 
 def _family(hidden: HiddenOutputs) -> Family:

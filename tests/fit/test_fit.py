@@ -349,7 +349,7 @@ def test_hidden_states_of_two_models_are_refused(hidden: Path, tmp_path: Path) -
         fit([hidden, other], tmp_path / "model")
     with pytest.raises(ConfigError, match="of different runs cannot be used together: model_fingerprint"):
         fit([hidden], tmp_path / "model", pairs=[str(other)])
-    with pytest.raises(ConfigError, match=r"its fingerprint is .* give its files with --model"):
+    with pytest.raises(ConfigError, match=r"its fingerprint is .*: leave --model out, or give the files of "):
         fit([hidden], tmp_path / "model", model=str(tmp_path / "other"))
 
 
