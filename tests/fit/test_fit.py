@@ -100,7 +100,7 @@ def test_fit_json_and_card_tell_of_data_and_held_out_prompts(fitted: Path, hidde
 @pytest.mark.nightly
 def test_one_reward_is_fitted_to_pairs_without_labels(tiny_model: Path, tmp_path: Path) -> None:
     rows = rated_rows(250)
-    outputs = [embed_rows(tiny_model, tmp_path / "in", rows, label={}, ignore=["label"])]
+    outputs = [embed_rows(tiny_model, tmp_path / "in", rows, label={})]
     facts = fit(outputs, tmp_path / "model", head="bradley-terry")
     model = inspect(str(tmp_path / "model"))
     assert (model.family.name, model.reward_names) == ("classifier", ("reward",))
