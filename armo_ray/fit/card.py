@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from armo_ray.fit.student import poor_order
 from armo_ray.formatting.numbers import number, percent
 from armo_ray.formatting.templates import render
 from armo_ray.version import __version__
@@ -21,7 +22,7 @@ _GATES = {
     "constant": "Fixed weights, the same for every prompt, fitted to pairs.",
     "mlp": "Weights that depend on the prompt, by a network fitted to pairs.",
     "teacher": "Weights that depend on the prompt, by a network fitted to the gates of the larger model.",
-    "teacher-constant": "Fixed weights: those of the rewards in the score of the larger model.",
+    "teacher-constant": "Fixed weights, the same for every prompt: those of the larger model.",
     "none": "There is one reward, and no gate.",
 }
 
@@ -51,10 +52,25 @@ def card(title: str, facts: Mapping[str, Any]) -> str:
         gate=_gate(facts),
         has_gate_figure="gates.svg" in facts["figures"],
         held_out_rows=[_accuracy(row) for row in facts["held_out"]],
+        no_table=no_table(facts),
         teacher_rows=list(_teacher(facts)),
+        poor_order=poor_order((facts.get("teacher") or {}).get("agreement", {})),
         data_rows=[[f"`{row['output']}`", row["use"], number(row["rows"])] for row in facts["data"]],
         count_rows=list(_counts(facts)),
         dropped=", ".join(f"`{name}`" for name in facts["dropped_tensors"]) or "nothing",
+    )
+
+
+def no_table(facts: Mapping[str, Any]) -> str:
+    """Why there is no table of held-out pairs though there are pairs; else empty."""
+    if facts["held_out"] or not facts["pairs"]["used"]:
+        return ""
+    pairs = facts["pairs"]
+    if not facts["test_fraction"]:
+        return "No pair was held out, as the test fraction is 0: nothing tells how often this model is right."
+    return (
+        f"Of {pairs['used']:,} pairs {pairs['tested']:,} are held out and {pairs['fitted']:,} are there to fit to: too "
+        f"few to tell how often this model is right."
     )
 
 

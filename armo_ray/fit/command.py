@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.fit.card import card
+from armo_ray.fit.card import card, no_table
 from armo_ray.fit.checkpoint import FittedHead, check_room, dropped_tensors, write_checkpoint
 from armo_ray.fit.inputs import Inputs, label_job, open_inputs
 from armo_ray.fit.labelled import check_rows
@@ -20,6 +20,7 @@ from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
 from armo_ray.fit.rewards import fit_one, fit_several, fit_student
 from armo_ray.fit.spans import ROWS, TaskRunner, engine, in_order, spans_of
+from armo_ray.fit.student import poor_order
 from armo_ray.fit.teacher import content_of
 from armo_ray.fit.work import clear, work_folder
 from armo_ray.fitting.held_out import HEAD, Accuracy, table_rows
@@ -51,7 +52,7 @@ def run(options: FitOptions) -> None:
     inputs = open_inputs(options)
     identity = identity_of(options, inputs)
     if fitted_before(output, identity):
-        logger.info("%s: is there already, of the same inputs and options", output)
+        logger.info("%s: already complete: a fit of the same inputs and options", output)
         clear(options.output)
         return
     check_room(output)
@@ -68,7 +69,11 @@ def run(options: FitOptions) -> None:
         else:
             fit = fit_several(options, inputs, pairs, work, run_tasks)
         facts["pairs"] |= fit.facts.pop("pairs_split")
-        facts |= {**about(options, inputs, fit.head), **fit.facts, "figures": sorted(fit.figures)}
+        facts |= {
+            **about(options, inputs, fit.head, bool(len(pairs))),
+            **fit.facts,
+            "figures": sorted(fit.figures),
+        }
         facts["fingerprint"] = fingerprint_of(identity)
         texts = {name: chart.standalone() for name, chart in fit.figures.items()}
         texts |= {FACTS: json.dumps(facts, indent=2) + "\n", "README.md": card(output.name, facts)}
@@ -131,7 +136,7 @@ def read_pairs(
     learned = options.target_scores is not None  # as the larger model's gate is, nothing is fitted to pairs
     spans = [] if learned else spans_of(hidden, options.task_rows or ROWS)
     found = []
-    for batch in in_order("pairs", job, spans, run_tasks):
+    for batch in in_order("looking for pairs", job, spans, run_tasks):
         for span, result in batch:
             check_rows(span, result.rows)
             found.append(result)
@@ -142,6 +147,8 @@ def read_pairs(
             logger.warning("%s pairs dropped: %s, such as that of %s", number(len(names)), what, names[0])
     if options.pairs and not len(pairs):
         raise ConfigError(f"--pairs {hidden.outputs[0]}: no row has both a chosen and a rejected answer")
+    if spans:
+        logger.info("pairs: %s of %s prompts", number(len(pairs)), number(len(set(pairs.prompt_ids))))
     facts = {
         "pairs": {
             "used": len(pairs),
@@ -155,7 +162,7 @@ def read_pairs(
     return pairs, facts
 
 
-def about(options: FitOptions, inputs: Inputs, head: FittedHead) -> dict[str, Any]:
+def about(options: FitOptions, inputs: Inputs, head: FittedHead, paired: bool) -> dict[str, Any]:
     """Facts of the backbone, the outputs and the options."""
     metadata, model = inputs.labelled.metadata, inputs.model
     return {
@@ -170,17 +177,17 @@ def about(options: FitOptions, inputs: Inputs, head: FittedHead) -> dict[str, An
             "dtype": metadata["hidden"]["dtype"],
             "model_type": model.config.get("model_type"),
         },
-        "data": [*_data(inputs.labelled, _use(options, inputs)), *_data(inputs.pairs, "pairs")],
+        "data": [*_data(inputs.labelled, _use(options, inputs, paired)), *_data(inputs.pairs, "pairs")],
         "dropped_tensors": dropped_tensors(model),
     }
 
 
-def _use(options: FitOptions, inputs: Inputs) -> str:
+def _use(options: FitOptions, inputs: Inputs, paired: bool) -> str:
     if options.target_scores is not None:
         return "rewards of the larger model"
     if options.head == "bradley-terry":
         return "nothing" if inputs.pairs else "pairs"
-    return "labels" if inputs.pairs else "labels and pairs"
+    return "labels" if inputs.pairs or not paired else "labels and pairs"
 
 
 def _data(hidden: HiddenOutputs | None, use: str) -> list[Mapping[str, Any]]:
@@ -217,4 +224,12 @@ def summary(output: Path, facts: Mapping[str, Any]) -> str:
         lines += ["", text_table(head, cells)]
     if facts["held_out"]:
         lines += ["", text_table(HEAD, table_rows(map(accuracy_of, facts["held_out"])))]
+    if missing := no_table(facts):
+        lines += ["", missing]
+    if facts.get("teacher"):
+        agreement = facts["teacher"]["agreement"]
+        order = text_table(
+            ("order of held-out rows", "value"), [[k, number(v)] for k, v in agreement.items()]
+        )
+        lines += ["", order, *filter(None, [poor_order(agreement)])]
     return "\n".join(lines)

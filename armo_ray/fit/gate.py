@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
 
 CHOOSING_FOLD = 0  # of the fitted pairs: `auto` chooses on it, so that test pairs only measure
+UNEVEN = 2.0  # times the smallest standard deviation, from which rewards of equal weights count unequally
 _DEAD = -30.0  # logarithm of the weight of a reward that counts for nothing, beside those of others
 _SMALL = 1e-3  # penalty on free weights, relative; a little, for rewards that are all alike
 LINEAR_COST = 2e10  # pairs times the square of a hidden state's size: a second of a core a pass, of about 300
@@ -50,6 +51,23 @@ def without_pairs(rewards: Objectives, asked: str, tested: int = 0) -> Chosen:
     shares = {rewards.names[k]: 1 / len(live) for k in live}
     facts = {"kind": "uniform", "why": why, "beta": None, "weights": shares}
     return Chosen(with_dead(gate, rewards.dead), facts, {})
+
+
+def uneven(rewards: Objectives) -> str:
+    """What equal weights hide: without declared ranges, the label with the largest numbers decides. Else empty."""
+    live = _live(rewards)
+    labels = rewards.facts["objectives"]
+    if len(live) < 2 or all(labels[k]["scale"] is not None for k in live):
+        return ""
+    spread = (rewards.sample.predicted @ rewards.transform)[:, live].std(axis=0)
+    if spread.max() <= UNEVEN * spread.min():
+        return ""
+    most, least = (rewards.names[live[int(of(spread))]] for of in (np.argmax, np.argmin))
+    return (
+        f"Equal weights of rewards whose spread is not equal: {most} (standard deviation {spread.max():.3g}) decides "
+        f"the score more than {least} ({spread.min():.3g}) does; --scale NAME=LOW:HIGH gives labels one range, and "
+        f"pairs fit weights to them."
+    )
 
 
 def _live(rewards: Objectives) -> list[int]:
@@ -88,13 +106,13 @@ def choose_gate(options: FitOptions, rewards: Objectives, pairs: Pairs, split: S
     gate = gate_choice.fit_gate(kind, fitted, options.seed)
     tried = {kind: gate}
     needed = gate_choice.needed_pairs(len(names))
-    for other in ("uniform", "constant", *(["mlp"] if options.gate == "auto" and len(pairs.gates) else [])):
+    networks = ["mlp"] if options.gate == "auto" and len(pairs.gates) else []
+    for other in ("uniform", "constant", *networks) if len(names) > 1 else ():
         if other not in tried and len(fitted.of) >= needed[other]:
             tried[other] = gate_choice.fit_gate(other, fitted, options.seed)
-    scored = {
-        "longer answer": longer(pairs),
-        "equal weights, rewards as they are": Scored(raw[:, live].mean(axis=1), None),
-    }
+    scored = {"longer answer": longer(pairs)}
+    if (rewards.transform != np.eye(len(rewards.names))).any():
+        scored["equal weights, rewards as they are"] = Scored(raw[:, live].mean(axis=1), None)
     labels = {"uniform": "equal weights", "constant": "constant weights", "mlp": "network"}
     for k in (k for k in labels if k in tried):
         factor = tried[k].beta if k == "mlp" else None
@@ -149,6 +167,8 @@ def _choose(
     seed: int,
 ) -> tuple[str, str]:
     """The kind of gate that is better on some of the pairs that are not tested, and why."""
+    if whole.differences.shape[1] == 1:
+        return "uniform", "There is one reward, whose weight is 1."
     needed = gate_choice.needed_pairs(whole.differences.shape[1])
     count = int((fitted | choosing).sum())
     if count < needed["constant"]:

@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import advice
@@ -57,9 +58,19 @@ def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:
     if model.fingerprint != recorded:
         raise ConfigError(
             f"{name}: its fingerprint is {model.fingerprint}, but the hidden states in {hidden.outputs[0]} are of "
-            f"{metadata['model']} with fingerprint {recorded}: give its files with --model"
+            f"{metadata['model']} with fingerprint {recorded}: {_way(options, metadata)}"
         )
     return model
+
+
+def _way(options: FitOptions, metadata: Mapping[str, Any]) -> str:
+    """What to do about files that are not those of the hidden states."""
+    if options.model is None:
+        return "its files have changed: give the ones that were read with --model"
+    return (
+        f"leave --model out, or give the files of {metadata['model']}; a fingerprint is of the head too, so embed all "
+        f"rows of a fit with one model"
+    )
 
 
 def _family(hidden: HiddenOutputs) -> Family:
@@ -92,11 +103,12 @@ def objectives_of(options: FitOptions, hidden: HiddenOutputs) -> tuple[str, ...]
             f"{hidden.outputs[0]}: it holds no labels: run armo-ray embed with --label NAME=COLUMN, or fit one reward "
             f"to pairs with --head bradley-terry"
         )
-    for name in (*options.objective, *options.scale):
+    asked = [("objective", name) for name in options.objective] + [
+        ("--scale", name) for name in options.scale
+    ]
+    for what, name in asked:
         if name not in known:
-            raise ConfigError(
-                f"objective {name}: no such label in {hidden.outputs[0]}; {advice(name, known)}"
-            )
+            raise ConfigError(f"{what} {name}: no such label in {hidden.outputs[0]}; {advice(name, known)}")
     names = options.objective or known
     if unused := sorted(set(options.scale) - set(names)):
         raise ConfigError(f"--scale {unused[0]}: it is none of the objectives {', '.join(names)}")
@@ -150,6 +162,12 @@ def label_job(
         raise ConfigError(
             f"--verbosity {options.verbosity}: it is the only objective, and the one that others must not follow has "
             f"no weight of its own: give another --objective, or --verbosity none"
+        )
+    weighted = [name for name in names if name != options.verbosity]
+    if teacher is None and len(weighted) == 1 and options.gate in ("constant", "mlp"):
+        raise ConfigError(
+            f"--gate {options.gate}: {weighted[0]} is the only reward in the score, whose weight is 1: leave --gate "
+            f"out, or give another --objective"
         )
     return LabelJob(
         names,

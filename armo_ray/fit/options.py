@@ -65,7 +65,7 @@ class FitOptions(DatedOptions):
     head: Annotated[Literal["armorm", "bradley-terry"], Help("the head")] = "armorm"
     """A reward for each label and a gate, or one reward from pairs alone."""
     gate: Annotated[Literal["auto", "uniform", "constant", "mlp"], Help("the head")] = "auto"
-    """auto: mlp if it is better on held-out pairs than constant weights; uniform is fitted to none."""
+    """auto: mlp if it is better on held-out pairs than constant weights; mlp needs 1,000 pairs."""
     pairs: Annotated[Places, Help("the head", "OUT")] = ()
     """Outputs with chosen and rejected; default: OUT, if it has them."""
     verbosity: Annotated[Name, Help("the head", "NAME")] = "length"

@@ -1,5 +1,6 @@
 """A head with all that there is to say of it: one reward from pairs, or several from labels with a gate."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from armo_ray.errors import ConfigError
 from armo_ray.fit import figures, student
 from armo_ray.fit.checkpoint import FittedHead
-from armo_ray.fit.gate import choose_gate, without_pairs
+from armo_ray.fit.gate import choose_gate, uneven, without_pairs
 from armo_ray.fit.held_out_table import Scored, Split, fit_linear, log_odds, longer, split_of, table
 from armo_ray.fit.inputs import Inputs, label_job
 from armo_ray.fit.labelled import is_tested
@@ -21,6 +22,8 @@ from armo_ray.fit.teacher import read_teacher
 from armo_ray.fitting.gates import weights_of
 from armo_ray.fitting.held_out import Accuracy
 from armo_ray.formatting.svg import Chart
+
+logger = logging.getLogger(__name__)
 
 DRAWN = 5_000  # prompts of a figure
 
@@ -46,6 +49,9 @@ def fit_several(options: FitOptions, inputs: Inputs, pairs: Pairs, work: str, ru
     else:
         chosen = without_pairs(fitted, options.gate, len(pairs))
     gate = chosen.gate
+    if gate.kind == "uniform" and (told := uneven(fitted)):
+        logger.warning("%s", told)
+        chosen.facts["why"] = f"{chosen.facts['why']} {told}".strip()
     charts: dict[str, Chart | None] = {
         "objectives.svg": figures.correlations(fitted.names, fitted.sample.predicted)
     }
@@ -76,13 +82,16 @@ def fit_student(options: FitOptions, inputs: Inputs, work: str, run_tasks: TaskR
         )
     learned = student.gate_of(teacher, spans, run_tasks, job.size, *split)
     ranks = student.agreement(teacher, fitted, learned, spans, run_tasks, split)
+    if poor := student.poor_order(ranks):
+        logger.warning("%s", poor)
+    formula = student.formula_of(teacher.names, learned.transform)
     gate = learned.gate
     facts = {
         **fitted.facts,
         "pairs_split": {},
         "held_out": [],
         "gate": {"kind": gate.kind, "temperature": gate.temperature, **learned.facts},
-        "teacher": {"output": teacher.uri, "model": teacher.model, "agreement": ranks},
+        "teacher": {"output": teacher.uri, "model": teacher.model, "agreement": ranks, "formula": formula},
     }
     head = FittedHead(
         "armorm", fitted.names, fitted.weights, learned.transform, gate.layers, gate.temperature

@@ -1,6 +1,6 @@
 """A head that learns the rewards and gates of a larger model, and how far its order of rows is the larger model's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from armo_ray.measures.agreement import pairs_of, spearman
 PROMPTS = 50_000  # that the network learns from
 KENDALL = 2_000  # rows, all pairs of which are compared
 SHARES = (0.01, 0.1)  # of the rows, the best
+LEAST_BEST = 5  # rows that such a share must be to say something
+POOR = 0.9  # Spearman's correlation below which the order is not the larger model's
+_EQUAL = 1e-3  # between prompts: weights that differ less are the same for all
 
 Array = npt.NDArray[np.float64]
 
@@ -91,10 +94,16 @@ def gate_of(
             f"learn its rewards as labels instead"
         )
     scale = float(totals.mean())
+    transform = scale * np.array(teacher.transform, np.float64)
+    shares = found.gating / totals[:, None]
+    if float(np.ptp(shares, axis=0).max()) < _EQUAL:
+        shared = shares.mean(axis=0)
+        weights_by_name = dict(zip(teacher.names, shared.tolist(), strict=True))
+        gate = constant_gate("teacher-constant", shared, size, 0.0)
+        return Learned(gate, transform, {"prompts": len(totals), "weights": weights_by_name})
     from armo_ray.fitting.network import fit_to_weights  # torch
 
-    layers = fit_to_weights(found.states, found.gating / totals[:, None], TEMPERATURE, seed)
-    transform = scale * np.array(teacher.transform, np.float64)
+    layers = fit_to_weights(found.states, shares, TEMPERATURE, seed)
     return Learned(Gate("teacher", layers, TEMPERATURE, 0.0), transform, {"prompts": len(totals)})
 
 
@@ -164,9 +173,33 @@ def measures(ranked: Ranked) -> dict[str, Any]:
     if (teacher != 0).any():
         found["pairs of one prompt in the same order"] = float((teacher == student)[teacher != 0].mean())
     for share in SHARES:
+        if round(share * count) < LEAST_BEST:
+            continue
         kept = top_kept(ranked.teacher, ranked.student, share)
         found[f"share of the best {share:.0%} that is kept"] = kept
     return found
+
+
+def poor_order(agreement: Mapping[str, Any]) -> str:
+    """A warning where the order of held-out rows is not the larger model's; else an empty text."""
+    if (rank := agreement.get("Spearman", 1.0)) is not None and rank >= POOR:
+        return ""
+    known = "not known, as all scores of one model are equal" if rank is None else f"{rank:.3f}"
+    return (
+        f"the order of held-out rows is not that of the larger model: Spearman's correlation is {known}. Embed more "
+        f"rows, or take a larger backbone, before this model stands in for it"
+    )
+
+
+def formula_of(names: Sequence[str], transform: Array) -> list[str]:
+    """What enters the score for each reward that is not taken as it is, in words."""
+    lines = []
+    for j, name in enumerate(names):
+        column = transform[:, j]
+        if np.abs(column - np.eye(len(names))[j]).max() > 1e-6:
+            terms = [f"{w:+.4g} `{names[i]}`" for i, w in enumerate(column) if w]
+            lines.append(f"for `{name}`: {' '.join(terms) or '0'}")
+    return lines
 
 
 def kendall(a: Array, b: Array) -> float | None:

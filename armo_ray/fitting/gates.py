@@ -44,12 +44,12 @@ class Recipe(NamedTuple):
 
     hidden_layers: int = 1
     width: int = 256
-    steps: int = 2000
+    steps: int = 1000  # at most
     batch: int = 1024  # pairs, or prompts
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     dropout: float = 0.2
-    every: int = 100  # steps between validations
+    every: int = 25  # steps between validations
     validation: int = 10  # one prompt in so many is not trained on
     patience: int = 8  # validations without a better one before training ends
 

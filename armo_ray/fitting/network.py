@@ -1,6 +1,9 @@
 """Training of a gate's network: standardized hidden states, AdamW with a cosine, the step of least validation loss."""
 
+import logging
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -11,11 +14,19 @@ import torch.nn.functional as F
 from armo_ray.fitting.gates import RECIPE, Layers, Recipe
 from armo_ray.fitting.statistics import Floats
 
+logger = logging.getLogger(__name__)
+
 Tensor = torch.Tensor
 Prompts = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 
 _BLOCK = 8192  # rows at a time, where all are read
+_THREAD = (
+    1 << 27
+)  # multiplications of a step that occupy a thread: with fewer, threads mostly wait for each other
+_GAIN = 1e-4  # of the loss: a smaller one is none
+_LEAST = 1e-6  # weight at the start
+_LOGGED = 10.0  # seconds between lines
 
 
 def fit_to_pairs(
@@ -58,7 +69,8 @@ def fit_to_weights(
             -(targets[torch.from_numpy(rows)] * (logits / temperature).log_softmax(dim=1)).sum(dim=1).mean()
         )
 
-    return _trained(prompts, np.arange(len(prompts)), weights.shape[1], loss, seed, recipe)
+    start = temperature * np.log(np.maximum(weights.mean(axis=0), _LEAST))
+    return _trained(prompts, np.arange(len(prompts)), weights.shape[1], loss, seed, recipe, start)
 
 
 def _trained(
@@ -68,6 +80,7 @@ def _trained(
     loss: Callable[[Tensor, Index], Tensor],
     seed: int,
     recipe: Recipe,
+    start: Floats | None = None,
 ) -> Layers:
     """Train on the rows of most prompts, and keep the layers with the least loss on those of the others."""
     mean, deviation = _moments(prompts)
@@ -79,35 +92,93 @@ def _trained(
     def batch(chosen: Index) -> Tensor:
         return torch.from_numpy((prompts[of[chosen]] - mean) / deviation)
 
-    with torch.random.fork_rng(devices=[]):
+    size = min(recipe.batch, len(rows)) * prompts.shape[1] * recipe.width
+    with torch.random.fork_rng(devices=[]), _threads(size // _THREAD):
         torch.manual_seed(seed)
-        layers = _layers(prompts.shape[1], outputs, recipe)
+        layers = _layers(prompts.shape[1], outputs, recipe, start)
         parameters = list(layers.parameters())
         optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
-        best, least, since = _copied(layers), np.inf, 0
+        progress = _Progress(recipe, layers)
         for step, chosen in enumerate(_batches(rows, recipe, order), start=1):
             optimizer.zero_grad()
-            loss(layers(batch(chosen)), chosen).backward()
+            fitted = loss(layers(batch(chosen)), chosen)
+            fitted.backward()
             optimizer.step()
             schedule.step()
-            if (step % recipe.every == 0 or step == recipe.steps) and len(validation):
-                now = _mean_loss(layers, batch, loss, validation)
-                best, least, since = (_copied(layers), now, 0) if now < least else (best, least, since + 1)
-                if since == recipe.patience:
+            progress.add(float(fitted.detach()))
+            if step % recipe.every == 0 or step == recipe.steps:
+                now = _mean_loss(layers, batch, loss, validation) if len(validation) else None
+                if progress.is_over(step, now):
                     break
-    return _folded(best if len(validation) else _copied(layers), mean, deviation)
+    return _folded(progress.best if len(validation) else _copied(layers), mean, deviation)
 
 
-def _layers(size: int, outputs: int, recipe: Recipe) -> torch.nn.Sequential:
-    """The network; its last layer begins at 0, so that all weights begin equal."""
+class _Progress:
+    """The best layers so far, and whether more steps are of use."""
+
+    def __init__(self, recipe: Recipe, layers: torch.nn.Sequential) -> None:
+        self.best = _copied(layers)
+        self._recipe, self._layers = recipe, layers
+        self._losses: list[float] = []
+        self._least = self._beaten = np.inf  # the least loss, and the one that counts as a gain
+        self._since, self._logged = 0, time.monotonic()
+
+    def add(self, loss: float) -> None:
+        """Take in the loss of a step."""
+        self._losses.append(loss)
+
+    def is_over(self, step: int, validation: float | None) -> bool:
+        """Take in the validation after a step. Without one, the mean loss of the steps since the last is taken."""
+        fitted, self._losses = float(np.mean(self._losses)), []
+        now = fitted if validation is None else validation
+        if now < self._least:
+            self._least = now
+            self.best = _copied(self._layers)
+        if now < self._beaten - _GAIN * abs(self._beaten) or not np.isfinite(self._beaten):
+            self._beaten, self._since = now, 0
+        else:
+            self._since += 1
+        over = self._since >= self._recipe.patience or step == self._recipe.steps
+        if over or time.monotonic() - self._logged > _LOGGED:
+            self._logged = time.monotonic()
+            other = (
+                ""
+                if validation is None
+                else f", of validated prompts {validation:.4f}, at best {self._least:.4f}"
+            )
+            how = (
+                " at most"
+                if not over
+                else "; trained"
+                if step == self._recipe.steps
+                else "; no longer better"
+            )
+            logger.info("gate: step %d of %d%s: loss %.4f%s", step, self._recipe.steps, how, fitted, other)
+        return over
+
+
+@contextmanager
+def _threads(wanted: int) -> Iterator[None]:
+    """As many threads, but at least one, and no more than there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(wanted, before)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _layers(size: int, outputs: int, recipe: Recipe, start: Floats | None) -> torch.nn.Sequential:
+    """The network; its last layer begins at 0, or at the given biases: all prompts begin with the same weights."""
     widths = [size, *[recipe.width] * recipe.hidden_layers]
     parts: list[torch.nn.Module] = []
     for wide_in, wide_out in pairwise(widths):
         parts += [torch.nn.Linear(wide_in, wide_out), torch.nn.ReLU(), torch.nn.Dropout(recipe.dropout)]
     last = torch.nn.Linear(widths[-1], outputs)
     torch.nn.init.zeros_(last.weight)
-    torch.nn.init.zeros_(last.bias)
+    with torch.no_grad():
+        last.bias.copy_(torch.from_numpy(np.zeros(outputs) if start is None else start))
     return torch.nn.Sequential(*parts, last)
 
 

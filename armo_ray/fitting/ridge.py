@@ -7,6 +7,7 @@ statistics.
 """
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -63,15 +64,19 @@ def ridge(
     Raises:
         ConfigError: An objective has no labels, only one value, fewer rows than hidden units, or rows in only one fold;
             its hidden states predict it no better than its mean does; or its best penalty is at an edge of the grid.
+            All such objectives are named at once.
     """
     ways = dict.fromkeys(stats.names, "leave it out") | dict(without or {})
-    _check_labels(stats, allow_few, ways)
+    problems = {name: _label_problem(stats, k, allow_few, ways[name]) for k, name in enumerate(stats.names)}
+    sound = [k for k, name in enumerate(stats.names) if not problems[name]]
+    if not sound:
+        raise _refusal(problems, without or {})
     flush(stats)
     grid, count = np.array(alphas, np.float64), len(stats.names)
     squared, fits = np.zeros((count, len(grid))), np.zeros((count, len(grid), 3))
     paths = np.zeros((stats.folds, count, stats.size))
     weights, best, r2 = np.zeros((count, stats.size)), np.zeros(count, np.int64), np.zeros(count)
-    for support, objectives in _supports(stats).items():
+    for support, objectives in _supports(stats, sound).items():
         solved = []
         for fold in range(stats.folds):
             own = _gram(stats, support, [fold])
@@ -81,64 +86,77 @@ def ridge(
                 squared[k], fits[k] = squared[k] + errors, fits[k] + sums
             solved.append(solutions)
         for place, k in enumerate(objectives):
-            best[k], r2[k] = _choose(stats, k, grid, squared[k], ways)
+            r2s = _r2(stats, k, squared[k])
+            best[k], r2[k] = int(np.argmax(r2s)), float(r2s.max())
+            problems[stats.names[k]] = _penalty_problem(grid, r2s, ways[stats.names[k]])
             paths[:, k] = [solutions[place][best[k]] for solutions in solved]
         chosen = grid[best[list(objectives)]]
         final = _solutions(stats, support, objectives, list(range(stats.folds)), chosen)
         for place, k in enumerate(objectives):
             weights[k] = final[place][place]
         logger.info("fitted %s", ", ".join(f"{stats.names[k]} (R2 {r2[k]:.4f})" for k in objectives))
+    if any(problems.values()):
+        raise _refusal(problems, without or {})
     return _result(stats, grid, best, r2, weights, paths, fits)
 
 
-def _check_labels(stats: Statistics, allow_few: bool, ways: Mapping[str, str]) -> None:
-    for k, name in enumerate(stats.names):
-        rows = _rows_of(stats, k)
-        if not rows.sum():
-            raise ConfigError(f"objective {name}: none of the {stats.rows} rows has a label: {ways[name]}")
-        if stats.low[k] == stats.high[k]:
-            raise ConfigError(
-                f"objective {name}: all {rows.sum()} labels are {stats.low[k]:g}: there is nothing to learn; "
-                f"{ways[name]}"
-            )
-        if rows.sum() < stats.size and not allow_few:
-            raise ConfigError(
-                f"objective {name}: {rows.sum()} rows with a label, fewer than the {stats.size} hidden units: "
-                "label more rows, or give --allow-few"
-            )
-        if (rows > 0).sum() < 2:
-            raise ConfigError(
-                f"objective {name}: its rows are all in one fold of prompts: label more prompts"
-            )
+def _label_problem(stats: Statistics, k: int, allow_few: bool, way: str) -> str:
+    """Why nothing can be learned of a label, which is known before anything is fitted; empty if it can."""
+    rows = _rows_of(stats, k)
+    if not rows.sum():
+        return f"none of the {stats.rows} rows has a label: {way}"
+    if stats.low[k] == stats.high[k]:
+        return f"all {rows.sum()} labels are {stats.low[k]:g}: there is nothing to learn; {way}"
+    if rows.sum() < stats.size and not allow_few:
+        return (
+            f"{rows.sum()} rows with a label, fewer than the {stats.size} hidden units: label more rows, or give "
+            f"--allow-few"
+        )
+    if (rows > 0).sum() < 2:
+        return "its rows are all in one fold of prompts: label more prompts"
+    return ""
 
 
-def _choose(
-    stats: Statistics, k: int, grid: Floats, errors: Floats, ways: Mapping[str, str]
-) -> tuple[int, float]:
-    """The place of the best penalty and its R2."""
+def _r2(stats: Statistics, k: int, errors: Floats) -> Floats:
+    """R2 (A,) of each penalty."""
     every = _moments(stats, k, list(range(stats.folds)))
-    name = stats.names[k]
-    r2 = 1 - errors / (every.squares - every.labels**2 / every.rows)
+    result: Floats = 1 - errors / (every.squares - every.labels**2 / every.rows)
+    return result
+
+
+def _penalty_problem(grid: Floats, r2: Floats, way: str) -> str:
+    """Why the best of the penalties is of no use; empty if it is."""
     best = int(np.argmax(r2))
     if r2[best] <= 0:
-        raise ConfigError(
-            f"objective {name}: cross-validated R2 is {r2[best]:.4f}: the hidden states predict its labels no better "
-            f"than their mean does; check the labels, add rows or {ways[name]}"
+        return (
+            f"cross-validated R2 is {r2[best]:.4f}: the hidden states predict its labels no better than their mean "
+            f"does; check the labels, add rows or {way}"
         )
     if len(grid) > 1 and (best == len(grid) - 1 or (best == 0 and r2[0] - r2[1] > FLAT)):
         edge, more = ("largest", "larger") if best else ("smallest", "smaller")
-        raise ConfigError(
-            f"objective {name}: the best penalty is {grid[best]:g}, the {edge} that was tried (R2 {r2[best]:.4f}): "
-            f"try {more} ones, check the labels or {ways[name]}"
+        return (
+            f"the best penalty is {grid[best]:g}, the {edge} that was tried (R2 {r2[best]:.4f}): try {more} ones, "
+            f"check the labels or {way}"
         )
-    return best, float(r2[best])
+    return ""
 
 
-def _supports(stats: Statistics) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+def _refusal(problems: Mapping[str, str], without: Mapping[str, str]) -> ConfigError:
+    """All that is wrong, and the objectives that can be fitted."""
+    lines = [f"objective {name}: {problem}" for name, problem in problems.items() if problem]
+    good = [name for name, problem in problems.items() if not problem and name not in without]
+    if good:
+        lines.append(f"the others can be fitted: --objective {shlex.join(good)}")
+    return ConfigError("\n".join(lines))
+
+
+def _supports(
+    stats: Statistics, objectives: Sequence[int]
+) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """The objectives of each support, which is the sets of labels of the groups that have their rows."""
     sets = sorted({key[0] for key in stats.groups})
     supports: dict[tuple[tuple[int, ...], ...], tuple[int, ...]] = {}
-    for k in range(len(stats.names)):
+    for k in objectives:
         support = tuple(labels for labels in sets if k in labels)
         supports[support] = (*supports.get(support, ()), k)
     return supports

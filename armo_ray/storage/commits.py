@@ -5,6 +5,7 @@ left by a task that was stopped; when its unit is done again, the part is writte
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from armo_ray.storage.retries import describe_error
 from armo_ray.storage.store import Store
 
 RUN, COMMITS, SUCCESS = "_run.json", "_commits", "_SUCCESS"
+_DATA = re.compile(r"\.(parquet|jsonl|json|csv|gz|zst)$", re.IGNORECASE)
 MOST_PARTS = 10_000  # that a manifest lists itself; every command reads it
 
 
@@ -69,7 +71,15 @@ def read_run(store: Store, needed: Sequence[str] = ()) -> RunFile:
 
     Raises ConfigError if there is no such file or it lacks one of `needed`: dotted names such as identity.layout.
     """
-    run = find_run(store)
+    try:
+        run = find_run(store)
+    except NotADirectoryError:  # on a disk; an object store has no such file
+        run = None
+    if run is None and _DATA.search(store.uri):
+        raise ConfigError(
+            f"{store.uri}: a file of data, not an output of armo-ray score or embed: run one of them on it first, and "
+            f"give the directory that it writes"
+        )
     if run is None:
         raise ConfigError(f"{store.uri}: no {RUN}: not an output of armo-ray score")
     for section, _, name in (path.partition(".") for path in needed):

@@ -1,15 +1,20 @@
 """The command line: what it accepts, what it refuses, and how soon."""
 
+import json
 import os
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from armo_ray.cli.main import main
+from armo_ray.embed.options import EmbedOptions
 from armo_ray.errors import ConfigError
+from armo_ray.fit.options import FitOptions
 from armo_ray.score.config import ScoreConfig, load_config, load_configs
 from tests.support.paths import ROOT
 
@@ -122,6 +127,40 @@ def test_the_example_configurations_of_score_are_valid(name: str) -> None:
 def test_verify_tells_what_is_not_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path)]) == 2
     assert "not an output of armo-ray score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["verify"], ["report"], ["mine", "--output", "o"], ["fit", "--output", "o"], ["compare", "DATA"]],
+    ids=lambda command: command[0],
+)
+def test_a_file_of_data_where_an_output_is_expected_is_told(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}\n")
+    name, *options = [str(data) if word == "DATA" else word for word in command]
+    assert main([name, str(data), *options]) == 2
+    assert "rows.jsonl: a file of data, not an output of armo-ray score or embed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("embed.toml", EmbedOptions), ("fit.toml", FitOptions)], ids=["embed", "fit"]
+)
+def test_the_example_configurations_of_a_fit_belong_together(name: str, options: Any) -> None:
+    embed, fit = (tomllib.loads((ROOT / "jobs" / f"{of}.toml").read_text()) for of in ("embed", "fit"))
+    options.model_validate(embed if name == "embed.toml" else fit)
+    assert fit["scores"] == [embed["output"]]
+    named = EmbedOptions.model_validate(embed).label
+    assert set(fit["objective"]) == set(named)
+    (rows,) = (ROOT / path for path in embed["input"])
+    for row in map(json.loads, rows.read_text("utf-8").splitlines()):
+        for side in ("chosen", "rejected"):
+            words = row[side].split()
+            assert row[f"{side}_words"] == len(words)
+            assert row[f"{side}_the"] == [word.lower() for word in words].count("the")
+            assert row[f"{side}_commas"] == row[side].count(",")
 
 
 def test_tiny_model_writes_the_same_model_for_the_same_seed(tmp_path: Path) -> None:

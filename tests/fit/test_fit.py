@@ -19,7 +19,7 @@ from armo_ray.fit.labelled import check_rows, is_tested, sum_all
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import partners
 from armo_ray.fit.spans import engine, here, spans_of
-from armo_ray.fit.student import kendall, top_kept
+from armo_ray.fit.student import Ranked, kendall, measures, poor_order, top_kept
 from armo_ray.fit.work import MARK
 from armo_ray.fitting.statistics import to_bytes
 from armo_ray.measures.agreement import spearman
@@ -130,8 +130,8 @@ def test_equal_weights_are_measured_on_pairs_and_one_reward_has_no_figure_of_cor
         "weights": {"the": pytest.approx(1)},
     }
     assert facts["pairs"]["used"] == 300
-    assert facts["held_out"][2]["name"] == "equal weights"
-    assert facts["held_out"][2]["accuracy"] > 0.6
+    assert facts["held_out"][1]["name"] == "equal weights"
+    assert facts["held_out"][1]["accuracy"] > 0.6
     assert "objectives.svg" not in (tmp_path / "model" / "README.md").read_text()
     assert facts["figures"] == ["calibration.svg"]
 
@@ -205,7 +205,7 @@ def test_a_command_that_was_killed_as_it_ended_ends_when_it_is_run_again(
         (left / name).touch()
     caplog.set_level(logging.INFO)
     fit([hidden], fitted)
-    assert "is there already, of the same inputs and options" in caplog.text
+    assert "already complete: a fit of the same inputs and options" in caplog.text
     assert head_of(fitted) == head
     assert not left.exists()
 
@@ -300,6 +300,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"max_penalty": 1e-6},
         r"objective \w+: its rank correlation with verbosity is .* raise --max-pen",
     ),
+    "gate-of-one": (
+        {"objective": ["words"], "gate": "constant"},
+        "--gate constant: words is the only reward in the score, whose weight is 1",
+    ),
     "network": ({"gate": "mlp"}, r"--gate mlp: \d+ pairs to fit, and it needs 1000"),
 }
 
@@ -345,7 +349,7 @@ def test_hidden_states_of_two_models_are_refused(hidden: Path, tmp_path: Path) -
         fit([hidden, other], tmp_path / "model")
     with pytest.raises(ConfigError, match="of different runs cannot be used together: model_fingerprint"):
         fit([hidden], tmp_path / "model", pairs=[str(other)])
-    with pytest.raises(ConfigError, match=r"its fingerprint is .* give its files with --model"):
+    with pytest.raises(ConfigError, match=r"its fingerprint is .*: leave --model out, or give the files of "):
         fit([hidden], tmp_path / "model", model=str(tmp_path / "other"))
 
 
@@ -386,6 +390,31 @@ def test_a_student_learns_the_rewards_and_gates_of_a_larger_model(
         score_locally(model, new, tmp_path / f"new-{model.name}")
         scores.append([row["score"] for row in rows_of(tmp_path / f"new-{model.name}")])
     assert (spearman(*map(np.array, scores)) or 0) > least
+
+
+def test_weights_of_a_larger_model_that_are_the_same_for_all_prompts_are_copied(
+    fitted: Path, hidden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_locally(fitted, hidden.with_name("rows.jsonl"), tmp_path / "scores")
+    facts = fit([hidden], tmp_path / "model", target_scores=str(tmp_path / "scores"))
+    weights = json.loads((fitted / "fit.json").read_text())["gate"]["weights"]
+    assert facts["gate"]["kind"] == "teacher-constant"
+    assert facts["gate"]["weights"] == pytest.approx({**weights, "length": 0}, abs=1e-6)
+    assert facts["teacher"]["agreement"]["Spearman"] > 0.99
+    shown = capsys.readouterr().out
+    assert "order of held-out rows" in shown
+    assert "is not that of the larger model" not in shown
+    assert "for `words`: +1 `words` -" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_an_order_that_is_not_the_larger_models_is_told() -> None:
+    rng = np.random.default_rng(0)
+    a, prompts = rng.normal(size=60), np.arange(60).astype(np.uint64)
+    found = measures(Ranked(a, a + rng.normal(size=60), prompts))
+    assert "is not that of the larger model" in poor_order(found)
+    assert "share of the best 10% that is kept" in found
+    assert "share of the best 1% that is kept" not in found  # a row
+    assert poor_order(measures(Ranked(a, a, prompts))) == ""
 
 
 def test_scores_of_other_rows_teach_nothing(hidden: Path, scored_pairs: Path, tmp_path: Path) -> None:
@@ -459,6 +488,38 @@ def test_a_language_model_of_another_kind_becomes_a_reward_model(tmp_path: Path)
     scored, rows = rows_of(tmp_path / "scores"), rated_rows(250)
     words = [rows[r["source_row"]][f"{r['role']}_words"] for r in scored]
     assert np.corrcoef(words, [r["rewards"]["words"] for r in scored])[0, 1] > 0.8
+
+
+def test_without_pairs_the_card_tells_of_labels_alone_and_of_weights_that_are_not_equal_in_effect(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"prompt": row["prompt"], "response": row[side]} | {k: row[f"{side}_{k}"] for k in ("the", "words")}
+        for row in rated_rows(150)
+        for side in ("chosen", "rejected")
+    ]
+    output = embed_rows(tiny_model, tmp_path, rows, label={"the": "the", "words": "words"})
+    told = "Equal weights of rewards whose spread is not equal: words"
+    facts = fit([output], tmp_path / "model", verbosity="none")
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert [row["use"] for row in facts["data"]] == ["labels"]
+    assert told in caplog.text
+    assert told in text
+    assert "revision None" not in text
+    assert "Held-out pairs" not in text
+    scales = {"the": "0:14", "words": "0:14"}
+    assert told not in fit([output], tmp_path / "scaled", verbosity="none", scale=scales)["gate"]["why"]
+    with pytest.raises(ConfigError, match=r"--scale word: no such label in .*; did you mean words\?"):
+        fit([output], tmp_path / "other", scale={"word": "0:1"})
+
+
+def test_a_fit_that_holds_nothing_out_says_that_it_measures_nothing(
+    hidden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit([hidden], tmp_path / "model", test_fraction=0)
+    told = "No pair was held out, as the test fraction is 0: nothing tells how often this model is right."
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_pairs_that_are_too_few_or_none_are_refused(hidden: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -164,6 +164,18 @@ def test_training_again_gives_the_same_bits_and_another_seed_others() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_training_ends_once_the_loss_is_no_longer_smaller_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pairs, _ = planted(600, 0)
+    targets, threads = np.tile(uniform_weights(REWARDS), (300, 1)), torch.get_num_threads()
+    caplog.set_level("INFO")
+    fit_to_weights(pairs.prompts, targets, 10.0, recipe=Recipe(width=16, every=5, patience=2))
+    (line,) = caplog.messages
+    assert line.startswith("gate: step 15 of 1000; no longer better: loss 1.79")
+    assert torch.get_num_threads() == threads
+
+
 def test_a_network_learns_given_weights() -> None:
     pairs, _ = planted(2000, 0)
     teacher = Gate(

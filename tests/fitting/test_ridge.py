@@ -143,7 +143,24 @@ def test_a_best_penalty_at_an_edge_is_refused() -> None:
 
 def test_an_error_says_how_to_do_without_an_objective() -> None:
     rows = statistics(rows_of(400, SIZE, noise=0.2))
-    with pytest.raises(ConfigError, match=r"objective helpful: .* or give --verbosity none$"):
+    with pytest.raises(ConfigError, match=r"(?m)^objective helpful: .* or give --verbosity none$"):
         ridge(rows, [1e-6, 1e-5, 1e-4], without={"helpful": "give --verbosity none"})
-    with pytest.raises(ConfigError, match=r"objective helpful: .* or leave it out$"):
+    with pytest.raises(ConfigError, match=r"(?m)^objective helpful: .* or leave it out$"):
         ridge(rows, [1e-6, 1e-5, 1e-4], without={"safe": "give --verbosity none"})
+
+
+def test_all_that_is_wrong_is_said_at_once_and_what_would_work() -> None:
+    rows = rows_of(400, SIZE, noise=0.01)
+    count = len(rows.fold)
+    rng = np.random.default_rng(3)
+    added = [rows.labels[:, 0], np.full(count, 2.0), rng.normal(size=count), np.full(count, np.nan)]
+    names = ("good", "same", "noise", "none")
+    stats = empty(names, SIZE)
+    accumulate(stats, rows.last, np.stack(added, axis=1), rows.fold)
+    with pytest.raises(ConfigError) as error:
+        ridge(stats)
+    same, noise, none, others = str(error.value).split("\n")
+    assert same.startswith("objective same: all 400 labels are 2")
+    assert noise.startswith("objective noise: cross-validated R2 is -")
+    assert none.startswith("objective none: none of the 400 rows")
+    assert others == "the others can be fitted: --objective good"
