@@ -19,7 +19,7 @@ from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
 from armo_ray.cli.main import main
-from armo_ray.storage import readers, retries, shards
+from armo_ray.storage import retries, shards, streams
 from armo_ray.storage import store as stores
 from armo_ray.storage.commits import commit, finish, list_commits, open_run
 from armo_ray.storage.readers import Row, read_units
@@ -92,7 +92,7 @@ def planned(s3_of_module: str) -> list[Span]:
 def inputs(planned: list[Span], faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> list[Span]:
     """What was planned, to be read by many requests through the proxy."""
     monkeypatch.setattr(shards, "_AHEAD_BYTES", 1 << 17)
-    monkeypatch.setattr(readers, "_CHUNK", 1 << 15)
+    monkeypatch.setattr(streams, "CHUNK", 1 << 15)
     return planned
 
 

@@ -19,7 +19,7 @@ import pytest
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from armo_ray.errors import ConfigError
-from armo_ray.storage import readers, shards
+from armo_ray.storage import shards, streams
 from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.commits import RUN, SUCCESS, commit, finish, list_commits, open_run
 from armo_ray.storage.filesystem import in_parallel
@@ -322,7 +322,7 @@ def test_a_shard_that_goes_in_mid_read_raises_and_makes_no_rejects(
     s3: str, suffix: str, replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "_AHEAD_BYTES", 1 << 17)
-    monkeypatch.setattr(readers, "_CHUNK", 1 << 15)
+    monkeypatch.setattr(streams, "CHUNK", 1 << 15)
     rows = [{"i": i, "text": os.urandom(1000).hex()} for i in range(700)]  # 1.4 MB, more than one read
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     sink = pa.BufferOutputStream()
