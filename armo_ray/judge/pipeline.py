@@ -1,5 +1,6 @@
 """A run with a judge: read calls, ask an endpoint from a few actors, write and commit."""
 
+import gc
 import logging
 import math
 import os
@@ -89,6 +90,7 @@ class AskingActor:
             return allowance
 
         self.asker = Asker(job, renew)
+        gc.freeze()  # modules are permanent: garbage collection need not visit them
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Ask about a unit and commit it. A task for that would take a process of its own, and its start a second."""
