@@ -274,7 +274,9 @@ def test_a_key_that_expires_stops_the_run_and_is_in_no_file_and_no_message(
 def test_rows_without_a_column_that_the_judge_shows_are_rejected_on_s3_too(
     fake_chat: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("armo_ray.judge.pipeline.execute", execute_here)  # a Ray that runs has no keys of this S3
+    monkeypatch.setattr(
+        "armo_ray.judge.pipeline.execute", execute_here
+    )  # a Ray that runs has no keys of this S3
     file = tmp_path / "rating.toml"
     file.write_text(RATING.replace("{prompt}", "{prompt} {column:manual}"))
     rows: list[dict[str, Any]] = [
