@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from armo_ray.errors import ConfigError
-from armo_ray.fit.spans import BATCH, Span, TaskRunner, here, in_order, tables_of
+from armo_ray.fit.spans import BATCH, Span, TaskRunner, here, in_order, joined, tables_of
 from armo_ray.fit.teacher import Teacher, rewards_for
 from armo_ray.fit.work import read_back
 from armo_ray.fitting import statistics
@@ -251,5 +251,4 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         return (
             samples[0] if samples else Sample(*(np.empty(0, kind) for kind in ("u8", "f8", "f8", "f8", "?")))
         )
-    joined: list[Any] = [np.concatenate(values) for values in zip(*some, strict=True)]
-    return Sample(*joined)
+    return joined(some)

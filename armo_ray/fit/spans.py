@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from armo_ray.errors import ConfigError
 from armo_ray.fit.work import MARK, read_back
 from armo_ray.outputs.hidden import Hidden, HiddenOutputs, HiddenUnit, read_hidden
@@ -19,6 +21,7 @@ from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
+Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 Result = TypeVar("Result")
 # all that fits read besides hidden states: not the text and whatever else was kept
@@ -72,6 +75,12 @@ def tables_of(span: Span, gates: bool = False) -> Iterator[Hidden]:
             if unit is not None:
                 waiting.append(pool.submit(read_hidden, unit, gates, COLUMNS))
             yield hidden
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Named tuples of arrays of one kind, at least one, as a single one: array after array, along the first axis."""
+    columns: Any = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return type(parts[0])(*columns)
 
 
 def here(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from armo_ray.errors import ConfigError
 from armo_ray.fit.labelled import is_tested
 from armo_ray.fit.objectives import Objectives
-from armo_ray.fit.spans import Span, TaskRunner, in_order, tables_of
+from armo_ray.fit.spans import Span, TaskRunner, in_order, joined, tables_of
 from armo_ray.fit.teacher import Teacher, look_up, values_of
 from armo_ray.fitting.gates import TEMPERATURE, Gate, constant_gate, weights_of
 from armo_ray.fitting.sampling import hashes_of, in_fraction
@@ -52,11 +52,7 @@ class _ReadGates:
             used, first = np.unique(hidden.gate_of[known], return_index=True)
             gating = values_of(self.teacher).gating[place[known][first]]
             parts.append(Gated(hidden.gate[used], gating.astype(np.float64)))
-        return _joined(parts)
-
-
-def _joined(parts: Sequence[Gated]) -> Gated:
-    return Gated(np.concatenate([p.states for p in parts]), np.concatenate([p.gating for p in parts]))
+        return joined(parts)
 
 
 class Learned(NamedTuple):
@@ -86,7 +82,7 @@ def gate_of(
         return Learned(gate, np.diag(np.sign(weights) * total), facts)
     rows = sum(span.rows for span in spans)
     task = _ReadGates(teacher, test_fraction, seed, min(1.0, PROMPTS / max(rows, 1)))
-    found = _joined([part for batch in in_order("gates", task, spans, run_tasks) for _, part in batch])
+    found = joined([part for batch in in_order("gates", task, spans, run_tasks) for _, part in batch])
     totals = found.gating.sum(axis=1)
     if not len(totals) or found.gating.min() < 0 or np.ptp(totals) > 1e-3 * totals.mean():
         raise ConfigError(
@@ -138,12 +134,7 @@ class _Rank:
             student = (debiased * weights_of(self.gate, states)).sum(axis=1)
             teacher = values_of(self.teacher).score[place[rows]].astype(np.float64)
             parts.append(Ranked(teacher, student, hashes_of(prompts, "rank")[rows]))
-        return _together(parts)
-
-
-def _together(parts: Sequence[Ranked]) -> Ranked:
-    columns: list[Any] = [np.concatenate(values) for values in zip(*parts, strict=True)]
-    return Ranked(*columns)
+        return joined(parts)
 
 
 def agreement(
@@ -156,7 +147,7 @@ def agreement(
 ) -> dict[str, Any]:
     """How far the order of held-out rows is the teacher's. `split` is the test fraction and the seed."""
     task = _Rank(teacher, rewards.weights, learned.transform, learned.gate, *split)
-    ranked = _together([part for batch in in_order("ranks", task, spans, run_tasks) for _, part in batch])
+    ranked = joined([part for batch in in_order("ranks", task, spans, run_tasks) for _, part in batch])
     return measures(ranked)
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armo_ray.errors import ConfigError
+from armo_ray.fit.spans import joined
 from armo_ray.fit.work import mapped
 from armo_ray.fitting.sampling import hashes_of
 from armo_ray.outputs.scores import Scores, open_scores
@@ -94,9 +95,10 @@ def _read(scores: Scores, gated: bool) -> Values:
         score = table["score"].to_numpy().astype(np.float32)
         gating = _struct(table["gating"]) if gated else np.empty((len(hashes), 0), np.float32)
         parts.append(Values(hashes, score, _struct(table["rewards"]), gating))
-    joined: list[Any] = [np.concatenate(values) for values in zip(*parts, strict=True)]
-    order = np.argsort(joined[0], kind="stable")
-    return Values(*(values[order] for values in joined))
+    values = joined(parts)
+    order = np.argsort(values.hashes, kind="stable")
+    columns: Any = (column[order] for column in values)
+    return Values(*columns)
 
 
 def _struct(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
