@@ -6,22 +6,16 @@ from armo_ray.exit_status import COMPLETE
 from armo_ray.judge.options import JudgeOptions
 from armo_ray.options import Given, load_options
 from armo_ray.score.command import summarize
-from armo_ray.score.status import of_error, of_totals
+from armo_ray.score.status import errors_told, of_totals
 from armo_ray.signals import limited
 
 logger = logging.getLogger(__name__)
 
 
 def run(given: Given) -> int:
-    """Judge an input. Returns the exit status. Raises ConfigError before any work starts.
-
-    The last line of the log says the status, of which Ray tells only whether it is 0.
-    """
-    try:
+    """Judge an input. Returns the exit status. Raises ConfigError before any work starts."""
+    with errors_told():
         return _judge(load_options(JudgeOptions, given.file, given.values))
-    except BaseException as error:
-        logger.error("%s", of_error(error))
-        raise
 
 
 def _judge(options: JudgeOptions) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from armo_ray.options import Given
 from armo_ray.score.config import ModelOptions, load_configs
 from armo_ray.score.run_options import RunOptions
-from armo_ray.score.status import of_error, of_totals
+from armo_ray.score.status import errors_told, of_totals
 from armo_ray.signals import limited
 
 if TYPE_CHECKING:
@@ -18,16 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(given: Given) -> int:
-    """Score with each model given. Returns the exit status. Raises ConfigError before any work starts.
-
-    The last line of the log says the status, of which Ray tells only whether it is 0.
-    """
+    """Score with each model given. Returns the exit status. Raises ConfigError before any work starts."""
     began = time.monotonic()
-    try:
+    with errors_told():
         return score_all(load_configs(given.file, given.values), began)
-    except BaseException as error:
-        logger.error("%s", of_error(error))
-        raise
 
 
 def score_all(configs: Sequence[ModelOptions], began: float) -> int:

@@ -1,5 +1,8 @@
 """How a run ended: its exit status and what that means. Imports nothing slow."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from armo_ray.errors import ConfigError
@@ -9,6 +12,8 @@ from armo_ray.signals import OutOfTime, time_is_over
 
 if TYPE_CHECKING:
     from armo_ray.storage.records import Totals  # imports pyarrow
+
+logger = logging.getLogger(__name__)
 
 _AGAIN = "run the same command again to go on"
 
@@ -52,3 +57,16 @@ def of_error(error: BaseException) -> Status:
     if isinstance(error, OutOfTime) or (stopped and time_is_over()):
         return Status(OUT_OF_TIME, f"{str(error) or 'stopped by --max-runtime'}; {_AGAIN}")
     return Status(FAILED, f"{'stopped' if stopped else 'failed'}; {_AGAIN}")
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Log the status of an error or stop that ends the body.
+
+    It is the last line of the log: Ray tells of a status only whether it is 0.
+    """
+    try:
+        yield
+    except BaseException as error:
+        logger.error("%s", of_error(error))
+        raise
