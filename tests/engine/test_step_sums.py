@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,13 @@ def scores_of(model: RewardModel, policy: str, share: bool = True) -> Scores:
     return model.with_options(share_prompts=share).score(done.sequences())
 
 
+class Sums(NamedTuple):
+    """The rewards of the steps of one answer, and the sum of the sizes of all their terms."""
+
+    steps: list[float]
+    size: float
+
+
 class Published:
     """The sums of the model card, one conversation at a time, from the log-softmax of all tokens."""
 
@@ -64,14 +71,14 @@ class Published:
         self.tokenizer, self.beta = tokenizer_of(Path(policy)), beta
         self.models = [load(AutoModelForCausalLM, Path(path)) for path in (policy, reference)]
 
-    def __call__(self, question: str, steps: Sequence[str]) -> list[float]:
+    def __call__(self, question: str, steps: Sequence[str]) -> Sums:
         ids = self._encoded(self._rendered(question, steps))
         lengths = [self._length(question, steps, count) for count in range(len(steps) + 1)]
-        ratios = self._logs(self.models[0], ids) - self._logs(
-            self.models[1], ids
-        )  # of every token but the first
+        logs = [self._logs(model, ids) for model in self.models]  # of every token but the first
+        ratios = self.beta * (logs[0] - logs[1])
         ratios[: lengths[0] - 3] = 0
-        return [float(self.beta * ratios[: length - 1].sum()) for length in lengths[1:]]
+        sums = [float(ratios[: length - 1].sum()) for length in lengths[1:]]
+        return Sums(sums, float(ratios.abs().sum()))
 
     def _length(self, question: str, steps: Sequence[str], count: int) -> int:
         """The number of tokens of the conversation up to a step, with the end of its turn and a blank line."""
@@ -92,7 +99,7 @@ class Published:
         return logs[range(len(ids) - 1), ids[1:]]
 
 
-def expected(policy: str, reference: str, beta: float) -> list[list[float]]:
+def expected(policy: str, reference: str, beta: float) -> list[Sums]:
     with torch.inference_mode():
         published = Published(policy, reference, beta)
         return [published(question, steps_of(answer, EURUS)[0]) for question, answer in SAID]
@@ -104,13 +111,13 @@ def test_rewards_of_steps_are_the_sums_of_the_model_card(tmp_path: Path) -> None
     shared, unshared = (scores_of(model, policy, share) for share in (True, False))
     assert shared.computed_tokens < unshared.computed_tokens
     for actual in (shared, unshared):
-        for i, own in enumerate(sums):
-            assert np.abs(actual.steps[i] - own).max() < 1e-5 * max(1, np.abs(own).max())
+        for i, (own, size) in enumerate(sums):
+            assert np.abs(actual.steps[i] - own).max() < 1e-5 * max(1, size)  # each term is rounded
             reduced = [np.mean(own), min(own), np.prod(own), own[-1]]
             assert np.abs(actual.rewards[i] / reduced - 1).max() < 1e-3
         assert np.array_equal(actual.score, actual.rewards[:, 0])
-    assert max(map(len, sums)) > 4
-    assert np.ptp([own[-1] for own in sums]) > 1
+    assert max(len(own.steps) for own in sums) > 4
+    assert np.ptp([own.steps[-1] for own in sums]) > 1
 
 
 def test_equal_models_give_nothing_and_swapped_models_the_negative(tmp_path: Path) -> None:
@@ -140,7 +147,7 @@ def test_a_run_writes_a_reward_for_every_step_given_as_text_or_as_a_list(kind: s
     for name in ("text", "list"):
         table = read_table(tmp_path / name).sort_by("source_row")
         for actual, own in zip(table["step_scores"].to_pylist(), sums, strict=True):
-            assert np.abs(np.array(actual) - own).max() < 1e-5
+            assert np.abs(np.array(actual) - own.steps).max() < 1e-5
     assert json.loads((tmp_path / "text" / "_run.json").read_text())["identity"]["beta"] == 0.001
 
 
