@@ -1,15 +1,16 @@
-"""Outputs derived from outputs of `armo-ray score`: the same units with fewer rows or with other scores.
+"""Outputs derived from outputs of `armo-ray score`: the same rows or some of them, with the same or other scores.
 
-As Parquet the result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines
+Consecutive units of a shard become one, so that parts do not get smaller with each row that is left out. As Parquet the result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines
 it is for people and trainers only.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +27,21 @@ from armo_ray.outputs.scores import Scores
 from armo_ray.outputs.text import Source
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import fingerprint_of
-from armo_ray.storage.parts import REJECTS, SCORES, hive_values, put, read_content, read_part, write_table
-from armo_ray.storage.records import CommitRecord, PartEntry, RunFile
+from armo_ray.storage.parts import (
+    REJECTS,
+    SCORES,
+    hive_values,
+    put,
+    read_content,
+    read_part,
+    write_rejects,
+    write_table,
+)
+from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, RunFile, Totals
 from armo_ray.storage.store import Store
 
 _TASK_ROWS = 1 << 17
+_PART_BYTES = 32 << 20  # in memory, from which on a part gets no further unit
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,18 @@ class Task:
     change: Change
 
 
+class Moved(NamedTuple):
+    """Where the rows of a part went."""
+
+    source: str  # URI of the part
+    part: str  # URI of the new part
+    first: int  # place of the first of them in the new part
+
+
 def rewrite(
     scores: Scores, store: Store, options: DatasetOptions, change: Change, done: Set[str] = frozenset()
-) -> None:
-    """Write all units but those that are done, changed, and their commit records.
+) -> list[Moved]:
+    """Write all units but those that are done, changed, and their commit records. Returns where the parts went.
 
     Raises ConfigError if two outputs share a unit.
     """
@@ -69,11 +88,12 @@ def rewrite(
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
         for records in _task_records(Store(output), run, scores.partitions, done):
-            if twice := units & {record.unit for record in records}:
+            read = {unit.unit for record in records for unit in record.ranges()}
+            if twice := units & read:
                 raise ConfigError(
                     f"{output}: unit {min(twice)} is also in another of the outputs: leave one of them out"
                 )
-            units |= {record.unit for record in records}
+            units |= read
             kept = change.kept
             if kept is not None:
                 paths = [f"{output}/{part.path}" for record in records for part in record.parts]
@@ -81,12 +101,11 @@ def rewrite(
             sources = {r.source: change.sources[r.source] for r in records if r.source in change.sources}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept, sources=sources)))
     if options.engine == "duckdb":
-        # each thread holds one part in memory at a time; with text, those of a task. Half of them wait for the disk
+        # half of the threads wait for the disk
         with ThreadPoolExecutor(2 * (options.threads or os.cpu_count() or 1)) as pool:
-            list(pool.map(_rewrite, tasks))
-        return
+            return list(chain.from_iterable(pool.map(_rewrite, tasks)))
     with engine(options) as run_tasks:
-        run_tasks(_rewrite, tasks)
+        return list(chain.from_iterable(run_tasks(_rewrite, tasks)))
 
 
 def _task_records(
@@ -107,14 +126,59 @@ def _task_records(
         yield tuple(records)
 
 
-def _rewrite(task: Task) -> None:
+def _rewrite(task: Task) -> list[Moved]:
     source, store, change = Store(task.source), Store(task.output), task.change
     units: Iterator[Unit] = ((record, _changed_parts(source, record, change)) for record in task.records)
-    for record, tables in with_text(units, change.sources) if change.sources else units:
-        written = [_write(store, path, table, change.format) for path, table in tables]
-        if change.kept is None:
-            written += [copy_part(source, store, part) for part in record.parts_in(REJECTS)]
-        commits.commit(store, record_of(record, written, change.fingerprint))
+    units = with_text(units, change.sources) if change.sources else units
+    return [moved for group in _groups(units) for moved in _write_merged(source, store, group, change)]
+
+
+def _groups(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Runs of consecutive units, each of which will be one unit. Holds the rows of one of them at a time."""
+    group: list[Unit] = []
+    held = 0
+    for unit in units:
+        if group and (held >= _PART_BYTES or not _continues(group, unit)):
+            yield group
+            group, held = [], 0
+        group.append(unit)
+        held += sum(table.nbytes for _, table in unit[1])
+    if group:
+        yield group
+
+
+def _continues(group: Sequence[Unit], unit: Unit) -> bool:
+    """Whether a unit follows others in their shard, with rows of the same columns and metadata."""
+    before, record = group[-1][0], unit[0]
+    is_next = record.ordinal == before.ordinal + before.num_units
+    if (before.source, before.identity) != (record.source, record.identity) or not is_next:
+        return False
+    held = next((table.schema for _, tables in group for _, table in tables), None)
+    return held is None or all(table.schema.equals(held, check_metadata=True) for _, table in unit[1])
+
+
+def _write_merged(source: Store, store: Store, group: Sequence[Unit], change: Change) -> list[Moved]:
+    """Write consecutive units as one, and commit it. Returns where the rows of each of their parts went."""
+    records = [record for record, _ in group]
+    unit = records[0].unit
+    moved: list[Moved] = []
+    merged: dict[str, list[pa.Table]] = {}
+    for _, tables in group:
+        for path, table in tables:
+            new = f"{path.rpartition('/')[0]}/part-{unit}.parquet"
+            before = merged.setdefault(new, [])
+            moved.append(Moved(f"{source.uri}/{path}", f"{store.uri}/{new}", sum(t.num_rows for t in before)))
+            before.append(table)
+    written = []
+    for path, tables in merged.items():
+        table = pa.concat_tables(tables)
+        table = rescored(table, change.made_by) if change.made_by else table
+        written.append(_write(store, path, table, change.format))
+    if change.kept is None:
+        rejects = [read_part(source, part) for record in records for part in record.parts_in(REJECTS)]
+        written += write_rejects(store, unit, pa.concat_tables(rejects)) if rejects else []
+    commits.commit(store, record_of(records, written, change.fingerprint))
+    return moved
 
 
 def _changed_parts(source: Store, record: CommitRecord, change: Change) -> list[tuple[str, pa.Table]]:
@@ -143,8 +207,7 @@ def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
     if change.kept is not None:
         bits = np.unpackbits(np.frombuffer(change.kept[path], np.uint8), count=table.num_rows)
         table = table.take(pa.array(np.flatnonzero(bits)))  # a mask would take twice as long
-    table = without_states(table)
-    return rescored(table, change.made_by) if change.made_by else table
+    return without_states(table)
 
 
 def without_states(table: pa.Table) -> pa.Table:
@@ -165,15 +228,27 @@ def rescored(table: pa.Table, made_by: Mapping[str, Any]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.array(recomputed(table)))
 
 
-def record_of(record: CommitRecord, parts: list[PartEntry], fingerprint: str) -> CommitRecord:
-    """The record of a unit of a new output: rows that were not kept count as never read."""
+def record_of(records: Sequence[CommitRecord], parts: Sequence[PartEntry], fingerprint: str) -> CommitRecord:
+    """The record of consecutive units of another output as one unit: rows that were not kept count as never read."""
     scored = sum(part.rows for part in parts if part.is_in(SCORES))
-    rejected = record.rejected if any(part.is_in(REJECTS) for part in parts) else {}
+    has_rejects = any(part.is_in(REJECTS) for part in parts)
+    rejected = Totals.of(records).rejected if has_rejects else {}
+    ranges = [unit for record in records for unit in record.ranges()]
+    merged = tuple(MergedUnit(unit.unit, unit.first_row, unit.num_rows, unit.content) for unit in ranges)
     return replace(
-        record,
+        records[0],
+        merged=merged if len(ranges) > 1 else (),
+        content=ranges[0].content if len(ranges) == 1 else None,
+        timing=None,  # it took no time of a model
+        passes=None,
+        extra=(),
+        last=records[-1].last,
+        num_rows=sum(record.num_rows for record in records),
         candidates=scored + sum(rejected.values()),
         scored=scored,
         rejected=rejected,
+        num_tokens=sum(record.num_tokens for record in records),
+        computed_tokens=sum(record.computed_tokens for record in records),
         parts=tuple(parts),
         run_fingerprint=fingerprint,
     )

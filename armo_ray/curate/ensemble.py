@@ -231,7 +231,7 @@ def _combine(task: Task) -> tuple[int, list[Part]]:
             if combined.num_rows:
                 written.append(write_table(store, part.path, combined))
                 parts.append(Part(f"{store.uri}/{part.path}", combined.num_rows, 0, ()))
-        commits.commit(store, derived_output.record_of(unit.first, written, task.fingerprint))
+        commits.commit(store, derived_output.record_of([unit.first], written, task.fingerprint))
     return missing, parts
 
 

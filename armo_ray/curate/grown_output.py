@@ -68,8 +68,8 @@ def lacking_units(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]]
 
     Raises ConfigError if the output has units that the scores no longer hold.
     """
-    done = frozenset(commits.list_commits(store))
-    there = {unit for output in scores.outputs for unit in commits.list_commits(Store(output))}
+    done = commits.read_log(store).read_units()
+    there = {unit for output in scores.outputs for unit in commits.read_log(Store(output)).read_units()}
     if gone := sorted(done - there):
         raise ConfigError(
             f"output {store.uri} has rows from {len(gone)} units that {', '.join(scores.outputs)} no longer holds, "

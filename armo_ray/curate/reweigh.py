@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from armo_ray.curate import derived_output, ensemble
 from armo_ray.curate.fitted_formula import Fitted, fit
@@ -55,10 +56,9 @@ def run(options: ReweighOptions) -> None:
         made |= {"fit": fitted.details} if fitted else {}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
         fingerprint = derived_output.begin(scores, store, {**made, "scores": scores.outputs}, identity)
-        derived_output.rewrite(
-            scores, store, options, derived_output.Change(made_by=formula, fingerprint=fingerprint), done
-        )
-        comparison = compare_with(options, scores, store.uri) if scores.parts else {}
+        change = derived_output.Change(made_by=formula, fingerprint=fingerprint)
+        moved = derived_output.rewrite(scores, store, options, change, done)
+        comparison = compare_with(options, scores, moved) if scores.parts else {}
         summary = [f"- {name}: {value}" for name, value in comparison.items()]
         if fitted:
             print(f"{fitted.about}\n")
@@ -178,18 +178,30 @@ def read_transform(uri: str, size: int) -> list[list[float]]:
     return rows
 
 
-def compare_with(options: ReweighOptions, scores: Scores, output: str) -> dict[str, Any]:
-    """Compare how the old scores and those in `output` rank the candidates (armo_ray.measures.comparison)."""
-    outputs = [scores.outputs[part.output] for part in scores.parts]
-    new_parts = [
-        replace(part, uri=output + part.uri.removeprefix(old_output))
-        for part, old_output in zip(scores.parts, outputs, strict=True)
-    ]
+def compare_with(
+    options: ReweighOptions, scores: Scores, moved: Sequence[derived_output.Moved]
+) -> dict[str, Any]:
+    """Compare how the old scores and the new rank the candidates (armo_ray.measures.comparison)."""
+    place_of = {part.uri: place for place, part in enumerate(scores.parts)}
+    new_parts = {to.part: replace(scores.parts[place_of[to.source]], uri=to.part) for to in moved}
+    new_parts = dict(sorted(new_parts.items(), key=lambda entry: (entry[1].output, entry[1].directories)))
+    place_of_new = {uri: place for place, uri in enumerate(new_parts)}
     with database(options) as con:
+        con.register(
+            "moved",
+            pa.table(
+                {
+                    "old_part": [place_of[to.source] for to in moved],
+                    "new_part": [place_of_new[to.part] for to in moved],
+                    "first": [to.first for to in moved],
+                }
+            ),
+        )
         con.execute(
             f"""CREATE TEMP TABLE compared AS
                 SELECT row_number() OVER () AS place, prompt_id AS prompt, a.score AS old, b.score AS new
-                FROM ({scan(scores.parts, numbered=True)}) a
-                JOIN (SELECT __part, __row, score FROM ({scan(new_parts, numbered=True)})) b USING (__part, __row)"""
+                FROM ({scan(scores.parts, numbered=True)}) a JOIN moved ON a.__part = old_part
+                JOIN (SELECT __part, __row, score FROM ({scan(new_parts.values(), numbered=True)})) b
+                ON b.__part = new_part AND b.__row = a.__row + first"""
         )
         return compare(con, "compared")

@@ -35,6 +35,14 @@ _ENTRY = pa.struct(
         ("extra", pa.string()),
     ]
 )
+_MERGED = pa.struct(
+    [
+        ("unit", pa.string()),
+        ("first_row", pa.int64()),
+        ("num_rows", pa.int64()),
+        ("content", pa.string()),
+    ]
+)
 # named as in a record; `extra` is JSON of what this version does not know
 SCHEMA = pa.schema(
     [
@@ -53,6 +61,7 @@ SCHEMA = pa.schema(
         ("computed_tokens", pa.int64()),
         ("parts", pa.list_(_ENTRY)),
         ("content", pa.string()),
+        ("merged", pa.list_(_MERGED)),
         ("run_fingerprint", pa.string()),
         ("seconds", pa.map_(pa.string(), pa.float64())),
         ("began", pa.float64()),

@@ -38,6 +38,11 @@ class CommitLog:
         """The ids of the committed units."""
         return frozenset(self.listed.to_pylist())
 
+    def read_units(self) -> frozenset[str]:
+        """The ids of the committed units, and of those that they were merged from."""
+        merged = pc.list_flatten(self._table(["merged"])["merged"])
+        return self.units.union(pc.struct_field(merged, "unit").to_pylist())
+
     def units_in_shards(self, hashes: Iterable[str]) -> frozenset[str]:
         """The ids of the committed units of the shards with these hashes."""
         of_shard = pc.utf8_slice_codeunits(self.listed, 0, 16)
@@ -82,11 +87,13 @@ class CommitLog:
         """The shards with some but not all of their units committed, sorted."""
         places, names = _places(self._counts["source"])
         ordinals, last = (self._counts[name].to_numpy() for name in ("ordinal", "last"))
+        num_units = pc.fill_null(pc.list_value_length(self._counts["merged"]), 1).to_numpy()
         order = np.lexsort((last, ordinals, places))
-        places, ordinals, last = places[order], ordinals[order], last[order]
+        places, ordinals, last, num_units = (of[order] for of in (places, ordinals, last, num_units))
         starts = np.flatnonzero(np.diff(places, prepend=-1))
         sizes = np.diff(starts, append=len(places))
-        holes = places[ordinals != np.arange(len(places)) - np.repeat(starts, sizes)]
+        before = np.cumsum(num_units) - num_units  # units in the rows above
+        holes = places[ordinals != before - np.repeat(before[starts], sizes)]
         open_ended = places[(starts + sizes - 1)[~last[starts + sizes - 1].astype(bool)]]
         return [names[place] for place in sorted({*holes.tolist(), *open_ended.tolist()})]
 
@@ -144,7 +151,7 @@ class CommitLog:
 
     @cached_property
     def _counts(self) -> pa.Table:
-        return self._table(["unit", "source", "ordinal", "last", "rejected", *_SUMS])
+        return self._table(["unit", "source", "ordinal", "last", "merged", "rejected", *_SUMS])
 
     def _table(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all records, in no order."""
@@ -152,13 +159,7 @@ class CommitLog:
         tables = []
         if self.checkpoint is not None:
             tables.append(self.checkpoint.table(columns).filter(self.is_current))
-        rows = [
-            {
-                name: checkpoint.entries_of(record) if name == "parts" else getattr(record, name)
-                for name in columns
-            }
-            for record in self.read
-        ]
+        rows = [{name: _value(record, name) for name in columns} for record in self.read]
         tables.append(pa.Table.from_pylist(rows, schema))
         return pa.concat_tables([table.cast(schema) for table in tables])
 
@@ -168,6 +169,13 @@ class CommitLog:
             current = self.is_current.slice(start, rows.num_rows)
             yield rows if current.true_count == rows.num_rows else rows.filter(current)
             start += rows.num_rows
+
+
+def _value(record: CommitRecord, name: str) -> Any:
+    """What the checkpoint's column of this name holds of a record."""
+    if name == "parts":
+        return checkpoint.entries_of(record)
+    return record.to_dict().get(name) if name == "merged" else getattr(record, name)
 
 
 def _by_folder(batches: Iterable[pa.Table]) -> dict[str, tuple[int, int]]:

@@ -97,6 +97,7 @@ def same_content(shard: Shard, records: Sequence[CommitRecord], columns: Sequenc
 
     Raises OSError if the shard changes while it is read, and whatever the storage raises.
     """
+    records = [unit for record in records for unit in record.ranges()]
     if not records or not _could_be(shard, records):
         return False
     ordered = sorted(records, key=lambda record: (record.first_row, record.num_rows))

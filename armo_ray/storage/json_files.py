@@ -168,6 +168,17 @@ def _is_part(value: Any) -> bool:
     )
 
 
+def _is_merged(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(unit, dict)
+        and unit.keys() <= {"unit", "first_row", "num_rows", "content"}
+        and _is_unit(unit.get("unit"))
+        and _is_count(unit.get("first_row"))
+        and _is_count(unit.get("num_rows"))
+        for unit in value
+    )
+
+
 def _are_parts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_part, value))
 
@@ -231,6 +242,7 @@ RECORD = Kind(
         "began": _is_number,
         "load_seconds": _is_number,
         "committed_at": _is_time,
+        "merged": _is_merged,
         "packed_tokens": _is_count,
         "pack_capacity": _is_count,
         "flops": _is_number,

@@ -6,7 +6,7 @@ kept in `extra` and written back.
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from armo_ray.errors import ConfigError
@@ -90,8 +90,22 @@ class ForwardPasses:
 
 
 @dataclass(frozen=True, slots=True)
+class MergedUnit:
+    """A unit whose rows another one holds."""
+
+    unit: str
+    first_row: int
+    num_rows: int
+    content: str | None = None  # as in a record
+
+
+@dataclass(frozen=True, slots=True)
 class CommitRecord:
-    """The record of a committed unit, `_commits/<unit>.json`."""
+    """The record of a committed unit, `_commits/<unit>.json`.
+
+    In an output made from another one, a unit may hold the rows of several consecutive units of that: it is named after
+    the first of them, and `merged` lists them all.
+    """
 
     unit: str
     source: str  # URI of the shard
@@ -111,6 +125,7 @@ class CommitRecord:
     timing: Timing | None = None
     passes: ForwardPasses | None = None
     committed_at: str | None = None
+    merged: tuple[MergedUnit, ...] = ()
     checksum: str | None = None  # as read; None: not written yet, or by an earlier version
     extra: Extra = ()
 
@@ -131,6 +146,7 @@ class CommitRecord:
             **_take(values, _RECORD),
             parts=tuple(map(PartEntry.from_dict, values.pop("parts"))),
             content=values.pop("content", ""),
+            merged=tuple(MergedUnit(**unit) for unit in values.pop("merged", ())),
             timing=Timing(**_take(values, _TIMING)) if "seconds" in values else None,
             passes=ForwardPasses(**_take(values, _PASSES)) if values.keys() >= set(_PASSES) else None,
             extra=tuple(values.items()),
@@ -141,6 +157,8 @@ class CommitRecord:
         values = _known(self, _RECORD) | {"parts": [part.to_dict() for part in self.parts]}
         if self.content != "":
             values["content"] = self.content
+        if self.merged:
+            values["merged"] = [_known(unit, MergedUnit.__slots__) for unit in self.merged]
         if self.timing is not None:
             values |= _known(self.timing, _TIMING)
         if self.passes is not None:
@@ -153,6 +171,29 @@ class CommitRecord:
     def parts_in(self, folder: str) -> list[PartEntry]:
         """The parts in this folder of the output: scores or rejects."""
         return [part for part in self.parts if part.is_in(folder)]
+
+    @property
+    def num_units(self) -> int:
+        """The number of units of the shard that it holds."""
+        return len(self.merged) or 1
+
+    def ranges(self) -> list["CommitRecord"]:
+        """The units that it was merged from, without counts or parts of their own; by default itself."""
+        last = self.num_units - 1
+        return [
+            replace(
+                self,
+                unit=unit.unit,
+                ordinal=self.ordinal + i,
+                first_row=unit.first_row,
+                num_rows=unit.num_rows,
+                last=self.last and i == last,
+                content=unit.content,
+                merged=(),
+                parts=(),
+            )
+            for i, unit in enumerate(self.merged)
+        ] or [self]
 
 
 def _check_record(values: Mapping[str, Any], unit: str) -> None:

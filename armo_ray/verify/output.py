@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import pyarrow as pa
 
@@ -178,7 +178,8 @@ def _chain(source: str, units: Sequence[CommitRecord]) -> list[Fault]:
             message = f"{source}: no unit holds its rows {row} to {unit.first_row - 1}"
             faults.append(Fault(message, undone=True))
         row = unit.first_row + unit.num_rows
-    if [unit.ordinal for unit in units] != list(range(len(units))) or not units[-1].last:
+    starts = list(accumulate((unit.num_units for unit in units[:-1]), initial=0))
+    if [unit.ordinal for unit in units] != starts or not units[-1].last:
         faults.append(Fault(f"{source}: not all of its units are committed", undone=True))
     return faults
 

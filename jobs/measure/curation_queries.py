@@ -1,8 +1,8 @@
 """Plain DuckDB queries that make what the curation commands make, for `jobs.measure.curation` to compare with.
 
-Each takes SQL of the scores and the folder to write to. As the commands write one file per unit, reweighed scores go to
-files of 2,048 rows and filtered ones, of which half are left, to files of 1,024. All are compressed at level 1, as by
-the commands. The numbers that reweigh and report show are computed too.
+Each takes SQL of the scores and the folder to write to. Filtered and reweighed scores go to files of as many rows as the
+commands write: 32 MiB in memory, which is about 32,768 rows with text. All are compressed at level 1, as by the commands.
+The numbers that reweigh and report show are computed too.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from jobs.measure.synthetic_scores import ANSWERS, NAMES
 
 _KEY = "source, source_row, candidate"
 _WHOLE = "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)"
-_UNITS = (
-    "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {rows}, ROW_GROUPS_PER_FILE 1)"
+_PARTS = (
+    "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 32768, ROW_GROUPS_PER_FILE 1)"
 )
 
 
@@ -54,7 +54,7 @@ def filtered(scores: str, out: str) -> str:
     """The better half."""
     return f"""COPY (
         SELECT * FROM {scores} WHERE score >= (SELECT quantile_disc(score, 0.5) FROM {scores})
-    ) TO '{out}/rows' {_UNITS.format(rows=1024)}"""
+    ) TO '{out}/rows' {_PARTS}"""
 
 
 def reweigh(scores: str, out: str, transform: list[list[float]]) -> str:
@@ -63,7 +63,7 @@ def reweigh(scores: str, out: str, transform: list[list[float]]) -> str:
     rewards = [f"rewards.{name}" for name in NAMES if name != "helpsteer_verbosity"]
     new = " + ".join(f"{reward} * ({_weight(row)})" for reward, row in zip(rewards, rows, strict=True))
     return f"""
-        COPY (SELECT * REPLACE (({new})::FLOAT AS score) FROM {scores}) TO '{out}/rows' {_UNITS.format(rows=2048)};
+        COPY (SELECT * REPLACE (({new})::FLOAT AS score) FROM {scores}) TO '{out}/rows' {_PARTS};
         CREATE TEMP TABLE made AS SELECT a.prompt_id, row_id, a.score AS old, b.score AS new
         FROM {scores} a JOIN read_parquet('{out}/rows/*.parquet') b USING (row_id);
         SELECT corr(a, b) FROM (SELECT rank() OVER (ORDER BY old) AS a, rank() OVER (ORDER BY new) AS b FROM made);

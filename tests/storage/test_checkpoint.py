@@ -22,7 +22,7 @@ from armo_ray.storage import checkpoint, commits, resume
 from armo_ray.storage.checkpoint import CHECKPOINT
 from armo_ray.storage.commits import COMMITS, SUCCESS, commit, finish, open_run, read_commits, read_log
 from armo_ray.storage.parts import write_scores
-from armo_ray.storage.records import CommitRecord, PartEntry, Totals
+from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, Totals
 from armo_ray.storage.shards import hash_of
 from armo_ray.storage.stamps import stamps_in
 from armo_ray.storage.store import Store
@@ -67,6 +67,7 @@ def garble(store: Store, unit: str) -> None:
 
 
 numbers = st.integers(0, 2**53)
+contents = st.sampled_from(["", None, "0" * 32])
 
 
 @st.composite
@@ -79,7 +80,7 @@ def records(draw: st.DrawFn) -> list[CommitRecord]:
             name: draw(numbers) for name in ("first_row", "candidates", "scored", "num_tokens")
         }
         changes["rejected"] = draw(st.dictionaries(st.sampled_from(["poison", "too_long"]), numbers))
-        changes["content"] = draw(st.sampled_from(["", None, "0" * 32]))
+        changes["content"] = draw(contents)
         changes["extra"] = draw(st.sampled_from([(), (("novel", [1, None, {"a": 2.5}]), ("num_packs", 3))]))
         part = PartEntry("", draw(numbers), 9, draw(st.sampled_from([None, "1" * 32])))
         unit = f"{hash_of(source)}{i:016x}"
@@ -88,6 +89,9 @@ def records(draw: st.DrawFn) -> list[CommitRecord]:
         parts = tuple(replace(part, path=f"{p}part-{unit}.parquet", extra=extra) for p in paths)
         record = commit_record(unit, source=source, parts=parts, ordinal=draw(st.integers(0, 3)), **changes)
         record = replace(record, last=draw(st.booleans()))
+        if draw(st.booleans()):
+            merged = [MergedUnit(f"{unit[:16]}{j:016x}", j, 1, draw(contents)) for j in range(i, i + 2)]
+            record = replace(record, merged=tuple(merged))
         if draw(st.booleans()):
             whole = committed(peak_flops=draw(st.sampled_from([None, 100.0]))).record
             record = replace(record, timing=whole.timing, passes=whole.passes, extra=())
@@ -114,6 +118,7 @@ def test_records_and_their_sums_are_the_same_with_a_checkpoint_as_from_their_fil
     some = {expected[0].source} if expected else set()
     assert log.totals(sources=some) == Totals.of(r for r in expected if r.source in some)
     assert log.sources() == {record.source for record in expected}
+    assert log.read_units() == {unit.unit for record in expected for unit in record.ranges()} | log.units
     assert log.parts() == [part for record in expected for part in record.parts]
     assert log.unfinished() == [source for source in sorted(log.sources()) if is_unfinished(source, expected)]
     sums = {(part.path, part.rows, part.bytes) for part in log.folders()}
@@ -122,8 +127,10 @@ def test_records_and_their_sums_are_the_same_with_a_checkpoint_as_from_their_fil
 
 
 def is_unfinished(source: str, records: list[CommitRecord]) -> bool:
-    own = sorted((record.ordinal, record.last) for record in records if record.source == source)
-    return [ordinal for ordinal, _ in own] != list(range(len(own))) or not own[-1][1]
+    own = [record for record in records if record.source == source]
+    own.sort(key=lambda record: (record.ordinal, record.last))
+    starts = [sum(before.num_units for before in own[:i]) for i in range(len(own))]
+    return [record.ordinal for record in own] != starts or not own[-1].last
 
 
 def of(folder: str, parts: list[PartEntry]) -> list[tuple[int, int]]:
