@@ -1,7 +1,8 @@
 """Outputs derived from outputs of `armo-ray score`: the same rows or some of them, with the same or other scores.
 
-Consecutive units of a shard become one, so that parts do not get smaller with each row that is left out. As Parquet the result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines
-it is for people and trainers only.
+Consecutive units of a shard become one, so that parts do not get smaller with each row that is left out. As Parquet the
+result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines it is for people and
+trainers only.
 """
 
 import json

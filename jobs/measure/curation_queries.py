@@ -1,8 +1,8 @@
 """Plain DuckDB queries that make what the curation commands make, for `jobs.measure.curation` to compare with.
 
-Each takes SQL of the scores and the folder to write to. Filtered and reweighed scores go to files of as many rows as the
-commands write: 32 MiB in memory, which is about 32,768 rows with text. All are compressed at level 1, as by the commands.
-The numbers that reweigh and report show are computed too.
+Each takes SQL of the scores and the folder to write to. Filtered and reweighed scores go to files of as many rows as
+those of the commands: 32 MiB in memory, which is about 32,768 rows with text. All are compressed at level 1, as by the
+commands. The numbers that reweigh and report show are computed too.
 """
 
 import numpy as np
