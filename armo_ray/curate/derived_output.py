@@ -1,8 +1,8 @@
 """Outputs derived from outputs of `armo-ray score`: the same rows or some of them, with the same or other scores.
 
 Consecutive units of a shard become one, so that parts do not get smaller with each row that is left out. As Parquet the
-result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines it is for people and
-trainers only.
+result is itself a complete output of `armo-ray score` that every other command reads; as JSON lines it is for people
+and trainers only.
 """
 
 import json
@@ -102,8 +102,9 @@ def rewrite(
             sources = {r.source: change.sources[r.source] for r in records if r.source in change.sources}
             tasks.append(Task(output, store.uri, records, replace(change, kept=kept, sources=sources)))
     if options.engine == "duckdb":
-        # half of the threads wait for the disk
-        with ThreadPoolExecutor(2 * (options.threads or os.cpu_count() or 1)) as pool:
+        threads = options.threads or os.cpu_count() or 1
+        # of the threads, one waits for the disk or half for a server
+        with ThreadPoolExecutor(threads + 1 if store.local else 2 * threads) as pool:
             return list(chain.from_iterable(pool.map(_rewrite, tasks)))
     with engine(options) as run_tasks:
         return list(chain.from_iterable(run_tasks(_rewrite, tasks)))
@@ -184,11 +185,12 @@ def _write_merged(source: Store, store: Store, group: Sequence[Unit], change: Ch
 
 def _changed_parts(source: Store, record: CommitRecord, change: Change) -> list[tuple[str, pa.Table]]:
     """The path and the changed rows of every part of scores that still has rows."""
-    parts = record.parts_in(SCORES)
-    tables = [
-        (part.path, _changed(read_part(source, part), change, f"{source.uri}/{part.path}")) for part in parts
-    ]
-    return [(path, table) for path, table in tables if table.num_rows]
+    tables = []
+    for part in record.parts_in(SCORES):
+        path = f"{source.uri}/{part.path}"
+        if change.kept is None or any(change.kept[path]):
+            tables.append((part.path, _changed(read_part(source, part), change, path)))
+    return tables
 
 
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> PartEntry:

@@ -14,7 +14,7 @@ from armo_ray.curate import derived_output
 from armo_ray.curate.grown_output import lacking_units, output_of
 from armo_ray.curate.options import FilterOptions
 from armo_ray.errors import ConfigError
-from armo_ray.expressions.expressions import Expression, parse
+from armo_ray.expressions.expressions import Expression, name_of, parse, quote
 from armo_ray.formatting.tables import markdown_table
 from armo_ray.outputs.database import database
 from armo_ray.outputs.rules import (
@@ -27,12 +27,13 @@ from armo_ray.outputs.rules import (
     values_of,
     without_values,
 )
-from armo_ray.outputs.scores import Scores, columns_of, open_scores, scan
+from armo_ray.outputs.scores import Scores, columns_of, open_scores, paths_of, scan
 from armo_ray.outputs.text import find_sources
 from armo_ray.storage.json_files import to_json
 
 logger = logging.getLogger(__name__)
 
+_ROWS = "__rows"  # name of a temporary table
 _MAX_GROUPS = 100  # groups whose thresholds rules.json lists
 
 
@@ -119,7 +120,7 @@ def select(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> Sele
     """Find the rows that pass. Reads only the columns that the rules name; memory is one byte per row."""
     if not scores.parts:
         return Selection({}, {}, ())
-    relation = scan(scores.parts, numbered=True)
+    relation = _relation(con, scores, rules)
     thresholds = find_thresholds(con, relation, rules)
     ends = np.cumsum([part.rows for part in scores.parts])
     starts = ends - [part.rows for part in scores.parts]
@@ -135,7 +136,27 @@ def select(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> Sele
         patterns.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
     by_part = dict(zip((part.uri for part in scores.parts), np.split(kept, ends[:-1]), strict=True))
     missing = () if patterns.get(0) else without_values(con, relation, rules, thresholds)
+    con.execute(f"DROP TABLE IF EXISTS {_ROWS}")
     return Selection(by_part, patterns, values_of(con, thresholds, _MAX_GROUPS), missing)
+
+
+def _relation(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> str:
+    """SQL of the rows with what the rules name: of a temporary table if they take several passes, else of the parts."""
+    relation = scan(scores.parts, numbered=True)
+    if not any(condition.quantiles for condition in rules.conditions):
+        return relation
+    expressions = [*rules.conditions, *rules.per, *((rules.top.by, *rules.top.group) if rules.top else ())]
+    used = {name for expression in expressions for name in expression.columns}
+    fields: dict[str, list[str]] = {}
+    for column, *field in paths_of(con, scores):
+        if name_of(column, *field) in used:
+            fields.setdefault(column, []).extend(field)
+    columns = [PART, ROW]
+    for column, names in fields.items():
+        packed = ", ".join(f"{quote(name)} := {quote(column)}.{quote(name)}" for name in names)
+        columns.append(f"struct_pack({packed}) AS {quote(column)}" if names else quote(column))
+    con.execute(f"CREATE TEMP TABLE {_ROWS} AS SELECT {', '.join(columns)} FROM ({relation})")
+    return f"SELECT * FROM {_ROWS}"
 
 
 def _missing(selection: Selection) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from armo_ray.curate.options import FilterOptions, ReweighOptions
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.dataset import check_empty, check_unclaimed, new_output
+from armo_ray.outputs.dataset import check_empty, check_unclaimed, delete, names_in, new_output
 from armo_ray.outputs.scores import Part, Scores
 from armo_ray.storage import commits, lock
 from armo_ray.storage.json_files import unit_of
@@ -41,7 +41,15 @@ def grown_output(options: FilterOptions | ReweighOptions, command: str) -> Itera
             check_empty(held)
         else:
             _check_same(store, run.to_dict().get("made_by") or {}, options, command)
+            if commits.SUCCESS not in store.list_names(""):
+                _delete_uncommitted(store)
         yield store
+
+
+def _delete_uncommitted(store: Store) -> None:
+    """Delete the parts that a command left when it was killed: their rows may go to parts of other names now."""
+    committed = {part.path for part in commits.read_log(store).parts()}
+    delete(store, [name for name in names_in(store) if unit_of(name) and name not in committed])
 
 
 def _check_same(

@@ -91,13 +91,16 @@ def execute(name: str, folder: Path, text: bool) -> None:
         con.execute(sql)
 
 
-def compare(name: str, folder: Path, text: bool, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """What a command and its query cost, in turn."""
+def compare(
+    name: str, folder: Path, text: bool, rounds: int, alone: bool
+) -> dict[str, list[dict[str, float]]]:
+    """What a command and, unless it is to be measured alone, its query cost, in turn."""
     plain = [sys.executable, "-m", "jobs.measure.curation", "--execute", name, "--folder", str(folder)]
     plain += ["--text"] if text else []
-    costs: dict[str, list[dict[str, float]]] = {name: [], "query": []}
+    runs = {name: command_of(name, folder, text)} | ({} if alone else {"query": plain})
+    costs: dict[str, list[dict[str, float]]] = {kind: [] for kind in runs}
     for _ in range(rounds):
-        for kind, run in ((name, command_of(name, folder, text)), ("query", plain)):
+        for kind, run in runs.items():
             costs[kind].append(measure(run))
             shutil.rmtree(folder / name)
     return costs
@@ -147,9 +150,12 @@ def four_nodes() -> Iterator[None]:
 
 
 def line(name: str, costs: dict[str, list[dict[str, float]]]) -> str:
-    ours, plain = (
+    ours, *others = (
         {key: statistics.median(one[key] for one in runs) for key in UNITS} for runs in costs.values()
     )
+    if not others:
+        return f"{name:8} " + "  ".join(f"{key} {ours[key]:.1f} {unit}" for key, unit in UNITS.items())
+    (plain,) = others
     numbers = "  ".join(f"{key} {ours[key]:7.1f} /{plain[key]:7.1f} {unit}" for key, unit in UNITS.items())
     of = "machine" if "ray" in costs else "wall"
     return f"{name:8} ratio {ours[of] / plain[of]:.2f}  {numbers}"
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the scores here for the next measurement")
     parser.add_argument("--only", nargs="+", choices=list(ARGUMENTS), default=list(ARGUMENTS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="leave the queries out")
     parser.add_argument("--ray", action="store_true", help="compare the engines instead")
     parser.add_argument("--json", action="store_true", help="also print every number")
     parser.add_argument("--execute", choices=list(ARGUMENTS), help=argparse.SUPPRESS)
@@ -179,7 +186,10 @@ def main() -> None:
             for name in args.only:
                 if (name == "mine" and not args.text) or (args.ray and name not in ON_RAY):
                     continue
-                costs = (compare_engines if args.ray else compare)(name, folder, args.text, args.rounds)
+                if args.ray:
+                    costs = compare_engines(name, folder, args.text, args.rounds)
+                else:
+                    costs = compare(name, folder, args.text, args.rounds, args.alone)
                 print(line(name, costs), flush=True)
                 if args.json:
                     print(json.dumps({name: costs}), flush=True)

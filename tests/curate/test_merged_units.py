@@ -129,6 +129,9 @@ def test_a_command_that_was_killed_amid_a_shard_goes_on_with_other_parts(
         patch.setattr(derived_output, "_PART_BYTES", 1)
         assert run(REWEIGH, scored, tmp_path / "out", "--append") == 1
     assert len(records_of(tmp_path / "out")) == 3
+    last = records_of(scored)[-1].parts_in("scores")[0].path  # as if another thread had got further
+    (tmp_path / "out" / last).parent.mkdir(exist_ok=True)
+    shutil.copy(scored / last, tmp_path / "out" / last)
     assert run(REWEIGH, scored, tmp_path / "out", "--append") == 0
     assert run(REWEIGH, scored, tmp_path / "one") == 0
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "one")
