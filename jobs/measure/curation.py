@@ -131,7 +131,7 @@ def rows_digest(output: Path) -> str:
     rows = f"""SELECT sum(hash(rows)::HUGEINT) FROM (
         SELECT * REPLACE (replace(filename, '{output}', '') AS filename), file_row_number
         FROM read_parquet('{output}/**/part-*.parquet', filename = true, hive_partitioning = false)) rows"""
-    return str(duckdb.sql(rows).fetchall())
+    return str(duckdb.execute(rows).fetchall())
 
 
 @contextlib.contextmanager
