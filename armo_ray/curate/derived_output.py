@@ -41,6 +41,7 @@ from armo_ray.storage.parts import (
 from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, RunFile, Totals
 from armo_ray.storage.store import Store
 
+MADE_FROM = "made_from"  # in a record: the checksum of the _run.json of the scores
 _TASK_ROWS = 1 << 17
 _PART_BYTES = 32 << 20  # in memory, from which on a part gets no further unit
 
@@ -63,6 +64,7 @@ class Task:
     """Some units of one output."""
 
     source: str
+    run: str | None  # checksum of the _run.json there
     output: str
     records: tuple[CommitRecord, ...]
     change: Change
@@ -100,7 +102,9 @@ def rewrite(
                 paths = [f"{output}/{part.path}" for record in records for part in record.parts]
                 kept = {path: kept[path] for path in paths if path in kept}
             sources = {r.source: change.sources[r.source] for r in records if r.source in change.sources}
-            tasks.append(Task(output, store.uri, records, replace(change, kept=kept, sources=sources)))
+            tasks.append(
+                Task(output, run.checksum, store.uri, records, replace(change, kept=kept, sources=sources))
+            )
     if options.engine == "duckdb":
         threads = options.threads or os.cpu_count() or 1
         # of the threads, one waits for the disk or half for a server
@@ -132,7 +136,7 @@ def _rewrite(task: Task) -> list[Moved]:
     source, store, change = Store(task.source), Store(task.output), task.change
     units: Iterator[Unit] = ((record, _changed_parts(source, record, change)) for record in task.records)
     units = with_text(units, change.sources) if change.sources else units
-    return [moved for group in _groups(units) for moved in _write_merged(source, store, group, change)]
+    return [moved for group in _groups(units) for moved in _write_merged(source, store, group, task)]
 
 
 def _groups(units: Iterable[Unit]) -> Iterator[list[Unit]]:
@@ -159,9 +163,9 @@ def _continues(group: Sequence[Unit], unit: Unit) -> bool:
     return held is None or all(table.schema.equals(held, check_metadata=True) for _, table in unit[1])
 
 
-def _write_merged(source: Store, store: Store, group: Sequence[Unit], change: Change) -> list[Moved]:
+def _write_merged(source: Store, store: Store, group: Sequence[Unit], task: Task) -> list[Moved]:
     """Write consecutive units as one, and commit it. Returns where the rows of each of their parts went."""
-    records = [record for record, _ in group]
+    change, records = task.change, [record for record, _ in group]
     unit = records[0].unit
     moved: list[Moved] = []
     merged: dict[str, list[pa.Table]] = {}
@@ -179,7 +183,8 @@ def _write_merged(source: Store, store: Store, group: Sequence[Unit], change: Ch
     if change.kept is None:
         rejects = [read_part(source, part) for record in records for part in record.parts_in(REJECTS)]
         written += write_rejects(store, unit, pa.concat_tables(rejects)) if rejects else []
-    commits.commit(store, record_of(records, written, change.fingerprint))
+    record = record_of(records, written, change.fingerprint)
+    commits.commit(store, replace(record, extra=((MADE_FROM, task.run),) if task.run else ()))
     return moved
 
 

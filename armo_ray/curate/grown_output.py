@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from armo_ray.curate.derived_output import MADE_FROM
 from armo_ray.curate.options import FilterOptions, ReweighOptions
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.dataset import check_empty, check_unclaimed, delete, names_in, new_output
@@ -76,7 +77,14 @@ def lacking_units(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]]
 
     Raises ConfigError if the output has units that the scores no longer hold.
     """
-    done = commits.read_log(store).read_units()
+    log = commits.read_log(store)
+    made_from = {extra.get(MADE_FROM) for extra in log.extras()} - {None}
+    if made_from - {run.checksum for run in scores.runs}:
+        raise ConfigError(
+            f"output {store.uri} has rows from scores that were made anew since, or are not among "
+            f"{', '.join(scores.outputs)}: give all the scores that it was made of, or make it anew, in another output"
+        )
+    done = log.read_units()
     there = {unit for output in scores.outputs for unit in commits.read_log(Store(output)).read_units()}
     if gone := sorted(done - there):
         raise ConfigError(

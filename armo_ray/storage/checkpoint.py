@@ -227,7 +227,12 @@ def _row(record: CommitRecord, stamp: str) -> dict[str, Any]:
 def _split(values: Mapping[str, Any], extra: Extra) -> dict[str, Any]:
     """The values, with those that this version does not know as JSON."""
     own = {name: value for name, value in values.items() if name not in dict(extra)}
-    return own | {"extra": json.dumps(dict(extra)) if extra else None}
+    return own | {"extra": extra_of(extra)}
+
+
+def extra_of(extra: Extra) -> str | None:
+    """What the column `extra` holds."""
+    return json.dumps(dict(extra)) if extra else None
 
 
 def _record(row: dict[str, Any]) -> CommitRecord:

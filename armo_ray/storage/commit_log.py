@@ -1,5 +1,6 @@
 """All commit records of an output, most of them as rows of its checkpoint, and the sums over them."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,12 @@ class CommitLog:
         """The ids of the committed units, and of those that they were merged from."""
         merged = pc.list_flatten(self._table(["merged"])["merged"])
         return self.units.union(pc.struct_field(merged, "unit").to_pylist())
+
+    def extras(self) -> list[dict[str, Any]]:
+        """What records hold besides what this version knows, each once."""
+        return [
+            json.loads(extra) for extra in pc.unique(self._table(["extra"])["extra"]).to_pylist() if extra
+        ]
 
     def units_in_shards(self, hashes: Iterable[str]) -> frozenset[str]:
         """The ids of the committed units of the shards with these hashes."""
@@ -175,6 +182,8 @@ def _value(record: CommitRecord, name: str) -> Any:
     """What the checkpoint's column of this name holds of a record."""
     if name == "parts":
         return checkpoint.entries_of(record)
+    if name == "extra":
+        return checkpoint.extra_of(record.extra)
     return record.to_dict().get(name) if name == "merged" else getattr(record, name)
 
 

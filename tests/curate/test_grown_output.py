@@ -1,6 +1,7 @@
 """filter --append and reweigh --append: an output grows by the units that it lacks, and equals one run."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,15 @@ def test_scores_that_are_gone_are_refused(
     capsys.readouterr()
     assert run(COMMANDS["reweigh"], tmp_path / "scores", tmp_path / "out", "--append") == 2
     assert "has rows from 1 units that" in capsys.readouterr().err
+
+
+def test_scores_made_anew_are_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for where in ("score > 0", "score > 0.1"):
+        shutil.rmtree(tmp_path / "kept", ignore_errors=True)
+        assert run(["filter", "--where", where], whole, tmp_path / "kept") == 0
+        status = run(COMMANDS["reweigh"], tmp_path / "kept", tmp_path / "out", "--append")
+        assert status == (0 if where == "score > 0" else 2)
+    assert "has rows from scores that were made anew since" in capsys.readouterr().err
+    assert run(COMMANDS["reweigh"], tmp_path / "kept", tmp_path / "other", "--append") == 0
