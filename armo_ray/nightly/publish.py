@@ -96,7 +96,7 @@ def _move_latest(store: Store, content: dict[str, Any], night: Night) -> bool:
             listed = [(one or {}).get("datasets", {}).get(step.name) for one in (latest, content)]
             uri = Store(step.writes[0]).uri
             parts = [part["path"] for one in listed if one and one["uri"] == uri for part in one["parts"]]
-            hold(Store(uri), set(parts))
+            hold(Store(uri), store.uri, set(parts))
             if content["datasets"][step.name]["parts"] != _listed(uri)["parts"]:
                 raise RuntimeError(f"{uri}: changed while it was published: run the same command again")
     store.write(LATEST, to_json(content))

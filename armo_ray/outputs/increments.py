@@ -3,7 +3,7 @@
 `_increments/made.json` is created first: the command and the options that all increments share.
 `_increments/00001.json`, created once every part of the increment is written, is its commit. The dataset is what its
 increments list. Any other part was left by a command that was killed, or was replaced; the next command deletes it,
-unless `_increments/held.json` names it: then readers of an earlier state still need it.
+unless a file `_increments/held-*.json` names it: then readers of an earlier state still need it.
 """
 
 import json
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "_increments"
 MINHASH = "_minhash"  # digests of the prompts of each increment, if it compares them
 _MADE = f"{FOLDER}/made.json"
-_HELD = f"{FOLDER}/held.json"
+_HELD = re.compile(rf"{FOLDER}/held(-[0-9a-f]+)?\.json")  # without digits: of an earlier version
 _COMMIT = re.compile(r"(\d{5,})\.json")
 _KIND = json_files.Kind(
     {
@@ -116,8 +116,9 @@ class Growing:
         """Delete the parts and scratch files that neither an increment nor the manifest lists, nor are held."""
         manifest = self.store.read_json(commits.SUCCESS) or {"parts": []}
         listed = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
-        listed |= set((self.store.read_json(_HELD) or {"parts": []})["parts"])
         names = dataset.own_files(dataset.names_in(self.store))
+        for name in filter(_HELD.fullmatch, names):
+            listed |= set((self.store.read_json(name) or {"parts": []})["parts"])
         listed |= {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
         folders = tuple(f"{folder}/" for folder in (DATA, MINHASH, "_work"))
         stale = [name for name in names if name.startswith(folders) and name not in listed]
@@ -130,9 +131,10 @@ def is_remainder(path: str) -> bool:
     return re.fullmatch(rf"{DATA}/[^/]+/part-\d{{5,}}-\d{{5,}}-\d{{5,}}\.\w+", path) is not None
 
 
-def hold(store: Store, paths: Collection[str]) -> None:
-    """Keep these parts of a dataset that grows, and no others that it no longer consists of."""
-    store.write(_HELD, json_files.sealed({"parts": sorted(paths)}))
+def hold(store: Store, reader: str, paths: Collection[str]) -> None:
+    """Keep these parts of a dataset that grows for a reader, and no others for it. `reader` is any name."""
+    name = f"{FOLDER}/held-{json_files.digest_of(reader.encode())[:16]}.json"
+    store.write(name, json_files.sealed({"reader": reader, "parts": sorted(paths)}))
 
 
 @contextmanager

@@ -219,6 +219,23 @@ def test_what_the_latest_pointer_lists_stays_until_the_next_but_one(
     )
 
 
+def test_two_places_that_publish_one_dataset_keep_the_parts_of_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:12]
+    whole = score_synthetically(tmp_path / "whole", write_shards(tmp_path / "in", rows, 5), keep_text=True)
+    for day, place in enumerate(("a", "b", "b", "b", "b"), 1):
+        reveal(whole, tmp_path / "scores", units_of(whole)[:day])
+        (tmp_path / "night.toml").write_text(
+            f'[mine]\nscores = "{tmp_path}/scores"\noutput = "{tmp_path}/pairs"\nappend = true\n'
+            f'[publish]\nto = "{tmp_path}/{place}"\n'
+        )
+        assert main(["nightly", str(tmp_path / "night.toml"), "--date", f"2026-11-0{day}"]) == 0
+        for published in tmp_path.glob("?/LATEST.json"):
+            for part in json.loads(published.read_text())["datasets"]["mine"]["parts"]:
+                assert (tmp_path / "pairs" / part["path"]).exists()
+
+
 def test_a_night_stops_at_its_limit_and_goes_on(
     scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
