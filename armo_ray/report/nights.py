@@ -1,8 +1,9 @@
 """The nights of outputs, which are the values of a hive directory, each compared with the seven before it."""
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -16,7 +17,9 @@ from armo_ray.report.read import Committed
 from armo_ray.report.speed import speed
 from armo_ray.storage.parts import hive_values
 
-WEEK, FEWEST, LIMIT = 7, 4, 3.0  # nights before, of them needed, and how many deviations are outside
+WEEK, FEWEST = 7, 4  # nights before, and how many of them are needed
+# quantiles of Student's t for 1 to 6 degrees of freedom, at the 0.99865 that a normal distribution has at 3 deviations
+_T = (235.801, 19.207, 9.219, 6.620, 5.507, 4.904)
 REJECTED, SPEED, COST = "rejected_share", "tokens_per_second", "cost_usd"
 _MOST_NIGHTS = 4000
 
@@ -26,7 +29,7 @@ class Value:
     """A number of a night, and the mean and standard deviation of the nights before it that have the number.
 
     before: how many of these there are, at most WEEK. sd is that of a sample, of at least two nights.
-    outside: "above" or "below" if there are at least FEWEST, and the value is over LIMIT deviations from their mean.
+    outside: "above" or "below" if there are at least FEWEST, and the value is outside `limits`.
     """
 
     value: float | None
@@ -34,6 +37,14 @@ class Value:
     mean: float | None
     sd: float | None
     outside: str | None
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Between these is another night with 99.7 % probability if nights are of one normal distribution."""
+        if self.mean is None or self.sd is None:
+            return None
+        width = _T[self.before - 2] * self.sd * math.sqrt(1 + 1 / self.before)
+        return self.mean - width, self.mean + width
 
 
 @dataclass(frozen=True)
@@ -178,12 +189,13 @@ def compared(values: Iterable[float | None]) -> list[Value]:
 def _compared(value: float | None, before: Sequence[float]) -> Value:
     middle = mean(before) if before else None
     deviation = stdev(before) if len(before) > 1 else None
-    outside = None
-    if value is not None and middle is not None and deviation is not None and len(before) >= FEWEST:
-        rounding = 1e-9 * abs(middle)  # equal values may differ by that much
-        if abs(value - middle) > LIMIT * deviation + rounding:
-            outside = "above" if value > middle else "below"
-    return Value(value, len(before), middle, deviation, outside)
+    own = Value(value, len(before), middle, deviation, None)
+    if value is None or own.limits is None or len(before) < FEWEST:
+        return own
+    low, high = own.limits
+    rounding = 1e-9 * abs(low + high)  # equal values may differ by that much
+    is_outside = not low - rounding <= value <= high + rounding
+    return replace(own, outside=("above" if value > high else "below") if is_outside else None)
 
 
 def _order(night: str) -> tuple[bool, int, str]:

@@ -8,7 +8,7 @@ from armo_ray.formatting.numbers import number
 from armo_ray.formatting.series import Point, series
 from armo_ray.formatting.svg import Chart
 from armo_ray.report.columns import LENGTH, SCORE
-from armo_ray.report.nights import COST, FEWEST, LIMIT, REJECTED, SPEED, Night, Nights, Value
+from armo_ray.report.nights import COST, FEWEST, REJECTED, SPEED, Night, Nights, Value
 
 _NAMED = 3  # columns that a row names as outside
 _CHARTS = {  # titles, and the factor of the values
@@ -39,7 +39,6 @@ def nights_view(nights: Nights, files: Collection[str], most_rewards: int) -> di
         "night_rewards": [_reward(of_nights, name) for name in rewards[:most_rewards]],
         "night_rows": [Row(night, _link(night.night, files), _words(night)) for night in reversed(of_nights)],
         "night_columns": known,
-        "night_limit": LIMIT,
         "latest_night": _latest(of_nights[-1]),
     }
 
@@ -64,10 +63,9 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 def _band(own: Value, ends: tuple[float, float], factor: float) -> tuple[float, float] | None:
     """The limits that the nights before set, between the ends of what is drawn."""
-    if own.mean is None or own.sd is None:
+    if own.limits is None:
         return None
-    limits = (own.mean - LIMIT * own.sd, own.mean + LIMIT * own.sd)
-    low, high = (min(max(limit, ends[0]), ends[1]) * factor for limit in limits)
+    low, high = (min(max(limit, ends[0]), ends[1]) * factor for limit in own.limits)
     return low, high
 
 

@@ -1,6 +1,7 @@
 """`report --by`: the numbers of nights against plain Python over the rows, their limits, and their section."""
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from armo_ray.cli.main import main
 from armo_ray.options import load_options
@@ -128,10 +130,26 @@ def test_a_night_is_compared_with_the_seven_before(nights: list[dict[str, Any]])
             assert found["before"] == len(before)
             assert found["mean"] == (pytest.approx(mean(before)) if before else None)
             assert found["sd"] == (pytest.approx(stdev(before)) if len(before) > 1 else None)
-            assert (found["outside"] is not None) == (
-                len(before) >= 4 and abs(values[i] - mean(before)) > 3 * stdev(before)
-            )
+            assert (found["outside"] is not None) == (len(before) >= 4 and is_unlikely(values[i], before))
     assert nights[7]["values"]["score"]["outside"] == "above"
+
+
+def is_unlikely(value: float, before: Sequence[float]) -> bool:
+    """Whether a normal distribution with the mean and deviation of a sample gives so far a value in 1 of 370 cases."""
+    spread = stdev(before) * math.sqrt(1 + 1 / len(before))
+    probability = 2 * stats.t.sf(abs(value - mean(before)) / spread, len(before) - 1)
+    return bool(probability < 2 * stats.norm.sf(3))
+
+
+@pytest.mark.parametrize("before", range(2, 8))
+def test_chance_puts_three_values_in_a_thousand_outside_however_few_nights_are_before(before: int) -> None:
+    values = np.random.default_rng(before).normal(5, 2, before).tolist()
+    limits = compared([*values, 5.0])[-1].limits
+    assert limits is not None
+    spread = stdev(values) * math.sqrt(1 + 1 / before)
+    for limit in limits:
+        probability = stats.t.sf(abs(limit - mean(values)) / spread, before - 1)
+        assert probability == pytest.approx(stats.norm.sf(3), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +165,7 @@ def test_a_night_is_compared_with_the_seven_before(nights: list[dict[str, Any]])
     ],
     ids=["equal", "too-few", "four", "gap", "unknown", "forgotten", "none"],
 )
-def test_what_is_over_three_deviations_from_four_nights_or_more_is_outside(
+def test_what_is_far_from_four_nights_or_more_is_outside(
     values: Sequence[float | None], outside: list[int]
 ) -> None:
     assert [i for i, value in enumerate(compared(values)) if value.outside] == outside
