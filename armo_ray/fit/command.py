@@ -14,7 +14,7 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.fit.card import card, no_table
 from armo_ray.fit.checkpoint import FittedHead, check_room, dropped_tensors, write_checkpoint
-from armo_ray.fit.inputs import Inputs, label_job, open_inputs
+from armo_ray.fit.inputs import Inputs, label_job, open_inputs, reading
 from armo_ray.fit.labelled import check_rows
 from armo_ray.fit.options import FitOptions
 from armo_ray.fit.pairs import PairJob, Pairs, collect
@@ -178,6 +178,7 @@ def about(options: FitOptions, inputs: Inputs, head: FittedHead, paired: bool) -
             "model_type": model.config.get("model_type"),
         },
         "data": [*_data(inputs.labelled, _use(options, inputs, paired)), *_data(inputs.pairs, "pairs")],
+        "reading": reading(inputs.labelled),
         "dropped_tensors": dropped_tensors(model),
     }
 

@@ -34,7 +34,21 @@ def open_inputs(options: FitOptions) -> Inputs:
     pairs = open_hidden(options.pairs) if options.pairs else None
     if pairs is not None:
         check_same(labelled, pairs)
+    read = reading(labelled)
+    if read:
+        logger.warning("the hidden states are of text read with %s: score with it, too", " ".join(read))
     return Inputs(labelled, pairs, find_backbone(options, labelled))
+
+
+def reading(hidden: HiddenOutputs) -> list[str]:
+    """Options, other than the default, that the text was read with and that must be given to score alike."""
+    defaults = {"special_tokens": "plain", "truncate": "none"}
+    given = {name: hidden.read_by.get(name) for name in defaults}
+    return [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in given.items()
+        if value not in (None, defaults[name])
+    ]
 
 
 def find_backbone(options: FitOptions, hidden: HiddenOutputs) -> Checkpoint:

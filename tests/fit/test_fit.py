@@ -257,6 +257,17 @@ def test_outputs_may_be_fitted_together(tiny_model: Path, tmp_path: Path) -> Non
     assert facts["gate"]["weights"] == pytest.approx({"the": 0.5, "words": 0.5})
 
 
+def test_what_the_states_were_read_with_is_told_and_in_the_command_of_the_card(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = embed_rows(tiny_model, tmp_path / "in", rated_rows(100), special_tokens="reference")
+    facts = fit([rows], tmp_path / "model", gate="uniform", verbosity="none")
+    assert facts["reading"] == ["--special-tokens reference"]
+    assert "read with --special-tokens reference: score with it, too" in caplog.text
+    card = (tmp_path / "model/README.md").read_text()
+    assert "--model DIR --special-tokens reference\n```" in card
+
+
 @pytest.mark.nightly
 def test_equal_texts_and_pairs_in_both_directions_are_dropped_counted_and_named(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
