@@ -27,6 +27,7 @@ from armo_ray.outputs.schema import HIDDEN_LAST, METADATA_KEY, footer, recompute
 from armo_ray.outputs.scores import Scores
 from armo_ray.outputs.text import Source
 from armo_ray.storage import commits
+from armo_ray.storage.filesystem import is_remote
 from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.parts import (
     REJECTS,
@@ -35,7 +36,6 @@ from armo_ray.storage.parts import (
     put,
     read_content,
     read_part,
-    write_rejects,
     write_table,
 )
 from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, RunFile, Totals
@@ -107,8 +107,9 @@ def rewrite(
             )
     if options.engine == "duckdb":
         threads = options.threads or os.cpu_count() or 1
+        remote = any(map(is_remote, (store.uri, *scores.outputs)))
         # of the threads, one waits for the disk or half for a server
-        with ThreadPoolExecutor(threads + 1 if store.local else 2 * threads) as pool:
+        with ThreadPoolExecutor(2 * threads if remote else threads + 1) as pool:
             return list(chain.from_iterable(pool.map(_rewrite, tasks)))
     with engine(options) as run_tasks:
         return list(chain.from_iterable(run_tasks(_rewrite, tasks)))
@@ -123,11 +124,11 @@ def _task_records(
     for record in units_in_partitions(commits.read_commits(store, run=run), partitions):
         if record.unit in done:
             continue
-        if records and rows + record.scored > _TASK_ROWS:
+        if records and rows + record.candidates > _TASK_ROWS:
             yield tuple(records)
             records, rows = [], 0
         records.append(record)
-        rows += record.scored
+        rows += record.candidates
     if records:
         yield tuple(records)
 
@@ -154,48 +155,59 @@ def _groups(units: Iterable[Unit]) -> Iterator[list[Unit]]:
 
 
 def _continues(group: Sequence[Unit], unit: Unit) -> bool:
-    """Whether a unit follows others in their shard, with rows of the same columns and metadata."""
+    """Whether a unit follows others in their shard, with rows of the same columns, metadata and directories."""
     before, record = group[-1][0], unit[0]
     is_next = record.ordinal == before.ordinal + before.num_units
     if (before.source, before.identity) != (record.source, record.identity) or not is_next:
         return False
-    held = next((table.schema for _, tables in group for _, table in tables), None)
-    return held is None or all(table.schema.equals(held, check_metadata=True) for _, table in unit[1])
+    held, own = {_folders(of) for of, _ in group} - {frozenset()}, _folders(record)
+    if own and not held <= {own}:  # else --partition would no longer find the unit
+        return False
+    schemas = [table.schema for _, tables in group for path, table in tables if path.startswith(SCORES)][:1]
+    schemas += [table.schema for path, table in unit[1] if path.startswith(SCORES)]
+    return all(schema.equals(schemas[0], check_metadata=True) for schema in schemas)
+
+
+def _folders(record: CommitRecord) -> frozenset[str]:
+    """The directories of a unit's scores."""
+    return frozenset(_folder(part.path) for part in record.parts_in(SCORES))
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _write_merged(source: Store, store: Store, group: Sequence[Unit], task: Task) -> list[Moved]:
     """Write consecutive units as one, and commit it. Returns where the rows of each of their parts went."""
     change, records = task.change, [record for record, _ in group]
-    unit = records[0].unit
     moved: list[Moved] = []
     merged: dict[str, list[pa.Table]] = {}
     for _, tables in group:
         for path, table in tables:
-            new = f"{path.rpartition('/')[0]}/part-{unit}.parquet"
+            new = f"{_folder(path)}/part-{records[0].unit}.parquet"
             before = merged.setdefault(new, [])
             moved.append(Moved(f"{source.uri}/{path}", f"{store.uri}/{new}", sum(t.num_rows for t in before)))
             before.append(table)
     written = []
     for path, tables in merged.items():
         table = pa.concat_tables(tables)
-        table = rescored(table, change.made_by) if change.made_by else table
+        is_rescored = change.made_by and path.startswith(SCORES)
+        table = rescored(table, change.made_by) if is_rescored else table
         written.append(_write(store, path, table, change.format))
-    if change.kept is None:
-        rejects = [read_part(source, part) for record in records for part in record.parts_in(REJECTS)]
-        written += write_rejects(store, unit, pa.concat_tables(rejects)) if rejects else []
-    record = record_of(records, written, change.fingerprint)
-    commits.commit(store, replace(record, extra=((MADE_FROM, task.run),) if task.run else ()))
+    extra = ((MADE_FROM, task.run),) if task.run else ()
+    commits.commit(store, replace(record_of(records, written, change.fingerprint), extra=extra))
     return moved
 
 
 def _changed_parts(source: Store, record: CommitRecord, change: Change) -> list[tuple[str, pa.Table]]:
-    """The path and the changed rows of every part of scores that still has rows."""
+    """The path and the changed rows of every part of scores that still has rows, and the rejects if all rows stay."""
     tables = []
     for part in record.parts_in(SCORES):
         path = f"{source.uri}/{part.path}"
         if change.kept is None or any(change.kept[path]):
             tables.append((part.path, _changed(read_part(source, part), change, path)))
-    return tables
+    rejects = record.parts_in(REJECTS) if change.kept is None else []
+    return tables + [(part.path, read_part(source, part)) for part in rejects]
 
 
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> PartEntry:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from bisect import bisect_left, bisect_right
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -129,11 +130,9 @@ def _paired(outputs: Sequence[Scores]) -> list[Unit]:
             )
     others = [_by_shard(records) for records in by_output[1:]]
     return [
-        Unit(
-            record,
-            tuple(_overlapping(record, of_shard[record.source, record.identity]) for of_shard in others),
-        )
-        for record in first
+        Unit(record, tuple(_overlapping(record, stop, shards[key]) for shards in others))
+        for key, ordered in _by_shard(first).items()
+        for record, stop in zip(ordered, [*(after.first_row for after in ordered[1:]), math.inf], strict=True)
     ]
 
 
@@ -158,10 +157,11 @@ def _by_shard(records: Sequence[CommitRecord]) -> dict[tuple[str, str], list[Com
     return shards
 
 
-def _overlapping(record: CommitRecord, ordered: Sequence[CommitRecord]) -> tuple[CommitRecord, ...]:
-    """Those of the records of a shard, in their order, that have rows of this one."""
-    start, stop = record.first_row, record.first_row + record.num_rows
-    low = max(bisect_right(ordered, start, key=lambda other: other.first_row) - 1, 0)
+def _overlapping(
+    record: CommitRecord, stop: float, ordered: Sequence[CommitRecord]
+) -> tuple[CommitRecord, ...]:
+    """Those of the records of a shard, in their order, that have rows of this one, which ends before row `stop`."""
+    low = max(bisect_right(ordered, record.first_row, key=lambda other: other.first_row) - 1, 0)
     high = bisect_left(ordered, stop, key=lambda other: other.first_row)
     return tuple(ordered[low : max(high, low + 1)])
 

@@ -154,7 +154,8 @@ def _relation(con: duckdb.DuckDBPyConnection, scores: Scores, rules: Rules) -> s
     columns = [PART, ROW]
     for column, names in fields.items():
         packed = ", ".join(f"{quote(name)} := {quote(column)}.{quote(name)}" for name in names)
-        columns.append(f"struct_pack({packed}) AS {quote(column)}" if names else quote(column))
+        is_whole = name_of(column) in used
+        columns.append(quote(column) if is_whole else f"struct_pack({packed}) AS {quote(column)}")
     con.execute(f"CREATE TEMP TABLE {_ROWS} AS SELECT {', '.join(columns)} FROM ({relation})")
     return f"SELECT * FROM {_ROWS}"
 

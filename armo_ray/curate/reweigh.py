@@ -183,6 +183,7 @@ def compare_with(
 ) -> dict[str, Any]:
     """Compare how the old scores and the new rank the candidates (armo_ray.measures.comparison)."""
     place_of = {part.uri: place for place, part in enumerate(scores.parts)}
+    moved = [to for to in moved if to.source in place_of]  # without rejects
     new_parts = {to.part: replace(scores.parts[place_of[to.source]], uri=to.part) for to in moved}
     new_parts = dict(sorted(new_parts.items(), key=lambda entry: (entry[1].output, entry[1].directories)))
     place_of_new = {uri: place for place, uri in enumerate(new_parts)}

@@ -42,7 +42,7 @@ def open_inputs(options: FitOptions) -> Inputs:
 
 def reading(hidden: HiddenOutputs) -> list[str]:
     """Options, other than the default, that the text was read with and that must be given to score alike."""
-    defaults = {"special_tokens": "plain", "truncate": "none"}
+    defaults = {"special_tokens": "plain", "truncate": "none", "tool_calls": "template"}
     given = {name: hidden.read_by.get(name) for name in defaults}
     return [
         f"--{name.replace('_', '-')} {value}"

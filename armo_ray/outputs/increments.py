@@ -135,6 +135,7 @@ def hold(store: Store, reader: str, paths: Collection[str]) -> None:
     """Keep these parts of a dataset that grows for a reader, and no others for it. `reader` is any name."""
     name = f"{FOLDER}/held-{json_files.digest_of(reader.encode())[:16]}.json"
     store.write(name, json_files.sealed({"reader": reader, "parts": sorted(paths)}))
+    store.delete(f"{FOLDER}/held.json")  # of an earlier version, which knew one reader
 
 
 @contextmanager

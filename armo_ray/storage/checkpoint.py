@@ -77,6 +77,7 @@ SCHEMA = pa.schema(
         ("extra", pa.string()),
     ]
 )
+_EARLIER = SCHEMA.remove(SCHEMA.get_field_index("merged"))  # of an earlier version
 # of few distinct values: a table holds each once
 _SHARED = ["source", "identity", "run_fingerprint"]
 _REPEATED = [*_SHARED, "rejected.key_value.key", "seconds.key_value.key"]
@@ -106,16 +107,30 @@ class Checkpoint:
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all rows."""
-        return self._file().read(list(columns))
+        file = self._file()
+        return _filled(file.read(_present(file, columns)), columns)
 
     def batches(self, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
         """Some columns, some rows at a time, in order."""
-        schema = pa.schema([SCHEMA.field(name) for name in columns])
-        for batch in self._file().iter_batches(_BATCH, columns=list(columns)):
-            yield pa.Table.from_batches([batch]).select(columns).cast(schema)
+        schema, file = pa.schema([SCHEMA.field(name) for name in columns]), self._file()
+        for batch in file.iter_batches(_BATCH, columns=_present(file, columns)):
+            yield _filled(pa.Table.from_batches([batch]), columns).cast(schema)
 
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(pa.BufferReader(self.content), read_dictionary=_SHARED)
+
+
+def _present(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that a file has, and always one, as rows are counted by it."""
+    return [name for name in dict.fromkeys(("unit", *columns)) if name in file.schema_arrow.names]
+
+
+def _filled(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The columns; of nulls those that an earlier version did not write."""
+    for name in columns:
+        if name not in rows.column_names:
+            rows = rows.append_column(SCHEMA.field(name), pa.nulls(rows.num_rows, SCHEMA.field(name).type))
+    return rows.select(columns)
 
 
 def find(store: Store) -> Checkpoint | None:
@@ -129,7 +144,7 @@ def find(store: Store) -> Checkpoint | None:
         schema, metadata = file.schema_arrow, file.metadata.metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"cannot be read: {error}") from None
-    if not schema.equals(SCHEMA):
+    if not schema.equals(SCHEMA) and not schema.equals(_EARLIER):
         raise ValueError("its columns are not those of this version")
     digest = metadata.get(_DIGEST, b"")
     if len(digest) != len(_BLANK) or digest != _digest(content, content.rindex(digest)):

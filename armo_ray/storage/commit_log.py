@@ -184,7 +184,9 @@ def _value(record: CommitRecord, name: str) -> Any:
         return checkpoint.entries_of(record)
     if name == "extra":
         return checkpoint.extra_of(record.extra)
-    return record.to_dict().get(name) if name == "merged" else getattr(record, name)
+    if name == "merged":
+        return [unit.to_dict() for unit in record.merged] or None
+    return getattr(record, name)
 
 
 def _by_folder(batches: Iterable[pa.Table]) -> dict[str, tuple[int, int]]:

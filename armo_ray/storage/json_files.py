@@ -169,13 +169,18 @@ def _is_part(value: Any) -> bool:
 
 
 def _is_merged(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(unit, dict)
-        and unit.keys() <= {"unit", "first_row", "num_rows", "content"}
-        and _is_unit(unit.get("unit"))
-        and _is_count(unit.get("first_row"))
-        and _is_count(unit.get("num_rows"))
-        for unit in value
+    return (
+        isinstance(value, list)
+        and len(value) > 1
+        and all(
+            isinstance(unit, dict)
+            and unit.keys() <= {"unit", "first_row", "num_rows", "content"}
+            and _is_unit(unit.get("unit"))
+            and _is_count(unit.get("first_row"))
+            and _is_count(unit.get("num_rows"))
+            and isinstance(unit.get("content", ""), str)
+            for unit in value
+        )
     )
 
 

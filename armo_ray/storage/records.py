@@ -98,6 +98,10 @@ class MergedUnit:
     num_rows: int
     content: str | None = None  # as in a record
 
+    def to_dict(self) -> dict[str, Any]:
+        """The values as they are stored."""
+        return _known(self, MergedUnit.__slots__)
+
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
@@ -158,7 +162,7 @@ class CommitRecord:
         if self.content != "":
             values["content"] = self.content
         if self.merged:
-            values["merged"] = [_known(unit, MergedUnit.__slots__) for unit in self.merged]
+            values["merged"] = [unit.to_dict() for unit in self.merged]
         if self.timing is not None:
             values |= _known(self.timing, _TIMING)
         if self.passes is not None:

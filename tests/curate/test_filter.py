@@ -259,6 +259,18 @@ def test_a_wrong_filter_is_refused_and_nothing_is_written(
     assert not output.exists()
 
 
+def test_a_struct_that_is_null_stays_null_beside_a_quantile(scored_pairs: Path, tmp_path: Path) -> None:
+    scores = with_columns(
+        scored_pairs, tmp_path / "scores", meta=lambda i: None if i % 2 else {"a": i % 3, "b": i}
+    )
+    rules = ["meta is null or meta.a > 0", "score > -99"]
+    for name, last in (("plain", []), ("quantile", ["score >= q0.0"])):
+        assert main(["filter", str(scores), "--where", *rules, *last, "--output", str(tmp_path / name)]) == 0
+    kept = rows_as_written(tmp_path / "quantile")
+    assert kept == rows_as_written(tmp_path / "plain")
+    assert {row["meta"] is None for row in kept} == {True, False}
+
+
 def test_a_condition_that_meets_only_missing_values_is_named(
     scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,9 +42,7 @@ def scored(
         else:
             lines = [json.dumps(row) + "\n" * (1 + i % 3) for i, row in enumerate(some)]  # with blank lines
             (folder / f"in/{name}.jsonl").write_text("".join(lines))
-    score_locally(
-        tiny_model, folder / "in", folder / "out", unit_rows=5, keep=["id"], partition_by=["subset"]
-    )
+    score_locally(tiny_model, folder / "in", folder / "out", unit_rows=5, keep=["id"], partition_by=["role"])
     return folder / "out"
 
 
@@ -84,11 +82,12 @@ def test_reweighing_keeps_rows_rejects_and_their_order(scored: Path, tmp_path: P
     assert run(REWEIGH, scored, tmp_path / "out") == 0
     assert content(rows_of(tmp_path / "out")) == content(rows_of(scored))
     assert rows_of(tmp_path / "out", "rejects") == rows_of(scored, "rejects") != []
-    by_subset = {}
-    for output in (scored, tmp_path / "out"):
-        rows = content(rows_as_written(output))
-        by_subset[output] = {s: [r for r in rows if r["subset"] == s] for s in {r["subset"] for r in rows}}
-    assert by_subset[scored] == by_subset[tmp_path / "out"]
+    for role in ("chosen", "rejected"):
+        before, after = (
+            [row for row in content(rows_as_written(output)) if row["role"] == role]
+            for output in (scored, tmp_path / "out")
+        )
+        assert before == after != []
     assert [record.num_units for record in records_of(tmp_path / "out")] == units_by_shard(scored)
     assert verify_output(str(tmp_path / "out"))[1] == []
 
@@ -191,3 +190,44 @@ def test_units_with_other_metadata_are_not_merged(scored: Path, tmp_path: Path) 
     first, second = units_by_shard(scored)
     assert [r.num_units for r in records_of(tmp_path / "out")] == [2, 1, first - 3, second]
     assert rows_of(tmp_path / "out") == rows_of(scored)
+
+
+def test_units_of_other_directories_are_not_merged_so_that_a_partition_is_found(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:24]
+    lines = [json.dumps({**row, "subset": "ab"[i // 12]}) + "\n" for i, row in enumerate(rows)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    options = {"unit_rows": 4, "keep": ["id"], "partition_by": ["subset"]}
+    score_locally(tiny_model, tmp_path / "in.jsonl", tmp_path / "scores", **options)
+    assert run(["filter", "--where", "score > -99"], tmp_path / "scores", tmp_path / "kept") == 0
+    assert len(records_of(tmp_path / "kept")) == 2
+    assert main(["report", str(tmp_path / "kept"), "--partition", "subset=a"]) == 0
+
+
+def test_an_ensemble_of_merged_units_has_all_rows_however_many_lines_are_blank(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    lines = SAMPLE.read_text("utf-8").splitlines()[:20]
+    (tmp_path / "in.jsonl").write_text("".join(line + "\n\n\n" for line in lines))
+    for name, rows in (("one", 4), ("two", 6)):
+        score_locally(tiny_model, tmp_path / "in.jsonl", tmp_path / name, unit_rows=rows)
+    assert run(["filter", "--where", "score > -99"], tmp_path / "one", tmp_path / "kept") == 0
+    for first, second in (("kept", "two"), ("two", "kept"), ("one", "two")):
+        command = ["reweigh", str(tmp_path / first), str(tmp_path / second), "--ensemble", "mean"]
+        assert main([*command, "--output", str(tmp_path / f"{first}-{second}")]) == 0
+        assert len(rows_of(tmp_path / f"{first}-{second}")) == 40
+
+
+def test_rejects_count_to_the_size_of_a_unit(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "p" * 10_000, "chosen": "", "rejected": ""}] * 40
+    good = {"prompt": "p", "chosen": "a b", "rejected": "c"}
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [good, *rows]))
+    score_locally(tiny_model, tmp_path / "in.jsonl", tmp_path / "scores", unit_rows=4)
+    monkeypatch.setattr(derived_output, "_PART_BYTES", 100_000)
+    assert run(REWEIGH, tmp_path / "scores", tmp_path / "out") == 0
+    assert max(sum(record.rejected.values()) for record in records_of(tmp_path / "out")) <= 24
+    assert rows_of(tmp_path / "out", "rejects") == rows_of(tmp_path / "scores", "rejects")
+    assert verify_output(str(tmp_path / "out"))[1] == []

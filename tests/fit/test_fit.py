@@ -260,12 +260,13 @@ def test_outputs_may_be_fitted_together(tiny_model: Path, tmp_path: Path) -> Non
 def test_what_the_states_were_read_with_is_told_and_in_the_command_of_the_card(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = embed_rows(tiny_model, tmp_path / "in", rated_rows(100), special_tokens="reference")
+    options = {"special_tokens": "reference", "tool_calls": "text"}
+    rows = embed_rows(tiny_model, tmp_path / "in", rated_rows(100), **options)
     facts = fit([rows], tmp_path / "model", gate="uniform", verbosity="none")
-    assert facts["reading"] == ["--special-tokens reference"]
-    assert "read with --special-tokens reference: score with it, too" in caplog.text
+    assert facts["reading"] == ["--special-tokens reference", "--tool-calls text"]
+    assert "read with --special-tokens reference --tool-calls text: score with it, too" in caplog.text
     card = (tmp_path / "model/README.md").read_text()
-    assert "--model DIR --special-tokens reference\n```" in card
+    assert "--model DIR --special-tokens reference --tool-calls text\n```" in card
 
 
 @pytest.mark.nightly

@@ -183,6 +183,22 @@ def test_a_checkpoint_of_an_earlier_version_without_sums_gives_the_same_manifest
     )
 
 
+def test_a_checkpoint_of_an_earlier_version_without_merged_units_is_used(
+    finished: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, found = read_log(finished), checkpoint.find(finished)
+    assert found is not None
+    rows = [batch.select(checkpoint._EARLIER.names) for batch in found.batches()]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SCHEMA", checkpoint._EARLIER)
+        checkpoint.write(finished, rows, found.run_fingerprint, found.sums)
+    log = read_log(finished)
+    assert log.read == []
+    assert list(log.records()) == list(before.records())
+    assert (log.read_units(), log.unfinished()) == (before.units, [])
+    assert verify_checkpoint(finished) == []
+
+
 def test_verify_names_a_checkpoint_whose_sums_are_not_those_of_its_rows(finished: Store) -> None:
     found = checkpoint.find(finished)
     assert found is not None
