@@ -23,6 +23,8 @@ from tests.support.local import rows_as_written, rows_of, score_locally
 from tests.support.paths import SAMPLE
 from tests.support.synthetic_outputs import commit_again
 
+pytest_plugins = ["tests.support.s3_server"]
+
 FILTER = ["filter", "--where", "score >= q0.4"]
 REWEIGH = ["reweigh", "--mask", "code_style"]
 
@@ -231,3 +233,14 @@ def test_rejects_count_to_the_size_of_a_unit(
     assert max(sum(record.rejected.values()) for record in records_of(tmp_path / "out")) <= 24
     assert rows_of(tmp_path / "out", "rejects") == rows_of(tmp_path / "scores", "rejects")
     assert verify_output(str(tmp_path / "out"))[1] == []
+
+
+def test_units_are_merged_from_s3_to_s3_as_on_a_disk(scored: Path, tmp_path: Path, s3: str) -> None:
+    fs = Store(s3).fs
+    fs.put(str(scored), f"{Store(s3).root}/scores", recursive=True)
+    for name, command in (("filter", FILTER), ("reweigh", REWEIGH)):
+        assert run(command, scored, tmp_path / name) == 0
+        _, *options = command
+        assert main([name, f"{s3}/scores", "--output", f"{s3}/{name}", *options]) == 0
+        assert rows_of(f"{s3}/{name}") == rows_of(tmp_path / name)
+        assert verify_output(f"{s3}/{name}")[1] == []
