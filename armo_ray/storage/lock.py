@@ -81,28 +81,20 @@ def held(
         "since": now(),
     }
     missing = missing_directories(store)
-    try:
-        before = _acquire(store, owner)
-        with _renewing(store, owner, folders):
-            if before is not None:
-                store.sweep(FOLDERS)
-            yield Held(store, owner, before is not None and _may_delete(before))
-    finally:
-        remove_empty(missing)
-
-
-@contextmanager
-def _renewing(store: Store, owner: dict[str, Any], folders: Sequence[str]) -> Iterator[None]:
-    """Renew an acquired lock while the body runs, then release it."""
     ended = threading.Event()
     renewer = threading.Thread(target=_renew, args=(store, owner, ended), daemon=True)
-    renewer.start()
-    try:
-        yield
+    try:  # from before the lock is there: an interruption while it is taken releases it too
+        before = _acquire(store, owner)
+        renewer.start()
+        if before is not None:
+            store.sweep(FOLDERS)
+        yield Held(store, owner, before is not None and _may_delete(before))
     finally:
         ended.set()
-        renewer.join()
+        if renewer.is_alive():
+            renewer.join()
         _release(store, owner, folders)
+        remove_empty(missing)
 
 
 def _acquire(store: Store, owner: dict[str, Any]) -> dict[str, Any] | None:
@@ -200,8 +192,13 @@ def _taken_over(store: Store, owner: dict[str, Any]) -> dict[str, Any] | None:
     _check_kind(store, first, owner)
     if read_owner(store) != first:
         return None
-    store.write(LOCK, _renewed(owner))
-    time.sleep(_LOOK_S)  # of several commands that reach this point, the last to write has the lock
+    try:
+        store.write(LOCK, _renewed(owner))
+        time.sleep(_LOOK_S)  # of several commands that reach this point, the last to write has the lock
+    except KeyboardInterrupt:
+        if _is_ours(store, owner):
+            store.write(LOCK, to_json(first))  # it says what may be deleted
+        raise
     return first if _is_ours(store, owner) else None
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +243,26 @@ def test_what_a_killed_run_left_is_deleted_when_its_lock_is_taken_over(
     left_by(store, **OF_THE_DEAD)
     with lock.held(store, folders=()):
         assert names_in(store) == {lock.LOCK}
+
+
+@pytest.mark.parametrize("before", [{}, OF_THE_DEAD], ids=["free", "of a dead process"])
+def test_an_interruption_while_the_lock_is_taken_leaves_none_of_ours(
+    tmp_path: Path, before: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_LOOK_S", 1e-3)
+    store = Store(str(tmp_path))
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for moment in range(50, 4000, 25):  # microseconds
+            if before:
+                left_by(store, **before)
+            with suppress(KeyboardInterrupt, RuntimeError):  # the latter by threading, in mid-start
+                signal.setitimer(signal.ITIMER_REAL, moment / 1e6, 0.5)  # again, if it is lost in a callback
+                with lock.held(store):
+                    time.sleep(1)
+                    pytest.fail("not interrupted")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert (store.read_json(lock.LOCK) or {"run": "old"})["run"] == "old", moment
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
