@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT, SAMPLE
+from tests.support.synthetic_outputs import score_synthetically
 
 PACKAGE = ROOT / "armo_ray"
 # Three tiers. The core never imports a command, commands import each other as listed alone, the face imports both.
@@ -143,6 +144,28 @@ def test_planning_a_run_loads_neither_torch_nor_ray(tiny_model: Path, tmp_path: 
         f"from armo_ray.score.job import prepare\nprepare(ScoreConfig({options}))"
     )
     assert not {"torch", "ray"} & loaded
+
+
+def test_curating_does_without_pandas_which_pyarrow_still_converts_to(tmp_path: Path) -> None:
+    scores = score_synthetically(tmp_path / "scores", SAMPLE)
+    command = [
+        "armo-ray",
+        "filter",
+        str(scores),
+        "--where",
+        "score > q0.5",
+        "--output",
+        str(tmp_path / "kept"),
+    ]
+    after = (
+        "assert not {'pandas', 'ray', 'torch'} & set(sys.modules)\n"
+        "import pyarrow as pa\n"
+        "assert pa.table({'a': [1]}).to_pandas().a.sum() == 1\n"
+        "import pandas as pd\n"
+        "assert pa.array(pd.Series([1.0, float('nan')])).null_count == 1"
+    )
+    code = f"sys.argv = {command}\nfrom armo_ray.cli.main import main\nassert main() == 0\n{after}"
+    assert "pandas" in modules_after(code)
 
 
 def test_scoring_token_ids_with_a_llama_loads_torch_and_of_transformers_what_templates_need(

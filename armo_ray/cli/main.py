@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from armo_ray.cli.commands import COMMANDS, Command, load
+from armo_ray.cli.lean import leave_pandas_out
 from armo_ray.cli.parser import build_parser
 from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, FAILED, MISUSED, OUT_OF_TIME
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     program, command = f"armo-ray {args.command}", COMMANDS[args.command]
     stop_on_sigterm()
     try:
-        status = _run(program, command, args)
+        status = _run(program, command, args, argv is None)
         sys.stdout.flush()
         return status
     except ConfigError as error:
@@ -69,8 +70,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _run(program: str, command: Command, args: argparse.Namespace) -> int:
-    """Check the options and run the command."""
+def _run(program: str, command: Command, args: argparse.Namespace, is_program: bool) -> int:
+    """Check the options and run the command, alone in its process or as part of a program of somebody else."""
     from armo_ray.cluster import watchdog
 
     watchdog.command = program
@@ -81,6 +82,8 @@ def _run(program: str, command: Command, args: argparse.Namespace) -> int:
         return int(load(command.run)(given))
     from armo_ray.options import load_options
 
+    if is_program:
+        leave_pandas_out()
     (kind,) = command.options
     options = load_options(load(kind), given.file, given.values)
     return load(command.run)(options) or COMPLETE
