@@ -22,7 +22,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.outputs.cards import CARD, Split, dataset_card
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.options import DatasetOptions
-from armo_ray.outputs.partitions import Partitions, units_in_partitions
+from armo_ray.outputs.partitions import shards_in_partitions
 from armo_ray.outputs.schema import HIDDEN_LAST, METADATA_KEY, footer, recomputed
 from armo_ray.outputs.scores import Scores
 from armo_ray.outputs.text import Source
@@ -38,7 +38,7 @@ from armo_ray.storage.parts import (
     read_part,
     write_table,
 )
-from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, RunFile, Totals
+from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, Totals
 from armo_ray.storage.store import Store
 
 MADE_FROM = "made_from"  # in a record: the checksum of the _run.json of the scores
@@ -90,7 +90,8 @@ def rewrite(
     tasks: list[Task] = []
     units: set[str] = set()
     for output, run in zip(scores.outputs, scores.runs, strict=True):
-        for records in _task_records(Store(output), run, scores.partitions, done):
+        committed = commits.read_commits(Store(output), run=run)
+        for records in _task_records(shards_in_partitions(committed, scores.partitions), done):
             read = {unit.unit for record in records for unit in record.ranges()}
             if twice := units & read:
                 raise ConfigError(
@@ -115,13 +116,11 @@ def rewrite(
         return list(chain.from_iterable(run_tasks(_rewrite, tasks)))
 
 
-def _task_records(
-    store: Store, run: RunFile, partitions: Partitions, done: Set[str]
-) -> Iterator[tuple[CommitRecord, ...]]:
-    """The commit records of an output's units but those that are done, in batches of at most about _TASK_ROWS rows."""
+def _task_records(chosen: Iterable[CommitRecord], done: Set[str]) -> Iterator[tuple[CommitRecord, ...]]:
+    """The commit records of units but those that are done, in batches of at most about _TASK_ROWS rows."""
     records: list[CommitRecord] = []
     rows = 0
-    for record in units_in_partitions(commits.read_commits(store, run=run), partitions):
+    for record in chosen:
         if record.unit in done:
             continue
         if records and rows + record.candidates > _TASK_ROWS:

@@ -22,7 +22,7 @@ from armo_ray.expressions.expressions import quote
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
-from armo_ray.outputs.partitions import units_in_partitions
+from armo_ray.outputs.partitions import shards_in_partitions
 from armo_ray.outputs.schema import DISAGREEMENT, OWN_FIELDS
 from armo_ray.outputs.scores import Part, Scores, open_scores, scan
 from armo_ray.storage import commits
@@ -138,7 +138,7 @@ def _paired(outputs: Sequence[Scores]) -> list[Unit]:
 
 def _records_of(scores: Scores) -> list[CommitRecord]:
     committed = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
-    return list(units_in_partitions(committed, scores.partitions))
+    return list(shards_in_partitions(committed, scores.partitions))
 
 
 def _rows(records: Sequence[CommitRecord]) -> dict[tuple[str, str], int]:

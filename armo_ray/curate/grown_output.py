@@ -14,6 +14,7 @@ from armo_ray.curate.derived_output import MADE_FROM
 from armo_ray.curate.options import FilterOptions, ReweighOptions
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.dataset import check_empty, check_unclaimed, delete, names_in, new_output
+from armo_ray.outputs.partitions import check_whole_shards
 from armo_ray.outputs.scores import Part, Scores
 from armo_ray.storage import commits, lock
 from armo_ray.storage.json_files import unit_of
@@ -75,8 +76,11 @@ def _deciding(options: Mapping[str, object]) -> dict[str, object]:
 def lacking_units(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]] | None:
     """The scores of the units that an output lacks, and the names of those that it has; None if it lacks none.
 
-    Raises ConfigError if the output has units that the scores no longer hold.
+    Raises ConfigError if the output has units that the scores no longer hold, or would get part of a shard.
     """
+    if scores.partitions:
+        for output in scores.outputs:
+            check_whole_shards(commits.read_commits(Store(output)), scores.partitions)
     log = commits.read_log(store)
     made_from = {extra.get(MADE_FROM) for extra in log.extras()} - {None}
     if made_from - {run.checksum for run in scores.runs}:

@@ -205,6 +205,32 @@ def test_units_of_other_directories_are_not_merged_so_that_a_partition_is_found(
     assert run(["filter", "--where", "score > -99"], tmp_path / "scores", tmp_path / "kept") == 0
     assert len(records_of(tmp_path / "kept")) == 2
     assert main(["report", str(tmp_path / "kept"), "--partition", "subset=a"]) == 0
+    for source in ("scores", "kept"):
+        command = ["filter", "--where", "score > -99", "--partition", "subset=b"]
+        assert run(command, tmp_path / source, tmp_path / f"b of {source}") == 0
+        assert rows_of(tmp_path / f"b of {source}") == [
+            row for row in rows_of(tmp_path / "scores") if row["source_row"] >= 12
+        ]
+        assert verify_output(str(tmp_path / f"b of {source}"))[1] == []
+
+
+def test_a_partition_that_cuts_units_and_shards_has_its_candidates_alone(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [row for row in rows_of(scored) if row["candidate"] == 0]
+    there = ["--partition", "role=chosen"]
+    for name, command in (("kept", ["filter", "--where", "score > -99"]), ("new", REWEIGH)):
+        assert run(command, scored, tmp_path / name, *there) == 0
+        assert content(rows_of(tmp_path / name)) == content(chosen)
+        assert rows_of(tmp_path / name, "rejects") == []  # it is not known which partition they belong to
+        assert verify_output(str(tmp_path / name))[1] == []
+        assert run(command, scored, tmp_path / "growing", *there, "--append") == 2
+        assert "--append can add a shard only as a whole" in capsys.readouterr().err
+    shutil.copytree(scored, tmp_path / "other")
+    ensemble = ["reweigh", str(scored), str(tmp_path / "other"), "--ensemble", "mean"]
+    assert main([*ensemble, "--output", str(tmp_path / "both"), *there]) == 0
+    assert [row["row_id"] for row in rows_of(tmp_path / "both")] == [row["row_id"] for row in chosen]
+    assert verify_output(str(tmp_path / "both"))[1] == []
 
 
 def test_an_ensemble_of_merged_units_has_all_rows_however_many_lines_are_blank(
