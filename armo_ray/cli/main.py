@@ -1,15 +1,16 @@
 """The command line: parses and checks options, and only then imports what is slow."""
 
 import argparse
+import gc
 import logging
 import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from armo_ray.cli.commands import COMMANDS, Command, load
-from armo_ray.cli.lean import leave_pandas_out
+from armo_ray.cli.lean import leave_pandas_out, look_for_garbage
 from armo_ray.cli.parser import build_parser
 from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, FAILED, MISUSED, OUT_OF_TIME
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status."""
+    is_program = argv is None  # and not part of one of somebody else
+    if is_program:
+        gc.disable()
     args = _parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     program, command = f"armo-ray {args.command}", COMMANDS[args.command]
     stop_on_sigterm()
     try:
-        status = _run(program, command, args, argv is None)
+        status = _run(program, command, args, is_program)
         sys.stdout.flush()
         return status
     except ConfigError as error:
@@ -71,22 +75,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(program: str, command: Command, args: argparse.Namespace, is_program: bool) -> int:
-    """Check the options and run the command, alone in its process or as part of a program of somebody else."""
+    """Check the options and run the command."""
     from armo_ray.cluster import watchdog
 
     watchdog.command = program
-    if not command.options:
-        return int(load(command.run)(args))
-    given = _given(args)
-    if command.checks:
-        return int(load(command.run)(given))
-    from armo_ray.options import load_options
+    given: Any = args
+    if command.options:
+        given = _given(args)
+    if command.options and not command.checks:
+        from armo_ray.options import load_options
 
+        (kind,) = command.options
+        given = load_options(load(kind), given.file, given.values)
+        if is_program:
+            leave_pandas_out()
+    function = load(command.run)
     if is_program:
-        leave_pandas_out()
-    (kind,) = command.options
-    options = load_options(load(kind), given.file, given.values)
-    return load(command.run)(options) or COMPLETE
+        look_for_garbage()
+    return function(given) or COMPLETE
 
 
 def _given(args: argparse.Namespace) -> "Given":

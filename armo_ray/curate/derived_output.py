@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
+from armo_ray.curate.kept_rows import kept_rows
 from armo_ray.curate.tasks import engine
 from armo_ray.curate.unit_text import Unit, with_text
 from armo_ray.errors import ConfigError
@@ -134,7 +134,7 @@ def _task_records(chosen: Iterable[CommitRecord], done: Set[str]) -> Iterator[tu
 
 def _rewrite(task: Task) -> list[Moved]:
     source, store, change = Store(task.source), Store(task.output), task.change
-    units: Iterator[Unit] = ((record, _changed_parts(source, record, change)) for record in task.records)
+    units = _read(source, task.records, change)
     units = with_text(units, change.sources) if change.sources else units
     return [moved for group in _groups(units) for moved in _write_merged(source, store, group, task)]
 
@@ -198,15 +198,21 @@ def _write_merged(source: Store, store: Store, group: Sequence[Unit], task: Task
     return moved
 
 
-def _changed_parts(source: Store, record: CommitRecord, change: Change) -> list[tuple[str, pa.Table]]:
-    """The path and the changed rows of every part of scores that still has rows, and the rejects if all rows stay."""
-    tables = []
-    for part in record.parts_in(SCORES):
-        path = f"{source.uri}/{part.path}"
-        if change.kept is None or any(change.kept[path]):
-            tables.append((part.path, _changed(read_part(source, part), change, path)))
-    rejects = record.parts_in(REJECTS) if change.kept is None else []
-    return tables + [(part.path, read_part(source, part)) for part in rejects]
+def _read(source: Store, records: Sequence[CommitRecord], change: Change) -> Iterator[Unit]:
+    """The units, with the rows to keep of every part of scores that has some, and the rejects if all rows stay."""
+    kept = change.kept
+    if kept is None:
+        for record in records:
+            parts = [*record.parts_in(SCORES), *record.parts_in(REJECTS)]
+            yield record, [(part.path, without_states(read_part(source, part))) for part in parts]
+        return
+    left = [
+        [part for part in record.parts_in(SCORES) if any(kept[f"{source.uri}/{part.path}"])]
+        for record in records
+    ]
+    tables = kept_rows(source, list(chain.from_iterable(left)), kept)
+    for record, parts in zip(records, left, strict=True):
+        yield record, [(part.path, without_states(next(tables))) for part in parts]
 
 
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> PartEntry:
@@ -220,13 +226,6 @@ def _write(store: Store, path: str, table: pa.Table, kind: str) -> PartEntry:
 def copy_part(source: Store, store: Store, part: PartEntry) -> PartEntry:
     """Copy a part from one output to another, unchanged."""
     return put(store, part.path, read_content(source, part), part.rows)
-
-
-def _changed(table: pa.Table, change: Change, path: str) -> pa.Table:
-    if change.kept is not None:
-        bits = np.unpackbits(np.frombuffer(change.kept[path], np.uint8), count=table.num_rows)
-        table = table.take(pa.array(np.flatnonzero(bits)))  # a mask would take twice as long
-    return without_states(table)
 
 
 def without_states(table: pa.Table) -> pa.Table:
