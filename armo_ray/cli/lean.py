@@ -1,6 +1,5 @@
-"""A quick start of commands."""
+"""A quick start of the commands that need no pandas."""
 
-import gc
 import sys
 from importlib.machinery import ModuleSpec
 
@@ -29,9 +28,3 @@ def leave_pandas_out() -> None:
         pa.array([])
     finally:
         sys.meta_path.remove(_NoPandas)
-
-
-def look_for_garbage() -> None:
-    """Collect garbage from here on, but never look through what the imports made, which stays."""
-    gc.freeze()
-    gc.enable()

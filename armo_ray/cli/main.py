@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from armo_ray.cli.commands import COMMANDS, Command, load
-from armo_ray.cli.lean import leave_pandas_out, look_for_garbage
+from armo_ray.cli.lean import leave_pandas_out
 from armo_ray.cli.parser import build_parser
 from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, FAILED, MISUSED, OUT_OF_TIME
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status."""
     is_program = argv is None  # and not part of one of somebody else
     if is_program:
-        gc.disable()
+        gc.disable()  # until all is imported: that is no garbage
     args = _parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     program, command = f"armo-ray {args.command}", COMMANDS[args.command]
@@ -91,7 +91,7 @@ def _run(program: str, command: Command, args: argparse.Namespace, is_program: b
             leave_pandas_out()
     function = load(command.run)
     if is_program:
-        look_for_garbage()
+        gc.enable()
     return function(given) or COMPLETE
 
 
