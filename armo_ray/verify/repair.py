@@ -1,4 +1,4 @@
-"""Repairs an output: deletes damaged files, so that the command that made it writes them again."""
+"""Repairs an output: deletes damaged files, so that `armo-ray score` writes them again."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -58,7 +58,7 @@ def _unlock(store: Store) -> list[str]:
 
 
 def _triage(examined: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str, str], list[Fault]]:
-    """The units to make again, with the reason; and the faults that cannot be repaired."""
+    """The units to score again, with the reason; and the faults that cannot be repaired."""
     faults = [fault for fault in examined.faults if fault.units]
     repairable = {commits.SUCCESS, CHECKPOINT, lock.LOCK}
     left = [f for f in examined.faults if not (f.units or f.stray or f.undone or f.file in repairable)]
@@ -66,11 +66,8 @@ def _triage(examined: Examined, columns_read: ColumnsRead) -> tuple[Mapping[str,
         return {}, left + [
             Fault(f"{fault.message}: not repaired: {commits.RUN} is damaged") for fault in faults
         ]
-    made_by = examined.run.made_by
-    if made_by is not None and made_by.get("options", {}).get("append"):
-        return {unit: fault.message for fault in faults for unit in fault.units}, left
-    if made_by is not None:
-        advice = f"make the output again with armo-ray {made_by.get('command')}"
+    if examined.run.made_by is not None:
+        advice = f"make the output again with armo-ray {examined.run.made_by.get('command')}"
         return {}, left + [Fault(f"{fault.message}: {advice}") for fault in faults]
     hashes = {unit[:16] for fault in faults for unit in fault.units}
     lost, unreachable = _lost_shards(examined, hashes, columns_read)
@@ -110,7 +107,7 @@ def _repair(store: Store, examined: Examined, drop: Mapping[str, str], is_intact
         yield f"{commits.SUCCESS}: deleted: the output is not complete"
     for unit, why in drop.items():
         store.delete(f"{commits.COMMITS}/{unit}.json")
-        yield f"unit {unit}: to be made again: {why}"
+        yield f"unit {unit}: to be scored again: {why}"
     yield from _sweep(store, examined, drop)
     if manifest_faults and complete:
         commits.finish(store)

@@ -122,25 +122,6 @@ def test_a_command_that_was_killed_goes_on(
     assert verify_output(str(out))[1] == []
 
 
-@pytest.mark.parametrize("folder", ["scores", "_commits"])
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_damaged_unit_is_repaired_and_made_again(
-    command: list[str], folder: str, whole: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    for number in (2, 4):
-        reveal(whole, tmp_path / "scores", units_of(whole)[:number])
-        assert run(command, tmp_path / "scores", out, "--append") == 0
-    rows = rows_of(out)
-    damaged = min((out / folder).iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:-9])
-    assert main(["verify", str(out)]) == 1
-    assert main(["verify", str(out), "--repair"]) == 0
-    assert run(command, tmp_path / "scores", out, "--append") == 0
-    assert rows_of(out) == rows
-    assert main(["verify", str(out)]) == 0
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -550,7 +550,7 @@ def test_repair_on_s3(s3: str, tiny_model: Path) -> None:
     assert len(verify_output(store.uri)[1]) >= 5
     found = repair_output(store.uri, columns_read)
     assert (found.left, found.complete) == ([], False)
-    assert sum("to be made again" in line for line in found.done) == 4
+    assert sum("to be scored again" in line for line in found.done) == 4
     assert store.list_names("").keys() == {RUN, CHECKPOINT}
     score_locally(tiny_model, f"{s3}/in", f"{s3}/out", **OPTIONS)
     assert verify_output(store.uri)[1] == []
