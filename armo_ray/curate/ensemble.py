@@ -117,7 +117,7 @@ def _paired(outputs: Sequence[Scores]) -> list[Unit]:
 
     Raises ConfigError if the outputs are not of the same rows.
     """
-    by_output = [_records_of(scores) for scores in outputs]
+    by_output = _records_of(outputs)
     first = by_output[0]
     for scores, records in zip(outputs[1:], by_output[1:], strict=True):
         differs = sorted(_rows(records).items() ^ _rows(first).items())
@@ -136,9 +136,14 @@ def _paired(outputs: Sequence[Scores]) -> list[Unit]:
     ]
 
 
-def _records_of(scores: Scores) -> list[CommitRecord]:
-    committed = commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0])
-    return list(shards_in_partitions(committed, scores.partitions))
+def _records_of(outputs: Sequence[Scores]) -> list[list[CommitRecord]]:
+    """The records of each output, in all of them of the shards that have candidates of the partitions in one."""
+    partitions = outputs[0].partitions
+    committed = [commits.read_commits(Store(scores.outputs[0]), run=scores.runs[0]) for scores in outputs]
+    chosen = [
+        {record.source for record in shards_in_partitions(records, partitions)} for records in committed
+    ]
+    return [list(shards_in_partitions(records, partitions, set().union(*chosen))) for records in committed]
 
 
 def _rows(records: Sequence[CommitRecord]) -> dict[tuple[str, str], int]:

@@ -90,12 +90,12 @@ def _read_all(
             )
             batches = read.to_arrow_reader(_BATCH_ROWS)
             rows = schema.empty_table()
-            for keep in bits:
-                while rows.num_rows < keep.sum():
+            for kept_of_part in (int(keep.sum()) for keep in bits):
+                while rows.num_rows < kept_of_part:
                     batch = pa.Table.from_batches([next(batches)]).cast(schema)
                     rows = pa.concat_tables([rows, batch])
-                yield rows.slice(0, keep.sum())
-                rows = rows.slice(keep.sum())
+                yield rows.slice(0, kept_of_part)
+                rows = rows.slice(kept_of_part)
     except duckdb.Error as error:
         raise RuntimeError(f"{store.uri}: {error}") from error
 

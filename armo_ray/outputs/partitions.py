@@ -1,6 +1,6 @@
 """A choice of an output's partitions: the candidates below some of its hive directories."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def units_in_partitions(records: Iterable[CommitRecord], partitions: Partitions)
     Raises ConfigError if only some of a unit's candidates do: the counts of a unit are not known by partition.
     """
     for record in records:
-        inside = {in_partitions(path, partitions) for path in _places(record)}
+        inside = {in_partitions(path, partitions) for path in _places([record])}
         if len(inside) > 1:
             columns = ", ".join(dict.fromkeys(values.column for values in partitions))
             raise ConfigError(
@@ -63,46 +63,57 @@ def units_in_partitions(records: Iterable[CommitRecord], partitions: Partitions)
             yield record
 
 
-def shards_in_partitions(records: Iterable[CommitRecord], partitions: Partitions) -> Iterator[CommitRecord]:
+def shards_in_partitions(
+    records: Iterable[CommitRecord], partitions: Partitions, sources: Set[str] = frozenset()
+) -> Iterator[CommitRecord]:
     """All records of the shards that have candidates in the partitions, without what lies outside.
 
     A record of a unit that is cut or outside keeps its parts inside and no rejects, as their partition is not known.
-    Takes records sorted by shard.
+
+    Args:
+        records: sorted by shard.
+        sources: URIs of shards of which records are taken even if nothing in them lies inside.
     """
-    for _, group in groupby(records, key=lambda record: record.source):
-        units = list(group)
-        inside = [_inside(record, partitions) for record in units]
-        if any(inside):
-            yield from (_cut(record, paths) for record, paths in zip(units, inside, strict=True))
-
-
-def _cut(record: CommitRecord, paths: Sequence[str]) -> CommitRecord:
-    if len(paths) == len(_places(record)):
-        return record
-    parts = tuple(part for part in record.parts_in(SCORES) if part.path in paths)
-    return replace(record, parts=parts, rejected={})
+    for units, inside, is_whole in _by_shard(records, partitions):
+        if is_whole:
+            yield from units
+        elif inside or units[0].source in sources:
+            yield from (_cut(record, inside) for record in units)
 
 
 def check_whole_shards(records: Iterable[CommitRecord], partitions: Partitions) -> None:
     """Raises ConfigError if the partitions cut a shard, for an output that grows: it can get its units only once."""
-    shards: dict[str, bool] = {}
-    for record in records:
-        inside = len(_inside(record, partitions))
-        is_whole = shards.setdefault(record.source, inside > 0) == (inside > 0)
-        if not is_whole or inside not in (0, len(_places(record))):
+    for units, inside, is_whole in _by_shard(records, partitions):
+        if inside and not is_whole:
             raise ConfigError(
-                f"{record.source}: has candidates in and outside of the partition, and --append can add a shard only "
+                f"{units[0].source}: has candidates in and outside of the partition, and --append can add a shard only "
                 f"as a whole: choose by directories of the input, or leave out --append"
             )
 
 
-def _inside(record: CommitRecord, partitions: Partitions) -> list[str]:
-    return [path for path in _places(record) if in_partitions(path, partitions)]
+def _by_shard(
+    records: Iterable[CommitRecord], partitions: Partitions
+) -> Iterator[tuple[list[CommitRecord], set[str], bool]]:
+    """The records of each shard, the places of its candidates that lie in the partitions, and whether all do."""
+    for _, group in groupby(records, key=lambda record: record.source):
+        units = list(group)
+        places = _places(units)
+        inside = {path for path in places if in_partitions(path, partitions)}
+        yield units, inside, len(inside) == len(places)
 
 
-def _places(record: CommitRecord) -> list[str]:
-    """The paths that tell in which partitions the candidates of a unit are."""
-    return [part.path for part in record.parts_in(SCORES)] or [record.source]
+def _cut(record: CommitRecord, inside: Set[str]) -> CommitRecord:
+    parts = record.parts_in(SCORES)
+    left = tuple(part for part in parts if part.path in inside)
+    if left and len(left) == len(parts):
+        return record
+    cut = replace(record, parts=left, rejected={})
+    return cut if left else replace(cut, num_tokens=0, computed_tokens=0)
+
+
+def _places(units: Sequence[CommitRecord]) -> list[str]:
+    """The paths that tell in which partitions the candidates of units of a shard are: units without scores follow."""
+    return [part.path for record in units for part in record.parts_in(SCORES)] or [units[0].source]
 
 
 def check_partitions(outputs: Iterable[tuple[str, Sequence[PartEntry]]], partitions: Partitions) -> None:

@@ -121,6 +121,9 @@ HIDDEN_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # of each number, by
 OWN_FIELDS = (STEP_SCORES, *JUDGE_FIELDS, DISAGREEMENT)  # columns that only some kinds of model have
 RESERVED = frozenset((*_ORDER, *(field.name for field in OWN_FIELDS), HIDDEN_LAST, "prompt", "response"))
 
+# names that the queries of commands that read scores use beside their columns, DuckDB's own among them
+OF_QUERIES = frozenset(("file_row_number", "file_index", "__file", "__part", "__row", "__output", "__id"))
+
 
 def hidden_field(name: str, size: int, dtype: str) -> pa.Field:
     """The column of hidden states: bytes of `size` little-endian numbers; bfloat16 has the upper half of a float32."""

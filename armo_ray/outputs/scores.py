@@ -16,7 +16,7 @@ from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of, quote
 from armo_ray.model.families import HIDDEN
 from armo_ray.outputs.partitions import Partitions, check_partitions, in_partitions, parse_partitions
-from armo_ray.outputs.schema import footer
+from armo_ray.outputs.schema import OF_QUERIES, footer
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.local_files import Opened, readable
@@ -98,6 +98,12 @@ def scores_of(outputs: Sequence[Listed], partitions: Partitions = ()) -> Scores:
     output_parts = [_parts(output, i, SCORES) for i, output in enumerate(outputs)]
     rejects = [part for i, output in enumerate(outputs) for part in _parts(output, i, REJECTS)]
     schemas = [_schema(parts[0]) for parts in output_parts if parts]
+    for name in (name for schema in schemas for name in schema.names):
+        if name.lower() in OF_QUERIES:  # of an output that was scored by an earlier version
+            raise ConfigError(
+                f"{', '.join(o.uri for o in outputs)}: has a column {name}, a name that queries use themselves: score "
+                f"again, with --keep input_{name.strip('_')}={name}"
+            )
     metadata = [footer(schema) for schema in schemas]
     check_models([o.uri for o, parts in zip(outputs, output_parts, strict=True) if parts], metadata)
     rewards = schemas[-1].field("rewards").type if schemas else pa.struct([])

@@ -6,7 +6,7 @@ Their names must differ in more than case, because DuckDB and other readers of t
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from armo_ray.errors import ConfigError
-from armo_ray.outputs.schema import RESERVED
+from armo_ray.outputs.schema import OF_QUERIES, RESERVED
 from armo_ray.storage.parts import NULL
 from armo_ray.storage.shards import Shard
 from armo_ray.text.labels import COLUMN
@@ -43,6 +43,12 @@ def columns_to_keep(
             )
     own = [name for name in partition_by if name not in {"role", *everywhere}]
     columns = {name: name for name in own} | dict(keep)
+    for name in sorted({*somewhere, *columns}):
+        if name.lower() in OF_QUERIES:
+            raise ConfigError(
+                f"{name}: no column or directory can have this name, which commands that read scores use themselves; "
+                f"rename a column: --keep input_{name.strip('_')}={columns.get(name, name)}"
+            )
     _check_distinct(somewhere, columns)
     return columns
 

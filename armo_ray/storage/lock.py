@@ -83,8 +83,13 @@ def held(
     missing = missing_directories(store)
     ended = threading.Event()
     renewer = threading.Thread(target=_renew, args=(store, owner, ended), daemon=True)
+    refused = False
     try:  # from before the lock is there: an interruption while it is taken releases it too
-        before = _acquire(store, owner)
+        try:
+            before = _acquire(store, owner)
+        except Exception:
+            refused = True
+            raise
         renewer.start()
         if before is not None:
             store.sweep(FOLDERS)
@@ -93,7 +98,8 @@ def held(
         ended.set()
         if renewer.is_alive():
             renewer.join()
-        _release(store, owner, folders)
+        if not refused:
+            _release(store, owner, folders)
         remove_empty(missing)
 
 

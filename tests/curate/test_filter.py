@@ -214,6 +214,15 @@ def test_text_makes_the_output_that_keeping_the_text_would_have_made(
     assert main(["mine", str(added), "--output", str(tmp_path / "pairs")]) == 0  # without the shards
 
 
+def test_scores_with_a_column_that_queries_use_themselves_are_refused(
+    scored_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = with_columns(scored_pairs, tmp_path / "scores", file_row_number=1)
+    command = ["filter", str(scores), "--output", str(tmp_path / "kept"), "--where", "source_row < 3"]
+    assert main(command) == 2
+    assert "--keep input_file_row_number=file_row_number" in capsys.readouterr().err
+
+
 def test_text_is_written_as_lines_too(scored_pairs: Path, tmp_path: Path) -> None:
     command = ["filter", str(scored_pairs), "--output", str(tmp_path / "kept"), "--where", "role = 'chosen'"]
     assert main([*command, "--text", "--format", "jsonl"]) == 0

@@ -233,6 +233,44 @@ def test_a_partition_that_cuts_units_and_shards_has_its_candidates_alone(
     assert verify_output(str(tmp_path / "both"))[1] == []
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_unit_of_rejects_alone_is_where_the_candidates_of_its_shard_are(
+    form: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()][:24]
+    for day, some in (("a", rows[:12]), ("b", rows[12:])):
+        some = [{**row, "day": day} for row in some]
+        some[4:8] = [{**row, "chosen": "", "rejected": ""} for row in some[4:8]]
+        if form == "parquet":
+            pq.write_table(pa.Table.from_pylist(some), tmp_path / f"in/{day}.parquet", row_group_size=4)
+        else:
+            (tmp_path / f"in/{day}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    options = {"unit_rows": 4, "keep": ["id"], "partition_by": ["day"]}
+    score_locally(tiny_model, tmp_path / "in", tmp_path / "scores", **options)
+    assert min(record.scored for record in records_of(tmp_path / "scores")) == 0
+    for name in ("one", "growing"):
+        append = ["--append"] if name == "growing" else []
+        for day in ("a", "b"):
+            out = tmp_path / (name if append else f"{name}-{day}")
+            assert run(REWEIGH, tmp_path / "scores", out, "--partition", f"day={day}", *append) == 0
+            assert verify_output(str(out))[1] == []
+    for folder in ("scores", "rejects"):
+        parts = [row for day in "ab" for row in rows_of(tmp_path / f"one-{day}", folder)]
+        assert content(parts) == content(rows_of(tmp_path / "scores", folder))
+        assert rows_of(tmp_path / "growing", folder) == parts
+
+
+def test_an_ensemble_of_a_partition_leaves_out_what_a_member_lacks(scored: Path, tmp_path: Path) -> None:
+    shard = records_of(scored)[0].source
+    lacking = ["filter", "--where", f"source <> '{shard}' or candidate <> 0"]
+    assert run(lacking, scored, tmp_path / "other") == 0
+    ensemble = ["reweigh", str(scored), str(tmp_path / "other"), "--ensemble", "mean"]
+    assert main([*ensemble, "--output", str(tmp_path / "both"), "--partition", "role=chosen"]) == 0
+    there = [row["row_id"] for row in rows_of(tmp_path / "other") if row["candidate"] == 0]
+    assert [row["row_id"] for row in rows_of(tmp_path / "both")] == there != []
+
+
 def test_an_ensemble_of_merged_units_has_all_rows_however_many_lines_are_blank(
     tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -157,6 +157,16 @@ def test_text_comes_from_the_scores_or_from_the_unchanged_shard(
     assert len(contributions(text)) == 19
 
 
+def test_a_row_of_an_output_with_directories_is_explained_with_their_values(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    score_locally(tiny_model, tmp_path / "in.jsonl", tmp_path / "out", partition_by=["role"])
+    assert re.search(
+        r"^row .*: (chosen|rejected), candidate", explained(capsys, tmp_path / "out", "highest"), re.M
+    )
+
+
 def test_the_tokenizer_of_a_moved_model_is_read_from_its_new_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -262,6 +262,8 @@ def test_an_output_below_its_input_is_no_input(tiny_model: Path, tmp_path: Path)
         ("keep", ["Lang=prompt"], r"Lang is already a directory .* \(lang: .*--keep input_Lang=prompt"),
         ("keep", ["SOURCE=id"], r"SOURCE is a column .*\(source: .*--keep input_SOURCE=id"),
         ("keep", ["tags", "Tags=id"], "tags and Tags differ only in case.*--keep input_Tags=id"),
+        ("keep", ["File_Row_Number=id"], "File_Row_Number: .* --keep input_File_Row_Number=id"),
+        ("keep", ["__row=id"], "__row: .* --keep input_row=id"),
         ("partition_by", ["Role"], "Role: .*--keep input_Role=Role --partition-by input_Role"),
         ("partition_by", ["LANG"], "LANG is already a directory"),
         ("max_length", 9000, "more than the model's 8192 positions"),

@@ -184,10 +184,13 @@ def test_a_live_process_that_renews_its_lock_no_more_is_waited_for_only_so_long(
     ],
     ids=["empty", "truncated", "object", "list", "null", "binary", "kinds"],
 )
-def test_a_damaged_lock_is_told_at_once_and_stays(content: bytes, store: Store) -> None:
+def test_a_damaged_lock_is_told_at_once_and_stays(
+    content: bytes, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     store.write(lock.LOCK, content)
     with pytest.raises(ConfigError, match=r"_lock.json: damaged: .* Delete that file"), lock.held(store):
         pass
+    assert caplog.text == ""
     assert store.read(lock.LOCK) == content
 
 
