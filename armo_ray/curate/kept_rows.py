@@ -15,7 +15,8 @@ from armo_ray.storage.parts import read_content, read_part
 from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
-_BATCH_ROWS = 1 << 14
+_BATCH_ROWS = 1 << 11  # DuckDB's smallest
+_ROW_BYTES = 128 << 10  # on average in a part, above which a batch might take too much memory
 Bits = npt.NDArray[np.bool_]
 
 
@@ -55,13 +56,14 @@ def _exact_schema(store: Store, parts: Sequence[PartEntry]) -> pa.Schema | None:
             first, schema = file, file.schema.to_arrow_schema()
             if not _is_exact(pa.struct(list(schema))):
                 return None
-        if (
-            file.num_rows != part.rows
-            or file.metadata != first.metadata
-            or not file.schema.equals(first.schema)
-        ):
+        is_like_first = file.metadata == first.metadata and file.schema.equals(first.schema)
+        if not is_like_first or file.num_rows != part.rows or _num_bytes(file) > _ROW_BYTES * part.rows:
             return None
     return schema
+
+
+def _num_bytes(file: pq.FileMetaData) -> int:
+    return sum(file.row_group(i).total_byte_size for i in range(file.num_row_groups))
 
 
 def _is_exact(kind: pa.DataType) -> bool:

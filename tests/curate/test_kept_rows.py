@@ -16,7 +16,7 @@ from armo_ray.storage.store import Store
 
 pytest_plugins = ["tests.support.s3_server"]
 
-ROWS = 20_000  # several batches
+ROWS = 5_000  # several batches
 MESSAGE = pa.struct({"role": pa.string(), "content": pa.string()})
 VALUES: dict[pa.DataType, list[Any]] = {
     pa.string(): ["", "a", "é\x00", "\ud7ff😀", None],
@@ -60,7 +60,7 @@ def table_of(values: Mapping[pa.DataType, list[Any]], first: int = 0) -> pa.Tabl
 def check(store: Store, tables: list[pa.Table], is_exact: bool) -> None:
     parts = [write_table(store, f"scores/part-{i:032x}.parquet", table) for i, table in enumerate(tables)]
     keep = [np.random.default_rng(i).random(ROWS) < 0.5 for i in range(len(tables))]
-    keep[0][:17_000] = False
+    keep[0][:3_000] = False
     packed = {
         f"{store.uri}/{part.path}": np.packbits(k).tobytes() for part, k in zip(parts, keep, strict=True)
     }
@@ -88,6 +88,16 @@ def test_columns_may_differ_between_parts(tmp_path: Any) -> None:
     check(Store(str(tmp_path / "types")), tables, is_exact=False)
     other = tables[1].replace_schema_metadata({"armo_ray": '{"model": "another"}'})
     check(Store(str(tmp_path / "metadata")), [tables[1], other], is_exact=False)
+
+
+def test_large_rows_are_read_too(tmp_path: Any) -> None:
+    table = pa.table({"text": [str(i) * 200_000 for i in range(100)]})
+    store = Store(str(tmp_path))
+    part = write_table(store, "scores/part-0.parquet", table)
+    packed = {f"{store.uri}/{part.path}": np.packbits(np.ones(100, bool)).tobytes()}
+    assert kept_rows._exact_schema(store, [part]) is None
+    (rows,) = kept_rows.kept_rows(store, [part], packed)
+    assert rows.equals(table)
 
 
 def test_parts_on_s3_are_read_too(s3: str) -> None:
