@@ -15,7 +15,8 @@ from armo_ray.storage.parts import read_content, read_part
 from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
-_BATCH_ROWS = 1 << 11  # DuckDB's smallest
+_BATCH_BYTES = 4 << 20  # of a batch as it is compressed in parts
+_BATCH_ROWS = 1 << 11, 1 << 14  # the least that DuckDB returns, and the most from which a batch gains
 _ROW_BYTES = 128 << 10  # on average in a part, above which a batch might take too much memory
 Bits = npt.NDArray[np.bool_]
 
@@ -90,7 +91,9 @@ def _read_all(
                 f"SELECT rows.* FROM read_parquet([{files}], hive_partitioning = false) rows "
                 f"POSITIONAL JOIN kept WHERE kept.keep"
             )
-            batches = read.to_arrow_reader(_BATCH_ROWS)
+            least, most = _BATCH_ROWS
+            rows_at_once = _BATCH_BYTES * len(kept) // sum(part.bytes for part in parts)
+            batches = read.to_arrow_reader(min(max(rows_at_once, least), most))
             rows = schema.empty_table()
             for kept_of_part in (int(keep.sum()) for keep in bits):
                 while rows.num_rows < kept_of_part:
