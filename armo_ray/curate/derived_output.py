@@ -32,10 +32,10 @@ from armo_ray.storage.json_files import fingerprint_of
 from armo_ray.storage.parts import (
     REJECTS,
     SCORES,
-    hive_values,
     put,
     read_content,
     read_part,
+    with_directories,
     write_table,
 )
 from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, Totals
@@ -218,9 +218,8 @@ def _read(source: Store, records: Sequence[CommitRecord], change: Change) -> Ite
 def _write(store: Store, path: str, table: pa.Table, kind: str) -> PartEntry:
     if kind == "parquet":
         return write_table(store, path, table)
-    for name, value in hive_values(path):  # JSON lines get the hive directories as columns
-        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
-    return put(store, f"{path.removesuffix('parquet')}{kind}", encode(table, kind), table.num_rows)
+    content = encode(with_directories(table, path), kind)
+    return put(store, f"{path.removesuffix('parquet')}{kind}", content, table.num_rows)
 
 
 def copy_part(source: Store, store: Store, part: PartEntry) -> PartEntry:

@@ -15,7 +15,7 @@ from armo_ray.outputs.schema import footer
 from armo_ray.outputs.scores import check_scored
 from armo_ray.storage import commits
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.parts import REJECTS, SCORES, hive_values, read_part
+from armo_ray.storage.parts import REJECTS, SCORES, read_part, with_directories
 from armo_ray.storage.records import CommitRecord, RunFile
 from armo_ray.storage.shards import row_id
 from armo_ray.storage.store import Store
@@ -100,12 +100,7 @@ def _tables(
     store: Store, record: CommitRecord, folder: str, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
     for part in record.parts_in(folder):
-        here = {name: value for name, value in hive_values(part.path) if columns is None or name in columns}
-        stored = None if columns is None else [name for name in columns if name not in here]
-        table = read_part(store, part, stored)
-        for name, value in here.items():
-            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
-        yield table
+        yield with_directories(read_part(store, part, columns), part.path, columns)
 
 
 def _only(table: pa.Table, row: int, candidate: int | None) -> pa.Table:

@@ -18,7 +18,7 @@ from armo_ray.outputs.schema import HIDDEN_GATE, HIDDEN_LAST, footer
 from armo_ray.storage import commits
 from armo_ray.storage.json_files import unit_of
 from armo_ray.storage.local_files import Opened
-from armo_ray.storage.parts import HIDDEN, PROMPTS, SCORES, hive_values, read_part
+from armo_ray.storage.parts import HIDDEN, PROMPTS, SCORES, read_part, with_directories
 from armo_ray.storage.records import Manifest, PartEntry, RunFile
 from armo_ray.storage.store import Store
 
@@ -246,10 +246,7 @@ def read_hidden(unit: HiddenUnit, gates: bool = True, columns: Collection[str] |
 
 def _read_rows(store: Store, part: PartEntry, columns: Collection[str] | None) -> pa.Table:
     table = read_part(store, part, None if columns is None else sorted(columns))
-    for name, value in hive_values(part.path):
-        if name not in table.column_names and (columns is None or name in columns):
-            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
-    return table
+    return with_directories(table, part.path, columns)
 
 
 def numbers_of(column: pa.ChunkedArray, hidden: Mapping[str, Any]) -> Floats:

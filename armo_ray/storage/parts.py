@@ -1,6 +1,6 @@
 """Writing and reading the parts of a unit. The name of a part depends only on its unit."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -84,6 +84,14 @@ def hive_values(path: str) -> list[tuple[str, str | None]]:
     """The names and values of the hive directories in a path; None is null."""
     pairs = [folder.partition("=") for folder in path.split("/")[:-1]]
     return [(unquote(n), None if value == NULL else unquote(value)) for n, sign, value in pairs if sign]
+
+
+def with_directories(table: pa.Table, path: str, columns: Collection[str] | None = None) -> pa.Table:
+    """The rows of a part with the hive directories in its path as columns of text: those among `columns`, or all."""
+    for name, value in hive_values(path):
+        if name not in table.column_names and (columns is None or name in columns):
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
 
 
 def _split(table: pa.Table, by: Sequence[str]) -> list[tuple[Mapping[str, Any], pa.Table]]:
