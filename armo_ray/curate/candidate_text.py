@@ -1,20 +1,22 @@
-"""Step that reads the text and the late columns of selected candidates, sorted by prompt as the selected rows are."""
+"""Step that reads the text and the late columns of selected candidates."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+import duckdb
 import pyarrow as pa
 
-from armo_ray.curate.candidates import (
-    BY_PROMPT,
-    CurationJob,
-    batched_by_rows,
-    in_bucket,
-    of_group,
-    scan_group,
-    scan_scratch,
-    write_scratch,
+from armo_ray.curate.candidates import KEY, of_group, scan_group
+from armo_ray.curate.job import CurationJob, batched_by_rows
+from armo_ray.curate.scratch_files import (
+    READ_ROWS,
+    PromptRange,
+    Written,
+    read_sorted,
+    scan_parquet,
+    together,
+    write_sorted,
 )
 from armo_ray.curate.tasks import TaskRunner
 from armo_ray.outputs.database import database
@@ -22,86 +24,71 @@ from armo_ray.outputs.schema import TEXT_FIELDS
 from armo_ray.outputs.scores import literal
 from armo_ray.outputs.text import Source, read_text
 
-_TEXT_BYTES = 64 << 20  # of text buffered by a task before it writes a file
-_EMPTY = pa.schema([("prompt_id", pa.string()), ("id", pa.int64()), *TEXT_FIELDS]).empty_table()
+_SCHEMA = pa.schema([("prompt_id", pa.string()), ("id", pa.int64()), *TEXT_FIELDS])
+
+
+def needed(job: CurationJob, where: str) -> str:
+    """SQL of the rows of the table `candidates` whose text is needed, in the order in which their text is stored."""
+    if job.scores.has_text:
+        return f"SELECT id FROM candidates WHERE {where} ORDER BY id"
+    return f"SELECT prompt_id, id, {KEY} FROM candidates WHERE {where} ORDER BY {KEY}"
 
 
 def _text_needed(job: CurationJob) -> str:
-    return scan_scratch(job, (f"text-needed-{bucket:05d}" for bucket in range(job.num_buckets)))
+    return scan_parquet(job.scratch, (f"text-needed-{bucket:05d}" for bucket in range(job.num_buckets)))
 
 
 class Selected(NamedTuple):
-    """Names of the scratch files of what the selected candidates have late."""
+    """What the selected candidates have late."""
 
-    texts: list[str]  # prompt_id, id, prompt, response
-    late: list[str]  # prompt_id, id and the job's late columns; none if those are with the texts
+    texts: Written  # prompt_id, id, prompt, response
+    late: Written | None  # prompt_id, id and the job's late columns; None if those are with the texts
 
 
 def read_needed(job: CurationJob, run_tasks: TaskRunner, sources: Iterable[Source]) -> Selected:
     """Write the text and the late columns of the selected candidates, text from their parts or from these shards."""
-    of_parts: list[str] = []
+    of_parts = None
     if job.scores.has_text or job.late:
-        of_parts = run_tasks(partial(read_selected, job), range(len(job.part_groups)))
-    if job.scores.has_text:
-        return Selected(of_parts, [])
+        of_parts = together(run_tasks(partial(read_selected, job), range(len(job.part_groups))))
+    if of_parts and job.scores.has_text:
+        return Selected(of_parts, None)
     groups = batched_by_rows(sources, lambda source: source.scored, job.options.task_rows)
-    files = run_tasks(partial(text_of_sources, job), list(enumerate(groups)))
-    return Selected([name for names in files for name in names], of_parts)
+    return Selected(together(run_tasks(partial(text_of_sources, job), list(enumerate(groups)))), of_parts)
 
 
-def selected(job: CurationJob, files: Selected, bucket: int) -> str:
-    """SQL relation of the selected candidates of a bucket, with text."""
-    texts = f"SELECT * FROM {scan_scratch(job, iter(files.texts))} WHERE {in_bucket(job, bucket)}"
-    if not files.late:
-        return f"({texts})"
-    late = f"SELECT * EXCLUDE (prompt_id) FROM {scan_scratch(job, iter(files.late))} WHERE {in_bucket(job, bucket)}"
-    return f"(SELECT * FROM ({texts}) JOIN ({late}) USING (id))"
+def load_selected(
+    con: duckdb.DuckDBPyConnection, job: CurationJob, files: Selected, within: PromptRange
+) -> None:
+    """Create the table `text`: the selected candidates of some prompts, with text."""
+    con.register("read_texts", read_sorted(job.scratch, files.texts.names, within))
+    late = ""
+    if files.late:
+        con.register("read_late", read_sorted(job.scratch, files.late.names, within))
+        late = "JOIN (SELECT * EXCLUDE (prompt_id, row) FROM read_late) USING (id)"
+    con.execute(f"CREATE TEMP TABLE text AS SELECT * FROM read_texts {late}")
 
 
-def read_selected(job: CurationJob, number: int) -> str:
-    """Write the late columns of the selected candidates of a group of parts, and their text if --keep-text stored it.
-
-    Returns the file's name.
-    """
+def read_selected(job: CurationJob, number: int) -> Written:
+    """Write the late columns of the selected candidates of a group of parts, and their text if their parts have it."""
     text = [field.name for field in TEXT_FIELDS] if job.scores.has_text else []
     late = [*job.late, *text]
     with database(job.options) as con:
         rows = con.sql(
             f"SELECT prompt_id, id, {', '.join(late)} FROM (SELECT {', '.join([job.select, *text])}, __id AS id "
             f"FROM {scan_group(job, number)} AS scores) "
-            f"SEMI JOIN (SELECT id FROM {_text_needed(job)} WHERE {of_group(job, number)}) USING (id) "
-            f"ORDER BY {BY_PROMPT}"
-        ).to_arrow_table()
-    name = f"selected-{number:05d}"
-    write_scratch(job, name, rows)
-    return name
-
-
-def text_of_sources(job: CurationJob, task: tuple[int, tuple[Source, ...]]) -> list[str]:
-    """Read the needed text from a group of source shards into files of bounded size; returns their names.
-
-    `task` is the group's index and its shards.
-    """
-    number, sources = task
-    names: list[str] = []
-    buffered: list[pa.Table] = []
-
-    def write() -> None:
-        names.append(f"text-{number:05d}-{len(names):05d}")
-        rows = pa.concat_tables([_EMPTY, *buffered]).sort_by(
-            [("prompt_id", "ascending"), ("id", "ascending")]
+            f"SEMI JOIN (SELECT id FROM {_text_needed(job)} WHERE {of_group(job, number)}) USING (id)"
         )
-        write_scratch(job, names[-1], rows)
-        buffered.clear()
+        reader = rows.to_arrow_reader(READ_ROWS)
+        return write_sorted(job.scratch, f"selected-{number:05d}", reader, reader.schema)
 
-    for source in sources:
-        for table in _needed_tables(job, source):
-            buffered.append(table)
-            if sum(rows.nbytes for rows in buffered) > _TEXT_BYTES:
-                write()
-    if buffered or not names:
-        write()
-    return names
+
+def text_of_sources(job: CurationJob, task: tuple[int, tuple[Source, ...]]) -> Written:
+    """Write the needed text of a group of source shards. `task` is the group's index and its shards."""
+    number, sources = task
+    batches = (
+        batch for source in sources for rows in _needed_tables(job, source) for batch in rows.to_batches()
+    )
+    return write_sorted(job.scratch, f"text-{number:05d}", batches, _SCHEMA)
 
 
 def _needed_tables(job: CurationJob, source: Source) -> Iterator[pa.Table]:

@@ -10,15 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from armo_ray.curate.candidates import (
-    PROMPTS,
-    CurationJob,
-    batched_by_rows,
-    candidates_in,
-    chosen_prompts,
-    read_candidates,
-    write_scratch,
-)
+from armo_ray.curate.candidates import PROMPTS, chosen_prompts, read_groups
+from armo_ray.curate.job import CurationJob, batched_by_rows
+from armo_ray.curate.scratch_files import read_column, write_parquet
 from armo_ray.curate.tasks import TaskRunner
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import encode
@@ -38,7 +32,7 @@ def read_earlier(
 
     `prompts` has a column prompt_id, sorted.
     """
-    write_scratch(job, PROMPTS, prompts)
+    write_parquet(job.scratch, PROMPTS, prompts)
     size = job.options.task_rows
     old = batched_by_rows(parts, lambda part: part.rows, size) if parts else []
     found = [part for some in run_tasks(partial(_with_prompts, job), old) for part in some]
@@ -46,18 +40,16 @@ def read_earlier(
         return job
     first, groups = len(job.part_groups), batched_by_rows(found, lambda part: part.rows, size)
     job = replace(job, part_groups=(*job.part_groups, *groups), num_new=first)
-    read = range(first, len(job.part_groups))
-    run_tasks(partial(read_candidates, job), read)
-    with database(job.options) as con:
-        (rows,) = con.sql(f"SELECT count(*) FROM {candidates_in(job, read)}").fetchall()[0]
-    return replace(job, rows=job.rows + rows)
+    new = job.candidates.rows
+    job, _ = read_groups(job, run_tasks, range(first, len(job.part_groups)))
+    return replace(job, rows=job.rows + job.candidates.rows - new)
 
 
-def prompts_in(job: CurationJob, groups: Iterable[int]) -> pa.Table:
-    """The ids of the prompts of the candidates that some reading tasks wrote, sorted."""
+def prompts_in(job: CurationJob, names: Iterable[str]) -> pa.Table:
+    """The ids of the prompts of the candidates in some files, sorted."""
     with database(job.options) as con:
-        ids = f"SELECT DISTINCT prompt_id FROM {candidates_in(job, groups)} ORDER BY prompt_id"
-        return con.sql(ids).to_arrow_table()
+        con.register("prompts", read_column(job.scratch, names, "prompt_id"))
+        return con.sql("SELECT DISTINCT prompt_id FROM prompts ORDER BY prompt_id").to_arrow_table()
 
 
 def _with_prompts(job: CurationJob, parts: Sequence[Part]) -> list[Part]:
@@ -80,7 +72,7 @@ def take_out(
     gone = sorted(prompts)
     if not gone:
         return []
-    write_scratch(job, _GONE, pa.table({"prompt_id": pa.array(gone, pa.string())}))
+    write_parquet(job.scratch, _GONE, pa.table({"prompt_id": pa.array(gone, pa.string())}))
     written = run_tasks(partial(_without_rows, job), parts)
     return [
         (old, new if new.rows else None)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 import duckdb
 
-from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch, write_scratch
+from armo_ray.curate.job import CurationJob
+from armo_ray.curate.scratch_files import scan_parquet, write_parquet
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import parts_of
@@ -65,7 +66,7 @@ def write_excluded(job: CurationJob, parts: list[str]) -> None:
     """Write the ids of all prompts in these files, sorted, as a scratch file."""
     with database(job.options) as con:
         ids = con.sql(f"SELECT DISTINCT prompt_id FROM ({_scan(parts)}) ORDER BY prompt_id").to_arrow_table()
-    write_scratch(job, _SCRATCH, ids)
+    write_parquet(job.scratch, _SCRATCH, ids)
 
 
 def _scan(parts: list[str]) -> str:
@@ -88,7 +89,7 @@ def _scan(parts: list[str]) -> str:
 
 def drop_excluded(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> int:
     """Delete the candidates of excluded prompts from the table `candidates` of a bucket; returns their prompts."""
-    ids = f"SELECT prompt_id FROM {scan_scratch(job, iter([_SCRATCH]))} WHERE {in_bucket(job, bucket)}"
+    ids = f"SELECT prompt_id FROM {scan_parquet(job.scratch, [_SCRATCH])} WHERE {job.bucket(bucket).sql}"
     condition = f"prompt_id IN ({ids})"
     (prompts,) = con.execute(
         f"SELECT count(DISTINCT prompt_id) FROM candidates WHERE {condition}"

@@ -7,7 +7,8 @@ import duckdb
 import pyarrow as pa
 from rensa import RMinHash
 
-from armo_ray.curate.candidates import CurationJob, in_bucket, scan_scratch, write_scratch
+from armo_ray.curate.job import CurationJob
+from armo_ray.curate.scratch_files import read_sorted, scan_parquet, write_parquet
 from armo_ray.curate.word_split import is_as_long, ngrams, readable, shingles, words, words_and_signs
 from armo_ray.errors import ConfigError
 from armo_ray.outputs.database import database
@@ -79,9 +80,9 @@ def screen_bucket(
     """The contaminated prompts of a bucket. With --near-duplicates, also writes the MinHash of the others."""
     options = job.options
     with database(options) as con:
+        con.register("read_texts", read_sorted(job.scratch, texts, job.bucket(bucket)))
         rows = con.execute(
-            f"SELECT prompt_id, any_value(prompt) FROM {scan_scratch(job, iter(texts))} "
-            f"WHERE {in_bucket(job, bucket)} GROUP BY prompt_id ORDER BY prompt_id"
+            "SELECT prompt_id, any_value(prompt) FROM read_texts GROUP BY prompt_id ORDER BY prompt_id"
         ).fetchall()
     min_words = min(_MIN_WORDS, options.ngram)
     sizes = sorted(
@@ -101,13 +102,13 @@ def screen_bucket(
         columns: list[Any] = [[p for p, _ in hashes], [digest for _, digest in hashes]]
         kinds = {"prompt_id": pa.string(), "digest": pa.list_(pa.uint32())}
         arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds.values(), strict=True)]
-        write_scratch(job, f"minhash-{bucket:05d}", pa.table(arrays, names=list(kinds)))
+        write_parquet(job.scratch, f"minhash-{bucket:05d}", pa.table(arrays, names=list(kinds)))
     return contaminated
 
 
 def minhashes(job: CurationJob) -> str:
     """SQL relation of the MinHash digests of the prompts that a job read."""
-    return scan_scratch(job, (f"minhash-{bucket:05d}" for bucket in range(job.num_buckets)))
+    return scan_parquet(job.scratch, (f"minhash-{bucket:05d}" for bucket in range(job.num_buckets)))
 
 
 def near_duplicates(job: CurationJob) -> list[str]:

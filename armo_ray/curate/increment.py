@@ -8,14 +8,15 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from armo_ray.curate import known_digests
-from armo_ray.curate.candidates import CurationJob, batched_by_rows, candidates_in, read_candidates
+from armo_ray.curate.candidates import read_groups
 from armo_ray.curate.earlier import prompts_in, read_earlier, take_out
+from armo_ray.curate.job import CurationJob, batched_by_rows
+from armo_ray.curate.scratch_files import NOTHING, read_column
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import name_of
@@ -42,6 +43,7 @@ class Rows:
     counts: Mapping[str, Any]
     contaminated: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     duplicates: frozenset[str] = frozenset()  # near-duplicate prompts, those of earlier increments included
+    num_pieces: int = 0  # in the names of the parts
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _increment(
         made = command.make(job, run_tasks, _sources(command, job))
         gone, returned = known_digests.update(job, made.duplicates) if command.compares else ([], [])
         taken = take_out(job, {*again, *gone}, growing.parts, run_tasks)
-        more = _make_returned(command, job, returned, parts[False], run_tasks)
+        more = _make_returned(command, job, made.num_pieces, returned, parts[False], run_tasks)
     counts = {
         "candidates without a value": without_value,
         **made.counts,
@@ -180,19 +182,25 @@ def _read(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> tuple
     Returns the job with the groups that were read, the number of new candidates without a value, and the prompts that
     have old candidates.
     """
-    new = range(len(job.part_groups))
-    without_value = sum(run_tasks(partial(read_candidates, job), new))
+    job, without_value = read_groups(job, run_tasks, range(len(job.part_groups)))
+    new = job.candidates.names
     if old:
         job = read_earlier(job, prompts_in(job, new), old, run_tasks)
-    if len(job.part_groups) == len(new):
+    earlier = job.candidates.names[len(new) :]
+    if not earlier:
         return job, without_value, pa.table({"prompt_id": pa.array([], pa.string())})
-    again = prompts_in(job, range(len(new), len(job.part_groups)))
+    again = prompts_in(job, earlier)
     logger.info("%d prompts have earlier candidates, too", again.num_rows)
     return job, without_value, again
 
 
 def _make_returned(
-    command: Command, job: CurationJob, prompts: Sequence[str], old: Sequence[Part], run_tasks: TaskRunner
+    command: Command,
+    job: CurationJob,
+    first_part: int,
+    prompts: Sequence[str],
+    old: Sequence[Part],
+    run_tasks: TaskRunner,
 ) -> Rows:
     """Make and write the rows of earlier prompts that are no longer near-duplicates of another."""
     if not prompts:
@@ -202,7 +210,8 @@ def _make_returned(
         scratch=f"{job.scratch}/returned",
         part_groups=(),
         rows=0,
-        first_bucket=job.num_buckets,
+        candidates=NOTHING,
+        first_part=first_part,
         screened=True,
     )
     job = command.begin(job)
@@ -217,9 +226,8 @@ def _sources(command: Command, job: CurationJob) -> list[Source]:
     """The shards of the candidates that were read, if their text is needed. Raises ConfigError if one changed."""
     if job.scores.has_text or not command.reads_text:
         return []
-    with database(job.options) as con:
-        sources = con.sql(f"SELECT DISTINCT source FROM {candidates_in(job, range(len(job.part_groups)))}")
-        uris = {uri for (uri,) in sources.fetchall()}
+    sources = read_column(job.scratch, job.candidates.names, "source")
+    uris = {uri for batch in sources for uri in batch["source"].unique().to_pylist()}
     return list(find_sources(command.scores, uris).values())
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from armo_ray.curate.candidates import CurationJob, scan_scratch, write_scratch
 from armo_ray.curate.excluded_prompts import minhashes
+from armo_ray.curate.job import CurationJob
+from armo_ray.curate.scratch_files import scan_parquet, write_parquet
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import encode
 from armo_ray.outputs.increments import MINHASH, Growing
@@ -23,7 +24,7 @@ _AGAIN = "prompts-again"
 
 def with_known(job: CurationJob, growing: Growing, again: pa.Table) -> CurationJob:
     """The job with the digests of all earlier prompts but those that are done again."""
-    write_scratch(job, _AGAIN, again)
+    write_parquet(job.scratch, _AGAIN, again)
     paths = [f"{growing.store.uri}/{MINHASH}/{number:05d}.parquet" for number in range(1, growing.number)]
     if not paths:
         return job
@@ -61,4 +62,4 @@ def update(job: CurationJob, duplicates: Set[str]) -> tuple[list[str], list[str]
 
 
 def _again(job: CurationJob) -> str:
-    return scan_scratch(job, iter([_AGAIN]))
+    return scan_parquet(job.scratch, [_AGAIN])

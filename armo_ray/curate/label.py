@@ -7,16 +7,17 @@ from functools import partial
 from typing import Any
 
 from armo_ray.curate import candidate_text
-from armo_ray.curate.candidates import KEY, CurationJob, read_candidates, whole_job
+from armo_ray.curate.candidates import KEY, read_groups
 from armo_ray.curate.increment import Command, Rows, append, columns_digest
+from armo_ray.curate.job import CurationJob, in_pieces, whole_job
 from armo_ray.curate.label_sql import (
     OUTPUT,
     Calibration,
-    finish_bucket,
+    finish_piece,
     label_bucket,
     reading_of,
     reads_text_apart,
-    write_bucket,
+    write_piece,
 )
 from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
@@ -56,7 +57,7 @@ def run(options: LabelOptions) -> None:
         sources = [] if scores.has_text or not options.text else list(find_sources(scores).values())
         with scratch_folder(options) as scratch, engine(options) as run_tasks:
             job = reading_of(whole_job(scores, per_task(options), scratch, select))
-            run_tasks(partial(read_candidates, job), range(len(job.part_groups)))
+            job, _ = read_groups(job, run_tasks, range(len(job.part_groups)))
             rows = _label(calibration, job, run_tasks, sources)
         details = {"calibration": {**fitted, "moments": moments, "formulas": labels}}
         finish(store, Made("label", about, scores, options, rows.parts, rows.counts, details))
@@ -180,14 +181,15 @@ def _label(
     calibration: Calibration, job: CurationJob, run_tasks: TaskRunner, sources: Sequence[Source]
 ) -> Rows:
     """Make and write the rows of the candidates that were read."""
-    buckets = range(job.num_buckets)
     if reads_text_apart(job):
-        counted = run_tasks(partial(label_bucket, job, calibration), buckets)
+        counted = run_tasks(partial(label_bucket, job, calibration), range(job.num_buckets))
         texts = candidate_text.read_needed(job, run_tasks, sources)
-        written = run_tasks(partial(write_bucket, job, calibration, texts), buckets)
+        job = in_pieces(job, texts.texts.text_bytes)
+        written = run_tasks(partial(write_piece, job, calibration, texts), range(job.num_pieces))
     else:
-        done = run_tasks(partial(finish_bucket, job, calibration), buckets)
+        job = in_pieces(job, job.candidates.text_bytes)
+        done = run_tasks(partial(finish_piece, job, calibration), range(job.num_pieces))
         counted, written = [counts for counts, _ in done], [parts for _, parts in done]
     parts = [part for bucket_parts in written for part in bucket_parts]
     counts = {name: sum(bucket[name] for bucket in counted) for name in counted[0]}
-    return Rows(parts, counts | {"rows": sum(part.rows for part in parts)})
+    return Rows(parts, counts | {"rows": sum(part.rows for part in parts)}, num_pieces=job.num_pieces)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from armo_ray.curate import candidate_text, excluded_datasets, excluded_prompts, strategies, trainer_rows
 from armo_ray.curate.candidate_text import Selected
-from armo_ray.curate.candidates import CurationJob, read_candidates, select_candidates, whole_job
+from armo_ray.curate.candidates import read_groups, select_candidates
 from armo_ray.curate.increment import Command, Rows, append, columns_digest
+from armo_ray.curate.job import CurationJob, in_pieces, whole_job
 from armo_ray.curate.options import MineOptions
 from armo_ray.curate.tasks import TaskRunner, engine, per_task, scratch_folder
 from armo_ray.errors import ConfigError
@@ -55,7 +56,7 @@ def run(options: MineOptions) -> None:
         benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
         with scratch_folder(options) as scratch, engine(options) as run_tasks:
             job = _begin(excluded, whole_job(scores, per_task(options), scratch, select))
-            without_value = sum(run_tasks(partial(read_candidates, job), range(len(job.part_groups))))
+            job, without_value = read_groups(job, run_tasks, range(len(job.part_groups)))
             rows = _mine(benchmark, job, run_tasks, sources)
         if benchmark:
             _list_contaminated(store, rows.contaminated)
@@ -138,12 +139,14 @@ def _mine(
     logger.info("selected %d pairs", counts["pairs taken"])
     texts = candidate_text.read_needed(job, run_tasks, sources)
     removed = _find_removed(job, run_tasks, texts, benchmark)
-    written = run_tasks(partial(trainer_rows.assemble_bucket, job, texts, removed.prompts), buckets)
+    job = in_pieces(job, texts.texts.text_bytes)
+    task = partial(trainer_rows.assemble_piece, job, texts, removed.prompts)
+    written = run_tasks(task, range(job.num_pieces))
     counts |= {**removed.counts, **_sum([c for _, c in written])}
     if slope:
         counts["value added by a token"] = slope
     parts = [part for parts, _ in written for part in parts]
-    return Rows(parts, counts, removed.contaminated, removed.duplicates)
+    return Rows(parts, counts, removed.contaminated, removed.duplicates, job.num_pieces)
 
 
 class _Removed(NamedTuple):
@@ -161,7 +164,7 @@ def _find_removed(
     options = job.options
     if job.screened or (not benchmark and options.near_duplicates is None):
         return _Removed(frozenset(), {}, {}, frozenset())
-    task = partial(excluded_prompts.screen_bucket, job, texts.texts, benchmark)
+    task = partial(excluded_prompts.screen_bucket, job, texts.texts.names, benchmark)
     contaminated = [entry for entries in run_tasks(task, range(job.num_buckets)) for entry in entries]
     counts, duplicates = {}, frozenset[str]()
     if benchmark:

@@ -10,11 +10,13 @@ import math
 import duckdb
 import numpy as np
 
-from armo_ray.curate.candidates import KEY, CurationJob, load_bucket, write_scratch
+from armo_ray.curate import candidate_text
+from armo_ray.curate.candidates import load_candidates
 from armo_ray.curate.excluded_datasets import drop_excluded
+from armo_ray.curate.job import CurationJob
 from armo_ray.curate.options import MineOptions
+from armo_ray.curate.scratch_files import read_sorted, write_parquet
 from armo_ray.outputs.database import database
-from armo_ray.storage.shards import row_id
 
 Counts = dict[str, int]
 
@@ -45,31 +47,21 @@ def mine_bucket(job: CurationJob, slope: float, bucket: int) -> Counts:
     options = job.options
     with database(options) as con:
         excluded = _load(con, job, bucket)
-        check_once(con)
         if slope:
             con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
-        con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options)}")
+        con.execute(f"CREATE TEMP TABLE prompts AS {_prompts(options)}")
         con.execute(f"CREATE TEMP TABLE taken AS {_taken(options)}")
         con.execute(f"CREATE TEMP TABLE kept AS {_kept(options)}")
         counts = excluded | _counts(con, options)
-        write_scratch(job, f"pairs-{bucket:05d}", con.sql(_with_ids(options)).to_arrow_table())
-        write_scratch(job, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
+        write_parquet(job.scratch, f"pairs-{bucket:05d}", con.sql(_with_ids(options)).to_arrow_table())
+        write_parquet(job.scratch, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
     return counts
 
 
 def _load(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> Counts:
     """Load a bucket without the prompts of --exclude; returns their count, if there is such an option."""
-    load_bucket(con, job, bucket, "*, dense_rank() OVER (ORDER BY prompt_id) AS prompt")
+    load_candidates(con, read_sorted(job.scratch, job.candidates.names, job.bucket(bucket)))
     return {"prompts of excluded datasets": drop_excluded(con, job, bucket)} if job.options.exclude else {}
-
-
-def check_once(con: duckdb.DuckDBPyConnection) -> None:
-    """Raises RuntimeError if a candidate is in a bucket twice."""
-    query = f"SELECT {KEY} FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1"
-    if twice := con.execute(query).fetchall():
-        raise RuntimeError(
-            f"candidate {row_id(*twice[0])} was scored twice: its shard is in two of the outputs"
-        )
 
 
 def late_columns(options: MineOptions) -> tuple[str, ...]:
@@ -91,19 +83,20 @@ def undecisive_columns(options: MineOptions) -> tuple[str, ...]:
 _IN_ROWS = ("row_id", "score", "rewards", "num_response_tokens")
 
 
-def _ranked(options: MineOptions) -> str:
-    """Candidates with their 1-based place from the best (of those that can be chosen) and from the worst (rejected)."""
-    columns = ["value", "num_response_tokens", "can_be_chosen", "can_be_rejected", *_conditioned(options)]
-    columns.append("count(*) OVER (PARTITION BY prompt) AS num_candidates")
-    places = {"best": "can_be_chosen DESC, value DESC, i", "worst": "can_be_rejected DESC, value, i"}
-    for name in _PLACES.get(options.strategy, ("best",)):
-        columns.append(f"row_number() OVER (PARTITION BY prompt ORDER BY {places[name]}) AS {name}")
-    if options.strategy == "best-random":
-        columns.append(f"md5(row_id || '/{options.seed}') AS random")
-    return f"SELECT prompt_id, prompt, i, id, {', '.join(columns)} FROM candidates"
+def _prompts(options: MineOptions) -> str:
+    """The prompts with the number of their candidates and, where the strategy uses it, the best one that can be chosen.
 
-
-_PLACES = {"all-above-margin": (), "top-k-bottom-k": ("best", "worst")}  # that strategies use
+    The list fixes the order of summation, so the sums are the same on any number of threads.
+    """
+    columns = ["prompt", "count(*) AS num_candidates"]
+    if options.strategy.startswith("best-"):
+        columns.append("arg_max(i, {a: can_be_chosen, b: value, c: -i}) AS best")
+    if options.strategy != "best-vs-sigma":
+        return f"SELECT {', '.join(columns)} FROM candidates GROUP BY prompt"
+    return (
+        "SELECT * EXCLUDE (listed), list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target "
+        f"FROM (SELECT {', '.join(columns)}, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt)"
+    )
 
 
 def _conditioned(options: MineOptions) -> list[str]:
@@ -115,40 +108,49 @@ def _conditioned(options: MineOptions) -> list[str]:
 def _taken(options: MineOptions) -> str:
     """The pairs that the strategy selects; `dropped` is the index of the first condition that a pair fails, or null."""
     both_sides = ", ".join(f"c.{name} AS c_{name}, r.{name} AS r_{name}" for name in _compared(options))
-    conditions = ["c.value > r.value", f"c.num_candidates >= {options.min_candidates}"]
-    conditions += ["c.can_be_chosen", "r.can_be_rejected"]
-    order, source = "", ""
+    pairs = _best(options) if options.strategy.startswith("best-") else _all(options)
+    return f"SELECT c.prompt_id, c.prompt, {both_sides}, CASE {_dropped(options)} END AS dropped FROM {pairs}"
+
+
+_CAN_BE = "c.value > r.value AND c.can_be_chosen AND r.can_be_rejected"
+
+
+def _all(options: MineOptions) -> str:
+    """All pairs of a prompt or, with top-k-bottom-k, those of its k best and k worst candidates."""
+    candidates, places = "candidates", ""
     if options.strategy == "top-k-bottom-k":
-        conditions += [f"c.best <= {options.k}", f"r.worst <= {options.k}"]
-    elif options.strategy != "all-above-margin":
-        conditions += ["c.best = 1"]
-        order = (
-            f"QUALIFY row_number() OVER (PARTITION BY c.prompt ORDER BY {_REJECTED[options.strategy]}) = 1"
+        candidates = (
+            "(SELECT *, row_number() OVER (PARTITION BY prompt ORDER BY can_be_chosen DESC, value DESC, i) AS best, "
+            "row_number() OVER (PARTITION BY prompt ORDER BY can_be_rejected DESC, value, i) AS worst FROM candidates)"
         )
-        if options.strategy == "best-vs-sigma":
-            source = f"JOIN ({_TARGETS}) t ON t.prompt = c.prompt"
+        places = f"AND c.best <= {options.k} AND r.worst <= {options.k}"
     return (
-        f"SELECT *, CASE {_dropped(options)} END AS dropped FROM ("
-        f"SELECT c.prompt_id, c.prompt, c.i AS c_i, r.i AS r_i, c.id AS c_id, r.id AS r_id, {both_sides} "
-        f"FROM ranked c JOIN ranked r ON c.prompt = r.prompt {source} "
-        f"WHERE {' AND '.join(conditions)} {order})"
+        f"{candidates} c JOIN {candidates} r ON c.prompt = r.prompt JOIN prompts p ON p.prompt = c.prompt "
+        f"WHERE {_CAN_BE} AND num_candidates >= {options.min_candidates} {places}"
     )
 
 
+def _best(options: MineOptions) -> str:
+    """The best candidate of each prompt, with the one that the strategy chooses."""
+    first = _REJECTED[options.strategy].format(seed=options.seed)
+    return (
+        f"(SELECT c.i AS c_i, arg_min(r.i, {{{first}, i: r.i}}) AS r_i FROM prompts p "
+        f"JOIN candidates c ON c.i = p.best JOIN candidates r ON r.prompt = p.prompt "
+        f"WHERE {_CAN_BE} AND num_candidates >= {options.min_candidates} GROUP BY c.i) "
+        f"JOIN candidates c ON c.i = c_i JOIN candidates r ON r.i = r_i"
+    )
+
+
+# of the candidates to reject, the one for which these are least
 _REJECTED = {
-    "best-worst": "r.value, r.i",
-    "best-random": "r.random, r.i",
-    "best-vs-sigma": "abs(r.value - t.target), r.value, r.i",
+    "best-worst": "a: r.value",
+    "best-random": "a: md5(r.row_id || '/{seed}')",
+    "best-vs-sigma": "a: abs(r.value - target), b: r.value",
 }
-# the list fixes the order of summation, so the sums are the same on any number of threads
-_TARGETS = """
-    SELECT prompt, list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target
-    FROM (SELECT prompt, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt)
-"""
 
 
 def _compared(options: MineOptions) -> list[str]:
-    return ["value", "num_response_tokens", *_conditioned(options)]
+    return ["i", "id", "value", "num_response_tokens", *_conditioned(options)]
 
 
 def rules(options: MineOptions) -> dict[str, str]:
@@ -203,21 +205,18 @@ def _text_needed(job: CurationJob) -> str:
     where = "id IN (SELECT c_id FROM kept UNION SELECT r_id FROM kept)"
     if job.options.layout != "trl":
         where = "prompt_id IN (SELECT prompt_id FROM kept)"
-    place = "id" if job.scores.has_text else KEY
-    return f"SELECT prompt_id, id, {KEY} FROM candidates WHERE {where} ORDER BY {place}"
+    return candidate_text.needed(job, where)
 
 
 def _counts(con: duckdb.DuckDBPyConnection, options: MineOptions) -> Counts:
     def count(sql: str) -> int:
         return int(con.execute(sql).fetchall()[0][0])
 
-    sizes = "(SELECT DISTINCT prompt, num_candidates FROM ranked)"
+    too_few = f"num_candidates < {options.min_candidates}"
     counts = {
-        "candidates": count("SELECT count(*) FROM ranked"),
-        "prompts": count(f"SELECT count(*) FROM {sizes}"),
-        "prompts with too few candidates": count(
-            f"SELECT count(*) FROM {sizes} WHERE num_candidates < {options.min_candidates}"
-        ),
+        "candidates": count("SELECT count(*) FROM candidates"),
+        "prompts": count("SELECT count(*) FROM prompts"),
+        "prompts with too few candidates": count(f"SELECT count(*) FROM prompts WHERE {too_few}"),
         "pairs taken": count("SELECT count(*) FROM taken"),
     }
     for place, name in enumerate(rules(options)):

@@ -7,9 +7,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from armo_ray.curate.candidate_text import Selected, selected
-from armo_ray.curate.candidates import CurationJob, scan_scratch
+from armo_ray.curate.candidate_text import Selected, load_selected
+from armo_ray.curate.job import CurationJob
 from armo_ray.curate.options import MineOptions
+from armo_ray.curate.scratch_files import scan_parquet
 from armo_ray.expressions.expressions import quote
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import write_part
@@ -20,10 +21,10 @@ SPLITS = ("train", "test")
 SPLIT = "__split"  # column of the name of a row's split, until it is written
 
 
-def assemble_bucket(
-    job: CurationJob, files: Selected, removed: frozenset[str], bucket: int
+def assemble_piece(
+    job: CurationJob, files: Selected, removed: frozenset[str], piece: int
 ) -> tuple[list[PartEntry], dict[str, int]]:
-    """Write the pairs of a bucket, ordered by prompt and pair; returns the parts and counts.
+    """Write the pairs of a piece, ordered by prompt and pair; returns the parts and counts.
 
     Args:
         files: scratch files of the candidates of pairs.
@@ -33,10 +34,10 @@ def assemble_bucket(
     with database(options) as con:
         con.execute("CREATE TEMP TABLE removed (prompt_id VARCHAR)")
         con.execute("INSERT INTO removed SELECT unnest($1)", [sorted(removed)])
-        con.execute(f"CREATE TEMP TABLE text AS FROM {selected(job, files, bucket)}")
-        rows = con.sql(f"{_rows(job, bucket)} ORDER BY prompt_id, pair").to_arrow_table()
-        counts = _counts(con, job, bucket, rows.num_rows)
-    parts = write_splits(job, bucket, rows.drop_columns(["pair"]))
+        load_selected(con, job, files, job.piece(piece))
+        rows = con.sql(f"{_rows(job, piece)} ORDER BY prompt_id, pair").to_arrow_table()
+        counts = _counts(con, job, piece, rows.num_rows)
+    parts = write_splits(job, piece, rows.drop_columns(["pair"]))
     rows_in = dict.fromkeys(splits_of(options), 0) | {part.path.split("/")[1]: part.rows for part in parts}
     return parts, counts | {f"pairs in {split}": count for split, count in rows_in.items()}
 
@@ -46,47 +47,54 @@ def splits_of(options: Any) -> Sequence[str]:
     return SPLITS if options.test_fraction else SPLITS[:1]
 
 
-def write_splits(job: CurationJob, bucket: int, rows: pa.Table) -> list[PartEntry]:
-    """Write the rows of a bucket as a part of each split, which their column SPLIT names."""
+def write_splits(job: CurationJob, piece: int, rows: pa.Table) -> list[PartEntry]:
+    """Write the rows of a piece as a part of each split, which their column SPLIT names."""
     options, parts = job.options, []
     store, splits = Store(options.output), splits_of(options)
     for split in splits:
         table = rows.filter(pc.equal(rows[SPLIT], split)) if len(splits) > 1 else rows
         table = table.drop_columns([SPLIT])
-        if table.num_rows or bucket == 0:  # an empty split still gets a part, for its columns
-            parts.append(write_part(store, split, job.part_name(bucket), table, options.format))
+        if table.num_rows or piece == 0:  # an empty split still gets a part, for its columns
+            parts.append(write_part(store, split, job.part_name(piece), table, options.format))
     return parts
 
 
 def split_of(options: Any, prompt_id: str) -> str:
     """SQL expression of a prompt's split, train or test, by a hash of its id."""
+    if not options.test_fraction:
+        return "'train'"
     test = round(options.test_fraction * 16**8)
     hashed = f"('0x' || md5('{options.seed}/' || {prompt_id})[:8])::BIGINT"
     return f"CASE WHEN {hashed} < {test} THEN 'test' ELSE 'train' END"
 
 
-def _pairs(job: CurationJob, bucket: int) -> str:
+def _mined(job: CurationJob, piece: int) -> str:
+    """SQL relation of the mined pairs of a piece."""
+    pairs = scan_parquet(job.scratch, [f"pairs-{piece // job.pieces:05d}"])
+    return f"(FROM {pairs} WHERE {job.piece(piece).sql})"
+
+
+def _pairs(job: CurationJob, piece: int) -> str:
     """SQL of the pairs with text, without pairs whose texts are equal or repeat, as where a prompt was scored twice."""
     alone = job.options.strategy.startswith("best-")  # the only pair of its prompt
     repeats = "row_number() OVER (PARTITION BY p.prompt_id, c.response, r.response ORDER BY pair) = 1"
     return (
         f"SELECT p.*, c, r, {split_of(job.options, 'p.prompt_id')} AS {SPLIT} "
-        f"FROM {scan_scratch(job, iter([f'pairs-{bucket:05d}']))} p "
+        f"FROM {_mined(job, piece)} p "
         f"JOIN text c ON c.id = p.c_id JOIN text r ON r.id = p.r_id "
         f"WHERE p.prompt_id NOT IN (FROM removed) AND c.response <> r.response "
         f"{'' if alone else f'QUALIFY {repeats}'}"
     )
 
 
-def _counts(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int, written: int) -> dict[str, int]:
+def _counts(con: duckdb.DuckDBPyConnection, job: CurationJob, piece: int, written: int) -> dict[str, int]:
     (mined, removed), *_ = con.execute(
-        f"SELECT count(*), count(*) FILTER (prompt_id IN (FROM removed)) "
-        f"FROM {scan_scratch(job, iter([f'pairs-{bucket:05d}']))}"
+        f"SELECT count(*), count(*) FILTER (prompt_id IN (FROM removed)) FROM {_mined(job, piece)}"
     ).fetchall()
     return {"pairs of removed prompts": removed, "pairs of the same texts": mined - removed - written}
 
 
-def _rows(job: CurationJob, bucket: int) -> str:
+def _rows(job: CurationJob, piece: int) -> str:
     columns = _TRL if job.options.layout == "trl" else _ULTRAFEEDBACK
     margins = ", ".join(
         f"{quote(name)}: c.rewards.{quote(name)} - r.rewards.{quote(name)}"
@@ -94,9 +102,9 @@ def _rows(job: CurationJob, bucket: int) -> str:
     )
     columns = columns.format(margins=margins, kept=_kept(job.options))
     if job.options.layout == "trl":
-        return f"SELECT pair, {SPLIT}, {columns} FROM ({_pairs(job, bucket)})"
+        return f"SELECT pair, {SPLIT}, {columns} FROM ({_pairs(job, piece)})"
     return (
-        f"WITH pairs AS ({_pairs(job, bucket)}), listed AS ({_LISTED}) "
+        f"WITH pairs AS ({_pairs(job, piece)}), listed AS ({_LISTED}) "
         f"SELECT pair, {SPLIT}, {columns} FROM pairs JOIN listed USING (prompt_id)"
     )
 

@@ -40,7 +40,7 @@ class Store:
             raise ConfigError(f"{self.uri}: {name!r} is not the name of a file in it")
         return f"{self.root}/{name}"
 
-    def write(self, name: str, content: bytes, lasting: bool = True) -> None:
+    def write(self, name: str, content: bytes | memoryview, lasting: bool = True) -> None:
         """Create or replace a file atomically: by rename on a disk, by one upload in an object store.
 
         A file that is not `lasting` may be lost if the machine stops.
@@ -63,7 +63,7 @@ class Store:
         return True
 
     @contextlib.contextmanager
-    def _temporary(self, name: str, content: bytes, lasting: bool = True) -> Iterator[str]:
+    def _temporary(self, name: str, content: bytes | memoryview, lasting: bool = True) -> Iterator[str]:
         """A temporary file with this content beside a name, on disk already if it is to last, deleted at the end."""
         directory, base = os.path.split(self.path(name))
         temporary = f"{directory}/.{base}.{uuid.uuid4().hex}"
