@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from armo_ray.cli import lean
 from armo_ray.cli.commands import COMMANDS, Command, load
-from armo_ray.cli.lean import leave_pandas_out
 from armo_ray.cli.parser import build_parser
 from armo_ray.errors import ConfigError
 from armo_ray.exit_status import COMPLETE, FAILED, MISUSED, OUT_OF_TIME
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status."""
-    is_program = argv is None  # and not part of one of somebody else
-    if is_program:
-        gc.disable()  # until all is imported: that is no garbage
-    args = _parse(sys.argv[1:] if argv is None else argv)
+    """Run a command, by default that of the process. Returns its exit status."""
+    if argv is not None:
+        return _main(argv, is_program=False)
+    gc.disable()  # until all is imported: that is no garbage
+    status = _main(sys.argv[1:], is_program=True)
+    lean.end(status)
+    return status
+
+
+def _main(argv: Sequence[str], is_program: bool) -> int:
+    args = _parse(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     program, command = f"armo-ray {args.command}", COMMANDS[args.command]
     stop_on_sigterm()
@@ -88,7 +94,7 @@ def _run(program: str, command: Command, args: argparse.Namespace, is_program: b
         (kind,) = command.options
         given = load_options(load(kind), given.file, given.values)
         if is_program:
-            leave_pandas_out()
+            lean.leave_pandas_out()
     function = load(command.run)
     if is_program:
         gc.enable()

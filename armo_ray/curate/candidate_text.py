@@ -1,6 +1,6 @@
 """Step that reads the text and the late columns of selected candidates."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -56,16 +56,28 @@ def read_needed(job: CurationJob, run_tasks: TaskRunner, sources: Iterable[Sourc
     return Selected(together(run_tasks(partial(text_of_sources, job), list(enumerate(groups)))), of_parts)
 
 
-def load_selected(
+def read_texts(
     con: duckdb.DuckDBPyConnection, job: CurationJob, files: Selected, within: PromptRange
-) -> None:
-    """Create the table `text`: the selected candidates of some prompts, with text."""
-    con.register("read_texts", read_sorted(job.scratch, files.texts.names, within))
-    late = ""
-    if files.late:
-        con.register("read_late", read_sorted(job.scratch, files.late.names, within))
-        late = "JOIN (SELECT * EXCLUDE (prompt_id, row) FROM read_late) USING (id)"
-    con.execute(f"CREATE TEMP TABLE text AS SELECT * FROM read_texts {late}")
+) -> pa.Table:
+    """Create the view `texts` of the selected candidates of some prompts, and return it for `with_text`."""
+    texts = read_sorted(job.scratch, files.texts.names, within)
+    con.register("texts", texts)
+    return texts
+
+
+def with_text(rows: pa.Table, texts: pa.Table, columns: Mapping[str, tuple[str, str]]) -> pa.Table:
+    """Rows with columns of text before the others.
+
+    DuckDB works on 2,048 rows at once, which is too much text if responses are long: so it joins and sorts only the
+    places of text.
+
+    Args:
+        columns: by name, a column of `texts`, and the column of `rows` that has places in it, which is left out.
+    """
+    places = {place for _, place in columns.values()}
+    taken = {name: texts[column].take(rows[place]) for name, (column, place) in columns.items()}
+    others = {name: rows[name] for name in rows.column_names if name not in places}
+    return pa.table(taken | others)
 
 
 def read_selected(job: CurationJob, number: int) -> Written:

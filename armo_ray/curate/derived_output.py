@@ -68,6 +68,7 @@ class Task:
     output: str
     records: tuple[CommitRecord, ...]
     change: Change
+    options: DatasetOptions
 
 
 class Moved(NamedTuple):
@@ -103,14 +104,13 @@ def rewrite(
                 paths = [f"{output}/{part.path}" for record in records for part in record.parts]
                 kept = {path: kept[path] for path in paths if path in kept}
             sources = {r.source: change.sources[r.source] for r in records if r.source in change.sources}
-            tasks.append(
-                Task(output, run.checksum, store.uri, records, replace(change, kept=kept, sources=sources))
-            )
+            of_task = replace(change, kept=kept, sources=sources)
+            tasks.append(Task(output, run.checksum, store.uri, records, of_task, options))
     if options.engine == "duckdb":
         threads = options.threads or os.cpu_count() or 1
         remote = any(map(is_remote, (store.uri, *scores.outputs)))
-        # of the threads, one waits for the disk or half for a server
-        with ThreadPoolExecutor(2 * threads if remote else threads + 1) as pool:
+        # half of the threads wait for a server
+        with ThreadPoolExecutor(2 * threads if remote else threads) as pool:
             return list(chain.from_iterable(pool.map(_rewrite, tasks)))
     with engine(options) as run_tasks:
         return list(chain.from_iterable(run_tasks(_rewrite, tasks)))
@@ -134,7 +134,7 @@ def _task_records(chosen: Iterable[CommitRecord], done: Set[str]) -> Iterator[tu
 
 def _rewrite(task: Task) -> list[Moved]:
     source, store, change = Store(task.source), Store(task.output), task.change
-    units = _read(source, task.records, change)
+    units = _read(source, task)
     units = with_text(units, change.sources) if change.sources else units
     return [moved for group in _groups(units) for moved in _write_merged(source, store, group, task)]
 
@@ -198,20 +198,20 @@ def _write_merged(source: Store, store: Store, group: Sequence[Unit], task: Task
     return moved
 
 
-def _read(source: Store, records: Sequence[CommitRecord], change: Change) -> Iterator[Unit]:
+def _read(source: Store, task: Task) -> Iterator[Unit]:
     """The units, with the rows to keep of every part of scores that has some, and the rejects if all rows stay."""
-    kept = change.kept
+    kept = task.change.kept
     if kept is None:
-        for record in records:
+        for record in task.records:
             parts = [*record.parts_in(SCORES), *record.parts_in(REJECTS)]
             yield record, [(part.path, without_states(read_part(source, part))) for part in parts]
         return
     left = [
         [part for part in record.parts_in(SCORES) if any(kept[f"{source.uri}/{part.path}"])]
-        for record in records
+        for record in task.records
     ]
-    tables = kept_rows(source, list(chain.from_iterable(left)), kept)
-    for record, parts in zip(records, left, strict=True):
+    tables = kept_rows(source, list(chain.from_iterable(left)), kept, task.options)
+    for record, parts in zip(task.records, left, strict=True):
         yield record, [(part.path, without_states(next(tables))) for part in parts]
 
 

@@ -30,6 +30,7 @@ from armo_ray.outputs.rules import (
 from armo_ray.outputs.scores import Scores, columns_of, open_scores, paths_of, scan
 from armo_ray.outputs.text import find_sources
 from armo_ray.storage.json_files import to_json
+from armo_ray.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -51,40 +52,48 @@ def run(options: FilterOptions) -> None:
     """Filter complete outputs of one model. Raises ConfigError if an option is wrong or no row passes."""
     if not options.where and options.top_k is None:
         raise ConfigError("nothing to filter by: give --where or --top-k")
-    scores, done = open_scores(options.scores, options.partition), frozenset[str]()
+    scores = open_scores(options.scores, options.partition)
     with database(options) as con:
         rules = parse_rules(options, columns_of(con, scores))
+        if options.append:
+            _check_rows_alone(rules)
+        with output_of(options, "filter") as store:
+            _filter(con, options, scores, rules, store)
+
+
+def _filter(
+    con: duckdb.DuckDBPyConnection, options: FilterOptions, scores: Scores, rules: Rules, store: Store
+) -> None:
+    """Write the rows that pass."""
+    done = frozenset[str]()
     if options.append:
-        _check_rows_alone(rules)
-    with output_of(options, "filter") as store, database(options) as con:
-        if options.append:
-            lacking = lacking_units(scores, store)
-            if lacking is None:
-                return
-            scores, done = lacking
-        reads_text = options.text and not scores.has_text
-        sources = find_sources(scores, _sources(con, scores) if done else None) if reads_text else {}
-        selection = select(con, scores, rules)
-        counts = count_by_rule(options, selection.patterns)
-        print(_markdown(counts))
-        missing = _missing(selection)
-        if not selection.patterns.get(0) and not options.append:
-            raise ConfigError(f"none of the {scores.rows} rows passes{missing and f': {missing}'}")
-        if missing:
-            logger.warning("%s", missing)
-        made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
-        fingerprint = derived_output.begin(scores, store, made, {"keep_text": True} if options.text else {})
-        packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
-        change = derived_output.Change(
-            kept=packed, sources=sources, fingerprint=fingerprint, format=options.format
-        )
-        derived_output.rewrite(scores, store, options, change, done)
-        if scores.parts:
-            store.write("rules.json", to_json({"rules": counts, "thresholds": selection.thresholds}))
-        about = f"{selection.patterns.get(0, 0)} of {scores.rows} rows passed.\n\n{_markdown(counts)}"
-        if options.append:
-            about = f"The output grows with `--append`. Of the rows that were added last, {about}"
-        derived_output.finish(store, options, "Scores that passed a filter", about)
+        lacking = lacking_units(scores, store)
+        if lacking is None:
+            return
+        scores, done = lacking
+    reads_text = options.text and not scores.has_text
+    sources = find_sources(scores, _sources(con, scores) if done else None) if reads_text else {}
+    selection = select(con, scores, rules)
+    counts = count_by_rule(options, selection.patterns)
+    print(_markdown(counts))
+    missing = _missing(selection)
+    if not selection.patterns.get(0) and not options.append:
+        raise ConfigError(f"none of the {scores.rows} rows passes{missing and f': {missing}'}")
+    if missing:
+        logger.warning("%s", missing)
+    made = {"command": "filter", "options": options.model_dump(mode="json"), "scores": scores.outputs}
+    fingerprint = derived_output.begin(scores, store, made, {"keep_text": True} if options.text else {})
+    packed = {uri: np.packbits(kept).tobytes() for uri, kept in selection.kept.items()}
+    change = derived_output.Change(
+        kept=packed, sources=sources, fingerprint=fingerprint, format=options.format
+    )
+    derived_output.rewrite(scores, store, options, change, done)
+    if scores.parts:
+        store.write("rules.json", to_json({"rules": counts, "thresholds": selection.thresholds}))
+    about = f"{selection.patterns.get(0, 0)} of {scores.rows} rows passed.\n\n{_markdown(counts)}"
+    if options.append:
+        about = f"The output grows with `--append`. Of the rows that were added last, {about}"
+    derived_output.finish(store, options, "Scores that passed a filter", about)
 
 
 def _sources(con: duckdb.DuckDBPyConnection, scores: Scores) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from armo_ray.curate.scratch_files import DIGITS, NOTHING, PAST_ALL, PromptRange, Written
 from armo_ray.outputs.scores import Part, Scores
 
-_PIECE_BYTES = 128 << 20  # of text that a task writes, which it holds several times
+_PIECE_BYTES = 64 << 20  # of text that a task writes, which it holds several times
 Item = TypeVar("Item")
 
 
@@ -56,9 +56,10 @@ class CurationJob:
         return f"part-{number}" if self.increment is None else f"part-{self.increment:05d}-{number}"
 
 
-def in_pieces(job: CurationJob, text_bytes: int) -> CurationJob:
-    """The job with as many pieces as text of this size needs."""
-    return replace(job, pieces=max(1, -(-text_bytes // (job.num_buckets * _PIECE_BYTES))))
+def in_pieces(job: CurationJob, texts: Written, uses: int) -> CurationJob:
+    """The job with as many pieces as its text needs, if rows have the text of a candidate this often in all."""
+    num_bytes = texts.text_bytes * max(uses, texts.rows) // max(texts.rows, 1)
+    return replace(job, pieces=max(1, -(-num_bytes // (max(job.num_buckets, 1) * _PIECE_BYTES))))
 
 
 def _range(number: int, of: int) -> PromptRange:

@@ -182,14 +182,15 @@ def _label(
 ) -> Rows:
     """Make and write the rows of the candidates that were read."""
     if reads_text_apart(job):
-        counted = run_tasks(partial(label_bucket, job, calibration), range(job.num_buckets))
+        done = run_tasks(partial(label_bucket, job, calibration), range(job.num_buckets))
         texts = candidate_text.read_needed(job, run_tasks, sources)
-        job = in_pieces(job, texts.texts.text_bytes)
+        sides = 2 if job.options.shape == "pairs" else 1
+        job = in_pieces(job, texts.texts, sides * sum(rows for _, rows in done))
         written = run_tasks(partial(write_piece, job, calibration, texts), range(job.num_pieces))
     else:
-        job = in_pieces(job, job.candidates.text_bytes)
+        job = in_pieces(job, job.candidates, job.candidates.rows)
         done = run_tasks(partial(finish_piece, job, calibration), range(job.num_pieces))
-        counted, written = [counts for counts, _ in done], [parts for _, parts in done]
-    parts = [part for bucket_parts in written for part in bucket_parts]
-    counts = {name: sum(bucket[name] for bucket in counted) for name in counted[0]}
+        written = [parts for _, parts in done]
+    parts = [part for of_piece in written for part in of_piece]
+    counts = {name: sum(counted[name] for counted, _ in done) for name in done[0][0]}
     return Rows(parts, counts | {"rows": sum(part.rows for part in parts)}, num_pieces=job.num_pieces)

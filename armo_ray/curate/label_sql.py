@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from armo_ray.curate import candidate_text
-from armo_ray.curate.candidate_text import Selected, load_selected
+from armo_ray.curate.candidate_text import Selected, read_texts, with_text
 from armo_ray.curate.candidates import KEY, load_candidates
 from armo_ray.curate.job import CurationJob
 from armo_ray.curate.options import LabelOptions
@@ -58,16 +58,18 @@ def reads_text_apart(job: CurationJob) -> bool:
     return bool(job.options.text) and not job.text_at_once
 
 
-def label_bucket(job: CurationJob, calibration: Calibration, bucket: int) -> dict[str, int]:
-    """Write the labelled rows of a bucket without text, and the candidates whose text they need; returns counts."""
+def label_bucket(job: CurationJob, calibration: Calibration, bucket: int) -> tuple[dict[str, int], int]:
+    """Write the labelled rows of a bucket without text, and the candidates whose text they need.
+
+    Returns counts, and the number of rows.
+    """
     with database(job.options) as con:
         candidates = read_sorted(job.scratch, job.candidates.names, job.bucket(bucket))
         counts = _make_labels(con, job, calibration, candidates)
-        write_parquet(
-            job.scratch, f"labels-{bucket:05d}", con.sql("FROM labels ORDER BY place").to_arrow_table()
-        )
+        labels = con.sql("FROM labels ORDER BY place").to_arrow_table()
+        write_parquet(job.scratch, f"labels-{bucket:05d}", labels)
         write_parquet(job.scratch, f"text-needed-{bucket:05d}", con.sql(_text_needed(job)).to_arrow_table())
-    return counts
+    return counts, labels.num_rows
 
 
 def finish_piece(
@@ -81,7 +83,7 @@ def finish_piece(
         if job.options.shape == "candidates":
             table = _candidates(con, job, calibration, "labels", candidates)
         else:
-            table = _with_text(con, job.options, "labels")
+            table = _others(con, job.options, "labels")
     return counts, write_splits(job, piece, table)
 
 
@@ -169,19 +171,17 @@ def _text_needed(job: CurationJob) -> str:
     return candidate_text.needed(job, f"id IN (SELECT id FROM labels{rejected})")
 
 
-def write_piece(job: CurationJob, calibration: Calibration, texts: Selected, piece: int) -> list[PartEntry]:
+def write_piece(job: CurationJob, calibration: Calibration, files: Selected, piece: int) -> list[PartEntry]:
     """Write the rows of a piece with their text, ordered by prompt and candidate; returns the parts."""
     within = job.piece(piece)
     labels = f"(FROM {scan_parquet(job.scratch, [f'labels-{piece // job.pieces:05d}'])} WHERE {within.sql})"
     with database(job.options) as con:
+        texts = read_texts(con, job, files, within)
         if job.options.shape == "candidates":
-            candidates, with_text = (
-                read_sorted(job.scratch, files.names, within) for files in (job.candidates, texts.texts)
-            )
-            table = _candidates(con, job, calibration, labels, candidates, with_text)
+            candidates = read_sorted(job.scratch, job.candidates.names, within)
+            table = _candidates(con, job, calibration, labels, candidates, texts)
         else:
-            load_selected(con, job, texts, within)
-            table = _with_text(con, job.options, labels)
+            table = with_text(_others(con, job.options, labels), texts, _TEXT[job.options.shape])
     return write_splits(job, piece, table)
 
 
@@ -195,17 +195,15 @@ def _candidates(
 ) -> pa.Table:
     """The rows of labelled candidates in order, with their split.
 
-    `labels` is the SQL relation of what `_make_labels` made; without `texts`, the candidates have their text. Only
-    numbers are joined and sorted: text is taken from its place in the tables, in a quarter of the time.
+    `labels` is the SQL relation of what `_make_labels` made. The text, if any is asked for, is in `texts` or else in
+    the candidates.
     """
     options: LabelOptions = job.options
     _load_moments(con, calibration)
     con.register("read_candidates", candidates)
-    if texts is not None:
-        con.register("read_texts", texts)
     formulas = ", ".join(f"{quote(name)}: ({sql})::FLOAT" for name, sql in calibration.labels.items())
     joined = "JOIN moments ON moments.key IS NOT DISTINCT FROM c.key" if calibration.moments else ""
-    joined += " JOIN read_texts t ON t.id = l.id" if texts is not None else ""
+    joined += " JOIN texts t ON t.id = l.id" if texts is not None else ""
     text_row = "c.row" if texts is None else "t.row"
     made = con.sql(
         f"SELECT c.row AS row, {text_row} AS text_row, {{{formulas}}} AS labels, probability, advantage, rank, "
@@ -213,33 +211,45 @@ def _candidates(
         f"FROM {labels} l JOIN read_candidates c ON c.id = l.id {joined} ORDER BY place"
     ).to_arrow_table()
     names = ["prompt_id", "row_id", *KEY.split(", "), "role", "score"]
-    rows = candidates.select(names + ["kept"] * bool(options.keep)).take(made["row"])
-    columns = {name: rows[name] for name in names}
-    columns |= {name: made[name] for name in ("labels", "probability", "advantage", "rank", SPLIT)}
-    if options.text:
-        text = (candidates if texts is None else texts).select(["prompt", "response"]).take(made["text_row"])
-        columns = {"prompt": text["prompt"], "response": text["response"]} | columns
+    taken = candidates.select(names + ["kept"] * bool(options.keep)).take(made["row"])
+    columns = {name: taken[name] for name in names}
+    columns |= {name: made[name] for name in made.column_names if name != "row"}
     if options.keep:
-        kept = rows["kept"].combine_chunks()
+        kept = taken["kept"].combine_chunks()
         columns |= {name: kept.field(name) for name in dict.fromkeys(options.keep)}
-    return pa.table(columns)
+    rows = pa.table(columns)
+    if not options.text:
+        return rows.drop_columns(["text_row"])
+    return with_text(rows, candidates if texts is None else texts, _TEXT[options.shape])
 
 
-def _with_text(con: duckdb.DuckDBPyConnection, options: LabelOptions, labels: str) -> pa.Table:
-    """The rows of other shapes in order, with their text and their split."""
-    made = f"SELECT *, {split_of(options, 'prompt_id')} AS {SPLIT} FROM {labels}"
-    made = _TEXT[options.shape].format(rows=made) if options.text else made
-    hidden = ["place", "id", *(["kept"] if options.keep else [])]
-    hidden += ["id_rejected"] if options.shape == "pairs" else []
+def _others(con: duckdb.DuckDBPyConnection, options: LabelOptions, labels: str) -> pa.Table:
+    """The rows of other shapes in order, with the places of their text and their split."""
+    is_pair = options.shape == "pairs"
+    columns, joined = f"l.*, {split_of(options, 'l.prompt_id')} AS {SPLIT}", ""
+    if options.text:
+        columns, joined = f"t.row AS text_row, {columns}", "JOIN texts t ON t.id = l.id"
+    if options.text and is_pair:
+        columns, joined = (
+            f"r.row AS rejected_row, {columns}",
+            f"{joined} JOIN texts r ON r.id = l.id_rejected",
+        )
+    hidden = ["place", "id", *(["kept"] if options.keep else []), *(["id_rejected"] if is_pair else [])]
     kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
-    named = " RENAME (row_id AS row_id_chosen)" if options.shape == "pairs" else ""
-    columns = f"* EXCLUDE ({', '.join(hidden)}){named}{kept}"
-    return con.sql(f"SELECT {columns} FROM ({made}) AS rows ORDER BY rows.place").to_arrow_table()
+    named = " RENAME (row_id AS row_id_chosen)" if is_pair else ""
+    return con.sql(
+        f"SELECT * EXCLUDE ({', '.join(hidden)}){named}{kept} FROM (SELECT {columns} FROM {labels} l {joined}) AS rows "
+        f"ORDER BY rows.place"
+    ).to_arrow_table()
 
 
 # The columns that TRL reads: a preference with an explicit prompt, or a prompt and its completion.
 _TEXT = {
-    "pairs": "SELECT t.prompt, t.response AS chosen, r.response AS rejected, l.* FROM ({rows}) l "
-    "JOIN text t ON t.id = l.id JOIN text r ON r.id = l.id_rejected",
-    "sft": "SELECT t.prompt, t.response AS completion, l.* FROM ({rows}) l JOIN text t ON t.id = l.id",
+    "candidates": {"prompt": ("prompt", "text_row"), "response": ("response", "text_row")},
+    "pairs": {
+        "prompt": ("prompt", "text_row"),
+        "chosen": ("response", "text_row"),
+        "rejected": ("response", "rejected_row"),
+    },
+    "sft": {"prompt": ("prompt", "text_row"), "completion": ("response", "text_row")},
 }

@@ -139,7 +139,7 @@ def _mine(
     logger.info("selected %d pairs", counts["pairs taken"])
     texts = candidate_text.read_needed(job, run_tasks, sources)
     removed = _find_removed(job, run_tasks, texts, benchmark)
-    job = in_pieces(job, texts.texts.text_bytes)
+    job = in_pieces(job, texts.texts, _uses_of_text(options, counts))
     task = partial(trainer_rows.assemble_piece, job, texts, removed.prompts)
     written = run_tasks(task, range(job.num_pieces))
     counts |= {**removed.counts, **_sum([c for _, c in written])}
@@ -147,6 +147,14 @@ def _mine(
         counts["value added by a token"] = slope
     parts = [part for parts, _ in written for part in parts]
     return Rows(parts, counts, removed.contaminated, removed.duplicates, job.num_pieces)
+
+
+def _uses_of_text(options: MineOptions, counts: Mapping[str, int]) -> int:
+    """How often the pairs have the text of a candidate."""
+    dropped = sum(number for name, number in counts.items() if name.startswith("pairs dropped"))
+    pairs = counts["pairs taken"] - dropped
+    listed = 0 if options.layout == "trl" else counts["candidates"] // max(counts["prompts"], 1)
+    return pairs * (2 + listed)
 
 
 class _Removed(NamedTuple):

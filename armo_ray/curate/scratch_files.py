@@ -118,8 +118,7 @@ def _write_file(store: Store, name: str, rows: pa.Table) -> None:
     with pa.ipc.new_file(sink, rows.schema.with_metadata({_STARTS: starts}), options=options) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    content = memoryview(sink.getvalue())
-    store.write(f"{name}.arrow", content if store.local else bytes(content), lasting=False)
+    store.write(f"{name}.arrow", memoryview(sink.getvalue()), lasting=False)
 
 
 def _by_prompt(rows: pa.Table) -> pa.Array:

@@ -7,10 +7,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from armo_ray.curate.candidate_text import Selected, load_selected
+from armo_ray.curate.candidate_text import Selected, read_texts, with_text
 from armo_ray.curate.job import CurationJob
 from armo_ray.curate.options import MineOptions
-from armo_ray.curate.scratch_files import scan_parquet
+from armo_ray.curate.scratch_files import read_sorted, scan_parquet
 from armo_ray.expressions.expressions import quote
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import write_part
@@ -34,9 +34,13 @@ def assemble_piece(
     with database(options) as con:
         con.execute("CREATE TEMP TABLE removed (prompt_id VARCHAR)")
         con.execute("INSERT INTO removed SELECT unnest($1)", [sorted(removed)])
-        load_selected(con, job, files, job.piece(piece))
+        texts = read_texts(con, job, files, job.piece(piece))
+        if files.late:
+            con.register("late", read_sorted(job.scratch, files.late.names, job.piece(piece)))
+        con.execute(f"CREATE TEMP TABLE sides AS {_sides(job, files)}")
         rows = con.sql(f"{_rows(job, piece)} ORDER BY prompt_id, pair").to_arrow_table()
         counts = _counts(con, job, piece, rows.num_rows)
+    rows = with_text(rows, texts, _TRL_TEXT) if options.layout == "trl" else rows
     parts = write_splits(job, piece, rows.drop_columns(["pair"]))
     rows_in = dict.fromkeys(splits_of(options), 0) | {part.path.split("/")[1]: part.rows for part in parts}
     return parts, counts | {f"pairs in {split}": count for split, count in rows_in.items()}
@@ -68,6 +72,14 @@ def split_of(options: Any, prompt_id: str) -> str:
     return f"CASE WHEN {hashed} < {test} THEN 'test' ELSE 'train' END"
 
 
+def _sides(job: CurationJob, files: Selected) -> str:
+    """SQL of the candidates of pairs; `same` is equal where a prompt's responses are."""
+    same = "SELECT id, min(id) OVER (PARTITION BY prompt_id, response) AS same FROM texts"
+    text = "EXCLUDE (prompt, response)" if job.options.layout == "trl" else ""
+    late = "JOIN (SELECT * EXCLUDE (prompt_id, row) FROM late) USING (id)" if files.late else ""
+    return f"SELECT * FROM (SELECT * {text} FROM texts) JOIN ({same}) USING (id) {late}"
+
+
 def _mined(job: CurationJob, piece: int) -> str:
     """SQL relation of the mined pairs of a piece."""
     pairs = scan_parquet(job.scratch, [f"pairs-{piece // job.pieces:05d}"])
@@ -75,14 +87,14 @@ def _mined(job: CurationJob, piece: int) -> str:
 
 
 def _pairs(job: CurationJob, piece: int) -> str:
-    """SQL of the pairs with text, without pairs whose texts are equal or repeat, as where a prompt was scored twice."""
+    """SQL of the pairs, without those whose responses are equal or repeat, as where a prompt was scored twice."""
     alone = job.options.strategy.startswith("best-")  # the only pair of its prompt
-    repeats = "row_number() OVER (PARTITION BY p.prompt_id, c.response, r.response ORDER BY pair) = 1"
+    repeats = "row_number() OVER (PARTITION BY p.prompt_id, c.same, r.same ORDER BY pair) = 1"
     return (
         f"SELECT p.*, c, r, {split_of(job.options, 'p.prompt_id')} AS {SPLIT} "
         f"FROM {_mined(job, piece)} p "
-        f"JOIN text c ON c.id = p.c_id JOIN text r ON r.id = p.r_id "
-        f"WHERE p.prompt_id NOT IN (FROM removed) AND c.response <> r.response "
+        f"JOIN sides c ON c.id = p.c_id JOIN sides r ON r.id = p.r_id "
+        f"WHERE p.prompt_id NOT IN (FROM removed) AND c.same <> r.same "
         f"{'' if alone else f'QUALIFY {repeats}'}"
     )
 
@@ -117,10 +129,14 @@ def _kept(options: MineOptions) -> str:
     )
 
 
-# `prompt`, `chosen` and `rejected` are TRL's conversational preference format with an explicit prompt
+# TRL's conversational preference format with an explicit prompt
+_TRL_TEXT = {
+    "prompt": ("prompt", "c_row"),
+    "chosen": ("response", "c_row"),
+    "rejected": ("response", "r_row"),
+}
 _TRL = """
-    c.prompt AS prompt, c.response AS chosen, r.response AS rejected,
-    c.score AS score_chosen, r.score AS score_rejected, margin,
+    c.row AS c_row, r.row AS r_row, c.score AS score_chosen, r.score AS score_rejected, margin,
     c.rewards AS rewards_chosen, r.rewards AS rewards_rejected, {{{margins}}} AS margins,
     c.num_response_tokens AS num_tokens_chosen, r.num_response_tokens AS num_tokens_rejected,
     prompt_id, c.row_id AS row_id_chosen, r.row_id AS row_id_rejected {kept}
@@ -135,5 +151,5 @@ _LISTED = """
     SELECT l.prompt_id, list(t.response[1].content ORDER BY place) AS all_generated_responses
     FROM (SELECT prompt_id, unnest(candidates).id AS id, generate_subscripts(candidates, 1) AS place
           FROM (SELECT DISTINCT ON (prompt_id) prompt_id, candidates FROM pairs)) l
-    JOIN text t ON t.id = l.id GROUP BY l.prompt_id
+    JOIN sides t ON t.id = l.id GROUP BY l.prompt_id
 """

@@ -51,6 +51,7 @@ def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules)
     keys = "".join(f"__per{i}, " for i in range(len(rules.per)))
     selected = "".join(f"{e.sql} AS __per{i}, " for i, e in enumerate(rules.per))
     partition = f"PARTITION BY {keys.rstrip(', ')}" if keys else ""
+    same = " AND ".join(f"p.__per{i} IS NOT DISTINCT FROM c.__per{i}" for i in range(len(rules.per)))
     thresholds: list[Thresholds] = []
     for value in dict.fromkeys(quantile.of for quantile in quantiles.values()):
         of_value = [quantile for quantile in quantiles.values() if quantile.of == value]
@@ -58,10 +59,13 @@ def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules)
             f"min(v) FILTER (place >= {q.fraction!r} * n - {_SLACK}) AS {quote(q.name)}" for q in of_value
         )
         table = f"__thresholds{len(thresholds)}"
+        # counts by an aggregate: as a window they would take as long as the rest
         con.execute(
-            f"CREATE TEMP TABLE {table} AS SELECT {keys}{values} FROM (SELECT {keys}v, "
-            f"row_number() OVER ({partition} ORDER BY v) AS place, count(*) OVER ({partition}) AS n "
-            f"FROM (SELECT {selected}{value} AS v FROM ({relation})) WHERE v IS NOT NULL) GROUP BY ALL"
+            f"CREATE TEMP TABLE {table} AS "
+            f"WITH v AS (SELECT {selected}{value} AS v FROM ({relation}) WHERE v IS NOT NULL), "
+            f"c AS (SELECT {keys}count(*) AS n FROM v GROUP BY ALL), "
+            f"p AS (SELECT *, row_number() OVER ({partition} ORDER BY v) AS place FROM v) "
+            f"SELECT p.* EXCLUDE (v, place), {values} FROM p JOIN c ON {same or 'true'} GROUP BY ALL"
         )
         thresholds.append(Thresholds(table, tuple(q.name for q in of_value)))
     return thresholds

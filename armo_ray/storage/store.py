@@ -46,7 +46,7 @@ class Store:
         A file that is not `lasting` may be lost if the machine stops.
         """
         if not self.local:
-            self._put(name, content)
+            self._put(name, bytes(content))
             return
         with self._temporary(name, content, lasting) as temporary:
             os.replace(temporary, self.path(name))

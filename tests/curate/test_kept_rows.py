@@ -10,12 +10,14 @@ import pyarrow as pa
 import pytest
 
 from armo_ray.curate import kept_rows
+from armo_ray.outputs.options import ScoresOptions
 from armo_ray.storage.parts import parquet, read_part, write_table
 from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 pytest_plugins = ["tests.support.s3_server"]
 
+OPTIONS = ScoresOptions.model_validate({"scores": ["scores"]})
 ROWS = 5_000  # several batches
 MESSAGE = pa.struct({"role": pa.string(), "content": pa.string()})
 VALUES: dict[pa.DataType, list[Any]] = {
@@ -65,7 +67,7 @@ def check(store: Store, tables: list[pa.Table], is_exact: bool) -> None:
         f"{store.uri}/{part.path}": np.packbits(k).tobytes() for part, k in zip(parts, keep, strict=True)
     }
     assert (kept_rows._exact_schema(store, parts) is not None) == is_exact
-    found = kept_rows.kept_rows(store, parts, packed)
+    found = kept_rows.kept_rows(store, parts, packed, OPTIONS)
     for part, k, rows in zip(parts, keep, found, strict=True):
         expected = read_part(store, part).filter(pa.array(k))
         assert rows.schema.equals(expected.schema, check_metadata=True)
@@ -96,7 +98,7 @@ def test_large_rows_are_read_too(tmp_path: Any) -> None:
     part = write_table(store, "scores/part-0.parquet", table)
     packed = {f"{store.uri}/{part.path}": np.packbits(np.ones(100, bool)).tobytes()}
     assert kept_rows._exact_schema(store, [part]) is None
-    (rows,) = kept_rows.kept_rows(store, [part], packed)
+    (rows,) = kept_rows.kept_rows(store, [part], packed, OPTIONS)
     assert rows.equals(table)
 
 
@@ -110,4 +112,4 @@ def test_a_part_that_was_not_committed_is_refused(tmp_path: Any) -> None:
     packed = {f"{store.uri}/{part.path}": np.packbits(np.ones(ROWS, bool)).tobytes()}
     wrong = PartEntry(part.path, part.rows, part.bytes, "0" * 32)
     with pytest.raises(RuntimeError, match="its bytes are not those that were committed"):
-        list(kept_rows.kept_rows(store, [wrong], packed))
+        list(kept_rows.kept_rows(store, [wrong], packed, OPTIONS))

@@ -1,0 +1,57 @@
+"""Text that is too large for one task is written in pieces, and changes no row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from armo_ray.cli.main import main
+from armo_ray.curate import candidate_text, candidates, job, scratch_files
+from tests.support.synthetic_outputs import score_synthetically
+
+COMMANDS = {
+    "pairs": ["mine", "--strategy", "all-above-margin", "--test-fraction", "0.3", "--keep", "source_row"],
+    "conversations": ["mine", "--layout", "llama3-ultrafeedback-armorm"],
+    "candidates": ["label", "--temperature", "1", "--test-fraction", "0.3", "--keep", "num_prompt_tokens"],
+    "without text": ["label", "--temperature", "1", "--no-text"],
+    "pairs with labels": ["label", "--temperature", "1", "--shape", "pairs"],
+    "sft": ["label", "--shape", "sft", "--keep", "num_prompt_tokens"],
+}
+
+
+@pytest.fixture(scope="module", params=["stored", "in the shards"])
+def scores(request: pytest.FixtureRequest, rollouts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("pieces") / "scores"
+    return score_synthetically(output, rollouts, keep_text=request.param == "stored")
+
+
+def rows_in(output: Path) -> dict[str, list[dict[str, Any]]]:
+    return {
+        split.name: [row for part in sorted(split.iterdir()) for row in pq.read_table(part).to_pylist()]
+        for split in (output / "data").iterdir()
+    }
+
+
+def counts_of(output: Path) -> dict[str, Any]:
+    counts: dict[str, Any] = json.loads((output / "_SUCCESS").read_text())["counts"]
+    return counts
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_pieces_hold_the_rows_of_one_task(
+    command: str, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, *options = COMMANDS[command]
+    assert main([name, str(scores), *options, "--output", str(tmp_path / "whole")]) == 0
+    monkeypatch.setattr(job, "_PIECE_BYTES", 2_000)
+    monkeypatch.setattr(scratch_files, "_FILE_BYTES", 4_000)
+    for module in (candidates, candidate_text):
+        monkeypatch.setattr(module, "READ_ROWS", 7)
+    small = [*options, "--task-rows", "100", "--output", str(tmp_path / "pieces")]
+    assert main([name, str(scores), *small]) == 0
+    assert rows_in(tmp_path / "pieces") == rows_in(tmp_path / "whole") != {}
+    assert counts_of(tmp_path / "pieces") == counts_of(tmp_path / "whole")
+    many = len(list((tmp_path / "pieces" / "data" / "train").iterdir()))
+    assert many > 5 or "--no-text" in options
