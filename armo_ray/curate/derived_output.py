@@ -42,7 +42,7 @@ from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, Totals
 from armo_ray.storage.store import Store
 
 MADE_FROM = "made_from"  # in a record: the checksum of the _run.json of the scores
-_TASK_ROWS = 1 << 17
+_TASK_ROWS, _TASK_BYTES = 1 << 17, 32 << 20  # of the units that a task rewrites
 _PART_BYTES = 32 << 20  # in memory, from which on a part gets no further unit
 
 
@@ -117,17 +117,19 @@ def rewrite(
 
 
 def _task_records(chosen: Iterable[CommitRecord], done: Set[str]) -> Iterator[tuple[CommitRecord, ...]]:
-    """The commit records of units but those that are done, in batches of at most about _TASK_ROWS rows."""
+    """The commit records of units but those that are done, in batches of bounded size."""
     records: list[CommitRecord] = []
-    rows = 0
+    rows = size = 0
     for record in chosen:
         if record.unit in done:
             continue
-        if records and rows + record.candidates > _TASK_ROWS:
+        of_record = sum(part.bytes for part in record.parts)
+        if records and (rows + record.candidates > _TASK_ROWS or size + of_record > _TASK_BYTES):
             yield tuple(records)
-            records, rows = [], 0
+            records, rows, size = [], 0, 0
         records.append(record)
         rows += record.candidates
+        size += of_record
     if records:
         yield tuple(records)
 

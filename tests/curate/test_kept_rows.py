@@ -1,8 +1,9 @@
 """The rows that a filter keeps of a part are those of the part, bit by bit, whatever reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from armo_ray.curate import kept_rows
+from armo_ray.curate.kept_rows import _read_all
 from armo_ray.outputs.options import ScoresOptions
 from armo_ray.storage.parts import parquet, read_part, write_table
 from armo_ray.storage.records import PartEntry
@@ -59,7 +61,7 @@ def table_of(values: Mapping[pa.DataType, list[Any]], first: int = 0) -> pa.Tabl
     return pa.table(columns).replace_schema_metadata({"armo_ray": "{}"})
 
 
-def check(store: Store, tables: list[pa.Table], is_exact: bool) -> None:
+def check(store: Store, tables: list[pa.Table], is_exact: bool, options: ScoresOptions = OPTIONS) -> None:
     parts = [write_table(store, f"scores/part-{i:032x}.parquet", table) for i, table in enumerate(tables)]
     keep = [np.random.default_rng(i).random(ROWS) < 0.5 for i in range(len(tables))]
     keep[0][:3_000] = False
@@ -67,7 +69,7 @@ def check(store: Store, tables: list[pa.Table], is_exact: bool) -> None:
         f"{store.uri}/{part.path}": np.packbits(k).tobytes() for part, k in zip(parts, keep, strict=True)
     }
     assert (kept_rows._exact_schema(store, parts) is not None) == is_exact
-    found = kept_rows.kept_rows(store, parts, packed, OPTIONS)
+    found = kept_rows.kept_rows(store, parts, packed, options)
     for part, k, rows in zip(parts, keep, found, strict=True):
         expected = read_part(store, part).filter(pa.array(k))
         assert rows.schema.equals(expected.schema, check_metadata=True)
@@ -90,6 +92,24 @@ def test_columns_may_differ_between_parts(tmp_path: Any) -> None:
     check(Store(str(tmp_path / "types")), tables, is_exact=False)
     other = tables[1].replace_schema_metadata({"armo_ray": '{"model": "another"}'})
     check(Store(str(tmp_path / "metadata")), [tables[1], other], is_exact=False)
+
+
+def test_too_little_memory_for_duckdb_changes_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[Exception] = []
+
+    def read_all(*given: Any) -> Iterator[pa.Table]:
+        try:
+            yield from _read_all(*given)
+        except RuntimeError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(kept_rows, "_read_all", read_all)
+    tables = [table_of(VALUES), table_of(VALUES, 1)]
+    check(Store(str(tmp_path)), tables, True, OPTIONS.model_copy(update={"memory": "1MB"}))
+    assert "--memory 1MB is not enough" in str(failed)
 
 
 def test_large_rows_are_read_too(tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -39,7 +40,7 @@ def batches() -> Iterator[pa.RecordBatch]:
         yield pa.record_batch(arrays, schema=SCHEMA)
 
 
-@pytest.mark.parametrize("ranges", [1, 7, 300])
+@pytest.mark.parametrize("ranges", [1, 40])
 def test_each_range_has_the_rows_of_its_prompts(
     ranges: int, scratch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,9 +72,10 @@ def test_no_rows_are_a_file_without_rows(scratch: str) -> None:
 
 def test_columns_of_different_types_get_a_type_that_fits_all(tmp_path: Path) -> None:
     names: list[str] = []
-    for number, kept in enumerate(([1, 2], [1.5, None], ["a", "b"])):
+    columns: list[list[Any]] = [[1, 2], [1.5, None], ["a", "b"]]
+    for number, kept in enumerate(columns):
         table = pa.table({"prompt_id": ["00000000a", "f0000000b"], "kept": [{"x": value} for value in kept]})
         names += write_sorted(str(tmp_path), f"{number}", table.to_batches(), table.schema).names
     rows = [read_sorted(str(tmp_path), names, _range(number, 2)) for number in range(2)]
-    kept = [sorted(str(value["x"]) for value in table["kept"].to_pylist()) for table in rows]
-    assert kept == [["1", "1.5", "a"], ["2", "None", "b"]]
+    found = [sorted(str(value["x"]) for value in table["kept"].to_pylist()) for table in rows]
+    assert found == [["1", "1.5", "a"], ["2", "None", "b"]]

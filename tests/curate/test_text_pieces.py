@@ -45,13 +45,31 @@ def test_pieces_hold_the_rows_of_one_task(
 ) -> None:
     name, *options = COMMANDS[command]
     assert main([name, str(scores), *options, "--output", str(tmp_path / "whole")]) == 0
-    monkeypatch.setattr(job, "_PIECE_BYTES", 2_000)
+    monkeypatch.setattr(job, "_PIECE_BYTES", 20_000)
     monkeypatch.setattr(scratch_files, "_FILE_BYTES", 4_000)
     for module in (candidates, candidate_text):
         monkeypatch.setattr(module, "READ_ROWS", 7)
-    small = [*options, "--task-rows", "100", "--output", str(tmp_path / "pieces")]
+    small = [*options, "--task-rows", "150", "--output", str(tmp_path / "pieces")]
     assert main([name, str(scores), *small]) == 0
     assert rows_in(tmp_path / "pieces") == rows_in(tmp_path / "whole") != {}
     assert counts_of(tmp_path / "pieces") == counts_of(tmp_path / "whole")
     many = len(list((tmp_path / "pieces" / "data" / "train").iterdir()))
     assert many > 5 or "--no-text" in options
+
+
+def test_text_may_be_larger_than_memory(tmp_path: Path) -> None:
+    """48 MB of text in 300 prompts, whose pairs have 300 MB."""
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in" / "long.jsonl").open("w") as shard:
+        for number in range(300):
+            responses = [f"{number} {k} {'word ' * 8_000}" for k in range(4)]
+            shard.write(json.dumps({"prompt": f"Number {number}?", "responses": responses}) + "\n")
+    scores = score_synthetically(tmp_path / "scores", tmp_path / "in", keep_text=True)
+    for name, *options in (
+        ["label", "--temperature", "1"],
+        ["label", "--temperature", "1", "--shape", "pairs"],
+        ["mine", "--strategy", "all-above-margin"],
+        ["filter", "--where", "score >= q0.2"],
+    ):
+        output = tmp_path / "-".join([name, *options[-1:]])
+        assert main([name, str(scores), *options, "--memory", "64MB", "--output", str(output)]) == 0
