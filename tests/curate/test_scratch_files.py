@@ -13,6 +13,8 @@ from armo_ray.curate.job import _range
 from armo_ray.curate.scratch_files import NOTHING, read_column, read_sorted, together, write_sorted
 from armo_ray.outputs.schema import TEXT_FIELDS
 
+pytest_plugins = ["tests.support.s3_server"]
+
 SCHEMA = pa.schema([("prompt_id", pa.string()), ("source", pa.string()), ("id", pa.int64()), *TEXT_FIELDS])
 ROWS = 6_000  # in each file several batches
 
