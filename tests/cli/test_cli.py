@@ -221,3 +221,13 @@ def test_a_reader_that_leaves_early_ends_a_command_without_words() -> None:
     found = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (found.returncode, found.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("words", "status"), [(["layouts", "ultrafeedback"], 0), (["verify", "none"], 2)])
+def test_a_program_ends_with_the_status_and_the_whole_output_of_its_command(
+    words: list[str], status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = [sys.executable, "-m", "armo_ray", *words]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert main(words) == done.returncode == status
+    assert (done.stdout, done.stderr) == capfd.readouterr() != ("", "")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from armo_ray.cli.main import main
+from armo_ray.curate import job
 from armo_ray.outputs.dataset import names_in
 from armo_ray.outputs.increments import Increment, Making, growing_output
 from armo_ray.storage import lock
@@ -67,7 +68,11 @@ def test_increments_together_are_one_run_over_everything(case: int, whole: Path,
     assert done[0]["counts"]["prompts done again"] == 0 < done[-1]["counts"]["prompts done again"]
 
 
-def test_near_duplicates_are_those_of_all_increments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece_bytes", [1 << 30, 10])
+def test_near_duplicates_are_those_of_all_increments(
+    piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_PIECE_BYTES", piece_bytes)
     first = "one two three four five six seven eight nine ten eleven twelve"
     second, third = f"{first} thirteen", f"{first} fourteen"
     options = ["--near-duplicates", "0.5", "--max-length-ratio", "1.5"]
