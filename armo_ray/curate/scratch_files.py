@@ -25,7 +25,7 @@ PAST_ALL = "g"  # after every digit
 _GROUP_ROWS = 8192  # small, so that a task reads few rows that it does not need
 _FILTERED = ("prompt_id", "id", "source")  # columns of Parquet files by which tasks choose rows
 _FILE_BYTES = 32 << 20  # of rows that a task collects before it writes an Arrow file
-_BATCH_ROWS = 2048  # of Arrow files, which DuckDB hands on as they are
+_BATCH_ROWS, _BATCH_BYTES = 2048, 1 << 20  # the most of Arrow files: a task reads whole batches from a server
 READ_ROWS = 1024  # that a task reads at once from DuckDB: with long texts as large as a file
 _TEXT = [field.name for field in TEXT_FIELDS]
 _STARTS = b"starts"  # key in an Arrow file: the first digits of the first prompt of every batch
@@ -110,7 +110,8 @@ def _text_bytes(messages: pa.ListArray) -> int:
 
 
 def _write_file(store: Store, name: str, rows: pa.Table) -> None:
-    batches = rows.take(_by_prompt(rows)).combine_chunks().to_batches(_BATCH_ROWS)
+    batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows.num_rows // max(rows.nbytes, 1)))
+    batches = rows.take(_by_prompt(rows)).combine_chunks().to_batches(batch_rows)
     starts = " ".join(_digits(batch["prompt_id"], 0) for batch in batches)
     sink = pa.BufferOutputStream()
     # on a disk, rows are used where they lie
