@@ -1,11 +1,13 @@
-"""A quick start of the commands that need no pandas, and a quick end of those that leave nothing open."""
+"""A quick start of the commands that need no pandas, and a quick end."""
 
+import atexit
 import contextlib
 import os
 import sys
 from importlib.machinery import ModuleSpec
 
-_ENDS = frozenset(("ray", "torch"))  # packages that have something to do at the end of a process
+# packages that have something to do at the end of a process
+_LASTING = frozenset(("ray", "torch"))
 
 
 class _NoPandas:
@@ -35,13 +37,23 @@ def leave_pandas_out() -> None:
 
 
 def end(status: int) -> None:
-    """End the process at once: to clear its memory piece by piece would take a tenth of a second.
+    """End the process without clearing its memory piece by piece, which takes a tenth of a second.
 
-    Returns if a package is loaded that has something to do at the end, or if output cannot be written.
+    Returns where more has to be done: for a package, for a profiler, or because output could not be written, of which
+    the interpreter tells when it ends.
     """
-    if _ENDS & sys.modules.keys():
+    if _LASTING & sys.modules.keys() or _is_watched():
         return
-    with contextlib.suppress(OSError):  # the interpreter will say it
-        sys.stdout.flush()
-        sys.stderr.flush()
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os._exit(status)
+
+
+def _is_watched() -> bool:
+    """Whether a debugger, a profiler or a prompt follows the program."""
+    monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    is_monitored = monitoring is not None and any(map(monitoring.get_tool, range(6)))
+    return bool(is_monitored or sys.gettrace() or sys.getprofile() or sys.flags.interactive)

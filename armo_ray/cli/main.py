@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, by default that of the process. Returns its exit status."""
+    """Run a command and return its exit status; without `argv` that of this process, which may end at once."""
     if argv is not None:
         return _main(argv, is_program=False)
     gc.disable()  # until all is imported: that is no garbage

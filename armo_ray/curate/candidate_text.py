@@ -4,16 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
-import duckdb
 import pyarrow as pa
 
 from armo_ray.curate.candidates import KEY, of_group, scan_group
 from armo_ray.curate.job import CurationJob, batched_by_rows
 from armo_ray.curate.scratch_files import (
     READ_ROWS,
-    PromptRange,
     Written,
-    read_sorted,
     scan_parquet,
     together,
     write_sorted,
@@ -27,7 +24,7 @@ from armo_ray.outputs.text import Source, read_text
 _SCHEMA = pa.schema([("prompt_id", pa.string()), ("id", pa.int64()), *TEXT_FIELDS])
 
 
-def needed(job: CurationJob, where: str) -> str:
+def select_needed(job: CurationJob, where: str) -> str:
     """SQL of the rows of the table `candidates` whose text is needed, in the order in which their text is stored."""
     if job.scores.has_text:
         return f"SELECT id FROM candidates WHERE {where} ORDER BY id"
@@ -47,22 +44,13 @@ class Selected(NamedTuple):
 
 def read_needed(job: CurationJob, run_tasks: TaskRunner, sources: Iterable[Source]) -> Selected:
     """Write the text and the late columns of the selected candidates, text from their parts or from these shards."""
-    of_parts = None
+    from_parts = None
     if job.scores.has_text or job.late:
-        of_parts = together(run_tasks(partial(read_selected, job), range(len(job.part_groups))))
-    if of_parts and job.scores.has_text:
-        return Selected(of_parts, None)
+        from_parts = together(run_tasks(partial(read_selected, job), range(len(job.part_groups))))
+        if job.scores.has_text:
+            return Selected(from_parts, None)
     groups = batched_by_rows(sources, lambda source: source.scored, job.options.task_rows)
-    return Selected(together(run_tasks(partial(text_of_sources, job), list(enumerate(groups)))), of_parts)
-
-
-def read_texts(
-    con: duckdb.DuckDBPyConnection, job: CurationJob, files: Selected, within: PromptRange
-) -> pa.Table:
-    """Create the view `texts` of the selected candidates of some prompts, and return it for `with_text`."""
-    texts = read_sorted(job.scratch, files.texts.names, within)
-    con.register("texts", texts)
-    return texts
+    return Selected(together(run_tasks(partial(text_of_sources, job), list(enumerate(groups)))), from_parts)
 
 
 def with_text(rows: pa.Table, texts: pa.Table, columns: Mapping[str, tuple[str, str]]) -> pa.Table:
@@ -75,9 +63,20 @@ def with_text(rows: pa.Table, texts: pa.Table, columns: Mapping[str, tuple[str, 
         columns: by name, a column of `texts`, and the column of `rows` that has places in it, which is left out.
     """
     places = {place for _, place in columns.values()}
-    taken = {name: texts[column].take(rows[place]) for name, (column, place) in columns.items()}
+    taken = {name: _taken(texts[column], rows[place]) for name, (column, place) in columns.items()}
     others = {name: rows[name] for name in rows.column_names if name not in places}
     return pa.table(taken | others)
+
+
+def _taken(texts: pa.ChunkedArray, places: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return texts.take(places)
+    except pa.ArrowInvalid:  # more than 2 GiB, which one array cannot hold
+        half = len(places) // 2
+        if not half:
+            raise
+        halves = (_taken(texts, places.slice(0, half)), _taken(texts, places.slice(half)))
+        return pa.chunked_array([chunk for taken in halves for chunk in taken.chunks])
 
 
 def read_selected(job: CurationJob, number: int) -> Written:

@@ -140,16 +140,19 @@ def chosen_prompts(job: CurationJob) -> str:
 def load_candidates(con: duckdb.DuckDBPyConnection, candidates: pa.Table, columns: str = "*") -> None:
     """Create the table `candidates`: these columns of all candidates of some prompts.
 
-    Also `prompt`, which numbers the prompts, and `i`, which numbers the candidates in order, both from 1. Raises
-    RuntimeError if a candidate is there twice.
+    Also `prompt`, which numbers the prompts, and `i`, which numbers the candidates in order, both from 1.
     """
     con.register("read_candidates", candidates)
     con.execute(
         f"CREATE TEMP TABLE candidates AS SELECT {columns}, dense_rank() OVER (ORDER BY prompt_id) AS prompt, "
-        f"row_number() OVER key AS i, rank() OVER key AS first FROM read_candidates "
-        f"WINDOW key AS (ORDER BY prompt_id, {KEY})"
+        f"row_number() OVER (ORDER BY prompt_id, {KEY}) AS i FROM read_candidates"
     )
-    if twice := con.execute(f"SELECT {KEY} FROM candidates WHERE first < i LIMIT 1").fetchall():
+
+
+def check_once(con: duckdb.DuckDBPyConnection) -> None:
+    """Raises RuntimeError if a candidate is in the table `candidates` twice."""
+    query = f"SELECT {KEY} FROM candidates GROUP BY ALL HAVING count(*) > 1 LIMIT 1"
+    if twice := con.execute(query).fetchall():
         raise RuntimeError(
             f"candidate {row_id(*twice[0])} was scored twice: its shard is in two of the outputs"
         )

@@ -80,7 +80,7 @@ def screen_bucket(
     """The contaminated prompts of a bucket. With --near-duplicates, also writes the MinHash of the others."""
     options = job.options
     with database(options) as con:
-        con.register("read_texts", read_sorted(job.scratch, texts, job.bucket(bucket)))
+        con.register("read_texts", read_sorted(con, job.scratch, texts, job.bucket(bucket)))
         rows = con.execute(
             "SELECT prompt_id, any_value(prompt) FROM read_texts GROUP BY prompt_id ORDER BY prompt_id"
         ).fetchall()

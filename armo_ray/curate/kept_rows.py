@@ -1,7 +1,7 @@
-"""Reads the rows of parts that are kept, by DuckDB where it returns the same as Arrow, in three fifths of the time."""
+"""Reads the rows of parts that are kept, by DuckDB where it returns the same as Arrow and is faster."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from armo_ray.storage.local_files import readable
 from armo_ray.storage.parts import read_content, read_part
 from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 4 << 20  # of a batch as it is compressed in parts
 _BATCH_ROWS = 1 << 11, 1 << 14  # the least that DuckDB returns, and the most from which a batch gains
@@ -36,11 +38,12 @@ def kept_rows(
     bits = [_unpacked(packed[f"{store.uri}/{part.path}"], part.rows) for part in parts]
     schema, num_read = _exact_schema(store, parts), 0
     if schema is not None:
-        # what DuckDB cannot read, as it may need more memory, Arrow reads, or says why not
-        with suppress(RuntimeError, OSError, pa.ArrowException):
+        try:
             for table in _read_all(store, parts, bits, schema, options):
                 num_read += 1
                 yield table
+        except (RuntimeError, OSError, pa.ArrowException) as error:  # as it needs more memory than Arrow
+            logger.debug("%s: DuckDB: %s", store.uri, error)
     for part, keep in zip(parts[num_read:], bits[num_read:], strict=True):
         yield read_part(store, part).take(pa.array(np.flatnonzero(keep)))  # a mask would take twice as long
 
@@ -92,7 +95,7 @@ def _read_all(
     files = ", ".join(literal(store.path(part.path)) for part in parts)
     kept = pa.table({"keep": np.concatenate(bits)})
     with database(options) as con:
-        con.execute("SET SESSION preserve_insertion_order = true")
+        con.execute("SET SESSION preserve_insertion_order = true")  # which is off for all others
         con.register("kept", kept)
         read = con.sql(
             f"SELECT rows.* FROM read_parquet([{files}], hive_partitioning = false) rows "

@@ -8,8 +8,8 @@ import duckdb
 import pyarrow as pa
 
 from armo_ray.curate import candidate_text
-from armo_ray.curate.candidate_text import Selected, read_texts, with_text
-from armo_ray.curate.candidates import KEY, load_candidates
+from armo_ray.curate.candidate_text import Selected, with_text
+from armo_ray.curate.candidates import KEY, check_once, load_candidates
 from armo_ray.curate.job import CurationJob
 from armo_ray.curate.options import LabelOptions
 from armo_ray.curate.scratch_files import read_sorted, scan_parquet, write_parquet
@@ -64,7 +64,7 @@ def label_bucket(job: CurationJob, calibration: Calibration, bucket: int) -> tup
     Returns counts, and the number of rows.
     """
     with database(job.options) as con:
-        candidates = read_sorted(job.scratch, job.candidates.names, job.bucket(bucket))
+        candidates = read_sorted(con, job.scratch, job.candidates.names, job.bucket(bucket))
         counts = _make_labels(con, job, calibration, candidates)
         labels = con.sql("FROM labels ORDER BY place").to_arrow_table()
         write_parquet(job.scratch, f"labels-{bucket:05d}", labels)
@@ -77,13 +77,11 @@ def finish_piece(
 ) -> tuple[dict[str, int], list[PartEntry]]:
     """Label and write the rows of a piece that need no other text; returns counts and the parts."""
     with database(job.options) as con:
-        candidates = read_sorted(job.scratch, job.candidates.names, job.piece(piece))
+        candidates = read_sorted(con, job.scratch, job.candidates.names, job.piece(piece))
         counts = _make_labels(con, job, calibration, candidates)
         con.execute("DROP TABLE candidates; DROP TABLE ranked")
-        if job.options.shape == "candidates":
-            table = _candidates(con, job, calibration, "labels", candidates)
-        else:
-            table = _others(con, job.options, "labels")
+        texts = candidates if job.text_at_once else None
+        table = _rows(con, job, calibration, "labels", candidates, texts)
     return counts, write_splits(job, piece, table)
 
 
@@ -94,6 +92,7 @@ def _make_labels(
     options: LabelOptions = job.options
     kept = ", kept" if options.shape == "sft" and options.keep else ""
     load_candidates(con, candidates, _READ[options.shape] + kept)
+    check_once(con)
     con.execute(f"CREATE TEMP TABLE ranked AS {_ranked(options, calibration)}")
     rows = {"candidates": _CANDIDATES, "pairs": _pairs(calibration), "sft": _best(options)}
     con.execute(f"CREATE TEMP TABLE labels AS {rows[options.shape]}")
@@ -168,7 +167,7 @@ def _best(options: LabelOptions) -> str:
 
 def _text_needed(job: CurationJob) -> str:
     rejected = " UNION SELECT id_rejected FROM labels" if job.options.shape == "pairs" else ""
-    return candidate_text.needed(job, f"id IN (SELECT id FROM labels{rejected})")
+    return candidate_text.select_needed(job, f"id IN (SELECT id FROM labels{rejected})")
 
 
 def write_piece(job: CurationJob, calibration: Calibration, files: Selected, piece: int) -> list[PartEntry]:
@@ -176,80 +175,75 @@ def write_piece(job: CurationJob, calibration: Calibration, files: Selected, pie
     within = job.piece(piece)
     labels = f"(FROM {scan_parquet(job.scratch, [f'labels-{piece // job.pieces:05d}'])} WHERE {within.sql})"
     with database(job.options) as con:
-        texts = read_texts(con, job, files, within)
-        if job.options.shape == "candidates":
-            candidates = read_sorted(job.scratch, job.candidates.names, within)
-            table = _candidates(con, job, calibration, labels, candidates, texts)
-        else:
-            table = with_text(_others(con, job.options, labels), texts, _TEXT[job.options.shape])
+        candidates, texts = (
+            read_sorted(con, job.scratch, written.names, within) for written in (job.candidates, files.texts)
+        )
+        table = _rows(con, job, calibration, labels, candidates, texts)
     return write_splits(job, piece, table)
 
 
-def _candidates(
+def _rows(
     con: duckdb.DuckDBPyConnection,
     job: CurationJob,
     calibration: Calibration,
     labels: str,
     candidates: pa.Table,
-    texts: pa.Table | None = None,
+    texts: pa.Table | None,
 ) -> pa.Table:
-    """The rows of labelled candidates in order, with their split.
+    """The rows of some prompts in order, with their split and, if it is given, their text.
 
-    `labels` is the SQL relation of what `_make_labels` made. The text, if any is asked for, is in `texts` or else in
-    the candidates.
+    `labels` is the SQL relation of what `_make_labels` made.
     """
     options: LabelOptions = job.options
-    _load_moments(con, calibration)
-    con.register("read_candidates", candidates)
-    formulas = ", ".join(f"{quote(name)}: ({sql})::FLOAT" for name, sql in calibration.labels.items())
-    joined = "JOIN moments ON moments.key IS NOT DISTINCT FROM c.key" if calibration.moments else ""
-    joined += " JOIN texts t ON t.id = l.id" if texts is not None else ""
-    text_row = "c.row" if texts is None else "t.row"
-    made = con.sql(
-        f"SELECT c.row AS row, {text_row} AS text_row, {{{formulas}}} AS labels, probability, advantage, rank, "
-        f"{split_of(options, 'l.prompt_id')} AS {SPLIT} "
-        f"FROM {labels} l JOIN read_candidates c ON c.id = l.id {joined} ORDER BY place"
+    columns, joins = [f"{split_of(options, 'l.prompt_id')} AS {SPLIT}"], list[str]()
+    if texts is not None:
+        con.register("texts", texts)
+        columns.append("t.row AS __text")
+        joins.append("JOIN (SELECT id, row FROM texts) t ON t.id = l.id")
+    if texts is not None and options.shape == "pairs":
+        columns.append("r.row AS __rejected")
+        joins.append("JOIN (SELECT id, row FROM texts) r ON r.id = l.id_rejected")
+    if options.shape == "candidates":
+        _load_moments(con, calibration)
+        con.register("read_candidates", candidates)
+        formulas = ", ".join(f"{quote(name)}: ({sql})::FLOAT" for name, sql in calibration.labels.items())
+        columns += ["c.row AS __row", f"{{{formulas}}} AS labels", "probability", "advantage", "rank"]
+        joins.append("JOIN read_candidates c ON c.id = l.id")
+        joins += ["JOIN moments ON moments.key IS NOT DISTINCT FROM c.key"] if calibration.moments else []
+    else:
+        hidden = ["place", "id", *(["kept"] if options.keep else [])]
+        hidden += ["id_rejected"] if options.shape == "pairs" else []
+        named = "RENAME (row_id AS row_id_chosen)" if options.shape == "pairs" else ""
+        columns.append(f"l.* EXCLUDE ({', '.join(hidden)}) {named}")
+        columns += [f"l.kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep)]
+    rows = con.sql(
+        f"SELECT {', '.join(columns)} FROM {labels} l {' '.join(joins)} ORDER BY l.place"
     ).to_arrow_table()
+    if options.shape == "candidates":
+        rows = _with_candidates(rows, candidates, options)
+    return rows if texts is None else with_text(rows, texts, _TEXT[options.shape])
+
+
+def _with_candidates(rows: pa.Table, candidates: pa.Table, options: LabelOptions) -> pa.Table:
+    """Labels with the other columns of their candidates, whose places are in the column `__row`."""
     names = ["prompt_id", "row_id", *KEY.split(", "), "role", "score"]
-    taken = candidates.select(names + ["kept"] * bool(options.keep)).take(made["row"])
+    taken = candidates.select([*names, *(["kept"] if options.keep else [])]).take(rows["__row"])
     columns = {name: taken[name] for name in names}
-    columns |= {name: made[name] for name in made.column_names if name != "row"}
+    columns |= {name: rows[name] for name in rows.column_names if name != "__row"}
     if options.keep:
         kept = taken["kept"].combine_chunks()
         columns |= {name: kept.field(name) for name in dict.fromkeys(options.keep)}
-    rows = pa.table(columns)
-    if not options.text:
-        return rows.drop_columns(["text_row"])
-    return with_text(rows, candidates if texts is None else texts, _TEXT[options.shape])
+    return pa.table(columns)
 
 
-def _others(con: duckdb.DuckDBPyConnection, options: LabelOptions, labels: str) -> pa.Table:
-    """The rows of other shapes in order, with the places of their text and their split."""
-    is_pair = options.shape == "pairs"
-    columns, joined = f"l.*, {split_of(options, 'l.prompt_id')} AS {SPLIT}", ""
-    if options.text:
-        columns, joined = f"t.row AS text_row, {columns}", "JOIN texts t ON t.id = l.id"
-    if options.text and is_pair:
-        columns, joined = (
-            f"r.row AS rejected_row, {columns}",
-            f"{joined} JOIN texts r ON r.id = l.id_rejected",
-        )
-    hidden = ["place", "id", *(["kept"] if options.keep else []), *(["id_rejected"] if is_pair else [])]
-    kept = "".join(f", kept.{quote(name)} AS {quote(name)}" for name in dict.fromkeys(options.keep))
-    named = " RENAME (row_id AS row_id_chosen)" if is_pair else ""
-    return con.sql(
-        f"SELECT * EXCLUDE ({', '.join(hidden)}){named}{kept} FROM (SELECT {columns} FROM {labels} l {joined}) AS rows "
-        f"ORDER BY rows.place"
-    ).to_arrow_table()
-
-
-# The columns that TRL reads: a preference with an explicit prompt, or a prompt and its completion.
+# the columns that TRL reads, a preference with an explicit prompt, or a prompt and its completion: of each the column
+# of texts, and the column with its places there
 _TEXT = {
-    "candidates": {"prompt": ("prompt", "text_row"), "response": ("response", "text_row")},
+    "candidates": {"prompt": ("prompt", "__text"), "response": ("response", "__text")},
     "pairs": {
-        "prompt": ("prompt", "text_row"),
-        "chosen": ("response", "text_row"),
-        "rejected": ("response", "rejected_row"),
+        "prompt": ("prompt", "__text"),
+        "chosen": ("response", "__text"),
+        "rejected": ("response", "__rejected"),
     },
-    "sft": {"prompt": ("prompt", "text_row"), "completion": ("response", "text_row")},
+    "sft": {"prompt": ("prompt", "__text"), "completion": ("response", "__text")},
 }

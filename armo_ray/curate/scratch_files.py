@@ -21,7 +21,7 @@ from armo_ray.storage.local_files import Opened, readable
 from armo_ray.storage.store import Store
 
 DIGITS = 8  # of a prompt id, by which rows are sorted and ranges hold them
-PAST_ALL = "g"  # after every digit
+PAST_ALL = "g"  # what follows every hexadecimal digit
 _GROUP_ROWS = 8192  # small, so that a task reads few rows that it does not need
 _FILTERED = ("prompt_id", "id", "source")  # columns of Parquet files by which tasks choose rows
 _FILE_BYTES = 32 << 20  # of rows that a task collects before it writes an Arrow file
@@ -83,36 +83,38 @@ def together(written: Iterable[Written]) -> Written:
 
 def write_sorted(scratch: str, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Written:
     """Write rows, in any order and of any number, as Arrow files sorted by prompt."""
-    names: list[str] = []
-    waiting: list[pa.RecordBatch] = []
-    rows = size = text_bytes = 0
-
-    def write() -> None:
+    store, names = Store(scratch), list[str]()
+    rows = text_bytes = 0
+    for table in _in_files(batches, schema):
         names.append(f"{name}-{len(names):05d}")
-        _write_file(Store(scratch), names[-1], pa.Table.from_batches(waiting, schema))
-        waiting.clear()
-
-    for batch in batches:
-        waiting.append(batch)
-        rows += batch.num_rows
-        size += batch.nbytes
-        text_bytes += sum(_text_bytes(batch[name]) for name in _TEXT if name in schema.names)
-        if size > _FILE_BYTES:
-            write()
-            size = 0
-    if waiting or not names:
-        write()
+        _write_file(store, names[-1], table)
+        rows += table.num_rows
+        text_bytes += sum(_text_bytes(table[column]) for column in _TEXT if column in schema.names)
     return Written(tuple(names), rows, text_bytes)
 
 
-def _text_bytes(messages: pa.ListArray) -> int:
-    return int(pc.sum(pc.binary_length(messages.flatten().field("content"))).as_py() or 0)
+def _in_files(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of each file; of one, without rows, if there are none."""
+    waiting, size, is_first = list[pa.RecordBatch](), 0, True
+    for batch in batches:
+        waiting.append(batch)
+        size += batch.nbytes
+        if size > _FILE_BYTES:
+            yield pa.Table.from_batches(waiting, schema)
+            waiting, size, is_first = [], 0, False
+    if waiting or is_first:
+        yield pa.Table.from_batches(waiting, schema)
+
+
+def _text_bytes(messages: pa.ChunkedArray) -> int:
+    contents = (chunk.flatten().field("content") for chunk in messages.chunks)
+    return sum(pc.sum(pc.binary_length(content)).as_py() or 0 for content in contents)
 
 
 def _write_file(store: Store, name: str, rows: pa.Table) -> None:
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows.num_rows // max(rows.nbytes, 1)))
     batches = rows.take(_by_prompt(rows)).combine_chunks().to_batches(batch_rows)
-    starts = " ".join(_digits(batch["prompt_id"], 0) for batch in batches)
+    starts = " ".join(_digits(batch["prompt_id"][0]) for batch in batches)
     sink = pa.BufferOutputStream()
     # on a disk, rows are used where they lie
     options = pa.ipc.IpcWriteOptions(compression=None if store.local else "lz4")
@@ -123,7 +125,7 @@ def _write_file(store: Store, name: str, rows: pa.Table) -> None:
 
 
 def _by_prompt(rows: pa.Table) -> pa.Array:
-    """The places of rows in the order of the first digits of their prompts."""
+    """The places of rows in the order of the first digits of their prompts' ids, which all have more."""
     digits = pc.utf8_slice_codeunits(rows["prompt_id"], 0, DIGITS).combine_chunks()
     if not len(digits):
         return pa.array([], pa.int64())
@@ -131,8 +133,8 @@ def _by_prompt(rows: pa.Table) -> pa.Array:
     return pa.array(np.argsort(numbers.astype(np.uint64)))  # four times as fast as sorting text
 
 
-def _digits(prompts: pa.Array, place: int) -> str:
-    return str(prompts[place].as_py()[:DIGITS])
+def _digits(prompt_id: pa.StringScalar) -> str:
+    return str(prompt_id.as_py()[:DIGITS])
 
 
 def read_column(scratch: str, names: Iterable[str], column: str) -> pa.RecordBatchReader:
@@ -149,7 +151,9 @@ def read_column(scratch: str, names: Iterable[str], column: str) -> pa.RecordBat
     return pa.RecordBatchReader.from_batches(pa.schema([(column, pa.string())]), batches())
 
 
-def read_sorted(scratch: str, names: Iterable[str], within: PromptRange) -> pa.Table:
+def read_sorted(
+    con: duckdb.DuckDBPyConnection, scratch: str, names: Iterable[str], within: PromptRange
+) -> pa.Table:
     """The rows of some prompts in Arrow files, with `row`, their place in the table.
 
     Columns whose types differ between files take a type that fits all.
@@ -158,18 +162,19 @@ def read_sorted(scratch: str, names: Iterable[str], within: PromptRange) -> pa.T
     for name in names:
         table = _read_file(f"{scratch}/{name}.arrow", within)
         by_schema.setdefault(table.schema, []).append(table)
-    tables = list(map(pa.concat_tables, by_schema.values()))
-    rows = tables[0] if len(tables) == 1 else _unioned(tables)
+    tables = [pa.concat_tables(of_schema) for of_schema in by_schema.values()]
+    rows = tables[0] if len(tables) == 1 else _united(con, tables)
     return rows.append_column("row", pa.array(np.arange(rows.num_rows)))
 
 
-def _unioned(tables: Sequence[pa.Table]) -> pa.Table:
-    with duckdb.connect() as con:
-        for number, table in enumerate(tables):
-            con.register(f"t{number}", table)
-        return con.sql(
-            " UNION ALL BY NAME ".join(f"FROM t{number}" for number in range(len(tables)))
-        ).to_arrow_table()
+def _united(con: duckdb.DuckDBPyConnection, tables: Sequence[pa.Table]) -> pa.Table:
+    views = [f"united_{number}" for number in range(len(tables))]
+    for view, table in zip(views, tables, strict=True):
+        con.register(view, table)
+    rows = con.sql(" UNION ALL BY NAME ".join(f"FROM {view}" for view in views)).to_arrow_table()
+    for view in views:
+        con.unregister(view)
+    return rows
 
 
 def _read_file(uri: str, within: PromptRange) -> pa.Table:
@@ -186,7 +191,12 @@ def _open(uri: str) -> pa.NativeFile:
 
 def _slice(batch: pa.RecordBatch, within: PromptRange) -> pa.RecordBatch:
     prompts = batch["prompt_id"]
-    low, high = (
-        bisect_left(range(len(prompts)), edge, key=lambda place: _digits(prompts, place)) for edge in within
-    )
-    return batch.slice(low, high - low)
+    low, high = (bisect_left(prompts, edge, key=_digits) for edge in within)
+    if not any(map(_is_deep, batch.schema.types)):
+        return batch.slice(low, high - low)
+    return batch.take(pa.array(np.arange(low, high)))
+
+
+def _is_deep(kind: pa.DataType) -> bool:
+    """Whether a type is a struct that has more than plain fields: of these DuckDB reads no slices."""
+    return pa.types.is_struct(kind) and any(pa.types.is_nested(field.type) for field in kind)

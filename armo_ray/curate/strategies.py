@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 
 from armo_ray.curate import candidate_text
-from armo_ray.curate.candidates import load_candidates
+from armo_ray.curate.candidates import check_once, load_candidates
 from armo_ray.curate.excluded_datasets import drop_excluded
 from armo_ray.curate.job import CurationJob
 from armo_ray.curate.options import MineOptions
@@ -47,6 +47,7 @@ def mine_bucket(job: CurationJob, slope: float, bucket: int) -> Counts:
     options = job.options
     with database(options) as con:
         excluded = _load(con, job, bucket)
+        check_once(con)
         if slope:
             con.execute(f"UPDATE candidates SET value = value - {slope!r}::DOUBLE * num_response_tokens")
         con.execute(f"CREATE TEMP TABLE prompts AS {_prompts(options)}")
@@ -60,7 +61,7 @@ def mine_bucket(job: CurationJob, slope: float, bucket: int) -> Counts:
 
 def _load(con: duckdb.DuckDBPyConnection, job: CurationJob, bucket: int) -> Counts:
     """Load a bucket without the prompts of --exclude; returns their count, if there is such an option."""
-    load_candidates(con, read_sorted(job.scratch, job.candidates.names, job.bucket(bucket)))
+    load_candidates(con, read_sorted(con, job.scratch, job.candidates.names, job.bucket(bucket)))
     return {"prompts of excluded datasets": drop_excluded(con, job, bucket)} if job.options.exclude else {}
 
 
@@ -205,7 +206,7 @@ def _text_needed(job: CurationJob) -> str:
     where = "id IN (SELECT c_id FROM kept UNION SELECT r_id FROM kept)"
     if job.options.layout != "trl":
         where = "prompt_id IN (SELECT prompt_id FROM kept)"
-    return candidate_text.needed(job, where)
+    return candidate_text.select_needed(job, where)
 
 
 def _counts(con: duckdb.DuckDBPyConnection, options: MineOptions) -> Counts:

@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from armo_ray.curate.candidate_text import Selected, read_texts, with_text
+from armo_ray.curate.candidate_text import Selected, with_text
 from armo_ray.curate.job import CurationJob
 from armo_ray.curate.options import MineOptions
 from armo_ray.curate.scratch_files import read_sorted, scan_parquet
@@ -34,9 +34,10 @@ def assemble_piece(
     with database(options) as con:
         con.execute("CREATE TEMP TABLE removed (prompt_id VARCHAR)")
         con.execute("INSERT INTO removed SELECT unnest($1)", [sorted(removed)])
-        texts = read_texts(con, job, files, job.piece(piece))
+        texts = read_sorted(con, job.scratch, files.texts.names, job.piece(piece))
+        con.register("texts", texts)
         if files.late:
-            con.register("late", read_sorted(job.scratch, files.late.names, job.piece(piece)))
+            con.register("late", read_sorted(con, job.scratch, files.late.names, job.piece(piece)))
         con.execute(f"CREATE TEMP TABLE sides AS {_sides(job, files)}")
         rows = con.sql(f"{_rows(job, piece)} ORDER BY prompt_id, pair").to_arrow_table()
         counts = _counts(con, job, piece, rows.num_rows)

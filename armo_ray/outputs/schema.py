@@ -122,7 +122,12 @@ OWN_FIELDS = (STEP_SCORES, *JUDGE_FIELDS, DISAGREEMENT)  # columns that only som
 RESERVED = frozenset((*_ORDER, *(field.name for field in OWN_FIELDS), HIDDEN_LAST, "prompt", "response"))
 
 # names that the queries of commands that read scores use beside their columns, DuckDB's own among them
-OF_QUERIES = frozenset(("file_row_number", "file_index", "__file", "__part", "__row", "__output", "__id"))
+OF_QUERIES = frozenset(
+    (
+        *("file_row_number", "file_index", "__file", "__part", "__row", "__output", "__id"),
+        *("__split", "__text", "__rejected"),
+    )
+)
 
 
 def hidden_field(name: str, size: int, dtype: str) -> pa.Field:
