@@ -109,8 +109,7 @@ def rewrite(
     if options.engine == "duckdb":
         threads = options.threads or os.cpu_count() or 1
         remote = any(map(is_remote, (store.uri, *scores.outputs)))
-        # half of the threads wait for a server
-        with ThreadPoolExecutor(2 * threads if remote else threads) as pool:
+        with ThreadPoolExecutor(2 * threads if remote else threads) as pool:  # half wait for a server
             return list(chain.from_iterable(pool.map(_rewrite, tasks)))
     with engine(options) as run_tasks:
         return list(chain.from_iterable(run_tasks(_rewrite, tasks)))

@@ -158,7 +158,9 @@ def _increment(
         made = command.make(job, run_tasks, _sources(command, job))
         gone, returned = known_digests.update(job, made.duplicates) if command.compares else ([], [])
         taken = take_out(job, {*again, *gone}, growing.parts, run_tasks)
-        more = _make_returned(command, job, made.num_pieces, returned, parts[False], run_tasks)
+        more = _make_returned(
+            command, replace(job, first_part=made.num_pieces), returned, parts[False], run_tasks
+        )
     counts = {
         "candidates without a value": without_value,
         **made.counts,
@@ -197,7 +199,6 @@ def _read(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> tuple
 def _make_returned(
     command: Command,
     job: CurationJob,
-    first_part: int,
     prompts: Sequence[str],
     old: Sequence[Part],
     run_tasks: TaskRunner,
@@ -211,7 +212,6 @@ def _make_returned(
         part_groups=(),
         rows=0,
         candidates=NOTHING,
-        first_part=first_part,
         screened=True,
     )
     job = command.begin(job)

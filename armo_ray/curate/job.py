@@ -1,7 +1,7 @@
 """What the tasks of `mine` and `label` share: which parts each reads, and the prompts of which it makes rows.
 
 A bucket is a range of prompt ids: it holds all candidates of its prompts, whichever shards and parts they came from,
-and consecutive buckets are in order of prompt id.
+and consecutive buckets are in order of prompt id. A piece is a smaller range, of which one task writes the rows.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from armo_ray.curate.scratch_files import DIGITS, NOTHING, PAST_ALL, PromptRange, Written
 from armo_ray.outputs.scores import Part, Scores
 
-_PIECE_BYTES = 64 << 20  # of text that a task writes, which it holds several times
+_PIECE_BYTES = 64 << 20  # of the text in a piece's rows, of which its task holds several copies
 Item = TypeVar("Item")
 
 
@@ -34,7 +34,7 @@ class CurationJob:
     skipped: tuple[str, ...] = ()  # columns that are read only then
     text_at_once: bool = False  # whether the text of all candidates is read with their other columns
     candidates: Written = NOTHING  # the candidates that were read
-    pieces: int = 1  # of every bucket, each written by a task of its own because of their text
+    pieces: int = 1  # of every bucket
 
     @property
     def num_buckets(self) -> int:
@@ -62,10 +62,10 @@ def in_pieces(job: CurationJob, texts: Written, uses: int) -> CurationJob:
     return replace(job, pieces=max(1, -(-num_bytes // (max(job.num_buckets, 1) * _PIECE_BYTES))))
 
 
-def _range(number: int, of: int) -> PromptRange:
+def _range(number: int, count: int) -> PromptRange:
     """One of as many ranges of equal width that hold all prompts."""
-    low, high = (f"{edge * 16**DIGITS // of:0{DIGITS}x}" for edge in (number, number + 1))
-    return PromptRange(low, high if number + 1 < of else PAST_ALL)
+    low, high = (f"{edge * 16**DIGITS // count:0{DIGITS}x}" for edge in (number, number + 1))
+    return PromptRange(low, high if number + 1 < count else PAST_ALL)
 
 
 def whole_job(scores: Scores, options: Any, scratch: str, select: str) -> CurationJob:

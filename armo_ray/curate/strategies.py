@@ -85,15 +85,13 @@ _IN_ROWS = ("row_id", "score", "rewards", "num_response_tokens")
 
 
 def _prompts(options: MineOptions) -> str:
-    """The prompts with the number of their candidates and, where the strategy uses it, the best one that can be chosen.
-
-    The list fixes the order of summation, so the sums are the same on any number of threads.
-    """
+    """The prompts: the number of their candidates and, where the strategy uses it, the best that can be chosen."""
     columns = ["prompt", "count(*) AS num_candidates"]
-    if options.strategy.startswith("best-"):
-        columns.append("arg_max(i, {a: can_be_chosen, b: value, c: -i}) AS best")
+    if options.strategy in _REJECTED:
+        columns.append("arg_max(i, {can_be: can_be_chosen, value: value, earliest: -i}) AS best")
     if options.strategy != "best-vs-sigma":
         return f"SELECT {', '.join(columns)} FROM candidates GROUP BY prompt"
+    # the list fixes the order of summation, so the sums are the same on any number of threads
     return (
         "SELECT * EXCLUDE (listed), list_avg(listed) - 2 * list_aggregate(listed, 'stddev_pop') AS target "
         f"FROM (SELECT {', '.join(columns)}, list(value ORDER BY i) AS listed FROM candidates GROUP BY prompt)"
@@ -109,44 +107,36 @@ def _conditioned(options: MineOptions) -> list[str]:
 def _taken(options: MineOptions) -> str:
     """The pairs that the strategy selects; `dropped` is the index of the first condition that a pair fails, or null."""
     both_sides = ", ".join(f"c.{name} AS c_{name}, r.{name} AS r_{name}" for name in _compared(options))
-    pairs = _best(options) if options.strategy.startswith("best-") else _all(options)
-    return f"SELECT c.prompt_id, c.prompt, {both_sides}, CASE {_dropped(options)} END AS dropped FROM {pairs}"
-
-
-_CAN_BE = "c.value > r.value AND c.can_be_chosen AND r.can_be_rejected"
-
-
-def _all(options: MineOptions) -> str:
-    """All pairs of a prompt or, with top-k-bottom-k, those of its k best and k worst candidates."""
-    candidates, places = "candidates", ""
+    columns = f"c.prompt_id, c.prompt, {both_sides}, CASE {_dropped(options)} END AS dropped"
+    allowed = (
+        f"c.value > r.value AND c.can_be_chosen AND r.can_be_rejected "
+        f"AND num_candidates >= {options.min_candidates}"
+    )
+    if options.strategy in _REJECTED:
+        least = _REJECTED[options.strategy].format(seed=options.seed)
+        return (
+            f"SELECT {columns} FROM (SELECT c.i AS c_i, arg_min(r.i, {{{least}, earliest: r.i}}) AS r_i FROM prompts "
+            f"JOIN candidates c ON c.i = best JOIN candidates r ON r.prompt = c.prompt WHERE {allowed} GROUP BY c.i) "
+            f"JOIN candidates c ON c.i = c_i JOIN candidates r ON r.i = r_i"
+        )
+    placed, places = "FROM candidates", ""
     if options.strategy == "top-k-bottom-k":
-        candidates = (
-            "(SELECT *, row_number() OVER (PARTITION BY prompt ORDER BY can_be_chosen DESC, value DESC, i) AS best, "
-            "row_number() OVER (PARTITION BY prompt ORDER BY can_be_rejected DESC, value, i) AS worst FROM candidates)"
+        placed = (
+            "SELECT *, row_number() OVER (PARTITION BY prompt ORDER BY can_be_chosen DESC, value DESC, i) AS best, "
+            "row_number() OVER (PARTITION BY prompt ORDER BY can_be_rejected DESC, value, i) AS worst FROM candidates"
         )
         places = f"AND c.best <= {options.k} AND r.worst <= {options.k}"
     return (
-        f"{candidates} c JOIN {candidates} r ON c.prompt = r.prompt JOIN prompts p ON p.prompt = c.prompt "
-        f"WHERE {_CAN_BE} AND num_candidates >= {options.min_candidates} {places}"
+        f"WITH placed AS ({placed}) SELECT {columns} FROM placed c JOIN placed r ON c.prompt = r.prompt "
+        f"JOIN prompts p ON p.prompt = c.prompt WHERE {allowed} {places}"
     )
 
 
-def _best(options: MineOptions) -> str:
-    """The best candidate of each prompt, with the one that the strategy chooses."""
-    first = _REJECTED[options.strategy].format(seed=options.seed)
-    return (
-        f"(SELECT c.i AS c_i, arg_min(r.i, {{{first}, i: r.i}}) AS r_i FROM prompts p "
-        f"JOIN candidates c ON c.i = p.best JOIN candidates r ON r.prompt = p.prompt "
-        f"WHERE {_CAN_BE} AND num_candidates >= {options.min_candidates} GROUP BY c.i) "
-        f"JOIN candidates c ON c.i = c_i JOIN candidates r ON r.i = r_i"
-    )
-
-
-# of the candidates to reject, the one for which these are least
+# of the candidates that may be rejected beside the best one, that is for which these are least
 _REJECTED = {
-    "best-worst": "a: r.value",
-    "best-random": "a: md5(r.row_id || '/{seed}')",
-    "best-vs-sigma": "a: abs(r.value - target), b: r.value",
+    "best-worst": "value: r.value",
+    "best-random": "random: md5(r.row_id || '/{seed}')",
+    "best-vs-sigma": "distance: abs(r.value - target), value: r.value",
 }
 
 

@@ -75,7 +75,7 @@ def split_of(options: Any, prompt_id: str) -> str:
 
 def _sides(job: CurationJob, files: Selected) -> str:
     """SQL of the candidates of pairs; `same` is equal where a prompt's responses are."""
-    same = "SELECT id, min(id) OVER (PARTITION BY prompt_id, response) AS same FROM texts"
+    same = "SELECT unnest(list(id)) AS id, min(id) AS same FROM texts GROUP BY prompt_id, response"
     text = "EXCLUDE (prompt, response)" if job.options.layout == "trl" else ""
     late = "JOIN (SELECT * EXCLUDE (prompt_id, row) FROM late) USING (id)" if files.late else ""
     return f"SELECT * FROM (SELECT * {text} FROM texts) JOIN ({same}) USING (id) {late}"
