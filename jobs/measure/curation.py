@@ -167,6 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--candidates", type=int, default=1_000_000)
     parser.add_argument("--text", action="store_true")
+    parser.add_argument("--words", type=int, default=10, help="of the shortest response (default: 10)")
     parser.add_argument("--folder", type=Path, help="keep the scores here for the next measurement")
     parser.add_argument("--only", nargs="+", choices=list(ARGUMENTS), default=list(ARGUMENTS))
     parser.add_argument("--rounds", type=int, default=3)
@@ -181,7 +182,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         if not (folder / "scores" / "_SUCCESS").exists():
-            write_output(folder / "scores", args.candidates, args.text)
+            write_output(folder / "scores", args.candidates, args.text, words=args.words)
         with four_nodes() if args.ray else contextlib.nullcontext():
             for name in args.only:
                 if (name == "mine" and not args.text) or (args.ray and name not in ON_RAY):

@@ -25,7 +25,7 @@ NAMES = list(ARMORM_REWARDS)
 ANSWERS = 8  # per prompt
 UNIT_ROWS = 2048
 _SHARD_UNITS = 64
-_POOL = 4096  # texts of 10 to 59 words, from which all responses are drawn
+_POOL = 4096  # texts of up to 49 words more than the least, from which all responses are drawn
 
 
 def open_output(uri: str, keep_text: bool, layout: dict[str, str]) -> tuple[Store, pa.Schema]:
@@ -99,12 +99,14 @@ def write_unit(
     commits.commit(store, record)
 
 
-def write_output(directory: Path, candidates: int, keep_text: bool = True, seed: int = 0) -> None:
-    """Write a complete output of `candidates` responses, ANSWERS per prompt."""
+def write_output(
+    directory: Path, candidates: int, keep_text: bool = True, seed: int = 0, words: int = 10
+) -> None:
+    """Write a complete output of `candidates` responses of at least so many words, ANSWERS per prompt."""
     store, schema = open_output(
         str(directory), keep_text, {"kind": "rollouts", "prompt": "p", "responses": "r"}
     )
-    pool = _texts(np.random.default_rng(seed))
+    pool = _texts(np.random.default_rng(seed), words)
     starts = range(0, candidates // ANSWERS, UNIT_ROWS // ANSWERS)
     for number, first in enumerate(starts):
         ordinal = number % _SHARD_UNITS
@@ -143,8 +145,8 @@ def _columns(shard: Shard, row: int, first: int, rows: int, pool: pa.Array) -> d
     }
 
 
-def _texts(rng: np.random.Generator) -> pa.Array:
-    return pa.array([" ".join(WORDS[rng.integers(0, len(WORDS), 10 + i % 50)]) for i in range(_POOL)])
+def _texts(rng: np.random.Generator, words: int) -> pa.Array:
+    return pa.array([" ".join(WORDS[rng.integers(0, len(WORDS), words + i % 50)]) for i in range(_POOL)])
 
 
 def _messages(role: str, content: pa.Array) -> pa.Array:

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.curate import candidate_text, candidates, job, scratch_files
+from armo_ray.curate.candidate_text import with_text
+from armo_ray.outputs.schema import MESSAGES
 from tests.support.synthetic_outputs import score_synthetically
 
 COMMANDS = {
@@ -73,3 +76,17 @@ def test_text_may_be_larger_than_memory(tmp_path: Path) -> None:
     ):
         output = tmp_path / "-".join([name, *options[-1:]])
         assert main([name, str(scores), *options, "--memory", "64MB", "--output", str(output)]) == 0
+
+
+@pytest.mark.nightly  # takes 3 GB
+def test_rows_may_have_more_text_than_an_array_holds() -> None:
+    texts = [[{"role": "assistant", "content": str(number) * (1 << 20)}] for number in range(3)]
+    places = [row % 3 for row in range(2_100)]
+    rows = with_text(
+        pa.table({"place": places}),
+        pa.table({"response": pa.array(texts, MESSAGES)}),
+        {"response": ("response", "place")},
+    )
+    assert (rows.num_rows, rows.column_names) == (2_100, ["response"])
+    for row in (0, 1, 1_049, 1_050, 2_099):
+        assert rows["response"][row].as_py() == texts[places[row]]
