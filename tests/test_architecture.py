@@ -16,7 +16,7 @@ from tests.support.synthetic_outputs import score_synthetically
 PACKAGE = ROOT / "armo_ray"
 # Three tiers. The core never imports a command, commands import each other as listed alone, the face imports both.
 CORE = {
-    *("errors", "exit_status", "version", "signals", "options"),
+    *("errors", "exit_status", "version", "signals", "options", "lean"),
     *("endpoint", "judging"),
     *(
         "storage",

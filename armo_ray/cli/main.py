@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from armo_ray.cli import lean
+from armo_ray import lean
 from armo_ray.cli.commands import COMMANDS, Command, load
 from armo_ray.cli.parser import build_parser
 from armo_ray.errors import ConfigError

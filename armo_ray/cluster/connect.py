@@ -2,20 +2,19 @@
 
 import logging
 import os
-import pickle
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
-import pyarrow as pa
 import ray
-import ray.data
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from armo_ray import lean
 from armo_ray.cluster import watchdog
 from armo_ray.cluster.watchdog import LOCAL, Endpoint, Lost, advice, answers, watched
 from armo_ray.signals import stop_on_sigterm
@@ -136,20 +135,20 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]
     If its process dies, a task is computed again, so it must return the same result. Tasks and results are pickled
     and should be small.
     """
+    shared = ray.put(function)
+    compute = _compute.options(max_retries=RETRIES)
+    results: list[Any] = ray.get([compute.remote([shared], task) for task in tasks])
+    return results
 
-    def compute(batch: pa.Table) -> pa.Table:
-        number, pickled = batch["number"][0].as_py(), batch["task"][0].as_py()
-        return pa.table({"number": [number], "result": [pickle.dumps(function(pickle.loads(pickled)))]})
 
-    items = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
-    if not items:
-        return []
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too
-    ds: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    with remote_arguments():
-        options: Any = {"batch_size": 1, "batch_format": "pyarrow", "max_retries": RETRIES}
-        ds = ds.map_batches(compute, num_cpus=1, **options)
-    results = {row["number"]: pickle.loads(row["result"]) for row in ds.iter_rows()}
-    return [results[number] for number in range(len(tasks))]
+@ray.remote(num_cpus=1)
+def _compute(shared: list[ray.ObjectRef[Callable[[Any], Any]]], task: Any) -> Any:
+    lean.leave_pandas_out()
+    return _read(shared[0])(task)
+
+
+@lru_cache(maxsize=1)
+def _read(shared: ray.ObjectRef[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """What tasks share: a worker reads it once, not for every task."""
+    function: Callable[[Any], Any] = ray.get(shared)
+    return function
