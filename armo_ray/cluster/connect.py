@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # for a task whose process died: by default Ray retries forever, even if one row kills every process that reads it
 RETRIES = 2
+_CANCEL_S = 10.0
 _HOME = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # the directory of this package
 
 
@@ -137,8 +138,16 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]
     """
     shared = ray.put(function)
     compute = _compute.options(max_retries=RETRIES)
-    results: list[Any] = ray.get([compute.remote([shared], task) for task in tasks])
-    return results
+    results = [compute.remote([shared], task) for task in tasks]
+    try:
+        return list(ray.get(results))
+    except Lost:
+        raise
+    except BaseException:
+        for result in results:
+            ray.cancel(result, force=True)  # what they wrote is about to be deleted
+        ray.wait(results, num_returns=len(results), timeout=_CANCEL_S)
+        raise
 
 
 @ray.remote(num_cpus=1)
