@@ -62,7 +62,7 @@ def find_thresholds(con: duckdb.DuckDBPyConnection, relation: str, rules: Rules)
         # counts by an aggregate: as a window they would take as long as the rest
         con.execute(
             f"CREATE TEMP TABLE {table} AS "
-            f"WITH v AS (SELECT {selected}{value} AS v FROM ({relation}) WHERE v IS NOT NULL), "
+            f"WITH v AS (FROM (SELECT {selected}{value} AS v FROM ({relation})) WHERE v IS NOT NULL), "
             f"c AS (SELECT {keys}count(*) AS n FROM v GROUP BY ALL), "
             f"p AS (SELECT *, row_number() OVER ({partition} ORDER BY v) AS place FROM v) "
             f"SELECT p.* EXCLUDE (v, place), {values} FROM p JOIN c ON {same or 'true'} GROUP BY ALL"

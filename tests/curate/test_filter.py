@@ -329,3 +329,13 @@ def tables_of(output: Path) -> list[pa.Table]:
 
 def rows_in(part: Path) -> int:
     return int(pq.ParquetFile(part).metadata.num_rows)
+
+
+def test_a_quantile_counts_rows_whose_column_v_is_missing(scored_pairs: Path, tmp_path: Path) -> None:
+    """`v` is a name that the query of quantiles uses itself."""
+    scores = with_columns(scored_pairs, tmp_path / "scores", v=lambda i: i if i % 2 else None)
+    for name, where in (("with", "score >= q0.5 and (v is null or v >= 0)"), ("without", "score >= q0.5")):
+        assert main(["filter", str(scores), "--where", where, "--output", str(tmp_path / name)]) == 0
+    found = [json.loads((tmp_path / name / "rules.json").read_text()) for name in ("with", "without")]
+    assert found[0]["thresholds"] == found[1]["thresholds"]
+    assert found[0]["rules"][0]["left"] == found[1]["rules"][0]["left"] > 0
