@@ -8,13 +8,7 @@ import pyarrow as pa
 
 from armo_ray.curate.candidates import KEY, of_group, scan_group
 from armo_ray.curate.job import CurationJob, batched_by_rows
-from armo_ray.curate.scratch_files import (
-    READ_ROWS,
-    Written,
-    scan_parquet,
-    together,
-    write_sorted,
-)
+from armo_ray.curate.scratch_files import READ_ROWS, Written, scan_parquet, together, write_sorted
 from armo_ray.curate.tasks import TaskRunner
 from armo_ray.outputs.database import database
 from armo_ray.outputs.schema import TEXT_FIELDS

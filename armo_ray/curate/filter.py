@@ -65,12 +65,10 @@ def _filter(
     con: duckdb.DuckDBPyConnection, options: FilterOptions, scores: Scores, rules: Rules, store: Store
 ) -> None:
     """Write the rows that pass."""
-    done = frozenset[str]()
-    if options.append:
-        lacking = lacking_units(scores, store)
-        if lacking is None:
-            return
-        scores, done = lacking
+    lacking = lacking_units(options, scores, store)
+    if lacking is None:
+        return
+    scores, done = lacking
     reads_text = options.text and not scores.has_text
     sources = find_sources(scores, _sources(con, scores) if done else None) if reads_text else {}
     selection = select(con, scores, rules)

@@ -73,11 +73,17 @@ def _deciding(options: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in options.items() if name not in RUNNING}
 
 
-def lacking_units(scores: Scores, store: Store) -> tuple[Scores, frozenset[str]] | None:
+def lacking_units(
+    options: FilterOptions | ReweighOptions, scores: Scores, store: Store
+) -> tuple[Scores, frozenset[str]] | None:
     """The scores of the units that an output lacks, and the names of those that it has; None if it lacks none.
+
+    Without --append, it lacks all.
 
     Raises ConfigError if the output has units that the scores no longer hold, or would get part of a shard.
     """
+    if not options.append:
+        return scores, frozenset()
     if scores.partitions:
         for output in scores.outputs:
             check_whole_shards(commits.read_commits(Store(output)), scores.partitions)

@@ -197,11 +197,7 @@ def _read(job: CurationJob, old: Sequence[Part], run_tasks: TaskRunner) -> tuple
 
 
 def _make_returned(
-    command: Command,
-    job: CurationJob,
-    prompts: Sequence[str],
-    old: Sequence[Part],
-    run_tasks: TaskRunner,
+    command: Command, job: CurationJob, prompts: Sequence[str], old: Sequence[Part], run_tasks: TaskRunner
 ) -> Rows:
     """Make and write the rows of earlier prompts that are no longer near-duplicates of another."""
     if not prompts:

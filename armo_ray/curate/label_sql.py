@@ -175,9 +175,10 @@ def write_piece(job: CurationJob, calibration: Calibration, files: Selected, pie
     within = job.piece(piece)
     labels = f"(FROM {scan_parquet(job.scratch, [f'labels-{piece // job.pieces:05d}'])} WHERE {within.sql})"
     with database(job.options) as con:
-        candidates, texts = (
-            read_sorted(con, job.scratch, written.names, within) for written in (job.candidates, files.texts)
-        )
+        texts = read_sorted(con, job.scratch, files.texts.names, within)
+        candidates = None
+        if job.options.shape == "candidates":
+            candidates = read_sorted(con, job.scratch, job.candidates.names, within)
         table = _rows(con, job, calibration, labels, candidates, texts)
     return write_splits(job, piece, table)
 
@@ -187,12 +188,12 @@ def _rows(
     job: CurationJob,
     calibration: Calibration,
     labels: str,
-    candidates: pa.Table,
+    candidates: pa.Table | None,
     texts: pa.Table | None,
 ) -> pa.Table:
     """The rows of some prompts in order, with their split and, if it is given, their text.
 
-    `labels` is the SQL relation of what `_make_labels` made.
+    `labels` is the SQL relation of what `_make_labels` made. `candidates` are needed for rows of candidates.
     """
     options: LabelOptions = job.options
     columns, joins = [f"{split_of(options, 'l.prompt_id')} AS {SPLIT}"], list[str]()

@@ -46,12 +46,10 @@ def run(options: ReweighOptions) -> None:
     with output_of(options, "reweigh") as store:
         fitted = fit(options, scores) if options.fit_pairs else None
         formula = fitted_formula(fitted, scores) if fitted else formula
-        done = frozenset[str]()
-        if options.append:
-            lacking = lacking_units(scores, store)
-            if lacking is None:
-                return
-            scores, done = lacking
+        lacking = lacking_units(options, scores, store)
+        if lacking is None:
+            return
+        scores, done = lacking
         made = {"command": "reweigh", "options": options.model_dump(mode="json"), "formula": formula}
         made |= {"fit": fitted.details} if fitted else {}
         identity = {"model_fingerprint": formula["model_fingerprint"]}
