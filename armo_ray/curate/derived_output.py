@@ -41,7 +41,8 @@ from armo_ray.storage.parts import (
 from armo_ray.storage.records import CommitRecord, MergedUnit, PartEntry, Totals
 from armo_ray.storage.store import Store
 
-MADE_FROM = "made_from"  # in a record: the checksum of the _run.json of the scores
+# in a record: the checksum of the _run.json of the scores, and the date of the command if it was given one
+MADE_FROM, MADE_ON = "made_from", "made_on"
 _TASK_ROWS, _TASK_BYTES = 1 << 17, 32 << 20  # of the units that a task rewrites
 _PART_BYTES = 32 << 20  # in memory, from which on a part gets no further unit
 
@@ -194,8 +195,9 @@ def _write_merged(source: Store, store: Store, group: Sequence[Unit], task: Task
         is_rescored = change.made_by and path.startswith(SCORES)
         table = rescored(table, change.made_by) if is_rescored else table
         written.append(_write(store, path, table, change.format))
-    extra = ((MADE_FROM, task.run),) if task.run else ()
-    commits.commit(store, replace(record_of(records, written, change.fingerprint), extra=extra))
+    extra = {MADE_FROM: task.run, MADE_ON: task.options.date}
+    told = tuple((name, value) for name, value in extra.items() if value)
+    commits.commit(store, replace(record_of(records, written, change.fingerprint), extra=told))
     return moved
 
 

@@ -175,6 +175,7 @@ def _increment(
         replaced=tuple(old.path for old, _ in taken),
         counts=counts,
         contaminated={**cleared, **made.contaminated},
+        date=options.date,
     )
 
 

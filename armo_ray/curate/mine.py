@@ -74,14 +74,25 @@ def check(options: MineOptions) -> None:
         )
 
 
-def _append(options: MineOptions, scores: Scores, select: str, excluded: list[str]) -> None:
-    """Mine pairs of the units that the dataset has not read, in place of the older pairs of their prompts."""
-    benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
-    state = {
-        "the type of a column": columns_digest(select, scores, options),
+def states(options: MineOptions) -> dict[str, str]:
+    """Digests of the files and datasets, besides scores, that decide which prompts are left out, by what they are.
+
+    Raises ConfigError if one cannot be read.
+    """
+    return _states(options, excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram))
+
+
+def _states(options: MineOptions, benchmark: dict[str, str]) -> dict[str, str]:
+    return {
         "a file of --decontaminate": digest_of(json.dumps(benchmark, sort_keys=True).encode()),
         "a dataset of --exclude": excluded_datasets.digest(options.exclude),
     }
+
+
+def _append(options: MineOptions, scores: Scores, select: str, excluded: list[str]) -> None:
+    """Mine pairs of the units that the dataset has not read, in place of the older pairs of their prompts."""
+    benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
+    state = {"the type of a column": columns_digest(select, scores, options), **_states(options, benchmark)}
 
     def publish(growing: Growing) -> None:
         if benchmark:

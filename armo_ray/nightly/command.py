@@ -81,7 +81,7 @@ def _run(night: Night, ending: _Ending) -> None:
     with lock.held(store, "nightly"):
         record = Record(store)  # as the last to have the lock left it
         steps.run_steps(night, record, ending.done)
-        ending.conditions = gate.measure(night, record, ending.done)
+        ending.conditions = gate.measure(night, ending.done)
         for condition in ending.conditions:
             if not condition.passed:
                 logger.error("gate: %s", condition)
@@ -111,6 +111,8 @@ def _write_page(store: Any, ending: _Ending) -> None:
 def _status_of(error: BaseException) -> Status:
     """The status of a night that this error or stop ended, with the first line of its message."""
     status, (message, *_) = of_error(error), [*str(error).splitlines(), ""]
+    if isinstance(error.__cause__, ConfigError):  # of a later step: what it says must be done first
+        status = status._replace(meaning="failed")
     return status._replace(meaning=f"{status.meaning}: {message}".removesuffix(": "))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from armo_ray.nightly.night import Night, Step
-from armo_ray.nightly.record import Record, new_parts
+from armo_ray.nightly.record import made_parts
 from armo_ray.nightly.steps import Done, report_place
 from armo_ray.score.status import reject_fraction
 from armo_ray.storage.parts import read_content
@@ -26,9 +26,9 @@ class Condition(NamedTuple):
         return f"{self.name}: {value} ({self.of}), the limit is {self.limit:.6g}"
 
 
-def measure(night: Night, record: Record, done: dict[str, Done]) -> list[Condition]:
+def measure(night: Night, done: dict[str, Done]) -> list[Condition]:
     """The conditions of a night whose steps are done."""
-    return [*_rejects(night, done), *_drift(night), *_pairs(night, record)]
+    return [*_rejects(night, done), *_candidates(night, done), *_drift(night), *_pairs(night, done)]
 
 
 def _most(name: str, of: str, value: float | None, limit: float) -> Condition:
@@ -48,8 +48,15 @@ def _rejects(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
         share, what = reject_fraction(totals)
         limit = night.gate.max_reject_fraction
         limit = config.max_reject_fraction if limit is None else limit
-        of = f"{what if share else 'candidates'} of {config.output}"
+        of = f"{what if share else 'candidates'} of {' '.join((config.output, *night.partition))}"
         yield _most("max_reject_fraction", of, share, limit)
+
+
+def _candidates(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
+    """A dataset that was not made, as its input holds no candidate: such a night is not published."""
+    for step in night.steps:
+        if done[step.name].is_empty:
+            yield _least("min_candidates", f"what [{step.name}] reads", 0, 1)
 
 
 def _drift(night: Night) -> Iterator[Condition]:
@@ -70,21 +77,21 @@ def _drift(night: Night) -> Iterator[Condition]:
         yield _most(f"max_{kind}", worst or "no scores", value, limit)
 
 
-def _pairs(night: Night, record: Record) -> Iterator[Condition]:
+def _pairs(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
     step, gate = night.step("mine"), night.gate
-    if step is None:
+    if step is None or done["mine"].is_empty:
         return
-    (output,), rows = step.writes, sum(part.rows for part in new_parts(record, step))
+    (output,) = step.writes
     if gate.min_pairs is not None:
-        yield _least("min_pairs", output, rows, gate.min_pairs)
+        yield _least("min_pairs", output, done["mine"].rows, gate.min_pairs)
     if gate.min_mean_margin is not None:
-        yield _least("min_mean_margin", output, _mean_margin(record, step), gate.min_mean_margin)
+        yield _least("min_mean_margin", output, _mean_margin(night, step), gate.min_mean_margin)
 
 
-def _mean_margin(record: Record, step: Step) -> float | None:
+def _mean_margin(night: Night, step: Step) -> float | None:
     """The mean margin of the pairs that this night made; reads one column of their parts."""
     (output,), sums, rows = step.writes, [], 0
-    for part in new_parts(record, step):
+    for part in made_parts(night, step):
         margins = _margins(read_content(Store(output), part), part.path)
         sums.append(math.fsum(margins))
         rows += len(margins)

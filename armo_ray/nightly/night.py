@@ -44,6 +44,7 @@ class Night:
     date: str
     max_runtime: float | None
     steps: tuple[Step, ...]
+    partition: tuple[str, ...]  # the directories of its scores, if they are not all
     gate: GateOptions
     publish: str | None
     home: str
@@ -84,6 +85,7 @@ def _night(options: NightlyOptions) -> Night:
     if replaced:
         sections["score"] |= replaced
     _check_names(sections, shared)
+    _check_growth(sections, shared)
     place = _home_of(sections, day)
     given = {
         name: _completed(name, section, sections, shared, day, place) for name, section in sections.items()
@@ -96,6 +98,7 @@ def _night(options: NightlyOptions) -> Night:
         date=day,
         max_runtime=options.max_runtime,
         steps=tuple(steps[name] for name in _order(steps)),
+        partition=tuple(_dated(listed(shared.get("partition")), day)),
         gate=gate,
         publish=_section(PublishOptions, "publish", given["publish"]).to if "publish" in given else None,
         home=place,
@@ -119,6 +122,23 @@ def _check_names(sections: Mapping[str, Any], shared: Mapping[str, Any]) -> None
         for name in _OF_THE_NIGHT:
             if name in values:
                 raise ConfigError(f"[{section}] {name}: of the whole night: put it before the first section")
+
+
+def _check_growth(sections: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a dataset that grows would have other options every night."""
+    scores = sections.get("score", {}).get("output")
+    for name in (name for name in DATASETS if name in sections):
+        values = {"append": shared.get("append"), "scores": scores, **sections[name]}
+        if "partition" in shared:
+            values.setdefault("partition", shared["partition"])
+        if not values["append"] or DATE in str(values.get("output")):
+            continue
+        fixed = values.keys() - ({"partition"} if name == "filter" else set())
+        if changing := sorted(key for key in fixed if DATE in str(values[key])):
+            raise ConfigError(
+                f"[{name}] {changing[0]}: {values[changing[0]]} changes every night, and append = true adds rows made "
+                f"with the same options from the same outputs: leave out one of them, or put {DATE} in the output"
+            )
 
 
 def _home_of(sections: Mapping[str, Any], day: str) -> str:

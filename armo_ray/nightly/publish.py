@@ -35,6 +35,7 @@ def publish(night: Night, done: dict[str, Done], conditions: list[Condition]) ->
     store, name = Store(night.publish), f"dates/{night.date}.json"
     content = pointer(night, done, conditions)
     with lock.held(store, "nightly"):
+        _check_parts(content, store.read_json(LATEST) or {})
         earlier = store.read_json(name)
         is_new = _plain(earlier) != _plain(content)
         if earlier is not None and not is_new:
@@ -81,6 +82,29 @@ def _listed(output: str) -> dict[str, Any]:
         "bytes": sum(part.bytes for part in parts),
         "parts": [part.to_dict() for part in parts],
     }
+
+
+def _check_parts(content: dict[str, Any], latest: dict[str, Any]) -> None:
+    """Raises RuntimeError if a part that LATEST.json does not list is not there, or has another size."""
+    known = {(one["uri"], part["path"]) for one in _outputs(latest) for part in one["parts"]}
+    for one in _outputs(content):
+        uri, repair = one["uri"], "delete the dataset"
+        if one in content["scores"]:
+            repair = f"use armo-ray verify {uri} --repair"
+        new = [part for part in one["parts"] if (uri, part["path"]) not in known]
+        folders = sorted({part["path"].rpartition("/")[0] for part in new})
+        sizes = {f"{f}/{name}": size for f in folders for name, size in Store(uri).list_names(f).items()}
+        for path, size in ((part["path"], part["bytes"]) for part in new):
+            if sizes.get(path) != size:
+                found = f"has {sizes[path]} bytes" if path in sizes else "is missing"
+                raise RuntimeError(
+                    f"{uri}/{path} {found}; it was written with {size} bytes: {repair}, then run the same command again"
+                )
+
+
+def _outputs(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The outputs that a pointer lists."""
+    return [*content.get("scores", ()), *content.get("datasets", {}).values()]
 
 
 def _move_latest(store: Store, content: dict[str, Any], night: Night) -> bool:

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from armo_ray.nightly.night import Step
+from armo_ray.nightly.night import Night, Step
 from armo_ray.outputs.dataset import parts_of
-from armo_ray.outputs.increments import is_remainder
+from armo_ray.outputs.increments import rows_of_date
 from armo_ray.outputs.partitions import in_partitions, parse_partitions
 from armo_ray.storage.json_files import digest_of, to_json
 from armo_ray.storage.records import PartEntry
@@ -34,7 +34,9 @@ class Record:
 
 
 def origin_of(step: Step) -> str | None:
-    """A digest of a step's options and of the parts that it reads; None if one of its inputs is not complete."""
+    """A digest of a step's options and of all that it reads; None if one of its inputs is not complete."""
+    from armo_ray.curate import mine
+
     inputs: dict[str, list[Any]] = {}
     partitions = parse_partitions(step.options[0].partition)
     for place in step.reads:
@@ -49,15 +51,12 @@ def origin_of(step: Step) -> str | None:
     options = [
         {k: v for k, v in one.model_dump(mode="json").items() if k not in _RUNNING} for one in step.options
     ]
-    return digest_of(json.dumps([step.name, options, inputs], sort_keys=True).encode())
+    content = [step.name, options, inputs, *(mine.states(one) for one in step.options if step.name == "mine")]
+    return digest_of(json.dumps(content, sort_keys=True).encode())
 
 
-def new_parts(record: Record, step: Step) -> Sequence[PartEntry]:
-    """The parts of a dataset with rows that this night made: all, or those that it appended."""
+def made_parts(night: Night, step: Step) -> Sequence[PartEntry]:
+    """The parts of pairs or labels with rows that this night made: all, or those of its increments."""
     (output,) = step.writes
-    before = set(record.value(step.name, "before") or ())
-    return [
-        part
-        for part in parts_of(Store(output)) or ()
-        if part.path not in before and not is_remainder(part.path)
-    ]
+    store = Store(output)
+    return rows_of_date(store, night.date) if step.appends else parts_of(store) or ()

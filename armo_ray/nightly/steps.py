@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.night import DATASETS, Night, Step
-from armo_ray.nightly.record import Record, new_parts, origin_of
+from armo_ray.nightly.record import Record, made_parts, origin_of
 from armo_ray.outputs.dataset import parts_of
+from armo_ray.outputs.partitions import Partitions, in_partitions, parse_partitions, sources_in_partitions
 from armo_ray.score.config import ScoreConfig
+from armo_ray.storage.parts import REJECTS, SCORES
 from armo_ray.storage.store import Store
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Done(NamedTuple):
     seconds: float = 0.0
     rows: int | None = None
     totals: tuple["Totals", ...] = ()  # of this night's input, by output of score
+    is_empty: bool = False  # a dataset that was not made, as there is no candidate to make it of
 
 
 def check_outputs(night: Night, record: Record) -> None:
@@ -57,7 +60,7 @@ def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:
     for step in night.steps:
         began = time.monotonic()
         try:
-            result = _RUN[step.name](step, record)
+            result = _RUN[step.name](night, step, record)
         except BaseException as error:
             done[step.name] = Done(FAILED, time.monotonic() - began)
             worked = any(other.status == COMPLETE for other in done.values())
@@ -66,11 +69,12 @@ def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:
             raise
         done[step.name] = result._replace(seconds=time.monotonic() - began)
         what = "is done, and skipped" if result.status == SKIPPED else result.status
+        what = "is skipped: there is no candidate to read" if result.is_empty else what
         rows = "" if result.rows is None else f" ({result.rows} rows)"
         logger.info("night %s: %s %s%s", night.date, step.name, what, rows)
 
 
-def _score(step: Step, _: Record) -> Done:
+def _score(night: Night, step: Step, _: Record) -> Done:
     """Score what is not committed. Joins Ray only if something is left, and leaves it before the next step."""
     from armo_ray.score import trial
     from armo_ray.score.job import prepare_all
@@ -78,51 +82,78 @@ def _score(step: Step, _: Record) -> Done:
     prepared = prepare_all(step.options, check=trial.check)
     totals, status = [], SKIPPED
     for (job, spans), config in zip(prepared, step.options, strict=True):
-        known = _committed(job, spans, config)
-        if known is None:
+        known = None
+        if not _is_committed(job, spans, config):
             from armo_ray.score import pipeline
 
             known, status = pipeline.run(job, spans, config)[1], COMPLETE
+        if known is None or night.partition:
+            uris = {span.shard.uri for span in spans}
+            known = _totals(Store(job.output), uris, parse_partitions(night.partition))
         totals.append(known)
     return Done(status, rows=sum(one.scored for one in totals), totals=tuple(totals))
 
 
-def _committed(job: Any, spans: Any, config: ScoreConfig) -> "Totals | None":
-    """The totals of the shards of an input that is scored; None if something is left to do."""
+def _is_committed(job: Any, spans: Any, config: ScoreConfig) -> bool:
     from armo_ray.storage import commits, resume
 
     store = Store(job.output)
     standing = resume.standing(store, spans, job.fingerprint, config.redo, config.forget)
-    if standing.left or standing.dropped or commits.find_manifest(store) is None:
-        return None
-    uris = {span.shard.uri for span in spans}
-    return commits.read_log(store).totals(sources=uris)
+    return not standing.left and not standing.dropped and commits.find_manifest(store) is not None
 
 
-def _make(step: Step, record: Record) -> Done:
+def _totals(store: Store, sources: set[str], partitions: Partitions) -> "Totals":
+    """The totals of the shards of an input, or of those among them with candidates in the night's partition."""
+    from armo_ray.storage import commits
+
+    log = commits.read_log(store)
+    if partitions:
+        records = sorted(log.records(sources), key=lambda record: record.source)
+        sources = sources_in_partitions(records, partitions)
+    return log.totals(sources=sources)
+
+
+def _make(night: Night, step: Step, record: Record) -> Done:
     """Make or extend a dataset, unless it is there and was made of the same."""
     (output,), (options,) = step.writes, step.options
     origin, before = origin_of(step), parts_of(Store(output))
     if before is not None and not step.appends:
         if origin is None or origin != record.value(step.name, "origin"):
             raise ConfigError(
-                f"output {output} was made with other options, or of scores that have changed since: delete it to make "
-                f"it again"
+                f"output {output} was made with other options, or of scores, files or datasets that have changed "
+                f"since: delete it to make it again"
             )
-        return Done(SKIPPED, rows=_rows(record, step))
-    if record.value(step.name, "before") is None:  # a night that goes on keeps what it found
-        record.write(step.name, before=[part.path for part in before or ()])
+        return Done(SKIPPED, rows=_rows(night, step))
+    if night.step("score") and _reads_nothing(step):
+        return Done(SKIPPED, rows=0, is_empty=True)
     record.write(step.name, origin=origin)
     import_module(f"armo_ray.curate.{step.name}").run(options)
     status = SKIPPED if before is not None and parts_of(Store(output)) == before else COMPLETE
-    return Done(status, rows=_rows(record, step))
+    return Done(status, rows=_rows(night, step))
 
 
-def _rows(record: Record, step: Step) -> int:
-    return sum(part.rows for part in new_parts(record, step))
+def _reads_nothing(step: Step) -> bool:
+    """Whether the inputs of a step are complete, and hold no candidate that it would read."""
+    partitions = parse_partitions(step.options[0].partition)
+    listed = [parts_of(Store(place)) for place in step.reads]
+    return all(
+        parts is not None
+        and not any(part.is_in(SCORES) and in_partitions(part.path, partitions) for part in parts)
+        for parts in listed
+    )
 
 
-def _report(step: Step, record: Record) -> Done:
+def _rows(night: Night, step: Step) -> int:
+    """The rows of a dataset that this night made."""
+    if step.name == "filter" and step.appends:
+        from armo_ray.curate.derived_output import MADE_ON
+        from armo_ray.storage import commits
+
+        return commits.read_log(Store(step.writes[0])).scored_with(MADE_ON, night.date)
+    return sum(part.rows for part in made_parts(night, step) if not part.is_in(REJECTS))
+
+
+def _report(_: Night, step: Step, record: Record) -> Done:
     """Write the report. Drift is for the gate to judge."""
     from armo_ray.report.command import run
 
@@ -144,7 +175,7 @@ def report_place(step: Step) -> tuple[str, str]:
     return place_of(options)
 
 
-_RUN: dict[str, Callable[[Step, Record], Done]] = {
+_RUN: dict[str, Callable[[Night, Step, Record], Done]] = {
     "score": _score,
     "report": _report,
     **dict.fromkeys(DATASETS, _make),

@@ -29,6 +29,7 @@ MINHASH = "_minhash"  # digests of the prompts of each increment, if it compares
 _MADE = f"{FOLDER}/made.json"
 _HELD = re.compile(rf"{FOLDER}/held(-[0-9a-f]+)?\.json")  # without digits: of an earlier version
 _COMMIT = re.compile(r"(\d{5,})\.json")
+_PART = re.compile(r"part-(\d{5,})-")  # in names of parts: the increment whose rows it holds
 _KIND = json_files.Kind(
     {
         "units": lambda value: isinstance(value, dict),
@@ -53,6 +54,7 @@ class Increment:
     contaminated: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
     """Changes to the list of contaminated prompts, by prompt id; None takes an entry out."""
     finished_at: str = ""
+    date: str | None = None  # of the command, if it was given one
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,17 @@ class Growing:
             dataset.delete(self.store, stale)
 
 
-def is_remainder(path: str) -> bool:
-    """Whether a part holds what an increment left of one of an earlier increment: part-00001-00000-00003."""
-    return re.fullmatch(rf"{DATA}/[^/]+/part-\d{{5,}}-\d{{5,}}-\d{{5,}}\.\w+", path) is not None
+def rows_of_date(store: Store, date: str) -> list[PartEntry]:
+    """The parts that hold rows of increments of a date, as far as later increments left them."""
+    made = (store.read_json(commits.SUCCESS) or {}).get("increments", ())
+    numbers = {one["number"] for one in made if one.get("date") == date}
+    return [part for part in dataset.parts_of(store) or () if _increment_of(part.path) in numbers]
+
+
+def _increment_of(path: str) -> int | None:
+    """The increment that made the rows of a part: 1 of part-00001-00000, and of part-00001-00000-00003, its rest."""
+    found = _PART.match(path.rpartition("/")[2])
+    return int(found[1]) if found else None
 
 
 def hold(store: Store, reader: str, paths: Collection[str]) -> None:
@@ -256,6 +266,7 @@ def numbers(increments: Sequence[Increment]) -> list[dict[str, Any]]:
         {
             "number": number,
             "finished_at": one.finished_at,
+            "date": one.date,
             "units": sum(map(len, one.units.values())),
             "counts": dict(one.counts),
         }

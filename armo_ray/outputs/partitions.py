@@ -81,6 +81,15 @@ def shards_in_partitions(
             yield from (_cut(record, inside) for record in units)
 
 
+def sources_in_partitions(records: Iterable[CommitRecord], partitions: Partitions) -> set[str]:
+    """The URIs of the shards with candidates in the partitions, or without any but in such a directory.
+
+    Args:
+        records: sorted by shard.
+    """
+    return {units[0].source for units, inside, _ in _by_shard(records, partitions) if inside}
+
+
 def check_whole_shards(records: Iterable[CommitRecord], partitions: Partitions) -> None:
     """Raises ConfigError if the partitions cut a shard, for an output that grows: it can get its units only once."""
     for units, inside, is_whole in _by_shard(records, partitions):

@@ -50,17 +50,27 @@ class CommitLog:
             json.loads(extra) for extra in pc.unique(self._table(["extra"])["extra"]).to_pylist() if extra
         ]
 
+    def scored_with(self, name: str, value: str) -> int:
+        """The scored candidates of the records that hold this besides what this version knows."""
+        table = self._table(["extra", "scored"])
+        extras = pc.unique(table["extra"]).to_pylist()
+        chosen = [extra for extra in extras if extra and json.loads(extra).get(name) == value]
+        scored = table.filter(pc.is_in(table["extra"], pa.array(chosen, pa.string())))["scored"]
+        return int(pc.sum(scored).as_py() or 0)
+
     def units_in_shards(self, hashes: Iterable[str]) -> frozenset[str]:
         """The ids of the committed units of the shards with these hashes."""
         of_shard = pc.utf8_slice_codeunits(self.listed, 0, 16)
         chosen = pc.is_in(of_shard, pa.array(list(hashes), pa.string()))
         return frozenset(self.listed.filter(chosen).to_pylist())
 
-    def records(self) -> Iterator[CommitRecord]:
-        """Every record, in no order."""
+    def records(self, sources: Set[str] | None = None) -> Iterator[CommitRecord]:
+        """Every record, or those of some shards, in no order."""
+        chosen = None if sources is None else pa.array(sorted(sources), pa.string())
         for rows in self._current_batches():
-            yield from checkpoint.records_of(rows)
-        yield from self.read
+            kept = rows if chosen is None else rows.filter(pc.is_in(rows["source"], chosen))
+            yield from checkpoint.records_of(kept)
+        yield from (record for record in self.read if sources is None or record.source in sources)
 
     def totals(self, sources: Set[str] | None = None, units: Set[str] | None = None) -> Totals:
         """The sums over all records, or over those of some shards or units."""

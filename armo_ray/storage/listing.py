@@ -60,18 +60,22 @@ class Listing:
 
 
 def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
-    """The files that a path, directory or glob names. Raises OSError if it cannot be listed."""
+    """The files that a path, directory or glob names, or below the directories that a glob names.
+
+    Raises OSError if it cannot be listed.
+    """
     try:
         kind = fs.info(path)["type"]
     except FileNotFoundError:
         kind = None
     listing = Listing(kind == "file")
     if kind == "file":
-        names = {path: os.path.islink(path)} if isinstance(fs, LocalFileSystem) else {path: fs.info(path)}
-    elif isinstance(fs, LocalFileSystem):
-        names = _below(path, kind is None, listing.passed_over)
+        local = isinstance(fs, LocalFileSystem)
+        names: Mapping[str, Any] = {path: os.path.islink(path) if local else fs.info(path)}
     else:
-        names = _remote(fs, path, kind is None)
+        names = _names(fs, path, kind is None, listing.passed_over)
+        if not names and kind is None and _is_glob(path):  # it may match directories
+            names = _names(fs, f"{path.rstrip('/')}/**", True, listing.passed_over)
     base = re.split(r"[*?[]", path)[0].removesuffix("/")
     for name, entry in sorted(names.items()):
         if hidden(name[len(base) :]):
@@ -84,6 +88,16 @@ def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
         else:
             listing.files.append(File(name, entry, name))
     return listing
+
+
+def _is_glob(path: str) -> bool:
+    return any(c in path for c in "*?[")
+
+
+def _names(fs: Any, path: str, glob: bool, passed_over: Counts) -> Mapping[str, Any]:
+    if isinstance(fs, LocalFileSystem):
+        return _below(path, glob, passed_over)
+    return _remote(fs, path, glob)
 
 
 def _local_file(fs: Any, path: str, linked: bool) -> list[File]:
@@ -102,7 +116,7 @@ def _remote(fs: Any, path: str, glob: bool) -> dict[str, Any]:
     directory after the other and treats one that it cannot list as empty.
     """
     options = {}
-    if glob := glob and any(c in path for c in "*?["):
+    if glob := glob and _is_glob(path):
         folder, _, prefix = re.split(r"[*?[]", path)[0].rpartition("/")
         options = {"prefix": prefix} if prefix and speaks(fs, S3) else {}
     try:
@@ -115,7 +129,7 @@ def _remote(fs: Any, path: str, glob: bool) -> dict[str, Any]:
 
 def _below(path: str, glob: bool, passed_over: Counts) -> dict[str, bool]:
     """The local files that a directory or glob names, and whether the path of each goes through a link."""
-    if not (glob and any(c in path for c in "*?[")):
+    if not (glob and _is_glob(path)):
         if os.path.islink(path) and not os.path.exists(path):
             passed_over[BROKEN] += 1
         return dict(_walk(path, None, passed_over))

@@ -92,8 +92,8 @@ def _resolved(
     if refused:
         others = f", and so did {len(refused) - 1} others" if len(refused) > 1 else ""
         raise ConfigError(
-            f"{refused[0]} changed after it was scored into {store.uri}{others}. To drop its scores "
-            f"and score it again, use --redo {refused[0]}; or restore it and put new rows into new shards"
+            f"{refused[0]} changed after it was scored into {store.uri}{others}. To drop its scores and score it "
+            f"again, use --redo {refused[0]} (in a TOML file: redo); or restore it and put new rows into new shards"
         )
     dropped = frozenset().union(*before.changed.values(), _committed_of(store, before.committed, forget))
     return replace(before, committed=before.committed - dropped, changed={}, dropped=before.dropped | dropped)
