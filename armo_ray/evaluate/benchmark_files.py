@@ -18,6 +18,7 @@ from armo_ray.expressions.expressions import advice
 from armo_ray.score.config import ScoreConfig, load_config
 from armo_ray.storage import readers
 from armo_ray.storage.filesystem import open_filesystem, read_text, uri_of
+from armo_ray.storage.json_files import unique_keys
 from armo_ray.storage.retries import patiently
 from armo_ray.storage.shards import DAMAGE, Shard, find_shards, open_shard
 from armo_ray.storage.store import Store
@@ -184,11 +185,13 @@ def rows_of(file: str) -> Iterator[dict[str, Any]]:
 def _parsed(file: str) -> Any:
     text = read_text(file)
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=unique_keys)
         return [rows] if isinstance(rows, dict) else rows
     except ValueError as error:
         try:
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
+            return [
+                json.loads(line, object_pairs_hook=unique_keys) for line in text.split("\n") if line.strip()
+            ]
         except ValueError:
             raise ConfigError(f"{file}: not valid JSON: {error}") from error
 

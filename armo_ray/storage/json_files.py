@@ -93,6 +93,17 @@ def _check_checksum(content: Mapping[str, Any]) -> None:
         raise ValueError("the key of its checksum was changed")
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its keys and values. Raises ValueError if it has a key twice: one of the values would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"an object has the key {next(name for name in names if names.count(name) > 1)} twice"
+        )
+    return content
+
+
 def _interned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object with interned keys: hundreds of thousands of records have the same ones."""
     return {sys.intern(name): value for name, value in pairs}

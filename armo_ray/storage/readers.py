@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from armo_ray.storage import digest
 from armo_ray.storage.filesystem import Source
 from armo_ray.storage.formats import CODECS, LINES, LINES_GZ, LINES_ZST, oddity
+from armo_ray.storage.json_files import unique_keys
 from armo_ray.storage.shards import DAMAGE, Shard, check_read, open_shard
 from armo_ray.storage.streams import CHUNK, TORN, contents
 from armo_ray.storage.units import UNIT_BYTES, Span, Unit, unit_id
@@ -187,7 +188,7 @@ def text_of(line: bytes | BadRow) -> bytes:
 def parse(line: bytes) -> Row:
     """The object in a line of JSON, or a BadRow."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=unique_keys)
         fault = "" if isinstance(row, dict) else f"expected a JSON object, found {type(row).__name__}"
         if line.count(b"[") + line.count(b"{") > _MOST_LEVELS and _is_deep(row):
             fault = f"not valid JSON: nested more than {_MOST_LEVELS} levels deep"

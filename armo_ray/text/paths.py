@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from armo_ray.storage.json_files import unique_keys
+
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d*)\]")
 _ROOT = re.compile(r"[^.\[\]]+")
 ALL = "[]"
@@ -75,6 +77,6 @@ def _follow(value: Any, steps: tuple[str | int, ...], path: str) -> Any:
 def decoded(text: str, what: str) -> Any:
     """The text parsed as JSON. Raises Rejected if it is not JSON; `what` names it in the message."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise Rejected("malformed_row", f"{what}: the text is not JSON: {error}") from None

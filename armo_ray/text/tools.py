@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from armo_ray.model.messages import Messages
+from armo_ray.storage.json_files import unique_keys
 from armo_ray.text.paths import Rejected, decoded, kind_of
 
 _CALL_KEYS = {"id", "type", "index", "function", "name", "arguments", "parameters"}
@@ -159,17 +160,12 @@ def _decoded(value: Any, what: str) -> Any:
 def _parse_exactly(text: str) -> Any:
     """JSON text parsed, or None if parsing would lose data: duplicate keys, numbers too large for a float."""
 
-    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in entries}) < len(entries):
-            raise ValueError("duplicate key")
-        return dict(entries)
-
     def number(digits: str) -> float:
         if not math.isfinite(float(digits)):
             raise ValueError("too large for a float")
         return float(digits)
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=number)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_float=number, parse_constant=number)
     except (ValueError, RecursionError):
         return None

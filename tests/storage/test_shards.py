@@ -78,6 +78,8 @@ def span_of(
         pytest.param(
             ["[ab]/*"], ["a/train-1.parquet", "a/train_0.jsonl", "b/y.jsonl.zst"], id="set-of-characters"
         ),
+        pytest.param(["[ab]"], [n for n in VISIBLE if "/" in n], id="glob-of-directories"),
+        pytest.param(["?/"], [n for n in VISIBLE if "/" in n], id="glob-of-directories-with-a-slash"),
         pytest.param(["z.jsonl", "a", "a/../z.jsonl", "*.jsonl", ""], VISIBLE, id="the-same-shards-again"),
     ],
 )

@@ -232,6 +232,8 @@ def shards_on_s3(s3_of_module: str) -> str:
         pytest.param("/date=2026-11-21/y.jsonl.gz", "y.jsonl.gz", id="object"),
         pytest.param("/date=*/*.parquet", "z.parquet", id="glob"),
         pytest.param("/**/*.parquet", "x.parquet z.parquet", id="recursive-glob"),
+        pytest.param("/date=*", "x.parquet y.jsonl.gz z.parquet", id="glob-of-directories"),
+        pytest.param("/date=*21/", "y.jsonl.gz z.parquet", id="glob-of-directories-with-a-slash"),
     ],
 )
 def test_shards_are_found_on_s3(shards_on_s3: str, pattern: str, names: str) -> None:
