@@ -28,7 +28,7 @@ class Condition(NamedTuple):
 
 def measure(night: Night, done: dict[str, Done]) -> list[Condition]:
     """The conditions of a night whose steps are done."""
-    return [*_rejects(night, done), *_candidates(night, done), *_drift(night), *_pairs(night, done)]
+    return [*_rejects(night, done), *_candidates(night, done), *_drift(night, done), *_pairs(night, done)]
 
 
 def _most(name: str, of: str, value: float | None, limit: float) -> Condition:
@@ -53,16 +53,16 @@ def _rejects(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
 
 
 def _candidates(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
-    """A dataset that was not made, as its input holds no candidate: such a night is not published."""
+    """A step that made nothing, as its input holds no candidate: such a night is not published."""
     for step in night.steps:
         if done[step.name].is_empty:
             yield _least("min_candidates", f"what [{step.name}] reads", 0, 1)
 
 
-def _drift(night: Night) -> Iterator[Condition]:
+def _drift(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
     """The column that moved most, by each of the report's measures; below what chance gives, nothing moved."""
     step = night.step("report")
-    if step is None or not step.options[0].against:
+    if step is None or not step.options[0].against or done["report"].is_empty:
         return
     (options,), (place, name) = step.options, report_place(step)
     report = Store(place).read_json(name.removesuffix(".html") + ".json") or {}

@@ -9,6 +9,7 @@ from armo_ray.curate.options import FilterOptions, LabelOptions, MineOptions
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.options import GateOptions, NightlyOptions, PublishOptions
 from armo_ray.options import DATE, Options, checked, day_of, listed, read_values
+from armo_ray.outputs.partitions import parse_partitions
 from armo_ray.report.options import ReportOptions
 from armo_ray.score.config import ScoreConfig, load_configs
 
@@ -206,6 +207,10 @@ def _step(name: str, values: Mapping[str, Any]) -> Step:
             raise ConfigError(f"[score] {error}") from None
         return Step(name, tuple(configs), (), tuple(config.output for config in configs))
     options = _section(_KINDS[name], name, values)
+    try:
+        parse_partitions(options.partition)
+    except ConfigError as error:
+        raise ConfigError(f"[{name}] {error}") from None
     older = getattr(options, "against", ())
     appends = bool(getattr(options, "append", False))
     return Step(name, (options,), (*options.scores, *older), (options.output,), appends)

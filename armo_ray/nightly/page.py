@@ -29,7 +29,8 @@ def page(
 ) -> str:
     """The HTML of a night whose steps are done; `published` as `publish` returned it."""
     home = Store(night.home).uri
-    rows = [Row(step.name, done[step.name], _links(step, home)) for step in night.steps]
+    links = {step.name: [] if done[step.name].is_empty else _links(step, home) for step in night.steps}
+    rows = [Row(name, done[name], of_step) for name, of_step in links.items()]
     css = files("armo_ray.report").joinpath("templates/page.css").read_text("utf-8")
     return render(
         "nightly/templates/night.html.jinja",

@@ -30,7 +30,10 @@ class Done(NamedTuple):
     seconds: float = 0.0
     rows: int | None = None
     totals: tuple["Totals", ...] = ()  # of this night's input, by output of score
-    is_empty: bool = False  # a dataset that was not made, as there is no candidate to make it of
+    is_empty: bool = False  # nothing was made, as there is no candidate to read
+
+
+_NOTHING = Done(SKIPPED, rows=0, is_empty=True)
 
 
 def check_outputs(night: Night, record: Record) -> None:
@@ -60,7 +63,8 @@ def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:
     for step in night.steps:
         began = time.monotonic()
         try:
-            result = _RUN[step.name](night, step, record)
+            nothing = _reads_nothing(night, step, done)
+            result = _NOTHING if nothing else _RUN[step.name](night, step, record)
         except BaseException as error:
             done[step.name] = Done(FAILED, time.monotonic() - began)
             worked = any(other.status == COMPLETE for other in done.values())
@@ -124,22 +128,27 @@ def _make(night: Night, step: Step, record: Record) -> Done:
                 f"since: delete it to make it again"
             )
         return Done(SKIPPED, rows=_rows(night, step))
-    if night.step("score") and _reads_nothing(step):
-        return Done(SKIPPED, rows=0, is_empty=True)
     record.write(step.name, origin=origin)
     import_module(f"armo_ray.curate.{step.name}").run(options)
     status = SKIPPED if before is not None and parts_of(Store(output)) == before else COMPLETE
     return Done(status, rows=_rows(night, step))
 
 
-def _reads_nothing(step: Step) -> bool:
-    """Whether the inputs of a step are complete, and hold no candidate that it would read."""
-    partitions = parse_partitions(step.options[0].partition)
-    listed = [parts_of(Store(place)) for place in step.reads]
+def _reads_nothing(night: Night, step: Step, done: dict[str, Done]) -> bool:
+    """Whether a step reads scores of this night, and there is no candidate in them that it would read.
+
+    A report of a whole output shows its rejects, so that it needs none.
+    """
+    partitions = () if step.name == "score" else parse_partitions(step.options[0].partition)
+    if night.step("score") is None or not (step.name in DATASETS or partitions):
+        return False
+    empty = [other for other in night.steps if other.name in done and done[other.name].is_empty]
+    not_made = {place.rstrip("/") for other in empty for place in other.writes}
+    parts = [parts_of(Store(place)) for place in step.options[0].scores if place.rstrip("/") not in not_made]
     return all(
-        parts is not None
-        and not any(part.is_in(SCORES) and in_partitions(part.path, partitions) for part in parts)
-        for parts in listed
+        listed is not None
+        and not any(part.is_in(SCORES) and in_partitions(part.path, partitions) for part in listed)
+        for listed in parts
     )
 
 

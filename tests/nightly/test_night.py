@@ -22,6 +22,7 @@ from tests.support.synthetic_outputs import score_synthetically, with_columns
 pytest_plugins = ["tests.support.s3_server"]
 
 SCORE = '[score]\ninput = "in"\noutput = "out/{date}"\nmodel = "m"\n'
+GROWING = '[score]\ninput = "in/{date}"\noutput = "out"\nmodel = "m"\n'
 MINE = '[mine]\noutput = "pairs/{date}"\n'
 PUBLISH = '[publish]\nto = "published"\n'
 Load = Callable[..., Night]
@@ -53,6 +54,16 @@ def load(tmp_path: Path) -> Load:
         (SCORE + "[report]\n[gate]\nmax_psi = 0.1\n", r"\[gate\] max_psi: needs \[report\] with against"),
         (MINE + 'scores = "out"\n', r"publish: a night needs \[publish\]"),
         (SCORE + '[publish]\nto = "{day}"\n', r"unknown placeholder \{day\}"),
+        (SCORE + '[mine]\noutput = "pairs"\nappend = true\n', r"\[mine\] scores: out/\{date\} changes every"),
+        (
+            "partition = 'date={date}'\n" + GROWING + '[label]\noutput = "labels"\nappend = true\n',
+            r"\[label\] partition: date=\{date\} changes every night",
+        ),
+        (
+            GROWING + '[filter]\noutput = "f"\nappend = true\nwhere = "day = \'{date}\'"\n',
+            r"\[filter\] where: day = '\{date\}' changes every night",
+        ),
+        ("partition = 'date'\n" + SCORE + MINE, r"\[mine\] partition date: expected NAME=VALUE"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_section(load: Load, text: str, message: str) -> None:
