@@ -261,6 +261,17 @@ def test_steps_are_refused_for_a_model_that_judges_whole_responses() -> None:
     assert [c.response for c in candidates_of(row, layout)] == row["completions"]
 
 
+def test_a_list_of_steps_beside_a_prompt_is_a_response_unless_another_column_is_one() -> None:
+    row: dict[str, Any] = {"prompt": "2 + 3?", "steps": ["2 + 3 is 5.", "So 5."]}
+    layout = detect(of_rows([row]), step_end=" ки\n")
+    assert (layout.kind, layout.columns) == ("rollouts", {"prompt": "prompt", "steps": "steps"})
+    assert detect(of_rows([row | {"response": "5"}])).columns == {"prompt": "prompt", "response": "response"}
+    with pytest.raises(ConfigError, match="process model"):
+        detect(of_rows([row]))
+    with pytest.raises(ConfigError, match="unknown layout"):
+        detect(of_rows([{"prompt": "2 + 3?", "steps": 12}]))
+
+
 def test_a_chosen_layout_that_does_not_fit_names_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"layout webgpt: no question\.full_text and no answer_0"):
         detect(of_rows([{"prompt": "a", "response": "b"}]), "webgpt")
