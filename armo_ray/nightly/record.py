@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from armo_ray.curate.options import MineOptions
 from armo_ray.nightly.night import Night, Step
 from armo_ray.outputs.dataset import parts_of
 from armo_ray.outputs.increments import rows_of_date
@@ -51,7 +52,10 @@ def origin_of(step: Step) -> str | None:
     options = [
         {k: v for k, v in one.model_dump(mode="json").items() if k not in _RUNNING} for one in step.options
     ]
-    content = [step.name, options, inputs, *(mine.states(one) for one in step.options if step.name == "mine")]
+    mined = [
+        one for one in step.options if isinstance(one, MineOptions) and (one.exclude or one.decontaminate)
+    ]
+    content = [step.name, options, inputs, *map(mine.states, mined)]
     return digest_of(json.dumps(content, sort_keys=True).encode())
 
 
