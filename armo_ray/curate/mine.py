@@ -74,15 +74,13 @@ def check(options: MineOptions) -> None:
         )
 
 
-def states(options: MineOptions) -> dict[str, str]:
-    """Digests of the files and datasets, besides scores, that decide which prompts are left out, by what they are.
+def exclusions(options: MineOptions, benchmark: dict[str, str] | None = None) -> dict[str, str]:
+    """Digests of the files and datasets that decide which prompts are left out, by what they are.
 
     Raises ConfigError if one cannot be read.
     """
-    return _states(options, excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram))
-
-
-def _states(options: MineOptions, benchmark: dict[str, str]) -> dict[str, str]:
+    if benchmark is None:
+        benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
     return {
         "a file of --decontaminate": digest_of(json.dumps(benchmark, sort_keys=True).encode()),
         "a dataset of --exclude": excluded_datasets.digest(options.exclude),
@@ -92,7 +90,10 @@ def _states(options: MineOptions, benchmark: dict[str, str]) -> dict[str, str]:
 def _append(options: MineOptions, scores: Scores, select: str, excluded: list[str]) -> None:
     """Mine pairs of the units that the dataset has not read, in place of the older pairs of their prompts."""
     benchmark = excluded_prompts.benchmark_ngrams(options.decontaminate, options.ngram)
-    state = {"the type of a column": columns_digest(select, scores, options), **_states(options, benchmark)}
+    state = {
+        "the type of a column": columns_digest(select, scores, options),
+        **exclusions(options, benchmark),
+    }
 
     def publish(growing: Growing) -> None:
         if benchmark:

@@ -192,8 +192,8 @@ def _parsed(file: str) -> Any:
             return [
                 json.loads(line, object_pairs_hook=unique_keys) for line in text.split("\n") if line.strip()
             ]
-        except ValueError:
-            raise ConfigError(f"{file}: not valid JSON: {error}") from error
+        except ValueError as line_error:
+            raise ConfigError(f"{file}: not valid JSON: {error}; nor JSON lines: {line_error}") from error
 
 
 def _llmbar(row: dict[str, Any], file: str, i: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from armo_ray.errors import ConfigError
-from armo_ray.exit_status import COMPLETE, DRIFTED
+from armo_ray.exit_status import COMPLETE, DRIFTED, FAILED
 from armo_ray.nightly.night import Night, load_night
 from armo_ray.nightly.options import NightlyOptions
 from armo_ray.score.status import Status, of_error
@@ -71,7 +71,8 @@ def run(options: NightlyOptions) -> int:
 
 
 def _run(night: Night, ending: _Ending) -> None:
-    from armo_ray.nightly import gate, steps
+    from armo_ray.nightly import steps
+    from armo_ray.nightly.publish import find_published
     from armo_ray.nightly.record import Record
     from armo_ray.storage import lock
     from armo_ray.storage.store import Store
@@ -81,18 +82,28 @@ def _run(night: Night, ending: _Ending) -> None:
     with lock.held(store, "nightly"):
         record = Record(store)  # as the last to have the lock left it
         steps.run_steps(night, record, ending.done)
-        ending.conditions = gate.measure(night, ending.done)
-        for condition in ending.conditions:
-            if not condition.passed:
-                logger.error("gate: %s", condition)
-        if night.publish is not None and all(condition.passed for condition in ending.conditions):
-            from armo_ray.nightly.publish import publish
-
-            try:
-                ending.published = publish(night, ending.done, ending.conditions)
-            except ConfigError as error:  # the work is done
-                raise RuntimeError(f"[publish] {error}") from error
+        earlier = find_published(night, ending.done)
+        if earlier is not None:  # judged when it was, though later nights may have replaced rows since
+            ending.conditions, ending.published = earlier
+        else:
+            _judge(night, ending)
         _write_page(store, ending)
+
+
+def _judge(night: Night, ending: _Ending) -> None:
+    """Measure the conditions of the gate, and publish the night if it meets them."""
+    from armo_ray.nightly import gate
+    from armo_ray.nightly.publish import publish
+
+    ending.conditions = gate.measure(night, ending.done)
+    for condition in ending.conditions:
+        if not condition.passed:
+            logger.error("gate: %s", condition)
+    if night.publish is not None and all(condition.passed for condition in ending.conditions):
+        try:
+            ending.published = publish(night, ending.done, ending.conditions)
+        except ConfigError as error:  # the work is done
+            raise RuntimeError(f"[publish] {error}") from error
 
 
 def _write_page(store: Any, ending: _Ending) -> None:
@@ -111,7 +122,9 @@ def _write_page(store: Any, ending: _Ending) -> None:
 def _status_of(error: BaseException) -> Status:
     """The status of a night that this error or stop ended, with the first line of its message."""
     status, (message, *_) = of_error(error), [*str(error).splitlines(), ""]
-    if isinstance(error.__cause__, ConfigError):  # of a later step: what it says must be done first
+    if status.code == FAILED and isinstance(
+        error.__cause__, ConfigError
+    ):  # its message says what to do first
         status = status._replace(meaning="failed")
     return status._replace(meaning=f"{status.meaning}: {message}".removesuffix(": "))
 

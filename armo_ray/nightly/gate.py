@@ -1,14 +1,15 @@
 """The gate between making a night's datasets and publishing them: its conditions, measured."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from armo_ray.nightly.night import Night, Step
 from armo_ray.nightly.record import made_parts
-from armo_ray.nightly.steps import Done, report_place
+from armo_ray.nightly.steps import EMPTY, Done, report_place
 from armo_ray.score.status import reject_fraction
 from armo_ray.storage.parts import read_content
+from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 
@@ -28,7 +29,14 @@ class Condition(NamedTuple):
 
 def measure(night: Night, done: dict[str, Done]) -> list[Condition]:
     """The conditions of a night whose steps are done."""
-    return [*_rejects(night, done), *_candidates(night, done), *_drift(night, done), *_pairs(night, done)]
+    made = {step.name: step for step in night.steps if done[step.name].status != EMPTY}
+    empty = [step.name for step in night.steps if step.name not in made]
+    return [
+        *_rejects(night, done),
+        *(_least("min_candidates", f"what [{name}] reads", 0, 1) for name in empty),
+        *_drift(night, made.get("report")),
+        *_pairs(night, made.get("mine")),
+    ]
 
 
 def _most(name: str, of: str, value: float | None, limit: float) -> Condition:
@@ -52,17 +60,9 @@ def _rejects(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
         yield _most("max_reject_fraction", of, share, limit)
 
 
-def _candidates(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
-    """A step that made nothing, as its input holds no candidate: such a night is not published."""
-    for step in night.steps:
-        if done[step.name].is_empty:
-            yield _least("min_candidates", f"what [{step.name}] reads", 0, 1)
-
-
-def _drift(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
+def _drift(night: Night, step: Step | None) -> Iterator[Condition]:
     """The column that moved most, by each of the report's measures; below what chance gives, nothing moved."""
-    step = night.step("report")
-    if step is None or not step.options[0].against or done["report"].is_empty:
+    if step is None or not step.options[0].against:
         return
     (options,), (place, name) = step.options, report_place(step)
     report = Store(place).read_json(name.removesuffix(".html") + ".json") or {}
@@ -77,22 +77,21 @@ def _drift(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
         yield _most(f"max_{kind}", worst or "no scores", value, limit)
 
 
-def _pairs(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
-    step, gate = night.step("mine"), night.gate
-    if step is None or done["mine"].is_empty:
+def _pairs(night: Night, step: Step | None) -> Iterator[Condition]:
+    if step is None:
         return
-    (output,) = step.writes
+    (output,), parts, gate = step.writes, made_parts(night, step), night.gate
     if gate.min_pairs is not None:
-        yield _least("min_pairs", output, done["mine"].rows, gate.min_pairs)
+        yield _least("min_pairs", output, sum(part.rows for part in parts), gate.min_pairs)
     if gate.min_mean_margin is not None:
-        yield _least("min_mean_margin", output, _mean_margin(night, step), gate.min_mean_margin)
+        yield _least("min_mean_margin", output, _mean_margin(Store(output), parts), gate.min_mean_margin)
 
 
-def _mean_margin(night: Night, step: Step) -> float | None:
-    """The mean margin of the pairs that this night made; reads one column of their parts."""
-    (output,), sums, rows = step.writes, [], 0
-    for part in made_parts(night, step):
-        margins = _margins(read_content(Store(output), part), part.path)
+def _mean_margin(store: Store, parts: Iterable[PartEntry]) -> float | None:
+    """The mean margin of the pairs in these parts; reads one column of them."""
+    sums, rows = [], 0
+    for part in parts:
+        margins = _margins(read_content(store, part), part.path)
         sums.append(math.fsum(margins))
         rows += len(margins)
     return math.fsum(sums) / rows if rows else None

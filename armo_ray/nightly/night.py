@@ -23,6 +23,7 @@ _KINDS: dict[str, type[Options]] = {
     "publish": PublishOptions,
 }
 DATASETS = ("mine", "label", "filter")  # the steps that make one
+RUNNING = {"memory", "threads", "spill", "engine", "task_rows"}  # where a step works, which changes no row
 _READERS = (*DATASETS, "report")
 _OF_THE_NIGHT = ("date", "max_runtime")
 _OF_THE_CLUSTER = ("replicas", "gpus_per_replica")  # options of [score] that the command line may replace
@@ -86,7 +87,6 @@ def _night(options: NightlyOptions) -> Night:
     if replaced:
         sections["score"] |= replaced
     _check_names(sections, shared)
-    _check_growth(sections, shared)
     place = _home_of(sections, day)
     given = {
         name: _completed(name, section, sections, shared, day, place) for name, section in sections.items()
@@ -94,12 +94,13 @@ def _night(options: NightlyOptions) -> Night:
     steps = {name: _step(name, given[name]) for name in ("score", *_READERS) if name in given}
     gate = _section(GateOptions, "gate", sections.get("gate", {}))
     _check_steps(steps)
+    _check_growth(steps, sections, shared)
     _check_gate(gate, steps)
     return Night(
         date=day,
         max_runtime=options.max_runtime,
         steps=tuple(steps[name] for name in _order(steps)),
-        partition=tuple(_dated(listed(shared.get("partition")), day)),
+        partition=_partition_of(shared, day),
         gate=gate,
         publish=_section(PublishOptions, "publish", given["publish"]).to if "publish" in given else None,
         home=place,
@@ -125,21 +126,12 @@ def _check_names(sections: Mapping[str, Any], shared: Mapping[str, Any]) -> None
                 raise ConfigError(f"[{section}] {name}: of the whole night: put it before the first section")
 
 
-def _check_growth(sections: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
-    """Raises ConfigError if a dataset that grows would have other options every night."""
-    scores = sections.get("score", {}).get("output")
-    for name in (name for name in DATASETS if name in sections):
-        values = {"append": shared.get("append"), "scores": scores, **sections[name]}
-        if "partition" in shared:
-            values.setdefault("partition", shared["partition"])
-        if not values["append"] or DATE in str(values.get("output")):
-            continue
-        fixed = values.keys() - ({"partition"} if name == "filter" else set())
-        if changing := sorted(key for key in fixed if DATE in str(values[key])):
-            raise ConfigError(
-                f"[{name}] {changing[0]}: {values[changing[0]]} changes every night, and append = true adds rows made "
-                f"with the same options from the same outputs: leave out one of them, or put {DATE} in the output"
-            )
+def _partition_of(shared: Mapping[str, Any], day: str) -> tuple[str, ...]:
+    partition = tuple(_dated(listed(shared.get("partition")), day))
+    if not all(isinstance(text, str) for text in partition):
+        raise ConfigError(f"partition: expected text such as date={DATE}, found {shared['partition']!r}")
+    parse_partitions(partition)
+    return partition
 
 
 def _home_of(sections: Mapping[str, Any], day: str) -> str:
@@ -255,6 +247,20 @@ def _check_steps(steps: Mapping[str, Step]) -> None:
             )
     if "filter" in steps and not (steps["filter"].options[0].where or steps["filter"].options[0].top_k):
         raise ConfigError("[filter] nothing to filter by: give where or top-k")
+
+
+def _check_growth(steps: Mapping[str, Step], sections: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a dataset that grows would have other options every night."""
+    for name in (name for name in DATASETS if name in steps and steps[name].appends):
+        given = {"scores": sections.get("score", {}).get("output")} | dict(shared) | sections[name]
+        may_change = {"date", *RUNNING, *(("partition",) if name == "filter" else ())}
+        fixed = _KINDS[name].model_fields.keys() & given.keys() - may_change
+        changing = sorted(key for key in fixed if DATE in str(given[key]))
+        if changing and "output" not in changing:
+            raise ConfigError(
+                f"[{name}] {changing[0]}: {given[changing[0]]} changes every night, and append = true adds rows made "
+                f"with the same options from the same outputs: leave out one of them, or put {DATE} in the output"
+            )
 
 
 def _check_gate(gate: GateOptions, steps: Mapping[str, Step]) -> None:

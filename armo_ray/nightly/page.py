@@ -9,7 +9,7 @@ from markupsafe import Markup
 from armo_ray.formatting.templates import render
 from armo_ray.nightly.gate import Condition
 from armo_ray.nightly.night import Night
-from armo_ray.nightly.steps import Done, report_place
+from armo_ray.nightly.steps import EMPTY, Done, report_place
 from armo_ray.outputs.cards import CARD
 from armo_ray.storage import commits
 from armo_ray.storage.store import Store
@@ -29,7 +29,7 @@ def page(
 ) -> str:
     """The HTML of a night whose steps are done; `published` as `publish` returned it."""
     home = Store(night.home).uri
-    links = {step.name: [] if done[step.name].is_empty else _links(step, home) for step in night.steps}
+    links = {step.name: [] if done[step.name].status == EMPTY else _links(step, home) for step in night.steps}
     rows = [Row(name, done[name], of_step) for name, of_step in links.items()]
     css = files("armo_ray.report").joinpath("templates/page.css").read_text("utf-8")
     return render(

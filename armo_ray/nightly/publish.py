@@ -6,14 +6,17 @@ night is published. So who read LATEST.json can read all that it lists for as lo
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from armo_ray.errors import ConfigError
 from armo_ray.nightly.gate import Condition
 from armo_ray.nightly.night import DATASETS, Night
-from armo_ray.nightly.steps import Done, report_place
+from armo_ray.nightly.steps import SKIPPED, Done, report_place
 from armo_ray.outputs.dataset import parts_of
 from armo_ray.outputs.increments import hold
 from armo_ray.storage import commits, lock
+from armo_ray.storage.filesystem import in_parallel
 from armo_ray.storage.json_files import to_json
 from armo_ray.storage.parts import REJECTS
 from armo_ray.storage.store import Store
@@ -29,13 +32,13 @@ _WHEN = "published_at"
 def publish(night: Night, done: dict[str, Done], conditions: list[Condition]) -> dict[str, Any]:
     """Write the pointers. Returns where the night's is, whether it is new, and whether LATEST.json is it.
 
-    Raises ConfigError if another night is being published there at this moment.
+    Raises ConfigError if another night is being published there at this moment, or a part is not as it was written.
     """
     assert night.publish is not None
     store, name = Store(night.publish), f"dates/{night.date}.json"
     content = pointer(night, done, conditions)
     with lock.held(store, "nightly"):
-        _check_parts(content, store.read_json(LATEST) or {})
+        _check_parts(night, content, store.read_json(LATEST) or {})
         earlier = store.read_json(name)
         is_new = _plain(earlier) != _plain(content)
         if earlier is not None and not is_new:
@@ -44,6 +47,21 @@ def publish(night: Night, done: dict[str, Done], conditions: list[Condition]) ->
             store.write(name, to_json(content))
         moved = _move_latest(store, content, night)
     return {"pointer": f"{store.uri}/{name}", "new": is_new or moved, "latest": _is_latest(store, night)}
+
+
+def find_published(night: Night, done: dict[str, Done]) -> tuple[list[Condition], dict[str, Any]] | None:
+    """The conditions of a night that is published, and where it is; None unless that is the last word on it.
+
+    It is not if something was done since, if LATEST.json should name this night and does not, or if it is asked for.
+    """
+    if night.publish is None or night.force_latest or any(one.status != SKIPPED for one in done.values()):
+        return None
+    store, name = Store(night.publish), f"dates/{night.date}.json"
+    earlier, latest = store.read_json(name), store.read_json(LATEST)
+    if earlier is None or latest is None or latest["date"] < night.date:
+        return None
+    conditions = [Condition(**condition) for condition in earlier["gate"]]
+    return conditions, {"pointer": f"{store.uri}/{name}", "new": False, "latest": _is_latest(store, night)}
 
 
 def pointer(night: Night, done: dict[str, Done], conditions: list[Condition]) -> dict[str, Any]:
@@ -84,27 +102,40 @@ def _listed(output: str) -> dict[str, Any]:
     }
 
 
-def _check_parts(content: dict[str, Any], latest: dict[str, Any]) -> None:
-    """Raises RuntimeError if a part that LATEST.json does not list is not there, or has another size."""
-    known = {(one["uri"], part["path"]) for one in _outputs(latest) for part in one["parts"]}
-    for one in _outputs(content):
-        uri, repair = one["uri"], "delete the dataset"
-        if one in content["scores"]:
-            repair = f"use armo-ray verify {uri} --repair"
-        new = [part for part in one["parts"] if (uri, part["path"]) not in known]
-        folders = sorted({part["path"].rpartition("/")[0] for part in new})
-        sizes = {f"{f}/{name}": size for f in folders for name, size in Store(uri).list_names(f).items()}
-        for path, size in ((part["path"], part["bytes"]) for part in new):
-            if sizes.get(path) != size:
-                found = f"has {sizes[path]} bytes" if path in sizes else "is missing"
-                raise RuntimeError(
-                    f"{uri}/{path} {found}; it was written with {size} bytes: {repair}, then run the same command again"
+def _check_parts(night: Night, content: dict[str, Any], latest: dict[str, Any]) -> None:
+    """Raises ConfigError if a part that LATEST.json does not list is not there, or has another size."""
+    known = {(uri, path) for _, uri, parts in _outputs(latest) for path in parts}
+    for name, uri, parts in _outputs(content):
+        new = {path: size for path, size in parts.items() if (uri, path) not in known}
+        for path, found in _sizes(Store(uri), new).items():
+            if found != new[path]:
+                what = "is missing" if found is None else f"has {found} bytes"
+                raise ConfigError(
+                    f"{uri}/{path} {what}; it was written with {new[path]} bytes: {_repair(night, name, uri)}"
                 )
 
 
-def _outputs(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The outputs that a pointer lists."""
-    return [*content.get("scores", ()), *content.get("datasets", {}).values()]
+def _repair(night: Night, name: str, uri: str) -> str:
+    """What to do if a part of the output of a step is damaged."""
+    step = night.step(name)
+    if step and step.appends:
+        return f"restore it, or make the dataset anew, in another output of [{name}]"
+    start = f"use armo-ray verify {uri} --repair" if name == "score" else f"delete {uri}"
+    return f"{start}, then run the same command again"
+
+
+def _sizes(store: Store, paths: Iterable[str]) -> dict[str, int | None]:
+    """The sizes of files in an output by their paths; None of those that are missing."""
+    folders = sorted({path.rpartition("/")[0] for path in paths})
+    listed = dict(zip(folders, in_parallel(store.list_names, folders), strict=True))
+    return {path: listed[path.rpartition("/")[0]].get(path.rpartition("/")[2]) for path in paths}
+
+
+def _outputs(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Of each output that a pointer lists: the section that made it, its URI, and the sizes of its parts by path."""
+    scores = [("score", one) for one in content.get("scores", ())]
+    for name, one in (*scores, *content.get("datasets", {}).items()):
+        yield name, one["uri"], {part["path"]: part["bytes"] for part in one["parts"]}
 
 
 def _move_latest(store: Store, content: dict[str, Any], night: Night) -> bool:

@@ -1,21 +1,18 @@
 """What a night has done: a file beside its pages, from which the same command goes on, and what its outputs hold."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from armo_ray.curate.options import MineOptions
-from armo_ray.nightly.night import Night, Step
+from armo_ray.nightly.night import RUNNING, Night, Step
 from armo_ray.outputs.dataset import parts_of
-from armo_ray.outputs.increments import rows_of_date
+from armo_ray.outputs.increments import parts_of_date
 from armo_ray.outputs.partitions import in_partitions, parse_partitions
 from armo_ray.storage.json_files import digest_of, to_json
 from armo_ray.storage.records import PartEntry
 from armo_ray.storage.store import Store
 
 NAME = "progress.json"
-# where a step works, which changes no row
-_RUNNING = {"memory", "threads", "spill", "engine", "task_rows"}
 
 
 class Record:
@@ -34,28 +31,31 @@ class Record:
         return self.steps.get(step, {}).get(name)
 
 
-def origin_of(step: Step) -> str | None:
-    """A digest of a step's options and of all that it reads; None if one of its inputs is not complete."""
-    from armo_ray.curate import mine
-
-    inputs: dict[str, list[Any]] = {}
+def inputs_of(step: Step, not_made: Set[str] = frozenset()) -> dict[str, list[PartEntry] | None]:
+    """The parts that a step reads, by output; None of an output that is not complete. Without some outputs."""
     partitions = parse_partitions(step.options[0].partition)
-    for place in step.reads:
+    inputs: dict[str, list[PartEntry] | None] = {}
+    for place in (place for place in step.reads if place.rstrip("/") not in not_made):
         parts = parts_of(Store(place))
+        inputs[place] = parts and [part for part in parts if in_partitions(part.path, partitions)]
+    return inputs
+
+
+def origin_of(step: Step, inputs: Mapping[str, Sequence[PartEntry] | None]) -> str | None:
+    """A digest of a step's options and of all that it reads; None if one of its inputs is not complete."""
+    listed: dict[str, list[Any]] = {}
+    for place, parts in inputs.items():
         if parts is None:
             return None
-        inputs[place] = sorted(
-            [part.path, part.rows, part.bytes, part.digest or ""]
-            for part in parts
-            if in_partitions(part.path, partitions)
-        )
+        listed[place] = sorted([part.path, part.rows, part.bytes, part.digest or ""] for part in parts)
     options = [
-        {k: v for k, v in one.model_dump(mode="json").items() if k not in _RUNNING} for one in step.options
+        {k: v for k, v in one.model_dump(mode="json").items() if k not in RUNNING} for one in step.options
     ]
-    mined = [
-        one for one in step.options if isinstance(one, MineOptions) and (one.exclude or one.decontaminate)
-    ]
-    content = [step.name, options, inputs, *map(mine.states, mined)]
+    content: list[Any] = [step.name, options, listed]
+    if step.name == "mine" and (step.options[0].exclude or step.options[0].decontaminate):
+        from armo_ray.curate import mine
+
+        content.append(mine.exclusions(*step.options))
     return digest_of(json.dumps(content, sort_keys=True).encode())
 
 
@@ -63,4 +63,4 @@ def made_parts(night: Night, step: Step) -> Sequence[PartEntry]:
     """The parts of pairs or labels with rows that this night made: all, or those of its increments."""
     (output,) = step.writes
     store = Store(output)
-    return rows_of_date(store, night.date) if step.appends else parts_of(store) or ()
+    return parts_of_date(store, night.date) if step.appends else parts_of(store) or ()

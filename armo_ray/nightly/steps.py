@@ -2,25 +2,26 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.night import DATASETS, Night, Step
-from armo_ray.nightly.record import Record, made_parts, origin_of
+from armo_ray.nightly.record import Record, inputs_of, made_parts, origin_of
 from armo_ray.outputs.dataset import parts_of
-from armo_ray.outputs.partitions import Partitions, in_partitions, parse_partitions, sources_in_partitions
+from armo_ray.outputs.partitions import Partitions, parse_partitions, sources_in_partitions
 from armo_ray.score.config import ScoreConfig
 from armo_ray.storage.parts import REJECTS, SCORES
 from armo_ray.storage.store import Store
 
 if TYPE_CHECKING:
-    from armo_ray.storage.records import Totals
+    from armo_ray.storage.records import PartEntry, Totals
 
 logger = logging.getLogger(__name__)
 
-COMPLETE, SKIPPED, FAILED = "complete", "skipped", "failed"
+# skipped: it was done before; empty: there is no candidate to read
+COMPLETE, SKIPPED, EMPTY, FAILED = "complete", "skipped", "empty", "failed"
 
 
 class Done(NamedTuple):
@@ -30,10 +31,6 @@ class Done(NamedTuple):
     seconds: float = 0.0
     rows: int | None = None
     totals: tuple["Totals", ...] = ()  # of this night's input, by output of score
-    is_empty: bool = False  # nothing was made, as there is no candidate to read
-
-
-_NOTHING = Done(SKIPPED, rows=0, is_empty=True)
 
 
 def check_outputs(night: Night, record: Record) -> None:
@@ -63,22 +60,22 @@ def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:
     for step in night.steps:
         began = time.monotonic()
         try:
-            nothing = _reads_nothing(night, step, done)
-            result = _NOTHING if nothing else _RUN[step.name](night, step, record)
+            result = _RUN[step.name](night, step, record, done)
         except BaseException as error:
             done[step.name] = Done(FAILED, time.monotonic() - began)
             worked = any(other.status == COMPLETE for other in done.values())
-            if isinstance(error, ConfigError) and worked:
-                raise RuntimeError(f"[{step.name}] {error}") from error
+            if isinstance(error, ConfigError):
+                kind = RuntimeError if worked else ConfigError
+                raise kind(f"[{step.name}] {error}") from error
             raise
         done[step.name] = result._replace(seconds=time.monotonic() - began)
         what = "is done, and skipped" if result.status == SKIPPED else result.status
-        what = "is skipped: there is no candidate to read" if result.is_empty else what
+        what = "is skipped: there is no candidate to read" if result.status == EMPTY else what
         rows = "" if result.rows is None else f" ({result.rows} rows)"
         logger.info("night %s: %s %s%s", night.date, step.name, what, rows)
 
 
-def _score(night: Night, step: Step, _: Record) -> Done:
+def _score(night: Night, step: Step, *_: Any) -> Done:
     """Score what is not committed. Joins Ray only if something is left, and leaves it before the next step."""
     from armo_ray.score import trial
     from armo_ray.score.job import prepare_all
@@ -117,10 +114,11 @@ def _totals(store: Store, sources: set[str], partitions: Partitions) -> "Totals"
     return log.totals(sources=sources)
 
 
-def _make(night: Night, step: Step, record: Record) -> Done:
+def _make(night: Night, step: Step, record: Record, done: dict[str, Done]) -> Done:
     """Make or extend a dataset, unless it is there and was made of the same."""
     (output,), (options,) = step.writes, step.options
-    origin, before = origin_of(step), parts_of(Store(output))
+    before, inputs = parts_of(Store(output)), inputs_of(step, _not_made(night, done))
+    origin = None if step.appends else origin_of(step, inputs)
     if before is not None and not step.appends:
         if origin is None or origin != record.value(step.name, "origin"):
             raise ConfigError(
@@ -128,28 +126,23 @@ def _make(night: Night, step: Step, record: Record) -> Done:
                 f"since: delete it to make it again"
             )
         return Done(SKIPPED, rows=_rows(night, step))
-    record.write(step.name, origin=origin)
+    if night.step("score") and _have_no_candidate(inputs.values()):
+        return Done(EMPTY, rows=0)
+    if not step.appends:
+        record.write(step.name, origin=origin)
     import_module(f"armo_ray.curate.{step.name}").run(options)
     status = SKIPPED if before is not None and parts_of(Store(output)) == before else COMPLETE
     return Done(status, rows=_rows(night, step))
 
 
-def _reads_nothing(night: Night, step: Step, done: dict[str, Done]) -> bool:
-    """Whether a step reads scores of this night, and there is no candidate in them that it would read.
+def _not_made(night: Night, done: dict[str, Done]) -> set[str]:
+    """The outputs of steps that made none."""
+    empty = [step for step in night.steps if step.name in done and done[step.name].status == EMPTY]
+    return {place.rstrip("/") for step in empty for place in step.writes}
 
-    A report of a whole output shows its rejects, so that it needs none.
-    """
-    partitions = () if step.name == "score" else parse_partitions(step.options[0].partition)
-    if night.step("score") is None or not (step.name in DATASETS or partitions):
-        return False
-    empty = [other for other in night.steps if other.name in done and done[other.name].is_empty]
-    not_made = {place.rstrip("/") for other in empty for place in other.writes}
-    parts = [parts_of(Store(place)) for place in step.options[0].scores if place.rstrip("/") not in not_made]
-    return all(
-        listed is not None
-        and not any(part.is_in(SCORES) and in_partitions(part.path, partitions) for part in listed)
-        for listed in parts
-    )
+
+def _have_no_candidate(inputs: Iterable["Sequence[PartEntry] | None"]) -> bool:
+    return all(parts is not None and not any(part.is_in(SCORES) for part in parts) for parts in inputs)
 
 
 def _rows(night: Night, step: Step) -> int:
@@ -162,12 +155,16 @@ def _rows(night: Night, step: Step) -> int:
     return sum(part.rows for part in made_parts(night, step) if not part.is_in(REJECTS))
 
 
-def _report(_: Night, step: Step, record: Record) -> Done:
+def _report(night: Night, step: Step, record: Record, done: dict[str, Done]) -> Done:
     """Write the report. Drift is for the gate to judge."""
     from armo_ray.report.command import run
 
     (options,), place = step.options, report_place(step)
-    origin = origin_of(step)
+    inputs = inputs_of(step, _not_made(night, done))
+    own = [parts for output, parts in inputs.items() if output in options.scores]
+    if night.step("score") and options.partition and _have_no_candidate(own):  # rejects are in no partition
+        return Done(EMPTY)
+    origin = origin_of(step, inputs)
     is_there = Store(place[0]).read_json(place[1].removesuffix(".html") + ".json") is not None
     if origin is not None and origin == record.value(step.name, "origin") and is_there:
         return Done(SKIPPED)
@@ -184,7 +181,7 @@ def report_place(step: Step) -> tuple[str, str]:
     return place_of(options)
 
 
-_RUN: dict[str, Callable[[Night, Step, Record], Done]] = {
+_RUN: dict[str, Callable[[Night, Step, Record, dict[str, Done]], Done]] = {
     "score": _score,
     "report": _report,
     **dict.fromkeys(DATASETS, _make),

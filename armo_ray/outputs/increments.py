@@ -128,11 +128,11 @@ class Growing:
             dataset.delete(self.store, stale)
 
 
-def rows_of_date(store: Store, date: str) -> list[PartEntry]:
-    """The parts that hold rows of increments of a date, as far as later increments left them."""
-    made = (store.read_json(commits.SUCCESS) or {}).get("increments", ())
-    numbers = {one["number"] for one in made if one.get("date") == date}
-    return [part for part in dataset.parts_of(store) or () if _increment_of(part.path) in numbers]
+def parts_of_date(store: Store, date: str) -> list[PartEntry]:
+    """The parts with rows of the increments of a date, as far as later increments left them."""
+    manifest = store.read_json(commits.SUCCESS) or {"parts": []}
+    numbers = {one["number"] for one in manifest.get("increments", ()) if one.get("date") == date}
+    return [PartEntry.from_dict(p) for p in manifest["parts"] if _increment_of(p["path"]) in numbers]
 
 
 def _increment_of(path: str) -> int | None:
@@ -235,7 +235,7 @@ def _read_increments(store: Store) -> tuple[Increment, ...]:
 def _read_increment(store: Store, name: str) -> Increment:
     try:
         values = json_files.parse(store.read(name), _KIND)
-        values.pop(json_files.CHECKSUM, None)
+        values = {name: values[name] for name in Increment.__dataclass_fields__ if name in values}
         parts = tuple(PartEntry.from_dict(part) for part in values.pop("parts"))
         return Increment(**values | {"replaced": tuple(values["replaced"])}, parts=parts)
     except (ValueError, TypeError) as error:

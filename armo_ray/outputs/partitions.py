@@ -82,12 +82,19 @@ def shards_in_partitions(
 
 
 def sources_in_partitions(records: Iterable[CommitRecord], partitions: Partitions) -> set[str]:
-    """The URIs of the shards with candidates in the partitions, or without any but in such a directory.
+    """The URIs of the shards with candidates in the partitions, and of those that have none and may belong there.
 
     Args:
         records: sorted by shard.
     """
-    return {units[0].source for units, inside, _ in _by_shard(records, partitions) if inside}
+    columns = {values.column for values in partitions}
+    sources = set()
+    for units, inside, _ in _by_shard(records, partitions):
+        source = units[0].source
+        unknown = not any(record.scored for record in units) and columns - dict(hive_values(source)).keys()
+        if inside or unknown:
+            sources.add(source)
+    return sources
 
 
 def check_whole_shards(records: Iterable[CommitRecord], partitions: Partitions) -> None:

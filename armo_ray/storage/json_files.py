@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -97,10 +98,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object from its keys and values. Raises ValueError if it has a key twice: one of the values would be lost."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"an object has the key {next(name for name in names if names.count(name) > 1)} twice"
-        )
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the key {json.dumps(name, ensure_ascii=False)} twice")
     return content
 
 

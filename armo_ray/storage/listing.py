@@ -60,7 +60,7 @@ class Listing:
 
 
 def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
-    """The files that a path, directory or glob names, or below the directories that a glob names.
+    """The files to read that a path, directory or glob names; if a glob names none, those below its directories.
 
     Raises OSError if it cannot be listed.
     """
@@ -68,14 +68,21 @@ def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
         kind = fs.info(path)["type"]
     except FileNotFoundError:
         kind = None
-    listing = Listing(kind == "file")
-    if kind == "file":
-        local = isinstance(fs, LocalFileSystem)
-        names: Mapping[str, Any] = {path: os.path.islink(path) if local else fs.info(path)}
+    glob = kind is None and any(c in path for c in "*?[")
+    listing = _list(fs, path, kind == "file", glob, is_read)
+    if glob and not listing.files:
+        below = _list(fs, f"{path.rstrip('/')}/**", False, True, is_read)
+        return below if below.files else listing
+    return listing
+
+
+def _list(fs: Any, path: str, is_file: bool, glob: bool, is_read: Callable[[str], bool]) -> Listing:
+    listing, local = Listing(is_file), isinstance(fs, LocalFileSystem)
+    names: Mapping[str, Any]
+    if is_file:
+        names = {path: os.path.islink(path) if local else fs.info(path)}
     else:
-        names = _names(fs, path, kind is None, listing.passed_over)
-        if not names and kind is None and _is_glob(path):  # it may match directories
-            names = _names(fs, f"{path.rstrip('/')}/**", True, listing.passed_over)
+        names = _below(path, glob, listing.passed_over) if local else _remote(fs, path, glob)
     base = re.split(r"[*?[]", path)[0].removesuffix("/")
     for name, entry in sorted(names.items()):
         if hidden(name[len(base) :]):
@@ -88,16 +95,6 @@ def list_files(fs: Any, path: str, is_read: Callable[[str], bool]) -> Listing:
         else:
             listing.files.append(File(name, entry, name))
     return listing
-
-
-def _is_glob(path: str) -> bool:
-    return any(c in path for c in "*?[")
-
-
-def _names(fs: Any, path: str, glob: bool, passed_over: Counts) -> Mapping[str, Any]:
-    if isinstance(fs, LocalFileSystem):
-        return _below(path, glob, passed_over)
-    return _remote(fs, path, glob)
 
 
 def _local_file(fs: Any, path: str, linked: bool) -> list[File]:
@@ -116,7 +113,7 @@ def _remote(fs: Any, path: str, glob: bool) -> dict[str, Any]:
     directory after the other and treats one that it cannot list as empty.
     """
     options = {}
-    if glob := glob and _is_glob(path):
+    if glob:
         folder, _, prefix = re.split(r"[*?[]", path)[0].rpartition("/")
         options = {"prefix": prefix} if prefix and speaks(fs, S3) else {}
     try:
@@ -129,7 +126,7 @@ def _remote(fs: Any, path: str, glob: bool) -> dict[str, Any]:
 
 def _below(path: str, glob: bool, passed_over: Counts) -> dict[str, bool]:
     """The local files that a directory or glob names, and whether the path of each goes through a link."""
-    if not (glob and _is_glob(path)):
+    if not glob:
         if os.path.islink(path) and not os.path.exists(path):
             passed_over[BROKEN] += 1
         return dict(_walk(path, None, passed_over))

@@ -161,10 +161,8 @@ def _generic(available: InputColumns, kind: str, overrides: Mapping[str, str], l
         for required in REQUIRED[k]
         if all(matches.get(role) for role in required) and set(overrides) <= {*required, *OPTIONAL[k]}
     ]
-    if (
-        not fits and "steps[]" in available.paths and "steps" not in overrides
-    ):  # if nothing else is a response
-        return _generic(available, kind, {**overrides, "steps": "steps"}, listing)
+    if not fits and "steps[]" in available.paths and not any(map(matches.get, RESPONSE_ROLES)):
+        return _generic(available, kind, {**overrides, "steps": "steps"}, listing)  # they are the response
     if not fits:
         expected = "; ".join(f"{k}: {' or '.join(' + '.join(roles) for roles in REQUIRED[k])}" for k in kinds)
         raise ConfigError(

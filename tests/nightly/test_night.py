@@ -63,6 +63,16 @@ def load(tmp_path: Path) -> Load:
             GROWING + '[filter]\noutput = "f"\nappend = true\nwhere = "day = \'{date}\'"\n',
             r"\[filter\] where: day = '\{date\}' changes every night",
         ),
+        (
+            "scores = 'o/{date}'\n" + PUBLISH.replace("[", "[mine]\noutput = 'p'\nappend = true\n[", 1),
+            r"\[mine\] scores: o/\{date\} changes every night",
+        ),
+        (
+            GROWING + "[mine]\noutput = 'p'\nappend = true\ndecontaminate = 'b/{date}.jsonl'\n",
+            r"\[mine\] decontaminate: b/\{date\}.jsonl changes every night",
+        ),
+        (SCORE + MINE + "append = true\ntitle = '{date}'\n", r"\[mine\] title: unknown option"),
+        ("partition = 5\n" + SCORE + MINE + "partition = []\n", "partition: expected text such as date="),
         ("partition = 'date'\n" + SCORE + MINE, r"\[mine\] partition date: expected NAME=VALUE"),
     ],
 )
@@ -79,6 +89,21 @@ def test_the_date_and_shared_options_reach_every_section_and_flags_override_the_
     assert score.writes[0].endswith("/out/2026-11-20")
     assert (score.options[0].keep, mine.options[0].keep) == ({"id": "id"}, ("id",))
     assert night.home == f"{score.writes[0]}/nights/{DAY}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GROWING + "[mine]\noutput = 'p'\nappend = true\nspill = '/scratch/{date}'\n",
+        SCORE + "[mine]\noutput = 'p/{date}'\nappend = true\n",
+        "partition = 'date={date}'\n"
+        + GROWING
+        + "[filter]\noutput = 'f'\nappend = true\nwhere = 'score > 0'\n",
+        "partition = 'date={date}'\n" + GROWING + "[mine]\noutput = 'p'\nappend = 'false'\n",
+    ],
+)
+def test_a_dataset_that_grows_may_work_in_another_place_every_night(load: Load, text: str) -> None:
+    assert load(text, date=DAY).date == DAY
 
 
 def test_the_command_line_says_what_the_cluster_has(load: Load) -> None:

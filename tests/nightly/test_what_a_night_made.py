@@ -103,6 +103,44 @@ def test_no_night_passes_its_gate_with_pairs_of_another(
         assert (status, summary["gate"][0]["passed"]) == (0, True)
 
 
+def test_a_published_night_stays_so_though_a_later_one_replaced_its_pairs(
+    growing: tuple[Path, Path], night: Night, tmp_path: Path
+) -> None:
+    whole, scores = growing
+    reveal(whole, scores, units_of(whole)[:2])
+    status, summary = night(grown(tmp_path, scores), BEFORE)
+    rows = summary["steps"]["mine"]["rows"]
+    text = grown(tmp_path, scores, gate=f"min_pairs = {rows}\n")
+    assert (status, night(text, BEFORE)[0]) == (0, 0)
+    pointer = tmp_path / f"published/dates/{BEFORE}.json"
+    before = pointer.read_bytes()
+    reveal(whole, scores, units_of(whole))
+    assert night(grown(tmp_path, scores), DAY)[0] == 0
+    status, summary = night(text, BEFORE)
+    assert (status, summary["published"]["new"], summary["published"]["latest"]) == (0, False, False)
+    assert summary["steps"]["mine"]["rows"] < rows
+    assert pointer.read_bytes() == before
+    shutil.rmtree(tmp_path / "published/dates")
+    assert night(text, BEFORE)[0] == 4
+
+
+def test_a_damaged_part_of_a_dataset_that_grows_is_not_to_be_deleted_with_all_others(
+    growing: tuple[Path, Path], night: Night, tmp_path: Path
+) -> None:
+    whole, scores = growing
+    for shards, day in {2: BEFORE, 5: DAY}.items():
+        reveal(whole, scores, units_of(whole)[:shards])
+        status, summary = night(
+            grown(tmp_path, scores, gate="min_pairs = 1000000\n" if day == DAY else ""), day
+        )
+    part = next(path for path in (tmp_path / "made/data").rglob("part-00002-*"))
+    part.unlink()
+    status, summary = night(grown(tmp_path, scores))
+    assert (status, summary["published"]) == (1, None)
+    assert f"{part.name} is missing" in summary["meaning"]
+    assert summary["meaning"].endswith("restore it, or make the dataset anew, in another output of [mine]")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 @pytest.mark.parametrize("changes", ["exclude", "decontaminate"])
 def test_pairs_are_not_taken_for_this_nights_if_what_they_leave_out_has_changed(
@@ -197,6 +235,24 @@ def test_the_gate_of_a_partition_counts_the_rejects_of_that_day_alone(
     assert latest["totals"] == {"candidates": 20, "scored": 20, "rejected": 0, "mine_rows": 10}
 
 
+def test_shards_of_rejects_alone_count_in_every_partition_of_a_column(
+    night: Night, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for topic, some in {"a": ROWS[:4], "b": ROWS[4:8]}.items():
+        rows = [{"prompt": row["prompt"], "response": row["chosen"], "topic": topic} for row in some]
+        (tmp_path / f"in/{topic}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (tmp_path / "in/c.jsonl").write_text("no JSON\n" * 4, "utf-8")
+    score_locally(tiny_model, tmp_path / "in", tmp_path / "out", keep_text=True, partition_by="topic")
+    status, summary = night(
+        f'partition = "topic=a"\n[score]\ninput = "{tmp_path}/in"\noutput = "{tmp_path}/out"\nmodel = "{tiny_model}"\n'
+        f'dtype = "float32"\nkeep_text = true\npartition_by = "topic"\nmax_reject_fraction = 1\n'
+        f'[label]\noutput = "{tmp_path}/labels/{{date}}"\n'
+    )
+    assert (status, summary["gate"][0]["value"]) == (0, 4 / 8)
+    assert summary["steps"]["label"]["rows"] == 4
+
+
 @pytest.mark.parametrize("partition", ["", "partition = 'date={date}'\n"])
 def test_a_day_of_rejects_alone_has_a_report_and_is_not_published(
     partition: str, night: Night, tiny_model: Path, tmp_path: Path
@@ -208,7 +264,7 @@ def test_a_day_of_rejects_alone_has_a_report_and_is_not_published(
     )
     text += "[report]\n"
     status, summary = night(text)
-    assert statuses(summary)["filter"] == statuses(summary)["mine"] == "skipped"
+    assert statuses(summary)["filter"] == statuses(summary)["mine"] == "empty"
     failed = [c["of"] for c in summary["gate"] if not c["passed"]]
     empty = (
         ["filter", "mine"] if not partition else ["filter", "mine", "report"]

@@ -80,6 +80,8 @@ def span_of(
         ),
         pytest.param(["[ab]"], [n for n in VISIBLE if "/" in n], id="glob-of-directories"),
         pytest.param(["?/"], [n for n in VISIBLE if "/" in n], id="glob-of-directories-with-a-slash"),
+        pytest.param(["*"], ["z.jsonl"], id="glob-of-files-and-directories"),
+        pytest.param(["[ab_]*"], [n for n in VISIBLE if "/" in n], id="glob-of-directories-and-hidden-names"),
         pytest.param(["z.jsonl", "a", "a/../z.jsonl", "*.jsonl", ""], VISIBLE, id="the-same-shards-again"),
     ],
 )

@@ -270,6 +270,8 @@ def test_a_list_of_steps_beside_a_prompt_is_a_response_unless_another_column_is_
         detect(of_rows([row]))
     with pytest.raises(ConfigError, match="unknown layout"):
         detect(of_rows([{"prompt": "2 + 3?", "steps": 12}]))
+    with pytest.raises(ConfigError, match="unknown layout"):
+        detect(of_rows([row | {"chosen": "5"}]), step_end=" ки\n")
 
 
 def test_a_chosen_layout_that_does_not_fit_names_what_is_missing() -> None:
