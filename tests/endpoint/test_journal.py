@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,16 @@ def test_a_reply_that_is_set_aside_is_asked_for_again_and_the_next_one_counts(tm
     journal.flush()
 
 
-def killed_while_writing(uri: str, attempt: str, lines: int) -> set[str]:
-    """The keys that a process had added when it was killed; it had printed so many lines, or a few more."""
+def killed_while_writing(
+    uri: str, attempt: str, lines: int, is_time: Callable[[], bool] = lambda: True
+) -> set[str]:
+    """The keys that a process had added when it was killed: it had printed so many lines, and then it was time."""
     command = [sys.executable, "-c", WRITER, uri, attempt]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(lines)]
+        while not is_time():
+            seen += [process.stdout.readline() for _ in range(100)]
         process.kill()
         seen += process.stdout.readlines()
     return {f"{attempt}-{line.strip()}" for line in seen if line.endswith("\n")}
@@ -101,8 +106,12 @@ def test_kill_9_at_any_moment_loses_no_reply_that_was_added(tmp_path: Path) -> N
 @pytest.mark.nightly
 def test_kill_9_with_an_object_store_loses_no_more_than_what_was_not_flushed(s3: str) -> None:
     for attempt in range(3):
-        added = killed_while_writing(s3, str(attempt), 2000)
-        read = {key for key in Journal(Store(s3), "u").read() if key.startswith(f"{attempt}-")}
+
+        def read_of(attempt: int = attempt) -> set[str]:
+            return {key for key in Journal(Store(s3), "u").read() if key.startswith(f"{attempt}-")}
+
+        added = killed_while_writing(s3, str(attempt), 1000, lambda: bool(read_of()))
+        read = read_of()
         kept = {f"{attempt}-{i}" for i in range(len(read))}
         assert read == kept  # the first ones, without a hole
         assert read <= added | {f"{attempt}-{len(added)}"}

@@ -17,6 +17,7 @@ pytest_plugins = ("tests.support.s3_server",)
 pytestmark = [pytest.mark.ray, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 DAY = "2026-11-20"
+AGAIN = 6  # a run that is long enough to lose a node in
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_a_submitted_night_on_three_nodes_is_whole_though_one_is_lost(
 ) -> None:
     wait_until_up(head)
     store = Store(s3)
-    store.write(f"in/date={DAY}/a.jsonl", SAMPLE.read_bytes())
+    store.write(f"in/date={DAY}/a.jsonl", SAMPLE.read_bytes() * AGAIN)
     (tmp_path / "night.toml").write_text(
         f'engine = "ray"\n[score]\ninput = "{s3}/in/date={{date}}/"\noutput = "{s3}/scored/{{date}}"\n'
         f'model = "{tiny_model}"\ndtype = "float32"\nunit_rows = 10\ndevice = "cpu"\nkeep_text = true\n'
@@ -52,8 +53,8 @@ def test_a_submitted_night_on_three_nodes_is_whole_though_one_is_lost(
         told = night.communicate(timeout=600)[0]
     assert night.returncode == 0, told
     latest = store.read_json("published/LATEST.json") or {}
-    assert latest["totals"]["scored"] == 260
+    assert latest["totals"]["scored"] == 260 * AGAIN
     assert latest["totals"]["mine_rows"] == 130
     assert verify_output(f"{s3}/scored/{DAY}")[1] == []
     assert len(rows_in(f"{s3}/pairs/{DAY}")) == 130
-    assert len(rows_in(f"{s3}/labels/{DAY}")) == 260
+    assert len(rows_in(f"{s3}/labels/{DAY}")) == 260 * AGAIN

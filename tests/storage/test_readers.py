@@ -193,8 +193,10 @@ def test_invalid_json_is_one_bad_row_with_its_text(tmp_path: Path, kind: str) ->
         pytest.param(b'{"a": ' + b"[" * 100_000, "not valid JSON", id="deeply-nested"),
         pytest.param(b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON", id="a-number-of-5000-digits"),
         pytest.param(b"\0\0\0", "not valid JSON", id="nul-bytes"),
-        pytest.param(b'{"a": 2, "b": 0, "a": 9}', "an object has the key a twice", id="a-key-twice"),
-        pytest.param(b'{"a": [{"b": 2, "b": 2}]}', "an object has the key b twice", id="a-key-twice-inside"),
+        pytest.param(b'{"a": 2, "b": 0, "a": 9}', 'an object has the key "a" twice', id="a-key-twice"),
+        pytest.param(
+            b'{"a": [{"b": 2, "b": 2}]}', 'an object has the key "b" twice', id="a-key-twice-inside"
+        ),
     ],
 )
 def test_what_is_no_json_object_is_a_bad_row_between_its_neighbours(
