@@ -46,7 +46,7 @@ def _compare(options: CompareOptions, first: Scores, second: Scores) -> dict[str
             raise ConfigError(
                 f"{first.outputs[0]} and {second.outputs[0]} have no rows in common. Rows are matched by source, "
                 f"source_row and candidate; the first has {_example_source(con, 'old')}, for example, and the second "
-                f"{_example_source(con, 'new')}"
+                f"{_example_source(con, 'new')}. armo-ray report --against compares two nights"
             )
         columns = {}
         for name in ("score", *names):

@@ -31,6 +31,15 @@ class Contaminated(NamedTuple):
     ngram: str
 
 
+def find_files(files: Iterable[str]) -> None:
+    """Raises ConfigError if a file of benchmark prompts is not there."""
+    for file in files:
+        if file.endswith(".txt"):
+            read_text(file)
+        else:
+            find_shards([file])
+
+
 def benchmark_ngrams(files: Iterable[str], size: int) -> dict[str, str]:
     """The n-grams of all texts in the files, each with the file it was first seen in.
 

@@ -63,6 +63,8 @@ def run(options: MineOptions) -> None:
         counts = {"candidates without a value": without_value, **rows.counts}
         finish(store, Made("mine", _about(options, ordered=True), scores, options, rows.parts, counts))
     logger.info("%s: %s", options.output, ", ".join(f"{count} {name}" for name, count in counts.items()))
+    if not any(part.rows for part in rows.parts):
+        logger.warning("%s: there are no pairs; the counts say what left them out", options.output)
 
 
 def check(options: MineOptions) -> None:

@@ -208,8 +208,12 @@ def _counts(con: duckdb.DuckDBPyConnection, options: MineOptions) -> Counts:
         "candidates": count("SELECT count(*) FROM candidates"),
         "prompts": count("SELECT count(*) FROM prompts"),
         "prompts with too few candidates": count(f"SELECT count(*) FROM prompts WHERE {too_few}"),
-        "pairs taken": count("SELECT count(*) FROM taken"),
     }
+    if options.constraint:
+        for side in ("chosen", "rejected"):
+            name = f"candidates that a constraint keeps from being {side}"
+            counts[name] = count(f"SELECT count(*) FROM candidates WHERE NOT can_be_{side}")
+    counts["pairs taken"] = count("SELECT count(*) FROM taken")
     for place, name in enumerate(rules(options)):
         counts[f"pairs dropped by {name}"] = count(f"SELECT count(*) FROM taken WHERE dropped = {place}")
     if options.max_pairs:

@@ -73,13 +73,14 @@ def estimate(job: JudgeJob, spans: Sequence[Span], options: JudgeOptions) -> lis
     if not calls:
         return [f"none of {sample.num_candidates} candidates in {sample.num_rows} rows can be judged"]
     requests = len(calls) / sample.fraction
+    about = "" if sample.fraction == 1 else "about "  # from the share of the bytes that was read
     characters = sum(len(message["content"]) for call in calls for message in call.messages)
     prompt = characters / len(calls) / _CHARACTERS
     limit = job.judge.sampling.get("max_tokens") or job.judge.sampling.get("max_completion_tokens") or 0
     written, source, most = (
         float(limit),
         f"about {_CHARACTERS} characters a token, max_tokens written",
-        "at most ",
+        f"at most {about}",
     )
     if measured := _measured(job):
         prompt, written = measured
@@ -88,9 +89,9 @@ def estimate(job: JudgeJob, spans: Sequence[Span], options: JudgeOptions) -> lis
     too_many = "; --max-reject-fraction accepts fewer" if rejected > options.max_reject_fraction else ""
     cost = requests * (prompt * job.prices[0] + written * job.prices[1]) / 1e6
     return [
-        f"candidates   {sample.num_candidates / sample.fraction:,.0f}, of which "
+        f"candidates   {about}{sample.num_candidates / sample.fraction:,.0f}, of which "
         f"{rejected:.1%} would be rejected{too_many}",
-        f"requests     {requests:,.0f}",
+        f"requests     {about}{requests:,.0f}",
         f"tokens       {requests * prompt:,.0f} in prompts, {most}{requests * written:,.0f} written: {source}",
         f"cost         {cost:,.2f}"
         if any(job.prices)

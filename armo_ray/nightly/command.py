@@ -78,6 +78,7 @@ def _run(night: Night, ending: _Ending) -> None:
     from armo_ray.storage.store import Store
 
     store = Store(night.home)
+    steps.check_inputs(night)
     steps.check_outputs(night, Record(store))
     with lock.held(store, "nightly"):
         record = Record(store)  # as the last to have the lock left it

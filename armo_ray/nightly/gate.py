@@ -56,7 +56,7 @@ def _rejects(night: Night, done: dict[str, Done]) -> Iterator[Condition]:
         share, what = reject_fraction(totals)
         limit = night.gate.max_reject_fraction
         limit = config.max_reject_fraction if limit is None else limit
-        of = f"{what if share else 'candidates'} of {' '.join((config.output, *night.partition))}"
+        of = f"{what if share else 'candidates'} of the input, in {' '.join((config.output, *night.partition))}"
         yield _most("max_reject_fraction", of, share, limit)
 
 
@@ -74,7 +74,8 @@ def _drift(night: Night, step: Step | None) -> Iterator[Condition]:
         limit = max(asked, drift.get(f"chance_{kind}") or 0.0)
         worst = max(columns, key=lambda column: columns[column][kind], default=None)
         value = None if worst is None else float(columns[worst][kind])
-        yield _most(f"max_{kind}", worst or "no scores", value, limit)
+        of = f"{worst or 'no scores'}{', against what chance gives' if limit > asked else ''}"
+        yield _most(f"max_{kind}", of, value, limit)
 
 
 def _pairs(night: Night, step: Step | None) -> Iterator[Condition]:

@@ -22,6 +22,10 @@ class Record:
         self.store = store
         self.steps: dict[str, dict[str, Any]] = (store.read_json(NAME) or {}).get("steps", {})
 
+    @property
+    def place(self) -> str:
+        return f"{self.store.uri}/{NAME}"
+
     def write(self, step: str, **values: Any) -> None:
         self.steps[step] = self.steps.get(step, {}) | values
         self.store.write(NAME, to_json({"steps": self.steps}))

@@ -47,9 +47,27 @@ def check_outputs(night: Night, record: Record) -> None:
             (output,) = step.writes
             if parts_of(Store(output)) is not None:
                 raise ConfigError(
-                    f"[{step.name}] output {output} holds a dataset that this night did not make: put {{date}} in its "
-                    f"name, or choose another"
+                    f"[{step.name}] output {output} holds a dataset that this night did not make, by {record.place}: "
+                    f"put {{date}} in its name, or choose another"
                 )
+
+
+def check_inputs(night: Night) -> None:
+    """Raises ConfigError if what steps read besides this night's own outputs is not there, before any work."""
+    own = {place.rstrip("/") for step in night.steps for place in step.writes}
+    for step in night.steps:
+        for place in step.reads:
+            if place.rstrip("/") not in own and parts_of(Store(place)) is None:
+                raise ConfigError(f"[{step.name}] {place}: no complete output there")
+        if step.name == "mine":
+            from armo_ray.curate.excluded_datasets import find_parts
+            from armo_ray.curate.excluded_prompts import find_files
+
+            try:
+                find_parts(step.options[0].exclude)
+                find_files(step.options[0].decontaminate)
+            except ConfigError as error:
+                raise ConfigError(f"[mine] {error}") from None
 
 
 def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:

@@ -71,7 +71,7 @@ def dataset_card(
     parts = [part for split in splits.values() for part in split.parts or ()]
     return card(
         "outputs/templates/README.md.jinja",
-        {"default": splits},
+        {"default": splits} if splits else {},
         ["armo-ray"],
         (uri, commits.now(), [part.to_dict() for part in parts]),
         title=title,

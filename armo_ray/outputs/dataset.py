@@ -189,11 +189,12 @@ def _card(store: Store, made: Made) -> str:
     for part in made.parts:
         by_split.setdefault(part.path.split("/")[1], []).append(part)
     grows = "increments" in made.details  # then parts that it no longer consists of may still lie there
-    splits = {
-        name: Split(
-            [part.path for part in parts] if grows else f"{DATA}/{name}/*.{made.options.format}", parts
-        )
-        for name, parts in by_split.items()
-    }
+    splits = {}
+    for name, parts in by_split.items():
+        with_rows = [part for part in parts if part.rows]  # `datasets` cannot read others
+        is_glob = not grows and len(with_rows) == len(parts)
+        files = f"{DATA}/{name}/*.{made.options.format}" if is_glob else [part.path for part in with_rows]
+        if with_rows:
+            splits[name] = Split(files, with_rows)
     title = f"Made by `armo-ray {made.command}`"
     return dataset_card(store.uri, title, made.about, made.options, splits, made.scores.metadata, made.counts)

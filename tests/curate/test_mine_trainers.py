@@ -1,5 +1,6 @@
 """Trainers read mined pairs: Hugging Face datasets loads them, and TRL preprocesses them for DPO."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from armo_ray.cli.main import main
 from armo_ray.model.chat import Chat
+from tests.support.judge_outputs import write_rows
 from tests.support.paths import SAMPLE
 from tests.support.synthetic_outputs import score_synthetically
 
@@ -84,3 +86,21 @@ def test_trl_tokenizes_the_pairs_and_takes_a_step_of_dpo(
     assert done.training_loss == pytest.approx(
         math.log(2), abs=0.2
     )  # policy and reference are alike at first
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("grows", [False, True])
+def test_splits_and_parts_without_rows_are_in_nobodys_way(grows: bool, kind: str, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
+    options = ["--test-fraction", "0.03", "--format", kind, "--output", str(tmp_path / "pairs")]
+    scores: list[str] = []
+    for some in (
+        [rows[:20], rows[20:]] if grows else [rows[:20]]
+    ):  # of the first 20 prompts, none is in the test split
+        shard = write_rows(tmp_path / f"{len(scores)}.jsonl", some)
+        scores.append(str(score_synthetically(tmp_path / f"scores{len(scores)}", shard)))
+        assert main(["mine", *scores, *options, *(["--append"] if grows else [])]) == 0
+    loaded = load(tmp_path / "pairs", tmp_path / "cache", path=str(tmp_path / "pairs"))
+    sizes = {split: len(rows) for split, rows in loaded.items()}
+    assert sum(sizes.values()) == (130 if grows else 20)
+    assert list(sizes) == (["train", "test"] if grows else ["train"])

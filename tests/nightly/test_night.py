@@ -1,6 +1,7 @@
 """A night without Ray: what its file may say, what is in its way, what it publishes and when it does not."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,31 @@ def test_filter_comes_before_the_step_that_reads_its_output(load: Load) -> None:
     assert [s.name for s in night.steps] == ["score", "filter", "mine"]
     with pytest.raises(ConfigError, match=r"\[mine\] scores: the output of \[filter\] is jsonl"):
         load(SCORE + MINE + 'scores = "kept/{date}"\n' + filtered + 'format = "jsonl"\n')
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[report]\nagainst = 'older'\n", r"\[report\] .*/older: no complete output there"),
+        ("[mine]\noutput = 'p'\nexclude = 'older'\n", r"\[mine\] exclude: .*/older: no _SUCCESS"),
+        ("[mine]\noutput = 'p'\ndecontaminate = 'b.jsonl'\n", r"\[mine\] input .*b.jsonl: no .parquet"),
+        ("[label]\noutput = 'l'\nscores = 'older'\n", r"\[label\] .*/older: no complete output there"),
+    ],
+)
+def test_what_a_night_reads_besides_its_own_is_there_before_any_work(
+    more: str,
+    message: str,
+    scored: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "night.toml"
+    file.write_text(f"scores = '{scored}'\n[filter]\nwhere = 'score > 0'\noutput = 'kept'\n{more}{PUBLISH}")
+    assert main(["nightly", str(file), "--date", DAY]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "kept").exists()
 
 
 def test_the_example_of_a_night_is_one() -> None:
@@ -288,6 +314,7 @@ def test_drift_keeps_a_night_from_being_published(
     report = f'[report]\nscores = "{scored}"\nagainst = "{older}"\n[gate]\nmax_psi = 1e-9\n'
     status, summary = run(capsys, mined_night(tmp_path, scored, f"{tmp_path}/published", report))
     (psi,) = (condition for condition in summary["gate"] if condition["name"] == "max_psi")
-    assert (status, psi["of"], psi["passed"], summary["published"]) == (4, "score", False, None)
+    assert (status, psi["passed"], summary["published"]) == (4, False, None)
+    assert psi["of"] == "score, against what chance gives"
     assert psi["value"] > psi["limit"] > 0.1  # what chance gives with so few prompts
     assert not (tmp_path / "published/LATEST.json").exists()

@@ -227,7 +227,11 @@ def test_the_gate_of_a_partition_counts_the_rejects_of_that_day_alone(
     text += "[gate]\nmax_reject_fraction = 0.1\n"
     status, summary = night(text, DAY)
     (gate,) = summary["gate"]
-    assert (status, gate["value"], gate["of"]) == (4, 2 / 8, f"candidates of {tmp_path}/out date={DAY}")
+    assert (status, gate["value"], gate["of"]) == (
+        4,
+        2 / 8,
+        f"candidates of the input, in {tmp_path}/out date={DAY}",
+    )
     (tmp_path / "in" / f"date={DAY}").rename(tmp_path / "elsewhere")  # the day before reads one day alone
     status, summary = night(text.replace("days = 2", "days = 1"), BEFORE)
     assert (status, summary["gate"][0]["value"]) == (0, 0.0)
