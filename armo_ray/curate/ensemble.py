@@ -19,6 +19,7 @@ from armo_ray.curate.tasks import engine
 from armo_ray.curate.votes import voted
 from armo_ray.errors import ConfigError
 from armo_ray.expressions.expressions import quote
+from armo_ray.formatting.tables import markdown_table
 from armo_ray.measures.comparison import compare
 from armo_ray.outputs.database import database
 from armo_ray.outputs.dataset import new_output
@@ -89,7 +90,7 @@ def run(options: ReweighOptions) -> None:
         summary = [f"- {m.name}: {m.output}, mean {m.mean:g}, deviation {m.deviation:g}" for m in members]
         summary += [f"- left out: {missing} candidates of the first output that another model did not score"]
         compared = _compare(options, members, written)
-        summary += [f"- {name}: {comparison}" for name, comparison in compared.items()]
+        summary += ["", _table(compared)]
         print("\n".join(summary))
         store.write("comparison.json", to_json(compared))
         of = "votes" if options.ensemble == "majority" else "standardized scores"
@@ -110,6 +111,16 @@ def _compare(options: ReweighOptions, members: Sequence[Member], written: Sequen
             )
             comparisons[f"order by {member.name}"] = compare(con, "compared")
     return comparisons
+
+
+def _table(compared: Mapping[str, Mapping[str, Any]]) -> str:
+    """Comparisons by name as a table in Markdown, also to be read as text."""
+    columns = list(next(iter(compared.values())))
+    rows = [
+        [name, *(f"{value:.4g}" if isinstance(value, float) else value for value in of.values())]
+        for name, of in compared.items()
+    ]
+    return markdown_table(["compared with", *columns], rows, aligned=True)
 
 
 def _paired(outputs: Sequence[Scores]) -> list[Unit]:

@@ -174,7 +174,8 @@ def _command(made_by: Mapping[str, Any]) -> str:
 
 def _gate_table(name: str, groups: Sequence[Group]) -> GateTable | None:
     """None if all mean gates are about equal, as they are when each prompt has candidates in all groups."""
-    shown = sorted(groups, key=lambda group: -group.candidates)[:_MOST_VALUES]
+    largest = sorted(groups, key=lambda group: -group.candidates)[:_MOST_VALUES]
+    shown = sorted(largest, key=lambda group: str(group.value))
     gates = {o: [group.gating[o] for group in shown] for o in shown[0].gating}
     if not any(max(row) - min(row) >= 0.01 for row in gates.values()):
         return None
