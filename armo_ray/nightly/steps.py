@@ -54,11 +54,16 @@ def check_outputs(night: Night, record: Record) -> None:
 
 def check_inputs(night: Night) -> None:
     """Raises ConfigError if what steps read besides this night's own outputs is not there, before any work."""
+    from armo_ray.storage import commits
+
     own = {place.rstrip("/") for step in night.steps for place in step.writes}
     for step in night.steps:
+        is_there = (
+            commits.find_run if step.name == "report" else parts_of
+        )  # a report also reads incomplete outputs
         for place in step.reads:
-            if place.rstrip("/") not in own and parts_of(Store(place)) is None:
-                raise ConfigError(f"[{step.name}] {place}: no complete output there")
+            if place.rstrip("/") not in own and is_there(Store(place)) is None:
+                raise ConfigError(f"[{step.name}] {place}: no output there, or none that is complete")
         if step.name == "mine":
             from armo_ray.curate.excluded_datasets import find_parts
             from armo_ray.curate.excluded_prompts import find_files

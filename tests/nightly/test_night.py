@@ -128,10 +128,13 @@ def test_filter_comes_before_the_step_that_reads_its_output(load: Load) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("[report]\nagainst = 'older'\n", r"\[report\] .*/older: no complete output there"),
+        ("[report]\nagainst = 'older'\n", r"\[report\] .*/older: no output there, or none that is complete"),
         ("[mine]\noutput = 'p'\nexclude = 'older'\n", r"\[mine\] exclude: .*/older: no _SUCCESS"),
         ("[mine]\noutput = 'p'\ndecontaminate = 'b.jsonl'\n", r"\[mine\] input .*b.jsonl: no .parquet"),
-        ("[label]\noutput = 'l'\nscores = 'older'\n", r"\[label\] .*/older: no complete output there"),
+        (
+            "[label]\noutput = 'l'\nscores = 'older'\n",
+            r"\[label\] .*/older: no output there, or none that is complete",
+        ),
     ],
 )
 def test_what_a_night_reads_besides_its_own_is_there_before_any_work(
