@@ -156,7 +156,7 @@ COMMANDS = {
         },
     ),
     "verify": Command(
-        "Check an output and its files, a model on this machine, or a judge.",
+        "Check an output or a dataset with its files, a model on this machine, or a judge.",
         "armo-ray verify OUT --repair\narmo-ray verify --model DIR --dtype fp8",
         "armo_ray.verify.command:run",
         (

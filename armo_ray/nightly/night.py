@@ -1,7 +1,7 @@
 """A night as its file describes it: the steps in their order, all checked before any work. Imports nothing slow."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +9,6 @@ from armo_ray.curate.options import FilterOptions, LabelOptions, MineOptions
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.options import GateOptions, NightlyOptions, PublishOptions
 from armo_ray.options import DATE, Options, checked, day_of, listed, read_values
-from armo_ray.outputs.partitions import parse_partitions
 from armo_ray.report.options import ReportOptions
 from armo_ray.score.config import ScoreConfig, load_configs
 
@@ -130,8 +129,16 @@ def _partition_of(shared: Mapping[str, Any], day: str) -> tuple[str, ...]:
     partition = tuple(_dated(listed(shared.get("partition")), day))
     if not all(isinstance(text, str) for text in partition):
         raise ConfigError(f"partition: expected text such as date={DATE}, found {shared['partition']!r}")
-    parse_partitions(partition)
+    _check_partition(partition)
     return partition
+
+
+def _check_partition(partition: Sequence[str]) -> None:
+    """Raises ConfigError if one cannot be parsed."""
+    if partition:
+        from armo_ray.outputs.partitions import parse_partitions  # takes a while, and few nights have some
+
+        parse_partitions(partition)
 
 
 def _home_of(sections: Mapping[str, Any], day: str) -> str:
@@ -200,7 +207,7 @@ def _step(name: str, values: Mapping[str, Any]) -> Step:
         return Step(name, tuple(configs), (), tuple(config.output for config in configs))
     options = _section(_KINDS[name], name, values)
     try:
-        parse_partitions(options.partition)
+        _check_partition(options.partition)
     except ConfigError as error:
         raise ConfigError(f"[{name}] {error}") from None
     older = getattr(options, "against", ())

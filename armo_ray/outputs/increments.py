@@ -114,16 +114,20 @@ class Growing:
         manifest = self.store.read_json(commits.SUCCESS) or {}
         return len(manifest.get("increments", ())) == len(self.increments)
 
-    def delete_stale(self) -> None:
-        """Delete the parts and scratch files that neither an increment nor the manifest lists, nor are held."""
+    def kept(self) -> set[str]:
+        """The paths of the parts that an increment or the manifest lists, or that are held."""
         manifest = self.store.read_json(commits.SUCCESS) or {"parts": []}
-        listed = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
-        names = dataset.own_files(dataset.names_in(self.store))
-        for name in filter(_HELD.fullmatch, names):
-            listed |= set((self.store.read_json(name) or {"parts": []})["parts"])
-        listed |= {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
+        kept = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
+        for name in filter(_HELD.fullmatch, (f"{FOLDER}/{n}" for n in self.store.list_names(FOLDER))):
+            kept |= set((self.store.read_json(name) or {"parts": []})["parts"])
+        return kept
+
+    def delete_stale(self) -> None:
+        """Delete the parts and scratch files that are not to be kept."""
+        kept = self.kept() | {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
         folders = tuple(f"{folder}/" for folder in (DATA, MINHASH, "_work"))
-        stale = [name for name in names if name.startswith(folders) and name not in listed]
+        names = dataset.own_files(dataset.names_in(self.store))
+        stale = [name for name in names if name.startswith(folders) and name not in kept]
         if stale:
             dataset.delete(self.store, stale)
 
@@ -165,7 +169,7 @@ def growing_output(uri: str, making: Making) -> Iterator[Growing]:
         _check_same(store, made, making)
     with lock.held(store, making.command) as held:
         _claim(held, making)
-        growing = Growing(store, _read_increments(store))
+        growing = Growing(store, read_increments(store))
         growing.delete_stale()
         try:
             yield growing
@@ -223,7 +227,7 @@ def _check_same(store: Store, made: Mapping[str, Any], making: Making) -> None:
             )
 
 
-def _read_increments(store: Store) -> tuple[Increment, ...]:
+def read_increments(store: Store) -> tuple[Increment, ...]:
     """All increments, in order. Raises DamagedError if one is damaged or missing."""
     names = sorted(name for name in store.list_names(FOLDER) if _COMMIT.fullmatch(name))
     expected = [f"{number:05d}.json" for number in range(1, len(names) + 1)]
@@ -250,7 +254,7 @@ def _undo(held: lock.Held, growing: Growing) -> None:
     """Delete what this command wrote, unless it committed an increment or lost the output. Does not raise."""
     store = held.store
     try:
-        if not held.is_ours() or len(_read_increments(store)) > len(growing.increments):
+        if not held.is_ours() or len(read_increments(store)) > len(growing.increments):
             return
         if growing.increments:
             growing.delete_stale()

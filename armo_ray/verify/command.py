@@ -1,6 +1,7 @@
 """`armo-ray verify`: check an output, or a model. Imports nothing slow before the options are checked."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from armo_ray.errors import ConfigError
@@ -25,7 +26,27 @@ def run(given: Given) -> int:
     if wrong := [f"--{name}" for name in for_model if name not in for_output]:
         raise ConfigError(f"{', '.join(wrong)} can only be used with --model")
     options = load_options(VerifyOptions, None, for_output)
-    return _repair(options.output) if options.repair else _check_output(options.output)
+    return _check_stored(options.output, options.repair)
+
+
+def _check_stored(output: str, repair: bool) -> int:
+    from armo_ray.storage.store import Store
+    from armo_ray.verify.dataset import is_dataset, verify_dataset
+
+    store = Store(output)
+    if not is_dataset(store):
+        return _repair(output) if repair else _check_output(output)
+    if repair:
+        raise ConfigError(f"--repair: {output} is a dataset: make it again, in another output")
+    counts, faults = verify_dataset(store)
+    print("\n".join([*faults, f"{output}: {_summary(counts, len(faults), '')}"]))
+    return FAILED if faults else COMPLETE
+
+
+def _summary(counts: Mapping[str, int], faults: int, advice: str) -> str:
+    told = ", ".join(f"{number} {name}" for name, number in counts.items())
+    state = f"{faults} fault{'s' * (faults > 1)}{advice}" if faults else "whole"
+    return f"{told}: {state}" if told else state
 
 
 def _check_output(output: str) -> int:
@@ -38,12 +59,10 @@ def _check_output(output: str) -> int:
     tell_states(examined.records, examined.run, columns_read)
     for fault in examined.faults:
         print(fault.message)
-    count = len(examined.faults)
-    counts = ", ".join(f"{number} {name}" for name, number in counts_of(examined).items())
     repairable = any(not fault.undone for fault in examined.faults)
-    state = f"{count} fault{'s' * (count > 1)}{'; --repair repairs what it can' * repairable}"
-    print(f"{output}: {counts}: {state if count else 'whole'}")
-    return FAILED if count else COMPLETE
+    advice = "; --repair repairs what it can" * repairable
+    print(f"{output}: {_summary(counts_of(examined), len(examined.faults), advice)}")
+    return FAILED if examined.faults else COMPLETE
 
 
 def _repair(output: str) -> int:

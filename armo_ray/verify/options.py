@@ -6,10 +6,10 @@ from armo_ray.options import Beta, DatedOptions, Dtype, FamilyName, GivenPlace, 
 
 
 class VerifyOptions(DatedOptions):
-    """Check an output."""
+    """Check an output, or a dataset of mine or label."""
 
     output: Annotated[GivenPlace, Help("to check an output", "OUT", word=True)]
-    """Directory or URI that score wrote."""
+    """Directory or URI that score or another command wrote."""
     repair: Annotated[bool, Help("to check an output")] = False
     """Delete what is damaged; the same score command then redoes it."""
 
