@@ -84,7 +84,7 @@ def _run(night: Night, ending: _Ending) -> None:
         record = Record(store)  # as the last to have the lock left it
         steps.run_steps(night, record, ending.done)
         earlier = find_published(night, ending.done)
-        if earlier is not None:  # judged when it was, though later nights may have replaced rows since
+        if earlier is not None:  # later nights may have replaced rows since it was judged
             ending.conditions, ending.published = earlier
         else:
             _judge(night, ending)

@@ -5,6 +5,7 @@ increment replaces parts of its dataset, but those that LATEST.json or the point
 night is published. So who read LATEST.json can read all that it lists for as long as a night takes, at least.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.gate import Condition
 from armo_ray.nightly.night import DATASETS, Night
-from armo_ray.nightly.steps import SKIPPED, Done, report_place
+from armo_ray.nightly.steps import Done, report_place
 from armo_ray.outputs.dataset import parts_of
 from armo_ray.outputs.increments import hold
 from armo_ray.storage import commits, lock
 from armo_ray.storage.filesystem import in_parallel
-from armo_ray.storage.json_files import to_json
+from armo_ray.storage.json_files import digest_of, to_json
 from armo_ray.storage.parts import REJECTS
 from armo_ray.storage.store import Store
 from armo_ray.version import __version__
@@ -50,18 +51,23 @@ def publish(night: Night, done: dict[str, Done], conditions: list[Condition]) ->
 
 
 def find_published(night: Night, done: dict[str, Done]) -> tuple[list[Condition], dict[str, Any]] | None:
-    """The conditions of a night that is published, and where it is; None unless that is the last word on it.
+    """The conditions of a night whose pointer lists all that it made, and where that is; None if it is to be judged.
 
-    It is not if something was done since, if LATEST.json should name this night and does not, or if it is asked for.
+    It is also judged if LATEST.json should name this night and does not, or if that is asked for.
     """
-    if night.publish is None or night.force_latest or any(one.status != SKIPPED for one in done.values()):
+    if night.publish is None or night.force_latest:
         return None
     store, name = Store(night.publish), f"dates/{night.date}.json"
-    earlier, latest = store.read_json(name), store.read_json(LATEST)
-    if earlier is None or latest is None or latest["date"] < night.date:
+    earlier, latest = store.read_json(name) or {}, store.read_json(LATEST) or {}
+    if earlier.get("made") != _made(done) or latest.get("date", "") < night.date:
         return None
     conditions = [Condition(**condition) for condition in earlier["gate"]]
     return conditions, {"pointer": f"{store.uri}/{name}", "new": False, "latest": _is_latest(store, night)}
+
+
+def _made(done: dict[str, Done]) -> str:
+    """A digest of what the steps of a night made."""
+    return digest_of(json.dumps({name: one.made for name, one in done.items()}, sort_keys=True).encode())
 
 
 def pointer(night: Night, done: dict[str, Done], conditions: list[Condition]) -> dict[str, Any]:
@@ -72,6 +78,7 @@ def pointer(night: Night, done: dict[str, Done], conditions: list[Condition]) ->
     of_night = done["score"].totals if scores else ()
     return {
         "date": night.date,
+        "made": _made(done),
         "version": __version__,
         _WHEN: commits.now(),
         "scores": [_listed(output) for output in scores.writes] if scores else [],

@@ -6,7 +6,7 @@ from typing import Any
 
 from armo_ray.nightly.night import RUNNING, Night, Step
 from armo_ray.outputs.dataset import parts_of
-from armo_ray.outputs.increments import parts_of_date
+from armo_ray.outputs.increments import increments_of_date, parts_of_date
 from armo_ray.outputs.partitions import in_partitions, parse_partitions
 from armo_ray.storage.json_files import digest_of, to_json
 from armo_ray.storage.records import PartEntry
@@ -46,7 +46,7 @@ def inputs_of(step: Step, not_made: Set[str] = frozenset()) -> dict[str, list[Pa
 
 
 def origin_of(step: Step, inputs: Mapping[str, Sequence[PartEntry] | None]) -> str | None:
-    """A digest of a step's options and of all that it reads; None if one of its inputs is not complete."""
+    """A digest of a step's options and of the parts that it reads; None if one of its inputs is not complete."""
     listed: dict[str, list[Any]] = {}
     for place, parts in inputs.items():
         if parts is None:
@@ -55,12 +55,17 @@ def origin_of(step: Step, inputs: Mapping[str, Sequence[PartEntry] | None]) -> s
     options = [
         {k: v for k, v in one.model_dump(mode="json").items() if k not in RUNNING} for one in step.options
     ]
-    content: list[Any] = [step.name, options, listed]
-    if step.name == "mine" and (step.options[0].exclude or step.options[0].decontaminate):
-        from armo_ray.curate import mine
+    return digest_of(json.dumps([step.name, options, listed], sort_keys=True).encode())
 
-        content.append(mine.exclusions(*step.options))
-    return digest_of(json.dumps(content, sort_keys=True).encode())
+
+def exclusions_of(step: Step) -> dict[str, str] | None:
+    """Digests of the files and datasets that decide which prompts a step leaves out; None if there are none."""
+    (options,) = step.options
+    if step.name != "mine" or not (options.exclude or options.decontaminate):
+        return None
+    from armo_ray.curate import mine
+
+    return mine.exclusions(options)
 
 
 def made_parts(night: Night, step: Step) -> Sequence[PartEntry]:
@@ -68,3 +73,11 @@ def made_parts(night: Night, step: Step) -> Sequence[PartEntry]:
     (output,) = step.writes
     store = Store(output)
     return parts_of_date(store, night.date) if step.appends else parts_of(store) or ()
+
+
+def made_of(night: Night, step: Step) -> list[Any]:
+    """What this night made of pairs or labels, to tell from anything else: parts or, if they grow, increments."""
+    store = Store(step.writes[0])
+    if step.appends:
+        return [store.uri, increments_of_date(store, night.date)]
+    return [store.uri, [[part.path, part.digest or part.bytes] for part in parts_of(store) or ()]]

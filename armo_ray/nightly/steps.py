@@ -1,5 +1,6 @@
 """Running the steps of a night: each is done once for the same options and inputs."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from armo_ray.errors import ConfigError
 from armo_ray.nightly.night import DATASETS, Night, Step
-from armo_ray.nightly.record import Record, inputs_of, made_parts, origin_of
+from armo_ray.nightly.record import Record, exclusions_of, inputs_of, made_of, made_parts, origin_of
 from armo_ray.outputs.dataset import parts_of
 from armo_ray.outputs.partitions import Partitions, parse_partitions, sources_in_partitions
 from armo_ray.score.config import ScoreConfig
+from armo_ray.storage.json_files import digest_of
 from armo_ray.storage.parts import REJECTS, SCORES
 from armo_ray.storage.store import Store
 
@@ -31,6 +33,7 @@ class Done(NamedTuple):
     seconds: float = 0.0
     rows: int | None = None
     totals: tuple["Totals", ...] = ()  # of this night's input, by output of score
+    made: Any = None  # what tells what this night made from anything else, as JSON
 
 
 def check_outputs(night: Night, record: Record) -> None:
@@ -104,18 +107,17 @@ def _score(night: Night, step: Step, *_: Any) -> Done:
     from armo_ray.score.job import prepare_all
 
     prepared = prepare_all(step.options, check=trial.check)
-    totals, status = [], SKIPPED
+    known, status = [], SKIPPED
     for (job, spans), config in zip(prepared, step.options, strict=True):
-        known = None
         if not _is_committed(job, spans, config):
             from armo_ray.score import pipeline
 
-            known, status = pipeline.run(job, spans, config)[1], COMPLETE
-        if known is None or night.partition:
-            uris = {span.shard.uri for span in spans}
-            known = _totals(Store(job.output), uris, parse_partitions(night.partition))
-        totals.append(known)
-    return Done(status, rows=sum(one.scored for one in totals), totals=tuple(totals))
+            pipeline.run(job, spans, config)
+            status = COMPLETE
+        uris = {span.shard.uri for span in spans}
+        known.append(_committed(Store(job.output), uris, parse_partitions(night.partition)))
+    totals, made = zip(*known, strict=True)
+    return Done(status, rows=sum(one.scored for one in totals), totals=totals, made=made)
 
 
 def _is_committed(job: Any, spans: Any, config: ScoreConfig) -> bool:
@@ -126,36 +128,41 @@ def _is_committed(job: Any, spans: Any, config: ScoreConfig) -> bool:
     return not standing.left and not standing.dropped and commits.find_manifest(store) is not None
 
 
-def _totals(store: Store, sources: set[str], partitions: Partitions) -> "Totals":
-    """The totals of the shards of an input, or of those among them with candidates in the night's partition."""
+def _committed(store: Store, sources: set[str], partitions: Partitions) -> tuple["Totals", str]:
+    """The totals of the shards of an input, or of those in the night's partition, and a digest of all their parts."""
     from armo_ray.storage import commits
 
     log = commits.read_log(store)
+    records = sorted(log.records(sources), key=lambda record: (record.source, record.unit))
+    parts = [[part.path, part.digest or part.bytes] for record in records for part in record.parts]
     if partitions:
-        records = sorted(log.records(sources), key=lambda record: record.source)
         sources = sources_in_partitions(records, partitions)
-    return log.totals(sources=sources)
+    return log.totals(sources=sources), digest_of(json.dumps([store.uri, parts]).encode())
 
 
 def _make(night: Night, step: Step, record: Record, done: dict[str, Done]) -> Done:
     """Make or extend a dataset, unless it is there and was made of the same."""
     (output,), (options,) = step.writes, step.options
     before, inputs = parts_of(Store(output)), inputs_of(step, _not_made(night, done))
-    origin = None if step.appends else origin_of(step, inputs)
+    origin, exclusions = (None, None) if step.appends else (origin_of(step, inputs), exclusions_of(step))
     if before is not None and not step.appends:
-        if origin is None or origin != record.value(step.name, "origin"):
+        # a night of an earlier version has no exclusions in its record
+        same_exclusions = record.value(step.name, "exclusions") in (None, exclusions)
+        if origin is None or origin != record.value(step.name, "origin") or not same_exclusions:
             raise ConfigError(
                 f"output {output} was made with other options, or of scores, files or datasets that have changed "
                 f"since: delete it to make it again"
             )
-        return Done(SKIPPED, rows=_rows(night, step))
+        return Done(SKIPPED, rows=_rows(night, step), made=made_of(night, step))
     if night.step("score") and _have_no_candidate(inputs.values()):
         return Done(EMPTY, rows=0)
     if not step.appends:
-        record.write(step.name, origin=origin)
+        record.write(step.name, origin=origin, exclusions=exclusions)
     import_module(f"armo_ray.curate.{step.name}").run(options)
     status = SKIPPED if before is not None and parts_of(Store(output)) == before else COMPLETE
-    return Done(status, rows=_rows(night, step))
+    rows = _rows(night, step)
+    made = [output, rows] if step.name == "filter" and step.appends else made_of(night, step)
+    return Done(status, rows=rows, made=made)
 
 
 def _not_made(night: Night, done: dict[str, Done]) -> set[str]:

@@ -114,29 +114,38 @@ class Growing:
         manifest = self.store.read_json(commits.SUCCESS) or {}
         return len(manifest.get("increments", ())) == len(self.increments)
 
-    def kept(self) -> set[str]:
-        """The paths of the parts that an increment or the manifest lists, or that are held."""
+    def stale(self) -> list[str]:
+        """The parts and scratch files that neither an increment nor the manifest lists, nor are held."""
         manifest = self.store.read_json(commits.SUCCESS) or {"parts": []}
-        kept = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
-        for name in filter(_HELD.fullmatch, (f"{FOLDER}/{n}" for n in self.store.list_names(FOLDER))):
-            kept |= set((self.store.read_json(name) or {"parts": []})["parts"])
-        return kept
+        listed = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
+        names = dataset.own_files(dataset.names_in(self.store))
+        for name in filter(_HELD.fullmatch, names):
+            listed |= set((self.store.read_json(name) or {"parts": []})["parts"])
+        listed |= {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
+        folders = tuple(f"{folder}/" for folder in (DATA, MINHASH, "_work"))
+        return [name for name in names if name.startswith(folders) and name not in listed]
 
     def delete_stale(self) -> None:
-        """Delete the parts and scratch files that are not to be kept."""
-        kept = self.kept() | {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
-        folders = tuple(f"{folder}/" for folder in (DATA, MINHASH, "_work"))
-        names = dataset.own_files(dataset.names_in(self.store))
-        stale = [name for name in names if name.startswith(folders) and name not in kept]
-        if stale:
+        """Delete what no reader needs any more."""
+        if stale := self.stale():
             dataset.delete(self.store, stale)
 
 
 def parts_of_date(store: Store, date: str) -> list[PartEntry]:
     """The parts with rows of the increments of a date, as far as later increments left them."""
     manifest = store.read_json(commits.SUCCESS) or {"parts": []}
-    numbers = {one["number"] for one in manifest.get("increments", ()) if one.get("date") == date}
+    numbers = dict(_increments_of_date(manifest, date))
     return [PartEntry.from_dict(p) for p in manifest["parts"] if _increment_of(p["path"]) in numbers]
+
+
+def increments_of_date(store: Store, date: str) -> list[tuple[int, str]]:
+    """The numbers of the increments of a date, each with the time when it was finished."""
+    return _increments_of_date(store.read_json(commits.SUCCESS) or {}, date)
+
+
+def _increments_of_date(manifest: Mapping[str, Any], date: str) -> list[tuple[int, str]]:
+    made = (one for one in manifest.get("increments", ()) if one.get("date") == date)
+    return [(one["number"], one["finished_at"]) for one in made]
 
 
 def _increment_of(path: str) -> int | None:

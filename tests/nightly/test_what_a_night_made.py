@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from armo_ray.cli.main import main
+from armo_ray.nightly import publish as publishing
 from armo_ray.outputs.scores import open_scores
 from tests.support.growing_outputs import reveal, units_of, write_shards
 from tests.support.local import rows_of, score_locally
@@ -122,6 +123,76 @@ def test_a_published_night_stays_so_though_a_later_one_replaced_its_pairs(
     assert pointer.read_bytes() == before
     shutil.rmtree(tmp_path / "published/dates")
     assert night(text, BEFORE)[0] == 4
+
+
+@pytest.mark.parametrize(("section", "stop"), [("mine", "gate"), ("mine", "killed"), ("label", "killed")])
+def test_what_was_added_to_a_published_night_is_judged_until_it_is_published_too(
+    section: str,
+    stop: str,
+    growing: tuple[Path, Path],
+    night: Night,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, scores = growing
+    text, latest = grown(tmp_path, scores, section), tmp_path / "published/LATEST.json"
+    reveal(whole, scores, units_of(whole)[:2])
+    assert night(text)[0] == 0
+    before = latest.read_bytes()
+    reveal(whole, scores, units_of(whole))
+    if stop == "gate":
+        assert [night(f"{text}min_pairs = 100000\n")[0] for _ in range(2)] == [4, 4]
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(publishing, "pointer", killed)
+            assert [night(text)[0] for _ in range(2)] == [1, 1]
+    assert latest.read_bytes() == before
+    status, summary = night(text)
+    assert (status, summary["published"]["new"]) == (0, True)
+    rows = [json.loads(content)["datasets"][section]["rows"] for content in (before, latest.read_bytes())]
+    assert rows[0] < rows[1] == summary["steps"][section]["rows"]
+    assert night(text)[1]["published"]["new"] is False
+
+
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_published_night_whose_scores_or_place_changed_is_published_anew(
+    night: Night, tiny_model: Path, tmp_path: Path
+) -> None:
+    section = scored_days(tmp_path, tiny_model, {DAY: ROWS[:4]}, "jsonl")
+
+    def text(output: str) -> str:
+        return f'{section}[mine]\noutput = "{tmp_path}/{output}"\nappend = true\n'
+
+    for output, is_new in (("a", True), ("a", False), ("b", True), ("a", True), ("a", False)):
+        status, summary = night(text(output))
+        assert (status, summary["published"]["new"]) == (0, is_new)
+        latest = json.loads((tmp_path / "published/LATEST.json").read_text())
+        assert latest["datasets"]["mine"]["uri"] == str(tmp_path / output)
+    late = tmp_path / f"in/date={DAY}/late.jsonl"
+    late.write_text("".join(json.dumps(row) + "\n" for row in ROWS[4:6]), "utf-8")
+    score_locally(tiny_model, tmp_path / "in", tmp_path / "out", keep_text=True)
+    status, summary = night(text("a"))
+    assert (status, summary["published"]["new"]) == (0, True)
+    latest = json.loads((tmp_path / "published/LATEST.json").read_text())
+    assert (latest["totals"]["scored"], latest["datasets"]["mine"]["rows"]) == (12, 6)
+
+
+@pytest.mark.parametrize("changes", ["exclude", "decontaminate"])
+def test_a_night_of_an_earlier_version_is_known(changes: str, night: Night, tmp_path: Path) -> None:
+    scores = score_synthetically(tmp_path / "scored", SAMPLE, keep_text=True)
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]), "utf-8")
+    place = few if changes == "decontaminate" else score_synthetically(tmp_path / "few", few)
+    text = f'[mine]\nscores = "{scores}"\noutput = "{tmp_path}/pairs/{{date}}"\n{changes} = "{place}"\n'
+    assert night(text)[0] == 0
+    record = tmp_path / f"published/nights/{DAY}/progress.json"
+    content = json.loads(record.read_text())
+    del content["steps"]["mine"]["exclusions"]
+    record.write_text(json.dumps(content))
+    assert statuses(night(text)[1]) == {"mine": "skipped"}
 
 
 def test_a_damaged_part_of_a_dataset_that_grows_is_not_to_be_deleted_with_all_others(
