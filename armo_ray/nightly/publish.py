@@ -55,7 +55,7 @@ def find_published(night: Night, done: dict[str, Done]) -> tuple[list[Condition]
 
     It is also judged if LATEST.json should name this night and does not, or if that is asked for.
     """
-    if night.publish is None or night.force_latest:
+    if night.publish is None or night.force_latest or not any(one.made for one in done.values()):
         return None
     store, name = Store(night.publish), f"dates/{night.date}.json"
     earlier, latest = store.read_json(name) or {}, store.read_json(LATEST) or {}

@@ -17,7 +17,7 @@ from tests.support.growing_outputs import reveal, units_of, write_shards
 from tests.support.local import rows_of, score_locally
 from tests.support.nights import DAY, run, statuses
 from tests.support.paths import SAMPLE
-from tests.support.synthetic_outputs import score_synthetically
+from tests.support.synthetic_outputs import score_synthetically, with_columns
 
 pytest_plugins = ["tests.support.s3_server"]
 
@@ -373,3 +373,10 @@ def test_a_filter_that_grows_and_has_kept_nothing_yet_leaves_the_night_unpublish
         4,
     )
     assert open_scores([str(tmp_path / "kept-1000000000.0")]).rows == 8
+
+
+def test_a_night_of_a_report_alone_is_judged_every_time(night: Night, tmp_path: Path) -> None:
+    scores = score_synthetically(tmp_path / "scored", SAMPLE)
+    older = with_columns(scores, tmp_path / "older", score=9.0)
+    text = f'[report]\nscores = "{scores}"\nagainst = "{older}"\n[gate]\nmax_ks = 1\nmax_psi = '
+    assert [night(f"{text}{limit}\n")[0] for limit in ("1e9", "1e-9", "1e9")] == [0, 4, 0]

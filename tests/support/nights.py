@@ -14,7 +14,9 @@ DAY = "2026-11-20"
 def run(capsys: pytest.CaptureFixture[str], file: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit status of a night, and its last line."""
     status = main(["nightly", str(file), "--date", DAY, *options])
-    summary: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told = capsys.readouterr()
+    assert told.out, told.err
+    summary: dict[str, Any] = json.loads(told.out.splitlines()[-1])
     assert summary["status"] == status
     return status, summary
 
