@@ -123,9 +123,8 @@ def _write_page(store: Any, ending: _Ending) -> None:
 def _status_of(error: BaseException) -> Status:
     """The status of a night that this error or stop ended, with the first line of its message."""
     status, (message, *_) = of_error(error), [*str(error).splitlines(), ""]
-    if status.code == FAILED and isinstance(
-        error.__cause__, ConfigError
-    ):  # its message says what to do first
+    advises = isinstance(error.__cause__, ConfigError)  # its message says what to do first
+    if status.code == FAILED and advises:
         status = status._replace(meaning="failed")
     return status._replace(meaning=f"{status.meaning}: {message}".removesuffix(": "))
 

@@ -1,7 +1,8 @@
 """A night as its file describes it: the steps in their order, all checked before any work. Imports nothing slow."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -191,25 +192,28 @@ def _dated(value: Any, day: str) -> Any:
     return {key: _dated(entry, day) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
-def _section(kind: Any, name: str, values: Mapping[str, Any]) -> Any:
+@contextmanager
+def in_section(name: str) -> Iterator[None]:
+    """Name the section of the file in a ConfigError of the body."""
     try:
-        return checked(kind, values, None)
+        yield
     except ConfigError as error:
         raise ConfigError(f"[{name}] {error}") from None
+
+
+def _section(kind: Any, name: str, values: Mapping[str, Any]) -> Any:
+    with in_section(name):
+        return checked(kind, values, None)
 
 
 def _step(name: str, values: Mapping[str, Any]) -> Step:
     if name == "score":
-        try:
+        with in_section(name):
             configs = load_configs(None, values)
-        except ConfigError as error:
-            raise ConfigError(f"[score] {error}") from None
         return Step(name, tuple(configs), (), tuple(config.output for config in configs))
     options = _section(_KINDS[name], name, values)
-    try:
+    with in_section(name):
         _check_partition(options.partition)
-    except ConfigError as error:
-        raise ConfigError(f"[{name}] {error}") from None
     older = getattr(options, "against", ())
     appends = bool(getattr(options, "append", False))
     return Step(name, (options,), (*options.scores, *older), (options.output,), appends)

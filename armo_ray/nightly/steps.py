@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from armo_ray.errors import ConfigError
-from armo_ray.nightly.night import DATASETS, Night, Step
+from armo_ray.nightly.night import DATASETS, Night, Step, in_section
 from armo_ray.nightly.record import Record, exclusions_of, inputs_of, made_of, made_parts, origin_of
 from armo_ray.outputs.dataset import parts_of
 from armo_ray.outputs.partitions import Partitions, parse_partitions, sources_in_partitions
@@ -42,10 +42,8 @@ def check_outputs(night: Night, record: Record) -> None:
         if step.name == "label":
             from armo_ray.curate.label import check
 
-            try:
+            with in_section(step.name):
                 check(*step.options)
-            except ConfigError as error:
-                raise ConfigError(f"[label] {error}") from None
         if step.name in DATASETS and not step.appends and record.value(step.name, "origin") is None:
             (output,) = step.writes
             if parts_of(Store(output)) is not None:
@@ -61,21 +59,18 @@ def check_inputs(night: Night) -> None:
 
     own = {place.rstrip("/") for step in night.steps for place in step.writes}
     for step in night.steps:
-        is_there = (
-            commits.find_run if step.name == "report" else parts_of
-        )  # a report also reads incomplete outputs
+        # a report also reads outputs that are not complete
+        find = commits.find_run if step.name == "report" else parts_of
         for place in step.reads:
-            if place.rstrip("/") not in own and is_there(Store(place)) is None:
+            if place.rstrip("/") not in own and find(Store(place)) is None:
                 raise ConfigError(f"[{step.name}] {place}: no output there, or none that is complete")
         if step.name == "mine":
             from armo_ray.curate.excluded_datasets import find_parts
             from armo_ray.curate.excluded_prompts import find_files
 
-            try:
+            with in_section(step.name):
                 find_parts(step.options[0].exclude)
                 find_files(step.options[0].decontaminate)
-            except ConfigError as error:
-                raise ConfigError(f"[mine] {error}") from None
 
 
 def run_steps(night: Night, record: Record, done: dict[str, Done]) -> None:

@@ -114,8 +114,8 @@ class Growing:
         manifest = self.store.read_json(commits.SUCCESS) or {}
         return len(manifest.get("increments", ())) == len(self.increments)
 
-    def stale(self) -> list[str]:
-        """The parts and scratch files that neither an increment nor the manifest lists, nor are held."""
+    def delete_stale(self) -> None:
+        """Delete the parts and scratch files that neither an increment nor the manifest lists, nor are held."""
         manifest = self.store.read_json(commits.SUCCESS) or {"parts": []}
         listed = {part.path for part in self.parts} | {part["path"] for part in manifest["parts"]}
         names = dataset.own_files(dataset.names_in(self.store))
@@ -123,11 +123,8 @@ class Growing:
             listed |= set((self.store.read_json(name) or {"parts": []})["parts"])
         listed |= {f"{MINHASH}/{number:05d}.parquet" for number in range(1, self.number)}
         folders = tuple(f"{folder}/" for folder in (DATA, MINHASH, "_work"))
-        return [name for name in names if name.startswith(folders) and name not in listed]
-
-    def delete_stale(self) -> None:
-        """Delete what no reader needs any more."""
-        if stale := self.stale():
+        stale = [name for name in names if name.startswith(folders) and name not in listed]
+        if stale:
             dataset.delete(self.store, stale)
 
 
